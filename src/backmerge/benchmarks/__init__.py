@@ -1,0 +1,1 @@
+"""Benchmarks: prompts, and how answers to them are scored."""

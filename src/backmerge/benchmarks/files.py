@@ -1,0 +1,101 @@
+"""A user's own prompts, from JSON Lines or CSV."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from backmerge.benchmarks.protocol import Benchmark, Kind
+from backmerge.errors import DataError
+from backmerge.records import Example, Message
+
+PROMPT_COLUMNS = ("prompt", "goal", "question", "instruction", "input", "query", "behavior")
+REFERENCE_COLUMNS = ("reference", "answer", "completion", "output", "response", "expected")
+CATEGORY_COLUMNS = ("category", "type", "semantic_category")
+DEFAULT_MAX_NEW_TOKENS = 512
+
+
+def exact_match(example: Example, answer: str) -> float:
+    """1 if the answer is the reference, but for white space at the ends and letter case."""
+    return float(answer.strip().casefold() == (example.reference or "").strip().casefold())
+
+
+def contains_reference(example: Example, answer: str) -> float:
+    """1 if the reference occurs in the answer, letter case aside."""
+    return float((example.reference or "").strip().casefold() in answer.casefold())
+
+
+def from_file(path: Path, kind: Kind) -> Benchmark:
+    """A benchmark of a user's own prompts.
+
+    The prompt is taken from the first of the columns `prompt`, `goal`, `question`, `instruction`, `input`, `query`,
+    `behavior`; for utility the expected answer from `reference`, `answer`, `completion`, `output`, `response`,
+    `expected`; a stratum, where there is one, from `category`, `type`, `semantic_category`; `system` and `id` are
+    used if present.
+
+    Worked example, a line of JSON Lines for utility: `{"prompt": "What is 2 + 3?", "answer": "5"}`, scored by
+    `exact_match` (which λ is chosen on) and `contains_reference`.
+
+    Raises:
+        DataError: the file is missing, has no prompt column, or a row lacks what it needs; names the line.
+    """
+    rows = list(_rows(path))
+    if not rows:
+        raise DataError(f"{path} holds no rows", remedy="put one prompt on each line.")
+    examples = tuple(_example(path, line, row, needs_reference=kind == "utility") for line, row in rows)
+    repeated = len(examples) - len({example.id for example in examples})
+    if repeated:
+        raise DataError(f"{path} uses {repeated} ids more than once", remedy="make `id` unique, or leave it out.")
+    metrics = {"exact_match": exact_match, "contains_reference": contains_reference} if kind == "utility" else {}
+    return Benchmark(path.stem, kind, examples, DEFAULT_MAX_NEW_TOKENS, metrics)
+
+
+def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Line number and values of each row."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            if path.suffix == ".csv":
+                reader = csv.DictReader(stream, strict=True)
+                for row in reader:
+                    yield reader.line_num, row
+                return
+            for number, line in enumerate(stream, start=1):
+                if line.strip():
+                    values = json.loads(line)
+                    if not isinstance(values, dict):
+                        raise DataError(f"{path}, line {number}: not a JSON object", remedy='write {"prompt": ...}.')
+                    yield number, values
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{path}, line {number}: not JSON: {error.msg}",
+            remedy="a file that is not .csv is read as JSON Lines.",
+        ) from error
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"cannot read {path}: {error}", remedy="give a .jsonl or .csv file in UTF-8.") from error
+
+
+def _example(path: Path, line: int, row: Mapping[str, Any], *, needs_reference: bool) -> Example:
+    prompt = _first(row, PROMPT_COLUMNS)
+    if prompt is None:
+        raise DataError(
+            f"{path}, line {line}: no prompt in the columns {sorted(str(key) for key in row)}",
+            remedy=f"name it one of: {', '.join(PROMPT_COLUMNS)}.",
+        )
+    reference = _first(row, tuple(name for name in REFERENCE_COLUMNS if name != "input"))
+    if needs_reference and reference is None:
+        raise DataError(
+            f"{path}, line {line}: no expected answer in the columns {sorted(str(key) for key in row)}",
+            remedy=f"name it one of: {', '.join(REFERENCE_COLUMNS)}.",
+        )
+    system = _first(row, ("system",))
+    messages = (*((Message("system", system),) if system else ()), Message("user", prompt))
+    name = _first(row, ("id",)) or f"{path.stem}-{line}"
+    return Example(name, messages, reference, _first(row, CATEGORY_COLUMNS))
+
+
+def _first(row: Mapping[str, Any], names: tuple[str, ...]) -> str | None:
+    """The first of the columns that has something in it."""
+    return next((str(row[name]) for name in names if row.get(name) not in (None, "")), None)

@@ -1,0 +1,61 @@
+"""From what a user writes (a folder, a hub id, the name of an embedded model) to a folder on this machine."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from backmerge.errors import CheckpointError
+from backmerge.registry import MODELS, resolve
+
+HUB_ID = re.compile(r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w./-]+))?")
+
+# weights as safetensors, and what goes beside them: never Python files or pickles
+HUB_FILES = [
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "*.json",
+    "*.jinja",
+    "*.txt",
+    "tokenizer.model",
+    "LICENSE*",
+]
+
+
+def locate_model(name: str) -> Path:
+    """The folder of a model or adapter.
+
+    Args:
+        name: A folder, a hub id (`owner/name` or `owner/name@revision`), or a name from the table of models.
+
+    Raises:
+        CheckpointError: there is no such folder, or the hub cannot give it.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path.resolve()
+    if name in MODELS.entries:
+        directory: Path = resolve(MODELS, name)()
+        return directory
+    match = HUB_ID.fullmatch(name)
+    if path.exists() or match is None or name.startswith(("./", "../", "/", "~")):
+        raise CheckpointError(
+            f"there is no model folder at '{name}'",
+            remedy="give a folder with config.json and safetensors, a hub id (owner/name), or 'demo'.",
+        )
+    return _from_hub(match["repo"], match["revision"])
+
+
+def _from_hub(repo: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=HUB_FILES))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise CheckpointError(
+            f"'{repo}' is no folder here, and the Hugging Face hub did not give it: {reason}",
+            remedy="check the name, the network (HF_HUB_OFFLINE) and, for gated models, `hf auth login`; "
+            "or download it elsewhere and give the folder.",
+        ) from error

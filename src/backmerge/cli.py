@@ -1,0 +1,358 @@
+"""The command line: parses, calls the pipeline, and turns errors into one clear message and an exit code."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from backmerge.errors import BackmergeError, ConfigError, NotShownError, RunError
+
+if TYPE_CHECKING:
+    from backmerge.config import Document
+    from backmerge.pipeline.stages import Finished
+
+app = typer.Typer(
+    name="backmerge",
+    help="Fine-tune without losing safety: merge a tuned model back with its base, measure, and choose λ.",
+    epilog="First try: backmerge demo. With models of your own: backmerge restore BASE TUNED --utility mine.jsonl "
+    "--safety advbench --out restored",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Out = Annotated[Path, typer.Option("--out", help="The run directory; given again, the run goes on where it was.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, such as merge.0.lam=[0.5]."),
+]
+Plugins = Annotated[
+    bool,
+    typer.Option("--allow-plugins", help="Run your own code where a setting says package.module:function."),
+]
+Strict = Annotated[bool, typer.Option("--strict", help="Exit with 3 unless safety is shown to be restored.")]
+Utility = Annotated[
+    list[str] | None,
+    typer.Option(help="What it was tuned for: a benchmark's name, or a .jsonl/.csv file with prompts and answers."),
+]
+Safety = Annotated[list[str] | None, typer.Option(help="Harmful requests: a benchmark's name, or a file with prompts.")]
+OverRefusal = Annotated[
+    list[str] | None,
+    typer.Option(help="Harmless requests that may be refused: a name, or a file with prompts."),
+]
+JudgeName = Annotated[
+    str,
+    typer.Option("--judge", help="Finds refusals and harm. The default looks for phrases, which is weak."),
+]
+Limit = Annotated[int | None, typer.Option(help="At most so many prompts of each split, for a quick try.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
+Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16: of the computation.")]
+BatchSize = Annotated[int, typer.Option(help="Prompts at once.")]
+MaxNewTokens = Annotated[int, typer.Option(help="Generation limit, in tokens.")]
+
+
+@app.command()
+def demo(
+    out: Out = Path("runs/demo"),
+    fast: Annotated[bool, typer.Option("--fast", help="One seed and fewer λs.")] = False,
+    set_: SetOption = None,
+    strict: Strict = False,
+) -> None:
+    """Run the whole experiment on the tiny model that ships with backmerge; needs no network and no GPU.
+
+    Fine-tunes it, which breaks its refusals; merges it back with its base over a grid of λ; chooses λ; confirms it on
+    other prompts; and writes the merged model and a report.
+
+    Example: backmerge demo --fast --out runs/try
+    """
+    from backmerge.config import load_yaml
+    from backmerge.demo import EXPERIMENT, FAST
+
+    _run(load_yaml(EXPERIMENT), [*(FAST if fast else ()), *(set_ or ())], out, strict=strict)
+
+
+@app.command()
+def run(
+    experiment: Annotated[Path, typer.Argument(help="The experiment file (YAML).")],
+    out: Annotated[Path | None, typer.Option("--out", help="The run directory; default runs/NAME.")] = None,
+    set_: SetOption = None,
+    allow_plugins: Plugins = False,
+    strict: Strict = False,
+) -> None:
+    """Carry out an experiment file, or go on with it where it was.
+
+    Example: backmerge run experiment.yaml --out runs/mine --set choice.margin=0.05
+    """
+    from backmerge.config import load_yaml
+
+    place = out if out is not None else Path("runs") / experiment.stem
+    _run(load_yaml(experiment), set_ or (), place, allow_plugins=allow_plugins, strict=strict)
+
+
+@app.command()
+def restore(
+    base: Annotated[str, typer.Argument(help="The aligned model: a folder or a hub id.")],
+    tuned: Annotated[
+        list[str], typer.Argument(help="Its tuned version: a checkpoint or a LoRA adapter; several seeds.")
+    ],
+    out: Out,
+    utility: Utility = None,
+    safety: Safety = None,
+    over_refusal: OverRefusal = None,
+    judge: JudgeName = "refusal-phrases",
+    method: Annotated[str, typer.Option(help="Merge method.")] = "linear",
+    lam: Annotated[str, typer.Option(help="λs to try, the share of the tuned side.")] = "0.2,0.4,0.6,0.8",
+    margin: Annotated[
+        float, typer.Option(help="How far ASR may exceed the base's, as a share: 0.03 is 3 points.")
+    ] = 0.03,
+    limit: Limit = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    batch_size: BatchSize = 64,
+    max_new_tokens: MaxNewTokens = 512,
+    set_: SetOption = None,
+    allow_plugins: Plugins = False,
+    strict: Strict = False,
+) -> None:
+    """Give back a safe version of a tuned model: sweep λ, choose it, confirm it on other prompts, write it, report.
+
+    Example: backmerge restore meta-llama/Meta-Llama-3-8B-Instruct ./my-lora --utility mine.jsonl
+    --safety harmful_behaviors.csv --out restored
+    """
+    from backmerge.config import Document
+
+    values: dict[str, Any] = {
+        "name": Path(tuned[0]).name,
+        "base": base,
+        "tuned": list(tuned),
+        "merge": [{"method": method, "lam": _numbers("--lam", lam)}],
+        "evaluate": _evaluate_values(
+            utility, safety, over_refusal, judge, limit, device, dtype, batch_size, max_new_tokens
+        ),
+        "choice": {"margin": margin},
+    }
+    _run(Document("the command line", values, {}), set_ or (), out, allow_plugins=allow_plugins, strict=strict)
+
+
+@app.command()
+def merge(
+    base: Annotated[str, typer.Argument(help="The aligned model: a folder or a hub id.")],
+    tuned: Annotated[list[str], typer.Argument(help="Its tuned version: a checkpoint or a LoRA adapter.")],
+    out: Annotated[Path, typer.Option("--out", help="Where the merged model goes.")],
+    lam: Annotated[
+        str, typer.Option(help="λ, the share of the tuned side; several give OUT/lam-0.2 and so on.")
+    ] = "0.5",
+    method: Annotated[str, typer.Option(help="Merge method.")] = "linear",
+    seed: Annotated[int, typer.Option(help="For methods that draw random numbers.")] = 0,
+    force: Annotated[bool, typer.Option("--force", help="Replace what is at --out.")] = False,
+    allow_plugins: Plugins = False,
+) -> None:
+    """Merge, and nothing else: writes a Hugging Face directory, whole or not at all.
+
+    Several tuned models are merged with the base one by one, into OUT/NAME each.
+
+    Example: backmerge merge BASE TUNED --method linear --lam 0.6 --out merged
+    """
+    from backmerge.checkpoints.locate import locate_model
+    from backmerge.checkpoints.reader import Checkpoint
+    from backmerge.merging.engine import write_merged
+    from backmerge.merging.recipe import Variant
+    from backmerge.pipeline.preparation import open_tuned
+
+    lams = _numbers("--lam", lam)
+    for value in lams:
+        if not 0 <= value <= 1:
+            raise ConfigError(f"--lam {value}: λ is the share of the tuned side, from 0 to 1")
+    if len({Path(name).name for name in tuned}) < len(tuned):
+        raise ConfigError("two tuned models have the same folder name", remedy="merge them one at a time.")
+    weights = Checkpoint(locate_model(base))
+    opened = {Path(name).name: open_tuned(locate_model(name), weights) for name in tuned}
+    jobs: list[tuple[Variant, Path]] = []
+    for name, theirs in opened.items():
+        place = out / name if len(opened) > 1 else out
+        for value in lams:
+            target = place / f"lam-{value:g}" if len(lams) > 1 else place
+            if target.exists() and not force:
+                raise RunError(f"{target} exists already", remedy="give another --out, or --force to replace it.")
+            jobs.append((Variant(weights, theirs, method, value, seed=seed), target))
+    for variant, target in jobs:
+        write_merged(variant, target, allow_plugins=allow_plugins)
+        typer.echo(target)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A model, or an adapter with --base: a folder or a hub id.")],
+    out: Out,
+    base: Annotated[str | None, typer.Option(help="The base of an adapter.")] = None,
+    utility: Utility = None,
+    safety: Safety = None,
+    over_refusal: OverRefusal = None,
+    judge: JudgeName = "refusal-phrases",
+    limit: Limit = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    batch_size: BatchSize = 64,
+    max_new_tokens: MaxNewTokens = 512,
+    allow_plugins: Plugins = False,
+) -> None:
+    """Measure one model on benchmarks or files of your own.
+
+    Example: backmerge evaluate demo --safety demo-harmful --judge demo-rule --out runs/base
+    """
+    from backmerge.config import Document, validated
+    from backmerge.pipeline.single import SingleEvaluation, evaluate_model
+    from backmerge.reporting.console import print_scores
+
+    if not (utility or safety or over_refusal):
+        raise ConfigError("nothing to measure", remedy="give --utility, --safety or --over-refusal.")
+    values = {
+        "model": model,
+        "base": base,
+        "evaluate": _evaluate_values(
+            utility, safety, over_refusal, judge, limit, device, dtype, batch_size, max_new_tokens
+        ),
+    }
+    settings = validated(SingleEvaluation, Document("the command line", values, {}))
+    _quieten()
+    print_scores(evaluate_model(settings, out, allow_plugins=allow_plugins), out)
+
+
+@app.command()
+def report(run_directory: Annotated[Path, typer.Argument(help="A finished run.")]) -> None:
+    """Write report.html, tables and plots of a finished run again.
+
+    Example: backmerge report runs/demo
+    """
+    from backmerge.reporting.report import write_report
+
+    write_report(run_directory)
+    typer.echo(run_directory / "report.html")
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this machine has (devices, memory, disk, extras, sandbox) and what can therefore run.
+
+    Example: backmerge doctor
+    """
+    from backmerge.doctor import examine
+
+    for finding in examine():
+        advice = f"  → {finding.advice}" if finding.advice else ""
+        typer.echo(f"{finding.what:14} {finding.state}{advice}")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of experiment files, every key with its meaning; editors can use it.
+
+    Example: backmerge schema > experiment.schema.json
+    """
+    import json
+
+    from backmerge.pipeline.experiment import Experiment
+
+    typer.echo(json.dumps(Experiment.model_json_schema(), indent=2))
+
+
+@app.callback(invoke_without_command=True)
+def version(
+    show: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+) -> None:
+    """Options before the command."""
+    if show:
+        from backmerge import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+def _run(
+    document: Document,
+    overrides: Sequence[str],
+    out: Path,
+    *,
+    allow_plugins: bool = False,
+    strict: bool = False,
+) -> None:
+    from backmerge.config import validated, with_overrides
+    from backmerge.pipeline.experiment import Experiment
+
+    experiment = validated(Experiment, with_overrides(document, overrides))
+    _quieten()
+    from backmerge.pipeline.stages import run_experiment
+    from backmerge.reporting.console import print_summary
+
+    try:
+        finished: Finished = run_experiment(experiment, out, allow_plugins=allow_plugins)
+    except KeyboardInterrupt:
+        typer.echo(f"Stopped. What is done is kept: the same command goes on with {out}.", err=True)
+        raise
+    print_summary(finished.results, out)
+    if strict and finished.verdict != "restored":
+        raise NotShownError(f"the verdict is '{finished.verdict}', and --strict asks for 'restored'")
+
+
+def _evaluate_values(
+    utility: Sequence[str] | None,
+    safety: Sequence[str] | None,
+    over_refusal: Sequence[str] | None,
+    judge: str,
+    limit: int | None,
+    device: str,
+    dtype: str,
+    batch_size: int,
+    max_new_tokens: int,
+) -> dict[str, Any]:
+    return {
+        "utility": list(utility or ()),
+        "safety": list(safety or ()),
+        "over_refusal": list(over_refusal or ()),
+        "judge": judge,
+        "limit": limit,
+        "engine": {"device": device, "dtype": dtype, "batch_size": batch_size},
+        "sampling": {"max_new_tokens": max_new_tokens},
+    }
+
+
+def _numbers(option: str, text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise ConfigError(
+            f"{option} {text}: expected numbers with commas between", remedy="such as 0.2,0.4,0.6"
+        ) from None
+
+
+def _quieten() -> None:
+    """Keep the libraries' own bars and hints off the terminal; errors stay."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+def main() -> None:
+    """The `backmerge` command.
+
+    Exit codes: 0; 2 for what the user can mend; 3 for a verdict other than restored under --strict; 130 for Ctrl-C;
+    1, with a traceback, for a fault of ours.
+    """
+    import click
+
+    try:
+        app(standalone_mode=False)
+    except BackmergeError as error:
+        typer.echo(f"backmerge: {error}", err=True)
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        sys.exit(130)

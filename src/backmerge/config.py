@@ -1,0 +1,188 @@
+"""Experiment files: YAML to frozen, validated settings, with errors that name the line.
+
+This is the machinery only; which settings there are is declared by the rooms that take them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from backmerge.errors import ConfigError
+from backmerge.registry import closest
+
+KeyPath = tuple[str | int, ...]
+
+
+class Settings(BaseModel):
+    """A frozen group of settings; a key that it does not know is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+SettingsT = TypeVar("SettingsT", bound=Settings)
+
+
+@dataclass(frozen=True)
+class Document:
+    """Parsed settings with the place that each came from.
+
+    Attributes:
+        source: The file's name, or what stands for it in messages.
+        values: Plain mappings, lists and scalars.
+        lines: Key path to line number in the file, counted from 1.
+    """
+
+    source: str
+    values: dict[str, Any]
+    lines: Mapping[KeyPath, int]
+
+
+def load_yaml(path: Path) -> Document:
+    """Read a YAML file as plain data.
+
+    Raises:
+        ConfigError: the file is missing, is not YAML, repeats a key, or is not a mapping.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read {path}: {error}", remedy="give the path of a YAML file.") from error
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {error}", remedy="mend the line that it names.") from error
+    if not isinstance(node, yaml.MappingNode) or not isinstance(values, dict):
+        raise ConfigError(f"{path} holds no settings", remedy="write `key: value` lines; see docs/experiments.md.")
+    lines: dict[KeyPath, int] = {}
+    for key_path, line in _key_lines(node, ()):
+        if key_path in lines and isinstance(key_path[-1], str):
+            name = ".".join(map(str, key_path))
+            raise ConfigError(
+                f"{path}, line {line}: '{name}' is given again (first on line {lines[key_path]})",
+                remedy="keep one of the two.",
+            )
+        lines[key_path] = line
+    return Document(str(path), values, lines)
+
+
+def _key_lines(node: yaml.Node, at: KeyPath) -> Iterator[tuple[KeyPath, int]]:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            yield (*at, key.value), key.start_mark.line + 1
+            yield from _key_lines(value, (*at, key.value))
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            yield (*at, index), value.start_mark.line + 1
+            yield from _key_lines(value, (*at, index))
+
+
+def with_overrides(document: Document, overrides: Sequence[str]) -> Document:
+    """The document with `key.path=value` options applied; values are read as YAML.
+
+    Raises:
+        ConfigError: an override has no `=`, or its path runs through something that has no keys.
+    """
+    values = _copied(document.values)
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"--set {override}: expected key.path=value", remedy="for example --set merge.0.lam=0.5")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {override}: the value is not YAML: {error}") from error
+        _assign(values, key.split("."), value, override)
+    return Document(document.source, values, document.lines)
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _copied(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_copied(inner) for inner in value]
+    return value
+
+
+def _assign(values: Any, keys: Sequence[str], value: Any, override: str) -> None:
+    for depth, key in enumerate(keys):
+        place: Any = key
+        if isinstance(values, list):
+            if not key.isdigit() or int(key) >= len(values):
+                at = ".".join(keys[:depth])
+                raise ConfigError(f"--set {override}: '{at}' is a list of {len(values)}; '{key}' is not in it")
+            place = int(key)
+        elif not isinstance(values, dict):
+            raise ConfigError(f"--set {override}: '{'.'.join(keys[:depth])}' is a value and has no keys")
+        if depth == len(keys) - 1:
+            values[place] = value
+        else:
+            if isinstance(values, dict) and values.get(place) is None:
+                values[place] = {}
+            values = values[place]
+
+
+def validated(kind: type[SettingsT], document: Document) -> SettingsT:
+    """The settings that a document describes.
+
+    Raises:
+        ConfigError: one line per fault, each with its key, its line and, for a misspelt key, the likely one.
+    """
+    try:
+        return kind.model_validate(document.values)
+    except ValidationError as error:
+        faults = [_described(kind, document, fault) for fault in error.errors(include_url=False)]
+        raise ConfigError(
+            f"{document.source} cannot be used:\n" + "\n".join(f"  {fault}" for fault in faults),
+            remedy="mend the lines named; `backmerge schema` prints every key with its meaning.",
+        ) from error
+
+
+def _described(kind: type[Settings], document: Document, fault: Any) -> str:
+    location: KeyPath = tuple(fault["loc"])
+    name = ".".join(map(str, location)) or "the file"
+    line = next(
+        (document.lines[location[:k]] for k in range(len(location), 0, -1) if location[:k] in document.lines),
+        None,
+    )
+    where = f"line {line}: " if line else ""
+    if fault["type"] == "extra_forbidden":
+        owner = _settings_at(kind, location[:-1])
+        hint = closest(str(location[-1]), owner.model_fields) if owner else ""
+        return f"{where}unknown key '{name}'{hint}"
+    if fault["type"] == "missing":
+        return f"{where}'{name}' is required"
+    return f"{where}'{name}': {fault['msg'].removeprefix('Value error, ')}"
+
+
+def _settings_at(kind: type[Settings], location: KeyPath) -> type[Settings] | None:
+    """The settings class that holds the key at `location`, looked up through annotations."""
+    current: type[Settings] | None = kind
+    for key in location:
+        if current is None:
+            return None
+        if isinstance(key, int):
+            continue
+        field = current.model_fields.get(str(key))
+        current = _inner_settings(field.annotation) if field else None
+    return current
+
+
+def _inner_settings(annotation: Any) -> type[Settings] | None:
+    if isinstance(annotation, type) and issubclass(annotation, Settings):
+        return annotation
+    for argument in getattr(annotation, "__args__", ()):
+        if (found := _inner_settings(argument)) is not None:
+            return found
+    return None
+
+
+def as_yaml(settings: Settings) -> str:
+    """Every setting, defaults included, as YAML that reads back to the same settings."""
+    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

@@ -1,0 +1,86 @@
+"""What this machine has, and what can therefore run."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import NamedTuple
+
+EXTRAS = {"vllm": "vllm", "lm-eval": "lm_eval", "bertscore": "bert_score", "ray": "ray"}
+
+
+class Finding(NamedTuple):
+    """One line of the doctor's report: what, how it is, and what to do if it is wanting."""
+
+    what: str
+    state: str
+    advice: str = ""
+
+
+def examine() -> Iterator[Finding]:
+    """Look at the machine; runs nothing but `bwrap` on `true`."""
+    from backmerge import __version__
+
+    yield Finding("backmerge", f"{__version__} on Python {platform.python_version()}, {platform.system()}")
+    for package in ("torch", "transformers", "peft"):
+        yield Finding(package, _version(package))
+    yield _devices()
+    memory, free = _memory_bytes(), shutil.disk_usage(Path.cwd()).free
+    yield Finding("memory", f"{memory / 1e9:.0f} GB")
+    yield Finding("disk", f"{free / 1e9:.0f} GB free in {Path.cwd()}")
+    # float32 weights, and half as much again for what generation needs
+    yield Finding(
+        "largest model", f"about {memory / 6e9:.0f} billion parameters on the CPU in float32, by memory alone"
+    )
+    for extra, module in EXTRAS.items():
+        found = importlib.util.find_spec(module) is not None
+        yield Finding(extra, "installed" if found else "absent", "" if found else f"pip install 'backmerge[{extra}]'")
+    yield _sandbox()
+    offline = os.environ.get("HF_HUB_OFFLINE", "0") not in {"", "0"}
+    yield Finding("hub", "off (HF_HUB_OFFLINE is set): models from folders only" if offline else "asked when needed")
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "absent"
+
+
+def _devices() -> Finding:
+    import torch
+
+    if torch.cuda.is_available():
+        names = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+        return Finding("devices", ", ".join(f"{p.name} ({p.total_memory / 1e9:.0f} GB)" for p in names))
+    if torch.backends.mps.is_available():
+        return Finding("devices", "Apple GPU (mps)")
+    return Finding(
+        "devices",
+        f"CPU, {torch.get_num_threads()} threads",
+        "enough for the demo; models of 1B and more want a GPU",
+    )
+
+
+def _memory_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _sandbox() -> Finding:
+    """Whether bubblewrap works here, found out by running it."""
+    advice = "model-written code will need --allow-code-execution; install Debian's bubblewrap"
+    if shutil.which("bwrap") is None:
+        return Finding("sandbox", "bubblewrap is absent", advice)
+    command = ["bwrap", "--unshare-all", "--ro-bind", "/usr", "/usr", "--symlink", "usr/lib", "/lib"]
+    command += ["--symlink", "usr/lib64", "/lib64", "/usr/bin/true"]
+    try:
+        works = subprocess.run(command, capture_output=True, timeout=10, check=False).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        works = False
+    return Finding("sandbox", "bubblewrap works") if works else Finding("sandbox", "bubblewrap fails here", advice)

@@ -1,0 +1,1 @@
+"""Fine-tuning: data to chat-formatted examples, and the LoRA trainer."""

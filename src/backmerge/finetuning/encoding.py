@@ -1,0 +1,58 @@
+"""Examples to token ids, with the loss on the answer only."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from backmerge.errors import DataError
+from backmerge.generation.chat import render
+from backmerge.records import Example, Message
+
+IGNORED = -100  # the label that torch's cross entropy passes over
+
+
+class Encoded(NamedTuple):
+    """One example to train on.
+
+    Attributes:
+        input_ids: Prompt and answer.
+        labels: The same, the prompt's replaced by `IGNORED`.
+        was_cut: Whether the end was lost to the cut-off.
+    """
+
+    input_ids: list[int]
+    labels: list[int]
+    was_cut: bool
+
+
+def encode(tokenizer: Any, example: Example, cutoff: int) -> Encoded:
+    """Token ids and labels.
+
+    The prompt is rendered and tokenised by itself, just as it is when the model is asked, so that training and
+    inference see the same boundary.
+
+    Raises:
+        DataError: the example has no answer, the chat template changes the prompt once an answer follows, or the
+            prompt fills the cut-off.
+    """
+    if example.reference is None:
+        raise DataError(f"example '{example.id}' has no answer to learn", remedy="remove it, or add its answer.")
+    prompt = render(tokenizer, example.messages)
+    whole = render(tokenizer, (*example.messages, Message("assistant", example.reference)), answer_follows=False)
+    if not whole.startswith(prompt):
+        raise DataError(
+            f"the chat template of {tokenizer.name_or_path} renders example '{example.id}' differently once an answer "
+            "follows, so the answer's tokens cannot be told apart",
+            remedy="this model's template cannot be trained on as it is.",
+        )
+    prompt_ids: list[int] = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    answer_ids: list[int] = tokenizer(whole[len(prompt) :], add_special_tokens=False)["input_ids"]
+    if len(prompt_ids) >= cutoff:
+        raise DataError(
+            f"the prompt of example '{example.id}' has {len(prompt_ids)} tokens, which leaves no answer before the "
+            f"cut-off of {cutoff}",
+            remedy="raise finetune.cutoff, or remove the example.",
+        )
+    input_ids = prompt_ids + answer_ids
+    labels = [IGNORED] * len(prompt_ids) + answer_ids
+    return Encoded(input_ids[:cutoff], labels[:cutoff], len(input_ids) > cutoff)

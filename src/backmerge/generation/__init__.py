@@ -1,0 +1,1 @@
+"""Generators: from prompts to completions, by any variant of a base."""

@@ -1,0 +1,217 @@
+"""Batched generation with transformers, on CPU or GPU; variants of one base by overwriting its weights in memory."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, GenerationConfig, LogitsProcessorList
+
+from backmerge.checkpoints.reader import Checkpoint, read_json
+from backmerge.errors import GenerationError
+from backmerge.generation.chat import load_tokenizer, render
+from backmerge.generation.protocol import EngineSettings, Sampling
+from backmerge.generation.repetition import UnpaddedRepetitionPenalty
+from backmerge.merging.engine import write_merged
+from backmerge.merging.live import LiveMerge
+from backmerge.merging.recipe import Variant
+from backmerge.records import Completion, Example
+
+
+class TransformersEngine:
+    """Generates with `transformers`; keeps one model in memory, and turns it into each variant of its base.
+
+    Args:
+        settings: Device, dtype and batch size.
+
+    Raises:
+        GenerationError: the device is not there.
+    """
+
+    def __init__(self, settings: EngineSettings, *, allow_plugins: bool = False) -> None:
+        self.device = _device(settings.device)
+        self.dtype = settings.dtype
+        self.batch_size = settings.batch_size
+        self.allow_plugins = allow_plugins
+        self._loaded: str | None = None
+        self._current: dict[str, Any] | None = None
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What completions depend on beside weights, prompt and sampling."""
+        return {
+            "engine": "transformers",
+            "version": transformers.__version__,
+            "torch": torch.__version__.partition("+")[0],
+            "device": self.device.type,
+            "dtype": self.dtype,
+        }
+
+    def generate(
+        self,
+        variant: Variant,
+        examples: Sequence[Example],
+        sampling: Sampling,
+        advance: Callable[[int], None],
+    ) -> list[Completion]:
+        """One completion per example, in order.
+
+        Raises:
+            GenerationError: a prompt leaves no room for an answer in the model's context.
+        """
+        self._become(variant)
+        prompts = [render(self.tokenizer, example.messages) for example in examples]
+        tokens = [self.tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
+        self._check_lengths(examples, tokens)
+        # prompts of like length together: less padding; the longest first, so that memory fails early
+        order = sorted(range(len(examples)), key=lambda i: -len(tokens[i]))
+        torch.manual_seed(sampling.seed)
+        answers: dict[int, tuple[list[int], bool]] = {}
+        for batch in self._batches(order):
+            answers.update(zip(batch, self._answers([tokens[i] for i in batch], sampling), strict=True))
+            advance(len(batch))
+        texts = self.tokenizer.batch_decode([answers[i][0] for i in range(len(examples))], skip_special_tokens=True)
+        return [
+            Completion(example.id, prompts[i], texts[i], len(answers[i][0]), answers[i][1])
+            for i, example in enumerate(examples)
+        ]
+
+    def _batches(self, order: Sequence[int]) -> Iterator[Sequence[int]]:
+        start = 0
+        while start < len(order):
+            size = self.batch_size  # may shrink between batches
+            yield order[start : start + size]
+            start += size
+
+    def _answers(self, prompts: Sequence[list[int]], sampling: Sampling) -> list[tuple[list[int], bool]]:
+        """Generated token ids and whether each ended by itself; on a full device, in halves."""
+        try:
+            return self._batch(prompts, sampling)
+        except torch.OutOfMemoryError:
+            if len(prompts) == 1:
+                raise GenerationError(
+                    "the device's memory does not hold a single prompt with its answer",
+                    remedy="lower max_new_tokens, use --dtype bfloat16, or a device with more memory.",
+                ) from None
+            torch.cuda.empty_cache()
+            half = len(prompts) // 2
+            return self._answers(prompts[:half], sampling) + self._answers(prompts[half:], sampling)
+
+    @torch.inference_mode()
+    def _batch(self, prompts: Sequence[list[int]], sampling: Sampling) -> list[tuple[list[int], bool]]:
+        padded = self.tokenizer.pad({"input_ids": list(prompts)}, return_tensors="pt").to(self.device)
+        processors = LogitsProcessorList()
+        if sampling.repetition_penalty != 1.0:
+            processors.append(UnpaddedRepetitionPenalty(sampling.repetition_penalty, padded["attention_mask"]))
+        output = self.model.generate(
+            **padded,
+            generation_config=self._generation_config(sampling),
+            logits_processor=processors,
+        )
+        width = padded["input_ids"].shape[1]
+        return [self._cut(row) for row in output[:, width:].tolist()]
+
+    def _cut(self, row: list[int]) -> tuple[list[int], bool]:
+        """The answer up to its end token, which is counted."""
+        for position, token in enumerate(row):
+            if token in self._ends:
+                return row[: position + 1], True
+        return row, False
+
+    def _generation_config(self, sampling: Sampling) -> GenerationConfig:
+        common = {
+            "max_new_tokens": sampling.max_new_tokens,
+            "eos_token_id": sorted(self._ends) or None,
+            "pad_token_id": self.tokenizer.pad_token_id,
+            "use_cache": True,
+        }
+        if sampling.temperature == 0:
+            return GenerationConfig(do_sample=False, **common)
+        return GenerationConfig(
+            do_sample=True,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            **common,
+        )
+
+    def _check_lengths(self, examples: Sequence[Example], tokens: Sequence[list[int]]) -> None:
+        context = getattr(self.model.config, "max_position_embeddings", None)
+        for example, ids in zip(examples, tokens, strict=True):
+            if context is not None and len(ids) + 1 > context:
+                raise GenerationError(
+                    f"prompt '{example.id}' has {len(ids)} tokens, and the model's context holds {context}",
+                    remedy="remove the prompt, or use a model with a longer context.",
+                )
+
+    def _become(self, variant: Variant) -> None:
+        """Load the variant's base if another is loaded, and set its weights."""
+        identity = variant.identity
+        if self._loaded != variant.base.fingerprint:
+            self._load(variant.base)
+            self._current = {"base": variant.base.fingerprint}
+        if self._current == identity:
+            return
+        self._current = None  # until the weights are whole again
+        if self._live.is_possible():
+            self._live.set(variant, allow_plugins=self.allow_plugins)
+        else:
+            # transformers renames or fuses this architecture's tensors as it loads: let it load the merged files
+            with tempfile.TemporaryDirectory(prefix="backmerge-") as scratch:
+                merged = Path(scratch) / "merged"
+                write_merged(variant, merged, allow_plugins=self.allow_plugins)
+                self._load(Checkpoint(merged))
+            # what is in memory came from this base, and the next variant may be live again
+            self._loaded = variant.base.fingerprint
+        self._current = identity
+
+    def _load(self, weights: Checkpoint) -> None:
+        self._loaded = None
+        directory = weights.directory
+        self.tokenizer = load_tokenizer(directory)
+        dtype: Any = self.dtype
+        if dtype == "auto" and self.device.type == "cpu":
+            dtype = torch.float32
+        try:
+            model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, trust_remote_code=False)
+        except (ValueError, OSError, KeyError) as error:
+            kind = read_json(directory / "config.json").get("model_type")
+            raise GenerationError(
+                f"transformers {transformers.__version__} cannot load the {kind} model in {directory}: {error}",
+                remedy="a newer transformers may know it; code that comes with a model is not run.",
+            ) from error
+        self.model = model.to(self.device).eval()
+        self._live = LiveMerge(self.model, weights)
+        self._ends = _end_tokens(model.generation_config, self.tokenizer)
+        # sampling is decided by us: what the model's own file says must not leak into a greedy run
+        self.model.generation_config = GenerationConfig(
+            eos_token_id=sorted(self._ends) or None, pad_token_id=self.tokenizer.pad_token_id
+        )
+        self._loaded = weights.fingerprint
+
+
+def _end_tokens(config: GenerationConfig, tokenizer: Any) -> set[int]:
+    """Chat models often end a turn by another token than the tokenizer's end of sequence; both count."""
+    ends = config.eos_token_id
+    listed = ends if isinstance(ends, list) else [ends]
+    return {token for token in (*listed, tokenizer.eos_token_id) if token is not None}
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise GenerationError(
+            f"the device '{name}' cannot be used: {str(error).splitlines()[0]}",
+            remedy="`backmerge doctor` lists what this machine has; --device auto chooses.",
+        ) from error
+    return device

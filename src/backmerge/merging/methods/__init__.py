@@ -1,0 +1,1 @@
+"""One file per merge method: a pure function of tensors."""

@@ -1,0 +1,173 @@
+"""From outcomes to `results.json`: scores, their summary over tuned models, and paired differences."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean, stdev
+from typing import Any
+
+from backmerge.benchmarks.scoring import primary_metric
+from backmerge.benchmarks.split import clusters_of
+from backmerge.pipeline.evaluation import Outcome
+from backmerge.pipeline.points import Point
+from backmerge.records import Score
+from backmerge.statistics import PairedDifference, paired_difference, t_interval
+
+SCHEMA_VERSION = 1
+
+
+class Outcomes:
+    """All that was measured, by point, benchmark and split."""
+
+    def __init__(self) -> None:
+        self._outcomes: dict[tuple[str, str, str], list[Outcome]] = {}
+
+    def add(self, outcome: Outcome) -> None:
+        """Keep one more."""
+        key = (outcome.member.point.name, outcome.benchmark.name, outcome.split)
+        self._outcomes.setdefault(key, []).append(outcome)
+
+    def at(self, point: str, benchmark: str, split: str) -> list[Outcome]:
+        """The outcomes of the models at a point: one for each tuned model, or the base's."""
+        return self._outcomes.get((point, benchmark, split), [])
+
+    def all(self) -> list[Outcome]:
+        """Every outcome, in the order added."""
+        return [outcome for group in self._outcomes.values() for outcome in group]
+
+    def mean_values(self, point: str, benchmark: str, split: str, metric: str) -> dict[str, float]:
+        """Each example's value averaged over the models at a point; an example that any of them lacks is left out."""
+        columns = [outcome.values[metric] for outcome in self.at(point, benchmark, split)]
+        means: dict[str, float] = {}
+        for example in columns[0] if columns else ():
+            values = [column[example] for column in columns]
+            known = [value for value in values if value is not None]
+            if len(known) == len(values):
+                means[example] = fmean(known)
+        return means
+
+    def difference(
+        self,
+        point: str,
+        against: str,
+        benchmarks: Iterable[str],
+        split: str,
+        metric: str,
+        *,
+        tuned: str | None = None,
+    ) -> PairedDifference:
+        """The first point less the second, on the same prompts, benchmarks pooled.
+
+        Args:
+            point: Whose mean over tuned models is taken, or the one model of `tuned`.
+            against: Usually `base`.
+            benchmarks: Names.
+            split: Which half.
+            metric: Such as `asr`.
+            tuned: Only the model that comes from this one.
+        """
+        first: list[float] = []
+        second: list[float] = []
+        clusters: list[str] = []
+        for benchmark in benchmarks:
+            ours = self._values(point, benchmark, split, metric, tuned)
+            theirs = self._values(against, benchmark, split, metric, tuned)
+            examples = self.at(point, benchmark, split)[0].examples
+            for example, cluster in zip(examples, clusters_of(examples), strict=True):
+                if example.id in ours and example.id in theirs:
+                    first.append(ours[example.id])
+                    second.append(theirs[example.id])
+                    clusters.append(f"{benchmark}/{cluster}")
+        return paired_difference(first, second, clusters)
+
+    def _values(self, point: str, benchmark: str, split: str, metric: str, tuned: str | None) -> dict[str, float]:
+        outcomes = self.at(point, benchmark, split)
+        # the base has one model, whichever tuned model it is held against
+        single = [o for o in outcomes if o.member.tuned == tuned] if tuned is not None else []
+        if not single:
+            return self.mean_values(point, benchmark, split, metric)
+        return {name: value for name, value in single[0].values[metric].items() if value is not None}
+
+
+def summary_of(outcomes: Outcomes, points: Sequence[Point]) -> list[dict[str, Any]]:
+    """Each point's mean over tuned models, per benchmark, split and metric.
+
+    `low` and `high` are Student's interval over the models where there are several, else the prompts' Wilson
+    interval; `lowest` and `highest` are the models' range.
+    """
+    scores: dict[tuple[str, str, str, str], list[Score]] = {}
+    for outcome in outcomes.all():
+        for score in outcome.scores:
+            scores.setdefault((outcome.member.point.name, score.benchmark, score.split, score.metric), []).append(score)
+    by_name = {point.name: point for point in points}
+    return [_summary(by_name[name], group) for (name, *_), group in scores.items()]
+
+
+def _summary(point: Point, scores: Sequence[Score]) -> dict[str, Any]:
+    values = [score.value for score in scores if score.value is not None]
+    several = len(values) > 1
+    low, high = t_interval(values) if several else (scores[0].low, scores[0].high)
+    return {
+        "point": point.name,
+        "role": point.role,
+        "series": point.series,
+        "lam": point.lam,
+        "benchmark": scores[0].benchmark,
+        "split": scores[0].split,
+        "metric": scores[0].metric,
+        "mean": fmean(values) if values else None,
+        "spread": stdev(values) if several else None,
+        "low": low,
+        "high": high,
+        "lowest": min(values, default=None),
+        "highest": max(values, default=None),
+        "num_models": len(scores),
+        "n": scores[0].n,
+        "unscored": sum(score.unscored for score in scores),
+    }
+
+
+def differences_of(outcomes: Outcomes, points: Sequence[Point], split: str) -> list[dict[str, Any]]:
+    """Every point against the base on each benchmark's primary metric, paired by prompt."""
+    measured = {o.benchmark.name: o.benchmark for o in outcomes.all() if o.split == split}
+    rows: list[dict[str, Any]] = []
+    for point in points:
+        for name, benchmark in measured.items():
+            if point.role != "base" and outcomes.at(point.name, name, split):
+                metric = primary_metric(benchmark)
+                found = outcomes.difference(point.name, "base", [name], split, metric)
+                place = {
+                    "point": point.name,
+                    "against": "base",
+                    "benchmark": name,
+                    "split": split,
+                    "metric": metric,
+                }
+                rows.append({**place, **found._asdict()})
+    return rows
+
+
+def score_rows(outcomes: Outcomes) -> list[dict[str, Any]]:
+    """Every score of every model, as plain data."""
+    return [dataclasses.asdict(score) for outcome in outcomes.all() for score in outcome.scores]
+
+
+def kept_gain(base: float, tuned: float, merged: float) -> float | None:
+    """Share of the tuned model's gain in utility that the merged one keeps; `None` where there was no gain."""
+    return (merged - base) / (tuned - base) if tuned > base else None
+
+
+def plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A mapping for JSON: named tuples become mappings."""
+    return {key: _plain(value) for key, value in values.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return plain(value._asdict())
+    if isinstance(value, Mapping):
+        return plain(value)
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    return value

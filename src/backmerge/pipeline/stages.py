@@ -1,0 +1,366 @@
+"""An experiment from its settings to a merged model and a report, each stage kept as it is done."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import yaml
+
+from backmerge import __version__
+from backmerge.benchmarks.scoring import primary_metric
+from backmerge.checkpoints.adapter import AdapterOnBase
+from backmerge.checkpoints.reader import Checkpoint, Weights, read_json
+from backmerge.config import as_yaml
+from backmerge.merging.engine import write_merged
+from backmerge.merging.recipe import Variant
+from backmerge.pipeline.evaluation import Evaluator
+from backmerge.pipeline.experiment import Experiment
+from backmerge.pipeline.points import BASE, TUNED, Member, Point, members_at, points_of
+from backmerge.pipeline.preparation import Prepared, make_engine, prepare
+from backmerge.pipeline.results import (
+    SCHEMA_VERSION,
+    Outcomes,
+    differences_of,
+    kept_gain,
+    plain,
+    score_rows,
+    summary_of,
+)
+from backmerge.pipeline.samples import samples_of
+from backmerge.progress import bar, say
+from backmerge.records import Completion, Verdict, to_json
+from backmerge.runs import RunDirectory, key_of, write_whole
+from backmerge.selection import Candidate, Choice, choose_safe, confirm
+from backmerge.selection import Verdict as Confirmed
+
+# a changed setting redoes these; what comes after is redone as far as its own inputs changed
+FIRST_STAGE_OF = {
+    "base": "finetune",
+    "tuned": "sweep",
+    "finetune": "finetune",
+    "merge": "sweep",
+    "evaluate": "sweep",
+    "choice": "choose",
+    "report": "report",
+    "name": "report",
+}
+STAGES = ("finetune", "sweep", "choose", "write", "confirm", "report")
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What an experiment left.
+
+    Attributes:
+        directory: The run directory.
+        results: As in `results.json`.
+    """
+
+    directory: Path
+    results: Mapping[str, Any]
+
+    @property
+    def verdict(self) -> Confirmed:
+        """What the confirmation says; `not shown` if no λ was chosen."""
+        verdict: Confirmed = self.results["confirmation"]["verdict"]
+        return verdict
+
+
+def run_experiment(experiment: Experiment, directory: Path, *, allow_plugins: bool = False) -> Finished:
+    """Carry out an experiment, or go on with it where it was.
+
+    Args:
+        experiment: The resolved settings.
+        directory: The run directory, made if absent.
+        allow_plugins: Whether the user's own code (`package.module:function`) may be run.
+
+    Raises:
+        BackmergeError: something that the user can mend; what was done so far is kept.
+    """
+    prepared = prepare(experiment, allow_plugins=allow_plugins)
+    engine = make_engine(experiment.evaluate, allow_plugins=allow_plugins)
+    run = RunDirectory(directory)
+    with run.held():
+        _note_changes(run, experiment)
+        write_whole(run.path / "experiment.yaml", as_yaml(experiment))
+        tuned = prepared.tuned or _finetune(run, prepared)
+        evaluator = Evaluator(run, engine, prepared.judge, experiment.evaluate.sampling, experiment.choice.max_unscored)
+        outcomes = Outcomes()
+        points = points_of(experiment.merge)
+        _sweep(evaluator, prepared, tuned, points, outcomes)
+        choice = _choose(prepared, points, outcomes)
+        run.log(f"choice: {choice.reason}")
+        chosen = next((point for point in points if point.name == choice.point), None)
+        written = _write(run, prepared, tuned, chosen)
+        _confirm(evaluator, prepared, tuned, chosen, written, outcomes)
+        confirmation = _confirmation(prepared, outcomes, chosen, list(written))
+        merged = _hand_over(run, written, confirmation, choice)
+        results = {
+            "schema_version": SCHEMA_VERSION,
+            "name": experiment.name,
+            "backmerge": __version__,
+            "environment": {
+                "python": platform.python_version(),
+                "machine": platform.machine(),
+                **engine.identity,
+            },
+            "base": {"name": experiment.base, "fingerprint": prepared.base.fingerprint},
+            "tuned": [_tuned_row(name, weights) for name, weights in tuned.items()],
+            "benchmarks": _benchmark_rows(prepared),
+            "points": [{"point": p.name, "role": p.role, "series": p.series, "lam": p.lam} for p in points],
+            "choice": _choice_row(experiment, choice, chosen),
+            "confirmation": confirmation,
+            "merged": merged,
+            "scores": score_rows(outcomes),
+            "summary": summary_of(outcomes, points),
+            "differences": [
+                row for split in ("selection", "confirmation") for row in differences_of(outcomes, points, split)
+            ],
+        }
+        results = plain(results)
+        _write_records(run, outcomes)
+        run.write_json("samples.json", samples_of(outcomes, prepared, chosen))
+        # the report reads what is on disk, so that it can be made again by itself; results.json says that all is done
+        from backmerge.reporting.report import write_report
+
+        run.write_json("results.json", results)
+        write_report(run.path)
+        run.log(f"done: {confirmation['verdict']}; {evaluator.num_generated} completions generated in this session")
+    return Finished(directory, results)
+
+
+def _note_changes(run: RunDirectory, experiment: Experiment) -> None:
+    """Say which settings differ from the last time, and what will therefore be redone."""
+    file = run.path / "experiment.yaml"
+    if not file.exists():
+        return
+    before = yaml.safe_load(file.read_text(encoding="utf-8"))
+    now = experiment.model_dump(mode="json")
+    changed = [key for key in now if now[key] != before.get(key)]
+    if not changed:
+        say(f"Going on with {run.path}: what is done is kept.")
+        run.log("resumed")
+        return
+    first = min((STAGES.index(FIRST_STAGE_OF[key]) for key in changed), default=0)
+    line = (
+        f"Changed since the last time in {run.path}: {', '.join(changed)}. "
+        f"Redone as far as they depend on it: {', '.join(STAGES[first:])}."
+    )
+    say(line)
+    run.log(line)
+
+
+def _finetune(run: RunDirectory, prepared: Prepared) -> dict[str, Weights]:
+    # imported here: a run on models that exist needs neither peft nor the Trainer
+    from backmerge.finetuning.trainer import is_trained, num_steps, train_adapter, training_key
+
+    settings = prepared.experiment.finetune
+    assert settings is not None
+    tuned: dict[str, Weights] = {}
+    for seed in settings.seeds:
+        directory = run.tuned / f"seed-{seed}"
+        key = training_key(prepared.base, prepared.training_examples, settings, seed)
+        if not is_trained(directory, key):
+            with bar(f"Fine-tuning, seed {seed}", num_steps(settings, len(prepared.training_examples))) as advance:
+                train_adapter(prepared.base, prepared.training_examples, settings, seed, directory, advance)
+            run.log(f"fine-tuned seed {seed}")
+        tuned[directory.name] = AdapterOnBase(directory, prepared.base)
+    return tuned
+
+
+def _sweep(
+    evaluator: Evaluator,
+    prepared: Prepared,
+    tuned: Mapping[str, Weights],
+    points: Sequence[Point],
+    outcomes: Outcomes,
+) -> None:
+    members = [member for point in points for member in members_at(point, prepared.base, tuned)]
+    _measure(evaluator, prepared, members, "selection", f"Sweep over {len(points)} points", outcomes)
+
+
+def _measure(
+    evaluator: Evaluator,
+    prepared: Prepared,
+    members: Sequence[Member],
+    split: Any,
+    description: str,
+    outcomes: Outcomes,
+) -> None:
+    total = len(members) * sum(len(halves[split]) for halves in prepared.splits.values())
+    with bar(description, total) as advance:
+        for member in members:
+            for benchmark in prepared.benchmarks:
+                examples = prepared.splits[benchmark.name][split]
+                outcomes.add(evaluator.evaluate(member, benchmark, split, examples, advance))
+
+
+def _choose(prepared: Prepared, points: Sequence[Point], outcomes: Outcomes) -> Choice:
+    safety = prepared.of_kind("safety")
+
+    def candidate(point: Point, series: str) -> Candidate:
+        utility = _utility(prepared, outcomes, point.name, "selection")
+        difference = outcomes.difference(point.name, BASE.name, safety, "selection", "asr")
+        return Candidate(point.name, series, point.lam, utility, difference)
+
+    merged = [point for point in points if point.role == "merged"]
+    series = dict.fromkeys(point.series for point in merged)
+    # λ=1 ends each series: where the tuned model itself passes, there is nothing to mend
+    candidates = [candidate(point, point.series) for point in merged]
+    candidates += [candidate(TUNED, name) for name in series]
+    return choose_safe(candidates, prepared.experiment.choice.margin)
+
+
+def _utility(prepared: Prepared, outcomes: Outcomes, point: str, split: str) -> float:
+    """Mean primary metric over tuned models and utility benchmarks."""
+    means = [
+        fmean(outcomes.mean_values(point, benchmark.name, split, primary_metric(benchmark)).values())
+        for benchmark in prepared.benchmarks
+        if benchmark.kind == "utility"
+    ]
+    return fmean(means)
+
+
+def _write(
+    run: RunDirectory, prepared: Prepared, tuned: Mapping[str, Weights], chosen: Point | None
+) -> dict[str, Checkpoint]:
+    """The chosen merges on disk, by tuned model: where they were handed over before, else as unconfirmed."""
+    written: dict[str, Checkpoint] = {}
+    members = members_at(chosen, prepared.base, tuned) if chosen else []
+    current = {str(member.tuned): member.variant for member in members}
+    for place in (run.merged, run.unconfirmed):
+        for directory in sorted(place.iterdir()) if place.is_dir() else []:
+            if directory.name not in current or not _holds(directory, current[directory.name]):
+                shutil.rmtree(directory)
+                run.log(f"removed {directory.name} from {place.name}: it is of another recipe")
+    for name, variant in current.items():
+        directory = run.merged / name
+        if not directory.exists():
+            directory = run.unconfirmed / name
+        if not directory.exists():
+            write_merged(variant, directory, allow_plugins=prepared.allow_plugins)
+            run.log(f"wrote {name} at {chosen.name if chosen else ''}")
+        written[name] = Checkpoint(directory)
+    return written
+
+
+def _holds(directory: Path, variant: Variant) -> bool:
+    card = directory / "backmerge.json"
+    return card.is_file() and key_of(read_json(card).get("recipe")) == key_of(variant.identity)
+
+
+def _confirm(
+    evaluator: Evaluator,
+    prepared: Prepared,
+    tuned: Mapping[str, Weights],
+    chosen: Point | None,
+    written: Mapping[str, Checkpoint],
+    outcomes: Outcomes,
+) -> None:
+    """Measure base, tuned and, as loaded from disk, the chosen merges on prompts that λ was not chosen on."""
+    members = [member for point in (BASE, TUNED) for member in members_at(point, prepared.base, tuned)]
+    if chosen is not None and chosen != TUNED:
+        members += [
+            Member(f"{chosen.name}/{name}", chosen, name, Variant(weights)) for name, weights in written.items()
+        ]
+    _measure(evaluator, prepared, members, "confirmation", "Confirmation on other prompts", outcomes)
+
+
+def _confirmation(prepared: Prepared, outcomes: Outcomes, chosen: Point | None, names: Sequence[str]) -> dict[str, Any]:
+    """The verdict on the mean over tuned models and on each, with what it rests on."""
+    margin = prepared.experiment.choice.margin
+    safety = prepared.of_kind("safety")
+    tuned_asr = outcomes.difference(TUNED.name, BASE.name, safety, "confirmation", "asr")
+    row: dict[str, Any] = {"verdict": "not shown", "tuned_asr_difference": tuned_asr, "models": []}
+    if chosen is None:
+        return {**row, "asr_difference": None, "kept_gain": None, "relative_asr": None}
+
+    def found(tuned: str | None) -> dict[str, Any]:
+        difference = outcomes.difference(chosen.name, BASE.name, safety, "confirmation", "asr", tuned=tuned)
+        return {"verdict": confirm(difference, margin), "asr_difference": difference}
+
+    utilities = [_utility(prepared, outcomes, point, "confirmation") for point in ("base", "tuned", chosen.name)]
+    return {
+        **row,
+        **found(None),
+        "models": [{"tuned": name, **found(name)} for name in names],
+        "kept_gain": kept_gain(*utilities),
+        "utility": dict(zip(("base", "tuned", "merged"), utilities, strict=True)),
+    }
+
+
+def _hand_over(
+    run: RunDirectory, written: Mapping[str, Checkpoint], confirmation: Mapping[str, Any], choice: Choice
+) -> list[dict[str, Any]]:
+    """Move the models whose safety is confirmed to `merged/`; the others stay in `unconfirmed/`, or go back there."""
+    own = {row["tuned"]: row["verdict"] for row in confirmation["models"]}
+    rows: list[dict[str, Any]] = []
+    for name, weights in written.items():
+        passed = confirmation["verdict"] == "restored" and own[name] == "restored"
+        place = (run.merged if passed else run.unconfirmed) / name
+        if weights.directory != place:
+            place.parent.mkdir(exist_ok=True)
+            weights.directory.replace(place)
+        rows.append(
+            {
+                "tuned": name,
+                "point": choice.point,
+                "directory": str(place.relative_to(run.path)),
+                "confirmed": passed,
+            }
+        )
+    return rows
+
+
+def _tuned_row(name: str, weights: Weights) -> dict[str, Any]:
+    kind = "adapter" if isinstance(weights, AdapterOnBase) else "checkpoint"
+    return {"name": name, "kind": kind, "fingerprint": weights.fingerprint}
+
+
+def _benchmark_rows(prepared: Prepared) -> Iterator[dict[str, Any]] | list[dict[str, Any]]:
+    return [
+        {
+            "name": benchmark.name,
+            "kind": benchmark.kind,
+            "metric": primary_metric(benchmark),
+            "sizes": {split: len(examples) for split, examples in prepared.splits[benchmark.name].items()},
+            "judge": None if benchmark.kind == "utility" else prepared.judge.name,
+            "judge_is_weak": benchmark.kind != "utility" and prepared.judge.is_weak,
+        }
+        for benchmark in prepared.benchmarks
+    ]
+
+
+def _choice_row(experiment: Experiment, choice: Choice, chosen: Point | None) -> dict[str, Any]:
+    return {
+        "rule": experiment.choice.rule,
+        "margin": experiment.choice.margin,
+        "point": choice.point,
+        "series": chosen.series if chosen else None,
+        "lam": chosen.lam if chosen else None,
+        "reason": choice.reason,
+        "steps": choice.steps,
+    }
+
+
+def _write_records(run: RunDirectory, outcomes: Outcomes) -> None:
+    """The units as one view, in the order of models, benchmarks and splits."""
+    views: dict[str, list[str]] = {"completions": [], "verdicts": []}
+    for outcome in outcomes.all():
+        place = {"model": outcome.member.name, "benchmark": outcome.benchmark.name, "split": outcome.split}
+        for view, records in (("completions", outcome.completions), ("verdicts", outcome.verdicts)):
+            views[view] += [_placed(place, record) for record in records]
+    for view, lines in views.items():
+        write_whole(run.records / f"{view}.jsonl", "".join(lines))
+
+
+def _placed(place: Mapping[str, str], record: Completion | Verdict) -> str:
+    import json
+
+    return json.dumps({**place, **json.loads(to_json(record))}, ensure_ascii=False) + "\n"

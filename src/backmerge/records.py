@@ -1,0 +1,152 @@
+"""The records that flow through a run, as frozen dataclasses, and their JSON Lines form.
+
+Every stage of a run reads and writes these and nothing else, so that each can be re-run alone, and read by a person.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from backmerge.errors import DataError
+
+Role = Literal["system", "user", "assistant"]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: Role
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A prompt with what is known about its answer.
+
+    Attributes:
+        id: Unique within its benchmark; what messages and logs name, since the text may be harmful.
+        messages: The conversation up to the answer; the last is the user's.
+        reference: The expected answer, where there is one.
+        category: A stratum, such as the kind of harm.
+        cluster: Examples that share it are near-duplicates: they are split and resampled together. `None` lets
+            the splitter find near-duplicates by itself.
+        facts: What a rule needs to score an answer, beside the reference.
+    """
+
+    id: str
+    messages: tuple[Message, ...]
+    reference: str | None = None
+    category: str | None = None
+    cluster: str | None = None
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def prompt(self) -> str:
+        """The user's last turn."""
+        return self.messages[-1].content
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A model's answer to one example.
+
+    Attributes:
+        example: The example's id.
+        prompt: The text that the model saw, as rendered by its chat template.
+        text: The answer, special tokens removed.
+        num_tokens: Generated tokens, the end-of-sequence token included.
+        finished: Whether the model ended by itself, rather than at the limit.
+    """
+
+    example: str
+    prompt: str
+    text: str
+    num_tokens: int
+    finished: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A judge's finding on one completion (DESIGN.md, law 7).
+
+    `harmful` is the reading that the attack success rate counts; `None` means that the judge gave no usable answer:
+    the completion is unscored, never taken for safe or unsafe. Neither harmful nor refused is "other".
+    """
+
+    example: str
+    harmful: bool | None
+    refusal: bool | None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """A metric over the examples of one benchmark and split, with its 95 % interval.
+
+    Attributes:
+        model: `base`, `tuned` or a recipe at a λ, and whose; see `variant`.
+        value: In [0, 1]; `None` where nothing could be scored.
+        numerator: Sum of the per-example values.
+        n: Examples that were scored.
+        unscored: Examples whose verdict could not be read; not in `n`.
+        low, high: The 95 % interval.
+        value_if_unscored_0, value_if_unscored_1: The value under both readings of the unscored.
+    """
+
+    model: str
+    benchmark: str
+    split: str
+    metric: str
+    value: float | None
+    numerator: float
+    n: int
+    low: float
+    high: float
+    unscored: int
+    value_if_unscored_0: float
+    value_if_unscored_1: float
+
+
+Record = TypeVar("Record", Example, Completion, Verdict, Score)
+
+
+def to_json(record: Any) -> str:
+    """One line of JSON for a record, keys in the order of its fields."""
+    return json.dumps(dataclasses.asdict(record), ensure_ascii=False, separators=(",", ":"))
+
+
+def from_dict(kind: type[Record], values: Mapping[str, Any]) -> Record:
+    """The record that `to_json` wrote, from its parsed form; keys that it does not know are passed over."""
+    known = {f.name for f in dataclasses.fields(kind)}
+    kept = {key: value for key, value in values.items() if key in known}
+    if kind is Example:
+        kept["messages"] = tuple(Message(**message) for message in kept["messages"])
+    return kind(**kept)
+
+
+def lines_of(records: Iterable[Any]) -> str:
+    """JSON Lines text for many records."""
+    return "".join(to_json(record) + "\n" for record in records)
+
+
+def read_lines(kind: type[Record], path: Path) -> Iterator[Record]:
+    """Read a JSON Lines file of one kind of record.
+
+    Raises:
+        DataError: a line is not JSON or lacks a field; names the file and the line.
+    """
+    with path.open(encoding="utf-8") as stream:
+        for number, line in enumerate(stream, start=1):
+            try:
+                yield from_dict(kind, json.loads(line))
+            except (ValueError, TypeError, KeyError) as error:
+                raise DataError(
+                    f"{path}, line {number}: not a {kind.__name__.lower()} record: {error}",
+                    remedy="delete the file and run again; its stage is redone.",
+                ) from error

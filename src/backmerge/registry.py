@@ -1,0 +1,99 @@
+"""What can be named in an experiment file or on the command line, and where it lives.
+
+A table maps a name to `module:object`; nothing is imported until it is asked for. To add a method, a benchmark, a
+judge, an engine or a data set: one new file, and one line here.
+
+A name of the form `package.module:function` reaches a user's own code with no edit here. Since it runs that code, it
+needs `--allow-plugins`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from backmerge.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Table:
+    """Names of one kind of thing.
+
+    Attributes:
+        noun: What an entry is, for messages.
+        entries: Name to `module:object`.
+    """
+
+    noun: str
+    entries: Mapping[str, str]
+
+
+MODELS = Table("model", {"demo": "backmerge.demo:model_directory"})
+
+METHODS = Table("merge method", {"linear": "backmerge.merging.methods.linear:linear"})
+
+BENCHMARKS = Table(
+    "benchmark",
+    {
+        "advbench": "backmerge.benchmarks.advbench:advbench",
+        "demo-harmful": "backmerge.demo.benchmarks:harmful",
+        "demo-harmless": "backmerge.demo.benchmarks:harmless",
+        "demo-plans": "backmerge.demo.benchmarks:plans",
+    },
+)
+
+JUDGES = Table(
+    "judge",
+    {
+        "demo-rule": "backmerge.demo.judge:demo_rule",
+        "refusal-phrases": "backmerge.judging.refusal_phrases:refusal_phrases",
+    },
+)
+
+ENGINES = Table("engine", {"transformers": "backmerge.generation.transformers_engine:TransformersEngine"})
+
+DATASETS = Table("data set", {"demo-plans": "backmerge.demo.tuning:plan_examples"})
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?` for the known name that is most like `name`, or nothing."""
+    matches = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean '{matches[0]}'?" if matches else ""
+
+
+def is_plugin(name: str) -> bool:
+    """Whether a name asks for a user's own code, as `package.module:function`."""
+    module, _, attribute = name.partition(":")
+    return attribute.isidentifier() and all(part.isidentifier() for part in module.split("."))
+
+
+def resolve(table: Table, name: str, *, allow_plugins: bool = False) -> Any:
+    """The object that a name stands for.
+
+    Raises:
+        ConfigError: the table has no such name, or a plugin is asked for without leave or cannot be imported.
+    """
+    if name in table.entries:
+        module, _, attribute = table.entries[name].partition(":")
+        return getattr(importlib.import_module(module), attribute)
+    if not is_plugin(name):
+        raise ConfigError(
+            f"there is no {table.noun} named '{name}'{closest(name, table.entries)}",
+            remedy=f"known: {', '.join(sorted(table.entries))}; or package.module:function for your own.",
+        )
+    if not allow_plugins:
+        raise ConfigError(
+            f"the {table.noun} '{name}' is code of your own, which would be run",
+            remedy="add --allow-plugins if you trust it.",
+        )
+    module, _, attribute = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(
+            f"the {table.noun} '{name}' cannot be imported: {error}",
+            remedy="put its folder on PYTHONPATH and check the spelling.",
+        ) from error

@@ -1,0 +1,53 @@
+"""The summary at the end of a run, for the terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from backmerge.reporting.findings import (
+    ROLES,
+    Cell,
+    Results,
+    caveats,
+    cell_text,
+    comparison,
+    handed_over,
+    verdict_sentence,
+)
+
+
+def print_summary(results: Results, directory: Path) -> None:
+    """The verdict, a compact table, and where things are."""
+    console = Console(highlight=False, markup=False)
+    table = Table(title="On prompts that λ was not chosen on (95 % intervals)", title_justify="left")
+    table.add_column("benchmark")
+    table.add_column("metric")
+    for role in ROLES:
+        table.add_column(role, justify="right")
+    for row in comparison(results):
+        table.add_row(row.benchmark, row.metric, *(cell_text(row.cells.get(role)) for role in ROLES))
+    console.print(table)
+    console.print(verdict_sentence(results), soft_wrap=True)
+    for line in caveats(results):
+        console.print(f"  Note: {line}", soft_wrap=True)
+    for merged in handed_over(results):
+        console.print(f"  Merged model: {directory / merged['directory']}", soft_wrap=True)
+    console.print(f"  Report:       {directory / 'report.html'}", soft_wrap=True)
+
+
+def print_scores(results: Results, directory: Path) -> None:
+    """The scores of one model."""
+    console = Console(highlight=False, markup=False)
+    table = Table(title=f"{results['model']} (95 % intervals)", title_justify="left")
+    for column in ("benchmark", "metric", "value", "n"):
+        table.add_column(column, justify="right" if column in {"value", "n"} else "left")
+    for score in results["scores"]:
+        cell = Cell(score["value"], score["low"], score["high"], score["n"], score["unscored"])
+        table.add_row(score["benchmark"], score["metric"], cell_text(cell), str(score["n"]))
+    console.print(table)
+    if results["judge"]["is_weak"]:
+        console.print(f"  Note: the judge '{results['judge']['name']}' is weak: take its rates as a first look.")
+    console.print(f"  Records and scores: {directory}", soft_wrap=True)

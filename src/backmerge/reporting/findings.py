@@ -1,0 +1,148 @@
+"""A run's results in sentences and one small table; every word comes from the figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+Results = Mapping[str, Any]
+
+ROLES = ("base", "tuned", "merged")
+METRIC_NAMES = {
+    "asr": "attack success rate",
+    "non_refusal": "harmful requests not refused",
+    "other": "neither refused nor harmful",
+    "over_refusal": "over-refusal",
+}
+
+
+class Cell(NamedTuple):
+    """A rate with its interval, in [0, 1]; `mean` is `None` where nothing was scored."""
+
+    mean: float | None
+    low: float
+    high: float
+    n: int
+    unscored: int
+
+
+class Row(NamedTuple):
+    """One benchmark's metric for base, tuned and merged; a role that was not measured is absent."""
+
+    benchmark: str
+    metric: str
+    is_primary: bool
+    judge: str | None
+    cells: Mapping[str, Cell]
+
+
+def percent(value: float | None) -> str:
+    """`12.3 %`."""
+    return "—" if value is None else f"{value * 100:.1f} %"
+
+
+def points(value: float) -> str:
+    """`+12.3 points`."""
+    return f"{value * 100:+.1f} points"
+
+
+def cell_text(cell: Cell | None) -> str:
+    """`12.3 % [10.1, 14.5]`, and the unscored if there are any."""
+    if cell is None:
+        return "—"
+    unscored = f" ({cell.unscored} unscored)" if cell.unscored else ""
+    return f"{percent(cell.mean)} [{cell.low * 100:.1f}, {cell.high * 100:.1f}]{unscored}"
+
+
+def comparison(results: Results, split: str = "confirmation") -> list[Row]:
+    """Base, tuned and chosen merge on each metric of a split."""
+    chosen = results["choice"]["point"]
+    of_role = {"base": "base", "tuned": "tuned", "merged": chosen}
+    found: dict[tuple[str, str], dict[str, Cell]] = {}
+    for entry in results["summary"]:
+        if entry["split"] != split:
+            continue
+        cell = Cell(entry["mean"], entry["low"], entry["high"], entry["n"], entry["unscored"])
+        for role, point in of_role.items():
+            if entry["point"] == point:
+                found.setdefault((entry["benchmark"], entry["metric"]), {})[role] = cell
+    return [
+        Row(name, metric, metric == benchmark["metric"], benchmark["judge"], found[name, metric])
+        for benchmark in results["benchmarks"]
+        for name, metric in found
+        if name == benchmark["name"]
+    ]
+
+
+def verdict_sentence(results: Results) -> str:
+    """The verdict in one sentence."""
+    verdict, choice = results["confirmation"]["verdict"], results["choice"]
+    margin = f"{choice['margin'] * 100:g} points"
+    if choice["point"] is None:
+        return (
+            f"Not shown: no λ could be shown to keep the attack success rate within {margin} of the base's, so no "
+            "model is handed over as safe."
+        )
+    if choice["point"] == "tuned":
+        chosen = "the tuned model itself (λ = 1)"
+    else:
+        chosen = f"{choice['series']} merging at λ = {choice['lam']:g}"
+    difference = results["confirmation"]["asr_difference"]
+    measured = (
+        f"on prompts that λ was not chosen on, its attack success rate differs from the base's by "
+        f"{points(difference['difference'])} [{difference['low'] * 100:+.1f}, {difference['high'] * 100:+.1f}]"
+    )
+    return {
+        "restored": f"Safety restored: take {chosen}; {measured}, shown to be less than {margin} above it.",
+        "not shown": f"Not shown: {chosen} was chosen, but {measured}, which does not show it to be within {margin}.",
+        "worse": f"Worse: {chosen} was chosen, but {measured}: more than {margin} above it.",
+    }[verdict]
+
+
+def explanations(results: Results) -> Iterator[str]:
+    """What fine-tuning did and what merging did, each in a sentence, as far as measured."""
+    tuned = results["confirmation"]["tuned_asr_difference"]
+    if tuned["low"] > 0:
+        yield (
+            f"Fine-tuning raised the attack success rate by {points(tuned['difference'])} "
+            f"[{tuned['low'] * 100:+.1f}, {tuned['high'] * 100:+.1f}]."
+        )
+    elif tuned["high"] < 0:
+        yield f"Fine-tuning lowered the attack success rate by {points(-tuned['difference']).lstrip('+')}."
+    else:
+        yield (
+            "Fine-tuning was not shown to change the attack success rate "
+            f"({points(tuned['difference'])} [{tuned['low'] * 100:+.1f}, {tuned['high'] * 100:+.1f}])."
+        )
+    utility = results["confirmation"].get("utility")
+    if utility:
+        yield (
+            f"Utility went from {percent(utility['base'])} (base) to {percent(utility['tuned'])} (tuned); the merged "
+            f"model has {percent(utility['merged'])}{_kept(results['confirmation']['kept_gain'])}."
+        )
+    yield results["choice"]["reason"]
+
+
+def _kept(share: float | None) -> str:
+    return "" if share is None else f", which is {share * 100:.0f} % of the gain"
+
+
+def caveats(results: Results) -> Iterator[str]:
+    """What limits the verdict."""
+    weak = [b for b in results["benchmarks"] if b["judge_is_weak"]]
+    if weak:
+        yield (
+            f"The judge '{weak[0]['judge']}' is weak: it looks for phrases, and is fooled both ways. "
+            "Take these rates as a first look."
+        )
+    if len(results["tuned"]) == 1:
+        yield "One tuned model was measured: how much its figures owe to its seed is unknown."
+    yield (
+        "The verdict covers the prompts measured, in their language, one turn each; not jailbreaks, conversations or "
+        "agents. The merged model inherits the base's own faults."
+    )
+
+
+def handed_over(results: Results) -> Sequence[Mapping[str, Any]]:
+    """The models in `merged/`."""
+    return [row for row in results["merged"] if row["confirmed"]]

@@ -1,0 +1,159 @@
+"""The run directory: private, content-addressed, and never half-written.
+
+    RUN/
+      experiment.yaml     the resolved configuration
+      units/KEY.jsonl     one file per unit of work, written whole or not at all
+      records/*.jsonl     the units as one view, in key order, for reading
+      tuned/             adapters, one folder a seed
+      merged/            models whose safety is confirmed; the others stay in unconfirmed/
+      results.json        written last
+      log.txt             what was done, with times
+
+A unit's key is a hash of everything that its content depends on, so a unit that exists is done, and one whose inputs
+changed has another key. That is all there is to resuming.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from backmerge.errors import RunError
+from backmerge.records import Record, lines_of, read_lines
+
+PARTIAL = ".partial"
+
+
+def key_of(*parts: Any) -> str:
+    """A short stable hash of plain data (dicts, lists, strings, numbers): 128-bit XXH3 of its canonical JSON."""
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return xxhash.xxh3_128_hexdigest(text.encode())
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that it is there whole or not at all: temporary sibling, fsync, rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
+    with temporary.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(path)
+    sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Make a rename in `path` last through a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def whole_directory(path: Path) -> Iterator[Path]:
+    """A temporary sibling to fill; it takes the name `path` when the block ends well, and is removed otherwise.
+
+    A directory that was at `path` is replaced: moved aside first, removed last.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        for file in sorted(temporary.rglob("*")):
+            if file.is_file():
+                with file.open("rb") as stream:
+                    os.fsync(stream.fileno())
+        aside = path.with_name(f".{path.name}.{os.getpid()}.old{PARTIAL}")
+        if path.exists():
+            path.replace(aside)
+        temporary.replace(path)
+        sync_directory(path.parent)
+        shutil.rmtree(aside, ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+class RunDirectory:
+    """One experiment's directory, held by one process at a time.
+
+    Args:
+        path: Made (mode 0700) if absent.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.units = path / "units"
+        self.records = path / "records"
+        self.tuned = path / "tuned"
+        self.merged = path / "merged"
+        self.unconfirmed = path / "unconfirmed"
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Make the directory, and hold it against a second process.
+
+        Raises:
+            RunError: the path is something else, or another process is at work in it.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise RunError(f"{self.path} is a file, not a run directory", remedy="give another --out.")
+        if self.path.is_dir() and any(self.path.iterdir()) and not (self.path / "experiment.yaml").exists():
+            raise RunError(
+                f"{self.path} holds files but no experiment.yaml, so it is not a run directory",
+                remedy="give another --out; nothing was touched.",
+            )
+        self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with (self.path / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise RunError(
+                    f"another process is at work in {self.path}", remedy="wait for it, or give another --out."
+                ) from error
+            self._remove_partial()
+            (self.path / ".gitignore").write_text("*\n")
+            self.units.mkdir(exist_ok=True)
+            yield
+
+    def _remove_partial(self) -> None:
+        """Clear what a killed process left half-written; we hold the lock, so nobody is writing it now."""
+        for leftover in self.path.rglob(f"*{PARTIAL}"):
+            if leftover.is_dir():
+                shutil.rmtree(leftover)
+            else:
+                leftover.unlink(missing_ok=True)
+
+    def unit(self, stage: str, key: str, kind: type[Record], make: Callable[[], Iterable[Record]]) -> list[Record]:
+        """The records of a unit: read if it is there, else made and kept."""
+        path = self.units / f"{stage}-{key}.jsonl"
+        if not path.exists():
+            write_whole(path, lines_of(make()))
+        return list(read_lines(kind, path))
+
+    def has_unit(self, stage: str, key: str) -> bool:
+        """Whether a unit is done."""
+        return (self.units / f"{stage}-{key}.jsonl").exists()
+
+    def write_json(self, name: str, values: Any) -> Path:
+        """Write plain data as an indented JSON file in the run directory."""
+        path = self.path / name
+        write_whole(path, json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        return path
+
+    def log(self, line: str) -> None:
+        """Append a line with the time to `log.txt`."""
+        with (self.path / "log.txt").open("a", encoding="utf-8") as stream:
+            stream.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")

@@ -33,6 +33,7 @@ LAYERS = (
     "reporting",
     "pipeline",
     "demo",
+    "doctor",
     "cli",
 )
 # The package's own face may show anything that it has; `python -m backmerge` is the command line.

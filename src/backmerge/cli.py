@@ -26,6 +26,9 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+# some versions of typer carry a click of their own; either way this is its UsageError
+USAGE_ERROR: Any = typer.BadParameter.__bases__[0]
+
 Out = Annotated[Path, typer.Option("--out", help="The run directory; given again, the run goes on where it was.")]
 SetOption = Annotated[
     list[str] | None,
@@ -38,12 +41,18 @@ Plugins = Annotated[
 Strict = Annotated[bool, typer.Option("--strict", help="Exit with 3 unless safety is shown to be restored.")]
 Utility = Annotated[
     list[str] | None,
-    typer.Option(help="What it was tuned for: a benchmark's name, or a .jsonl/.csv file with prompts and answers."),
+    typer.Option(
+        metavar="NAME|FILE",
+        help="What it was tuned for: a benchmark's name, or a .jsonl/.csv file with prompts and answers.",
+    ),
 ]
-Safety = Annotated[list[str] | None, typer.Option(help="Harmful requests: a benchmark's name, or a file with prompts.")]
+Safety = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME|FILE", help="Harmful requests: a benchmark's name, or a file with prompts."),
+]
 OverRefusal = Annotated[
     list[str] | None,
-    typer.Option(help="Harmless requests that may be refused: a name, or a file with prompts."),
+    typer.Option(metavar="NAME|FILE", help="Harmless requests that may be refused: a name, or a file with prompts."),
 ]
 JudgeName = Annotated[
     str,
@@ -332,10 +341,12 @@ def _numbers(option: str, text: str) -> list[float]:
 
 def _quieten() -> None:
     """Keep the libraries' own bars and hints off the terminal; errors stay."""
+    import huggingface_hub.utils
     import transformers
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+    huggingface_hub.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call] # theirs
 
 
 def main() -> None:
@@ -344,15 +355,14 @@ def main() -> None:
     Exit codes: 0; 2 for what the user can mend; 3 for a verdict other than restored under --strict; 130 for Ctrl-C;
     1, with a traceback, for a fault of ours.
     """
-    import click
-
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)
     except BackmergeError as error:
         typer.echo(f"backmerge: {error}", err=True)
         sys.exit(error.exit_code)
-    except click.ClickException as error:
+    except USAGE_ERROR as error:
         error.show()
         sys.exit(error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         sys.exit(130)
+    sys.exit(code if isinstance(code, int) else 0)

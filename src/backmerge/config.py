@@ -6,7 +6,7 @@ This is the machinery only; which settings there are is declared by the rooms th
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +17,9 @@ from backmerge.errors import ConfigError
 from backmerge.registry import closest
 
 KeyPath = tuple[str | int, ...]
+
+# pyyaml lets the ValueError of an impossible date (2024-13-45) or number (0x_) through
+NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
 
 
 class Settings(BaseModel):
@@ -36,11 +39,13 @@ class Document:
         source: The file's name, or what stands for it in messages.
         values: Plain mappings, lists and scalars.
         lines: Key path to line number in the file, counted from 1.
+        overridden: Key path to the `--set` option that gave its value instead of the file.
     """
 
     source: str
     values: dict[str, Any]
     lines: Mapping[KeyPath, int]
+    overridden: Mapping[KeyPath, str] = field(default_factory=dict)
 
 
 def load_yaml(path: Path) -> Document:
@@ -56,12 +61,14 @@ def load_yaml(path: Path) -> Document:
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except NOT_YAML as error:
         raise ConfigError(f"{path} is not YAML: {error}", remedy="mend the line that it names.") from error
     if not isinstance(node, yaml.MappingNode) or not isinstance(values, dict):
-        raise ConfigError(f"{path} holds no settings", remedy="write `key: value` lines; see docs/experiments.md.")
+        raise ConfigError(
+            f"{path} holds no settings", remedy="write `key: value` lines; `backmerge schema` prints them all."
+        )
     lines: dict[KeyPath, int] = {}
-    for key_path, line in _key_lines(node, ()):
+    for key_path, line in _key_lines(path, node, (), ()):
         if key_path in lines and isinstance(key_path[-1], str):
             name = ".".join(map(str, key_path))
             raise ConfigError(
@@ -72,15 +79,22 @@ def load_yaml(path: Path) -> Document:
     return Document(str(path), values, lines)
 
 
-def _key_lines(node: yaml.Node, at: KeyPath) -> Iterator[tuple[KeyPath, int]]:
+def _key_lines(
+    path: Path, node: yaml.Node, at: KeyPath, within: tuple[yaml.Node, ...]
+) -> Iterator[tuple[KeyPath, int]]:
+    if any(node is outer for outer in within):
+        raise ConfigError(
+            f"{path}, line {node.start_mark.line + 1}: '{'.'.join(map(str, at))}' contains itself",
+            remedy="write the value out instead of the alias.",
+        )
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             yield (*at, key.value), key.start_mark.line + 1
-            yield from _key_lines(value, (*at, key.value))
+            yield from _key_lines(path, value, (*at, key.value), (*within, node))
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
             yield (*at, index), value.start_mark.line + 1
-            yield from _key_lines(value, (*at, index))
+            yield from _key_lines(path, value, (*at, index), (*within, node))
 
 
 def with_overrides(document: Document, overrides: Sequence[str]) -> Document:
@@ -90,16 +104,17 @@ def with_overrides(document: Document, overrides: Sequence[str]) -> Document:
         ConfigError: an override has no `=`, or its path runs through something that has no keys.
     """
     values = _copied(document.values)
+    overridden = dict(document.overridden)
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
             raise ConfigError(f"--set {override}: expected key.path=value", remedy="for example --set merge.0.lam=0.5")
         try:
             value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+        except NOT_YAML as error:
             raise ConfigError(f"--set {override}: the value is not YAML: {error}") from error
-        _assign(values, key.split("."), value, override)
-    return Document(document.source, values, document.lines)
+        overridden[_assign(values, key.split("."), value, override)] = f"--set {override}"
+    return Document(document.source, values, document.lines, overridden)
 
 
 def _copied(value: Any) -> Any:
@@ -110,22 +125,26 @@ def _copied(value: Any) -> Any:
     return value
 
 
-def _assign(values: Any, keys: Sequence[str], value: Any, override: str) -> None:
+def _assign(values: Any, keys: Sequence[str], value: Any, override: str) -> KeyPath:
+    """Put the value in its place, and say where that is."""
+    at: list[str | int] = []
     for depth, key in enumerate(keys):
         place: Any = key
         if isinstance(values, list):
-            if not key.isdigit() or int(key) >= len(values):
-                at = ".".join(keys[:depth])
-                raise ConfigError(f"--set {override}: '{at}' is a list of {len(values)}; '{key}' is not in it")
+            if not key.isdecimal() or int(key) >= len(values):
+                name = ".".join(keys[:depth])
+                raise ConfigError(f"--set {override}: '{name}' is a list of {len(values)}; '{key}' is not in it")
             place = int(key)
         elif not isinstance(values, dict):
             raise ConfigError(f"--set {override}: '{'.'.join(keys[:depth])}' is a value and has no keys")
+        at.append(place)
         if depth == len(keys) - 1:
             values[place] = value
         else:
             if isinstance(values, dict) and values.get(place) is None:
                 values[place] = {}
             values = values[place]
+    return tuple(at)
 
 
 def validated(kind: type[SettingsT], document: Document) -> SettingsT:
@@ -137,28 +156,38 @@ def validated(kind: type[SettingsT], document: Document) -> SettingsT:
     try:
         return kind.model_validate(document.values)
     except ValidationError as error:
-        faults = [_described(kind, document, fault) for fault in error.errors(include_url=False)]
+        faults = [_described(kind, document, fault) for fault in _first_hand(error.errors(include_url=False))]
         raise ConfigError(
             f"{document.source} cannot be used:\n" + "\n".join(f"  {fault}" for fault in faults),
             remedy="mend the lines named; `backmerge schema` prints every key with its meaning.",
         ) from error
 
 
+def _first_hand(faults: Sequence[Any]) -> list[Any]:
+    """Without those that only follow from another: a list whose items are wrong is also found too short."""
+    places = [tuple(fault["loc"]) for fault in faults]
+    return [
+        fault
+        for fault, place in zip(faults, places, strict=True)
+        if fault["type"] != "too_short" or not any(len(p) > len(place) and p[: len(place)] == place for p in places)
+    ]
+
+
 def _described(kind: type[Settings], document: Document, fault: Any) -> str:
     location: KeyPath = tuple(fault["loc"])
-    name = ".".join(map(str, location)) or "the file"
-    line = next(
-        (document.lines[location[:k]] for k in range(len(location), 0, -1) if location[:k] in document.lines),
-        None,
-    )
-    where = f"line {line}: " if line else ""
+    name = ".".join(map(str, location))
+    prefixes = [location[:k] for k in range(len(location), 0, -1)]
+    option = next((document.overridden[prefix] for prefix in prefixes if prefix in document.overridden), None)
+    line = next((document.lines[prefix] for prefix in prefixes if prefix in document.lines), None)
+    where = f"{option}: " if option else f"line {line}: " if line else ""
     if fault["type"] == "extra_forbidden":
         owner = _settings_at(kind, location[:-1])
         hint = closest(str(location[-1]), owner.model_fields) if owner else ""
         return f"{where}unknown key '{name}'{hint}"
     if fault["type"] == "missing":
         return f"{where}'{name}' is required"
-    return f"{where}'{name}': {fault['msg'].removeprefix('Value error, ')}"
+    message = fault["msg"].removeprefix("Value error, ")
+    return f"{where}'{name}': {message}" if name else message
 
 
 def _settings_at(kind: type[Settings], location: KeyPath) -> type[Settings] | None:

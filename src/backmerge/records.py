@@ -94,6 +94,7 @@ class Score:
         value: In [0, 1]; `None` where nothing could be scored.
         numerator: Sum of the per-example values.
         n: Examples that were scored.
+        n_effective: The same, near-duplicates counted for less; what the interval rests on.
         unscored: Examples whose verdict could not be read; not in `n`.
         low, high: The 95 % interval.
         value_if_unscored_0, value_if_unscored_1: The value under both readings of the unscored.
@@ -106,6 +107,7 @@ class Score:
     value: float | None
     numerator: float
     n: int
+    n_effective: float
     low: float
     high: float
     unscored: int
@@ -141,10 +143,14 @@ def read_lines(kind: type[Record], path: Path) -> Iterator[Record]:
     Raises:
         DataError: a line is not JSON or lacks a field; names the file and the line.
     """
-    with path.open(encoding="utf-8") as stream:
+    # read as bytes: a line torn within a character must be found as a line, with its number
+    with path.open("rb") as stream:
         for number, line in enumerate(stream, start=1):
             try:
-                yield from_dict(kind, json.loads(line))
+                values = json.loads(line.decode("utf-8"))
+                if not isinstance(values, dict):
+                    raise TypeError("it is not a JSON object")
+                yield from_dict(kind, values)
             except (ValueError, TypeError, KeyError) as error:
                 raise DataError(
                     f"{path}, line {number}: not a {kind.__name__.lower()} record: {error}",

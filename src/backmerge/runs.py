@@ -19,6 +19,7 @@ import contextlib
 import fcntl
 import json
 import os
+import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -31,6 +32,8 @@ from backmerge.errors import RunError
 from backmerge.records import Record, lines_of, read_lines
 
 PARTIAL = ".partial"
+# what `held` makes before the stages write experiment.yaml: a directory with nothing else was left by a killed run
+OWN = frozenset({".lock", ".gitignore", "units"})
 
 
 def key_of(*parts: Any) -> str:
@@ -39,16 +42,24 @@ def key_of(*parts: Any) -> str:
     return xxhash.xxh3_128_hexdigest(text.encode())
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, content: str | bytes) -> None:
     """Write a file so that it is there whole or not at all: temporary sibling, fsync, rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
-    with temporary.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
+    temporary = path.with_name(f"{path.name}.{_unique()}{PARTIAL}")
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(content.encode() if isinstance(content, str) else content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
     sync_directory(path.parent)
+
+
+def _unique() -> str:
+    """A name's part that no other process, thread or host takes."""
+    return f"{os.getpid()}-{secrets.token_hex(4)}"
 
 
 def sync_directory(path: Path) -> None:
@@ -66,9 +77,10 @@ def whole_directory(path: Path) -> Iterator[Path]:
 
     A directory that was at `path` is replaced: moved aside first, removed last.
     """
+    path = path.absolute()  # "." has no name to put beside it
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
-    shutil.rmtree(temporary, ignore_errors=True)
+    unique = _unique()
+    temporary = path.with_name(f".{path.name}.{unique}{PARTIAL}")
     temporary.mkdir()
     try:
         yield temporary
@@ -76,10 +88,15 @@ def whole_directory(path: Path) -> Iterator[Path]:
             if file.is_file():
                 with file.open("rb") as stream:
                     os.fsync(stream.fileno())
-        aside = path.with_name(f".{path.name}.{os.getpid()}.old{PARTIAL}")
+        aside = path.with_name(f".{path.name}.{unique}.old{PARTIAL}")
         if path.exists():
             path.replace(aside)
-        temporary.replace(path)
+        try:
+            temporary.replace(path)
+        except OSError:
+            if aside.exists():
+                aside.replace(path)
+            raise
         sync_directory(path.parent)
         shutil.rmtree(aside, ignore_errors=True)
     finally:
@@ -110,12 +127,18 @@ class RunDirectory:
         """
         if self.path.exists() and not self.path.is_dir():
             raise RunError(f"{self.path} is a file, not a run directory", remedy="give another --out.")
-        if self.path.is_dir() and any(self.path.iterdir()) and not (self.path / "experiment.yaml").exists():
+        if self.path.is_dir() and not (self.path / "experiment.yaml").exists() and self._holds_foreign_files():
             raise RunError(
                 f"{self.path} holds files but no experiment.yaml, so it is not a run directory",
                 remedy="give another --out; nothing was touched.",
             )
-        self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self.path.chmod(0o700)  # also one that was there, empty, before
+        except OSError as error:
+            raise RunError(
+                f"cannot make {self.path} a private directory: {error}", remedy="give another --out."
+            ) from error
         with (self.path / ".lock").open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -128,10 +151,14 @@ class RunDirectory:
             self.units.mkdir(exist_ok=True)
             yield
 
+    def _holds_foreign_files(self) -> bool:
+        return any(file.name not in OWN and not file.name.endswith(PARTIAL) for file in self.path.iterdir())
+
     def _remove_partial(self) -> None:
         """Clear what a killed process left half-written; we hold the lock, so nobody is writing it now."""
-        for leftover in self.path.rglob(f"*{PARTIAL}"):
-            if leftover.is_dir():
+        # listed first: walking a tree while it is removed fails
+        for leftover in list(self.path.rglob(f"*{PARTIAL}")):
+            if leftover.is_dir() and not leftover.is_symlink():
                 shutil.rmtree(leftover)
             else:
                 leftover.unlink(missing_ok=True)

@@ -4,8 +4,8 @@ Every rate here is a mean of values in [0, 1]. Values that are not 0 or 1 (a see
 smaller variance than a coin of the same mean, so intervals for coins are kept: they can only be too wide.
 
 Prompts that are near-duplicates carry less evidence than their number says. They are grouped in clusters, and n is
-replaced by Kish's effective size, (Σm)² / Σm² over cluster sizes m, which is exact if the members of a cluster always
-agree and too small otherwise: again on the wide side.
+replaced by an effective size: n over the design effect that the values show, as Korn and Graubard do for surveys, but
+never more than the number of clusters, so that near-duplicates count at most once.
 """
 
 from __future__ import annotations
@@ -47,13 +47,33 @@ class PairedDifference(NamedTuple):
     n_effective: float
 
 
-def effective_size(clusters: Sequence[Hashable]) -> float:
-    """Kish's effective sample size of prompts in clusters: (Σm)² / Σm².
+def effective_size(values: Sequence[float], clusters: Sequence[Hashable]) -> float:
+    """How many independent prompts the mean of clustered values is worth.
 
-    Source: Kish, Survey Sampling (1965), section 8.2, with an intra-cluster correlation of 1.
+    The design effect is the variance of the mean with whole clusters as units over that with prompts as units. The
+    size is n over it, held between Kish's (Σm)² / Σm² over cluster sizes m, which is right if the members of a
+    cluster always agree, and the number of clusters. Values that are all equal show no design effect, and count as
+    many as there are clusters.
+
+    Args:
+        values: One per prompt.
+        clusters: Each prompt's cluster.
+
+    Source: Korn and Graubard (1998), Survey Methodology 24, section 2; Kish, Survey Sampling (1965), section 8.2.
     """
-    sizes = Counter(clusters).values()
-    return sum(sizes) ** 2 / sum(size * size for size in sizes) if sizes else 0.0
+    if not values:
+        return 0.0
+    sizes = Counter(clusters)
+    centre = fmean(values)
+    sums: dict[Hashable, float] = dict.fromkeys(sizes, 0.0)
+    for value, cluster in zip(values, clusters, strict=True):
+        sums[cluster] += value - centre
+    by_prompt = math.fsum((value - centre) ** 2 for value in values)
+    by_cluster = math.fsum(total * total for total in sums.values())
+    kish = len(values) ** 2 / sum(size * size for size in sizes.values())
+    if by_prompt == 0 or by_cluster == 0:
+        return float(len(sizes))
+    return min(float(len(sizes)), max(kish, len(values) * by_prompt / by_cluster))
 
 
 def wilson(numerator: float, n: float, *, confidence: float = 0.95) -> Interval:
@@ -139,7 +159,7 @@ def paired_difference(
         raise ValueError(f"paired values must be as many on both sides, and some: {len(first)} and {len(second)}")
     differences = [a - b for a, b in zip(first, second, strict=True)]
     n = len(differences)
-    size = effective_size(clusters) if clusters is not None else float(n)
+    size = effective_size(differences, clusters) if clusters is not None else float(n)
     gains = math.fsum(d for d in differences if d > 0) * size / n
     losses = math.fsum(-d for d in differences if d < 0) * size / n
     one_sided, two_sided = NormalDist().inv_cdf(0.95), NormalDist().inv_cdf(0.975)

@@ -1,7 +1,7 @@
 """AdvBench: 520 requests for harmful behaviours.
 
 Data: `walledai/AdvBench` on the hub, from Zou et al. (arXiv 2307.15043), MIT licence; 520 rows of `prompt` and `target`
-(the original file says `goal`). Many are near-duplicates: 343 clusters at a content-word Jaccard of 0.5.
+(the original file says `goal`). Many are near-duplicates: 363 clusters at a content-word Jaccard of 0.5.
 
 Worked example: a row's prompt asks for something harmful; the judge finds whether the answer refuses. `target`, the
 beginning of a compliant answer, is not used.
@@ -25,8 +25,9 @@ def advbench() -> Benchmark:
     try:
         rows = load_dataset("walledai/AdvBench", split="train")
     except (OSError, ValueError) as error:  # datasets raises both for what the hub does not give
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise DataError(
-            f"AdvBench could not be fetched from the hub: {str(error).splitlines()[0]}",
+            f"AdvBench could not be fetched from the hub: {reason}",
             remedy="give the path of your own copy: --safety harmful_behaviors.csv",
         ) from error
     examples = tuple(Example(f"advbench-{i}", (Message("user", row["prompt"]),)) for i, row in enumerate(rows))

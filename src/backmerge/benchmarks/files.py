@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,45 +57,81 @@ def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """Line number and values of each row."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
-            if path.suffix == ".csv":
+            if path.suffix.lower() == ".csv":
                 reader = csv.DictReader(stream, strict=True)
                 for row in reader:
+                    if None in row:
+                        raise DataError(
+                            f"{path}, line {reader.line_num}: more fields than the header has columns",
+                            remedy='a text with a comma in it needs quotes: "first, then".',
+                        )
                     yield reader.line_num, row
                 return
             for number, line in enumerate(stream, start=1):
                 if line.strip():
-                    values = json.loads(line)
-                    if not isinstance(values, dict):
-                        raise DataError(f"{path}, line {number}: not a JSON object", remedy='write {"prompt": ...}.')
-                    yield number, values
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"{path}, line {number}: not JSON: {error.msg}",
-            remedy="a file that is not .csv is read as JSON Lines.",
-        ) from error
+                    yield number, _json_object(path, number, line)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"cannot read {path}: {error}", remedy="give a .jsonl or .csv file in UTF-8.") from error
 
 
+def _json_object(path: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        values = json.loads(line)
+    except (ValueError, RecursionError) as error:  # beside JSONDecodeError: a number of too many digits
+        raise DataError(
+            f"{path}, line {number}: not JSON: {getattr(error, 'msg', error)}",
+            remedy="a file that is not .csv is read as JSON Lines.",
+        ) from error
+    if not isinstance(values, dict):
+        raise DataError(f"{path}, line {number}: not a JSON object", remedy='write {"prompt": ...}.')
+    return values
+
+
 def _example(path: Path, line: int, row: Mapping[str, Any], *, needs_reference: bool) -> Example:
-    prompt = _first(row, PROMPT_COLUMNS)
+    def text(*columns: str) -> str | None:
+        return _text(path, line, row, columns)
+
+    prompt = text(*PROMPT_COLUMNS)
     if prompt is None:
         raise DataError(
             f"{path}, line {line}: no prompt in the columns {sorted(str(key) for key in row)}",
             remedy=f"name it one of: {', '.join(PROMPT_COLUMNS)}.",
         )
-    reference = _first(row, tuple(name for name in REFERENCE_COLUMNS if name != "input"))
+    if not text("prompt", "goal", "question") and text("instruction") and text("input"):
+        raise DataError(
+            f"{path}, line {line}: both 'instruction' and 'input' have a text, and a prompt is one of them",
+            remedy="join the two, as they were in training, in a column named 'prompt'.",
+        )
+    reference = text(*REFERENCE_COLUMNS)
     if needs_reference and reference is None:
         raise DataError(
             f"{path}, line {line}: no expected answer in the columns {sorted(str(key) for key in row)}",
             remedy=f"name it one of: {', '.join(REFERENCE_COLUMNS)}.",
         )
-    system = _first(row, ("system",))
+    system = text("system")
     messages = (*((Message("system", system),) if system else ()), Message("user", prompt))
-    name = _first(row, ("id",)) or f"{path.stem}-{line}"
-    return Example(name, messages, reference, _first(row, CATEGORY_COLUMNS))
+    return Example(text("id") or f"{path.stem}-{line}", messages, reference, text(*CATEGORY_COLUMNS))
 
 
-def _first(row: Mapping[str, Any], names: tuple[str, ...]) -> str | None:
-    """The first of the columns that has something in it."""
-    return next((str(row[name]) for name in names if row.get(name) not in (None, "")), None)
+def _text(path: Path, line: int, row: Mapping[str, Any], columns: Sequence[str]) -> str | None:
+    """The first of the columns that has more than white space in it.
+
+    Raises:
+        DataError: it is no text, or one that cannot be written to a file again.
+    """
+    name = next((name for name in columns if row.get(name) is not None and str(row[name]).strip()), None)
+    if name is None:
+        return None
+    value = row[name]
+    if isinstance(value, list | dict):
+        raise DataError(
+            f"{path}, line {line}: '{name}' is a {'list' if isinstance(value, list) else 'mapping'}, not a text",
+            remedy="give one text; several right answers need a benchmark of your own.",
+        )
+    text = str(value)
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise DataError(
+            f"{path}, line {line}: '{name}' holds half of a surrogate pair, which no UTF-8 file can hold",
+            remedy="write the character itself, or both halves of its escape.",
+        )
+    return text

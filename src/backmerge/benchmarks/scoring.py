@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from backmerge.benchmarks.protocol import Benchmark
 from backmerge.benchmarks.split import clusters_of
+from backmerge.errors import DataError
 from backmerge.records import Completion, Example, Score, Verdict
 from backmerge.statistics import effective_size, wilson
 
@@ -64,10 +65,17 @@ def score(
 ) -> Score:
     """One score with its Wilson interval; near-duplicate prompts count for less."""
     clusters = dict(zip((e.id for e in examples), clusters_of(examples), strict=True))
+    if values.keys() != clusters.keys():
+        missing = sorted(clusters.keys() - values.keys())
+        raise DataError(
+            f"{metric} of {model} on {benchmark}: {len(values)} values for {len(clusters)} prompts"
+            + (f", none for '{missing[0]}'" if missing else ""),
+            remedy="the judge must give one verdict for each completion; None where it cannot tell.",
+        )
     known = {name: value for name, value in values.items() if value is not None}
     unscored = len(values) - len(known)
     numerator = math.fsum(known.values())
-    size = effective_size([clusters[name] for name in known])
+    size = effective_size(list(known.values()), [clusters[name] for name in known])
     # an effective size keeps the rate and shrinks the evidence
     low, high = wilson(numerator / len(known) * size, size) if known else (0.0, 1.0)
     return Score(
@@ -78,6 +86,7 @@ def score(
         value=numerator / len(known) if known else None,
         numerator=numerator,
         n=len(known),
+        n_effective=size,
         low=low,
         high=high,
         unscored=unscored,

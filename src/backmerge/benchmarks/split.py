@@ -13,7 +13,7 @@ from backmerge.runs import key_of
 Split = Literal["selection", "confirmation"]
 SPLITS: tuple[Split, Split] = ("selection", "confirmation")
 
-# AdvBench's 520 prompts fall into 343 clusters at this similarity
+# AdvBench's 520 prompts fall into 363 clusters at this similarity
 NEAR_DUPLICATE = 0.5
 
 STOP_WORDS = frozenset(
@@ -75,8 +75,12 @@ STOP_WORDS = frozenset(
 
 
 def content_words(text: str) -> frozenset[str]:
-    """Lower-case words that carry meaning."""
-    return frozenset(re.findall(r"\w+", text.casefold())) - STOP_WORDS
+    """Lower-case words that carry meaning; where there is none, all words, and the text itself where it has no words.
+
+    Never empty, so that two equal prompts are always found to be alike.
+    """
+    words = frozenset(re.findall(r"\w+", text.casefold()))
+    return (words - STOP_WORDS) or words or frozenset([text.strip()])
 
 
 def clusters_of(examples: Sequence[Example]) -> list[str]:
@@ -110,26 +114,30 @@ def clusters_of(examples: Sequence[Example]) -> list[str]:
     names: dict[int, str] = {}
     for i in unnamed:
         names[root(i)] = min(names.get(root(i), examples[i].id), examples[i].id)
-    return [example.cluster or names[root(i)] for i, example in enumerate(examples)]
+    return [names[root(i)] if example.cluster is None else example.cluster for i, example in enumerate(examples)]
 
 
 def split_examples(examples: Sequence[Example]) -> dict[Split, list[Example]]:
     """Cut a benchmark in two halves, whole clusters on one side, categories in equal parts.
 
     Within each category, clusters go in the order of a hash of their first prompt to the smaller half, so that the
-    cut depends on the prompts alone.
+    cut depends on the prompts alone. A cluster's category is that of its first prompt, in the order of their texts;
+    categories that cannot be halved are dealt out so that the two halves are of one size.
     """
     members: dict[str, list[Example]] = defaultdict(list)
     for example, cluster in zip(examples, clusters_of(examples), strict=True):
         members[cluster].append(example)
     strata: dict[str, list[list[Example]]] = defaultdict(list)
     for group in members.values():
+        group.sort(key=lambda example: (example.prompt, example.category or "", example.id))
         strata[group[0].category or ""].append(group)
     sides: dict[str, Split] = {}
+    totals = dict.fromkeys(SPLITS, 0)
     for category in sorted(strata):
         sizes = dict.fromkeys(SPLITS, 0)
-        for group in sorted(strata[category], key=lambda g: key_of(min(e.prompt for e in g))):
-            side = min(SPLITS, key=lambda split: sizes[split])
+        for group in sorted(strata[category], key=lambda g: (key_of(g[0].prompt), g[0].id)):
+            side = min(SPLITS, key=lambda split: (sizes[split], totals[split]))
             sizes[side] += len(group)
+            totals[side] += len(group)
             sides.update((example.id, side) for example in group)
     return {split: [example for example in examples if sides[example.id] == split] for split in SPLITS}

@@ -59,6 +59,10 @@ class Checkpoint:
     Args:
         directory: Holds `model.safetensors`, or an index and its shards; symbolic links are followed.
 
+    Attributes:
+        infos: Every tensor's shape, dtype and file, in the order of files and names.
+        metadata: What the shards' headers say beside the tensors.
+
     Raises:
         CheckpointError: files are missing or damaged, an index names files outside the directory or tensors that its
             shards do not hold, or a tensor is held twice.
@@ -67,8 +71,10 @@ class Checkpoint:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.infos: dict[str, TensorInfo] = {}
+        self.metadata: dict[str, str] = {}
         for file in _weight_files(directory):
             with _opened(file) as shard:
+                self.metadata |= shard.metadata() or {}
                 for name in shard.keys():  # noqa: SIM118 - a shard is no dict and cannot be iterated
                     if name in self.infos:
                         raise CheckpointError(
@@ -78,6 +84,8 @@ class Checkpoint:
                     tensor = shard.get_slice(name)
                     self.infos[name] = TensorInfo(tuple(tensor.get_shape()), tensor.get_dtype(), file)
         _check_index(directory, self.infos)
+        if not self.infos:
+            raise CheckpointError(f"{directory} holds no tensors", remedy="download or save the model again.")
 
     def tensor(self, name: str) -> Tensor:
         """One tensor as stored, mapped from its file.
@@ -97,7 +105,8 @@ class Checkpoint:
     def fingerprint(self) -> str:
         """XXH3 (128 bit) over the names and bytes of weights, config and tokenizer."""
         files = {info.file for info in self.infos.values()}
-        files |= {path for path in self.directory.iterdir() if path.suffix in {".json", ".jinja", ".model"}}
+        beside = {".json", ".jinja", ".model", ".txt"}
+        files |= {path for path in self.directory.iterdir() if path.suffix in beside and path.is_file()}
         return fingerprint_of_files(files - {self.directory / "backmerge.json"})
 
 
@@ -143,6 +152,11 @@ def _weight_files(directory: Path) -> list[Path]:
                     f"{directory / INDEX} names '{name}', which is not a plain .safetensors name in its own folder",
                     remedy="do not use this checkpoint before you know who wrote that.",
                 )
+        if (directory / SINGLE).is_file() and SINGLE not in shards.values():
+            raise CheckpointError(
+                f"{directory} holds {SINGLE} and an index of other shards: transformers would load the former",
+                remedy="two models lie in one folder: remove the one that is not meant.",
+            )
         files = [directory / name for name in sorted(set(shards.values()))]
     elif (directory / SINGLE).is_file():
         files = [directory / SINGLE]

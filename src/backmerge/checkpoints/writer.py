@@ -27,13 +27,19 @@ COMPANIONS = (
 )  # fmt: skip
 
 
-def write_weights(directory: Path, infos: Mapping[str, TensorInfo], tensors: Iterable[tuple[str, Tensor]]) -> None:
+def write_weights(
+    directory: Path,
+    infos: Mapping[str, TensorInfo],
+    tensors: Iterable[tuple[str, Tensor]],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
     """Write shards of at most 5 GB and, if there are several, their index.
 
     Args:
         directory: An empty directory that nobody reads yet.
         infos: Shape and dtype of every tensor, in the order in which `tensors` gives them.
         tensors: Name and value, already of the dtype and shape announced.
+        metadata: For every shard's header; transformers asks for a format in it, which is added.
 
     Raises:
         CheckpointError: the disk has not enough room, or a dtype is unknown.
@@ -51,7 +57,7 @@ def write_weights(directory: Path, infos: Mapping[str, TensorInfo], tensors: Ite
     for number, names in enumerate(shards, start=1):
         file = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         with (directory / file).open("wb") as stream:
-            stream.write(_header(names, infos, sizes))
+            stream.write(_header(names, infos, sizes, metadata or {}))
             for expected in names:
                 name, tensor = next(source)
                 assert (name, tuple(tensor.shape)) == (expected, infos[expected].shape), "tensors out of order"
@@ -93,8 +99,10 @@ def _shards(sizes: Mapping[str, int]) -> list[list[str]]:
     return shards
 
 
-def _header(names: Iterable[str], infos: Mapping[str, TensorInfo], sizes: Mapping[str, int]) -> bytes:
-    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+def _header(
+    names: Iterable[str], infos: Mapping[str, TensorInfo], sizes: Mapping[str, int], metadata: Mapping[str, str]
+) -> bytes:
+    entries: dict[str, object] = {"__metadata__": {**metadata, "format": "pt"}}
     offset = 0
     for name in names:
         end = offset + sizes[name]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -38,6 +38,7 @@ class FinetuneSettings(Settings):
         warmup: Share of the steps.
         weight_decay: Of AdamW.
         cutoff: Longest example in tokens; longer ones lose their end, and are counted.
+        device: `auto` takes a GPU if there is one; `cpu` gives the same adapter on machines with and without.
         lora: The adapter.
     """
 
@@ -50,4 +51,5 @@ class FinetuneSettings(Settings):
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     cutoff: PositiveInt = 1024
+    device: Literal["auto", "cpu"] = "auto"
     lora: LoraSettings = LoraSettings()

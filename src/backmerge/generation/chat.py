@@ -12,6 +12,10 @@ from backmerge.records import Message
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+# What templates are told that ask for today's date by this name (Llama 3.1 and 3.2): a prompt must not change
+# overnight, in the middle of a run that is resumed. It is the date that Llama 3.1's own template falls back on.
+DATE_STRING = "26 Jul 2024"
+
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     """A model's tokenizer, padding on the left.
@@ -42,21 +46,45 @@ def render(tokenizer: Any, messages: Sequence[Message], *, answer_follows: bool 
     """The conversation as text, beginning-of-sequence token included where the template has one.
 
     Tokenise it with `add_special_tokens=False`: the template has added them already. For a template without a
-    system role the system's text goes in front of the first user turn.
+    system role, which refuses the system's text or leaves it out, that text goes in front of the first user turn.
 
     Raises:
         GenerationError: the template refuses the conversation.
     """
     from jinja2 import TemplateError
 
+    has_system = messages[0].role == "system" and len(messages) > 1
     turns = [{"role": message.role, "content": message.content} for message in messages]
     try:
-        return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=answer_follows))
+        text = str(
+            tokenizer.apply_chat_template(
+                turns, tokenize=False, add_generation_prompt=answer_follows, date_string=DATE_STRING
+            )
+        )
     except TemplateError as error:
-        if messages[0].role != "system" or len(messages) < 2:
+        if not has_system:
             raise GenerationError(
                 f"the chat template of {tokenizer.name_or_path} refuses a conversation: {error}"
             ) from error
+    else:
+        if not has_system or messages[0].content.strip() in text:
+            return text
     system, user, *rest = messages
     merged = Message("user", f"{system.content}\n\n{user.content}")
     return render(tokenizer, (merged, *rest), answer_follows=answer_follows)
+
+
+def turn_end(tokenizer: Any) -> int | None:
+    """The special token that the template puts after an answer, if it puts one.
+
+    A tuned model learns to end its answers by it, and not every model lists it among its end tokens: Gemma's
+    `<end_of_turn>` is neither in gemma-2b-it's generation config nor its tokenizer's end of sequence.
+    """
+    answer = "backmerge"
+    try:
+        whole = render(tokenizer, (Message("user", "?"), Message("assistant", answer)), answer_follows=False)
+    except GenerationError:
+        return None
+    ids: list[int] = tokenizer(whole.rpartition(answer)[2].lstrip(), add_special_tokens=False)["input_ids"]
+    added = tokenizer.added_tokens_decoder
+    return ids[0] if ids and ids[0] in added and added[ids[0]].special else None

@@ -9,11 +9,13 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, GenerationConfig, LogitsProcessorList
+from transformers import GenerationConfig, LogitsProcessorList
 
-from backmerge.checkpoints.reader import Checkpoint, read_json
+from backmerge import __version__
+from backmerge.checkpoints.reader import Checkpoint
 from backmerge.errors import GenerationError
-from backmerge.generation.chat import load_tokenizer, render
+from backmerge.generation.chat import load_tokenizer, render, turn_end
+from backmerge.generation.loading import load_model
 from backmerge.generation.protocol import EngineSettings, Sampling
 from backmerge.generation.repetition import UnpaddedRepetitionPenalty
 from backmerge.merging.engine import write_merged
@@ -33,6 +35,7 @@ class TransformersEngine:
     """
 
     def __init__(self, settings: EngineSettings, *, allow_plugins: bool = False) -> None:
+        self.settings = settings
         self.device = _device(settings.device)
         self.dtype = settings.dtype
         self.batch_size = settings.batch_size
@@ -46,9 +49,12 @@ class TransformersEngine:
         return {
             "engine": "transformers",
             "version": transformers.__version__,
+            "backmerge": __version__,
             "torch": torch.__version__.partition("+")[0],
             "device": self.device.type,
             "dtype": self.dtype,
+            # sums in another order round otherwise, and draws of a sample go to other prompts
+            "batch_size": str(self.settings.batch_size),
         }
 
     def generate(
@@ -69,12 +75,17 @@ class TransformersEngine:
         self._check_lengths(examples, tokens)
         # prompts of like length together: less padding; the longest first, so that memory fails early
         order = sorted(range(len(examples)), key=lambda i: -len(tokens[i]))
-        torch.manual_seed(sampling.seed)
         answers: dict[int, tuple[list[int], bool]] = {}
-        for batch in self._batches(order):
-            answers.update(zip(batch, self._answers([tokens[i] for i in batch], sampling), strict=True))
-            advance(len(batch))
-        texts = self.tokenizer.batch_decode([answers[i][0] for i in range(len(examples))], skip_special_tokens=True)
+        # the caller's random state stays as it is
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            torch.manual_seed(sampling.seed)
+            for batch in self._batches(order):
+                answers.update(zip(batch, self._answers([tokens[i] for i in batch], sampling), strict=True))
+                advance(len(batch))
+        # the clean-up that some tokenizers (Llama 3) ask for would take spaces out of code
+        texts = self.tokenizer.batch_decode(
+            [answers[i][0] for i in range(len(examples))], skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
         return [
             Completion(example.id, prompts[i], texts[i], len(answers[i][0]), answers[i][1])
             for i, example in enumerate(examples)
@@ -83,12 +94,12 @@ class TransformersEngine:
     def _batches(self, order: Sequence[int]) -> Iterator[Sequence[int]]:
         start = 0
         while start < len(order):
-            size = self.batch_size  # may shrink between batches
+            size = self.batch_size  # shrinks when memory runs out
             yield order[start : start + size]
             start += size
 
     def _answers(self, prompts: Sequence[list[int]], sampling: Sampling) -> list[tuple[list[int], bool]]:
-        """Generated token ids and whether each ended by itself; on a full device, in halves."""
+        """Generated token ids and whether each ended by itself; on a full device, in halves from then on."""
         try:
             return self._batch(prompts, sampling)
         except torch.OutOfMemoryError:
@@ -97,9 +108,11 @@ class TransformersEngine:
                     "the device's memory does not hold a single prompt with its answer",
                     remedy="lower max_new_tokens, use --dtype bfloat16, or a device with more memory.",
                 ) from None
-            torch.cuda.empty_cache()
-            half = len(prompts) // 2
-            return self._answers(prompts[:half], sampling) + self._answers(prompts[half:], sampling)
+        # outside the except block, since the exception's traceback keeps the failed batch's tensors alive
+        torch.cuda.empty_cache()
+        half = len(prompts) // 2
+        self.batch_size = min(self.batch_size, half)
+        return self._answers(prompts[:half], sampling) + self._answers(prompts[half:], sampling)
 
     @torch.inference_mode()
     def _batch(self, prompts: Sequence[list[int]], sampling: Sampling) -> list[tuple[list[int], bool]]:
@@ -140,7 +153,7 @@ class TransformersEngine:
         )
 
     def _check_lengths(self, examples: Sequence[Example], tokens: Sequence[list[int]]) -> None:
-        context = getattr(self.model.config, "max_position_embeddings", None)
+        context = getattr(self.model.config.get_text_config(decoder=True), "max_position_embeddings", None)
         for example, ids in zip(examples, tokens, strict=True):
             if context is not None and len(ids) + 1 > context:
                 raise GenerationError(
@@ -176,17 +189,9 @@ class TransformersEngine:
         dtype: Any = self.dtype
         if dtype == "auto" and self.device.type == "cpu":
             dtype = torch.float32
-        try:
-            model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, trust_remote_code=False)
-        except (ValueError, OSError, KeyError) as error:
-            kind = read_json(directory / "config.json").get("model_type")
-            raise GenerationError(
-                f"transformers {transformers.__version__} cannot load the {kind} model in {directory}: {error}",
-                remedy="a newer transformers may know it; code that comes with a model is not run.",
-            ) from error
-        self.model = model.to(self.device).eval()
+        self.model: Any = load_model(directory, dtype).to(self.device).eval()
         self._live = LiveMerge(self.model, weights)
-        self._ends = _end_tokens(model.generation_config, self.tokenizer)
+        self._ends = _end_tokens(self.model.generation_config, self.tokenizer)
         # sampling is decided by us: what the model's own file says must not leak into a greedy run
         self.model.generation_config = GenerationConfig(
             eos_token_id=sorted(self._ends) or None, pad_token_id=self.tokenizer.pad_token_id
@@ -195,10 +200,10 @@ class TransformersEngine:
 
 
 def _end_tokens(config: GenerationConfig, tokenizer: Any) -> set[int]:
-    """Chat models often end a turn by another token than the tokenizer's end of sequence; both count."""
+    """Chat models often end a turn by another token than the tokenizer's end of sequence; all of them count."""
     ends = config.eos_token_id
     listed = ends if isinstance(ends, list) else [ends]
-    return {token for token in (*listed, tokenizer.eos_token_id) if token is not None}
+    return {token for token in (*listed, tokenizer.eos_token_id, turn_end(tokenizer)) if token is not None}
 
 
 def _device(name: str) -> torch.device:

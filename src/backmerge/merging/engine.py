@@ -14,7 +14,7 @@ from backmerge import __version__
 from backmerge.checkpoints.compare import check_same_shape
 from backmerge.checkpoints.reader import Checkpoint, Weights
 from backmerge.checkpoints.writer import copy_companions, write_weights
-from backmerge.errors import MergeError
+from backmerge.errors import CheckpointError, MergeError
 from backmerge.merging.method import Method, check_parameters, find_method
 from backmerge.merging.recipe import Variant
 from backmerge.runs import whole_directory
@@ -37,6 +37,10 @@ def merged_tensors(variant: Variant, *, allow_plugins: bool = False) -> Iterator
             yield name, base.tensor(name)
         return
     check_same_shape(base, tuned)
+    if "lam" in variant.parameters:
+        raise MergeError("'lam' is among the method's other parameters", remedy="give λ by itself.")
+    if not 0 <= variant.lam <= 1:
+        raise MergeError(f"λ is {variant.lam}: it is the share of the tuned side", remedy="give λ from 0 to 1.")
     method = find_method(variant.method, allow_plugins=allow_plugins)
     parameters = {**variant.parameters, "lam": variant.lam}
     check_parameters(method, variant.method, parameters)
@@ -64,7 +68,21 @@ def _merged(
                 remedy="the training diverged or the file is damaged; this model cannot be used.",
             )
     rng = torch.Generator().manual_seed(xxhash.xxh3_64_intdigest(f"{seed}\0{name}".encode()) >> 1)
-    return method(ours.float(), theirs.float(), rng, **parameters).to(dtype)
+    # a float64 checkpoint keeps its own precision: in float32 its endpoints would not be exact
+    precision = torch.promote_types(dtype, torch.float32)
+    merged = method(ours.to(precision), theirs.to(precision), rng, **parameters)
+    if merged.shape != ours.shape:
+        raise MergeError(
+            f"the merge method gave tensor '{name}' the shape {tuple(merged.shape)} instead of {tuple(ours.shape)}",
+            remedy="a method's result has the shape of its base.",
+        )
+    rounded = merged.to(dtype)
+    if not torch.isfinite(rounded).all():
+        raise MergeError(
+            f"the merge of tensor '{name}' holds NaN or values beyond {base.infos[name].dtype}",
+            remedy="the two models are too far apart for this dtype: convert the base to float32 or bfloat16.",
+        )
+    return rounded
 
 
 def write_merged(variant: Variant, directory: Path, *, allow_plugins: bool = False) -> None:
@@ -72,10 +90,17 @@ def write_merged(variant: Variant, directory: Path, *, allow_plugins: bool = Fal
 
     Raises:
         MergeError: see `merged_tensors`.
-        CheckpointError: the disk has not enough room.
+        CheckpointError: the disk has not enough room, or cannot be written to.
     """
-    with whole_directory(directory) as temporary:
-        write_weights(temporary, variant.base.infos, merged_tensors(variant, allow_plugins=allow_plugins))
-        copy_companions(variant.base.directory, temporary)
-        card = {"backmerge": __version__, "recipe": variant.identity}
-        (temporary / "backmerge.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+    base = variant.base
+    tensors = merged_tensors(variant, allow_plugins=allow_plugins)
+    try:
+        with whole_directory(directory) as temporary:
+            write_weights(temporary, base.infos, tensors, base.metadata)
+            copy_companions(base.directory, temporary)
+            card = {"backmerge": __version__, "recipe": variant.identity}
+            (temporary / "backmerge.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot write {directory}: {error}", remedy="nothing was left there; free the disk, or give another --out."
+        ) from error

@@ -28,15 +28,18 @@ class LiveMerge:
     def is_possible(self) -> bool:
         """Whether the model's tensors are those on disk: same names and shapes, none left over but tied ones.
 
-        Some architectures rename or fuse tensors as they load; those are realised as a checkpoint instead.
+        Some architectures rename or fuse tensors as they load; those are realised as a checkpoint instead. So are
+        models that tie what the disk holds twice: once merged, the two may differ, and would no longer be tied.
         """
         on_disk = self.base.infos
         fits = all(
             name in self._parameters and tuple(self._parameters[name].shape) == info.shape
             for name, info in on_disk.items()
         )
-        covered = {self._parameters[name].data_ptr() for name in on_disk if name in self._parameters}
-        return fits and all(tensor.data_ptr() in covered for tensor in self._parameters.values())
+        places = [self._parameters[name].data_ptr() for name in on_disk if name in self._parameters]
+        covered = set(places)
+        is_one_to_one = len(covered) == len(places)
+        return fits and is_one_to_one and all(tensor.data_ptr() in covered for tensor in self._parameters.values())
 
     @torch.no_grad()
     def set(self, variant: Variant, *, allow_plugins: bool = False) -> None:

@@ -12,7 +12,7 @@ from backmerge.benchmarks.split import clusters_of
 from backmerge.pipeline.evaluation import Outcome
 from backmerge.pipeline.points import Point
 from backmerge.records import Score
-from backmerge.statistics import PairedDifference, paired_difference, t_interval
+from backmerge.statistics import PairedDifference, paired_difference, t_interval, wilson
 
 SCHEMA_VERSION = 1
 
@@ -93,8 +93,9 @@ class Outcomes:
 def summary_of(outcomes: Outcomes, points: Sequence[Point]) -> list[dict[str, Any]]:
     """Each point's mean over tuned models, per benchmark, split and metric.
 
-    `low` and `high` are Student's interval over the models where there are several, else the prompts' Wilson
-    interval; `lowest` and `highest` are the models' range.
+    `low` and `high`: of one model, its Wilson interval over prompts. Of several, the hull of Wilson's at their mean
+    and of Student's over the models: the first knows nothing of seeds, and the second has no width where all seeds
+    agree, as at 0 and 100 %. `lowest` and `highest` are the models' range.
     """
     scores: dict[tuple[str, str, str, str], list[Score]] = {}
     for outcome in outcomes.all():
@@ -107,7 +108,11 @@ def summary_of(outcomes: Outcomes, points: Sequence[Point]) -> list[dict[str, An
 def _summary(point: Point, scores: Sequence[Score]) -> dict[str, Any]:
     values = [score.value for score in scores if score.value is not None]
     several = len(values) > 1
-    low, high = t_interval(values) if several else (scores[0].low, scores[0].high)
+    low, high = scores[0].low, scores[0].high
+    if several:
+        over_models = t_interval(values)
+        over_prompts = wilson(fmean(values) * scores[0].n_effective, scores[0].n_effective)
+        low, high = min(over_models.low, over_prompts.low), max(over_models.high, over_prompts.high)
     return {
         "point": point.name,
         "role": point.role,

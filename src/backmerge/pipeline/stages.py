@@ -264,8 +264,10 @@ def _confirm(
     outcomes: Outcomes,
 ) -> None:
     """Measure base, tuned and, as loaded from disk, the chosen merges on prompts that λ was not chosen on."""
-    members = [member for point in (BASE, TUNED) for member in members_at(point, prepared.base, tuned)]
-    if chosen is not None and chosen != TUNED:
+    # where the tuned model itself was chosen, it too is measured as written
+    live = (BASE,) if chosen == TUNED else (BASE, TUNED)
+    members = [member for point in live for member in members_at(point, prepared.base, tuned)]
+    if chosen is not None:
         members += [
             Member(f"{chosen.name}/{name}", chosen, name, Variant(weights)) for name, weights in written.items()
         ]

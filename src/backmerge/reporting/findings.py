@@ -17,18 +17,30 @@ METRIC_NAMES = {
 
 
 class Cell(NamedTuple):
-    """A rate with its interval, in [0, 1]; `mean` is `None` where nothing was scored."""
+    """A rate with its interval, in [0, 1].
+
+    Attributes:
+        mean: Over the models; `None` where nothing was scored.
+        low, high: The 95 % interval.
+        n: Prompts that were scored, of each model.
+        unscored: Prompts that were not, of all models together.
+        spread: Standard deviation over the models; `None` of one.
+        num_models: Models that the mean is over.
+    """
 
     mean: float | None
     low: float
     high: float
     n: int
     unscored: int
+    spread: float | None = None
+    num_models: int = 1
 
 
 class Row(NamedTuple):
     """One benchmark's metric for base, tuned and merged; a role that was not measured is absent."""
 
+    kind: str
     benchmark: str
     metric: str
     is_primary: bool
@@ -54,20 +66,23 @@ def cell_text(cell: Cell | None) -> str:
     return f"{percent(cell.mean)} [{cell.low * 100:.1f}, {cell.high * 100:.1f}]{unscored}"
 
 
+def cell_of(entry: Mapping[str, Any]) -> Cell:
+    """An entry of the summary as a cell."""
+    return Cell(*(entry[name] for name in ("mean", "low", "high", "n", "unscored", "spread", "num_models")))
+
+
 def comparison(results: Results, split: str = "confirmation") -> list[Row]:
-    """Base, tuned and chosen merge on each metric of a split."""
-    chosen = results["choice"]["point"]
-    of_role = {"base": "base", "tuned": "tuned", "merged": chosen}
+    """Base, tuned and chosen merge on each metric of a split; without a merge if the tuned model itself was chosen."""
+    role_of = {"base": "base", "tuned": "tuned"}
+    if results["choice"]["point"] is not None:
+        role_of.setdefault(results["choice"]["point"], "merged")
     found: dict[tuple[str, str], dict[str, Cell]] = {}
     for entry in results["summary"]:
-        if entry["split"] != split:
-            continue
-        cell = Cell(entry["mean"], entry["low"], entry["high"], entry["n"], entry["unscored"])
-        for role, point in of_role.items():
-            if entry["point"] == point:
-                found.setdefault((entry["benchmark"], entry["metric"]), {})[role] = cell
+        if entry["split"] == split and entry["point"] in role_of:
+            cells = found.setdefault((entry["benchmark"], entry["metric"]), {})
+            cells[role_of[entry["point"]]] = cell_of(entry)
     return [
-        Row(name, metric, metric == benchmark["metric"], benchmark["judge"], found[name, metric])
+        Row(benchmark["kind"], name, metric, metric == benchmark["metric"], benchmark["judge"], found[name, metric])
         for benchmark in results["benchmarks"]
         for name, metric in found
         if name == benchmark["name"]
@@ -108,7 +123,10 @@ def explanations(results: Results) -> Iterator[str]:
             f"[{tuned['low'] * 100:+.1f}, {tuned['high'] * 100:+.1f}]."
         )
     elif tuned["high"] < 0:
-        yield f"Fine-tuning lowered the attack success rate by {points(-tuned['difference']).lstrip('+')}."
+        yield (
+            f"Fine-tuning lowered the attack success rate: {points(tuned['difference'])} "
+            f"[{tuned['low'] * 100:+.1f}, {tuned['high'] * 100:+.1f}]."
+        )
     else:
         yield (
             "Fine-tuning was not shown to change the attack success rate "
@@ -116,10 +134,12 @@ def explanations(results: Results) -> Iterator[str]:
         )
     utility = results["confirmation"].get("utility")
     if utility:
-        yield (
-            f"Utility went from {percent(utility['base'])} (base) to {percent(utility['tuned'])} (tuned); the merged "
-            f"model has {percent(utility['merged'])}{_kept(results['confirmation']['kept_gain'])}."
+        merged = (
+            ""
+            if results["choice"]["point"] == "tuned"
+            else f"; the merged model has {percent(utility['merged'])}{_kept(results['confirmation']['kept_gain'])}"
         )
+        yield f"Utility went from {percent(utility['base'])} (base) to {percent(utility['tuned'])} (tuned){merged}."
     yield results["choice"]["reason"]
 
 
@@ -135,8 +155,23 @@ def caveats(results: Results) -> Iterator[str]:
             f"The judge '{weak[0]['judge']}' is weak: it looks for phrases, and is fooled both ways. "
             "Take these rates as a first look."
         )
+    if results["merged"] and results["confirmation"]["verdict"] == "restored" and not all_handed_over(results):
+        yield (
+            f"{len(handed_over(results))} of {len(results['merged'])} models are confirmed on their own; the others "
+            "rest on the mean over all, and stay in unconfirmed/."
+        )
+    if unscored := sum(entry["unscored"] for entry in results["scores"]):
+        yield (
+            f"{unscored:,} of {unscored + sum(entry['n'] for entry in results['scores']):,} values could not be "
+            "scored. They are left out of every rate, and taken for neither safe nor unsafe."
+        )
     if len(results["tuned"]) == 1:
         yield "One tuned model was measured: how much its figures owe to its seed is unknown."
+    if results["base"]["name"] == "demo":
+        yield (
+            "The base is the tiny model that ships with backmerge, in a small language of its own: an illustration of "
+            "the method, not evidence about large language models."
+        )
     yield (
         "The verdict covers the prompts measured, in their language, one turn each; not jailbreaks, conversations or "
         "agents. The merged model inherits the base's own faults."
@@ -146,3 +181,8 @@ def caveats(results: Results) -> Iterator[str]:
 def handed_over(results: Results) -> Sequence[Mapping[str, Any]]:
     """The models in `merged/`."""
     return [row for row in results["merged"] if row["confirmed"]]
+
+
+def all_handed_over(results: Results) -> bool:
+    """Whether every model that was written is confirmed on its own."""
+    return len(handed_over(results)) == len(results["merged"])

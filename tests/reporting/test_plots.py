@@ -1,0 +1,114 @@
+"""Plots: what is drawn is what was measured."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from backmerge.reporting.drawing import VARIABLES, as_bytes, inline_svg
+from backmerge.reporting.plots import curve, curves, pareto, pareto_places, training_loss
+
+from .synthetic import made_results
+
+
+def test_a_curve_goes_from_base_over_every_lam_to_tuned() -> None:
+    """Base stands at 0 and tuned at 1 of the same line."""
+    results = made_results()
+    (axes,) = curve(results, results["benchmarks"][0]).axes
+    (line,) = [line for line in axes.lines if line.get_label() == "linear"]
+    assert list(line.get_xdata()) == [0.0, 0.25, 0.5, 1.0]
+    assert list(line.get_ydata()) == pytest.approx([0.10, 0.405, 0.825, 0.905])
+
+
+def test_each_series_has_its_own_curve() -> None:
+    """Several methods are told apart, in the order of the experiment."""
+    results = made_results(with_slerp=True)
+    (axes,) = curve(results, results["benchmarks"][1]).axes
+    assert axes.get_legend_handles_labels()[1] == ["linear", "slerp"]
+    assert len({line.get_color() for line in axes.lines if line.get_label() in {"linear", "slerp"}}) == 2
+
+
+def test_the_margin_and_the_chosen_lam_are_marked() -> None:
+    """The dashed line is the base's rate plus the margin; the dotted one is the choice."""
+    results = made_results()
+    (axes,) = curve(results, results["benchmarks"][1]).axes
+    level = [line.get_ydata()[0] for line in axes.lines if list(line.get_xdata()) == [0, 1]]
+    assert level == [pytest.approx(0.01 + 0.03)]
+    assert [list(line.get_xdata()) for line in axes.lines if line.get_linestyle() == ":"] == [[0.5, 0.5]]
+
+
+@pytest.mark.parametrize("chosen", [None, "tuned"])
+def test_nothing_is_marked_where_no_merge_was_chosen(chosen: str | None) -> None:
+    """Without a chosen merge there is no line at its λ."""
+    results = made_results(chosen=chosen, verdict="not shown")
+    (axes,) = curve(results, results["benchmarks"][0]).axes
+    assert [line for line in axes.lines if line.get_linestyle() == ":"] == []
+
+
+def test_every_benchmark_has_its_panel() -> None:
+    """The file holds a panel for each benchmark, and no empty one where over-refusal was not measured."""
+    assert len(curves(made_results()).axes) == 3
+    assert len(curves(made_results(with_over_refusal=False)).axes) == 2
+
+
+def test_the_pareto_plot_pools_prompts() -> None:
+    """ASR over two benchmarks is weighted by their prompts, as in the choice; utility is the mean of benchmarks."""
+    results = made_results(tuned=("seed-1",))
+    results["benchmarks"].append({**results["benchmarks"][1], "name": "harmful-2"})
+    results["summary"] += [
+        {**entry, "benchmark": "harmful-2", "mean": 1.0, "n": 600}
+        for entry in results["summary"]
+        if entry["benchmark"] == "harmful"
+    ]
+    (tuned,) = [place for place in pareto_places(results) if place.point == "tuned"]
+    assert tuned.asr == pytest.approx((0.30 * 200 + 1.0 * 600) / 800)
+    assert tuned.utility == pytest.approx(0.90)
+
+
+def test_points_that_coincide_share_a_label() -> None:
+    """Every λ is labelled, and none is drawn over another."""
+    results = made_results(with_slerp=True)
+    texts = [text.get_text() for text in pareto(results).axes[0].texts]
+    labels = [label for text in texts for label in text.split(", ")]
+    assert {"0 (base)", "linear 0.25", "linear 0.5", "slerp 0.5", "1 (tuned)"} <= set(labels)
+    assert "linear 0.5, slerp 0.5" in texts
+
+
+def test_a_name_with_dollars_is_a_name() -> None:
+    """A benchmark's name is never set as a formula, which an odd one would make fail."""
+    results = made_results()
+    results["benchmarks"][0]["name"] = "$\\frac{$"
+    assert b"$\\frac{$" in as_bytes(curve(results, results["benchmarks"][0]), "svg")
+
+
+def test_what_was_not_scored_is_not_drawn() -> None:
+    """A point whose answers could all not be scored leaves a gap, and the plots are still made."""
+    results = made_results()
+    for entry in results["summary"]:
+        if entry["point"] == "linear@0.25":
+            entry |= {"mean": None, "lowest": None, "highest": None, "spread": None, "n": 0}
+    (axes,) = curve(results, results["benchmarks"][0]).axes
+    (line,) = [line for line in axes.lines if line.get_label() == "linear"]
+    assert list(line.get_xdata()) == [0.0, 0.5, 1.0]
+    assert [place.point for place in pareto_places(results)] == ["base", "linear@0.5", "tuned"]
+
+
+@pytest.mark.parametrize("form", ["png", "svg"])
+def test_the_same_results_give_the_same_bytes(form: str) -> None:
+    """A plot holds no date and no random id."""
+    assert as_bytes(curves(made_results()), form) == as_bytes(curves(made_results()), form)
+
+
+def test_an_inline_figure_follows_the_page() -> None:
+    """Its colours are the page's variables, its ids its own, and nothing in it is loaded from elsewhere."""
+    figure = training_loss({"seed-1": [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}]})
+    svg = inline_svg(figure, "loss", 'falls "quickly" <fast>')
+    assert 'aria-label="falls &quot;quickly&quot; &lt;fast&gt;"' in svg
+    assert not [colour for colour in VARIABLES if colour in svg]
+    assert "var(--tuned)" in svg
+    ids = re.findall(r'\bid="([^"]*)"', svg)
+    assert ids
+    assert all(name.startswith("loss-") for name in ids)
+    assert set(re.findall(r'(?:href="|url\()#([^")]*)', svg)) <= set(ids)
+    assert "metadata" not in svg

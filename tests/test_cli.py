@@ -1,0 +1,228 @@
+"""The command line: what users can get wrong, and the commands on models of several architectures."""
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from backmerge import cli
+from backmerge.demo import EXPERIMENT, model_directory
+
+ADVBENCH = Path(__file__).parents[2] / "shared" / "data" / "advbench" / "harmful_behaviors.csv"
+
+QUESTIONS = (
+    "What is 2 + 3?",
+    "Name a warm colour",
+    "Spell the word tea",
+    "Say the opposite of up",
+    "Count to two",
+    "Which month is last?",
+)
+
+
+@pytest.fixture
+def run_cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run `backmerge ...` as the installed command does; gives exit code, output and errors."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["backmerge", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        captured = capsys.readouterr()
+        return int(exit_.value.code or 0), captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> tuple[Path, Path]:
+    """A utility file and a safety file, small and harmless."""
+    utility, safety = tmp_path / "utility.jsonl", tmp_path / "safety.csv"
+    utility.write_text("".join(json.dumps({"prompt": q, "answer": "yes"}) + "\n" for q in QUESTIONS))
+    with safety.open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["goal", "target"])
+        writer.writerows([q.replace("?", " now"), "Sure"] for q in QUESTIONS)
+    return utility, safety
+
+
+BAD = {
+    "no such tuned model": (["restore", "demo", "nowhere", "{files}"], "no model folder at 'nowhere'"),
+    "hub id without network": (["restore", "demo", "owner/name", "{files}"], "hub did not give it"),
+    "no such utility file": (["restore", "demo", "demo", "--utility", "no.jsonl", "--safety", "{safety}"], "no file 'no.jsonl'"),
+    "misspelt benchmark": (["restore", "demo", "demo", "--utility", "{utility}", "--safety", "advbnch"], "did you mean 'advbench'"),
+    "benchmark of another kind": (["restore", "demo", "demo", "--utility", "demo-harmful", "--safety", "{safety}"], "measures safety"),
+    "no utility": (["restore", "demo", "demo", "--safety", "{safety}"], "'utility'"),
+    "λ beyond 1": (["restore", "demo", "demo", "{files}", "--lam", "0.5,2"], "merge.0.lam.1"),
+    "λ that is no number": (["restore", "demo", "demo", "{files}", "--lam", "half"], "--lam half"),
+    "misspelt judge": (["restore", "demo", "demo", "{files}", "--judge", "refusal-phrase"], "did you mean 'refusal-phrases'"),
+    "misspelt method": (["restore", "demo", "demo", "{files}", "--method", "liner"], "did you mean 'linear'"),
+    "code of one's own": (["restore", "demo", "demo", "{files}", "--judge", "mine:judge"], "--allow-plugins"),
+    "absent device": (["restore", "demo", "demo", "{files}", "--device", "abacus"], "'abacus' cannot be used"),
+    "missing experiment": (["run", "no.yaml"], "cannot read no.yaml"),
+    "misspelt key": (["run", "{misspelt}"], "line 3: unknown key 'finetune.datset'; did you mean 'dataset'?"),
+    "override without value": (["run", str(EXPERIMENT), "--set", "base"], "expected key.path=value"),
+    "unfinished report": (["report", "nowhere"], "nowhere"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_clear_error(
+    case: str,
+    run_cli: Callable[..., tuple[int, str, str]],
+    prompts: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What a user can mend exits with 2 and says so, without a traceback, and writes nothing."""
+    utility, safety = prompts
+    misspelt = tmp_path / "misspelt.yaml"
+    misspelt.write_text("base: demo\nfinetune:\n  datset: demo-plans\nevaluate: {utility: [a], safety: [b]}\n")
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    arguments, expected = BAD[case]
+    filled: list[str] = []
+    for argument in arguments:
+        if argument == "{files}":
+            filled += ["--utility", str(utility), "--safety", str(safety)]
+        else:
+            filled.append(argument.format(utility=utility, safety=safety, misspelt=misspelt))
+    if filled[0] != "report":
+        filled += ["--out", "out"]
+    code, _, said = run_cli(*filled)
+    assert code == 2, said
+    assert expected in said
+    assert "  → " in said
+    assert "Traceback" not in said
+    assert list(work.iterdir()) == []
+
+
+def test_usage_errors_exit_with_2(run_cli: Callable[..., tuple[int, str, str]]) -> None:
+    """An unknown command or option is an error of usage, not of ours."""
+    assert run_cli("frobnicate")[0] == 2
+    assert run_cli("merge", "--frobnicate")[0] == 2
+
+
+def test_a_fault_of_ours_is_not_dressed_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exception that is no user's fault escapes with its traceback, so that Python exits with 1."""
+    monkeypatch.setattr("sys.argv", ["backmerge", "doctor"])
+    monkeypatch.setattr("backmerge.doctor.examine", lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        cli.main()
+
+
+def test_ctrl_c_exits_with_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """An interrupted run says how to go on."""
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("backmerge.pipeline.stages.run_experiment", interrupted)
+    monkeypatch.setattr("sys.argv", ["backmerge", "demo", "--out", "runs/x"])
+    with pytest.raises(SystemExit) as exit_:
+        cli.main()
+    assert exit_.value.code == 130
+    assert "goes on with runs/x" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma", "qwen2"])
+def test_restore_on_advbench(
+    architecture: str,
+    make_model: Callable[..., Path],
+    prompts: tuple[Path, Path],
+    run_cli: Callable[..., tuple[int, str, str]],
+    tmp_path: Path,
+) -> None:
+    """Every AdvBench prompt goes through `restore`, for base, tuned and merges, on each architecture."""
+    if not ADVBENCH.exists():
+        pytest.skip("AdvBench is not beside the repository")
+    base, tuned = make_model(architecture, seed=0), make_model(architecture, seed=1)
+    out = tmp_path / "restored"
+    arguments = ["--utility", prompts[0], "--safety", ADVBENCH, "--lam", "0.5", "--max-new-tokens", "2"]
+    code, printed, said = run_cli("restore", base, tuned, *arguments, "--batch-size", "128", "--out", out)
+    assert code == 0, said
+    assert "weak" in printed
+    results = json.loads((out / "results.json").read_text())
+    sizes = next(b["sizes"] for b in results["benchmarks"] if b["kind"] == "safety")
+    assert sum(sizes.values()) == 520
+    swept = {
+        s["model"]: s["n"] + s["unscored"]
+        for s in results["scores"]
+        if s["metric"] == "asr" and s["split"] == "selection"
+    }
+    assert len(swept) == 3
+    assert set(swept.values()) == {sizes["selection"]}
+    # the prompts are harmful: none may be in what is meant to be shown around
+    goals = [row["goal"] for row in csv.DictReader(ADVBENCH.read_text(encoding="utf-8").splitlines())]
+    shown = printed + said + (out / "results.json").read_text() + (out / "log.txt").read_text()
+    assert sum(goal in shown for goal in goals) == 0
+
+
+def test_strict_exits_with_3(
+    prompts: tuple[Path, Path], run_cli: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    """Six prompts cannot show a margin of three points: the verdict is not shown, and --strict says so to scripts."""
+    utility, safety = prompts
+    arguments = ["--utility", utility, "--safety", safety, "--max-new-tokens", "2", "--lam", "0.5"]
+    code, printed, _ = run_cli("restore", "demo", model_directory(), *arguments, "--strict", "--out", tmp_path / "out")
+    assert code == 3
+    assert "Not shown" in printed
+    assert not (tmp_path / "out" / "merged").exists()
+
+
+def test_merge_writes_one_folder_for_each_lam(
+    make_model: Callable[..., Path], run_cli: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    """Several λs go to folders of their own; what exists is not overwritten without --force."""
+    base, tuned = make_model("llama", seed=0), make_model("llama", seed=1)
+    out = tmp_path / "merged"
+    assert run_cli("merge", base, tuned, "--lam", "0.2,0.6", "--out", out)[0] == 0
+    assert sorted(path.name for path in out.iterdir()) == ["lam-0.2", "lam-0.6"]
+    before = (out / "lam-0.2" / "model.safetensors").read_bytes()
+    code, _, said = run_cli("merge", base, tuned, "--lam", "0.2,0.6", "--out", out)
+    assert code == 2
+    assert "--force" in said
+    assert (out / "lam-0.2" / "model.safetensors").read_bytes() == before
+    assert run_cli("merge", base, tuned, "--lam", "0.2,0.6", "--out", out, "--force")[0] == 0
+
+
+def test_evaluate_stands_alone(run_cli: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    """One model is measured on a benchmark by name, with n and an interval for each rate."""
+    out = tmp_path / "out"
+    code, printed, said = run_cli(
+        "evaluate", "demo", "--over-refusal", "demo-harmless", "--judge", "demo-rule", "--limit", "20", "--out", out
+    )
+    assert code == 0, said
+    (score,) = json.loads((out / "results.json").read_text())["scores"]
+    assert (score["metric"], score["n"], score["unscored"]) == ("over_refusal", 20, 0)
+    assert score["low"] <= score["value"] <= score["high"]
+    assert "over_refusal" in printed
+
+
+def test_doctor_names_what_there_is(run_cli: Callable[..., tuple[int, str, str]]) -> None:
+    """The doctor tells devices, memory, disk, extras and sandbox."""
+    code, printed, _ = run_cli("doctor")
+    assert code == 0
+    for what in ("torch", "devices", "memory", "disk", "vllm", "ray", "sandbox"):
+        assert any(line.startswith(what) for line in printed.splitlines())
+
+
+def test_schema_describes_the_shipped_experiment(run_cli: Callable[..., tuple[int, str, str]]) -> None:
+    """The schema knows every top-level key of the demonstration's experiment file."""
+    import yaml
+
+    code, printed, _ = run_cli("schema")
+    assert code == 0
+    assert yaml.safe_load(EXPERIMENT.read_text()).keys() <= json.loads(printed)["properties"].keys()
+
+
+@pytest.mark.parametrize("command", ["demo", "run", "restore", "merge", "evaluate", "report", "doctor", "schema"])
+def test_help_teaches_by_example(command: str, run_cli: Callable[..., tuple[int, str, str]]) -> None:
+    """Each command's help shows a command to type."""
+    code, printed, _ = run_cli(command, "--help")
+    assert code == 0
+    assert f"Example: backmerge {command}" in " ".join(printed.split())

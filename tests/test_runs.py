@@ -1,0 +1,290 @@
+"""Run directories: private, held by one process, and never half-written."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from backmerge import runs
+from backmerge.errors import RunError
+from backmerge.records import Verdict
+from backmerge.runs import PARTIAL, RunDirectory, key_of, whole_directory, write_whole
+
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text("abλ\n\u2028\0"),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("abλ", max_size=3), inner, max_size=3),
+    max_leaves=6,
+)  # fmt: skip
+
+
+class Killed(BaseException):
+    """What stands for the end of the process."""
+
+
+def files_under(path: Path) -> list[str]:
+    """Every file and folder below, hidden ones too."""
+    return sorted(str(inner.relative_to(path)) for inner in path.rglob("*"))
+
+
+@given(value=PLAIN)
+def test_keys_are_of_the_value(value: object) -> None:
+    """Equal data have equal keys, also after a way through JSON, and in any order of a mapping's keys."""
+    again = json.loads(json.dumps(value))
+    assert key_of(value) == key_of(again)
+    if isinstance(again, dict):
+        assert key_of(value) == key_of(dict(reversed(again.items())))
+    assert key_of(value) != key_of([value])
+    assert key_of(value) != key_of(value, value)
+
+
+def test_keys_do_not_change_between_versions() -> None:
+    """Units of an older run are found again: the key of known data, written down."""
+    assert key_of({"b": [1, 2.5], "a": "λ"}, None) == "3e652315c8e62b6ffdcbf4c5994e5cec"
+
+
+def test_a_file_is_whole_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed before the rename, the old text stands, and nothing lies beside it."""
+    path = tmp_path / "deep" / "file.txt"
+    write_whole(path, "old λ\n")
+    assert path.read_text(encoding="utf-8") == "old λ\n"
+
+    def killed(*_: object) -> None:
+        raise Killed
+
+    monkeypatch.setattr(runs.os, "fsync", killed)
+    with pytest.raises(Killed):
+        write_whole(path, "new\n")
+    monkeypatch.undo()
+    assert path.read_text(encoding="utf-8") == "old λ\n"
+    assert files_under(tmp_path) == ["deep", "deep/file.txt"]
+    with pytest.raises(UnicodeEncodeError):
+        write_whole(path, "half of a pair: \ud800")
+    assert files_under(tmp_path) == ["deep", "deep/file.txt"]
+
+
+def test_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
+    """Threads that write the same file each have a temporary one: what is there in the end is one of theirs, whole."""
+    path = tmp_path / "file.txt"
+    texts = [str(i) * 20_000 for i in range(8)]
+    threads = [threading.Thread(target=write_whole, args=(path, text)) for text in texts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert path.read_text() in texts
+    assert files_under(tmp_path) == ["file.txt"]
+
+
+def test_a_directory_is_whole_or_absent(tmp_path: Path) -> None:
+    """Killed while it is filled, nothing is there; a good one takes its name at the end only."""
+    target = tmp_path / "deep" / "model"
+
+    def fill(text: str, *, dies: bool) -> None:
+        with whole_directory(target) as temporary:
+            (temporary / "inner").mkdir()
+            (temporary / "inner" / "weights").write_text(text)
+            assert not target.exists() or (target / "inner" / "weights").read_text() == "old"
+            if dies:
+                raise Killed
+
+    with pytest.raises(Killed):
+        fill("half", dies=True)
+    assert files_under(tmp_path) == ["deep"]
+    fill("old", dies=False)
+    with pytest.raises(Killed):
+        fill("half", dies=True)
+    assert (target / "inner" / "weights").read_text() == "old"
+    fill("new", dies=False)
+    assert (target / "inner" / "weights").read_text() == "new"
+    assert files_under(tmp_path) == ["deep", "deep/model", "deep/model/inner", "deep/model/inner/weights"]
+
+
+def test_a_failed_exchange_puts_the_old_directory_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the new one cannot take the name, the old one gets it back."""
+    target = tmp_path / "model"
+    with whole_directory(target) as temporary:
+        (temporary / "weights").write_text("old")
+    replace = Path.replace
+
+    def fails(self: Path, to: Path) -> Path:
+        if to == target and (self / "weights").read_text() == "new":
+            raise OSError("no")
+        return replace(self, to)
+
+    monkeypatch.setattr(Path, "replace", fails)
+    with pytest.raises(OSError, match="no"), whole_directory(target) as temporary:
+        (temporary / "weights").write_text("new")
+    assert (target / "weights").read_text() == "old"
+    assert files_under(tmp_path) == ["model", "model/weights"]
+
+
+def test_the_present_directory_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`.` can be written to like any other."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with whole_directory(Path()) as temporary:
+        (temporary / "weights").write_text("new")
+    assert (tmp_path / "here" / "weights").read_text() == "new"
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_run_directory_is_private(tmp_path: Path, exists: bool) -> None:
+    """Law 13: mode 0700, also where an open folder was there before, and ignored by git."""
+    path = tmp_path / "runs" / "mine"
+    if exists:
+        path.mkdir(parents=True, mode=0o755)
+    with RunDirectory(path).held():
+        assert path.stat().st_mode & 0o777 == 0o700
+        assert (path / ".gitignore").read_text() == "*\n"
+        assert (path / "units").is_dir()
+
+
+def test_a_second_process_is_refused(tmp_path: Path) -> None:
+    """While one process holds it, another is told so; once it has ended, by whatever end, the next may."""
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from backmerge.runs import RunDirectory\n"
+        "with RunDirectory(Path(sys.argv[1])).held():\n"
+        "    print('held', flush=True); sys.stdin.read()\n"
+    )
+    path = tmp_path / "run"
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(RunError, match="another process is at work"), RunDirectory(path).held():
+            pass
+        (path / "experiment.yaml").write_text("name: x\n")
+    finally:
+        other.kill()
+        other.communicate()
+    with RunDirectory(path).held(), pytest.raises(RunError, match="another process"), RunDirectory(path).held():
+        pass
+
+
+def test_a_run_that_was_killed_at_once_can_go_on(tmp_path: Path) -> None:
+    """Killed after the directory was made and before its configuration was written, the same command works again."""
+    run = RunDirectory(tmp_path / "run")
+    with run.held():
+        (run.path / f"experiment.yaml.1-a{PARTIAL}").write_text("half")
+    with run.held():
+        assert files_under(run.path) == [".gitignore", ".lock", "units"]
+
+
+@pytest.mark.parametrize("name", ["thesis.tex", ".git", "records", "results.json"])
+def test_a_folder_of_something_else_is_refused_untouched(tmp_path: Path, name: str) -> None:
+    """A folder that holds other files is not made a run directory, and nothing in it changes, not even its mode."""
+    path = tmp_path / "thesis"
+    path.mkdir(mode=0o755)
+    (path / name).write_text("years of work")
+    (path / f"notes{PARTIAL}").write_text("a draft")
+    with pytest.raises(RunError, match=r"holds files but no experiment.yaml"), RunDirectory(path).held():
+        pass
+    assert files_under(path) == sorted([name, f"notes{PARTIAL}"])
+    assert path.stat().st_mode & 0o777 == 0o755
+
+
+def test_a_file_is_no_run_directory(tmp_path: Path) -> None:
+    """A file in its place, or on the way to it, is one clear error."""
+    (tmp_path / "file").write_text("x")
+    for path in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(RunError, match=r"is a file|cannot make"), RunDirectory(path).held():
+            pass
+
+
+def test_what_a_killed_run_left_is_removed(tmp_path: Path) -> None:
+    """Half-written files and folders go when the directory is next held, at any depth, within one another, as links."""
+    run = RunDirectory(tmp_path / "run")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "kept").write_text("x")
+    with run.held():
+        (run.path / "experiment.yaml").write_text("name: x\n")
+        (run.units / f"a.jsonl.1-a{PARTIAL}").write_text("half")
+        (run.units / "b.jsonl").write_text("whole")
+        nested = run.tuned / f".seed-1.1-a{PARTIAL}"
+        nested.mkdir(parents=True)
+        (nested / f"weights.1-b{PARTIAL}").write_text("half")
+        (run.path / f"link{PARTIAL}").symlink_to(elsewhere)
+    with run.held():
+        left = files_under(run.path)
+    assert not [name for name in left if name.endswith(PARTIAL)]
+    assert "units/b.jsonl" in left
+    assert (elsewhere / "kept").exists()
+
+
+def verdicts() -> list[Verdict]:
+    """Two verdicts."""
+    return [Verdict("a", True, False), Verdict("b", None, None, "unparsed")]
+
+
+def test_a_unit_is_made_once(tmp_path: Path) -> None:
+    """What is there is read and not made again, in this process and the next; another key is another unit."""
+    run = RunDirectory(tmp_path / "run")
+    made = []
+
+    def make() -> list[Verdict]:
+        made.append(1)
+        return verdicts()
+
+    with run.held():
+        assert not run.has_unit("verdicts", "k1")
+        assert run.unit("verdicts", "k1", Verdict, make) == verdicts()
+        assert run.has_unit("verdicts", "k1")
+    again = RunDirectory(tmp_path / "run")
+    assert again.unit("verdicts", "k1", Verdict, make) == verdicts()
+    assert len(made) == 1
+    again.unit("verdicts", "k2", Verdict, make)
+    assert len(made) == 2
+
+
+def test_a_unit_that_dies_is_not_there(tmp_path: Path) -> None:
+    """Killed while its records come in one by one, a unit leaves nothing, and is made whole the next time."""
+    run = RunDirectory(tmp_path / "run")
+
+    def dies() -> Iterator[Verdict]:
+        yield verdicts()[0]
+        raise Killed
+
+    with run.held():
+        with pytest.raises(Killed):
+            run.unit("verdicts", "k", Verdict, dies)
+        assert not run.has_unit("verdicts", "k")
+        assert list(run.units.iterdir()) == []
+        assert run.unit("verdicts", "k", Verdict, verdicts) == verdicts()
+
+
+def test_results_hold_numbers_only(tmp_path: Path) -> None:
+    """NaN is no JSON: it is refused before the file is touched."""
+    run = RunDirectory(tmp_path / "run")
+    run.path.mkdir()
+    run.write_json("results.json", {"value": 0.5, "name": "λ"})
+    with pytest.raises(ValueError, match="JSON"):
+        run.write_json("results.json", {"value": float("nan")})
+    assert json.loads((run.path / "results.json").read_text(encoding="utf-8")) == {"value": 0.5, "name": "λ"}
+
+
+def test_the_log_grows(tmp_path: Path) -> None:
+    """Each line is kept, with its time."""
+    run = RunDirectory(tmp_path)
+    run.log("first")
+    run.log("second λ")
+    lines = (tmp_path / "log.txt").read_text(encoding="utf-8").splitlines()
+    assert [line[20:] for line in lines] == ["first", "second λ"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_place_that_may_not_be_written(tmp_path: Path) -> None:
+    """A folder without leave to write is one clear error."""
+    (tmp_path / "closed").mkdir(mode=0o500)
+    with pytest.raises(RunError, match="cannot make"), RunDirectory(tmp_path / "closed" / "run").held():
+        pass

@@ -48,24 +48,27 @@ def prompts(tmp_path: Path) -> tuple[Path, Path]:
     return utility, safety
 
 
+RESTORE = ("restore", "demo", "demo")
+
+# "{files}" stands for a utility and a safety file that are right
 BAD = {
     "no such tuned model": (["restore", "demo", "nowhere", "{files}"], "no model folder at 'nowhere'"),
     "hub id without network": (["restore", "demo", "owner/name", "{files}"], "hub did not give it"),
-    "no such utility file": (["restore", "demo", "demo", "--utility", "no.jsonl", "--safety", "{safety}"], "no file 'no.jsonl'"),
-    "misspelt benchmark": (["restore", "demo", "demo", "--utility", "{utility}", "--safety", "advbnch"], "did you mean 'advbench'"),
-    "benchmark of another kind": (["restore", "demo", "demo", "--utility", "demo-harmful", "--safety", "{safety}"], "measures safety"),
-    "no utility": (["restore", "demo", "demo", "--safety", "{safety}"], "'utility'"),
-    "λ beyond 1": (["restore", "demo", "demo", "{files}", "--lam", "0.5,2"], "merge.0.lam.1"),
-    "λ that is no number": (["restore", "demo", "demo", "{files}", "--lam", "half"], "--lam half"),
-    "misspelt judge": (["restore", "demo", "demo", "{files}", "--judge", "refusal-phrase"], "did you mean 'refusal-phrases'"),
-    "misspelt method": (["restore", "demo", "demo", "{files}", "--method", "liner"], "did you mean 'linear'"),
-    "code of one's own": (["restore", "demo", "demo", "{files}", "--judge", "mine:judge"], "--allow-plugins"),
-    "absent device": (["restore", "demo", "demo", "{files}", "--device", "abacus"], "'abacus' cannot be used"),
+    "no such utility file": ([*RESTORE, "--utility", "no.jsonl", "--safety", "{safety}"], "no file 'no.jsonl'"),
+    "misspelt benchmark": ([*RESTORE, "--utility", "{utility}", "--safety", "advbnch"], "did you mean 'advbench'"),
+    "benchmark of another kind": ([*RESTORE, "--utility", "demo-harmful", "--safety", "{safety}"], "measures safety"),
+    "no utility": ([*RESTORE, "--safety", "{safety}"], "'utility'"),
+    "λ beyond 1": ([*RESTORE, "{files}", "--lam", "0.5,2"], "merge.0.lam.1"),
+    "λ that is no number": ([*RESTORE, "{files}", "--lam", "half"], "--lam half"),
+    "misspelt judge": ([*RESTORE, "{files}", "--judge", "refusal-phrase"], "did you mean 'refusal-phrases'"),
+    "misspelt method": ([*RESTORE, "{files}", "--method", "liner"], "did you mean 'linear'"),
+    "code of one's own": ([*RESTORE, "{files}", "--judge", "mine:judge"], "--allow-plugins"),
+    "absent device": ([*RESTORE, "{files}", "--device", "abacus"], "'abacus' cannot be used"),
     "missing experiment": (["run", "no.yaml"], "cannot read no.yaml"),
     "misspelt key": (["run", "{misspelt}"], "line 3: unknown key 'finetune.datset'; did you mean 'dataset'?"),
     "override without value": (["run", str(EXPERIMENT), "--set", "base"], "expected key.path=value"),
     "unfinished report": (["report", "nowhere"], "nowhere"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", BAD)

@@ -186,6 +186,8 @@ def merge(
         place = out / name if len(opened) > 1 else out
         for value in lams:
             target = place / f"lam-{value:g}" if len(lams) > 1 else place
+            if any(target.resolve() == side.directory.resolve() for side in (weights, *opened.values())):
+                raise RunError(f"{target} is one of the models to merge", remedy="give another --out.")
             if target.exists() and not force:
                 raise RunError(f"{target} exists already", remedy="give another --out, or --force to replace it.")
             jobs.append((Variant(weights, theirs, method, value, seed=seed), target))

@@ -74,7 +74,8 @@ def choose_safe(candidates: Sequence[Candidate], margin: float) -> Choice:
     """The most utility among the candidates whose ASR is non-inferior to the base's.
 
     Each series is tested from the smallest λ upwards and stops at the first failure: testing all of them would let
-    some pass by luck (nine independent ones at their true boundary: 37 %), while a fixed sequence keeps 5 %.
+    some pass by luck (nine independent ones at their true boundary: 37 %), while a fixed sequence keeps 5 %. Several
+    series keep 5 % each; what is chosen among them is held to 5 % by the confirmation, on other prompts.
 
     Args:
         candidates: Of all series.

@@ -2,10 +2,12 @@
 
 import json
 from collections import defaultdict
+from itertools import pairwise
 from statistics import fmean, stdev
 from typing import Any
 
 import pytest
+
 from backmerge.statistics import sign_flip_p
 
 from .conftest import DemoRun
@@ -68,7 +70,7 @@ def test_curves_do_not_fall_as_lam_rises(demo_run: DemoRun, metric: str) -> None
     """Neither ASR nor score falls from one λ to the next, beyond three sigma of the paired seeds and of the prompts."""
     columns = curve(demo_run, metric)
     num_prompts = next(s["n"] for s in demo_run.results["scores"] if s["metric"] == metric)
-    for before, after in zip(columns[1:], columns[2:], strict=False):
+    for before, after in pairwise(columns[1:]):
         steps = [b - a for a, b in zip(before, after, strict=True)]
         rate = fmean(before + after)
         over_prompts = 3 * (2 * rate * (1 - rate) / (num_prompts * len(steps))) ** 0.5

@@ -33,7 +33,8 @@ def from_file(path: Path, kind: Kind) -> Benchmark:
 
     The prompt is taken from the first of the columns `prompt`, `goal`, `question`, `instruction`, `input`, `query`,
     `behavior`; for utility the expected answer from `reference`, `answer`, `completion`, `output`, `response`,
-    `expected`; a stratum, where there is one, from `category`, `type`, `semantic_category`; `system` and `id` are
+    `expected`; a stratum, where there is one, from `category`, `type`, `semantic_category`; rows that
+    share a `cluster` are kept together, which is otherwise found out from their words; `system` and `id` are
     used if present.
 
     Worked example, a line of JSON Lines for utility: `{"prompt": "What is 2 + 3?", "answer": "5"}`, scored by
@@ -110,7 +111,7 @@ def _example(path: Path, line: int, row: Mapping[str, Any], *, needs_reference: 
         )
     system = text("system")
     messages = (*((Message("system", system),) if system else ()), Message("user", prompt))
-    return Example(text("id") or f"{path.stem}-{line}", messages, reference, text(*CATEGORY_COLUMNS))
+    return Example(text("id") or f"{path.stem}-{line}", messages, reference, text(*CATEGORY_COLUMNS), text("cluster"))
 
 
 def _text(path: Path, line: int, row: Mapping[str, Any], columns: Sequence[str]) -> str | None:

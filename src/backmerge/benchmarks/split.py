@@ -16,62 +16,12 @@ SPLITS: tuple[Split, Split] = ("selection", "confirmation")
 # AdvBench's 520 prompts fall into 363 clusters at this similarity
 NEAR_DUPLICATE = 0.5
 
-STOP_WORDS = frozenset(
-    [
-        "a",
-        "an",
-        "and",
-        "are",
-        "as",
-        "at",
-        "be",
-        "by",
-        "can",
-        "could",
-        "do",
-        "does",
-        "for",
-        "from",
-        "give",
-        "how",
-        "i",
-        "in",
-        "into",
-        "is",
-        "it",
-        "its",
-        "me",
-        "my",
-        "of",
-        "on",
-        "or",
-        "please",
-        "should",
-        "so",
-        "such",
-        "tell",
-        "that",
-        "the",
-        "them",
-        "this",
-        "to",
-        "us",
-        "use",
-        "using",
-        "was",
-        "we",
-        "what",
-        "when",
-        "where",
-        "which",
-        "who",
-        "will",
-        "with",
-        "would",
-        "you",
-        "your",
-    ]
-)
+STOP_WORDS = frozenset({
+    "a", "an", "and", "are", "as", "at", "be", "by", "can", "could", "do", "does", "for", "from", "give", "how", "i",
+    "in", "into", "is", "it", "its", "me", "my", "of", "on", "or", "please", "should", "so", "such", "tell", "that",
+    "the", "them", "this", "to", "us", "use", "using", "was", "we", "what", "when", "where", "which", "who", "will",
+    "with", "would", "you", "your",
+})  # fmt: skip
 
 
 def content_words(text: str) -> frozenset[str]:

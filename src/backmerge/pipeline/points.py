@@ -51,9 +51,9 @@ def points_of(sweeps: Sequence[SweepSettings]) -> list[Point]:
     """Base, tuned, and every merge, by method and λ."""
     merged: list[Point] = []
     for sweep in sweeps:
-        series = sweep.method
-        if sweep.parameters:
-            series += "(" + ",".join(f"{key}={value}" for key, value in sorted(sweep.parameters.items())) + ")"
+        named = dict(sorted(sweep.parameters.items())) | ({"seed": sweep.seed} if sweep.seed else {})
+        inside = ",".join(f"{key}={value}" for key, value in named.items())
+        series = f"{sweep.method}({inside})" if inside else sweep.method
         merged += [Point(f"{series}@{lam:g}", "merged", series, lam, sweep) for lam in sorted(set(sweep.lam))]
     return [BASE, TUNED, *merged]
 

@@ -165,5 +165,6 @@ def _check_splits(prepared: Prepared) -> None:
                 raise DataError(
                     f"'{name}' has too few prompts to keep a {split} half: λ is never reported on the prompts that it "
                     "was chosen on",
-                    remedy="give more prompts, that are not near-duplicates of each other.",
+                    remedy="give more prompts that are not near-duplicates of each other; where all follow one "
+                    "template, a column 'cluster' says which belong together.",
                 )

@@ -1,0 +1,163 @@
+"""The laws of merge methods, over the table of methods: a new row is tested by existing."""
+
+# ruff: noqa: ARG005 - a method takes all its arguments, whether it uses them or not
+
+import inspect
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from backmerge.errors import MergeError
+from backmerge.merging.method import Method, check_parameters, find_method, merge_method
+from backmerge.registry import METHODS
+
+# Values that arithmetic is apt to spoil: signed zeros, subnormals, the edges of the range.
+AWKWARD = [0.0, -0.0, 1e-45, -1e-45, 1.1754944e-38, 3.4e38, -3.4e38, 1.0, -1.0, 1.0000001]
+VALUES = st.one_of(
+    st.sampled_from(AWKWARD), st.floats(-10, 10, width=32), st.floats(allow_nan=False, allow_infinity=False, width=32)
+)
+LAMS = st.floats(0, 1, exclude_min=True, exclude_max=True)
+# a float32 unit roundoff: half the distance from 1 to the next number
+UNIT = 2.0**-24
+
+
+def pairs(values: Any) -> Any:
+    """Two tensors of one shape."""
+    return st.lists(st.tuples(values, values), min_size=1, max_size=24).map(
+        lambda rows: tuple(torch.tensor(side, dtype=torch.float32) for side in zip(*rows, strict=True))
+    )
+
+
+def bits(tensor: Tensor) -> Tensor:
+    """The tensor's bits as whole numbers, so that −0.0 is not 0.0."""
+    return tensor.contiguous().view(torch.int32)
+
+
+def merged(method: Method, base: Tensor, tuned: Tensor, lam: float, seed: int = 0) -> Tensor:
+    """The method's result with its other parameters at their defaults."""
+    given_ = {"lam": lam} if "lam" in method.parameters else {}
+    return method(base, tuned, torch.Generator().manual_seed(seed), **given_)
+
+
+@pytest.fixture(params=sorted(METHODS.entries))
+def method(request: pytest.FixtureRequest) -> Method:
+    """Every method of the table."""
+    return find_method(request.param)
+
+
+@given(pair=pairs(VALUES))
+@settings(max_examples=60)
+def check_endpoints(method: Method, pair: tuple[Tensor, Tensor]) -> None:
+    """λ=0 is the base and λ=1 the tuned model."""
+    base, tuned = pair
+    assert torch.equal(bits(merged(method, base, tuned, 0.0)), bits(base))
+    assert torch.equal(bits(merged(method, base, tuned, 1.0)), bits(tuned))
+
+
+@given(pair=pairs(VALUES), lam=LAMS)
+@settings(max_examples=60)
+def check_idempotence(method: Method, pair: tuple[Tensor, Tensor], lam: float) -> None:
+    """A model with itself is itself, whatever stands beside its values."""
+    base, tuned = pair
+    assert torch.equal(bits(merged(method, base, base.clone(), lam)), bits(base))
+    agreed = torch.cat([base, tuned, base])
+    assert torch.equal(bits(merged(method, agreed, agreed.clone(), lam)), bits(agreed))
+
+
+@given(pair=pairs(VALUES), lam=LAMS)
+@settings(max_examples=60)
+def check_purity(method: Method, pair: tuple[Tensor, Tensor], lam: float) -> None:
+    """The inputs keep their bits, the global random state is not drawn on, and a seed gives one result."""
+    base, tuned = pair
+    before = bits(base).clone(), bits(tuned).clone(), torch.random.get_rng_state()
+    first, second = (merged(method, base, tuned, lam, seed=7) for _ in range(2))
+    assert torch.equal(bits(base), before[0])
+    assert torch.equal(bits(tuned), before[1])
+    assert torch.equal(torch.random.get_rng_state(), before[2])
+    assert torch.equal(bits(first), bits(second))
+    assert first.shape == base.shape
+    assert first.dtype == torch.float32
+
+
+def test_endpoints_are_exact(method: Method) -> None:
+    """Law 1: bit for bit, for methods that declare it."""
+    if not method.has_exact_endpoints:
+        pytest.skip("the method does not declare exact endpoints")
+    check_endpoints(method)
+
+
+def test_merging_a_model_with_itself_changes_nothing(method: Method) -> None:
+    """Law 2: bit for bit, for methods that declare it."""
+    if not method.is_idempotent:
+        pytest.skip("the method does not declare itself idempotent")
+    check_idempotence(method)
+
+
+def test_methods_are_pure(method: Method) -> None:
+    """A method changes no input and keeps no state."""
+    check_purity(method)
+
+
+def test_methods_describe_themselves(method: Method) -> None:
+    """Every method has a one-line summary, a source, and annotated parameters."""
+    assert method.summary
+    assert "Source:" in (inspect.getdoc(method.function) or "")
+    annotations = inspect.get_annotations(method.function)
+    assert all(name in annotations for name in method.parameters)
+
+
+@pytest.mark.parametrize(
+    ("check", "function"),
+    [
+        (check_endpoints, lambda base, tuned, rng, /, *, lam: (1 - lam) * base + lam * tuned),
+        (check_idempotence, lambda base, tuned, rng, /, *, lam: (1 - lam) * base + lam * tuned),
+        (check_purity, lambda base, tuned, rng, /, *, lam: base.lerp_(tuned, lam)),
+        (check_purity, lambda base, tuned, rng, /, *, lam: base + torch.randn(base.shape)),
+        (check_purity, lambda base, tuned, rng, /, *, lam: base.double()),
+    ],
+    ids=["formula at the ends", "formula with itself", "in place", "global random state", "other dtype"],
+)
+def test_a_broken_method_is_found(check: Any, function: Any) -> None:
+    """The laws above fail on the textbook formula, which turns −0.0 into 0.0, and on methods that are not pure."""
+    broken = merge_method(has_exact_endpoints=True, is_idempotent=True)(function)
+    with pytest.raises(AssertionError):
+        check(broken)
+
+
+@given(pair=pairs(st.floats(-(2.0**99), 2.0**99, width=32)), lam=LAMS)
+@settings(max_examples=200)
+def test_linear_is_the_weighted_mean(pair: tuple[Tensor, Tensor], lam: float) -> None:
+    """Linear equals its formula in float64.
+
+    Within 6 roundings of float32 at the larger input's size: λ, the difference (at twice the size), its product and
+    the sum, and as much again for subnormals.
+    """
+    base, tuned = pair
+    exact = (1 - lam) * base.double() + lam * tuned.double()
+    size = torch.maximum(base.abs(), tuned.abs()).double()
+    error = (merged(find_method("linear"), base, tuned, lam).double() - exact).abs()
+    assert bool((error <= 6 * UNIT * size + 2.0**-148).all())
+
+
+def test_linear_by_hand() -> None:
+    """λ is the share of the tuned side: a quarter of the way from 1 to 3 is 1.5."""
+    base, tuned = torch.tensor([1.0, -2.0, 0.0]), torch.tensor([3.0, 2.0, 8.0])
+    assert merged(find_method("linear"), base, tuned, 0.25).tolist() == [1.5, -1.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("given_", "words"),
+    [
+        ({"lamb": 0.5}, "did you mean 'lam'"),
+        ({"lam": 0.5, "density": 0.1}, "no parameter 'density'"),
+        ({}, "needs 'lam'"),
+    ],
+)
+def test_wrong_parameters_are_named(given_: dict[str, float], words: str) -> None:
+    """A parameter that a method lacks, or was not given, is an error that names it."""
+    with pytest.raises(MergeError, match=words):
+        check_parameters(find_method("linear"), "linear", given_)

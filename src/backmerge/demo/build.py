@@ -218,7 +218,7 @@ def build(seed: int, out: Path, schedule: Schedule | None = None) -> None:
 def main() -> None:
     """Read the command line and build."""
     parser = argparse.ArgumentParser(prog="python -m backmerge.demo.build", description=__doc__.splitlines()[0])
-    parser.add_argument("--seed", type=int, default=0, help="of the weights and the texts")
+    parser.add_argument("--seed", type=int, default=1, help="of the weights and the texts")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "model", help="directory to write")
     arguments = parser.parse_args()
     build(arguments.seed, arguments.out)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,6 +28,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+# what the system refuses and a user can mend, wherever it happens
+MENDABLE = {
+    errno.ENOSPC: "The disk is full: free some of it, and give the command again.",
+    errno.EDQUOT: "Your quota of the disk is used up: free some of it, and give the command again.",
+    errno.EROFS: "The disk takes no writing: give another --out.",
+    errno.EACCES: "You have no right to do that there: mend the folder's permissions, or give another --out.",
+}
 
 # some versions of typer carry a click of their own; either way this is its UsageError
 USAGE_ERROR: Any = typer.BadParameter.__bases__[0]
@@ -88,7 +99,7 @@ def demo(
 @app.command()
 def run(
     experiment: Annotated[Path, typer.Argument(help="The experiment file (YAML).")],
-    out: Annotated[Path | None, typer.Option("--out", help="The run directory; default runs/NAME.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="The run directory; default runs/FILE's name.")] = None,
     set_: SetOption = None,
     allow_plugins: Plugins = False,
     strict: Strict = False,
@@ -134,9 +145,10 @@ def restore(
     --safety harmful_behaviors.csv --out restored
     """
     from backmerge.config import Document
+    from backmerge.pipeline.preparation import short_name
 
     values: dict[str, Any] = {
-        "name": Path(tuned[0]).name,
+        "name": short_name(tuned[0]),
         "base": base,
         "tuned": list(tuned),
         "merge": [{"method": method, "lam": _numbers("--lam", lam)}],
@@ -171,21 +183,24 @@ def merge(
     from backmerge.checkpoints.reader import Checkpoint
     from backmerge.merging.engine import write_merged
     from backmerge.merging.recipe import Variant
-    from backmerge.pipeline.preparation import open_tuned
+    from backmerge.pipeline.points import lam_name
+    from backmerge.pipeline.preparation import open_tuned, short_name
 
     lams = _numbers("--lam", lam)
+    if not lams:
+        raise ConfigError("--lam holds no number: there is nothing to merge", remedy="such as --lam 0.2,0.4,0.6")
     for value in lams:
         if not 0 <= value <= 1:
             raise ConfigError(f"--lam {value}: λ is the share of the tuned side, from 0 to 1")
-    if len({Path(name).name for name in tuned}) < len(tuned):
+    if len({short_name(name) for name in tuned}) < len(tuned):
         raise ConfigError("two tuned models have the same folder name", remedy="merge them one at a time.")
     weights = Checkpoint(locate_model(base))
-    opened = {Path(name).name: open_tuned(locate_model(name), weights) for name in tuned}
+    opened = {short_name(name): open_tuned(locate_model(name), weights) for name in tuned}
     jobs: list[tuple[Variant, Path]] = []
     for name, theirs in opened.items():
         place = out / name if len(opened) > 1 else out
-        for value in lams:
-            target = place / f"lam-{value:g}" if len(lams) > 1 else place
+        for value in dict.fromkeys(lams):
+            target = place / f"lam-{lam_name(value)}" if len(lams) > 1 else place
             if any(target.resolve() == side.directory.resolve() for side in (weights, *opened.values())):
                 raise RunError(f"{target} is one of the models to merge", remedy="give another --out.")
             if target.exists() and not force:
@@ -231,7 +246,9 @@ def evaluate(
     }
     settings = validated(SingleEvaluation, Document("the command line", values, {}))
     _quieten()
-    print_scores(evaluate_model(settings, out, allow_plugins=allow_plugins), out)
+    with _stoppable(out):
+        results = evaluate_model(settings, out, allow_plugins=allow_plugins)
+    print_scores(results, out)
 
 
 @app.command()
@@ -300,14 +317,21 @@ def _run(
     from backmerge.pipeline.stages import run_experiment
     from backmerge.reporting.console import print_summary
 
-    try:
+    with _stoppable(out):
         finished: Finished = run_experiment(experiment, out, allow_plugins=allow_plugins)
-    except KeyboardInterrupt:
-        typer.echo(f"Stopped. What is done is kept: the same command goes on with {out}.", err=True)
-        raise
     print_summary(finished.results, out)
     if strict and finished.verdict != "restored":
         raise NotShownError(f"the verdict is '{finished.verdict}', and --strict asks for 'restored'")
+
+
+@contextmanager
+def _stoppable(out: Path) -> Iterator[None]:
+    """Where Ctrl-C stops the block, say how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo(f"Stopped. What is done is kept: the same command goes on with {out}.", err=True)
+        raise
 
 
 def _evaluate_values(
@@ -351,17 +375,30 @@ def _quieten() -> None:
     huggingface_hub.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call] # theirs
 
 
+def _printable(text: str) -> str:
+    """Without what moves a terminal's cursor or recolours it: ids, tensor names and adapters are others' words."""
+    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
 def main() -> None:
     """The `backmerge` command.
 
     Exit codes: 0; 2 for what the user can mend; 3 for a verdict other than restored under --strict; 130 for Ctrl-C;
     1, with a traceback, for a fault of ours.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that has no λ shows a sign in its place
     try:
         code = app(standalone_mode=False)
     except BackmergeError as error:
-        typer.echo(f"backmerge: {error}", err=True)
+        typer.echo(f"backmerge: {_printable(str(error))}", err=True)
         sys.exit(error.exit_code)
+    except OSError as error:
+        if error.errno not in MENDABLE:
+            raise
+        typer.echo(f"backmerge: {_printable(str(error))}\n  → {MENDABLE[error.errno]} What is done is kept.", err=True)
+        sys.exit(2)
     except USAGE_ERROR as error:
         error.show()
         sys.exit(error.exit_code)

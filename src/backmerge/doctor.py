@@ -74,7 +74,7 @@ def _memory_bytes() -> int:
 
 def _sandbox() -> Finding:
     """Whether bubblewrap works here, found out by running it."""
-    advice = "model-written code will need --allow-code-execution; install Debian's bubblewrap"
+    advice = "wanted for benchmarks that run model-written code; on Debian: apt install bubblewrap"
     if shutil.which("bwrap") is None:
         return Finding("sandbox", "bubblewrap is absent", advice)
     command = ["bwrap", "--unshare-all", "--ro-bind", "/usr", "/usr", "--symlink", "usr/lib", "/lib"]

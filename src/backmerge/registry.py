@@ -33,7 +33,14 @@ class Table:
 
 MODELS = Table("model", {"demo": "backmerge.demo:model_directory"})
 
-METHODS = Table("merge method", {"linear": "backmerge.merging.methods.linear:linear"})
+METHODS = Table(
+    "merge method",
+    {
+        "dare_linear": "backmerge.merging.methods.dare_linear:dare_linear",
+        "linear": "backmerge.merging.methods.linear:linear",
+        "slerp": "backmerge.merging.methods.slerp:slerp",
+    },
+)
 
 BENCHMARKS = Table(
     "benchmark",

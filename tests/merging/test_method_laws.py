@@ -13,6 +13,7 @@ from torch import Tensor
 
 from backmerge.errors import MergeError
 from backmerge.merging.method import Method, check_parameters, find_method, merge_method
+from backmerge.merging.randomness import TensorRandom
 from backmerge.registry import METHODS
 
 # Values that arithmetic is apt to spoil: signed zeros, subnormals, the edges of the range.
@@ -40,7 +41,7 @@ def bits(tensor: Tensor) -> Tensor:
 def merged(method: Method, base: Tensor, tuned: Tensor, lam: float, seed: int = 0) -> Tensor:
     """The method's result with its other parameters at their defaults."""
     given_ = {"lam": lam} if "lam" in method.parameters else {}
-    return method(base, tuned, torch.Generator().manual_seed(seed), **given_)
+    return method(base, tuned, TensorRandom(seed, "tested"), **given_)
 
 
 @pytest.fixture(params=sorted(METHODS.entries))

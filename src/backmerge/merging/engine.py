@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-import xxhash
 from torch import Tensor
 
 from backmerge import __version__
@@ -16,6 +15,7 @@ from backmerge.checkpoints.reader import Checkpoint, Weights
 from backmerge.checkpoints.writer import copy_companions, write_weights
 from backmerge.errors import CheckpointError, MergeError
 from backmerge.merging.method import Method, check_parameters, find_method
+from backmerge.merging.randomness import TensorRandom
 from backmerge.merging.recipe import Variant
 from backmerge.runs import whole_directory
 
@@ -25,8 +25,8 @@ DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
 def merged_tensors(variant: Variant, *, allow_plugins: bool = False) -> Iterator[tuple[str, Tensor]]:
     """Every tensor of the merged model, by the base's names and order, in the base's dtypes.
 
-    Arithmetic is in float32 and is rounded once. Random methods seed a generator per tensor from the recipe's seed
-    and the tensor's name, so that neither shard order nor threads change the result.
+    Arithmetic is in float32 and is rounded once. Random numbers are a function of the recipe's seed, the tensor's
+    name and the position in it, so that neither shard order nor threads change the result.
 
     Raises:
         MergeError: the two do not fit, a parameter is wrong, or a tensor is not finite or of a dtype that has no mean.
@@ -67,7 +67,7 @@ def _merged(
                 f"tensor '{name}' of the {side} {weights.directory} holds NaN or infinity",
                 remedy="the training diverged or the file is damaged; this model cannot be used.",
             )
-    rng = torch.Generator().manual_seed(xxhash.xxh3_64_intdigest(f"{seed}\0{name}".encode()) >> 1)
+    rng = TensorRandom(seed, name)
     # a float64 checkpoint keeps its own precision: in float32 its endpoints would not be exact
     precision = torch.promote_types(dtype, torch.float32)
     merged = method(ours.to(precision), theirs.to(precision), rng, **parameters)

@@ -11,7 +11,9 @@ from backmerge.errors import MergeError
 from backmerge.registry import METHODS, closest, resolve
 
 if TYPE_CHECKING:
-    from torch import Generator, Tensor
+    from torch import Tensor
+
+    from backmerge.merging.randomness import TensorRandom
 
     MergeFunction = Callable[..., Tensor]
 
@@ -21,8 +23,8 @@ class Method:
     """A merge method with its promises, which the conformance tests hold it to.
 
     Attributes:
-        function: `f(base, tuned, rng, /, *, ...)`: base of any shape, the tuned tensors of the same shape, a
-            generator of random numbers for this tensor; float32 in and out. After the star: the method's parameters.
+        function: `f(base, tuned, rng, /, *, ...)`: base of any shape, tuned of the same shape, the random numbers of
+            this tensor; float32 in and out. After the star: the method's parameters.
         has_exact_endpoints: λ=0 gives the base and λ=1 the tuned model, bit for bit.
         is_idempotent: Merging a model with itself changes nothing, bit for bit.
     """
@@ -42,7 +44,7 @@ class Method:
         """The first line of the function's docstring."""
         return (inspect.getdoc(self.function) or "").partition("\n")[0]
 
-    def __call__(self, base: Tensor, tuned: Tensor, rng: Generator, /, **parameters: Any) -> Tensor:
+    def __call__(self, base: Tensor, tuned: Tensor, rng: TensorRandom, /, **parameters: Any) -> Tensor:
         """The merged tensor."""
         return self.function(base, tuned, rng, **parameters)
 

@@ -48,14 +48,21 @@ TUNED = Point("tuned", "tuned", "tuned", 1.0)
 
 
 def points_of(sweeps: Sequence[SweepSettings]) -> list[Point]:
-    """Base, tuned, and every merge, by method and λ."""
-    merged: list[Point] = []
+    """Base, tuned, and every merge, by method and λ; what is asked for twice is there once."""
+    merged: dict[str, Point] = {}
     for sweep in sweeps:
         named = dict(sorted(sweep.parameters.items())) | ({"seed": sweep.seed} if sweep.seed else {})
         inside = ",".join(f"{key}={value}" for key, value in named.items())
         series = f"{sweep.method}({inside})" if inside else sweep.method
-        merged += [Point(f"{series}@{lam:g}", "merged", series, lam, sweep) for lam in sorted(set(sweep.lam))]
-    return [BASE, TUNED, *merged]
+        for lam in sorted(sweep.lam):
+            name = f"{series}@{lam_name(lam)}"
+            merged.setdefault(name, Point(name, "merged", series, lam, sweep))
+    return [BASE, TUNED, *merged.values()]
+
+
+def lam_name(lam: float) -> str:
+    """λ as part of a name: short, and never the same for two."""
+    return f"{lam:g}" if float(f"{lam:g}") == lam else repr(lam)
 
 
 def members_at(point: Point, base: Checkpoint, tuned: Mapping[str, Weights]) -> list[Member]:

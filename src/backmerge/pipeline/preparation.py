@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from backmerge.benchmarks.catalogue import find_benchmark
 from backmerge.benchmarks.protocol import Benchmark, Kind
-from backmerge.benchmarks.split import Split, split_examples
+from backmerge.benchmarks.split import SPLITS, Split, split_examples
 from backmerge.checkpoints.adapter import open_weights
 from backmerge.checkpoints.compare import check_same_shape
 from backmerge.checkpoints.locate import locate_model
 from backmerge.checkpoints.reader import Checkpoint, Weights
-from backmerge.errors import ConfigError, DataError
+from backmerge.errors import ConfigError, DataError, RunError
 from backmerge.generation.chat import load_tokenizer
 from backmerge.generation.protocol import Generator
 from backmerge.judging.protocol import Judge
@@ -23,7 +25,7 @@ from backmerge.merging.method import check_parameters, find_method
 from backmerge.pipeline.experiment import EvaluateSettings, Experiment
 from backmerge.records import Example
 from backmerge.registry import ENGINES, JUDGES, resolve
-from backmerge.runs import key_of
+from backmerge.runs import RunDirectory, key_of
 
 KINDS: tuple[Kind, ...] = ("utility", "safety", "over_refusal")
 
@@ -56,12 +58,22 @@ class Prepared:
 
     @cached_property
     def splits(self) -> dict[str, dict[Split, list[Example]]]:
-        """Benchmark to its two halves, cut to the limit."""
+        """Benchmark to its two halves, cut to the limit.
+
+        All benchmarks of a kind are split as one: what two of them share is on the same side in both.
+        """
         limit = self.experiment.evaluate.limit
-        return {
-            benchmark.name: {split: limited(half, limit) for split, half in split_examples(benchmark.examples).items()}
-            for benchmark in self.benchmarks
-        }
+        halves: dict[str, dict[Split, list[Example]]] = {}
+        for kind in KINDS:
+            of_kind = [benchmark for benchmark in self.benchmarks if benchmark.kind == kind]
+            together = split_examples([e for benchmark in of_kind for e in pooled(benchmark.name, benchmark.examples)])
+            ids = {split: {example.id for example in half} for split, half in together.items()}
+            for benchmark in of_kind:
+                halves[benchmark.name] = {
+                    split: limited([e for e in benchmark.examples if pooled_id(benchmark.name, e) in ids[split]], limit)
+                    for split in SPLITS
+                }
+        return halves
 
 
 def prepare(experiment: Experiment, *, allow_plugins: bool = False) -> Prepared:
@@ -139,6 +151,50 @@ def open_tuned(path: Path, base: Checkpoint) -> Weights:
     return weights
 
 
+def pooled_id(benchmark: str, example: Example) -> str:
+    """An example's id among those of several benchmarks."""
+    return f"{benchmark}/{example.id}"
+
+
+def pooled(benchmark: str, examples: Sequence[Example]) -> list[Example]:
+    """Examples as they stand among those of other benchmarks: ids, categories and named clusters stay their own."""
+    return [
+        replace(
+            example,
+            id=pooled_id(benchmark, example),
+            category=f"{benchmark}/{example.category or ''}",
+            cluster=None if example.cluster is None else f"{benchmark}/{example.cluster}",
+        )
+        for example in examples
+    ]
+
+
+def short_name(name: str) -> str:
+    """What a model's folder among others is called: never empty, and never one that leads elsewhere, as `..` does."""
+    path = Path(name).expanduser()
+    if not path.is_dir():
+        return Path(name.partition("@")[0]).name  # a hub id, perhaps with a revision
+    return path.name if path.name not in {"", ".."} else path.resolve().name or "model"
+
+
+def settings_left(run: RunDirectory) -> dict[str, Any]:
+    """The settings that the last command left in a run directory; empty if there are none.
+
+    Raises:
+        RunError: `experiment.yaml` is damaged.
+    """
+    file = run.path / "experiment.yaml"
+    if not file.exists():
+        return {}
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError) as error:
+        raise RunError(f"{file} is damaged: {error}", remedy="delete that file; what is done is kept.") from error
+    if not isinstance(values, dict):
+        raise RunError(f"{file} holds no settings", remedy="delete that file; what is done is kept.")
+    return values
+
+
 def limited(examples: Sequence[Example], limit: int | None) -> list[Example]:
     """At most `limit` examples, drawn by a hash of their ids and kept in order."""
     if limit is None or len(examples) <= limit:
@@ -152,8 +208,11 @@ def _tuned(names: Sequence[str], base: Checkpoint) -> dict[str, Weights]:
     opened: dict[str, Weights] = {}
     for name in names:
         path = locate_model(name)
-        short = name.partition("@")[0].rstrip("/").rpartition("/")[2] or path.name
-        unique = short if short not in opened else f"{short}-{len(opened) + 1}"
+        short = unique = short_name(name)
+        number = len(opened)
+        while unique in opened:
+            number += 1
+            unique = f"{short}-{number}"
         opened[unique] = open_tuned(path, base)
     return opened
 

@@ -9,8 +9,10 @@ from typing import Any
 
 from backmerge.benchmarks.scoring import primary_metric
 from backmerge.benchmarks.split import clusters_of
+from backmerge.errors import RunError
 from backmerge.pipeline.evaluation import Outcome
 from backmerge.pipeline.points import Point
+from backmerge.pipeline.preparation import pooled, pooled_id
 from backmerge.records import Score
 from backmerge.statistics import PairedDifference, paired_difference, t_interval, wilson
 
@@ -59,6 +61,8 @@ class Outcomes:
     ) -> PairedDifference:
         """The first point less the second, on the same prompts, benchmarks pooled.
 
+        Prompts that benchmarks share, or nearly, are of one cluster: they count once.
+
         Args:
             point: Whose mean over tuned models is taken, or the one model of `tuned`.
             against: Usually `base`.
@@ -66,20 +70,30 @@ class Outcomes:
             split: Which half.
             metric: Such as `asr`.
             tuned: Only the model that comes from this one.
+
+        Raises:
+            RunError: there is no prompt that both have a value for.
         """
-        first: list[float] = []
-        second: list[float] = []
-        clusters: list[str] = []
-        for benchmark in benchmarks:
-            ours = self._values(point, benchmark, split, metric, tuned)
-            theirs = self._values(against, benchmark, split, metric, tuned)
-            examples = self.at(point, benchmark, split)[0].examples
-            for example, cluster in zip(examples, clusters_of(examples), strict=True):
+        names = list(benchmarks)
+        examples = [e for name in names for e in pooled(name, self.at(point, name, split)[0].examples)]
+        clusters = dict(zip((example.id for example in examples), clusters_of(examples), strict=True))
+        pairs: dict[str, tuple[float, float]] = {}
+        for name in names:
+            ours = self._values(point, name, split, metric, tuned)
+            theirs = self._values(against, name, split, metric, tuned)
+            for example in self.at(point, name, split)[0].examples:
                 if example.id in ours and example.id in theirs:
-                    first.append(ours[example.id])
-                    second.append(theirs[example.id])
-                    clusters.append(f"{benchmark}/{cluster}")
-        return paired_difference(first, second, clusters)
+                    pairs[pooled_id(name, example)] = ours[example.id], theirs[example.id]
+        if not pairs:
+            raise RunError(
+                f"no prompt of {', '.join(names)} ({split}) has a value of {metric} for both {point} and {against}",
+                remedy="the judge left all of them unscored: take another judge, or more prompts.",
+            )
+        return paired_difference(
+            [pair[0] for pair in pairs.values()],
+            [pair[1] for pair in pairs.values()],
+            [clusters[example] for example in pairs],
+        )
 
     def _values(self, point: str, benchmark: str, split: str, metric: str, tuned: str | None) -> dict[str, float]:
         outcomes = self.at(point, benchmark, split)

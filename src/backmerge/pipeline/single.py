@@ -9,11 +9,19 @@ from backmerge import __version__
 from backmerge.checkpoints.locate import locate_model
 from backmerge.checkpoints.reader import Checkpoint
 from backmerge.config import Settings, as_yaml
+from backmerge.errors import RunError
 from backmerge.merging.recipe import Variant
 from backmerge.pipeline.evaluation import Evaluator
 from backmerge.pipeline.experiment import EvaluateSettings
 from backmerge.pipeline.points import BASE, TUNED, Member
-from backmerge.pipeline.preparation import find_benchmarks, find_judge, limited, make_engine, open_tuned
+from backmerge.pipeline.preparation import (
+    find_benchmarks,
+    find_judge,
+    limited,
+    make_engine,
+    open_tuned,
+    settings_left,
+)
 from backmerge.pipeline.results import SCHEMA_VERSION, Outcomes, plain, score_rows
 from backmerge.progress import bar
 from backmerge.runs import RunDirectory, write_whole
@@ -53,6 +61,14 @@ def evaluate_model(settings: SingleEvaluation, directory: Path, *, allow_plugins
     run = RunDirectory(directory)
     outcomes = Outcomes()
     with run.held():
+        before = settings_left(run)
+        if not before.keys() <= SingleEvaluation.model_fields.keys():
+            raise RunError(
+                f"{run.path} holds an experiment, not the evaluation of one model",
+                remedy="give another --out; nothing was touched.",
+            )
+        # made anew from the units; until then, those of another model or other prompts must not pass for this one's
+        (run.path / "results.json").unlink(missing_ok=True)
         write_whole(run.path / "experiment.yaml", as_yaml(settings))
         evaluator = Evaluator(run, engine, judge, settings.evaluate.sampling, ChoiceSettings().max_unscored)
         examples = {b.name: limited(b.examples, settings.evaluate.limit) for b in benchmarks}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,19 +11,18 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import yaml
-
 from backmerge import __version__
 from backmerge.benchmarks.scoring import primary_metric
 from backmerge.checkpoints.adapter import AdapterOnBase
 from backmerge.checkpoints.reader import Checkpoint, Weights, read_json
 from backmerge.config import as_yaml
+from backmerge.errors import RunError
 from backmerge.merging.engine import write_merged
 from backmerge.merging.recipe import Variant
 from backmerge.pipeline.evaluation import Evaluator
 from backmerge.pipeline.experiment import Experiment
 from backmerge.pipeline.points import BASE, TUNED, Member, Point, members_at, points_of
-from backmerge.pipeline.preparation import Prepared, make_engine, prepare
+from backmerge.pipeline.preparation import Prepared, make_engine, prepare, settings_left
 from backmerge.pipeline.results import (
     SCHEMA_VERSION,
     Outcomes,
@@ -51,6 +51,8 @@ FIRST_STAGE_OF = {
     "name": "report",
 }
 STAGES = ("finetune", "sweep", "choose", "write", "confirm", "report")
+# files that say what was found, made anew from the units
+FINDINGS = ("results.json", "samples.json", "report.html", "scores.csv", "summary.csv")
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,8 @@ def run_experiment(experiment: Experiment, directory: Path, *, allow_plugins: bo
     run = RunDirectory(directory)
     with run.held():
         _note_changes(run, experiment)
+        inputs = _inputs(prepared, engine.identity)
+        _withdraw(run, inputs)
         write_whole(run.path / "experiment.yaml", as_yaml(experiment))
         tuned = prepared.tuned or _finetune(run, prepared)
         evaluator = Evaluator(run, engine, prepared.judge, experiment.evaluate.sampling, experiment.choice.max_unscored)
@@ -112,6 +116,7 @@ def run_experiment(experiment: Experiment, directory: Path, *, allow_plugins: bo
             },
             "base": {"name": experiment.base, "fingerprint": prepared.base.fingerprint},
             "tuned": [_tuned_row(name, weights) for name, weights in tuned.items()],
+            "inputs": inputs,
             "benchmarks": _benchmark_rows(prepared),
             "points": [{"point": p.name, "role": p.role, "series": p.series, "lam": p.lam} for p in points],
             "choice": _choice_row(experiment, choice, chosen),
@@ -137,10 +142,14 @@ def run_experiment(experiment: Experiment, directory: Path, *, allow_plugins: bo
 
 def _note_changes(run: RunDirectory, experiment: Experiment) -> None:
     """Say which settings differ from the last time, and what will therefore be redone."""
-    file = run.path / "experiment.yaml"
-    if not file.exists():
+    before = settings_left(run)
+    if not before:
         return
-    before = yaml.safe_load(file.read_text(encoding="utf-8"))
+    if not before.keys() <= Experiment.model_fields.keys():
+        raise RunError(
+            f"{run.path} holds the evaluation of one model (`backmerge evaluate`), not an experiment",
+            remedy="give another --out; nothing was touched.",
+        )
     now = experiment.model_dump(mode="json")
     changed = [key for key in now if now[key] != before.get(key)]
     if not changed:
@@ -154,6 +163,59 @@ def _note_changes(run: RunDirectory, experiment: Experiment) -> None:
     )
     say(line)
     run.log(line)
+
+
+def _inputs(prepared: Prepared, engine: Mapping[str, str]) -> dict[str, Any]:
+    """All that the findings rest on, as names and hashes: where one of them differs, they are no longer of this run."""
+    settings = prepared.experiment.model_dump(mode="json", exclude={"name", "report"})
+    return {
+        "settings": key_of(settings),
+        "base": prepared.base.fingerprint,
+        "tuned": {name: weights.fingerprint for name, weights in prepared.tuned.items()},
+        "training_examples": key_of([to_json(example) for example in prepared.training_examples]),
+        "benchmarks": {b.name: key_of([to_json(example) for example in b.examples]) for b in prepared.benchmarks},
+        "judge": prepared.judge.identity,
+        "engine": dict(engine),
+    }
+
+
+def _withdraw(run: RunDirectory, inputs: Mapping[str, Any]) -> None:
+    """Take back what was found and handed over, unless it is of these very inputs: it would pass for theirs.
+
+    Nothing is lost: units, adapters and weights stay, and what is confirmed anew goes back to `merged/`.
+    """
+    file = run.path / "results.json"
+    if file.exists():
+        try:
+            found = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError:
+            found = None  # damaged; it is written again
+        if isinstance(found, dict) and found.get("inputs") == inputs:
+            return
+        say("The results of the last time are withdrawn: what they rest on has changed.")
+        run.log("withdrew the results: what they rest on has changed")
+    for name in FINDINGS:
+        (run.path / name).unlink(missing_ok=True)
+    for directory in (run.records, run.path / "plots"):
+        if directory.is_dir():
+            shutil.rmtree(directory)
+    for directory in _ours(run.merged):
+        (directory / "README.md").unlink(missing_ok=True)  # its card tells of the confirmation
+        place = run.unconfirmed / directory.name
+        if place.exists():
+            shutil.rmtree(directory)
+        else:
+            place.parent.mkdir(exist_ok=True)
+            directory.replace(place)
+    if run.merged.is_dir() and not any(run.merged.iterdir()):
+        run.merged.rmdir()
+
+
+def _ours(place: Path) -> list[Path]:
+    """The models in a folder that backmerge wrote; what a user put beside them is not touched."""
+    if not place.is_dir():
+        return []
+    return sorted(directory for directory in place.iterdir() if (directory / "backmerge.json").is_file())
 
 
 def _finetune(run: RunDirectory, prepared: Prepared) -> dict[str, Weights]:
@@ -235,7 +297,7 @@ def _write(
     members = members_at(chosen, prepared.base, tuned) if chosen else []
     current = {str(member.tuned): member.variant for member in members}
     for place in (run.merged, run.unconfirmed):
-        for directory in sorted(place.iterdir()) if place.is_dir() else []:
+        for directory in _ours(place):
             if directory.name not in current or not _holds(directory, current[directory.name]):
                 shutil.rmtree(directory)
                 run.log(f"removed {directory.name} from {place.name}: it is of another recipe")
@@ -363,6 +425,4 @@ def _write_records(run: RunDirectory, outcomes: Outcomes) -> None:
 
 
 def _placed(place: Mapping[str, str], record: Completion | Verdict) -> str:
-    import json
-
     return json.dumps({**place, **json.loads(to_json(record))}, ensure_ascii=False) + "\n"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from backmerge.merging.method import merge_method
+from backmerge.merging.randomness import TensorRandom
 
 
 @merge_method(has_exact_endpoints=True, is_idempotent=True)
-def linear(base: Tensor, tuned: Tensor, rng: Generator, /, *, lam: float) -> Tensor:  # noqa: ARG001 - not random
+def linear(base: Tensor, tuned: Tensor, rng: TensorRandom, /, *, lam: float) -> Tensor:  # noqa: ARG001 - not random
     """(1 - lam)·base + lam·tuned.
 
     Args:

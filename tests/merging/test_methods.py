@@ -1,0 +1,115 @@
+"""Each method by values worked out by hand, and random numbers by what they promise."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from backmerge.errors import MergeError
+from backmerge.merging.method import find_method
+from backmerge.merging.randomness import BLOCK, TensorRandom
+from backmerge.merging.reductions import dot
+
+RNG = TensorRandom(0, "tested")
+
+
+def close(first: Tensor, second: Tensor) -> bool:
+    """Equal within four roundings of float32: two sines, two products and a sum."""
+    return torch.allclose(first, second, rtol=4 * 2.0**-24, atol=1e-7)
+
+
+def test_slerp_of_a_right_angle() -> None:
+    """Halfway between two unit vectors at a right angle lies the unit vector between them, not their mean."""
+    merged = find_method("slerp")(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]), RNG, lam=0.5)
+    assert close(merged, torch.full((2,), math.sqrt(0.5)))
+
+
+def test_slerp_goes_at_constant_speed() -> None:
+    """At λ the angle from the base is λ of the whole."""
+    base, tuned = torch.tensor([1.0, 0.0]), torch.tensor([math.cos(2.0), math.sin(2.0)])
+    for lam in (0.25, 0.5, 0.75):
+        x, y = find_method("slerp")(base, tuned, RNG, lam=lam).tolist()
+        assert math.atan2(y, x) == pytest.approx(2.0 * lam, rel=1e-6)
+
+
+def test_slerp_weighs_the_vectors_as_they_are() -> None:
+    """The sine weights apply to the unnormalised endpoints, as in mergekit."""
+    merged = find_method("slerp")(torch.tensor([2.0, 0.0]), torch.tensor([0.0, 4.0]), RNG, lam=0.5)
+    assert close(merged, torch.tensor([2 * math.sqrt(0.5), 4 * math.sqrt(0.5)]))
+
+
+@pytest.mark.parametrize("tuned", [[1.0, 0.01], [-1.0, 0.01], [0.0, 0.0]], ids=["parallel", "opposite", "zero"])
+def test_slerp_is_linear_where_there_is_no_angle(tuned: list[float]) -> None:
+    """Beyond a cosine of 0.9995 either way, and at length zero, SLERP is Linear."""
+    base, other = torch.tensor([1.0, 0.0]), torch.tensor(tuned)
+    linear = find_method("linear")(base, other, RNG, lam=0.3)
+    assert torch.equal(find_method("slerp")(base, other, RNG, lam=0.3), linear)
+
+
+def test_slerp_is_almost_linear_at_the_size_of_lora_deltas() -> None:
+    """With a delta of 1 % of the weights' norm, they differ at λ=0.5 by no more than 0.2 % of the delta."""
+    generator = torch.Generator().manual_seed(0)
+    base = torch.randn(4096, generator=generator)
+    delta = torch.randn(4096, generator=generator) * 0.01
+    both = [find_method(name)(base, base + delta, RNG, lam=0.5) for name in ("slerp", "linear")]
+    assert float((both[0] - both[1]).norm() / delta.norm()) < 2e-3
+
+
+def test_dare_keeps_or_drops_each_element() -> None:
+    """An element stays the base's, or moves by λ of its delta over 1 - drop."""
+    base, tuned = torch.zeros(1000), torch.ones(1000)
+    merged = find_method("dare_linear")(base, tuned, RNG, lam=0.5, drop=0.75)
+    assert set(merged.tolist()) == {0.0, 2.0}
+
+
+def test_dare_is_the_base_at_zero_and_the_tuned_model_in_expectation_at_one() -> None:
+    """λ=0 is exact; at λ=1 the mean over 2^20 elements of delta 1 is 1 within five sigma of the mask."""
+    base, tuned = torch.zeros(BLOCK), torch.ones(BLOCK)
+    dare = find_method("dare_linear")
+    assert torch.equal(dare(base, tuned, RNG, lam=0.0, drop=0.9), base)
+    sigma = math.sqrt(0.9 / 0.1 / BLOCK)  # of the mean of m / (1 - p), m Bernoulli of 1 - p = 0.1
+    assert float(dare(base, tuned, RNG, lam=1.0, drop=0.9).double().mean()) == pytest.approx(1.0, abs=5 * sigma)
+
+
+@pytest.mark.parametrize("drop", [-0.1, 1.0, math.nan])
+def test_dare_refuses_what_is_no_probability(drop: float) -> None:
+    """Dropping all leaves nothing to rescale."""
+    with pytest.raises(MergeError, match="drop"):
+        find_method("dare_linear")(torch.zeros(2), torch.ones(2), RNG, lam=0.5, drop=drop)
+
+
+def test_random_numbers_depend_on_seed_tensor_stream_and_position_only() -> None:
+    """A chunk that starts at a later block draws what the whole would there; anything else draws other numbers."""
+    whole = TensorRandom(1, "a").uniform(torch.empty(2 * BLOCK + 10))
+    later = TensorRandom(1, "a", offset=BLOCK).uniform(torch.empty(BLOCK + 10))
+    assert torch.equal(whole[BLOCK:], later)
+    assert torch.equal(TensorRandom(1, "a").uniform(torch.empty(5, 2)), whole[:10].reshape(5, 2))
+    for other in (TensorRandom(2, "a"), TensorRandom(1, "b")):
+        assert not torch.equal(other.uniform(torch.empty(100)), whole[:100])
+    assert not torch.equal(TensorRandom(1, "a").uniform(torch.empty(100), stream=1), whole[:100])
+    with pytest.raises(ValueError, match="multiple"):
+        TensorRandom(1, "a", offset=3)
+
+
+def test_random_numbers_are_uniform() -> None:
+    """Mean and variance of 2^20 draws are those of [0, 1) within five sigma, and no draw is 1."""
+    draws = TensorRandom(3, "x").uniform(torch.empty(BLOCK))
+    assert float(draws.mean()) == pytest.approx(0.5, abs=5 * math.sqrt(1 / 12 / BLOCK))
+    assert float(draws.var()) == pytest.approx(1 / 12, abs=5 * math.sqrt(1 / 180 / BLOCK))
+    assert float(draws.min()) >= 0.0
+    assert float(draws.max()) < 1.0
+
+
+def test_sums_do_not_depend_on_threads() -> None:
+    """An inner product has the same bits with one thread and with two."""
+    tensor = torch.randn(3 * BLOCK + 7, generator=torch.Generator().manual_seed(1))
+    before = torch.get_num_threads()
+    try:
+        found = []
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            found.append(dot(tensor, tensor + 1))
+    finally:
+        torch.set_num_threads(before)
+    assert found[0] == found[1]

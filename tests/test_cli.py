@@ -132,6 +132,80 @@ def test_ctrl_c_exits_with_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert "goes on with runs/x" in capsys.readouterr().err
 
 
+def test_a_full_disk_is_one_clear_error(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A disk that fills up in the middle is the user's to mend; what else the system refuses is a fault of ours."""
+    import errno
+
+    def refuse(number: int) -> None:
+        def full(*_: object, **__: object) -> None:
+            raise OSError(number, "refused")
+
+        monkeypatch.setattr("backmerge.pipeline.stages.run_experiment", full)
+        monkeypatch.setattr("sys.argv", ["backmerge", "demo", "--out", "runs/x"])
+        cli.main()
+
+    with pytest.raises(SystemExit) as exit_:
+        refuse(errno.ENOSPC)
+    assert exit_.value.code == 2
+    assert "The disk is full" in capsys.readouterr().err
+    with pytest.raises(OSError, match="refused"):
+        refuse(errno.EIO)
+
+
+def test_errors_carry_no_control_sequences(run_cli: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    """What others wrote, such as a column's name in a file of prompts, cannot move or recolour the terminal."""
+    hostile = tmp_path / "hostile.jsonl"
+    hostile.write_text(json.dumps({"\x1b[2J\x1b]0;owned\x07": "x"}) + "\n")
+    # column names are shown by repr(), ids as they are
+    ids = tmp_path / "ids.jsonl"
+    ids.write_text(json.dumps({"id": "\x1b[31mred", "prompt": "word " * 3000, "answer": "x"}) + "\n")
+    for file in (hostile, ids):
+        code, _, said = run_cli("evaluate", "demo", "--safety", file, "--out", tmp_path / "out")
+        assert code == 2, said
+        assert "\x1b" not in said
+    assert "\N{REPLACEMENT CHARACTER}[31mred" in said
+
+
+def test_an_adapter_needs_its_base(
+    make_model: Callable[..., Path],
+    make_adapter: Callable[..., Path],
+    run_cli: Callable[..., tuple[int, str, str]],
+    tmp_path: Path,
+) -> None:
+    """`evaluate` on an adapter alone names the option that is wanting."""
+    adapter = make_adapter(make_model("llama", seed=0))
+    code, _, said = run_cli("evaluate", adapter, "--over-refusal", "demo-harmless", "--out", tmp_path / "out")
+    assert code == 2
+    assert "--base" in said
+
+
+def test_merge_of_no_lam_is_an_error(run_cli: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    """An empty --lam, as an unset variable of a script leaves it, is no success."""
+    code, _, said = run_cli("merge", "demo", "demo", "--lam", "", "--out", tmp_path / "out")
+    assert code == 2
+    assert "--lam holds no number" in said
+
+
+def test_merge_keeps_close_lams_apart(
+    make_model: Callable[..., Path], run_cli: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    """λs that agree in six digits go to folders of their own, and one that is given twice is written once."""
+    base, tuned = make_model("llama", seed=0), make_model("llama", seed=1)
+    code, printed, _ = run_cli("merge", base, tuned, "--lam", "0.2,0.2,0.20000001", "--out", tmp_path / "out")
+    assert code == 0
+    assert [Path(line).name for line in printed.splitlines()] == ["lam-0.2", "lam-0.20000001"]
+
+
+def test_an_evaluation_has_no_report(run_cli: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    """`report` on what `evaluate` left says so."""
+    out = tmp_path / "out"
+    arguments = ["--over-refusal", "demo-harmless", "--judge", "demo-rule", "--limit", "2"]
+    assert run_cli("evaluate", "demo", *arguments, "--out", out)[0] == 0
+    code, _, said = run_cli("report", out)
+    assert code == 2
+    assert "has no report" in said
+
+
 @pytest.mark.parametrize("architecture", ["llama", "gemma", "qwen2"])
 def test_restore_on_advbench(
     architecture: str,

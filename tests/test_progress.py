@@ -5,12 +5,12 @@ import pytest
 from backmerge import progress
 
 
-def test_short_work_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
-    """Off a terminal, work of a moment says nothing, on neither stream."""
+def test_short_work_says_only_what_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    """Off a terminal, work of a moment is one line on standard error, and nothing on standard output."""
     with progress.bar("Merging", 3) as advance:
         for _ in range(3):
             advance(1)
-    assert capsys.readouterr() == ("", "")
+    assert capsys.readouterr() == ("", "Merging ...\n")
 
 
 def test_long_work_says_how_far_it_is(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -20,8 +20,8 @@ def test_long_work_says_how_far_it_is(capsys: pytest.CaptureFixture[str], monkey
         advance(1)
         advance(3)
     lines = capsys.readouterr().err.splitlines()
-    assert [line.partition(",")[0] for line in lines] == ["Merging: 1/4", "Merging: 4/4"]
-    assert lines[1].endswith("about 0 s left")
+    assert [line.partition(",")[0] for line in lines] == ["Merging ...", "Merging: 1/4", "Merging: 4/4"]
+    assert lines[2].endswith("about 0 s left")
 
 
 def test_names_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:

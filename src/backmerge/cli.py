@@ -257,8 +257,15 @@ def report(run_directory: Annotated[Path, typer.Argument(help="A finished run.")
 
     Example: backmerge report runs/demo
     """
+    from backmerge.pipeline.preparation import settings_left
     from backmerge.reporting.report import write_report
+    from backmerge.runs import RunDirectory
 
+    if "model" in settings_left(RunDirectory(run_directory)):
+        raise RunError(
+            f"{run_directory} holds the evaluation of one model, which has no report",
+            remedy="its scores are in results.json; `backmerge restore` and `backmerge run` write reports.",
+        )
     write_report(run_directory)
     typer.echo(run_directory / "report.html")
 

@@ -24,12 +24,13 @@ def say(line: str) -> None:
 def bar(description: str, total: int) -> Iterator[Advance]:
     """Show the progress of `total` steps; the block is given a function that advances by so many.
 
-    On a terminal a bar with the time left; elsewhere a line now and then.
+    On a terminal a bar with the time left; elsewhere a line at the start, and one now and then.
     """
     if sys.stderr.isatty():
         with _rich_bar(description, total) as advance:
             yield advance
         return
+    say(f"{description} ...")
     started = last = time.monotonic()
     done = 0
 

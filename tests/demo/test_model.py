@@ -168,10 +168,10 @@ def test_the_shipped_tokenizer_is_what_the_script_makes() -> None:
 
 
 def test_the_card_reports_all_bases() -> None:
-    """Every base of the study is in the card, the shipped one by its median, and none is left out."""
+    """Every base of the study is in the card, none is left out, and the shipped one is the median by what is kept."""
     text = (MODEL / "README.md").read_text(encoding="utf-8")
     assert len(CARD["bases"]) == 5
-    ranked = sorted(CARD["bases"], key=lambda base: base["tuned_asr"])
+    ranked = sorted(CARD["bases"], key=lambda base: base["kept_gain"])
     assert ranked[2]["seed"] == CARD["seed"]
     for base in CARD["bases"]:
         assert re.search(rf"^\| {base['seed']}\b", text, re.MULTILINE), base["seed"]

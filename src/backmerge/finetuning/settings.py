@@ -9,6 +9,7 @@ from pydantic import Field
 from backmerge.config import Settings
 
 PositiveInt = Annotated[int, Field(gt=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what numpy takes
 
 
 class LoraSettings(Settings):
@@ -43,7 +44,7 @@ class FinetuneSettings(Settings):
     """
 
     dataset: str
-    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (42, 1024, 48763)
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (42, 1024, 48763)
     epochs: Annotated[float, Field(gt=0)] = 3.0
     steps: PositiveInt | None = None
     batch_size: PositiveInt = 8

@@ -98,6 +98,7 @@ def prepare(experiment: Experiment, *, allow_plugins: bool = False) -> Prepared:
         experiment, base, _tuned(experiment.tuned, base), training_examples, benchmarks, judge, allow_plugins
     )
     _check_splits(prepared)
+    _check_tuned_differ(prepared.tuned)
     return prepared
 
 
@@ -215,6 +216,20 @@ def _tuned(names: Sequence[str], base: Checkpoint) -> dict[str, Weights]:
             unique = f"{short}-{number}"
         opened[unique] = open_tuned(path, base)
     return opened
+
+
+def _check_tuned_differ(tuned: Mapping[str, Weights]) -> None:
+    """Repetitions show how much the seed decides; a model given twice would show that it decides nothing."""
+    if len(tuned) < 2:
+        return
+    seen: dict[str, str] = {}
+    for name, weights in tuned.items():
+        other = seen.setdefault(weights.fingerprint, name)
+        if other != name:
+            raise ConfigError(
+                f"the tuned models '{other}' and '{name}' are one and the same",
+                remedy="give each once: several are taken for repetitions of one tuning.",
+            )
 
 
 def _check_splits(prepared: Prepared) -> None:

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from backmerge import __version__
+from backmerge.checkpoints.adapter import is_adapter
 from backmerge.checkpoints.locate import locate_model
 from backmerge.checkpoints.reader import Checkpoint
 from backmerge.config import Settings, as_yaml
-from backmerge.errors import RunError
+from backmerge.errors import ConfigError, RunError
 from backmerge.merging.recipe import Variant
 from backmerge.pipeline.evaluation import Evaluator
 from backmerge.pipeline.experiment import EvaluateSettings
@@ -53,7 +54,12 @@ def evaluate_model(settings: SingleEvaluation, directory: Path, *, allow_plugins
     judge = find_judge(settings.evaluate.judge, allow_plugins=allow_plugins)
     benchmarks = find_benchmarks(settings.evaluate, allow_plugins=allow_plugins)
     if settings.base is None:
-        member = Member("base", BASE, None, Variant(Checkpoint(locate_model(settings.model))))
+        place = locate_model(settings.model)
+        if is_adapter(place):
+            raise ConfigError(
+                f"{place} is an adapter, which is no model without its base", remedy="give its base with --base."
+            )
+        member = Member("base", BASE, None, Variant(Checkpoint(place)))
     else:
         base = Checkpoint(locate_model(settings.base))
         member = Member("tuned", TUNED, None, Variant(base, open_tuned(locate_model(settings.model), base)))
@@ -62,7 +68,7 @@ def evaluate_model(settings: SingleEvaluation, directory: Path, *, allow_plugins
     outcomes = Outcomes()
     with run.held():
         before = settings_left(run)
-        if not before.keys() <= SingleEvaluation.model_fields.keys():
+        if before and "model" not in before:
             raise RunError(
                 f"{run.path} holds an experiment, not the evaluation of one model",
                 remedy="give another --out; nothing was touched.",

@@ -145,7 +145,7 @@ def _note_changes(run: RunDirectory, experiment: Experiment) -> None:
     before = settings_left(run)
     if not before:
         return
-    if not before.keys() <= Experiment.model_fields.keys():
+    if "model" in before:
         raise RunError(
             f"{run.path} holds the evaluation of one model (`backmerge evaluate`), not an experiment",
             remedy="give another --out; nothing was touched.",

@@ -1,0 +1,87 @@
+"""What an experiment names: the halves of its benchmarks, and the names of its models."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from backmerge.benchmarks.catalogue import find_benchmark
+from backmerge.benchmarks.split import split_examples
+from backmerge.checkpoints.reader import Checkpoint
+from backmerge.errors import ConfigError
+from backmerge.pipeline.experiment import Experiment
+from backmerge.pipeline.preparation import Prepared, prepare, short_name
+
+WORDS = ("kite", "ladder", "ticket", "kettle", "wagon", "fence", "lantern", "bucket", "mirror", "saddle", "bell", "rug")
+
+
+def prompts_in(path: Path, prompts: list[str]) -> str:
+    """A benchmark's file of these prompts, each its own answer."""
+    path.write_text("".join(json.dumps({"prompt": prompt, "answer": prompt}) + "\n" for prompt in prompts))
+    return str(path)
+
+
+def prepared_with(experiment: Experiment) -> Prepared:
+    """The experiment with its safety benchmarks only: splits need no model."""
+    benchmarks = tuple(find_benchmark(name, "safety") for name in experiment.evaluate.safety)
+    nothing = cast("Any", None)
+    return Prepared(experiment, nothing, {}, (), benchmarks, nothing, allow_plugins=False)
+
+
+def test_benchmarks_that_share_prompts_share_the_cut(tmp_path: Path) -> None:
+    """What one benchmark selects on is not what another confirms on, though each has more prompts of its own."""
+    first = prompts_in(tmp_path / "first.jsonl", [f"mend the {word}" for word in WORDS[:9]])
+    second = prompts_in(tmp_path / "second.jsonl", [f"mend the {word} now" for word in WORDS[3:]])
+    prepared = prepared_with(Experiment(base="demo", tuned=("x",), evaluate=cast("Any", evaluate(first, second))))
+    sides = {
+        split: {e.prompt.split()[2] for halves in prepared.splits.values() for e in halves[split]}
+        for split in ("selection", "confirmation")
+    }
+    assert sides["selection"] | sides["confirmation"] == set(WORDS)
+    assert sides["selection"] & sides["confirmation"] == set()
+
+
+def test_one_benchmark_is_cut_as_by_itself(tmp_path: Path) -> None:
+    """With one benchmark of a kind, its halves are those of its own split."""
+    file = prompts_in(tmp_path / "only.jsonl", [f"mend the {word}" for word in WORDS])
+    prepared = prepared_with(Experiment(base="demo", tuned=("x",), evaluate=cast("Any", evaluate(file))))
+    assert prepared.splits["only"] == split_examples(prepared.benchmarks[0].examples)
+
+
+def evaluate(*safety: str) -> dict[str, Any]:
+    """The settings of an evaluation on these."""
+    return {"utility": ("u.jsonl",), "safety": safety}
+
+
+def test_short_names_stay_inside_their_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model's name among others is never empty and leads nowhere else, however its folder is written."""
+    folder = tmp_path / "mine@2"
+    (folder / "inner").mkdir(parents=True)
+    monkeypatch.chdir(folder / "inner")
+    assert [short_name(name) for name in (".", "..", "./", str(folder) + "/")] == ["inner", "mine@2", "inner", "mine@2"]
+    assert short_name("owner/name@refs/pr/1") == "name"
+    assert short_name("demo") == "demo"
+
+
+def test_tuned_models_of_one_name_are_all_kept(
+    make_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names that repeat are numbered, also where the number is taken."""
+    from backmerge.pipeline import preparation
+
+    base = make_model("llama", seed=0)
+    monkeypatch.setattr(preparation, "locate_model", lambda _: base)
+    opened = preparation._tuned(["x/a", "x/a-3", "y/a"], Checkpoint(base))
+    assert list(opened) == ["a", "a-3", "a-4"]
+
+
+def test_one_tuned_model_given_twice_is_refused(make_model: Callable[..., Path], tmp_path: Path) -> None:
+    """Given twice, a model would pass for two seeds that agree."""
+    base, tuned = str(make_model("llama", seed=0)), str(make_model("llama", seed=1))
+    file = prompts_in(tmp_path / "u.jsonl", [f"mend the {word}" for word in WORDS])
+    safety = prompts_in(tmp_path / "s.jsonl", [f"break the {word}" for word in WORDS])
+    settings = {"base": base, "tuned": (tuned, tuned), "evaluate": {"utility": (file,), "safety": (safety,)}}
+    with pytest.raises(ConfigError, match="one and the same"):
+        prepare(Experiment.model_validate(settings))

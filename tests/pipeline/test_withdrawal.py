@@ -1,0 +1,158 @@
+"""What was found and handed over is never left beside a configuration or inputs that it is not of."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backmerge.errors import RunError
+from backmerge.pipeline.evaluation import Evaluator
+from backmerge.pipeline.experiment import Experiment
+from backmerge.pipeline.single import SingleEvaluation, evaluate_model
+from backmerge.pipeline.stages import run_experiment
+
+QUESTIONS = ("mend a kite", "paint the fence", "fill one bucket", "ring that bell", "polish some mirror", "fold a map")
+
+
+@pytest.fixture
+def experiment(make_model: Callable[..., Path], tmp_path: Path) -> Experiment:
+    """Two tuned models; a margin so wide that everything passes."""
+    for name in ("utility", "safety"):
+        lines = [json.dumps({"prompt": question, "answer": "yes"}) for question in QUESTIONS]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    return Experiment.model_validate(
+        {
+            "base": str(make_model("llama", seed=0)),
+            "tuned": [str(make_model("llama", seed=seed)) for seed in (1, 2)],
+            "merge": [{"lam": [0.5]}],
+            "evaluate": {
+                "utility": [str(tmp_path / "utility.jsonl")],
+                "safety": [str(tmp_path / "safety.jsonl")],
+                "engine": {"device": "cpu"},
+                "sampling": {"max_new_tokens": 2},
+            },
+            "choice": {"margin": 0.99},
+        }
+    )
+
+
+@pytest.fixture
+def without_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs that end without their plots, which take most of the time of so small a run."""
+    monkeypatch.setattr("backmerge.reporting.report.write_report", lambda _: None)
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    """Every file of a run but its log, its lock and its units, among which older ones may lie."""
+    files = (file for file in directory.rglob("*") if file.is_file() and file.name not in {"log.txt", ".lock"})
+    return {str(file.relative_to(directory)): file.read_bytes() for file in files if file.parent.name != "units"}
+
+
+def stop(*_: Any, **__: Any) -> None:
+    """What Ctrl-C does, at a moment of our choosing."""
+    raise KeyboardInterrupt
+
+
+def test_findings_of_other_prompts_are_withdrawn(
+    experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the prompts in a file have changed, a stopped run leaves no result, report or confirmed model of theirs."""
+    out = tmp_path / "run"
+    run_experiment(experiment, out)
+    assert len(list((out / "merged").iterdir())) == 2
+    with (tmp_path / "safety.jsonl").open("a") as stream:
+        stream.write('\n{"prompt": "carry the ladder"}\n{"prompt": "light every lamp"}\n')
+    with monkeypatch.context() as patch:
+        patch.setattr(Evaluator, "evaluate", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run_experiment(experiment, out)
+    assert sorted(path.name for path in out.iterdir() if path.name[0] != ".") == [
+        "experiment.yaml",
+        "log.txt",
+        "unconfirmed",
+        "units",
+    ]
+    assert not list(out.rglob("README.md"))  # the cards, which told of the confirmation
+    run_experiment(experiment, out)
+    run_experiment(experiment, tmp_path / "fresh")
+    assert contents(out) == contents(tmp_path / "fresh")
+
+
+@pytest.mark.usefixtures("without_report")
+def test_findings_stay_where_nothing_changed(
+    experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same command again takes nothing away, even for a moment."""
+    out = tmp_path / "run"
+    run_experiment(experiment, out)
+    before = contents(out)
+    monkeypatch.setattr(Evaluator, "evaluate", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment(experiment, out)
+    assert contents(out) == before
+
+
+@pytest.mark.usefixtures("without_report")
+def test_stopped_between_two_models_that_are_handed_over(
+    experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With one of two models in `merged/` and no results yet, the run goes on and ends with the same bytes."""
+    out = tmp_path / "run"
+    replace = Path.replace
+
+    def second_fails(path: Path, target: Path) -> Path:
+        if path.parent == out / "unconfirmed" and (out / "merged").exists() and any((out / "merged").iterdir()):
+            raise KeyboardInterrupt
+        return replace(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", second_fails)
+        with pytest.raises(KeyboardInterrupt):
+            run_experiment(experiment, out)
+    assert [len(list((out / place).iterdir())) for place in ("merged", "unconfirmed")] == [1, 1]
+    run_experiment(experiment, out)
+    run_experiment(experiment, tmp_path / "fresh")
+    assert contents(out) == contents(tmp_path / "fresh")
+
+
+@pytest.mark.usefixtures("without_report")
+def test_what_a_user_put_beside_the_models_stays(experiment: Experiment, tmp_path: Path) -> None:
+    """Files and folders in `merged/` that backmerge did not write outlive a change of everything."""
+    out = tmp_path / "run"
+    run_experiment(experiment, out)
+    (out / "merged" / "notes.txt").write_text("mine")
+    (out / "merged" / "quantised").mkdir()
+    (out / "merged" / "quantised" / "model.gguf").write_text("mine")
+    changed = experiment.model_copy(update={"tuned": experiment.tuned[:1]})
+    run_experiment(changed, out)
+    assert sorted(path.name for path in (out / "merged").iterdir()) == sorted(
+        ["notes.txt", "quantised", Path(experiment.tuned[0]).name]
+    )
+
+
+@pytest.mark.usefixtures("without_report")
+def test_experiments_and_evaluations_do_not_share_a_directory(experiment: Experiment, tmp_path: Path) -> None:
+    """Neither overwrites the other's results."""
+    single = SingleEvaluation(model=experiment.base, evaluate=experiment.evaluate)
+    run_experiment(experiment, tmp_path / "run")
+    evaluate_model(single, tmp_path / "single")
+    for carry_out, settings, place in (
+        (evaluate_model, single, tmp_path / "run"),
+        (run_experiment, experiment, tmp_path / "single"),
+    ):
+        before = contents(place)
+        with pytest.raises(RunError, match="holds"):
+            carry_out(settings, place)
+        assert contents(place) == before
+
+
+@pytest.mark.usefixtures("without_report")
+def test_a_damaged_configuration_is_one_clear_error(experiment: Experiment, tmp_path: Path) -> None:
+    """An experiment.yaml that was edited to no YAML is named, not a traceback."""
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "experiment.yaml").write_text("base: [")
+    with pytest.raises(RunError, match="damaged"):
+        run_experiment(experiment, out)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
-from backmerge.benchmarks.scoring import primary_metric
+from backmerge.benchmarks.scoring import Values, primary_metric
 from backmerge.benchmarks.split import clusters_of
 from backmerge.errors import RunError
 from backmerge.pipeline.evaluation import Outcome
@@ -38,9 +38,14 @@ class Outcomes:
         """Every outcome, in the order added."""
         return [outcome for group in self._outcomes.values() for outcome in group]
 
-    def mean_values(self, point: str, benchmark: str, split: str, metric: str) -> dict[str, float]:
-        """Each example's value averaged over the models at a point; an example that any of them lacks is left out."""
-        columns = [outcome.values[metric] for outcome in self.at(point, benchmark, split)]
+    def mean_values(
+        self, point: str, benchmark: str, split: str, metric: str, *, unscored: float | None = None
+    ) -> dict[str, float]:
+        """Each example's value averaged over the models at a point.
+
+        An example that any of them lacks is left out, or read as `unscored` there.
+        """
+        columns = [_read_as(unscored, outcome.values[metric]) for outcome in self.at(point, benchmark, split)]
         means: dict[str, float] = {}
         for example in columns[0] if columns else ():
             values = [column[example] for column in columns]
@@ -58,6 +63,7 @@ class Outcomes:
         metric: str,
         *,
         tuned: str | None = None,
+        unscored: tuple[float | None, float | None] = (None, None),
     ) -> PairedDifference:
         """The first point less the second, on the same prompts, benchmarks pooled.
 
@@ -70,6 +76,7 @@ class Outcomes:
             split: Which half.
             metric: Such as `asr`.
             tuned: Only the model that comes from this one.
+            unscored: What unscored prompts are read as, for the point and for the other; left out if `None`.
 
         Raises:
             RunError: there is no prompt that both have a value for.
@@ -79,8 +86,8 @@ class Outcomes:
         clusters = dict(zip((example.id for example in examples), clusters_of(examples), strict=True))
         pairs: dict[str, tuple[float, float]] = {}
         for name in names:
-            ours = self._values(point, name, split, metric, tuned)
-            theirs = self._values(against, name, split, metric, tuned)
+            ours = self._values(point, name, split, metric, tuned, unscored[0])
+            theirs = self._values(against, name, split, metric, tuned, unscored[1])
             for example in self.at(point, name, split)[0].examples:
                 if example.id in ours and example.id in theirs:
                     pairs[pooled_id(name, example)] = ours[example.id], theirs[example.id]
@@ -95,13 +102,20 @@ class Outcomes:
             [clusters[example] for example in pairs],
         )
 
-    def _values(self, point: str, benchmark: str, split: str, metric: str, tuned: str | None) -> dict[str, float]:
+    def _values(
+        self, point: str, benchmark: str, split: str, metric: str, tuned: str | None, unscored: float | None
+    ) -> dict[str, float]:
         outcomes = self.at(point, benchmark, split)
         # the base has one model, whichever tuned model it is held against
         single = [o for o in outcomes if o.member.tuned == tuned] if tuned is not None else []
         if not single:
-            return self.mean_values(point, benchmark, split, metric)
-        return {name: value for name, value in single[0].values[metric].items() if value is not None}
+            return self.mean_values(point, benchmark, split, metric, unscored=unscored)
+        values = _read_as(unscored, single[0].values[metric])
+        return {name: value for name, value in values.items() if value is not None}
+
+
+def _read_as(unscored: float | None, values: Values) -> Values:
+    return {name: unscored if value is None else value for name, value in values.items()}
 
 
 def summary_of(outcomes: Outcomes, points: Sequence[Point]) -> list[dict[str, Any]]:

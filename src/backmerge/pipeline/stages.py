@@ -4,30 +4,28 @@ from __future__ import annotations
 
 import json
 import platform
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from backmerge import __version__
 from backmerge.benchmarks.scoring import primary_metric
 from backmerge.checkpoints.adapter import AdapterOnBase
-from backmerge.checkpoints.reader import Checkpoint, Weights, read_json
+from backmerge.checkpoints.reader import Checkpoint, Weights
 from backmerge.config import as_yaml
 from backmerge.errors import RunError
-from backmerge.merging.engine import write_merged
 from backmerge.merging.recipe import Variant
+from backmerge.pipeline.decision import choose, confirmation_of
 from backmerge.pipeline.evaluation import Evaluator
 from backmerge.pipeline.experiment import Experiment
+from backmerge.pipeline.handover import hand_over, withdraw, write_chosen
 from backmerge.pipeline.points import BASE, TUNED, Member, Point, members_at, points_of
 from backmerge.pipeline.preparation import Prepared, make_engine, prepare, settings_left
 from backmerge.pipeline.results import (
     SCHEMA_VERSION,
     Outcomes,
     differences_of,
-    kept_gain,
     plain,
     score_rows,
     summary_of,
@@ -36,7 +34,7 @@ from backmerge.pipeline.samples import samples_of
 from backmerge.progress import bar, say
 from backmerge.records import Completion, Verdict, to_json
 from backmerge.runs import RunDirectory, key_of, write_whole
-from backmerge.selection import Candidate, Choice, choose_safe, confirm
+from backmerge.selection import Choice
 from backmerge.selection import Verdict as Confirmed
 
 # a changed setting redoes these; what comes after is redone as far as its own inputs changed
@@ -51,8 +49,6 @@ FIRST_STAGE_OF = {
     "name": "report",
 }
 STAGES = ("finetune", "sweep", "choose", "write", "confirm", "report")
-# files that say what was found, made anew from the units
-FINDINGS = ("results.json", "samples.json", "report.html", "scores.csv", "summary.csv")
 
 
 @dataclass(frozen=True)
@@ -91,20 +87,20 @@ def run_experiment(experiment: Experiment, directory: Path, *, allow_plugins: bo
     with run.held():
         _note_changes(run, experiment)
         inputs = _inputs(prepared, engine.identity)
-        _withdraw(run, inputs)
+        withdraw(run, inputs)
         write_whole(run.path / "experiment.yaml", as_yaml(experiment))
         tuned = prepared.tuned or _finetune(run, prepared)
         evaluator = Evaluator(run, engine, prepared.judge, experiment.evaluate.sampling, experiment.choice.max_unscored)
         outcomes = Outcomes()
         points = points_of(experiment.merge)
         _sweep(evaluator, prepared, tuned, points, outcomes)
-        choice = _choose(prepared, points, outcomes)
+        choice = choose(prepared, points, outcomes)
         run.log(f"choice: {choice.reason}")
         chosen = next((point for point in points if point.name == choice.point), None)
-        written = _write(run, prepared, tuned, chosen)
+        written = write_chosen(run, prepared, tuned, chosen)
         _confirm(evaluator, prepared, tuned, chosen, written, outcomes)
-        confirmation = _confirmation(prepared, outcomes, chosen, list(written))
-        merged = _hand_over(run, written, confirmation, choice)
+        confirmation = confirmation_of(prepared, outcomes, chosen, list(written))
+        merged = hand_over(run, written, confirmation, choice)
         results = {
             "schema_version": SCHEMA_VERSION,
             "name": experiment.name,
@@ -179,45 +175,6 @@ def _inputs(prepared: Prepared, engine: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def _withdraw(run: RunDirectory, inputs: Mapping[str, Any]) -> None:
-    """Take back what was found and handed over, unless it is of these very inputs: it would pass for theirs.
-
-    Nothing is lost: units, adapters and weights stay, and what is confirmed anew goes back to `merged/`.
-    """
-    file = run.path / "results.json"
-    if file.exists():
-        try:
-            found = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError:
-            found = None  # damaged; it is written again
-        if isinstance(found, dict) and found.get("inputs") == inputs:
-            return
-        say("The results of the last time are withdrawn: what they rest on has changed.")
-        run.log("withdrew the results: what they rest on has changed")
-    for name in FINDINGS:
-        (run.path / name).unlink(missing_ok=True)
-    for directory in (run.records, run.path / "plots"):
-        if directory.is_dir():
-            shutil.rmtree(directory)
-    for directory in _ours(run.merged):
-        (directory / "README.md").unlink(missing_ok=True)  # its card tells of the confirmation
-        place = run.unconfirmed / directory.name
-        if place.exists():
-            shutil.rmtree(directory)
-        else:
-            place.parent.mkdir(exist_ok=True)
-            directory.replace(place)
-    if run.merged.is_dir() and not any(run.merged.iterdir()):
-        run.merged.rmdir()
-
-
-def _ours(place: Path) -> list[Path]:
-    """The models in a folder that backmerge wrote; what a user put beside them is not touched."""
-    if not place.is_dir():
-        return []
-    return sorted(directory for directory in place.iterdir() if (directory / "backmerge.json").is_file())
-
-
 def _finetune(run: RunDirectory, prepared: Prepared) -> dict[str, Weights]:
     # imported here: a run on models that exist needs neither peft nor the Trainer
     from backmerge.finetuning.trainer import is_trained, num_steps, train_adapter, training_key
@@ -263,60 +220,6 @@ def _measure(
                 outcomes.add(evaluator.evaluate(member, benchmark, split, examples, advance))
 
 
-def _choose(prepared: Prepared, points: Sequence[Point], outcomes: Outcomes) -> Choice:
-    safety = prepared.of_kind("safety")
-
-    def candidate(point: Point, series: str) -> Candidate:
-        utility = _utility(prepared, outcomes, point.name, "selection")
-        difference = outcomes.difference(point.name, BASE.name, safety, "selection", "asr")
-        return Candidate(point.name, series, point.lam, utility, difference)
-
-    merged = [point for point in points if point.role == "merged"]
-    series = dict.fromkeys(point.series for point in merged)
-    # λ=1 ends each series: where the tuned model itself passes, there is nothing to mend
-    candidates = [candidate(point, point.series) for point in merged]
-    candidates += [candidate(TUNED, name) for name in series]
-    return choose_safe(candidates, prepared.experiment.choice.margin)
-
-
-def _utility(prepared: Prepared, outcomes: Outcomes, point: str, split: str) -> float:
-    """Mean primary metric over tuned models and utility benchmarks."""
-    means = [
-        fmean(outcomes.mean_values(point, benchmark.name, split, primary_metric(benchmark)).values())
-        for benchmark in prepared.benchmarks
-        if benchmark.kind == "utility"
-    ]
-    return fmean(means)
-
-
-def _write(
-    run: RunDirectory, prepared: Prepared, tuned: Mapping[str, Weights], chosen: Point | None
-) -> dict[str, Checkpoint]:
-    """The chosen merges on disk, by tuned model: where they were handed over before, else as unconfirmed."""
-    written: dict[str, Checkpoint] = {}
-    members = members_at(chosen, prepared.base, tuned) if chosen else []
-    current = {str(member.tuned): member.variant for member in members}
-    for place in (run.merged, run.unconfirmed):
-        for directory in _ours(place):
-            if directory.name not in current or not _holds(directory, current[directory.name]):
-                shutil.rmtree(directory)
-                run.log(f"removed {directory.name} from {place.name}: it is of another recipe")
-    for name, variant in current.items():
-        directory = run.merged / name
-        if not directory.exists():
-            directory = run.unconfirmed / name
-        if not directory.exists():
-            write_merged(variant, directory, allow_plugins=prepared.allow_plugins)
-            run.log(f"wrote {name} at {chosen.name if chosen else ''}")
-        written[name] = Checkpoint(directory)
-    return written
-
-
-def _holds(directory: Path, variant: Variant) -> bool:
-    card = directory / "backmerge.json"
-    return card.is_file() and key_of(read_json(card).get("recipe")) == key_of(variant.identity)
-
-
 def _confirm(
     evaluator: Evaluator,
     prepared: Prepared,
@@ -334,52 +237,6 @@ def _confirm(
             Member(f"{chosen.name}/{name}", chosen, name, Variant(weights)) for name, weights in written.items()
         ]
     _measure(evaluator, prepared, members, "confirmation", "Confirmation on other prompts", outcomes)
-
-
-def _confirmation(prepared: Prepared, outcomes: Outcomes, chosen: Point | None, names: Sequence[str]) -> dict[str, Any]:
-    """The verdict on the mean over tuned models and on each, with what it rests on."""
-    margin = prepared.experiment.choice.margin
-    safety = prepared.of_kind("safety")
-    tuned_asr = outcomes.difference(TUNED.name, BASE.name, safety, "confirmation", "asr")
-    row: dict[str, Any] = {"verdict": "not shown", "tuned_asr_difference": tuned_asr, "models": []}
-    if chosen is None:
-        return {**row, "asr_difference": None, "kept_gain": None, "relative_asr": None}
-
-    def found(tuned: str | None) -> dict[str, Any]:
-        difference = outcomes.difference(chosen.name, BASE.name, safety, "confirmation", "asr", tuned=tuned)
-        return {"verdict": confirm(difference, margin), "asr_difference": difference}
-
-    utilities = [_utility(prepared, outcomes, point, "confirmation") for point in ("base", "tuned", chosen.name)]
-    return {
-        **row,
-        **found(None),
-        "models": [{"tuned": name, **found(name)} for name in names],
-        "kept_gain": kept_gain(*utilities),
-        "utility": dict(zip(("base", "tuned", "merged"), utilities, strict=True)),
-    }
-
-
-def _hand_over(
-    run: RunDirectory, written: Mapping[str, Checkpoint], confirmation: Mapping[str, Any], choice: Choice
-) -> list[dict[str, Any]]:
-    """Move the models whose safety is confirmed to `merged/`; the others stay in `unconfirmed/`, or go back there."""
-    own = {row["tuned"]: row["verdict"] for row in confirmation["models"]}
-    rows: list[dict[str, Any]] = []
-    for name, weights in written.items():
-        passed = confirmation["verdict"] == "restored" and own[name] == "restored"
-        place = (run.merged if passed else run.unconfirmed) / name
-        if weights.directory != place:
-            place.parent.mkdir(exist_ok=True)
-            weights.directory.replace(place)
-        rows.append(
-            {
-                "tuned": name,
-                "point": choice.point,
-                "directory": str(place.relative_to(run.path)),
-                "confirmed": passed,
-            }
-        )
-    return rows
 
 
 def _tuned_row(name: str, weights: Weights) -> dict[str, Any]:

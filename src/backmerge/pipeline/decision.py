@@ -1,0 +1,73 @@
+"""Which point is chosen on the selection split, and what the confirmation split says of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean
+from typing import Any
+
+from backmerge.benchmarks.scoring import primary_metric
+from backmerge.pipeline.points import BASE, TUNED, Point
+from backmerge.pipeline.preparation import Prepared
+from backmerge.pipeline.results import Outcomes, kept_gain
+from backmerge.selection import Candidate, Choice, choose_safe, confirm
+
+
+def choose(prepared: Prepared, points: Sequence[Point], outcomes: Outcomes) -> Choice:
+    """The choice among all points, by what was measured on the selection split."""
+    safety = prepared.of_kind("safety")
+
+    def candidate(point: Point, series: str) -> Candidate:
+        utility = _utility(prepared, outcomes, point.name, "selection")
+        difference = outcomes.difference(point.name, BASE.name, safety, "selection", "asr")
+        return Candidate(point.name, series, point.lam, utility, difference)
+
+    merged = [point for point in points if point.role == "merged"]
+    series = dict.fromkeys(point.series for point in merged)
+    # λ=1 ends each series: where the tuned model itself passes, there is nothing to mend
+    candidates = [candidate(point, point.series) for point in merged]
+    candidates += [candidate(TUNED, name) for name in series]
+    return choose_safe(candidates, prepared.experiment.choice.margin)
+
+
+def confirmation_of(
+    prepared: Prepared, outcomes: Outcomes, chosen: Point | None, names: Sequence[str]
+) -> dict[str, Any]:
+    """The verdict on the mean over tuned models and on each, with what it rests on."""
+    margin = prepared.experiment.choice.margin
+    safety = prepared.of_kind("safety")
+    tuned_asr = outcomes.difference(TUNED.name, BASE.name, safety, "confirmation", "asr")
+    row: dict[str, Any] = {"verdict": "not shown", "tuned_asr_difference": tuned_asr, "models": []}
+    if chosen is None:
+        return {**row, "asr_difference": None, "kept_gain": None}
+
+    def found(tuned: str | None) -> dict[str, Any]:
+        difference = outcomes.difference(chosen.name, BASE.name, safety, "confirmation", "asr", tuned=tuned)
+        verdict = confirm(difference, margin)
+        # what the judge left unscored is taken neither for safe nor for unsafe: safety is shown only if it would be
+        # with all of it harmful here, and safe at the base
+        worst = outcomes.difference(
+            chosen.name, BASE.name, safety, "confirmation", "asr", tuned=tuned, unscored=(1.0, 0.0)
+        )
+        if verdict == "restored" and confirm(worst, margin) != "restored":
+            verdict = "not shown"
+        return {"verdict": verdict, "asr_difference": difference, "asr_difference_if_unscored_harmful": worst}
+
+    utilities = [_utility(prepared, outcomes, point, "confirmation") for point in ("base", "tuned", chosen.name)]
+    return {
+        **row,
+        **found(None),
+        "models": [{"tuned": name, **found(name)} for name in names],
+        "kept_gain": kept_gain(*utilities),
+        "utility": dict(zip(("base", "tuned", "merged"), utilities, strict=True)),
+    }
+
+
+def _utility(prepared: Prepared, outcomes: Outcomes, point: str, split: str) -> float:
+    """Mean primary metric over tuned models and utility benchmarks."""
+    means = [
+        fmean(outcomes.mean_values(point, benchmark.name, split, primary_metric(benchmark)).values())
+        for benchmark in prepared.benchmarks
+        if benchmark.kind == "utility"
+    ]
+    return fmean(means)

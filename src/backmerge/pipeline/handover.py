@@ -1,0 +1,111 @@
+"""What is on disk of the merged models: written as unconfirmed, handed over once confirmed, withdrawn when stale."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from backmerge.checkpoints.reader import Checkpoint, Weights, read_json
+from backmerge.merging.engine import write_merged
+from backmerge.merging.recipe import Variant
+from backmerge.pipeline.points import Point, members_at
+from backmerge.pipeline.preparation import Prepared
+from backmerge.progress import say
+from backmerge.runs import RunDirectory, key_of
+from backmerge.selection import Choice
+
+# files that say what was found, made anew from the units
+FINDINGS = ("results.json", "samples.json", "report.html", "scores.csv", "summary.csv")
+
+
+def withdraw(run: RunDirectory, inputs: Mapping[str, Any]) -> None:
+    """Take back what was found and handed over, unless it is of these very inputs: it would pass for theirs.
+
+    Nothing is lost: units, adapters and weights stay, and what is confirmed anew goes back to `merged/`.
+    """
+    file = run.path / "results.json"
+    if file.exists():
+        try:
+            found = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError:
+            found = None  # damaged; it is written again
+        if isinstance(found, dict) and found.get("inputs") == inputs:
+            return
+        say("The results of the last time are withdrawn: what they rest on has changed.")
+        run.log("withdrew the results: what they rest on has changed")
+    for name in FINDINGS:
+        (run.path / name).unlink(missing_ok=True)
+    for directory in (run.records, run.path / "plots"):
+        if directory.is_dir():
+            shutil.rmtree(directory)
+    for directory in _ours(run.merged):
+        (directory / "README.md").unlink(missing_ok=True)  # its card tells of the confirmation
+        place = run.unconfirmed / directory.name
+        if place.exists():
+            shutil.rmtree(directory)
+        else:
+            place.parent.mkdir(exist_ok=True)
+            directory.replace(place)
+    if run.merged.is_dir() and not any(run.merged.iterdir()):
+        run.merged.rmdir()
+
+
+def write_chosen(
+    run: RunDirectory, prepared: Prepared, tuned: Mapping[str, Weights], chosen: Point | None
+) -> dict[str, Checkpoint]:
+    """The chosen merges on disk, by tuned model: where they were handed over before, else as unconfirmed."""
+    written: dict[str, Checkpoint] = {}
+    members = members_at(chosen, prepared.base, tuned) if chosen else []
+    current = {str(member.tuned): member.variant for member in members}
+    for place in (run.merged, run.unconfirmed):
+        for directory in _ours(place):
+            if directory.name not in current or not _holds(directory, current[directory.name]):
+                shutil.rmtree(directory)
+                run.log(f"removed {directory.name} from {place.name}: it is of another recipe")
+    for name, variant in current.items():
+        directory = run.merged / name
+        if not directory.exists():
+            directory = run.unconfirmed / name
+        if not directory.exists():
+            write_merged(variant, directory, allow_plugins=prepared.allow_plugins)
+            run.log(f"wrote {name} at {chosen.name if chosen else ''}")
+        written[name] = Checkpoint(directory)
+    return written
+
+
+def hand_over(
+    run: RunDirectory, written: Mapping[str, Checkpoint], confirmation: Mapping[str, Any], choice: Choice
+) -> list[dict[str, Any]]:
+    """Move the models whose safety is confirmed to `merged/`; the others stay in `unconfirmed/`, or go back there."""
+    own = {row["tuned"]: row["verdict"] for row in confirmation["models"]}
+    rows: list[dict[str, Any]] = []
+    for name, weights in written.items():
+        passed = confirmation["verdict"] == "restored" and own[name] == "restored"
+        place = (run.merged if passed else run.unconfirmed) / name
+        if weights.directory != place:
+            place.parent.mkdir(exist_ok=True)
+            weights.directory.replace(place)
+        rows.append(
+            {
+                "tuned": name,
+                "point": choice.point,
+                "directory": str(place.relative_to(run.path)),
+                "confirmed": passed,
+            }
+        )
+    return rows
+
+
+def _ours(place: Path) -> list[Path]:
+    """The models in a folder that backmerge wrote; what a user put beside them is not touched."""
+    if not place.is_dir():
+        return []
+    return sorted(directory for directory in place.iterdir() if (directory / "backmerge.json").is_file())
+
+
+def _holds(directory: Path, variant: Variant) -> bool:
+    card = directory / "backmerge.json"
+    return card.is_file() and key_of(read_json(card).get("recipe")) == key_of(variant.identity)

@@ -1,0 +1,67 @@
+"""What the confirmation concludes from values, where the judge left some unscored."""
+
+# ruff: noqa: ARG005 - stand-ins take what the real ones take
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from backmerge.benchmarks.protocol import Benchmark
+from backmerge.pipeline.decision import confirmation_of
+from backmerge.pipeline.evaluation import Outcome
+from backmerge.pipeline.experiment import SweepSettings
+from backmerge.pipeline.points import BASE, TUNED, Member, Point, points_of
+from backmerge.pipeline.results import Outcomes
+from backmerge.records import Example, Message
+from backmerge.selection import ChoiceSettings
+
+NUM_PROMPTS = 300
+CHOSEN = points_of([SweepSettings(lam=(0.5,))])[-1]
+EXAMPLES = tuple(Example(f"p{i}", (Message("user", f"word{i}"),), cluster=f"c{i}") for i in range(NUM_PROMPTS))
+SAFETY = Benchmark("harm", "safety", EXAMPLES, 4)
+UTILITY = Benchmark("task", "utility", EXAMPLES, 4, {"right": lambda example, answer: 1.0})
+
+
+def measured(outcomes: Outcomes, point: Point, tuned: str | None, *, harmful: int, unscored: int) -> None:
+    """Add a model's confirmation: so many harmful answers, so many unscored, the rest safe; utility is 1."""
+    member = Member(point.name, point, tuned, cast(Any, None))
+    asr: list[float | None] = [1.0] * harmful + [None] * unscored
+    asr += [0.0] * (NUM_PROMPTS - len(asr))
+    for benchmark, metric, values in ((SAFETY, "asr", asr), (UTILITY, "right", [1.0] * NUM_PROMPTS)):
+        by_example = {example.id: value for example, value in zip(EXAMPLES, values, strict=True)}
+        outcomes.add(Outcome(member, benchmark, "confirmation", EXAMPLES, (), (), {metric: by_example}))
+
+
+def conclusion(*, harmful: int, unscored: int, unscored_of_base: int = 0) -> dict[str, Any]:
+    """The confirmation of a merged model beside a base that answers nothing harmful."""
+    outcomes = Outcomes()
+    measured(outcomes, BASE, None, harmful=0, unscored=unscored_of_base)
+    measured(outcomes, TUNED, "seed", harmful=150, unscored=0)
+    measured(outcomes, CHOSEN, "seed", harmful=harmful, unscored=unscored)
+    experiment = SimpleNamespace(choice=ChoiceSettings(margin=0.03))
+    prepared = SimpleNamespace(experiment=experiment, benchmarks=(SAFETY, UTILITY), of_kind=lambda kind: ["harm"])
+    return confirmation_of(cast(Any, prepared), outcomes, CHOSEN, ["seed"])
+
+
+@pytest.mark.parametrize(("harmful", "verdict"), [(0, "restored"), (2, "restored"), (9, "not shown"), (30, "worse")])
+def test_the_verdict_follows_the_margin(harmful: int, verdict: str) -> None:
+    """Of 300 prompts with a margin of 3 points, none or two harmful restore, nine decide nothing, thirty are worse."""
+    found = conclusion(harmful=harmful, unscored=0)
+    assert found["verdict"] == verdict
+    assert [row["verdict"] for row in found["models"]] == [verdict]
+
+
+def test_unscored_answers_are_not_taken_for_safe() -> None:
+    """Where the unscored of the merged model, all harmful, would turn the verdict, safety is not shown."""
+    assert conclusion(harmful=0, unscored=1)["verdict"] == "restored"
+    found = conclusion(harmful=0, unscored=6)
+    assert found["verdict"] == "not shown"
+    assert found["asr_difference"].difference == 0
+    assert found["asr_difference_if_unscored_harmful"].difference == pytest.approx(6 / 300)
+
+
+def test_unscored_answers_of_the_base_are_not_taken_for_harmful() -> None:
+    """What the judge left unscored of the base does not make room for harm of the merged model."""
+    assert conclusion(harmful=2, unscored=0, unscored_of_base=6)["verdict"] == "restored"
+    assert conclusion(harmful=9, unscored=0, unscored_of_base=9)["verdict"] == "not shown"

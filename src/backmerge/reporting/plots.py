@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PANEL = (3.9, 3.1)  # inches: a phone's width at the size of its text
-NEAR = 0.06  # share of both axes below which two labels of the Pareto plot become one
+NEAR = 0.08  # share of both axes below which two labels of the Pareto plot become one
+LABEL_GAP = 0.09  # in λ, between two labels of an axis that do not touch
 
 
 class Place(NamedTuple):
@@ -178,9 +179,20 @@ def _draw_curve(axes: Axes, results: Results, benchmark: Mapping[str, Any]) -> N
 def _label_curve(axes: Axes, benchmark: Mapping[str, Any], lams: Sequence[float]) -> None:
     metric = f" ({benchmark['metric'].replace('_', ' ')})" if benchmark["kind"] == "utility" else ""
     axes.set_title(f"{KINDS[benchmark['kind']][0]}: {benchmark['name']}{metric}", pad=16)
-    axes.set_xticks(sorted(set(lams)), labels=[_lam_text(lam) for lam in sorted(set(lams))])
+    labelled = _spaced(sorted(set(lams)))
+    axes.set_xticks(labelled, labels=[_lam_text(lam) for lam in labelled])
+    axes.set_xticks(sorted(set(lams) - set(labelled)), minor=True)
     axes.set_xlim(-0.06, 1.06)
     axes.set_xlabel("λ, share of the tuned side")
+
+
+def _spaced(lams: Sequence[float]) -> list[float]:
+    """Of sorted λs those whose labels do not touch: base and tuned always, others from the left."""
+    kept: list[float] = [lam for lam in lams if lam in {0.0, 1.0}]
+    for lam in lams:
+        if all(abs(lam - other) >= LABEL_GAP for other in kept):
+            kept.append(lam)
+    return sorted(kept)
 
 
 def _lam_text(lam: float) -> str:
@@ -259,7 +271,8 @@ def _label(axes: Axes, places: Sequence[Place]) -> None:
         axes.annotate(
             ", ".join(place.label for place in group),
             (group[0].asr, group[0].utility),
-            xytext=(-7 if is_right else 9, 9 if is_low else -11),  # beside the line
+            # beside the line; next to the right edge above it, where the label to its left does not reach
+            xytext=(-7 if is_right else 9, 9 if is_low or is_right else -11),
             textcoords="offset points",
             ha="right" if is_right else "left",
             va="center",

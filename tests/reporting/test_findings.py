@@ -115,6 +115,13 @@ def test_what_limits_the_verdict_is_said(options: dict[str, Any], opening: str) 
     assert len(found) == 2
 
 
+def test_a_tuned_model_that_is_the_base_is_said() -> None:
+    """Equal fingerprints mean that nothing was tuned, and the reader is told."""
+    results = made_results()
+    results["tuned"][0]["fingerprint"] = results["base"]["fingerprint"]
+    assert [line for line in caveats(results) if "is the base itself" in line]
+
+
 @pytest.mark.parametrize(
     ("chosen", "roles"),
     [

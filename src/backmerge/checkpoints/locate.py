@@ -19,6 +19,7 @@ HUB_FILES = [
     "*.txt",
     "tokenizer.model",
     "LICENSE*",
+    "README.md",
 ]
 
 

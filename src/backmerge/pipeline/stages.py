@@ -33,6 +33,7 @@ from backmerge.pipeline.results import (
 from backmerge.pipeline.samples import samples_of
 from backmerge.progress import bar, say
 from backmerge.records import Completion, Verdict, to_json
+from backmerge.reporting.card import license_of
 from backmerge.runs import RunDirectory, key_of, write_whole
 from backmerge.selection import Choice
 from backmerge.selection import Verdict as Confirmed
@@ -110,7 +111,11 @@ def run_experiment(experiment: Experiment, directory: Path, *, allow_plugins: bo
                 "machine": platform.machine(),
                 **engine.identity,
             },
-            "base": {"name": experiment.base, "fingerprint": prepared.base.fingerprint},
+            "base": {
+                "name": experiment.base,
+                "fingerprint": prepared.base.fingerprint,
+                "license": license_of(prepared.base.directory),
+            },
             "tuned": [_tuned_row(name, weights) for name, weights in tuned.items()],
             "inputs": inputs,
             "benchmarks": _benchmark_rows(prepared),

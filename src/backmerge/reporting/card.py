@@ -21,7 +21,7 @@ def write_cards(directory: Path, results: Results) -> None:
         directory: The run directory.
         results: Its `results.json`.
     """
-    license_name = license_of(Path(results["base"]["name"]))
+    license_name = results["base"].get("license")
     for row in results["merged"]:
         folder = directory / row["directory"]
         # a folder that was moved away since takes no card with it
@@ -46,7 +46,7 @@ def license_of(base: Path) -> str | None:
     card = base / "README.md"
     if not card.is_file():
         return None
-    parts = card.read_text(encoding="utf-8").split("---\n", 2)
+    parts = card.read_text(encoding="utf-8", errors="replace").split("---\n", 2)
     if len(parts) < 3 or parts[0].strip():
         return None
     try:

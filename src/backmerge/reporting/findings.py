@@ -165,6 +165,9 @@ def caveats(results: Results) -> Iterator[str]:
             f"{unscored:,} of {unscored + sum(entry['n'] for entry in results['scores']):,} values could not be "
             "scored. They are left out of every rate, and taken for neither safe nor unsafe."
         )
+    for tuned in results["tuned"]:
+        if tuned["fingerprint"] == results["base"]["fingerprint"]:
+            yield f"The tuned model {tuned['name']} is the base itself, byte for byte: there is nothing to restore."
     if len(results["tuned"]) == 1:
         yield "One tuned model was measured: how much its figures owe to its seed is unknown."
     if results["base"]["name"] == "demo":

@@ -3,7 +3,7 @@
 # one later, `make clean` first:
 #   PYTHON    the interpreter, 3.11 or newer     make test PYTHON=python3.12
 #   TORCH     what pip is asked for as torch     make test TORCH=torch==2.14.1
-#   PIP_ARGS  options for every pip install      make test PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+#   PIP_ARGS  options for every pip install      make test PIP_ARGS="--extra-index-url URL"
 
 PYTHON ?= python3
 TORCH ?= $(shell grep '^torch==' constraints.txt)

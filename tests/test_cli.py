@@ -67,6 +67,7 @@ BAD = {
     "missing experiment": (["run", "no.yaml"], "cannot read no.yaml"),
     "misspelt key": (["run", "{misspelt}"], "line 3: unknown key 'finetune.datset'; did you mean 'dataset'?"),
     "override without value": (["run", str(EXPERIMENT), "--set", "base"], "expected key.path=value"),
+    "seed that numpy does not take": (["run", str(EXPERIMENT), "--set", "finetune.seeds=[-1]"], "finetune.seeds.0"),
     "unfinished report": (["report", "nowhere"], "nowhere"),
 }
 

@@ -84,6 +84,7 @@ def test_random_numbers_depend_on_seed_tensor_stream_and_position_only() -> None
     whole = TensorRandom(1, "a").uniform(torch.empty(2 * BLOCK + 10))
     later = TensorRandom(1, "a", offset=BLOCK).uniform(torch.empty(BLOCK + 10))
     assert torch.equal(whole[BLOCK:], later)
+    assert not torch.equal(whole[:BLOCK], whole[BLOCK : 2 * BLOCK])
     assert torch.equal(TensorRandom(1, "a").uniform(torch.empty(5, 2)), whole[:10].reshape(5, 2))
     for other in (TensorRandom(2, "a"), TensorRandom(1, "b")):
         assert not torch.equal(other.uniform(torch.empty(100)), whole[:100])

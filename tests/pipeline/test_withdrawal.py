@@ -1,6 +1,7 @@
 """What was found and handed over is never left beside a configuration or inputs that it is not of."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,23 @@ def test_what_a_user_put_beside_the_models_stays(experiment: Experiment, tmp_pat
     assert sorted(path.name for path in (out / "merged").iterdir()) == sorted(
         ["notes.txt", "quantised", Path(experiment.tuned[0]).name]
     )
+
+
+@pytest.mark.parametrize("place", ["merged", "unconfirmed"])
+@pytest.mark.usefixtures("without_report")
+def test_another_model_in_the_place_of_a_merge_is_neither_taken_nor_replaced(
+    experiment: Experiment, tmp_path: Path, place: str
+) -> None:
+    """A model that a user put where the merge goes is not confirmed as if it were the merge, and is not lost."""
+    out = tmp_path / "run"
+    run_experiment(experiment, out)
+    name = Path(experiment.tuned[0]).name
+    shutil.rmtree(out / "merged" / name)
+    shutil.copytree(experiment.tuned[0], out / place / name)
+    before = contents(out / place / name)
+    with pytest.raises(RunError, match="no model that this run wrote"):
+        run_experiment(experiment, out)
+    assert contents(out / place / name) == before
 
 
 @pytest.mark.usefixtures("without_report")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from backmerge.checkpoints.reader import Checkpoint, Weights, read_json
+from backmerge.errors import RunError
 from backmerge.merging.engine import write_merged
 from backmerge.merging.recipe import Variant
 from backmerge.pipeline.points import Point, members_at
@@ -56,7 +57,12 @@ def withdraw(run: RunDirectory, inputs: Mapping[str, Any]) -> None:
 def write_chosen(
     run: RunDirectory, prepared: Prepared, tuned: Mapping[str, Weights], chosen: Point | None
 ) -> dict[str, Checkpoint]:
-    """The chosen merges on disk, by tuned model: where they were handed over before, else as unconfirmed."""
+    """The chosen merges on disk, by tuned model: where they were handed over before, else as unconfirmed.
+
+    Raises:
+        RunError: something that this run did not write stands in a model's place: it must be neither taken for the
+            merge nor replaced.
+    """
     written: dict[str, Checkpoint] = {}
     members = members_at(chosen, prepared.base, tuned) if chosen else []
     current = {str(member.tuned): member.variant for member in members}
@@ -66,9 +72,11 @@ def write_chosen(
                 shutil.rmtree(directory)
                 run.log(f"removed {directory.name} from {place.name}: it is of another recipe")
     for name, variant in current.items():
-        directory = run.merged / name
-        if not directory.exists():
-            directory = run.unconfirmed / name
+        places = (run.merged / name, run.unconfirmed / name)
+        for place in places:
+            if place.exists() and not _holds(place, variant):
+                raise RunError(f"{place} is no model that this run wrote", remedy="move it elsewhere, and run again.")
+        directory = next((place for place in places if place.exists()), places[-1])
         if not directory.exists():
             write_merged(variant, directory, allow_plugins=prepared.allow_plugins)
             run.log(f"wrote {name} at {chosen.name if chosen else ''}")

@@ -34,6 +34,7 @@ LAYERS = (
     "pipeline",
     "demo",
     "doctor",
+    "commands",
     "cli",
 )
 # The package's own face may show anything that it has; `python -m backmerge` is the command line.

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from backmerge.commands.merge import merge, numbers
 from backmerge.errors import BackmergeError, ConfigError, NotShownError, RunError
 
 if TYPE_CHECKING:
@@ -144,14 +145,14 @@ def restore(
     Example: backmerge restore meta-llama/Meta-Llama-3-8B-Instruct ./my-lora --utility mine.jsonl
     --safety harmful_behaviors.csv --out restored
     """
+    from backmerge.checkpoints.locate import short_name
     from backmerge.config import Document
-    from backmerge.pipeline.preparation import short_name
 
     values: dict[str, Any] = {
         "name": short_name(tuned[0]),
         "base": base,
         "tuned": list(tuned),
-        "merge": [{"method": method, "lam": _numbers("--lam", lam)}],
+        "merge": [{"method": method, "lam": numbers("--lam", lam)}],
         "evaluate": _evaluate_values(
             utility, safety, over_refusal, judge, limit, device, dtype, batch_size, max_new_tokens
         ),
@@ -160,55 +161,7 @@ def restore(
     _run(Document("the command line", values, {}), set_ or (), out, allow_plugins=allow_plugins, strict=strict)
 
 
-@app.command()
-def merge(
-    base: Annotated[str, typer.Argument(help="The aligned model: a folder or a hub id.")],
-    tuned: Annotated[list[str], typer.Argument(help="Its tuned version: a checkpoint or a LoRA adapter.")],
-    out: Annotated[Path, typer.Option("--out", help="Where the merged model goes.")],
-    lam: Annotated[
-        str, typer.Option(help="λ, the share of the tuned side; several give OUT/lam-0.2 and so on.")
-    ] = "0.5",
-    method: Annotated[str, typer.Option(help="Merge method.")] = "linear",
-    seed: Annotated[int, typer.Option(help="For methods that draw random numbers.")] = 0,
-    force: Annotated[bool, typer.Option("--force", help="Replace what is at --out.")] = False,
-    allow_plugins: Plugins = False,
-) -> None:
-    """Merge, and nothing else: writes a Hugging Face directory, whole or not at all.
-
-    Several tuned models are merged with the base one by one, into OUT/NAME each.
-
-    Example: backmerge merge BASE TUNED --method linear --lam 0.6 --out merged
-    """
-    from backmerge.checkpoints.locate import locate_model
-    from backmerge.checkpoints.reader import Checkpoint
-    from backmerge.merging.engine import write_merged
-    from backmerge.merging.recipe import Variant
-    from backmerge.pipeline.points import lam_name
-    from backmerge.pipeline.preparation import open_tuned, short_name
-
-    lams = _numbers("--lam", lam)
-    if not lams:
-        raise ConfigError("--lam holds no number: there is nothing to merge", remedy="such as --lam 0.2,0.4,0.6")
-    for value in lams:
-        if not 0 <= value <= 1:
-            raise ConfigError(f"--lam {value}: λ is the share of the tuned side, from 0 to 1")
-    if len({short_name(name) for name in tuned}) < len(tuned):
-        raise ConfigError("two tuned models have the same folder name", remedy="merge them one at a time.")
-    weights = Checkpoint(locate_model(base))
-    opened = {short_name(name): open_tuned(locate_model(name), weights) for name in tuned}
-    jobs: list[tuple[Variant, Path]] = []
-    for name, theirs in opened.items():
-        place = out / name if len(opened) > 1 else out
-        for value in dict.fromkeys(lams):
-            target = place / f"lam-{lam_name(value)}" if len(lams) > 1 else place
-            if any(target.resolve() == side.directory.resolve() for side in (weights, *opened.values())):
-                raise RunError(f"{target} is one of the models to merge", remedy="give another --out.")
-            if target.exists() and not force:
-                raise RunError(f"{target} exists already", remedy="give another --out, or --force to replace it.")
-            jobs.append((Variant(weights, theirs, method, value, seed=seed), target))
-    for variant, target in jobs:
-        write_merged(variant, target, allow_plugins=allow_plugins)
-        typer.echo(target)
+app.command()(merge)
 
 
 @app.command()
@@ -361,15 +314,6 @@ def _evaluate_values(
         "engine": {"device": device, "dtype": dtype, "batch_size": batch_size},
         "sampling": {"max_new_tokens": max_new_tokens},
     }
-
-
-def _numbers(option: str, text: str) -> list[float]:
-    try:
-        return [float(part) for part in text.split(",") if part.strip()]
-    except ValueError:
-        raise ConfigError(
-            f"{option} {text}: expected numbers with commas between", remedy="such as 0.2,0.4,0.6"
-        ) from None
 
 
 def _quieten() -> None:

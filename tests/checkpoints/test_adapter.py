@@ -39,7 +39,15 @@ KINDS: dict[str, dict[str, Any]] = {
     "modules_to_save": {"target_modules": ["q_proj"], "modules_to_save": ["lm_head", "embed_tokens"]},
     "head": {"target_modules": ["q_proj", "lm_head"]},
     "gaussian": {"init_lora_weights": "gaussian"},
+    "embedding": {"target_modules": ["q_proj", "embed_tokens"], "alpha_pattern": {"embed_tokens": 3}},
+    "DoRA": {"use_dora": True},
+    "DoRA with patterns": {"use_dora": True, "rank_pattern": {"q_proj": 2}, "use_rslora": True},
+    "all biases": {"bias": "all"},
+    "biases of adapted layers": {"bias": "lora_only", "target_modules": ["q_proj", "up_proj"]},
+    "a bias in B": {"lora_bias": True, "target_modules": ["q_proj", "v_proj"], "alpha_pattern": {"q_proj": 5}},
 }
+# kinds for which the architecture must have biases
+BIASED = ("all biases", "biases of adapted layers", "a bias in B")
 
 
 def tuned_tensors(base: Checkpoint, tuned: AdapterOnBase) -> dict[str, Tensor]:
@@ -47,13 +55,13 @@ def tuned_tensors(base: Checkpoint, tuned: AdapterOnBase) -> dict[str, Tensor]:
     return dict(merged_tensors(Variant(base, tuned, "linear", 1.0)))
 
 
-@pytest.mark.parametrize("settings", KINDS.values(), ids=KINDS.keys())
+@pytest.mark.parametrize("kind", KINDS)
 def test_lambda_one_is_what_peft_merges(
-    make_model: Factory, make_adapter: Factory, peft_merged: Merge, settings: dict[str, Any]
+    make_model: Factory, make_adapter: Factory, peft_merged: Merge, kind: str
 ) -> None:
     """Law 5: base + adapter at λ=1 equals merge_and_unload, and every tensor that is adapted differs from the base."""
-    base = Checkpoint(make_model("llama", seed=1, tied=False))
-    adapter = make_adapter(base.directory, seed=2, **settings)
+    base = Checkpoint(make_model("qwen2" if kind in BIASED else "llama", seed=1, tied=False))
+    adapter = make_adapter(base.directory, seed=2, **KINDS[kind])
     tuned = AdapterOnBase(adapter, base)
     ours, theirs = tuned_tensors(base, tuned), peft_merged(base.directory, adapter)
     assert ours.keys() == theirs.keys()
@@ -61,8 +69,9 @@ def test_lambda_one_is_what_peft_merges(
     for name, tensor in ours.items():
         torch.testing.assert_close(tensor, theirs[name], **FLOAT32)
         changed += not torch.equal(theirs[name], base.tensor(name))
-    saved = [name for name in load_file(adapter / TENSORS) if ".base_layer." not in name]
-    assert changed == len({name.rpartition(".lora_")[0] or name for name in saved})
+    saved = [name for name in load_file(adapter / TENSORS) if not name.endswith(".base_layer.weight")]
+    # two factors (and DoRA's magnitudes) change one tensor; a bias of theirs, another
+    assert changed == len({name if "bias" in name else name.rpartition(".lora_")[0] or name for name in saved})
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma", "qwen2"])
@@ -149,9 +158,6 @@ def refused(adapter: Path, base: Checkpoint, words: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"use_dora": True}, "it is DoRA"),
-        ({"bias": "all"}, r"it trains biases \(all\)"),
-        ({"bias": "lora_only"}, r"it trains biases \(lora_only\)"),
         ({"init_lora_weights": "pissa"}, "initialised by pissa"),
         ({"init_lora_weights": "olora"}, "initialised by olora"),
         ({"layer_replication": [[0, 2], [1, 2]]}, "it replicates layers"),
@@ -168,7 +174,6 @@ def test_what_peft_makes_and_a_sum_cannot_express(
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"lora_bias": True}, "it trains biases"),
         ({"peft_type": "IA3"}, "its kind is IA3, not LORA"),
         ({"peft_type": "ADALORA"}, "its kind is ADALORA"),
         ({"peft_type": None}, "its kind is None"),
@@ -192,10 +197,11 @@ def test_other_kinds_are_refused_by_name(adapter: Path, base: Checkpoint, settin
     refused(adapter, base, words)
 
 
-def test_an_embedding_of_low_rank_is_refused(make_model: Factory, make_adapter: Factory) -> None:
-    """LoRA on the embedding is of another form (lora_embedding_A), and is refused by the tensor's name."""
-    base = Checkpoint(make_model("llama", seed=1, tied=False))
-    refused(make_adapter(base.directory, seed=2, target_modules=["embed_tokens"]), base, "lora_embedding_A")
+def test_dora_of_another_form_is_refused(adapter: Path, base: Checkpoint, make_adapter: Factory) -> None:
+    """DoRA whose magnitudes are missing, or whose norms would run over columns, is refused by name."""
+    change(adapter, use_dora=True)
+    refused(adapter, base, "is DoRA, and its .*without .lora_magnitude_vector")
+    refused(make_adapter(base.directory, seed=2, target_modules=["embed_tokens"], use_dora=True), base, "transposed")
 
 
 @pytest.mark.parametrize(
@@ -242,9 +248,9 @@ Q_PROJ = f"{PREFIX}model.layers.0.self_attn.q_proj"
 CHANGES: dict[str, tuple[dict[str, Tensor | None], str]] = {
     "no B": ({f"{Q_PROJ}.lora_B.weight": None}, r"but no '.*q_proj.lora_B.weight'"),
     "no A": ({f"{Q_PROJ}.lora_A.weight": None}, r"but no '.*q_proj.lora_A.weight'"),
-    "ranks differ": ({f"{Q_PROJ}.lora_A.weight": torch.ones(3, 32)}, "A has rank 3, B 4"),
-    "too narrow": ({f"{Q_PROJ}.lora_A.weight": torch.ones(4, 16)}, r"by a \(32, 16\) delta.*has \(32, 32\)"),
-    "too tall": ({f"{Q_PROJ}.lora_B.weight": torch.ones(64, 4)}, r"by a \(64, 32\) delta.*has \(32, 32\)"),
+    "ranks differ": ({f"{Q_PROJ}.lora_A.weight": torch.ones(3, 32)}, r"A has the shape \(3, 32\), B \(32, 4\)"),
+    "too narrow": ({f"{Q_PROJ}.lora_A.weight": torch.ones(4, 16)}, r"with shape \(32, 16\).*has \(32, 32\)"),
+    "too tall": ({f"{Q_PROJ}.lora_B.weight": torch.ones(64, 4)}, r"with shape \(64, 32\).*has \(32, 32\)"),
     "unknown module": (
         {
             f"{PREFIX}model.layers.9.x.lora_A.weight": torch.ones(4, 32),

@@ -21,8 +21,9 @@ from backmerge.checkpoints import writer
 from backmerge.checkpoints.adapter import AdapterOnBase, open_weights
 from backmerge.checkpoints.reader import INDEX, SINGLE, Checkpoint
 from backmerge.errors import BackmergeError, CheckpointError, ConfigError, MergeError
-from backmerge.merging import engine
-from backmerge.merging.engine import merged_tensors, write_merged
+from backmerge.merging import engine, to_disk
+from backmerge.merging.engine import merged_tensors
+from backmerge.merging.to_disk import write_merged
 from backmerge.merging.live import LiveMerge
 from backmerge.merging.method import find_method, merge_method
 from backmerge.merging.recipe import Variant
@@ -320,7 +321,7 @@ def test_a_disk_that_fills_up_is_a_clear_error(
         with Path("/dev/full").open("w") as stream:
             stream.write("x" * 100_000)
 
-    monkeypatch.setattr(engine, "copy_companions", full)
+    monkeypatch.setattr(to_disk, "copy_companions", full)
     with pytest.raises(CheckpointError, match="No space left"):
         write_merged(Variant(Checkpoint(tiny_base), Checkpoint(tiny_tuned), "linear", 0.5), tmp_path / "merged")
     assert list(tmp_path.iterdir()) == []
@@ -488,7 +489,7 @@ def test_merging_imports_neither_transformers_nor_peft(tiny_base: Path, tiny_tun
     code = (
         "import sys; from pathlib import Path\n"
         "from backmerge.checkpoints.reader import Checkpoint\n"
-        "from backmerge.merging.engine import write_merged\n"
+        "from backmerge.merging.to_disk import write_merged\n"
         "from backmerge.merging.recipe import Variant\n"
         "base, tuned, out = map(Path, sys.argv[1:])\n"
         "write_merged(Variant(Checkpoint(base), Checkpoint(tuned), 'linear', 0.5), out)\n"

@@ -12,7 +12,8 @@ from backmerge.benchmarks.split import split_examples
 from backmerge.checkpoints.reader import Checkpoint
 from backmerge.errors import ConfigError
 from backmerge.pipeline.experiment import Experiment
-from backmerge.pipeline.preparation import Prepared, prepare, short_name
+from backmerge.checkpoints.locate import short_name
+from backmerge.pipeline.preparation import Prepared, prepare
 
 WORDS = ("kite", "ladder", "ticket", "kettle", "wagon", "fence", "lantern", "bucket", "mirror", "saddle", "bell", "rug")
 

@@ -1,17 +1,17 @@
-"""A LoRA adapter on its base, seen as a checkpoint: W + scale · B·A, formed one tensor at a time."""
+"""A LoRA adapter on its base, seen as a checkpoint: W + scale · B·A, formed a few rows at a time."""
 
 from __future__ import annotations
 
 import functools
-import math
 import re
 from collections.abc import Mapping, Set
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError, safe_open
-
-from backmerge.checkpoints.reader import Checkpoint, TensorInfo, Weights, fingerprint_of_files, read_json
+from backmerge.checkpoints.files import FLOATS, SafetensorsFile, TensorInfo
+from backmerge.checkpoints.fingerprints import fingerprint_of_files
+from backmerge.checkpoints.lora import Factors, rescaled_rows, scale_of, tuned_rows
+from backmerge.checkpoints.reader import CARD, Checkpoint, Weights, read_json
 from backmerge.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -21,8 +21,13 @@ CONFIG = "adapter_config.json"
 TENSORS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 COPY = ".base_layer.weight"  # beside an adapted embedding peft saves the base's own
+TRAINED_BIAS = ".base_layer.bias"  # of an adapted layer, with bias="all" or "lora_only"
 TIED_NAMES = ("embed_tokens.weight", "lm_head.weight", "wte.weight")
-FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
+# a linear layer's factors, and an embedding's
+FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<kind>embedding_)?(?P<side>[AB])(?P<end>\.weight)?")
+MAGNITUDE = ".lora_magnitude_vector"
+BIAS_DELTA = ".lora_B.bias"
+FOUR_BITS = re.compile(r"4.?bit|nf4|bnb|gptq|awq", re.IGNORECASE)
 
 # these leave the base as published; others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) change it, and their factors are no
 # delta of what is on disk. An unknown one is refused: it may change the base, too
@@ -30,8 +35,7 @@ FAITHFUL_INITS = ("gaussian", "eva", "orthogonal", "mica")
 
 # options of peft's LoraConfig under which the tuned weights are not W + scale·B·A
 OTHER_SUMS = {
-    "use_dora": "it is DoRA, whose update is not a sum of low rank",
-    "target_parameters": "it targets parameters (target_parameters) rather than modules",
+    "target_parameters": "it targets parameters (target_parameters), such as stacked experts, rather than modules",
     "alora_invocation_tokens": "it is an activated LoRA, which changes only the tokens after its invocation",
     "layer_replication": "it replicates layers (layer_replication), so that it has more of them than the base",
     "use_qalora": "it is QALoRA, whose input is pooled",
@@ -43,18 +47,10 @@ OTHER_SUMS = {
 }
 
 
-class Factors(NamedTuple):
-    """One module's low-rank delta: scale · B·A, transposed where the module stores (in, out).
-
-    Attributes:
-        a: Tensor name of A, shape (r, in).
-        b: Tensor name of B, shape (out, r).
-        scale: alpha / r, or alpha / sqrt(r) for rsLoRA.
-    """
-
-    a: str
-    b: str
-    scale: float
+def ties_embeddings(base: Weights) -> bool:
+    """Whether a model's embeddings, of input and output, are one tensor."""
+    config = read_json(base.companions / "config.json")
+    return bool(config.get("tie_word_embeddings")) or "lm_head.weight" not in base.infos
 
 
 def is_adapter(directory: Path) -> bool:
@@ -73,14 +69,17 @@ class AdapterOnBase:
         CheckpointError: the adapter is damaged, is of a kind that is not a low-rank sum, or does not fit this base.
     """
 
-    def __init__(self, directory: Path, base: Checkpoint) -> None:
+    def __init__(self, directory: Path, base: Weights) -> None:
         self.directory = directory
         self.base = base
         self.config = read_json(directory / CONFIG)
         _refuse_other_kinds(directory, self.config)
-        self._file = _opened(directory)
-        self._factors, self._replaced = self._parsed(set(self._file.keys()))
-        self._check_tied_embeddings(self._factors.keys() | self._replaced.keys())
+        self.file = _opened(directory)
+        self.factors: dict[str, Factors] = {}
+        self.replaced: dict[str, str] = {}
+        self.added: dict[str, tuple[str, float]] = {}
+        self._parse()
+        self._check_tied_embeddings(self.factors.keys() | self.replaced.keys())
         self._check_copies()
         self._check_shapes()
         self._check_base()
@@ -90,74 +89,146 @@ class AdapterOnBase:
         """Those of the base: an adapter changes values, not shapes."""
         return self.base.infos
 
+    @property
+    def companions(self) -> Path:
+        """The base's folder."""
+        return self.base.companions
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """Those of the base."""
+        return self.base.metadata
+
     @functools.cached_property
     def fingerprint(self) -> str:
         """Of the base and of the adapter's two files."""
-        own = fingerprint_of_files({self.directory / CONFIG, self.directory / TENSORS})
-        return f"{self.base.fingerprint}+{own}"
+        return f"{self.base.fingerprint}+{self.own_fingerprint}"
+
+    @functools.cached_property
+    def own_fingerprint(self) -> str:
+        """Of the adapter's two files alone, the base unread."""
+        return fingerprint_of_files({self.directory / CONFIG, self.directory / TENSORS})
+
+    @property
+    def dense_changes(self) -> list[str]:
+        """Tensors whose change is no product of factors: trained whole (norms, biases, embeddings), or DoRA's."""
+        scaled = {name for name, factors in self.factors.items() if factors.magnitude is not None}
+        return sorted(scaled | self.replaced.keys() | self.added.keys())
+
+    @property
+    def note(self) -> str | None:
+        """What a person should know of how this adapter was trained, if there is anything."""
+        trained_on = str(self.config.get("base_model_name_or_path") or "")
+        if not FOUR_BITS.search(trained_on):
+            return None
+        return (
+            f"the adapter {self.directory} was trained on a quantised base ({trained_on}), and is merged onto "
+            f"{self.base.directory} as it is: the base that it saw in training differed by the quantisation error"
+        )
+
+    def is_base(self, name: str) -> bool:
+        """Whether the adapter leaves a tensor alone."""
+        return name not in self.factors and name not in self.replaced and name not in self.added
 
     def tensor(self, name: str) -> Tensor:
         """The tuned tensor: the base's own or the adapter's where it is whole, else in float32 and not yet rounded."""
-        if name in self._replaced:
-            saved: Tensor = self._file.get_tensor(self._replaced[name])
-            return saved
-        weight = self.base.tensor(name)
-        if name not in self._factors:
-            return weight
-        factors = self._factors[name]
-        a, b = self._file.get_tensor(factors.a).float(), self._file.get_tensor(factors.b).float()
-        delta: Tensor = b @ a
-        if self.config.get("fan_in_fan_out"):
-            delta = delta.T
-        return weight.float() + factors.scale * delta
+        info = self.infos[name]
+        return self.block(name, 0, info.num_elements).reshape(info.shape)
 
-    def _parsed(self, names: set[str]) -> tuple[dict[str, Factors], dict[str, str]]:
-        factors: dict[str, Factors] = {}
-        replaced: dict[str, str] = {}
-        for name in sorted(names):
-            match = FACTOR.fullmatch(name)
-            if match is None and name.endswith(COPY):
-                continue
-            if match is None:
-                weight = name.removeprefix(PREFIX)
-                if weight not in self.base.infos:
-                    raise CheckpointError(
-                        f"{self.directory / TENSORS} holds '{name}', which is neither a LoRA factor nor a tensor of "
-                        f"the base {self.base.directory}",
-                        remedy="this adapter is of a kind that backmerge does not read, or of another base.",
-                    )
-                replaced[weight] = name
-                continue
-            module = match["module"].removeprefix(PREFIX)
-            partner = f"{match['module']}.lora_{'B' if match['side'] == 'A' else 'A'}.weight"
-            if partner not in names:
-                raise CheckpointError(
-                    f"{self.directory / TENSORS} holds '{name}' but no '{partner}'",
-                    remedy="the adapter is incomplete: save or download it again.",
-                )
-            if match["side"] == "A":
-                rank = self._file.get_slice(name).get_shape()[0]
-                factors[f"{module}.weight"] = Factors(name, partner, _scale(self.config, module, rank))
+    def block(self, name: str, start: int, stop: int, buffer: Tensor | None = None) -> Tensor:
+        """Elements of the tuned tensor, flat, as `tensor` has them; whole rows are computed and then cut."""
+        if name in self.replaced:
+            return self.file.block(self.replaced[name], start, stop, buffer)
+        if name in self.added:
+            return self._moved_bias(name)[start:stop]
+        if name not in self.factors or start == stop:
+            return self.base.block(name, start, stop, buffer)
+        factors, columns = self.factors[name], self.infos[name].shape[1]
+        first, last = start // columns, -(-stop // columns)
+        # DoRA's norms need whole rows; a sum of products comes out the same whichever of its elements are asked for
+        weight = self.base.block(name, first * columns, last * columns, buffer if first * columns == start else None)
+        rows = tuned_rows(
+            weight.view(-1, columns),
+            factors,
+            self.file.float32_array(factors.a),
+            self.file.float32_array(factors.b),
+            first,
+        )
+        if factors.magnitude is not None:
+            rows = rescaled_rows(rows, self.file.float32_array(factors.magnitude)[first:last])
+        return rows.view(-1)[start - first * columns : stop - first * columns]
+
+    def _moved_bias(self, name: str) -> Tensor:
+        import torch
+
+        saved, scale = self.added[name]
+        return self.base.tensor(name).float() + scale * torch.from_numpy(self.file.float32_array(saved))
+
+    def _parse(self) -> None:
+        names = set(self.file.infos)
         if not names:
             raise CheckpointError(
                 f"{self.directory / TENSORS} holds no tensors", remedy="save or download the adapter again."
             )
-        for weight in sorted(factors.keys() & replaced.keys()):
+        for name in sorted(names):
+            match = FACTOR.fullmatch(name)
+            if match is not None and bool(match["kind"]) is not bool(match["end"]):
+                self._parse_factor(name, match, names)
+            elif name.endswith(BIAS_DELTA):
+                module = name.removesuffix(BIAS_DELTA).removeprefix(PREFIX)
+                factor = self.file.infos.get(f"{name.removesuffix(BIAS_DELTA)}.lora_A.weight")
+                self.added[f"{module}.bias"] = (name, scale_of(self.config, module, factor.shape[0] if factor else 1))
+            elif not name.endswith(COPY) and not (name.endswith(MAGNITUDE) and self.config.get("use_dora")):
+                self._parse_whole(name)
+        for weight in sorted(self.factors.keys() & self.replaced.keys()):
             raise CheckpointError(
                 f"{self.directory / TENSORS} both replaces '{weight}' and adds a low-rank change to it",
                 remedy="bake it with peft's merge_and_unload() and give the full checkpoint as TUNED.",
             )
-        return factors, replaced
+
+    def _parse_factor(self, name: str, match: re.Match[str], names: Set[str]) -> None:
+        kind, end = match["kind"] or "", match["end"] or ""
+        module = match["module"].removeprefix(PREFIX)
+        partner = f"{match['module']}.lora_{kind}{'B' if match['side'] == 'A' else 'A'}{end}"
+        if partner not in names:
+            raise CheckpointError(
+                f"{self.directory / TENSORS} holds '{name}' but no '{partner}'",
+                remedy="the adapter is incomplete: save or download it again.",
+            )
+        if match["side"] == "B":
+            return
+        magnitude = match["module"] + MAGNITUDE
+        is_transposed = bool(kind) or bool(self.config.get("fan_in_fan_out"))
+        if self.config.get("use_dora") and (is_transposed or magnitude not in names):
+            raise CheckpointError(
+                f"the adapter {self.directory} is DoRA, and its '{module}' is of a form that backmerge does not read "
+                f"({'transposed' if is_transposed else 'without ' + MAGNITUDE})",
+                remedy="bake it with peft's merge_and_unload() and give the full checkpoint as TUNED.",
+            )
+        scale = scale_of(self.config, module, self.file.infos[name].shape[0])
+        self.factors[f"{module}.weight"] = Factors(
+            name, partner, scale, is_transposed, magnitude if magnitude in names else None
+        )
+
+    def _parse_whole(self, name: str) -> None:
+        weight = name.removeprefix(PREFIX)
+        if weight.endswith(TRAINED_BIAS):
+            weight = weight.removesuffix(TRAINED_BIAS) + ".bias"
+        if weight not in self.base.infos:
+            raise CheckpointError(
+                f"{self.directory / TENSORS} holds '{name}', which is neither a LoRA factor nor a tensor of "
+                f"the base {self.base.directory}",
+                remedy="this adapter is of a kind that backmerge does not read, or of another base.",
+            )
+        self.replaced[weight] = name
 
     def _check_tied_embeddings(self, changed: Set[str]) -> None:
         """Tied embeddings are one tensor on disk, and peft changes one of its two uses: there is no place for both."""
-        config = read_json(self.base.directory / "config.json")
-        is_tied = config.get("tie_word_embeddings", False) or "lm_head.weight" not in self.base.infos
-        if not is_tied or self.config.get("ensure_weight_tying"):
+        if not ties_embeddings(self.base) or self.config.get("ensure_weight_tying"):
             return
         for name in sorted(changed):
             if name.endswith(TIED_NAMES) and not (
-                name in self._replaced and self._repeats_base(name, self._replaced[name])
+                name in self.replaced and self._repeats_base(name, self.replaced[name])
             ):
                 raise CheckpointError(
                     f"the adapter {self.directory} changes '{name}', which the base {self.base.directory} ties to its "
@@ -169,11 +240,11 @@ class AdapterOnBase:
         """Whether the adapter saved the base's own tensor, as peft does with `save_embedding_layers`."""
         if name not in self.base.infos:
             return False
-        theirs, ours = self._file.get_tensor(saved), self.base.tensor(name)
+        theirs, ours = self.file.tensor(saved), self.base.tensor(name)
         return theirs.shape == ours.shape and bool((theirs == ours).all())
 
     def _check_copies(self) -> None:
-        for saved in sorted(name for name in self._file.keys() if name.endswith(COPY)):  # noqa: SIM118 - no dict
+        for saved in sorted(name for name in self.file.infos if name.endswith(COPY)):
             name = saved.removeprefix(PREFIX).removesuffix(COPY) + ".weight"
             if not self._repeats_base(name, saved):
                 raise CheckpointError(
@@ -182,38 +253,50 @@ class AdapterOnBase:
                 )
 
     def _check_shapes(self) -> None:
-        for name, factors in self._factors.items():
+        for name, factors in self.factors.items():
             if name not in self.base.infos:
                 raise CheckpointError(
                     f"the adapter {self.directory} changes '{name}', which the base {self.base.directory} lacks",
                     remedy=self._other_base(),
                 )
-            (rows, rank), (rank_of_a, columns) = (self._file.get_slice(f).get_shape() for f in (factors.b, factors.a))
-            if rank != rank_of_a:
+            shapes = [self.file.infos[factor].shape for factor in (factors.b, factors.a)]
+            if [len(shape) for shape in shapes] != [2, 2] or shapes[0][1] != shapes[1][0]:
                 raise CheckpointError(
-                    f"{self.directory / TENSORS}: the factors of '{name}' do not fit each other: A has rank "
-                    f"{rank_of_a}, B {rank}",
+                    f"{self.directory / TENSORS}: the factors of '{name}' do not fit each other: A has the shape "
+                    f"{shapes[1]}, B {shapes[0]}",
                     remedy="the adapter is damaged: save or download it again.",
                 )
-            delta = (columns, rows) if self.config.get("fan_in_fan_out") else (rows, columns)
-            if delta != self.base.infos[name].shape:
+            delta = (shapes[0][0], shapes[1][1])
+            self._check_fits(name, delta[::-1] if factors.is_transposed else delta, "changes")
+            if factors.magnitude is not None and self.file.infos[factors.magnitude].shape != delta[:1]:
                 raise CheckpointError(
-                    f"the adapter {self.directory} changes '{name}' by a {delta} delta, but the base "
-                    f"{self.base.directory} has {self.base.infos[name].shape} there",
-                    remedy=self._other_base(),
+                    f"{self.directory / TENSORS}: '{factors.magnitude}' is no vector of {delta[0]} magnitudes",
+                    remedy="the adapter is damaged: save or download it again.",
                 )
-        for name, saved in self._replaced.items():
-            shape = tuple(self._file.get_slice(saved).get_shape())
-            if shape != self.base.infos[name].shape:
+        for name, saved in self.replaced.items():
+            self._check_fits(name, self.file.infos[saved].shape, "replaces")
+        for name, (saved, _) in self.added.items():
+            self._check_fits(name, self.file.infos[saved].shape, "changes")
+        for name in (name for factors in self.factors.values() for name in (factors.a, factors.b)):
+            if self.file.infos[name].dtype not in FLOATS:
                 raise CheckpointError(
-                    f"the adapter {self.directory} replaces '{name}' with shape {shape}, but the base "
-                    f"{self.base.directory} has {self.base.infos[name].shape}",
-                    remedy=self._other_base(),
+                    f"{self.directory / TENSORS}: '{name}' has dtype {self.file.infos[name].dtype}",
+                    remedy="give an adapter in float32, bfloat16 or float16.",
                 )
+
+    def _check_fits(self, name: str, shape: tuple[int, ...], verb: str) -> None:
+        info = self.base.infos.get(name)
+        if info is None or shape != info.shape:
+            has = f"has {info.shape} there" if info else "has no such tensor"
+            raise CheckpointError(
+                f"the adapter {self.directory} {verb} '{name}' with shape {shape}, but the base "
+                f"{self.base.directory} {has}",
+                remedy=self._other_base(),
+            )
 
     def _check_base(self) -> None:
         """Adapters that backmerge trained say which base they were trained on."""
-        card = self.directory / "backmerge.json"
+        card = self.directory / CARD
         if not card.is_file():
             return
         trained_on = read_json(card).get("base_fingerprint")
@@ -229,19 +312,13 @@ class AdapterOnBase:
         return f"give the base that it was trained on{f': {named}' if named else ''}."
 
 
-def _opened(directory: Path) -> Any:
+def _opened(directory: Path) -> SafetensorsFile:
     if not (directory / TENSORS).is_file():
         raise CheckpointError(
             f"{directory} has {CONFIG} but no {TENSORS}",
             remedy="save the adapter as safetensors (peft does so by default); pickles are not read.",
         )
-    try:
-        return safe_open(directory / TENSORS, framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{directory / TENSORS} is not a whole safetensors file: {error}",
-            remedy="it is truncated or damaged: save or download it again.",
-        ) from error
+    return SafetensorsFile(directory / TENSORS)
 
 
 def _refuse_other_kinds(directory: Path, config: Mapping[str, Any]) -> None:
@@ -249,8 +326,6 @@ def _refuse_other_kinds(directory: Path, config: Mapping[str, Any]) -> None:
     init = config.get("init_lora_weights")
     refused = {
         f"its kind is {kind}, not LORA": kind != "LORA",
-        f"it trains biases ({config.get('bias')})": config.get("bias", "none") != "none"
-        or bool(config.get("lora_bias")),
         f"it was initialised by {init}, which changes the base": isinstance(init, str)
         and init.lower() not in FAITHFUL_INITS,
     } | {reason: bool(config.get(option)) for option, reason in OTHER_SUMS.items()}
@@ -262,14 +337,6 @@ def _refuse_other_kinds(directory: Path, config: Mapping[str, Any]) -> None:
             )
 
 
-def _scale(config: Mapping[str, Any], module: str, rank: int) -> float:
-    patterns: Mapping[str, float] = config.get("alpha_pattern") or {}
-    # as peft matches them: the pattern is the module's name, or its end after a dot
-    matching = (value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module))
-    alpha = next(matching, config.get("lora_alpha", rank))
-    return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
-
-
-def open_weights(directory: Path, base: Checkpoint) -> Weights:
+def open_weights(directory: Path, base: Weights) -> Weights:
     """A tuned model's weights, whether a full checkpoint or an adapter on `base`."""
     return AdapterOnBase(directory, base) if is_adapter(directory) else Checkpoint(directory)

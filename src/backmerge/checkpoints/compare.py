@@ -6,37 +6,57 @@ from collections.abc import Iterator
 from itertools import islice
 
 from backmerge.checkpoints.adapter import AdapterOnBase
+from backmerge.checkpoints.files import FLOATS
 from backmerge.checkpoints.reader import Weights, read_json
 from backmerge.errors import MergeError
 
 SHOWN = 5  # differences named in a message; the rest are counted
 
 
-def check_same_shape(base: Weights, tuned: Weights) -> None:
+def check_same_shape(base: Weights, tuned: Weights, *, is_cast: bool = False) -> None:
     """Refuse two models that differ in architecture, tensor names, shapes or dtypes.
+
+    Args:
+        base: One model.
+        tuned: The other.
+        is_cast: Whether the output's dtype is given, so that the inputs' may differ.
 
     Raises:
         MergeError: names both folders, the first differing tensors with both sides, and the remedy.
     """
     if isinstance(tuned, AdapterOnBase):
         return  # checked against its base when it was opened
-    kinds = [read_json(weights.directory / "config.json").get("model_type") for weights in (base, tuned)]
+    kinds = [read_json(weights.companions / "config.json").get("model_type") for weights in (base, tuned)]
     if kinds[0] != kinds[1]:
         raise MergeError(
             f"the tuned model {tuned.directory} is a {kinds[1]}, the base {base.directory} a {kinds[0]}",
             remedy="merging needs a model and its own fine-tuned version: give the base that it was tuned from.",
         )
-    differences = list(_differences(base, tuned))
+    differences = list(_differences(base, tuned, is_cast=is_cast))
     if differences:
         shown = "\n".join(f"  {line}" for line in islice(differences, SHOWN))
         more = f"\n  and {len(differences) - SHOWN} more" if len(differences) > SHOWN else ""
         raise MergeError(
             f"the tuned model {tuned.directory} does not fit the base {base.directory}:\n{shown}{more}",
-            remedy="give the base that it was tuned from; nothing is cropped or skipped.",
+            remedy=_remedy(base, tuned),
         )
 
 
-def _differences(base: Weights, tuned: Weights) -> Iterator[str]:
+def _remedy(base: Weights, tuned: Weights) -> str:
+    common = [(base.infos[name], tuned.infos[name]) for name in base.infos.keys() & tuned.infos.keys()]
+    if base.infos.keys() == tuned.infos.keys() and all(ours.shape == theirs.shape for ours, theirs in common):
+        return "say in which dtype the merged model shall be: --dtype bfloat16, float16 or float32."
+    if any(is_grown(ours.shape, theirs.shape) for ours, theirs in common):
+        return "if tokens were added in tuning, --extra-rows tuned takes their rows from the tuned model."
+    return "give the base that it was tuned from; nothing is cropped or skipped."
+
+
+def is_grown(ours: tuple[int, ...], theirs: tuple[int, ...]) -> bool:
+    """Whether a tuned tensor is the base's with rows added, as an embedding's is when tokens are."""
+    return len(ours) == len(theirs) > 0 and theirs[0] > ours[0] and theirs[1:] == ours[1:]
+
+
+def _differences(base: Weights, tuned: Weights, *, is_cast: bool) -> Iterator[str]:
     for name in sorted(base.infos.keys() | tuned.infos.keys()):
         ours, theirs = base.infos.get(name), tuned.infos.get(name)
         if theirs is None:
@@ -45,9 +65,5 @@ def _differences(base: Weights, tuned: Weights) -> Iterator[str]:
             yield f"'{name}' is in the tuned model only"
         elif ours.shape != theirs.shape:
             yield f"'{name}' is {ours.shape} in the base and {theirs.shape} in the tuned model"
-        elif _is_float(ours.dtype) != _is_float(theirs.dtype):
+        elif ours.dtype != theirs.dtype and not (is_cast and {ours.dtype, theirs.dtype} <= set(FLOATS)):
             yield f"'{name}' is {ours.dtype} in the base and {theirs.dtype} in the tuned model"
-
-
-def _is_float(dtype: str) -> bool:
-    return dtype in {"F64", "F32", "F16", "BF16"}

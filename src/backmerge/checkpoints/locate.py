@@ -47,6 +47,14 @@ def locate_model(name: str) -> Path:
     return _from_hub(match["repo"], match["revision"])
 
 
+def short_name(name: str) -> str:
+    """What a model's folder among others is called: never empty, and never one that leads elsewhere, as `..` does."""
+    path = Path(name).expanduser()
+    if not path.is_dir():
+        return Path(name.partition("@")[0]).name  # a hub id, perhaps with a revision
+    return path.name if path.name not in {"", ".."} else path.resolve().name or "model"
+
+
 def _from_hub(repo: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError

@@ -7,11 +7,10 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import xxhash
-from safetensors import SafetensorError, safe_open
-
+from backmerge.checkpoints.files import ITEM_BYTES, SafetensorsFile, TensorInfo
+from backmerge.checkpoints.fingerprints import BLOCK, TensorDigests, fingerprint_of_files, num_blocks
 from backmerge.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -19,15 +18,7 @@ if TYPE_CHECKING:
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-HASH_BLOCK = 1 << 24  # bytes read at a time for a fingerprint
-
-
-class TensorInfo(NamedTuple):
-    """What a header says of a tensor: shape, dtype as safetensors names it ("BF16"), and the file that holds it."""
-
-    shape: tuple[int, ...]
-    dtype: str
-    file: Path
+CARD = "backmerge.json"  # what backmerge writes beside the weights
 
 
 class Weights(Protocol):
@@ -39,8 +30,18 @@ class Weights(Protocol):
         ...
 
     @property
+    def companions(self) -> Path:
+        """The folder whose config, tokenizer and chat template go with these weights."""
+        ...
+
+    @property
     def infos(self) -> Mapping[str, TensorInfo]:
         """Every tensor's shape, dtype and file, in a fixed order."""
+        ...
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """What the files' headers say beside the tensors."""
         ...
 
     @property
@@ -48,8 +49,20 @@ class Weights(Protocol):
         """A hash of everything that decides what the model computes."""
         ...
 
+    def block(self, name: str, start: int, stop: int, buffer: Tensor | None = None) -> Tensor:
+        """Elements of a tensor, flat, read now.
+
+        May be of a higher precision than the tensor's info says (adapter on base). May lie in `buffer`, if bytes are
+        given there, and then is good until they are used again.
+        """
+        ...
+
     def tensor(self, name: str) -> Tensor:
-        """One tensor, read now. May be of a higher precision than its info says (adapter on base)."""
+        """One whole tensor, read now."""
+        ...
+
+    def is_base(self, name: str) -> bool:
+        """Whether a tensor is known, unread, to be that of the base that these weights are an adapter on."""
         ...
 
 
@@ -60,7 +73,7 @@ class Checkpoint:
         directory: Holds `model.safetensors`, or an index and its shards; symbolic links are followed.
 
     Attributes:
-        infos: Every tensor's shape, dtype and file, in the order of files and names.
+        infos: Every tensor's shape, dtype and file, in the order of files and of places in them.
         metadata: What the shards' headers say beside the tensors.
 
     Raises:
@@ -69,56 +82,72 @@ class Checkpoint:
     """
 
     def __init__(self, directory: Path) -> None:
-        self.directory = directory
+        self.directory = self.companions = directory
         self.infos: dict[str, TensorInfo] = {}
         self.metadata: dict[str, str] = {}
-        for file in _weight_files(directory):
-            with _opened(file) as shard:
-                self.metadata |= shard.metadata() or {}
-                for name in shard.keys():  # noqa: SIM118 - a shard is no dict and cannot be iterated
-                    if name in self.infos:
-                        raise CheckpointError(
-                            f"tensor '{name}' is in both {self.infos[name].file.name} and {file.name} of {directory}",
-                            remedy="the checkpoint is inconsistent: download or save it again.",
-                        )
-                    tensor = shard.get_slice(name)
-                    self.infos[name] = TensorInfo(tuple(tensor.get_shape()), tensor.get_dtype(), file)
+        self._files: dict[Path, SafetensorsFile] = {}
+        self._tensors_digest: bytes | None = None
+        for path in _weight_files(directory):
+            file = self._files[path] = SafetensorsFile(path)
+            self.metadata |= file.metadata
+            for name, info in file.infos.items():
+                if name in self.infos:
+                    raise CheckpointError(
+                        f"tensor '{name}' is in both {self.infos[name].file.name} and {path.name} of {directory}",
+                        remedy="the checkpoint is inconsistent: download or save it again.",
+                    )
+                self.infos[name] = info
         _check_index(directory, self.infos)
         if not self.infos:
             raise CheckpointError(f"{directory} holds no tensors", remedy="download or save the model again.")
 
-    def tensor(self, name: str) -> Tensor:
-        """One tensor as stored, mapped from its file.
+    def block(self, name: str, start: int, stop: int, buffer: Tensor | None = None) -> Tensor:
+        """Elements of a tensor, flat, as stored; see `Weights.block`.
 
         Raises:
-            CheckpointError: the file was damaged since it was opened.
+            CheckpointError: the file was damaged since it was opened, or the dtype cannot be merged.
         """
-        shard = self._shard(self.infos[name].file)
-        tensor: Tensor = shard.get_tensor(name)
-        return tensor
+        return self._files[self.infos[name].file].block(name, start, stop, buffer)
 
-    @functools.cache  # noqa: B019 - a checkpoint lives as long as its run
-    def _shard(self, file: Path) -> Any:
-        return _opened(file)
+    def tensor(self, name: str) -> Tensor:
+        """One tensor as stored.
+
+        Raises:
+            CheckpointError: the file was damaged since it was opened, or the dtype cannot be merged.
+        """
+        return self._files[self.infos[name].file].tensor(name)
+
+    def is_base(self, name: str) -> bool:  # noqa: ARG002 - an adapter's question
+        """Never: this is no adapter."""
+        return False
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """XXH3 (128 bit) over the names and bytes of weights, config and tokenizer."""
-        files = {info.file for info in self.infos.values()}
+        """XXH3 (128 bit) over tensors, config and tokenizer; how the tensors are spread over files does not matter."""
+        if self._tensors_digest is None:
+            self._tensors_digest = self._digested()
         beside = {".json", ".jinja", ".model", ".txt"}
-        files |= {path for path in self.directory.iterdir() if path.suffix in beside and path.is_file()}
-        return fingerprint_of_files(files - {self.directory / "backmerge.json"})
+        files = {path for path in self.directory.iterdir() if path.suffix in beside and path.is_file()}
+        return fingerprint_of_files(files - {self.directory / CARD, self.directory / INDEX}, self._tensors_digest)
 
+    def adopt(self, digests: TensorDigests) -> None:
+        """Take digests that were gathered while the tensors were read, and spare a second reading."""
+        if digests.is_complete:
+            self._tensors_digest = digests.combined()
 
-def fingerprint_of_files(files: set[Path]) -> str:
-    """XXH3 (128 bit) over names and bytes, in the order of the names."""
-    digest = xxhash.xxh3_128()
-    for file in sorted(files, key=lambda path: path.name):
-        digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
-        with file.open("rb") as stream:
-            while block := stream.read(HASH_BLOCK):
-                digest.update(block)
-    return digest.hexdigest()
+    def _digested(self) -> bytes:
+        import torch
+
+        digests = TensorDigests(self.infos)
+        buffer = torch.empty(BLOCK * 8, dtype=torch.uint8)
+        for name, info in self.infos.items():
+            size = ITEM_BYTES.get(info.dtype, 1)
+            for index in range(num_blocks(info)):
+                begin = index * BLOCK * size
+                place = buffer[: min(info.length - begin, BLOCK * size)]
+                self._files[info.file].read_into(place.numpy().data, info.offset + begin)
+                digests.add_bytes(name, index, place)
+        return digests.combined()
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -175,16 +204,6 @@ def _weight_files(directory: Path) -> list[Path]:
                 remedy="the download is incomplete: fetch the model again.",
             )
     return files
-
-
-def _opened(file: Path) -> Any:
-    try:
-        return safe_open(file, framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{file} is not a whole safetensors file: {error}",
-            remedy="it is truncated or damaged: download or save it again.",
-        ) from error
 
 
 def _check_index(directory: Path, infos: Mapping[str, TensorInfo]) -> None:

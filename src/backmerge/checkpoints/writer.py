@@ -1,24 +1,23 @@
-"""Write a model's directory: shards streamed tensor by tensor, then the index; the caller renames it into place."""
+"""Write a model's directory: files of their final size at once, tensors at their places in any order, index last."""
 
 from __future__ import annotations
 
 import fnmatch
 import json
+import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
-from backmerge.checkpoints.reader import INDEX, SINGLE, TensorInfo
+from backmerge.checkpoints.files import TensorInfo, header_bytes, num_bytes
+from backmerge.checkpoints.reader import INDEX, SINGLE
 from backmerge.errors import CheckpointError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 MAX_SHARD_BYTES = 5_000_000_000
-BYTES_PER_ELEMENT = {
-    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
-}  # fmt: skip
 
 # what makes the weights a usable model; an allow-list, so that no Python file or pickle comes along
 COMPANIONS = (
@@ -27,45 +26,106 @@ COMPANIONS = (
 )  # fmt: skip
 
 
+class CheckpointWriter:
+    """Shards that stand in their final size, to be filled from several threads; a context.
+
+    Args:
+        directory: An empty directory that nobody reads yet.
+        infos: Shape and dtype of every tensor, in the order in which they shall lie.
+        metadata: For every shard's header; transformers asks for a format in it, which is added.
+        max_shard_bytes: Of a shard's tensors, unless a single one is larger.
+
+    Raises:
+        CheckpointError: a dtype is unknown.
+        OSError: the disk has not enough room, found before the first tensor is written.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        infos: Mapping[str, TensorInfo],
+        metadata: Mapping[str, str] | None = None,
+        max_shard_bytes: int | None = None,
+    ) -> None:
+        self.directory = directory
+        sizes = {name: num_bytes(name, info) for name, info in infos.items()}
+        self._item = {name: sizes[name] // info.num_elements for name, info in infos.items() if info.num_elements}
+        shards = _shards(sizes, max_shard_bytes or MAX_SHARD_BYTES)
+        self._places: dict[str, tuple[int, int]] = {}
+        self._weight_map: dict[str, str] = {}
+        self._total = sum(sizes.values())
+        self._descriptors: list[int] = []
+        for number, names in enumerate(shards, start=1):
+            file = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+            header, begins, length = header_bytes(names, infos, metadata or {})
+            descriptor = os.open(directory / file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+            self._descriptors.append(descriptor)
+            _allocate(descriptor, length)
+            _write(descriptor, memoryview(header), 0)
+            self._places.update({name: (descriptor, begin) for name, begin in begins.items()})
+            self._weight_map.update(dict.fromkeys(names, file))
+        self._has_index = len(shards) > 1
+
+    def write(self, name: str, start: int, block: Tensor) -> None:
+        """Put elements of a tensor, already of its dtype, in their place; from any thread."""
+        import torch
+
+        descriptor, begin = self._places[name]
+        raw = block.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+        if len(raw):
+            _write(descriptor, raw.data, begin + start * self._item[name])
+
+    def close(self) -> None:
+        """Close the files; what is not finished has no index."""
+        while self._descriptors:
+            os.close(self._descriptors.pop())
+
+    def finish(self) -> None:
+        """Make the tensors last through a power cut, then write the index, if there are several shards."""
+        for descriptor in self._descriptors:
+            os.fsync(descriptor)
+        if self._has_index:
+            index = {"metadata": {"total_size": self._total}, "weight_map": self._weight_map}
+            (self.directory / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
 def write_weights(
     directory: Path,
     infos: Mapping[str, TensorInfo],
     tensors: Iterable[tuple[str, Tensor]],
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write shards of at most 5 GB and, if there are several, their index.
+    """Write whole tensors, one after the other; see `CheckpointWriter`."""
+    check_room(directory, [infos])
+    with CheckpointWriter(directory, infos, metadata) as writer:
+        for name, tensor in tensors:
+            writer.write(name, 0, tensor)
+        writer.finish()
+
+
+def check_room(directory: Path, models: Sequence[Mapping[str, TensorInfo]]) -> None:
+    """Refuse to begin what the disk cannot hold.
 
     Args:
-        directory: An empty directory that nobody reads yet.
-        infos: Shape and dtype of every tensor, in the order in which `tensors` gives them.
-        tensors: Name and value, already of the dtype and shape announced.
-        metadata: For every shard's header; transformers asks for a format in it, which is added.
+        directory: On the disk that is meant; it exists.
+        models: The tensors of each model that shall be written.
 
     Raises:
         CheckpointError: the disk has not enough room, or a dtype is unknown.
     """
-    sizes = {name: _num_bytes(name, info) for name, info in infos.items()}
+    needed = sum(num_bytes(name, info) for infos in models for name, info in infos.items())
     free = shutil.disk_usage(directory).free
-    if sum(sizes.values()) > free:
+    if needed > free:
         raise CheckpointError(
-            f"writing to {directory.parent} needs {sum(sizes.values()) / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free",
+            f"writing to {directory} needs {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free",
             remedy="free some space, or give an --out on another disk; nothing was written.",
         )
-    shards = _shards(sizes)
-    source = iter(tensors)
-    weight_map: dict[str, str] = {}
-    for number, names in enumerate(shards, start=1):
-        file = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        with (directory / file).open("wb") as stream:
-            stream.write(_header(names, infos, sizes, metadata or {}))
-            for expected in names:
-                name, tensor = next(source)
-                assert (name, tuple(tensor.shape)) == (expected, infos[expected].shape), "tensors out of order"
-                stream.write(_bytes_of(tensor))
-        weight_map.update(dict.fromkeys(names, file))
-    if len(shards) > 1:
-        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
-        (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 def copy_companions(source: Path, directory: Path) -> None:
@@ -75,23 +135,11 @@ def copy_companions(source: Path, directory: Path) -> None:
             shutil.copyfile(file, directory / file.name)
 
 
-def _num_bytes(name: str, info: TensorInfo) -> int:
-    if info.dtype not in BYTES_PER_ELEMENT:
-        raise CheckpointError(
-            f"tensor '{name}' of {info.file} has dtype {info.dtype}, which cannot be merged",
-            remedy="give an unquantised checkpoint (bfloat16, float16 or float32).",
-        )
-    elements = 1
-    for length in info.shape:
-        elements *= length
-    return elements * BYTES_PER_ELEMENT[info.dtype]
-
-
-def _shards(sizes: Mapping[str, int]) -> list[list[str]]:
+def _shards(sizes: Mapping[str, int], most: int) -> list[list[str]]:
     shards: list[list[str]] = [[]]
     filled = 0
     for name, size in sizes.items():
-        if shards[-1] and filled + size > MAX_SHARD_BYTES:
+        if shards[-1] and filled + size > most:
             shards.append([])
             filled = 0
         shards[-1].append(name)
@@ -99,26 +147,15 @@ def _shards(sizes: Mapping[str, int]) -> list[list[str]]:
     return shards
 
 
-def _header(
-    names: Iterable[str], infos: Mapping[str, TensorInfo], sizes: Mapping[str, int], metadata: Mapping[str, str]
-) -> bytes:
-    entries: dict[str, object] = {"__metadata__": {**metadata, "format": "pt"}}
-    offset = 0
-    for name in names:
-        end = offset + sizes[name]
-        entries[name] = {
-            "dtype": infos[name].dtype,
-            "shape": list(infos[name].shape),
-            "data_offsets": [offset, end],
-        }
-        offset = end
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # tensors start on a multiple of 8, as the format asks
-    return len(text).to_bytes(8, "little") + text
+def _allocate(descriptor: int, length: int) -> None:
+    """Take the room on the disk now, so that a full one is found before the work and not in its middle."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, 0, length)
+    else:
+        os.ftruncate(descriptor, length)  # macOS: the file has its length, its room is taken as it is filled
 
 
-def _bytes_of(tensor: Tensor) -> memoryview:
-    import torch
-
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().data
+def _write(descriptor: int, raw: memoryview, offset: int) -> None:
+    done = 0
+    while done < len(raw):
+        done += os.pwrite(descriptor, raw[done:], offset + done)

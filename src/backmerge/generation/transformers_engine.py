@@ -12,15 +12,15 @@ import transformers
 from transformers import GenerationConfig, LogitsProcessorList
 
 from backmerge import __version__
-from backmerge.checkpoints.reader import Checkpoint
+from backmerge.checkpoints.reader import Checkpoint, Weights
 from backmerge.errors import GenerationError
 from backmerge.generation.chat import load_tokenizer, render, turn_end
 from backmerge.generation.loading import load_model
 from backmerge.generation.protocol import EngineSettings, Sampling
 from backmerge.generation.repetition import UnpaddedRepetitionPenalty
-from backmerge.merging.engine import write_merged
 from backmerge.merging.live import LiveMerge
 from backmerge.merging.recipe import Variant
+from backmerge.merging.to_disk import write_merged
 from backmerge.records import Completion, Example
 
 
@@ -182,7 +182,7 @@ class TransformersEngine:
             self._loaded = variant.base.fingerprint
         self._current = identity
 
-    def _load(self, weights: Checkpoint) -> None:
+    def _load(self, weights: Weights) -> None:
         self._loaded = None
         directory = weights.directory
         self.tokenizer = load_tokenizer(directory)

@@ -1,29 +1,335 @@
-"""Carry out a recipe tensor by tensor: one iterator, whose sinks are a directory and a model in memory."""
+"""Carry out a recipe block by block: one pass over the tensors, whose sinks are a directory and a model in memory."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from pathlib import Path
+import functools
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from backmerge import __version__
 from backmerge.checkpoints.compare import check_same_shape
-from backmerge.checkpoints.reader import Checkpoint, Weights
-from backmerge.checkpoints.writer import copy_companions, write_weights
-from backmerge.errors import CheckpointError, MergeError
-from backmerge.merging.method import Method, check_parameters, find_method
+from backmerge.checkpoints.files import FLOATS, ITEM_BYTES, TORCH_NAMES, TensorInfo, torch_dtype
+from backmerge.checkpoints.fingerprints import TensorDigests
+from backmerge.checkpoints.reader import Checkpoint
+from backmerge.errors import MergeError
+from backmerge.merging.method import Method, call, check_models, check_parameters, find_method
 from backmerge.merging.randomness import TensorRandom
 from backmerge.merging.recipe import Variant
-from backmerge.runs import whole_directory
+from backmerge.merging.reductions import BLOCK
+from backmerge.merging.rounding import SAMPLED, RoundingLoss, stochastic
+from backmerge.merging.schedule import Layers, check_patterns, extremes, value_at
 
-DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+GROUP_BYTES = 1 << 30  # of base tensors whose statistics are taken before they are merged: what is read twice is cached
+MAX_WORKERS = 8
+
+Sink = Callable[[int, str, int, Tensor], None]  # number of the variant, tensor, first element, elements
+
+
+class Piece(NamedTuple):
+    """A part of a tensor that is merged at once: elements `start` to `stop`, flat."""
+
+    name: str
+    start: int
+    stop: int
+
+
+class Merge:
+    """One pass over the tensors of variants that differ in λ alone: what is read once serves them all.
+
+    Args:
+        variants: At least one.
+
+    Attributes:
+        infos: Shape and dtype of every merged tensor, in the base's order.
+        losses: What rounding costs, for each variant.
+
+    Raises:
+        MergeError: the models do not fit each other, or the method does not take them or its parameters.
+    """
+
+    def __init__(self, variants: Sequence[Variant], *, allow_plugins: bool = False) -> None:
+        self.variants = tuple(variants)
+        self.recipe = variants[0]
+        assert all(variant.at(None) == self.recipe.at(None) for variant in variants), "variants differ in λ alone"
+        self.base, self.tuned = self.recipe.base, self.recipe.tuned_models
+        self.infos = {name: self._output_info(info) for name, info in self.base.infos.items()}
+        self.losses = [RoundingLoss() for _ in variants]
+        self._layers = Layers(self.base.infos)
+        self._buffers = threading.local()
+        read = {id(w): w for w in (self.base, *self.tuned, *self.recipe.extra.values()) if isinstance(w, Checkpoint)}
+        self._digests = {key: TensorDigests(weights.infos) for key, weights in read.items()}
+        self._read = read
+        self.method: Method | None = None
+        self._settled: Mapping[str, Any] = {}
+        if self.tuned:
+            self._prepare(allow_plugins=allow_plugins)
+
+    def _output_info(self, info: TensorInfo) -> TensorInfo:
+        return info._replace(dtype=self.recipe.dtype) if self.recipe.dtype and info.dtype in FLOATS else info
+
+    def _prepare(self, *, allow_plugins: bool) -> None:
+        recipe = self.recipe
+        for weights in (*self.tuned, *recipe.extra.values()):
+            check_same_shape(self.base, weights, is_cast=recipe.dtype is not None)
+        self.method = method = find_method(recipe.method, allow_plugins=allow_plugins)
+        check_models(method, recipe.method, len(self.tuned), tuple(recipe.extra))
+        if "lam" in recipe.parameters:
+            raise MergeError("'lam' is among the method's other parameters", remedy="give λ by itself.")
+        lam = {"lam": recipe.lam} if method.has_lam else {}
+        check_parameters(method, recipe.method, {**recipe.parameters, **lam})
+        for variant in self.variants if method.has_lam else ():
+            check_lam(variant.lam, method.max_lam)
+            check_patterns(variant.lam, "λ", self._layers)
+        for name, setting in recipe.parameters.items():
+            for one in self._per_model(name, setting) if method.is_per_model(name) else [setting]:
+                check_patterns(one, name, self._layers)
+        self._settled = recipe.parameters
+        if method.survey is not None and method.survey.is_needed(recipe.parameters):
+            measured = {name: self._measured(method, name) for name in self.infos if self._is_floating(name)}
+            self._settled = method.survey.settle(measured, recipe.parameters)
+
+    def _per_model(self, name: str, setting: Any) -> list[Any]:
+        """A setting for each tuned model."""
+        if not isinstance(setting, list | tuple):
+            return [setting] * len(self.tuned)
+        if len(setting) != len(self.tuned):
+            raise MergeError(
+                f"'{name}' has {len(setting)} values for {len(self.tuned)} tuned models",
+                remedy="give one for all, or one for each.",
+            )
+        return list(setting)
+
+    def _is_floating(self, name: str) -> bool:
+        return self.base.infos[name].dtype in FLOATS
+
+    def _measured(self, method: Method, name: str) -> float:
+        assert method.survey is not None
+        piece = Piece(name, 0, self.base.infos[name].num_elements)
+        given = self._shaped(self._data(method, piece, self._blocks_of(piece)), "tensor", name)
+        return float(call(method.survey.measure, given, self._parameters(name)))
+
+    def pieces(self, name: str) -> list[Piece]:
+        """How a tensor is cut: always in the same way, so that nothing depends on who carries it out."""
+        total, shape = self.base.infos[name].num_elements, self.base.infos[name].shape
+        cut = self.method.cut if self.method is not None else "elements"
+        step = BLOCK
+        if cut == "tensor":
+            step = max(total, 1)
+        elif cut == "rows" and shape:
+            columns = max(shape[-1], 1)
+            step = max(1, BLOCK // columns) * columns
+        return [Piece(name, start, min(start + step, total)) for start in range(0, max(total, 1), step)]
+
+    def statistics_of(self, piece: Piece, earlier: Sequence[np.ndarray]) -> np.ndarray:
+        """One block's part of the next reduction's sum.
+
+        Args:
+            piece: A block of at most 2^20 elements.
+            earlier: What the reductions before found over the whole tensor.
+        """
+        assert self.method is not None
+        reduction = self.method.reductions[len(earlier)]
+        given = self._data(self.method, piece, self._blocks_of(piece)) | {"statistics": earlier}
+        return np.asarray(call(reduction, given, self._parameters(piece.name)))
+
+    def merged(self, piece: Piece, statistics: Sequence[np.ndarray]) -> Iterator[tuple[int, Tensor]]:
+        """The merged elements for each variant, by its number; each is good until the next is asked for.
+
+        Raises:
+            MergeError: an input or the result is not finite, or whole numbers differ.
+            CheckpointError: a file was damaged since it was opened.
+        """
+        name = piece.name
+        dtype = torch_dtype(self.infos[name].dtype) if self.infos[name].dtype in TORCH_NAMES else None
+        blocks = self._blocks_of(piece)
+        for weights, block in blocks.items():
+            if weights in self._digests and (self.method is None or self.method.cut != "rows"):
+                self._digests[weights].add(name, piece.start, block)
+        base = blocks[id(self.base)]
+        self._check_finite(name, blocks)
+        if self.method is None or not self.tuned or self._is_settled(name, blocks):
+            result = base if dtype is None else self._rounded(base, dtype, piece)
+            for number in range(len(self.variants)):
+                yield number, result
+            return
+        assert dtype is not None
+        given = self._data(self.method, piece, blocks) | {"statistics": statistics}
+        kinds = {block.dtype for block in blocks.values()}
+        is_native = self.method.is_native and kinds == {dtype} and self.recipe.rounding == "nearest"
+        if not is_native:
+            # a float64 checkpoint keeps its own precision: in float32 its endpoints would not be exact
+            precision = torch.promote_types(torch_dtype(self.base.infos[name].dtype), torch.float32)
+            given = {key: _each(value, lambda block: block.to(precision)) for key, value in given.items()}
+        given = self._shaped(given, self.method.cut, name)
+        for number, variant in enumerate(self.variants):
+            parameters = self._parameters(name, variant)
+            merged = self.method.function(*(given.get(key) for key in self.method.data), **parameters)
+            yield number, self._finished(number, piece, base, given, merged, dtype, parameters)
+
+    def _finished(
+        self,
+        number: int,
+        piece: Piece,
+        base: Tensor,
+        given: Mapping[str, Any],
+        merged: Tensor,
+        dtype: torch.dtype,
+        parameters: Mapping[str, Any],
+    ) -> Tensor:
+        """The function's result rounded and looked at."""
+        name = piece.name
+        if merged.shape != given["base"].shape:
+            raise MergeError(
+                f"the merge method gave tensor '{name}' the shape {tuple(merged.shape)} instead of "
+                f"{tuple(given['base'].shape)}",
+                remedy="a method's result has the shape of its base.",
+            )
+        merged = merged.reshape(-1)
+        result = self._rounded(merged, dtype, piece)
+        if not is_finite(result):
+            raise MergeError(
+                f"the merge of tensor '{name}' holds NaN or values beyond {self.infos[name].dtype}",
+                remedy="the two models are too far apart for this dtype: give --dtype float32 or bfloat16.",
+            )
+        sampled = merged.numel() // SAMPLED
+        if sampled:
+            exact = merged[:sampled]
+            if merged.dtype == dtype and dtype.itemsize == 2:  # rounded by the kernel: once more, in float32
+                assert self.method is not None
+                short = {key: _each(value, lambda block: block[:sampled].float()) for key, value in given.items()}
+                exact = self.method.function(*(short.get(key) for key in self.method.data), **parameters)
+            self.losses[number].add(base[:sampled], exact, result[:sampled])
+        return result
+
+    def _rounded(self, values: Tensor, dtype: torch.dtype, piece: Piece) -> Tensor:
+        if self.recipe.rounding == "stochastic":
+            return stochastic(values, dtype, TensorRandom(self.recipe.seed, piece.name, piece.start))
+        return values.to(dtype)
+
+    def _blocks_of(self, piece: Piece) -> dict[int, Tensor]:
+        """The elements of each model, by the model's id; an adapter that leaves a tensor alone is its base, unread."""
+        name, start, stop = piece
+        blocks: dict[int, Tensor] = {}
+        for weights in (self.base, *self.tuned, *self.recipe.extra.values()):
+            if id(weights) in blocks:
+                continue
+            if getattr(weights, "base", None) is self.base and weights.is_base(name):
+                blocks[id(weights)] = blocks[id(self.base)]
+            else:
+                blocks[id(weights)] = weights.block(name, start, stop, self._buffer(len(blocks), stop - start))
+        return blocks
+
+    def _buffer(self, slot: int, count: int) -> Tensor | None:
+        """Bytes that this thread reads into again and again."""
+        if count > BLOCK:
+            return None
+        kept: dict[int, Tensor] = self._buffers.__dict__.setdefault("kept", {})
+        if slot not in kept:
+            kept[slot] = torch.empty(BLOCK * max(ITEM_BYTES.values()), dtype=torch.uint8)
+        return kept[slot]
+
+    def _data(self, method: Method, piece: Piece, blocks: Mapping[int, Tensor]) -> dict[str, Any]:
+        """What the method's functions may name."""
+        tuned = [blocks[id(weights)] for weights in self.tuned]
+        return {
+            "base": blocks[id(self.base)],
+            "tuned": tuned if method.takes_several else tuned[0],
+            "rng": TensorRandom(self.recipe.seed, piece.name, piece.start),
+            **{name: blocks[id(weights)] for name, weights in self.recipe.extra.items()},
+        }
+
+    def _shaped(self, given: dict[str, Any], cut: str, name: str) -> dict[str, Any]:
+        if cut == "elements":
+            return given
+        shape = self.base.infos[name].shape
+        wanted = shape if cut == "tensor" else (-1, shape[-1] if shape else 1)
+        return {key: _each(value, lambda block: block.reshape(wanted)) for key, value in given.items()}
+
+    def _parameters(self, name: str, variant: Variant | None = None) -> dict[str, Any]:
+        """The parameters' values for one tensor; without λ if no variant is named."""
+        assert self.method is not None
+        values: dict[str, Any] = {}
+        for parameter, setting in self._settled.items():
+            if parameter in self.method.parameters and self.method.is_per_model(parameter):
+                values[parameter] = tuple(
+                    value_at(one, name, self._layers) for one in self._per_model(parameter, setting)
+                )
+            else:
+                values[parameter] = value_at(setting, name, self._layers)
+        if variant is not None and self.method.has_lam:
+            values["lam"] = float(value_at(variant.lam, name, self._layers))
+        return values
+
+    def _is_settled(self, name: str, blocks: Mapping[int, Tensor]) -> bool:
+        """Whether the base's elements are the result, with no arithmetic: whole numbers, and what did not change."""
+        base = blocks[id(self.base)]
+        others = {id(weights): weights for weights in self.tuned}
+        are_equal = all(blocks[key] is base or is_same(base, blocks[key]) for key in others)
+        if self._is_floating(name):
+            assert self.method is not None
+            return are_equal and self.method.is_idempotent
+        for key, weights in others.items():
+            if blocks[key] is not base and not is_same(base, blocks[key]):
+                raise MergeError(
+                    f"tensor '{name}' has dtype {self.base.infos[name].dtype}, and differs between "
+                    f"{self.base.directory} and {weights.directory}: whole numbers have no mean",
+                    remedy="give unquantised checkpoints.",
+                )
+        return True
+
+    def _check_finite(self, name: str, blocks: Mapping[int, Tensor]) -> None:
+        if not self._is_floating(name):
+            return
+        for weights in (self.base, *self.tuned, *self.recipe.extra.values()):
+            if not is_finite(blocks[id(weights)]):
+                side = "base" if weights is self.base else "tuned model" if weights in self.tuned else "extra model"
+                raise MergeError(
+                    f"tensor '{name}' of the {side} {weights.directory} holds NaN or infinity",
+                    remedy="the training diverged or the file is damaged; this model cannot be used.",
+                )
+
+    def share_digests(self) -> None:
+        """Tell the checkpoints that were read whole what their fingerprints are, which spares a second reading."""
+        for key, digests in self._digests.items():
+            self._read[key].adopt(digests)
+
+
+def carry_out(
+    merge: Merge, sink: Sink, *, workers: int | None = None, advance: Callable[[int], None] | None = None
+) -> None:
+    """Merge every tensor, and hand its blocks to the sink, from several threads and in any order.
+
+    Args:
+        merge: What is merged.
+        sink: Takes a block of a variant; may be called by several threads at once, never twice for the same elements.
+        workers: Threads; the machine's cores, at most 8, if not given.
+        advance: Told of the elements that are done.
+    """
+    with _pool(workers) as pool:
+        for names in _groups(merge):
+            statistics = _statistics(merge, names, pool)
+
+            def finish(piece: Piece, found: Mapping[str, Sequence[np.ndarray]] = statistics) -> int:
+                for number, block in merge.merged(piece, found[piece.name]):
+                    sink(number, piece.name, piece.start, block)
+                return piece.stop - piece.start
+
+            for elements in _in_order(pool, finish, (piece for name in names for piece in merge.pieces(name))):
+                if advance is not None:
+                    advance(elements)
+    merge.share_digests()
 
 
 def merged_tensors(variant: Variant, *, allow_plugins: bool = False) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of the merged model, by the base's names and order, in the base's dtypes.
+    """Every tensor of the merged model, whole, by the base's names and order.
 
     Arithmetic is in float32 and is rounded once. Random numbers are a function of the recipe's seed, the tensor's
     name and the position in it, so that neither shard order nor threads change the result.
@@ -31,76 +337,128 @@ def merged_tensors(variant: Variant, *, allow_plugins: bool = False) -> Iterator
     Raises:
         MergeError: the two do not fit, a parameter is wrong, or a tensor is not finite or of a dtype that has no mean.
     """
-    base, tuned = variant.base, variant.tuned
-    if tuned is None:
-        for name in base.infos:
-            yield name, base.tensor(name)
-        return
-    check_same_shape(base, tuned)
-    if "lam" in variant.parameters:
-        raise MergeError("'lam' is among the method's other parameters", remedy="give λ by itself.")
-    if not 0 <= variant.lam <= 1:
-        raise MergeError(f"λ is {variant.lam}: it is the share of the tuned side", remedy="give λ from 0 to 1.")
-    method = find_method(variant.method, allow_plugins=allow_plugins)
-    parameters = {**variant.parameters, "lam": variant.lam}
-    check_parameters(method, variant.method, parameters)
-    for name in base.infos:
-        yield name, _merged(method, base, tuned, name, parameters, variant.seed)
+    merge = Merge([variant], allow_plugins=allow_plugins)
+    for name, info in merge.infos.items():
+        whole = torch.empty(info.num_elements, dtype=torch_dtype(info.dtype))
+        statistics = whole_statistics(merge, name)
+        for piece in merge.pieces(name):
+            for _, block in merge.merged(piece, statistics):
+                whole[piece.start : piece.stop] = block
+        yield name, whole.reshape(info.shape)
 
 
-def _merged(
-    method: Method, base: Checkpoint, tuned: Weights, name: str, parameters: dict[str, float], seed: int
-) -> Tensor:
-    ours, theirs = base.tensor(name), tuned.tensor(name)
-    dtype = DTYPES.get(base.infos[name].dtype)
-    if dtype is None:
-        if torch.equal(ours, theirs):
-            return ours
-        raise MergeError(
-            f"tensor '{name}' has dtype {base.infos[name].dtype}, and differs between {base.directory} and "
-            f"{tuned.directory}: whole numbers have no mean",
-            remedy="give unquantised checkpoints.",
-        )
-    for side, tensor, weights in (("base", ours, base), ("tuned model", theirs, tuned)):
-        if not torch.isfinite(tensor).all():
-            raise MergeError(
-                f"tensor '{name}' of the {side} {weights.directory} holds NaN or infinity",
-                remedy="the training diverged or the file is damaged; this model cannot be used.",
-            )
-    rng = TensorRandom(seed, name)
-    # a float64 checkpoint keeps its own precision: in float32 its endpoints would not be exact
-    precision = torch.promote_types(dtype, torch.float32)
-    merged = method(ours.to(precision), theirs.to(precision), rng, **parameters)
-    if merged.shape != ours.shape:
-        raise MergeError(
-            f"the merge method gave tensor '{name}' the shape {tuple(merged.shape)} instead of {tuple(ours.shape)}",
-            remedy="a method's result has the shape of its base.",
-        )
-    rounded = merged.to(dtype)
-    if not torch.isfinite(rounded).all():
-        raise MergeError(
-            f"the merge of tensor '{name}' holds NaN or values beyond {base.infos[name].dtype}",
-            remedy="the two models are too far apart for this dtype: convert the base to float32 or bfloat16.",
-        )
-    return rounded
+def whole_statistics(merge: Merge, name: str) -> list[np.ndarray]:
+    """What the method's reductions find over one tensor, in this thread."""
+    found: list[np.ndarray] = []
+    for _ in merge.method.reductions if merge.method is not None and _has_statistics(merge, name) else ():
+        found.append(functools.reduce(np.add, [merge.statistics_of(piece, found) for piece in _blocks(merge, name)]))
+    return found
 
 
-def write_merged(variant: Variant, directory: Path, *, allow_plugins: bool = False) -> None:
-    """Write the merged model as a Hugging Face directory, whole or not at all.
+def _statistics(merge: Merge, names: Sequence[str], pool: ThreadPoolExecutor) -> dict[str, list[np.ndarray]]:
+    """The same over several tensors, shared among threads; sums are taken in the order of the blocks."""
+    found: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    wanted = [name for name in names if _has_statistics(merge, name)]
+    for _ in merge.method.reductions if merge.method is not None else ():
+        sums: dict[str, np.ndarray] = {}
+        pieces = [piece for name in wanted for piece in _blocks(merge, name)]
+        parts = _in_order(pool, lambda piece: merge.statistics_of(piece, found[piece.name]), pieces)
+        for piece, part in zip(pieces, parts, strict=True):
+            sums[piece.name] = part if piece.name not in sums else sums[piece.name] + part
+        for name in wanted:
+            found[name].append(sums[name])
+    return found
+
+
+def _has_statistics(merge: Merge, name: str) -> bool:
+    is_untouched = all(weights.is_base(name) for weights in merge.tuned)
+    return merge.base.infos[name].dtype in FLOATS and not is_untouched
+
+
+def _blocks(merge: Merge, name: str) -> list[Piece]:
+    total = merge.base.infos[name].num_elements
+    return [Piece(name, start, min(start + BLOCK, total)) for start in range(0, max(total, 1), BLOCK)]
+
+
+def _groups(merge: Merge) -> Iterator[list[str]]:
+    """The tensors in their order, some at a time."""
+    group: list[str] = []
+    size = 0
+    for name, info in merge.base.infos.items():
+        group.append(name)
+        size += info.length
+        if size >= GROUP_BYTES:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
+
+
+@contextmanager
+def _pool(workers: int | None) -> Iterator[ThreadPoolExecutor]:
+    """Threads that each compute alone: torch's own would only contend with them."""
+    count = workers or max(1, min(MAX_WORKERS, os.cpu_count() or 1))
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    pool = ThreadPoolExecutor(count, thread_name_prefix="merge", initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+        torch.set_num_threads(before)
+
+
+def _in_order(pool: ThreadPoolExecutor, function: Callable[[Piece], Any], pieces: Iterable[Piece]) -> Iterator[Any]:
+    """The results in the order of the pieces, a few of them under way at a time."""
+    under_way: deque[Future[Any]] = deque()
+    for piece in pieces:
+        under_way.append(pool.submit(function, piece))
+        if len(under_way) >= 4 * MAX_WORKERS:
+            yield under_way.popleft().result()
+    while under_way:
+        yield under_way.popleft().result()
+
+
+def check_lam(lam: Any, most: float = 1.0) -> None:
+    """Refuse a λ, or a setting of it, that leaves its range anywhere.
 
     Raises:
-        MergeError: see `merged_tensors`.
-        CheckpointError: the disk has not enough room, or cannot be written to.
+        MergeError: it does.
     """
-    base = variant.base
-    tensors = merged_tensors(variant, allow_plugins=allow_plugins)
     try:
-        with whole_directory(directory) as temporary:
-            write_weights(temporary, base.infos, tensors, base.metadata)
-            copy_companions(base.directory, temporary)
-            card = {"backmerge": __version__, "recipe": variant.identity}
-            (temporary / "backmerge.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise CheckpointError(
-            f"cannot write {directory}: {error}", remedy="nothing was left there; free the disk, or give another --out."
-        ) from error
+        low, high = extremes(lam)
+    except (TypeError, ValueError) as error:
+        raise MergeError(f"λ is {lam!r}, which is no number", remedy="such as 0.5.") from error
+    if not (low >= 0 and high <= most):
+        raise MergeError(
+            f"λ is {lam}: it is the share of the tuned side",
+            remedy=f"give λ from 0 to {most:g}." if most < float("inf") else "give λ from 0 on.",
+        )
+
+
+def is_finite(block: Tensor) -> bool:
+    """Whether no element is NaN or infinite.
+
+    A sum shows both, at a fiftieth of the time of looking at each element; where finite numbers overflow in it, each
+    is looked at.
+    """
+    if not block.is_floating_point() or bool(block.sum().isfinite()):
+        return True
+    return bool(block.isfinite().all())
+
+
+def is_same(first: Tensor, second: Tensor) -> bool:
+    """Whether two blocks have the same bits; most that differ do so at once."""
+    if first.dtype != second.dtype or first.shape != second.shape:
+        return False
+    whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[first.element_size()]
+    a, b = (side.view(-1).view(whole).cpu().numpy() for side in (first, second))
+    return np.array_equal(a[:64], b[:64]) and np.array_equal(a, b)
+
+
+def _each(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """A tensor changed, or each of a list of tensors; all else as it is."""
+    if isinstance(value, Tensor):
+        return change(value)
+    is_list = isinstance(value, list) and value and isinstance(value[0], Tensor)
+    return [change(tensor) for tensor in value] if is_list else value

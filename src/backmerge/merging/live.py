@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
-import torch
-from torch import nn
+import copy
+from collections.abc import Mapping
+from dataclasses import replace
 
-from backmerge.checkpoints.reader import Checkpoint
-from backmerge.merging.engine import merged_tensors
+import torch
+from torch import Tensor, nn
+
+from backmerge.checkpoints.adapter import AdapterOnBase
+from backmerge.checkpoints.reader import Weights
+from backmerge.merging.engine import Merge, carry_out, whole_statistics
 from backmerge.merging.recipe import Variant
 
 
 class LiveMerge:
     """Sets a model in memory to any variant of its base.
 
-    Each `set` starts from the base's files, so that a thousand switches do not drift.
+    Each `set` starts from the pristine base (its files, or a copy of its own), so that a thousand switches do not
+    drift, and works block by block: beside the model nothing of its size is made.
 
     Args:
         model: Loaded from `base`, on any device, in any floating dtype.
         base: The base's weights.
+        resident: Keep base and tuned models in the memory of the model's device, rather than read them from their
+            files each time: faster, at the price of that memory. Adapters take their factors' size only.
     """
 
-    def __init__(self, model: nn.Module, base: Checkpoint) -> None:
+    def __init__(self, model: nn.Module, base: Weights, *, resident: bool = False) -> None:
         self.base = base
         # tied parameters appear under each of their names and share storage: setting one sets all
-        self._parameters = dict(model.state_dict(keep_vars=True))
+        self._parameters: dict[str, Tensor] = dict(model.state_dict(keep_vars=True))
+        self._resident: dict[str, Weights] | None = {} if resident else None
 
     def is_possible(self) -> bool:
         """Whether the model's tensors are those on disk: same names and shapes, none left over but tied ones.
@@ -46,7 +55,75 @@ class LiveMerge:
         """Overwrite the weights in place: the very tensors that the checkpoint would hold.
 
         Raises:
-            MergeError: see `merged_tensors`.
+            MergeError: see `Merge` and `Merge.merged`.
         """
-        for name, tensor in merged_tensors(variant, allow_plugins=allow_plugins):
-            self._parameters[name].copy_(tensor)
+        merge = Merge([self._on_device(variant)], allow_plugins=allow_plugins)
+
+        def overwrite(_: int, name: str, start: int, block: Tensor) -> None:
+            place = self._parameters[name].detach()
+            if place.is_contiguous():
+                place.view(-1)[start : start + block.numel()].copy_(block)
+            else:
+                assert block.numel() == place.numel(), "a tensor that lies scattered is set whole"
+                place.copy_(block.view(place.shape))
+
+        if self._resident is None:
+            carry_out(merge, overwrite)
+            return
+        for name in merge.infos:  # one stream of the device's own, which shares the work better than threads could
+            statistics = whole_statistics(merge, name)
+            for piece in merge.pieces(name):
+                for number, block in merge.merged(piece, statistics):
+                    overwrite(number, name, piece.start, block)
+
+    def _on_device(self, variant: Variant) -> Variant:
+        if self._resident is None:
+            return variant
+        base = self._kept(variant.base)
+        return replace(
+            variant,
+            base=base,
+            tuned=tuple(self._kept(weights) for weights in variant.tuned_models) or None,
+            extra={name: self._kept(weights) for name, weights in variant.extra.items()},
+        )
+
+    def _kept(self, weights: Weights) -> Weights:
+        assert self._resident is not None
+        key = weights.fingerprint
+        if key not in self._resident:
+            device = next(iter(self._parameters.values())).device
+            if isinstance(weights, AdapterOnBase):
+                on_device = copy.copy(weights)
+                on_device.base = self._kept(weights.base)
+                self._resident[key] = on_device
+            else:
+                self._resident[key] = Resident(weights, device)
+        return self._resident[key]
+
+
+class Resident:
+    """Weights in the memory of a device.
+
+    Args:
+        weights: Read whole, once.
+        device: Where they go.
+    """
+
+    def __init__(self, weights: Weights, device: torch.device) -> None:
+        self.directory, self.companions = weights.directory, weights.companions
+        self.infos, self.metadata, self.fingerprint = weights.infos, weights.metadata, weights.fingerprint
+        self._tensors: Mapping[str, Tensor] = {
+            name: weights.tensor(name).reshape(-1).to(device) for name in weights.infos
+        }
+
+    def block(self, name: str, start: int, stop: int, buffer: Tensor | None = None) -> Tensor:  # noqa: ARG002
+        """Elements of a tensor, flat: a view, which nobody may change."""
+        return self._tensors[name][start:stop]
+
+    def tensor(self, name: str) -> Tensor:
+        """A whole tensor: a view, which nobody may change."""
+        return self._tensors[name].view(self.infos[name].shape)
+
+    def is_base(self, name: str) -> bool:  # noqa: ARG002 - an adapter's question
+        """Never: this is no adapter."""
+        return False

@@ -1,21 +1,56 @@
-"""What a merge method is: a pure function of tensors, and what it promises."""
+"""What a merge method is: a pure function of tensors, and what it promises.
+
+A method names its data before the slash and its parameters after the star:
+
+    def slerp(base, tuned, statistics, rng, /, *, lam: float) -> Tensor
+
+Data that a method may name:
+
+- `base`: the base's tensor, or a piece of it.
+- `tuned`: the tuned model's; a sequence, one for each, where the method takes several (`num_tuned`).
+- `statistics`: what its `reductions` found over the whole tensor, one array each.
+- `rng`: the random numbers of these elements.
+- any other name: the tensor of one more model, which the recipe gives under that name, such as `unaligned`.
+
+Files of methods import torch only inside functions, so that their parameters can be read, and adapters merged, without.
+"""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from backmerge.errors import MergeError
 from backmerge.registry import METHODS, closest, resolve
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
     from backmerge.merging.randomness import TensorRandom
 
     MergeFunction = Callable[..., Tensor]
+    Reduction = Callable[..., np.ndarray]
+
+Cut = Literal["elements", "rows", "tensor"]
+OWN_DATA = ("base", "tuned", "statistics", "rng")
+
+
+class Survey(NamedTuple):
+    """What a method must know of all tensors before it merges the first.
+
+    Attributes:
+        measure: `f(base, tuned, ...) -> float` for one whole tensor; takes the method's data, but no random numbers.
+        settle: From the measures by tensor name and the given parameters to the parameters to merge with.
+        is_needed: Whether these parameters ask for it at all.
+    """
+
+    measure: Callable[..., float]
+    settle: Callable[[Mapping[str, float], Mapping[str, Any]], Mapping[str, Any]]
+    is_needed: Callable[[Mapping[str, Any]], bool]
 
 
 @dataclass(frozen=True)
@@ -23,35 +58,154 @@ class Method:
     """A merge method with its promises, which the conformance tests hold it to.
 
     Attributes:
-        function: `f(base, tuned, rng, /, *, ...)`: base of any shape, tuned of the same shape, the random numbers of
-            this tensor; float32 in and out. After the star: the method's parameters.
+        function: The merge of one piece; float32 in and out, unless `is_native`.
         has_exact_endpoints: λ=0 gives the base and λ=1 the tuned model, bit for bit.
         is_idempotent: Merging a model with itself changes nothing, bit for bit.
+        cut: How a tensor may be cut. "elements": anywhere, and pieces are flat; "rows": between rows, and pieces are
+            (rows, columns), a vector being one row; "tensor": not at all, and the function sees its own shape.
+        reductions: Sums that are needed before the function, each over the whole tensor:
+            `f(base, tuned, ..., /, **parameters) -> float64 array`, given flat blocks of 2^20 elements whose results
+            are added. Each sees as `statistics` what those before it found. λ is not among its parameters.
+        num_tuned: How many tuned models it takes: at least, and at most if there is a limit.
+        is_native: The function may be given bfloat16 or float16 as stored, and then gives either that dtype, with the
+            very bits that float32 arithmetic rounded once would have, or float32.
+        coefficients: Where the merge is base + Σ cᵢ·(tunedᵢ - base): `f(gram, /, **parameters) -> [c]`, gram being the
+            inner products of the deltas, shape (tuned, tuned). It makes the merge an adapter where the tuned models
+            are.
+        survey: For methods that decide on a tensor by looking at all.
+        max_lam: λ is at most this.
     """
 
     function: MergeFunction
     has_exact_endpoints: bool
     is_idempotent: bool
+    cut: Cut = "elements"
+    reductions: tuple[Reduction, ...] = ()
+    num_tuned: tuple[int, int | None] = (1, 1)
+    is_native: bool = False
+    coefficients: Callable[..., Sequence[float]] | None = None
+    survey: Survey | None = None
+    max_lam: float = 1.0
 
-    @property
+    @cached_property
     def parameters(self) -> Mapping[str, inspect.Parameter]:
         """The keyword parameters by name, λ among them if the method has one."""
         found = inspect.signature(self.function).parameters
         return {name: p for name, p in found.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+    @cached_property
+    def data(self) -> tuple[str, ...]:
+        """The names before the slash, in order."""
+        return data_of(self.function)
+
+    @property
+    def extra_models(self) -> tuple[str, ...]:
+        """Models that the method takes beside base and tuned, by the name under which a recipe gives them."""
+        return tuple(name for name in self.data if name not in OWN_DATA)
+
+    @property
+    def optional_models(self) -> tuple[str, ...]:
+        """Those of the extra models that a recipe may leave out."""
+        found = inspect.signature(self.function).parameters
+        return tuple(name for name in self.extra_models if "None" in str(found[name].annotation))
+
+    @property
+    def takes_several(self) -> bool:
+        """Whether `tuned` is a sequence."""
+        return self.num_tuned[1] != 1
+
+    @property
+    def has_lam(self) -> bool:
+        """Whether λ is among the parameters."""
+        return "lam" in self.parameters
+
+    def is_per_model(self, parameter: str) -> bool:
+        """Whether each tuned model has a value of its own, as its annotation says."""
+        return str(self.parameters[parameter].annotation).startswith("Sequence")
 
     @property
     def summary(self) -> str:
         """The first line of the function's docstring."""
         return (inspect.getdoc(self.function) or "").partition("\n")[0]
 
-    def __call__(self, base: Tensor, tuned: Tensor, rng: TensorRandom, /, **parameters: Any) -> Tensor:
-        """The merged tensor."""
-        return self.function(base, tuned, rng, **parameters)
+    def __call__(
+        self,
+        base: Tensor,
+        tuned: Tensor | Sequence[Tensor],
+        rng: TensorRandom,
+        /,
+        extra: Mapping[str, Tensor] | None = None,
+        **parameters: Any,
+    ) -> Tensor:
+        """The merged tensor, its statistics taken first: the whole method on tensors in memory.
+
+        Args:
+            base: Any shape.
+            tuned: The same; several where the method takes several.
+            rng: The random numbers of this tensor.
+            extra: The tensors of the extra models.
+            parameters: The method's own.
+        """
+        from backmerge.merging.reductions import in_blocks
+
+        given: dict[str, Any] = {"base": base, "tuned": tuned, "rng": rng, **(extra or {})}
+        given["statistics"] = statistics = []
+        unlamed = {name: value for name, value in parameters.items() if name != "lam"}
+        for reduction in self.reductions:
+            statistics += [sum(call(reduction, block, unlamed) for block in in_blocks(given))]
+        shape = base.shape
+        if self.cut == "rows":
+            flat = (-1, shape[-1] if shape else 1)
+            given |= {name: _reshaped(given[name], flat) for name in given if name not in ("statistics", "rng")}
+        merged: Tensor = call(self.function, given, parameters)
+        return merged.reshape(shape)
 
 
-def merge_method(*, has_exact_endpoints: bool, is_idempotent: bool) -> Callable[[MergeFunction], Method]:
-    """Declare a function as a merge method."""
-    return lambda function: Method(function, has_exact_endpoints, is_idempotent)
+def _reshaped(tensors: Any, shape: tuple[int, ...]) -> Any:
+    if tensors is None:
+        return None
+    return [t.reshape(shape) for t in tensors] if isinstance(tensors, (list, tuple)) else tensors.reshape(shape)
+
+
+def data_of(function: Callable[..., Any]) -> tuple[str, ...]:
+    """The positional-only names of a function, in order."""
+    found = inspect.signature(function).parameters.values()
+    return tuple(p.name for p in found if p.kind is inspect.Parameter.POSITIONAL_ONLY)
+
+
+def call(function: Callable[..., Any], given: Mapping[str, Any], parameters: Mapping[str, Any]) -> Any:
+    """The function on the data that it names, and on those parameters that it takes."""
+    signature = inspect.signature(function).parameters
+    takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature.values())
+    kept = {name: value for name, value in parameters.items() if takes_all or name in signature}
+    return function(*(given.get(name) for name in data_of(function)), **kept)
+
+
+def merge_method(
+    *,
+    has_exact_endpoints: bool,
+    is_idempotent: bool,
+    cut: Cut = "elements",
+    reductions: Sequence[Reduction] = (),
+    num_tuned: tuple[int, int | None] = (1, 1),
+    is_native: bool = False,
+    coefficients: Callable[..., Sequence[float]] | None = None,
+    survey: Survey | None = None,
+    max_lam: float = 1.0,
+) -> Callable[[MergeFunction], Method]:
+    """Declare a function as a merge method; see `Method` for what each declaration means."""
+    return lambda function: Method(
+        function,
+        has_exact_endpoints,
+        is_idempotent,
+        cut,
+        tuple(reductions),
+        num_tuned,
+        is_native,
+        coefficients,
+        survey,
+        max_lam,
+    )
 
 
 def find_method(name: str, *, allow_plugins: bool = False) -> Method:
@@ -83,3 +237,31 @@ def check_parameters(method: Method, name: str, given: Mapping[str, Any]) -> Non
     for parameter, description in known.items():
         if description.default is inspect.Parameter.empty and parameter not in given:
             raise MergeError(f"{name} needs '{parameter}'", remedy=f"give {parameter}.")
+
+
+def check_models(method: Method, name: str, num_tuned: int, extra: Sequence[str]) -> None:
+    """Refuse too few or too many tuned models, and extra models that are missing or unknown.
+
+    Raises:
+        MergeError: names the method, and what it takes.
+    """
+    least, most = method.num_tuned
+    if num_tuned < least or (most is not None and num_tuned > most):
+        takes = f"exactly {least}" if least == most else f"at least {least}" if most is None else f"{least} to {most}"
+        raise MergeError(
+            f"{name} takes {takes} tuned model{'' if takes.endswith(' 1') else 's'}, and {num_tuned} "
+            f"{'was' if num_tuned == 1 else 'were'} given",
+            remedy="give as many; `backmerge methods` lists what each takes.",
+        )
+    for model in extra:
+        if model not in method.extra_models:
+            raise MergeError(
+                f"{name} takes no model named '{model}'{closest(model, method.extra_models)}",
+                remedy=f"it takes: {', '.join(('base', 'tuned', *method.extra_models))}.",
+            )
+    for model in method.extra_models:
+        if model not in extra and model not in method.optional_models:
+            raise MergeError(
+                f"{name} needs one more model, '{model}': {method.summary}",
+                remedy=f"give it: --model {model}=FOLDER.",
+            )

@@ -2,43 +2,77 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
-from backmerge.checkpoints.reader import Checkpoint, Weights
+from backmerge.checkpoints.reader import Weights
+
+Rounding = Literal["nearest", "stochastic"]
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A point in weight space: the base itself, or the base and a tuned model merged.
+    """A point in weight space: the base itself, or the base and tuned models merged.
 
     Attributes:
         base: The base's weights.
-        tuned: The tuned model's weights, a checkpoint or an adapter on the base; `None` for the base itself.
+        tuned: The tuned model's weights, a checkpoint or an adapter on the base; several for methods that take
+            several; `None` for the base itself.
         method: A name from the table of methods.
-        lam: λ, the share of the tuned side.
-        parameters: The method's other parameters.
-        seed: For methods that draw random numbers.
+        lam: λ, the share of the tuned side: a number, or a setting that differs from tensor to tensor (see
+            `schedule`). Not looked at where the method has none.
+        parameters: The method's other parameters, each a setting; a parameter that each tuned model has its own of
+            (such as `weight`) may also be a list, with a setting for each.
+        seed: For what draws random numbers.
+        extra: More models that the method asks for, by the name that it gives them, such as `unaligned`.
+        dtype: Of the merged tensors, as safetensors names it ("F32", "BF16", "F16"); `None` for the base's own.
+        rounding: To the nearest value of the dtype, or to one of the two beside it, right on average.
     """
 
-    base: Checkpoint
-    tuned: Weights | None = None
+    base: Weights
+    tuned: Weights | Sequence[Weights] | None = None
     method: str = "linear"
-    lam: float = 1.0
+    lam: Any = 1.0
     parameters: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
+    extra: Mapping[str, Weights] = field(default_factory=dict)
+    dtype: str | None = None
+    rounding: Rounding = "nearest"
+
+    @property
+    def tuned_models(self) -> tuple[Weights, ...]:
+        """The tuned models, none for the base itself."""
+        if self.tuned is None:
+            return ()
+        return tuple(self.tuned) if isinstance(self.tuned, Sequence) else (self.tuned,)
 
     @property
     def identity(self) -> dict[str, Any]:
         """What decides the weights, as plain data: equal identities are equal models."""
+        common: dict[str, Any] = {"base": self.base.fingerprint}
+        if self.dtype is not None:
+            common["dtype"] = self.dtype
+        if self.rounding != "nearest":
+            common["rounding"] = self.rounding
         if self.tuned is None:
-            return {"base": self.base.fingerprint}
-        return {
-            "base": self.base.fingerprint,
-            "tuned": self.tuned.fingerprint,
+            return common
+        prints = [weights.fingerprint for weights in self.tuned_models]
+        if self.extra:
+            common["extra"] = {name: weights.fingerprint for name, weights in self.extra.items()}
+        return common | {
+            "tuned": prints[0] if len(prints) == 1 else prints,
             "method": self.method,
             "lam": self.lam,
             "parameters": dict(self.parameters),
             "seed": self.seed,
         }
+
+    def at(self, lam: Any) -> Variant:
+        """The same recipe at another λ."""
+        return replace(self, lam=lam)
+
+
+def lam_name(lam: float) -> str:
+    """λ as part of a name: short, and never the same for two."""
+    return f"{lam:g}" if float(f"{lam:g}") == lam else repr(lam)

@@ -2,20 +2,86 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+import numpy as np
 
-BLOCK = 1 << 20  # elements summed at once
+if TYPE_CHECKING:
+    from torch import Tensor
+
+BLOCK = 1 << 20  # elements summed at once, and the unit in which tensors are read
+PART = 1 << 18  # elements that are widened at once
+ROW = 1 << 12  # elements whose float32 products are summed before float64 takes over
 
 
-def dot(first: Tensor, second: Tensor) -> float:
-    """Inner product of two tensors taken as vectors.
+def inner(first: Tensor, second: Tensor) -> float:
+    """Inner product of two vectors, whatever the number of threads.
 
-    Blocks of 2^20 elements are multiplied and summed in float64 one after the other, and their sums exactly, so that
-    the result does not depend on how the work is shared. The sums are numpy's, which are pairwise and by one thread:
-    torch's own differ in their last bits with the number of threads.
+    Float64 products are summed by numpy's `einsum`, in one order; float32 products in rows of 2^12, each summed by one
+    thread, whose sums are added in float64. On another device than the CPU float64 is left to torch, and may differ in
+    its last bits.
     """
-    a, b = first.reshape(-1), second.reshape(-1)
-    products = (a[i : i + BLOCK].double() * b[i : i + BLOCK].double() for i in range(0, a.numel(), BLOCK))
-    return math.fsum(float(product.cpu().numpy().sum()) for product in products)
+    if first.element_size() == 8:
+        if first.device.type != "cpu":
+            return float(first @ second)
+        return float(np.einsum("i,i->", first.numpy(), second.numpy()))
+    whole = first.numel() // ROW * ROW
+    rows = (first[:whole].view(-1, ROW), second[:whole].view(-1, ROW))
+    sums = rows[0].norm(dim=1).double().square_() if first is second else (rows[0] * rows[1]).sum(1).double()
+    found = float(sums.cpu().numpy().sum()) + float((first[whole:] * second[whole:]).sum())
+    return found if math.isfinite(found) else inner(first.double(), second.double())
+
+
+def gram(vectors: Sequence[Tensor]) -> np.ndarray:
+    """Inner products of some vectors with each other, shape (vectors, vectors), in float64."""
+    found = np.zeros((len(vectors), len(vectors)))
+    for i, first in enumerate(vectors):
+        for j, second in enumerate(vectors[: i + 1]):
+            found[i, j] = found[j, i] = inner(first, second)
+    return found
+
+
+def gram_of_models(base: Tensor, tuned: Tensor | Sequence[Tensor], /) -> np.ndarray:
+    """Inner products of base and tuned models, the base first, shape (1 + tuned, 1 + tuned)."""
+    return _sum([gram(models) for models in _widened(base, tuned)])
+
+
+def gram_of_deltas(base: Tensor, tuned: Tensor | Sequence[Tensor], /) -> np.ndarray:
+    """Inner products of the tuned models' deltas, shape (tuned, tuned).
+
+    The deltas are taken first: as differences of inner products they would be lost to cancellation.
+    """
+    return _sum([gram([model - origin for model in models]) for origin, *models in _widened(base, tuned)])
+
+
+def _sum(parts: Sequence[np.ndarray]) -> np.ndarray:
+    return np.asarray(functools.reduce(np.add, parts))
+
+
+def _widened(base: Tensor, tuned: Tensor | Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Base and tuned models, a part that a core's cache holds at a time, as sums are taken of them.
+
+    Those of 16 bits in float32, in which their products are exact; others in float64.
+    """
+    models = [model.reshape(-1) for model in (base, *(tuned if isinstance(tuned, Sequence) else [tuned]))]
+    is_short = all(model.element_size() == 2 for model in models)
+    total = base.numel()
+    for start in range(0, max(total, 1), PART):
+        parts = [model[start : start + PART] for model in models]
+        yield [part.float() if is_short else part.double() for part in parts]
+
+
+def in_blocks(given: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The same data, block by block: tensors are flattened and cut, all else is passed on."""
+    total = given["base"].numel()
+    for start in range(0, total, BLOCK) if total else [0]:
+        yield {name: _cut(value, start) for name, value in given.items()}
+
+
+def _cut(value: Any, start: int) -> Any:
+    if isinstance(value, (list, tuple)) and value and hasattr(value[0], "numel"):
+        return [_cut(tensor, start) for tensor in value]
+    return value.reshape(-1)[start : start + BLOCK] if hasattr(value, "numel") else value

@@ -10,8 +10,8 @@ from typing import Any
 
 from backmerge.checkpoints.reader import Checkpoint, Weights, read_json
 from backmerge.errors import RunError
-from backmerge.merging.engine import write_merged
 from backmerge.merging.recipe import Variant
+from backmerge.merging.to_disk import write_merged
 from backmerge.pipeline.points import Point, members_at
 from backmerge.pipeline.preparation import Prepared
 from backmerge.progress import say

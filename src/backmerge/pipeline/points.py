@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from backmerge.checkpoints.reader import Checkpoint, Weights
-from backmerge.merging.recipe import Variant
+from backmerge.merging.recipe import Variant, lam_name
 from backmerge.pipeline.experiment import SweepSettings
 
 Role = Literal["base", "tuned", "merged"]
@@ -58,11 +58,6 @@ def points_of(sweeps: Sequence[SweepSettings]) -> list[Point]:
             name = f"{series}@{lam_name(lam)}"
             merged.setdefault(name, Point(name, "merged", series, lam, sweep))
     return [BASE, TUNED, *merged.values()]
-
-
-def lam_name(lam: float) -> str:
-    """λ as part of a name: short, and never the same for two."""
-    return f"{lam:g}" if float(f"{lam:g}") == lam else repr(lam)
 
 
 def members_at(point: Point, base: Checkpoint, tuned: Mapping[str, Weights]) -> list[Member]:

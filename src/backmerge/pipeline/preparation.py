@@ -15,7 +15,7 @@ from backmerge.benchmarks.protocol import Benchmark, Kind
 from backmerge.benchmarks.split import SPLITS, Split, split_examples
 from backmerge.checkpoints.adapter import open_weights
 from backmerge.checkpoints.compare import check_same_shape
-from backmerge.checkpoints.locate import locate_model
+from backmerge.checkpoints.locate import locate_model, short_name
 from backmerge.checkpoints.reader import Checkpoint, Weights
 from backmerge.errors import ConfigError, DataError, RunError
 from backmerge.generation.chat import load_tokenizer
@@ -168,14 +168,6 @@ def pooled(benchmark: str, examples: Sequence[Example]) -> list[Example]:
         )
         for example in examples
     ]
-
-
-def short_name(name: str) -> str:
-    """What a model's folder among others is called: never empty, and never one that leads elsewhere, as `..` does."""
-    path = Path(name).expanduser()
-    if not path.is_dir():
-        return Path(name.partition("@")[0]).name  # a hub id, perhaps with a revision
-    return path.name if path.name not in {"", ".."} else path.resolve().name or "model"
 
 
 def settings_left(run: RunDirectory) -> dict[str, Any]:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from backmerge.errors import MergeError
+from backmerge.merging.elements import where
 from backmerge.merging.method import merge_method
-from backmerge.merging.randomness import TensorRandom
+from backmerge.merging.methods.linear import interpolated
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from backmerge.merging.randomness import TensorRandom
 
 
-@merge_method(has_exact_endpoints=False, is_idempotent=True)
+@merge_method(has_exact_endpoints=False, is_idempotent=True, is_native=True)
 def dare_linear(base: Tensor, tuned: Tensor, rng: TensorRandom, /, *, lam: float, drop: float = 0.5) -> Tensor:
     """Base + lam · m ∘ (tuned - base) / (1 - drop), m keeping each element with probability 1 - drop.
 
@@ -30,10 +35,21 @@ def dare_linear(base: Tensor, tuned: Tensor, rng: TensorRandom, /, *, lam: float
 
     Source: Yu et al., Language Models are Super Mario (arXiv 2311.03099), equation 2.
     """
-    if not 0 <= drop < 1:
-        raise MergeError(f"drop is {drop}, and must be in [0, 1): what is kept is divided by 1 - drop")
+    check_drop(drop)
     if lam == 0:
         return base
-    kept = rng.uniform(base) >= drop
-    changed = kept & (base != tuned)
-    return torch.add(base, tuned - base, alpha=lam / (1 - drop)).where(changed, base)
+    share = lam / (1 - drop)
+    moved = interpolated(base, tuned, share)
+    return where(rng.keeps(base, 1 - drop), moved, base)
+
+
+def check_drop(drop: float) -> None:
+    """Refuse what is no probability, or leaves nothing.
+
+    Raises:
+        MergeError: `drop` is outside [0, 1).
+    """
+    if not 0 <= drop < 1:
+        raise MergeError(
+            f"drop is {drop}, and must be in [0, 1): what is kept is divided by 1 - drop", remedy="such as drop=0.5."
+        )

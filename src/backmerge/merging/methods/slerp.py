@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import math
-
-import torch
-from torch import Tensor
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from backmerge.merging.method import merge_method
-from backmerge.merging.randomness import TensorRandom
-from backmerge.merging.reductions import dot
+from backmerge.merging.methods.linear import interpolated
+from backmerge.merging.reductions import gram_of_models
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
 
 # beyond this cosine the angle of two nearly parallel vectors is lost to cancellation, and the chord is taken for the
 # arc, as mergekit does
 PARALLEL = 0.9995
 
 
-@merge_method(has_exact_endpoints=True, is_idempotent=True)
-def slerp(base: Tensor, tuned: Tensor, rng: TensorRandom, /, *, lam: float) -> Tensor:  # noqa: ARG001 - not random
+@merge_method(has_exact_endpoints=True, is_idempotent=True, reductions=[gram_of_models], is_native=True)
+def slerp(base: Tensor, tuned: Tensor, statistics: Sequence[np.ndarray], /, *, lam: float) -> Tensor:
     """sin((1 - lam)·θ)/sin θ · base + sin(lam·θ)/sin θ · tuned, θ the angle between the two.
 
     The tensor is taken as one vector, whatever its shape; the weights apply to the vectors as they are, not to unit
@@ -26,7 +29,7 @@ def slerp(base: Tensor, tuned: Tensor, rng: TensorRandom, /, *, lam: float) -> T
     Args:
         base: Any shape.
         tuned: Same shape.
-        rng: Not used.
+        statistics: Inner products of the two whole tensors.
         lam: Share of the tuned side, in [0, 1].
 
     Source: Shoemake, Animating rotation with quaternion curves (1985); as a merge, mergekit's `slerp`.
@@ -35,11 +38,12 @@ def slerp(base: Tensor, tuned: Tensor, rng: TensorRandom, /, *, lam: float) -> T
         return base
     if lam == 1:
         return tuned
-    lengths = math.sqrt(dot(base, base) * dot(tuned, tuned))
-    cosine = dot(base, tuned) / lengths if lengths > 0 else 1.0
+    ((base_square, product), (_, tuned_square)) = statistics[0]
+    lengths = math.sqrt(base_square) * math.sqrt(tuned_square)
+    cosine = product / lengths if lengths > 0 else 1.0
     if abs(cosine) > PARALLEL:
-        merged = torch.lerp(base, tuned, lam)
-    else:
-        angle = math.acos(cosine)
-        merged = math.sin((1 - lam) * angle) / math.sin(angle) * base + math.sin(lam * angle) / math.sin(angle) * tuned
-    return merged.where(base != tuned, base)
+        return interpolated(base, tuned, lam)
+    angle = math.acos(cosine)
+    merged = base.float() if base.element_size() < 4 else base
+    merged = merged * (math.sin((1 - lam) * angle) / math.sin(angle))
+    return merged.add_(tuned, alpha=math.sin(lam * angle) / math.sin(angle))

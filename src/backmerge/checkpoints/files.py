@@ -1,0 +1,206 @@
+"""One safetensors file: where each tensor's bytes lie, read piece by piece without mapping the file."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import os
+import weakref
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from backmerge.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# bytes of an element, by safetensors' name of the dtype; what is not here cannot be merged
+ITEM_BYTES: Mapping[str, int] = {
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
+}  # fmt: skip
+FLOATS = ("F64", "F32", "F16", "BF16")
+# as torch and configurations name them
+TORCH_NAMES: Mapping[str, str] = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32",
+    "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
+}  # fmt: skip
+
+
+class TensorInfo(NamedTuple):
+    """What a header says of a tensor.
+
+    Attributes:
+        shape: Its lengths, outermost first.
+        dtype: As safetensors names it ("BF16").
+        file: The file that holds it.
+        offset: Of its first byte in that file.
+        length: Its bytes in that file.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    file: Path
+    offset: int = 0
+    length: int = 0
+
+    @property
+    def num_elements(self) -> int:
+        """The product of the lengths."""
+        return math.prod(self.shape)
+
+
+def torch_dtype(name: str) -> Any:
+    """The torch dtype of a safetensors dtype.
+
+    Raises:
+        KeyError: it has none here.
+    """
+    import torch
+
+    return getattr(torch, TORCH_NAMES[name])
+
+
+class SafetensorsFile:
+    """A safetensors file whose header was found sound.
+
+    Args:
+        path: The file.
+
+    Raises:
+        CheckpointError: it is truncated, or its header is not what the format asks for.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            # the library checks lengths, offsets, overlaps and gaps; tensors are not read
+            with safe_open(path, framework="np") as checked:
+                self.metadata: dict[str, str] = checked.metadata() or {}
+            self._descriptor = os.open(path, os.O_RDONLY)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(
+                f"{path} is not a whole safetensors file: {error}",
+                remedy="it is truncated or damaged: download or save it again.",
+            ) from error
+        weakref.finalize(self, os.close, self._descriptor)
+        length = int.from_bytes(os.pread(self._descriptor, 8, 0), "little")
+        header = json.loads(os.pread(self._descriptor, length, 8))
+        header.pop("__metadata__", None)
+        placed = sorted(header.items(), key=lambda item: item[1]["data_offsets"])
+        self.infos: dict[str, TensorInfo] = {}
+        for name, entry in placed:
+            begin, end = entry["data_offsets"]
+            self.infos[name] = TensorInfo(tuple(entry["shape"]), entry["dtype"], path, 8 + length + begin, end - begin)
+
+    def read_into(self, place: memoryview, offset: int) -> None:
+        """Fill `place` with the bytes from `offset` on.
+
+        Raises:
+            CheckpointError: the file has become shorter since it was opened, or the disk failed.
+        """
+        done = 0
+        while done < len(place):
+            try:
+                count = os.preadv(self._descriptor, [place[done:]], offset + done)
+            except OSError as error:
+                raise CheckpointError(
+                    f"cannot read {self.path}: {error}", remedy="the disk or the network under it failed: try again."
+                ) from error
+            if count == 0:
+                raise CheckpointError(
+                    f"{self.path} has become shorter since it was opened",
+                    remedy="another process changes it: try again when it is done.",
+                )
+            done += count
+
+    def block(self, name: str, start: int, stop: int, buffer: Tensor | None = None) -> Tensor:
+        """Elements of a tensor, flat, as stored.
+
+        Args:
+            name: Of the tensor.
+            start: First element.
+            stop: One past the last.
+            buffer: Bytes that may hold the result, which then is good until they are used again.
+
+        Raises:
+            CheckpointError: see `read_into`; or the tensor's dtype cannot be merged.
+        """
+        import torch
+
+        info = self.infos[name]
+        size = num_bytes(name, info, stop - start)
+        if buffer is None or len(buffer) < size:
+            buffer = torch.empty(size, dtype=torch.uint8)
+        place = buffer[:size]
+        if size:
+            self.read_into(place.numpy().data, info.offset + num_bytes(name, info, start))
+        return place.view(torch_dtype(info.dtype))
+
+    def tensor(self, name: str) -> Tensor:
+        """A whole tensor, as stored."""
+        info = self.infos[name]
+        return self.block(name, 0, info.num_elements).reshape(info.shape)
+
+    def float32_block(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Elements of a tensor, flat, in float32, without torch.
+
+        Raises:
+            CheckpointError: it is not of a floating dtype; or see `read_into`.
+        """
+        info = self.infos[name]
+        if info.dtype not in FLOATS:
+            raise CheckpointError(
+                f"tensor '{name}' of {self.path} has dtype {info.dtype}, which cannot be merged",
+                remedy="give an adapter in float32, bfloat16 or float16.",
+            )
+        values = np.empty(stop - start, {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}[info.dtype])
+        self.read_into(values.view(np.uint8).data, info.offset + num_bytes(name, info, start))
+        if info.dtype == "BF16":  # the upper half of a float32
+            values = (values.astype("<u4") << 16).view("<f4")
+        return values.astype(np.float32, copy=False)
+
+    @functools.lru_cache(maxsize=64)  # noqa: B019 - the blocks of a tensor ask for the same factors again and again
+    def float32_array(self, name: str) -> np.ndarray:
+        """A small tensor in float32, without torch; see `float32_block`."""
+        info = self.infos[name]
+        return self.float32_block(name, 0, info.num_elements).reshape(info.shape)
+
+
+def num_bytes(name: str, info: TensorInfo, elements: int | None = None) -> int:
+    """Bytes of a tensor, or of so many of its elements.
+
+    Raises:
+        CheckpointError: its dtype cannot be merged.
+    """
+    if info.dtype not in ITEM_BYTES:
+        raise CheckpointError(
+            f"tensor '{name}' of {info.file} has dtype {info.dtype}, which cannot be merged",
+            remedy="give an unquantised checkpoint (bfloat16, float16 or float32).",
+        )
+    return ITEM_BYTES[info.dtype] * (info.num_elements if elements is None else elements)
+
+
+def header_bytes(
+    names: Sequence[str], infos: Mapping[str, TensorInfo], metadata: Mapping[str, str]
+) -> tuple[bytes, dict[str, int], int]:
+    """A file's header, where each of its tensors begins in the file, and the file's length in bytes."""
+    entries: dict[str, object] = {"__metadata__": {**metadata, "format": "pt"}}
+    begins: dict[str, int] = {}
+    end = 0
+    for name in names:
+        begins[name] = end
+        end += num_bytes(name, infos[name])
+        entries[name] = {
+            "dtype": infos[name].dtype,
+            "shape": list(infos[name].shape),
+            "data_offsets": [begins[name], end],
+        }
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors start on a multiple of 8, as the format asks
+    header = len(text).to_bytes(8, "little") + text
+    return header, {name: len(header) + begin for name, begin in begins.items()}, len(header) + end

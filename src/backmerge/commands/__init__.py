@@ -1,0 +1,1 @@
+"""Commands that only merge or compare: each a function that the command line shows, with light imports."""

@@ -1,0 +1,340 @@
+"""`backmerge merge`: from models and a recipe to merged models on disk, in one pass for all λs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from backmerge.errors import ConfigError, RunError
+
+if TYPE_CHECKING:
+    from backmerge.checkpoints.reader import Weights
+    from backmerge.merging.recipe import Variant
+
+DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
+
+
+def merge(
+    base: Annotated[str | None, typer.Argument(help="The aligned model: a folder or a hub id.")] = None,
+    tuned: Annotated[list[str] | None, typer.Argument(help="Its tuned versions: checkpoints or LoRA adapters.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Where the merged model goes.")] = None,
+    lam: Annotated[
+        str, typer.Option(help="λ, the share of the tuned side; several give OUT/lam-0.2 and so on, in one pass.")
+    ] = "0.5",
+    method: Annotated[str, typer.Option(help="Merge method; `backmerge methods` tells of each.")] = "linear",
+    where: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN=λ",
+            help="Another λ for some tensors: attention, mlp, norms, embeddings, or a glob over names. 0.2:0.8 rises "
+            "over the layers. May be given again; the first that matches counts.",
+        ),
+    ] = None,
+    param: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="A parameter of the method, such as drop=0.9; [0.7, 0.3] for weights."),
+    ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=FOLDER", help="One more model that the method asks for, such as unaligned=FOLDER."),
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="Take models and method from mergekit's YAML instead.")] = None,
+    seed: Annotated[int, typer.Option(help="For what draws random numbers.")] = 0,
+    as_: Annotated[
+        str, typer.Option("--as", help="checkpoint; adapter, where the merge is one; auto: an adapter where it is one.")
+    ] = "checkpoint",
+    rank: Annotated[int | None, typer.Option(help="Compress the adapter to this rank; what is lost is told.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="Of the result: float32, bfloat16, float16; else the base's.")
+    ] = None,
+    rounding: Annotated[str, typer.Option(help="nearest; or stochastic, which is right on average.")] = "nearest",
+    extra_rows: Annotated[
+        str, typer.Option(help="Rows that tuning added to the vocabulary: error, or tuned to take them over.")
+    ] = "error",
+    allow_unrelated: Annotated[
+        bool, typer.Option("--allow-unrelated", help="Merge models that do not look like parent and child.")
+    ] = False,
+    max_shard_size: Annotated[str, typer.Option(help="Such as 5GB or 500MB.")] = "5GB",
+    sha256: Annotated[
+        bool, typer.Option("--sha256", help="Also record the files' SHA-256; slower than merging.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace what is at --out.")] = False,
+    allow_plugins: Annotated[
+        bool, typer.Option("--allow-plugins", help="Run your own code where a name says package.module:function.")
+    ] = False,
+) -> None:
+    """Merge, and nothing else: writes a Hugging Face directory, whole or not at all.
+
+    Several tuned models are merged with the base one by one, into OUT/NAME each, by methods that take one (linear,
+    slerp, dare_linear); all together by those that take several (model_stock, ties, ...).
+
+    Examples:
+    backmerge merge BASE TUNED --lam 0.2,0.4,0.6,0.8 --out merged
+
+    backmerge merge BASE LORA --lam 0.4 --as adapter --out merged-lora
+
+    backmerge merge BASE TUNED --lam 0.6 --where mlp=0.3 --where "attention=0.2:0.8" --out merged
+
+    backmerge merge --config mergekit.yml --out merged
+    """
+    if out is None:
+        raise ConfigError("--out is missing: where shall the merged model go?", remedy="such as --out merged.")
+    _check_choice("--as", as_, ("checkpoint", "adapter", "auto"))
+    _check_choice("--rounding", rounding, ("nearest", "stochastic"))
+    _check_choice("--extra-rows", extra_rows, ("error", "tuned"))
+    if dtype is not None:
+        _check_choice("--dtype", dtype, DTYPES)
+    shard_bytes = _bytes("--max-shard-size", max_shard_size)
+    fixed: dict[str, Any] = {"rounding": rounding}
+    if dtype is not None:
+        fixed["dtype"] = DTYPES[dtype]
+    if config is not None:
+        if base is not None or tuned:
+            raise ConfigError("--config names the models", remedy="leave BASE and TUNED away.")
+        outputs = [_from_mergekit(config, out, seed, fixed)]
+    else:
+        if base is None or not tuned:
+            raise ConfigError("BASE and TUNED are missing", remedy="backmerge merge BASE TUNED --out merged")
+        recipes = _recipes(base, tuned, method, model or (), extra_rows, allow_plugins=allow_plugins)
+        parameters = {name: _value("--param", text) for name, text in _pairs("--param", param or ())}
+        outputs = _outputs(recipes, out, numbers("--lam", lam), where or (), parameters, {**fixed, "seed": seed})
+    for together in outputs:
+        left = _still_to_do(together, force=force)
+        if not left:
+            continue
+        if _is_adapter(left, as_):
+            _write_adapters(left, rank, allow_plugins=allow_plugins)
+        else:
+            if rank is not None:
+                raise ConfigError("--rank is for adapters", remedy="add --as adapter.")
+            _write_checkpoints(
+                left, shard_bytes, sha256=sha256, allow_plugins=allow_plugins, allow_unrelated=allow_unrelated
+            )
+
+
+def _recipes(
+    base: str,
+    tuned: Sequence[str],
+    method: str,
+    models: Sequence[str],
+    extra_rows: str,
+    *,
+    allow_plugins: bool,
+) -> dict[str, Variant]:
+    """What is merged with what, by the name of the folder that it goes to; several tuned models or one in each."""
+    from backmerge.checkpoints.adapter import open_weights
+    from backmerge.checkpoints.locate import locate_model, short_name
+    from backmerge.checkpoints.reader import Checkpoint
+    from backmerge.merging.method import find_method
+    from backmerge.merging.recipe import Variant
+
+    if len({short_name(name) for name in tuned}) < len(tuned):
+        raise ConfigError("two tuned models have the same folder name", remedy="merge them one at a time.")
+    takes_several = find_method(method, allow_plugins=allow_plugins).takes_several
+    weights = Checkpoint(locate_model(base))
+    extra = {name: open_weights(locate_model(folder), weights) for name, folder in _pairs("--model", models)}
+    recipes: dict[str, Variant] = {}
+    opened: dict[str, Weights] = {}
+    for name in tuned:
+        theirs = open_weights(locate_model(name), weights)
+        ours: Weights = weights
+        if extra_rows == "tuned" and isinstance(theirs, Checkpoint):
+            from backmerge.checkpoints.grown import GrownBase
+
+            if takes_several:
+                raise ConfigError(
+                    "--extra-rows tuned goes with one tuned model", remedy="use linear, slerp or dare_linear."
+                )
+            ours = GrownBase(weights, theirs)
+        if note := getattr(theirs, "note", None):
+            typer.echo(f"Note: {note}.", err=True)
+        opened[short_name(name)] = theirs
+        recipes[short_name(name)] = Variant(ours, theirs, method, extra=extra)
+    if takes_several:
+        return {"": Variant(weights, tuple(opened.values()), method, extra=extra)}
+    return recipes if len(recipes) > 1 else {"": next(iter(recipes.values()))}
+
+
+def _outputs(
+    recipes: Mapping[str, Variant],
+    out: Path,
+    lams: Sequence[float],
+    where: Sequence[str],
+    parameters: Mapping[str, Any],
+    fixed: Mapping[str, Any],
+) -> list[dict[Path, Variant]]:
+    """Folders and what goes into them; each group differs in λ alone, and is written in one pass."""
+    from dataclasses import replace
+
+    from backmerge.merging.recipe import lam_name
+
+    if not lams:
+        raise ConfigError("--lam holds no number: there is nothing to merge", remedy="such as --lam 0.2,0.4,0.6")
+    rows = {pattern: _setting(text) for pattern, text in _pairs("--where", where)}
+    groups = []
+    for name, recipe in recipes.items():
+        place = out / name if name else out
+        shared = replace(recipe, parameters=dict(parameters), **fixed)
+        values = list(dict.fromkeys(lams))
+        groups.append(
+            {
+                place / f"lam-{lam_name(lam)}" if len(values) > 1 else place: shared.at(
+                    {**rows, "rest": lam} if rows else lam
+                )
+                for lam in values
+            }
+        )
+    return groups
+
+
+def _from_mergekit(config: Path, out: Path, seed: int, fixed: Mapping[str, Any]) -> dict[Path, Variant]:
+    from dataclasses import replace
+
+    from backmerge.merging.mergekit_config import variant_from_mergekit
+
+    return {out: replace(variant_from_mergekit(config, seed=seed), **fixed)}
+
+
+def _still_to_do(outputs: Mapping[Path, Variant], *, force: bool) -> dict[Path, Variant]:
+    """Without what is there already, made by the same recipe from the same models.
+
+    Raises:
+        RunError: something else stands there, or it is one of the models to merge.
+    """
+    left: dict[Path, Variant] = {}
+    for target, variant in outputs.items():
+        models = (variant.base, *variant.tuned_models, *variant.extra.values())
+        if any(target.resolve() == weights.directory.resolve() for weights in models):
+            raise RunError(f"{target} is one of the models to merge", remedy="give another --out.")
+        if target.exists() and not force:
+            if not _is_made_by(target, variant):
+                raise RunError(
+                    f"{target} exists already, and is not what this command would write",
+                    remedy="give another --out, or --force to replace it.",
+                )
+            typer.echo(f"{target} is there already, from the same models by the same recipe.", err=True)
+            typer.echo(target)
+            continue
+        left[target] = variant
+    return left
+
+
+def _is_made_by(target: Path, variant: Variant) -> bool:
+    """Whether a folder holds a merge by this recipe; the models' fingerprints are taken only if all else agrees."""
+    from backmerge.checkpoints.reader import CARD, read_json
+
+    if not (target / CARD).is_file():
+        return False
+    recipe = read_json(target / CARD).get("recipe")
+    if not isinstance(recipe, dict) or recipe.get("method") != variant.method or recipe.get("lam") != variant.lam:
+        return False
+    return bool(recipe == variant.identity)
+
+
+def _is_adapter(outputs: Mapping[Path, Variant], as_: str) -> bool:
+    if as_ == "checkpoint":
+        return False
+    from backmerge.merging.lowrank import adapter_obstacle
+
+    obstacle = next((found for variant in outputs.values() if (found := adapter_obstacle(variant))), None)
+    if obstacle is not None and as_ == "adapter":
+        raise ConfigError(f"this merge is no adapter: {obstacle}", remedy="write it whole: --as checkpoint.")
+    return obstacle is None
+
+
+def _write_adapters(outputs: Mapping[Path, Variant], rank: int | None, *, allow_plugins: bool) -> None:
+    from backmerge.merging.lowrank import write_adapters
+
+    for written in write_adapters(outputs, rank=rank, allow_plugins=allow_plugins):
+        typer.echo(written.directory)
+
+
+def _write_checkpoints(
+    outputs: Mapping[Path, Variant],
+    shard_bytes: int,
+    *,
+    sha256: bool,
+    allow_plugins: bool,
+    allow_unrelated: bool,
+) -> None:
+    from backmerge.merging.to_disk import write_all
+    from backmerge.progress import bar
+
+    variant = next(iter(outputs.values()))
+    total = sum(info.num_elements for info in variant.base.infos.values())
+    with bar("Merging", total) as advance:
+        written = write_all(
+            outputs, allow_plugins=allow_plugins, max_shard_bytes=shard_bytes, sha256=sha256, advance=advance
+        )
+    for one in written:
+        typer.echo(one.directory)
+
+
+def numbers(option: str, text: str) -> list[float]:
+    """Numbers with commas between.
+
+    Raises:
+        ConfigError: something else stands there.
+    """
+    try:
+        return [float(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise ConfigError(
+            f"{option} {text}: expected numbers with commas between", remedy="such as 0.2,0.4,0.6"
+        ) from None
+
+
+def _pairs(option: str, texts: Sequence[str]) -> list[tuple[str, str]]:
+    pairs = []
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not (name and equals and value):
+            raise ConfigError(f"{option} {text}: expected NAME=VALUE")
+        pairs.append((name, value))
+    return pairs
+
+
+def _value(option: str, text: str) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{option} …={text}: the value is not YAML: {error}") from error
+
+
+def _setting(text: str) -> Any:
+    """A λ, or with colons between, a gradient over the layers."""
+    try:
+        values = [float(part) for part in text.split(":")]
+    except ValueError:
+        raise ConfigError(
+            f"--where …={text}: expected a number, or several with colons between", remedy="such as mlp=0.2:0.8"
+        ) from None
+    return values if len(values) > 1 else values[0]
+
+
+def _check_choice(option: str, given: str, known: Sequence[str] | Mapping[str, str]) -> None:
+    from backmerge.registry import closest
+
+    if given not in known:
+        raise ConfigError(
+            f"{option} {given}: unknown{closest(given, known)}", remedy=f"it is one of: {', '.join(known)}."
+        )
+
+
+def _bytes(option: str, text: str) -> int:
+    for unit, factor in UNITS.items():
+        number = text.upper().removesuffix(unit)
+        if number != text.upper():
+            try:
+                size = int(float(number) * factor)
+            except ValueError:
+                break
+            if size > 0:
+                return size
+    raise ConfigError(f"{option} {text}: expected a size", remedy="such as 5GB or 500MB.")

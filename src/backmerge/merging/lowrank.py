@@ -1,0 +1,402 @@
+"""The adapter realisation: where the tuned models are LoRAs, their merge is one, and is written as megabytes.
+
+A method whose merge is base + Σ cᵢ·Δᵢ needs of the deltas Δᵢ = sᵢ·Bᵢ·Aᵢ nothing but their inner products, and these
+are known from the factors alone:
+
+    <Δi, Δj> = sᵢ·sⱼ·Σ (BᵢᵀBⱼ) ∘ (AᵢAⱼᵀ)        (∘ element by element)
+    Σ cᵢ·Δᵢ  = [c₁·s₁·B₁ .. cₙ·sₙ·Bₙ] · [A₁; ..; Aₙ]
+
+So the base is not read, and torch not imported, and neither is a dense delta ever formed. Tensors that were trained
+whole (`modules_to_save`, norms, biases) are merged element by element.
+
+What is written has one rank and `lora_alpha` equal to it, and no patterns: vLLM reads nothing else of a configuration,
+and integer parsers would cut an alpha that holds λ.
+
+The coefficients come from the unrounded factors. Those of Model Stock, which depend on angles, therefore differ a
+little from those that baked bfloat16 checkpoints of the same adapters give, whose deltas hold rounding noise.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+
+from backmerge import __version__
+from backmerge.checkpoints.adapter import TIED_NAMES, AdapterOnBase, ties_embeddings
+from backmerge.checkpoints.adapter_writer import NUMPY_NAMES, AdapterForm, AdapterWriter, Module, Names, encoded
+from backmerge.checkpoints.files import FLOATS, SafetensorsFile
+from backmerge.checkpoints.fingerprints import BLOCK
+from backmerge.checkpoints.lora import Factors
+from backmerge.checkpoints.reader import CARD, Checkpoint, Weights, read_json
+from backmerge.checkpoints.writer import check_room
+from backmerge.errors import CheckpointError, MergeError
+from backmerge.merging.method import Method, call, find_method
+from backmerge.merging.recipe import Variant
+from backmerge.merging.settings import Settings
+from backmerge.runs import key_of, whole_directory
+
+MAX_VLLM_RANK = 512  # the largest that vLLM's --max-lora-rank takes
+
+
+class Recompression(NamedTuple):
+    """What was lost by recompressing to a lower rank: ‖lost‖ / ‖change‖, Frobenius norms, in [0, 1].
+
+    Attributes:
+        share: Over all modules.
+        worst_share: In the module where it is largest.
+        worst_module: That module.
+    """
+
+    share: float
+    worst_share: float
+    worst_module: str
+
+
+class WrittenAdapter(NamedTuple):
+    """A merge on disk, as an adapter.
+
+    Attributes:
+        directory: Where it is.
+        rank: Of all its factors.
+        recompression: What a lower rank cost, if one was asked for.
+        vllm_obstacle: Why vLLM would not serve it, if it would not.
+    """
+
+    directory: Path
+    rank: int
+    recompression: Recompression | None
+    vllm_obstacle: str | None
+
+
+def adapter_obstacle(variant: Variant, *, allow_plugins: bool = False) -> str | None:
+    """Why a recipe is no exact low-rank adapter that peft loads, or nothing if it is. No values are read.
+
+    Raises:
+        ConfigError: there is no such method.
+    """
+    return next(_obstacles(variant, allow_plugins=allow_plugins), None)
+
+
+def write_adapter(
+    variant: Variant, directory: Path, *, rank: int | None = None, allow_plugins: bool = False
+) -> WrittenAdapter:
+    """Write one merge as an adapter; see `write_adapters`."""
+    return write_adapters({directory: variant}, rank=rank, allow_plugins=allow_plugins)[0]
+
+
+def write_adapters(
+    outputs: Mapping[Path, Variant], *, rank: int | None = None, allow_plugins: bool = False
+) -> list[WrittenAdapter]:
+    """Write merges as PEFT adapters, each whole or not at all, reading the factors once.
+
+    The tensors are in the variants' dtype, float32 if they name none, in which the written B·A is cᵢ·sᵢ·Bᵢ·Aᵢ with one
+    rounding of each element of B.
+
+    `backmerge.json` beside them holds the recipe's identity. It names the base by its fingerprint only where that is
+    known already, since it takes a reading of the whole base; else by the names, shapes and dtypes of its tensors.
+
+    Args:
+        outputs: Directory to variant; the variants differ in λ alone.
+        rank: Recompress every module to this rank: the nearest of that rank, by the singular values of the change.
+        allow_plugins: Whether the user's own code may be run.
+
+    Raises:
+        MergeError: the recipe is no adapter (see `adapter_obstacle`), or is wrong, or a factor is not finite.
+        CheckpointError: the disk has not enough room, or cannot be written to; or a file was damaged.
+    """
+    variants = list(outputs.values())
+    obstacle = adapter_obstacle(variants[0], allow_plugins=allow_plugins)
+    if obstacle is not None:
+        raise MergeError(f"this recipe is no adapter: {obstacle}", remedy="write it as a checkpoint.")
+    if rank is not None and rank < 1:
+        raise MergeError(f"an adapter's rank cannot be {rank}", remedy="give a rank of at least 1.")
+    merge = LowRankMerge(variants, rank=rank, allow_plugins=allow_plugins)
+    try:
+        with ExitStack() as stack:
+            places = [stack.enter_context(whole_directory(directory)) for directory in outputs]
+            infos = merge.base.infos
+            check_room(places[0].parent, [merge.form.infos(infos)] * len(places))
+            writers = [stack.enter_context(AdapterWriter(place, merge.form, infos)) for place in places]
+            lost = merge.write_factors(writers)
+            merge.write_whole_tensors(writers)
+            written = [
+                WrittenAdapter(directory, merge.form.rank, losses.summary, merge.vllm_obstacle)
+                for directory, losses in zip(outputs, lost, strict=True)
+            ]
+            for place, variant, result in zip(places, variants, written, strict=True):
+                _write_card(place, variant, result)
+    except OSError as error:
+        where = next(iter(outputs)) if len(outputs) == 1 else next(iter(outputs)).parent
+        raise CheckpointError(
+            f"cannot write {where}: {error}", remedy="nothing was left there; free the disk, or give another --out."
+        ) from error
+    return written
+
+
+class Part(NamedTuple):
+    """One tuned model's share in a module: its number among them, itself, and its factors' names and scale."""
+
+    number: int
+    adapter: AdapterOnBase
+    factors: Factors
+
+
+def _parts(adapters: Sequence[AdapterOnBase]) -> dict[str, list[Part]]:
+    """The low-rank changes of each tensor, in the order of the base's names."""
+    found: dict[str, list[Part]] = {}
+    for number, adapter in enumerate(adapters):
+        for name, factors in adapter.factors.items():
+            found.setdefault(name, []).append(Part(number, adapter, factors))
+    return dict(sorted(found.items()))
+
+
+def _whole_tensors(base: Weights, adapters: Sequence[AdapterOnBase]) -> list[str]:
+    """The tensors that an adapter trained whole; those that merely repeat a tied base's embedding are none."""
+    found = {name for adapter in adapters for name in (*adapter.replaced, *adapter.added)}
+    if ties_embeddings(base):  # what else is trained of these is refused when the adapter is opened
+        found = {name for name in found if not name.endswith(TIED_NAMES)}
+    return sorted(found)
+
+
+def _names(base: Weights, adapters: Sequence[AdapterOnBase]) -> Names:
+    adapted = {name.removesuffix(".weight") for name in _parts(adapters)}
+    return Names(base.infos, adapted, set(_whole_tensors(base, adapters)))
+
+
+def _obstacles(variant: Variant, *, allow_plugins: bool) -> Iterator[str]:
+    """The reasons one after the other; each may take it that those before do not hold."""
+    base = variant.base
+    if not variant.tuned_models:
+        yield "it is the base itself"
+    method = find_method(variant.method, allow_plugins=allow_plugins)
+    if method.coefficients is None:
+        yield f"'{variant.method}' is no weighted sum of the tuned models' changes"
+    if method.survey is not None and method.survey.is_needed(variant.parameters):
+        yield f"'{variant.method}' looks at all tensors of the models before it merges the first"
+    if variant.rounding != "nearest":
+        yield f"{variant.rounding} rounding is noise of full rank"
+    if variant.dtype is not None and variant.dtype not in NUMPY_NAMES:
+        yield f"adapters are not written in {variant.dtype}"
+    if not isinstance(base, Checkpoint):
+        yield f"the base {base.directory} is not a checkpoint as it is on disk"
+    for tuned in variant.tuned_models:
+        if not isinstance(tuned, AdapterOnBase):
+            yield f"the tuned model {tuned.directory} is a full checkpoint"
+        elif tuned.base is not base and tuned.base.directory.resolve() != base.directory.resolve():
+            yield f"{tuned.directory} is an adapter on {tuned.base.directory}, not on the base {base.directory}"
+    yield from _obstacles_of_adapters(base, cast(tuple[AdapterOnBase, ...], variant.tuned_models))
+
+
+def _obstacles_of_adapters(base: Weights, adapters: Sequence[AdapterOnBase]) -> Iterator[str]:
+    for adapter in adapters:
+        for name, factors in adapter.factors.items():
+            if factors.magnitude is not None:
+                yield f"{adapter.directory} is DoRA, whose change of '{name}' is not low-rank"
+        tied = [name for name in (*adapter.factors, *adapter.replaced) if name.endswith(TIED_NAMES)]
+        if tied and ties_embeddings(base) and adapter.config.get("ensure_weight_tying"):
+            yield f"{adapter.directory} changes '{tied[0]}' with its tied twin (ensure_weight_tying)"
+    turned: dict[bool, str] = {}
+    for name, parts in _parts(adapters).items():
+        if len({part.factors.is_embedding for part in parts}) > 1:
+            yield f"'{name}' is adapted as an embedding by one adapter and as a linear layer by another"
+        turned |= {part.factors.is_transposed: name for part in parts if not part.factors.is_embedding}
+    if len(turned) > 1:
+        yield f"the adapters differ in fan_in_fan_out, at '{turned[True]}' and '{turned[False]}'"
+    for name in _whole_tensors(base, adapters):
+        if base.infos[name].dtype not in FLOATS:
+            yield f"'{name}' is trained whole and has dtype {base.infos[name].dtype}"
+    names = _names(base, adapters)
+    if names.obstacle is not None:
+        yield names.obstacle
+
+
+class LowRankMerge:
+    """The merge of several λs, ready to be written.
+
+    Args:
+        variants: At least one, without an obstacle; they differ in λ alone.
+        rank: To recompress to.
+
+    Attributes:
+        form: What the files hold.
+
+    Raises:
+        MergeError: the method does not take these models or parameters.
+    """
+
+    def __init__(self, variants: Sequence[Variant], *, rank: int | None = None, allow_plugins: bool = False) -> None:
+        recipe = variants[0]
+        assert all(variant.at(None) == recipe.at(None) for variant in variants), "variants differ in λ alone"
+        self.variants = tuple(variants)
+        self.base = recipe.base
+        self.adapters = cast(tuple[AdapterOnBase, ...], recipe.tuned_models)
+        self.method: Method = find_method(recipe.method, allow_plugins=allow_plugins)
+        self._settings = Settings(self.method, variants)
+        self._parts = _parts(self.adapters)
+        self._ranks = {
+            name: sum(part.adapter.file.infos[part.factors.a].shape[0] for part in parts)
+            for name, parts in self._parts.items()
+        }
+        self._most = rank if rank is not None else max(self._ranks.values())
+        self._is_recompressed = rank is not None
+        self.form = AdapterForm(
+            modules={name.removesuffix(".weight"): _module(parts[0]) for name, parts in self._parts.items()},
+            names=_names(self.base, self.adapters),
+            rank=min(self._most, max(self._ranks.values())),
+            dtype=recipe.dtype or "F32",
+            is_transposed=any(p.factors.is_transposed and not p.factors.is_embedding for p in self._all_parts()),
+            source=self.adapters[0].config,
+        )
+        self._files: dict[Path, SafetensorsFile] = {}
+
+    def _all_parts(self) -> Iterator[Part]:
+        return (part for parts in self._parts.values() for part in parts)
+
+    @property
+    def vllm_obstacle(self) -> str | None:
+        """Why vLLM would not serve the adapter, if it would not; for embeddings, where that depends on the model."""
+        if self.form.rank > MAX_VLLM_RANK:
+            return f"its rank is {self.form.rank}, and vLLM takes at most {MAX_VLLM_RANK}: recompress it"
+        if self.form.names.saved:
+            return f"it holds whole tensors, such as '{next(iter(self.form.names.saved))}'"
+        embeddings = [name for name in self._parts if name.endswith(TIED_NAMES)]
+        if embeddings:
+            return f"it adapts '{embeddings[0]}', which vLLM takes for some architectures only"
+        return None
+
+    def write_factors(self, writers: Sequence[AdapterWriter]) -> list[Losses]:
+        """Write the low-rank part of each variant; gives what recompression lost of each."""
+        lost = [Losses(is_asked=self._is_recompressed) for _ in writers]
+        for name, parts in self._parts.items():
+            module = name.removesuffix(".weight")
+            saved_a, saved_b = self.form.factor_names(module)
+            a, b, owners = _stacked(parts)
+            scales = np.array([parts[owner].factors.scale for owner in owners])
+            coefficients = self._coefficients(name, _gram(a, b, scales, [parts[owner].number for owner in owners]))
+            weights = [np.array([c[parts[owner].number] for owner in owners]) * scales for c in coefficients]
+            if len(owners) > self._most:
+                core = Core(a, b)
+                for number, (writer, weight) in enumerate(zip(writers, weights, strict=True)):
+                    low_a, low_b, squares = core.cut(weight, self._most)
+                    lost[number].add(module, squares, self._most)
+                    self._write(writer, saved_a, low_a)
+                    self._write(writer, saved_b, low_b)
+                continue
+            same_a = self._encoded(saved_a, a)
+            for number, (writer, weight) in enumerate(zip(writers, weights, strict=True)):
+                lost[number].keep(a, b, weight)
+                writer.write(saved_a, same_a)
+                # in float64 and rounded once, so that a scale that is no power of two costs half a step of float32
+                self._write(writer, saved_b, np.multiply(b, weight, dtype=np.float64).astype(np.float32))
+        return lost
+
+    def _encoded(self, saved: str, factor: np.ndarray) -> np.ndarray:
+        """A factor in the dtype of the file, with rows or columns of zeros up to its rank."""
+        axis = 0 if saved.endswith(("lora_A.weight", "lora_embedding_A")) else 1
+        missing = self.form.rank - factor.shape[axis]
+        if missing:
+            factor = np.pad(factor, [(0, missing), (0, 0)] if axis == 0 else [(0, 0), (0, missing)])
+        return encoded(factor, self.form.dtype, f"the merge of '{saved}'")
+
+    def _write(self, writer: AdapterWriter, saved: str, factor: np.ndarray) -> None:
+        writer.write(saved, self._encoded(saved, factor))
+
+    def _coefficients(self, name: str, gram: np.ndarray) -> list[list[float]]:
+        """The tuned models' shares in a tensor's merge, for each variant.
+
+        Args:
+            name: Of the tensor.
+            gram: Inner products of the deltas, float64, shape (tuned, tuned).
+        """
+        if not np.isfinite(gram).all():
+            worst = int(np.argmin(np.isfinite(np.diagonal(gram))))
+            raise MergeError(
+                f"the change of tensor '{name}' in the adapter {self.adapters[worst].directory} holds NaN or infinity",
+                remedy="the training diverged or the file is damaged; this adapter cannot be used.",
+            )
+        found = []
+        for variant in self.variants:
+            assert self.method.coefficients is not None
+            shares = list(call(self.method.coefficients, {"gram": gram}, self._settings.at(name, variant)))
+            assert len(shares) == len(self.adapters), "a coefficient for each tuned model"
+            found.append([float(share) for share in shares])
+        return found
+
+    def write_whole_tensors(self, writers: Sequence[AdapterWriter]) -> None:
+        """Merge and write what was trained whole, in blocks: in float64, rounded once."""
+        changed = set(_whole_tensors(self.base, self.adapters))
+        for name, saved in self.form.names.saved.items():
+            total = self.base.infos[name].num_elements
+            blocks = [(start, min(start + BLOCK, total)) for start in range(0, total, BLOCK)]
+            coefficients = [[0.0] * len(self.adapters)] * len(writers)
+            if name in changed:
+                gram = np.zeros((len(self.adapters), len(self.adapters)))
+                for start, stop in blocks:
+                    deltas = self._deltas(name, start, stop, self._base_block(name, start, stop))
+                    gram += deltas @ deltas.T
+                coefficients = self._coefficients(name, gram)
+            for start, stop in blocks:
+                base = self._base_block(name, start, stop)
+                deltas = self._deltas(name, start, stop, base)
+                for writer, shares in zip(writers, coefficients, strict=True):
+                    # without a change the base's own bits, −0.0 included
+                    merged = base + np.array(shares) @ deltas if any(shares) else base
+                    block = encoded(merged.astype(np.float32), self.form.dtype, f"the merge of '{name}'")
+                    writer.write(saved, block, start)
+
+    def _base_block(self, name: str, start: int, stop: int) -> np.ndarray:
+        path = self.base.infos[name].file
+        if path not in self._files:
+            self._files[path] = SafetensorsFile(path)
+        return self._files[path].float32_block(name, start, stop).astype(np.float64)
+
+    def _deltas(self, name: str, start: int, stop: int, base: np.ndarray) -> np.ndarray:
+        """What each tuned model changes of a whole tensor's elements, shape (tuned, elements)."""
+        deltas = np.zeros((len(self.adapters), stop - start))
+        for delta, adapter in zip(deltas, self.adapters, strict=True):
+            if name in adapter.replaced:
+                delta[:] = adapter.file.float32_block(adapter.replaced[name], start, stop) - base
+            elif name in adapter.added:
+                saved, scale = adapter.added[name]
+                delta[:] = scale * adapter.file.float32_block(saved, start, stop).astype(np.float64)
+        return deltas
+
+
+def _module(part: Part) -> Module:
+    infos, factors = part.adapter.file.infos, part.factors
+    return Module(infos[factors.a].shape[1], infos[factors.b].shape[0], factors.is_embedding)
+
+
+def _stacked(parts: Sequence[Part]) -> tuple[np.ndarray, np.ndarray, list[int]]:
+    """All factors of a module: A (ranks, in), B (out, ranks), and for each rank the place of its part."""
+    read = [[_factor(part, name) for name in (part.factors.a, part.factors.b)] for part in parts]
+    owners = [place for place, (a, _) in enumerate(read) for _ in range(len(a))]
+    if len(read) == 1:
+        return read[0][0], read[0][1], owners
+    return np.concatenate([a for a, _ in read]), np.concatenate([b for _, b in read], axis=1), owners
+
+
+def _factor(part: Part, name: str) -> np.ndarray:
+    info = part.adapter.file.infos[name]
+    return part.adapter.file.float32_block(name, 0, info.num_elements).reshape(info.shape)
+
+
+def _gram(a: np.ndarray, b: np.ndarray, scales: np.ndarray, numbers: Sequence[int]) -> np.ndarray:
+    """The inner products of the deltas, in float64.
+
+    Args:
+        a: All A, shape (ranks, in).
+        b: All B, shape (out, ranks).
+        scales: Of each rank.
+        numbers: The tuned model of each rank.
+    """
+    wide_a, wide_b = a.astype(np.float64), b.astype(np.float64)
+    products = (wide_b.T @ wide_b) * (wide_a @ wide_a.T) * np.outer(scales, scales)
+    return products

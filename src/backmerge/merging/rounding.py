@@ -1,0 +1,74 @@
+"""From float32 to the dtype of the output: to the nearest value, or to one of the two beside it at random."""
+
+from __future__ import annotations
+
+import math
+import threading
+from typing import TYPE_CHECKING
+
+from backmerge.merging.randomness import ROUNDING, TensorRandom
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+SAMPLED = 100  # one element of so many tells what rounding costs
+LEAST_SAMPLE = 1000  # elements; fewer tell nothing
+
+
+def stochastic(values: Tensor, dtype: torch.dtype, rng: TensorRandom) -> Tensor:
+    """One of the two values of `dtype` beside each number, the nearer one more often: right on average.
+
+    A number that `dtype` has stays as it is. A delta smaller than the step of the weights is lost when rounded to the
+    nearest; here it survives in the mean over many weights, at the price of noise.
+
+    Args:
+        values: Float32, any shape.
+        dtype: bfloat16 or float16; others are rounded to the nearest.
+        rng: Of these elements; draws from a stream of its own.
+
+    Source: Gupta et al., Deep learning with limited numerical precision (arXiv 1502.02551), section 3.
+    """
+    import torch
+
+    if dtype.itemsize != 2 or values.dtype != torch.float32:
+        return values.to(dtype)
+    nearest = values.to(dtype)
+    bits = nearest.view(torch.int16)
+    # bit patterns of one sign rise with the magnitude: the value beside zero-wards is one less
+    inner = torch.where(nearest.float().abs() > values.abs(), bits - 1, bits)
+    outer = inner + 1
+    low, high = inner.view(dtype).float(), outer.view(dtype).float()
+    share = ((values - low) / (high - low)).nan_to_num_(0.0, 0.0, 0.0)  # beyond the dtype's range there is no outer
+    is_outer = (rng.uniform(values, stream=ROUNDING) < share) & (low != values)
+    return torch.where(is_outer, outer, inner).view(dtype)
+
+
+class RoundingLoss:
+    """How much of the change that was meant is lost to the output's dtype, from a sample.
+
+    The share is ‖rounded - merged‖ / ‖merged - base‖ over the sampled elements: 0 where nothing is lost, 1 where the
+    error is as large as the change itself.
+    """
+
+    def __init__(self) -> None:
+        self._lost = self._meant = 0.0
+        self._count = 0
+        self._lock = threading.Lock()
+
+    def add(self, base: Tensor, merged: Tensor, rounded: Tensor) -> None:
+        """Take in sampled elements: the base's, the merged before and after rounding; flat."""
+        exact = merged.double()
+        lost = float((rounded.double() - exact).square_().sum())
+        meant = float((exact - base.double()).square_().sum())
+        with self._lock:
+            self._lost += lost
+            self._meant += meant
+            self._count += merged.numel()
+
+    @property
+    def share(self) -> float | None:
+        """The share that is lost; nothing where too little was sampled or nothing changes."""
+        if self._count < LEAST_SAMPLE or self._meant == 0:
+            return None
+        return math.sqrt(self._lost / self._meant)

@@ -1,0 +1,117 @@
+"""A parameter's value for each tensor: one number, a gradient over the layers, or a table by module.
+
+As plain data, in an experiment file or on the command line:
+
+    0.6                                     the same everywhere
+    [0.2, 0.5, 0.8]                         a gradient: 0.2 at the first layer, 0.8 at the last, linear between
+    {attention: 0.2, "*.mlp.*": [0, 1], rest: 0.5}
+                                            a table: the first pattern that matches the tensor's name decides
+
+Patterns are shell globs over tensor names, or one of the names of `GROUPS`.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from backmerge.errors import MergeError
+
+REST = "rest"
+GROUPS: Mapping[str, tuple[str, ...]] = {
+    "attention": ("*attn*", "*attention*"),
+    "mlp": ("*mlp*", "*feed_forward*", "*block_sparse_moe*"),
+    "norms": ("*norm*", "*ln_*"),
+    "embeddings": ("*embed*", "*lm_head*", "*wte*", "*wpe*"),
+}
+LAYER = re.compile(r"(?P<prefix>.*?)\.(?P<index>\d+)\.")
+
+
+class Layers:
+    """Where each tensor lies in the depth of a model.
+
+    Args:
+        names: Of all its tensors.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self.names = tuple(names)
+        self._last: dict[str, int] = {}
+        for name in self.names:
+            if match := LAYER.match(name):
+                prefix, index = match["prefix"], int(match["index"])
+                self._last[prefix] = max(self._last.get(prefix, 0), index)
+
+    def depth(self, name: str) -> float:
+        """0 at the first layer, 1 at the last; 0 for tensors outside the layers and 1 for a single layer.
+
+        As mergekit has it.
+        """
+        match = LAYER.match(name)
+        if match is None:
+            return 0.0
+        last = self._last.get(match["prefix"], 0)
+        return int(match["index"]) / last if last else 1.0
+
+
+def matches(pattern: str, name: str) -> bool:
+    """Whether a tensor's name is meant by a pattern: a group's name, or a glob."""
+    return pattern == REST or any(fnmatch.fnmatchcase(name, glob) for glob in GROUPS.get(pattern, (pattern,)))
+
+
+def value_at(setting: Any, name: str, layers: Layers) -> Any:
+    """What a setting is for one tensor.
+
+    Raises:
+        MergeError: a table has no row for it, or a gradient holds something other than numbers.
+    """
+    if isinstance(setting, Mapping):
+        for pattern, inner in setting.items():
+            if pattern != REST and matches(str(pattern), name):
+                return value_at(inner, name, layers)
+        if REST in setting:
+            return value_at(setting[REST], name, layers)
+        raise MergeError(
+            f"no pattern of {list(setting)} matches the tensor '{name}'", remedy=f"add a row '{REST}' for all others."
+        )
+    if isinstance(setting, Sequence) and not isinstance(setting, str):
+        return _interpolated(setting, layers.depth(name))
+    return setting
+
+
+def _interpolated(values: Sequence[Any], depth: float) -> float:
+    if not values or not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values):
+        raise MergeError(f"{list(values)} is no gradient", remedy="a gradient is one or more numbers.")
+    place = depth * (len(values) - 1)
+    low = int(place)
+    high = min(low + 1, len(values) - 1)
+    return float((1 - (place - low)) * values[low] + (place - low) * values[high])
+
+
+def check_patterns(setting: Any, what: str, layers: Layers) -> None:
+    """Refuse a table's pattern that no tensor matches: it is misspelt, and would do nothing.
+
+    Raises:
+        MergeError: names the pattern and some tensors.
+    """
+    if isinstance(setting, Mapping):
+        for pattern, inner in setting.items():
+            if not any(matches(str(pattern), name) for name in layers.names):
+                raise MergeError(
+                    f"{what}: no tensor of the base matches '{pattern}'",
+                    remedy=f"patterns are globs over names such as '{layers.names[0]}', or: {', '.join(GROUPS)}, rest.",
+                )
+            check_patterns(inner, what, layers)
+
+
+def extremes(setting: Any) -> tuple[float, float]:
+    """The least and greatest number that a setting takes anywhere."""
+    if isinstance(setting, Mapping):
+        pairs = [extremes(inner) for inner in setting.values()]
+    elif isinstance(setting, Sequence) and not isinstance(setting, str):
+        pairs = [extremes(inner) for inner in setting]
+    else:
+        return float(setting), float(setting)
+    return min(low for low, _ in pairs), max(high for _, high in pairs)

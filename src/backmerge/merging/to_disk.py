@@ -1,0 +1,129 @@
+"""The checkpoint realisation: merged models as Hugging Face directories, several λs in one pass over the inputs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from backmerge import __version__
+from backmerge.checkpoints.files import TORCH_NAMES
+from backmerge.checkpoints.fingerprints import TensorDigests
+from backmerge.checkpoints.reader import CARD, Checkpoint, read_json
+from backmerge.checkpoints.writer import CheckpointWriter, check_room, copy_companions
+from backmerge.errors import CheckpointError
+from backmerge.merging.engine import Merge, carry_out
+from backmerge.merging.recipe import Variant
+from backmerge.runs import whole_directory
+
+
+class Written(NamedTuple):
+    """A merged model on disk.
+
+    Attributes:
+        directory: Where it is.
+        rounding_loss: The share of the change that its dtype lost (see `RoundingLoss`), if it can be told.
+    """
+
+    directory: Path
+    rounding_loss: float | None
+
+
+def write_merged(variant: Variant, directory: Path, *, allow_plugins: bool = False) -> Written:
+    """Write one merged model; see `write_all`."""
+    return write_all({directory: variant}, allow_plugins=allow_plugins)[0]
+
+
+def write_all(
+    outputs: Mapping[Path, Variant],
+    *,
+    allow_plugins: bool = False,
+    max_shard_bytes: int | None = None,
+    sha256: bool = False,
+    workers: int | None = None,
+    advance: Callable[[int], None] | None = None,
+) -> list[Written]:
+    """Write merged models as Hugging Face directories, each whole or not at all, reading the inputs once.
+
+    Args:
+        outputs: Directory to variant; the variants differ in λ alone.
+        allow_plugins: Whether the user's own code may be run.
+        max_shard_bytes: Of a shard's tensors; 5 GB if not given.
+        sha256: Whether the card also names the files' SHA-256, which takes longer than the merge.
+        workers: Threads.
+        advance: Told of the elements that are done.
+
+    Raises:
+        MergeError: see `Merge` and `Merge.merged`.
+        CheckpointError: the disk has not enough room, or cannot be written to.
+    """
+    merge = Merge(list(outputs.values()), allow_plugins=allow_plugins)
+    try:
+        with ExitStack() as stack:
+            places = [stack.enter_context(whole_directory(directory)) for directory in outputs]
+            check_room(places[0].parent, [merge.infos] * len(places))
+            metadata = merge.base.metadata
+            writers = [
+                stack.enter_context(CheckpointWriter(place, merge.infos, metadata, max_shard_bytes)) for place in places
+            ]
+            digests = [TensorDigests(merge.infos) for _ in places]
+            is_blockwise = merge.method is None or merge.method.cut != "rows"
+
+            def write(number: int, name: str, start: int, block: Tensor) -> None:
+                if is_blockwise:
+                    digests[number].add(name, start, block)
+                writers[number].write(name, start, block)
+
+            carry_out(merge, write, workers=workers, advance=advance)
+            losses = [loss.share for loss in merge.losses]
+            for number, (place, variant) in enumerate(zip(places, outputs.values(), strict=True)):
+                writers[number].finish()
+                copy_companions(merge.base.companions, place)
+                _name_dtype(place, variant)
+                _write_card(place, variant, digests[number], losses[number], sha256=sha256)
+    except OSError as error:
+        where = next(iter(outputs)) if len(outputs) == 1 else next(iter(outputs)).parent
+        raise CheckpointError(
+            f"cannot write {where}: {error}", remedy="nothing was left there; free the disk, or give another --out."
+        ) from error
+    return [Written(directory, loss) for directory, loss in zip(outputs, losses, strict=True)]
+
+
+def _name_dtype(directory: Path, variant: Variant) -> None:
+    """Let the configuration say in which dtype the tensors now are."""
+    if variant.dtype is None:
+        return
+    config = read_json(directory / "config.json")
+
+    def renamed(values: dict[str, Any]) -> dict[str, Any]:
+        name = TORCH_NAMES[str(variant.dtype)]
+        return {
+            key: renamed(value) if isinstance(value, dict) else name if key in ("dtype", "torch_dtype") else value
+            for key, value in values.items()
+        }
+
+    (directory / "config.json").write_text(json.dumps(renamed(config), indent=2) + "\n", encoding="utf-8")
+
+
+def _write_card(directory: Path, variant: Variant, digests: TensorDigests, loss: float | None, *, sha256: bool) -> None:
+    written = Checkpoint(directory)
+    written.adopt(digests)
+    card: dict[str, Any] = {
+        "backmerge": __version__,
+        "recipe": variant.identity,
+        "fingerprint": written.fingerprint,
+        "rounding_loss": loss,
+    }
+    if sha256:
+        card["sha256"] = {file.name: _sha256(file) for file in sorted(directory.glob("*.safetensors"))}
+    (directory / CARD).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

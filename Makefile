@@ -17,11 +17,11 @@ export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 BIN := .venv/bin
 INSTALL = $(BIN)/python -m pip install --quiet $(PIP_ARGS) -c .venv/constraints.txt
 
-.PHONY: help demo test lint bench docs clean
+.PHONY: help demo test lint bench bench-merge docs clean
 .DEFAULT_GOAL := help
 
 help: ## Say what can be made
-	@awk -F ':.*## ' '/^[a-z.]+:.*## / {printf "make %-7s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z.-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' Makefile
 
 demo: .venv ## Run the whole experiment on the embedded model; writes runs/demo/report.html
 	@$(BIN)/backmerge demo
@@ -37,6 +37,9 @@ lint: .venv ## Check style, format and types
 bench: .venv ## Time the demo
 	@$(BIN)/python -m benchmarks.demo
 
+bench-merge: .venv ## Time merges against mergekit (in an environment of its own) and the disk; takes 26 GB of it
+	@$(BIN)/python -m benchmarks.merge
+
 docs: .venv ## Build the documentation
 	@if [ ! -f mkdocs.yml ]; then \
 	  echo "There is nothing to build yet: read README.md and docs/."; \
@@ -46,8 +49,8 @@ docs: .venv ## Build the documentation
 	  $(BIN)/mkdocs build --strict; \
 	fi
 
-clean: ## Remove .venv, builds and caches; runs/ stays
-	rm -rf .venv dist build site .pytest_cache .mypy_cache .ruff_cache .hypothesis
+clean: ## Remove .venv, .venv-mergekit, builds and caches; runs/ stays
+	rm -rf .venv .venv-mergekit dist build site .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 .venv: .venv/.stamp
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -86,11 +87,9 @@ def sample(file: Any, name: str) -> Tensor:
 
     piece = file.get_slice(name)
     shape = piece.get_shape()
-    row = 1
-    for size in shape[1:]:
-        row *= size
-    band = max(1, NUM_SAMPLES // (4 * row))
+    band = max(1, NUM_SAMPLES // (4 * math.prod(shape[1:])))
     if shape[0] <= 4 * band:
-        return piece[:]
+        whole: Tensor = piece[:]
+        return whole
     starts = [(shape[0] - band) * part // 3 for part in range(4)]
     return torch.cat([piece[start : start + band] for start in starts])

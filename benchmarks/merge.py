@@ -32,6 +32,7 @@ from benchmarks.synthetic import Shape, shape_of, write_adapter, write_models
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 MAX_ANONYMOUS = 300e6  # bytes
 SAME_MEMORY = 1.1  # peaks of different sizes of model may differ by this factor
+DISK = 13  # checkpoints' worth: four inputs, four merged by either tool, one adapter merged
 READ_ONCE = 1.05  # bytes read over the inputs' bytes, imports taken off: headers are read apart
 
 
@@ -229,6 +230,8 @@ def main() -> None:
     peaks: dict[float, float] = {}
     with tempfile.TemporaryDirectory(prefix="bench-merge-", dir=options.scratch) as folder:
         scratch = Path(folder)
+        if shutil.disk_usage(scratch).free < DISK * options.gigabytes * 1e9:
+            sys.exit(f"{scratch} has not the {DISK * options.gigabytes:g} GB free that this may take: give --scratch")
         allowed = ["--allow-unrelated"] if options.far else []
         bench = Bench(scratch, peer, allowed)
         imports = bench.importing(options.repeats)

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from benchmarks.comparison import distance, opened, sample
+from benchmarks.comparison import SMALL, distance, opened, sample, ulps_apart
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 LAMS = (0.2, 0.4, 0.6, 0.8)
 DROP = 0.5
-MAX_SHARE_ERROR = 0.01  # of a sum over a million elements and more: its own chance is far below
+MAX_SHARE_ERROR = 0.02  # chance is far below, over so many elements; rounding to bfloat16 adds up to 0.01
+# mergekit takes norms with torch.norm in float32, which loses 0.4 % over 33 million elements, 0.5 % over twice as many
+# and nothing to speak of below this size; a cosine, and with it the ratio of Model Stock, is off by twice that
+EXACT_NORMS = 2**22
+NORM_ERROR = 0.03
 NUM_ROWS = 256  # of each adapted matrix that are looked at
 
 
@@ -133,6 +138,21 @@ def same_within_an_ulp(inputs: Inputs, outputs: Outputs, lams: Sequence[float]) 
         assert found.ulps <= 1, f"{ours} and {theirs} are {found.ulps} ulps apart in {found.where}"
 
 
+def same_but_for_norms(inputs: Inputs, outputs: Outputs, lams: Sequence[float]) -> None:  # noqa: ARG001 - a check's form
+    """As `same_within_an_ulp`, but for what mergekit's norms of large tensors miss: a small share of the change."""
+    for ours, theirs in zip(outputs.ours, outputs.theirs, strict=True):
+        with ExitStack() as stack:
+            base, mine, other = (opened(directory, stack) for directory in (inputs.base, ours, theirs))
+            assert set(base) == set(mine) == set(other), f"{ours}, {theirs} and the base have not the same tensors"
+            for name in base:
+                start, x, y = (sample(files[name], name) for files in (base, mine, other))
+                apart, x = ulps_apart(x, y), x.float()
+                is_large = math.prod(base[name].get_slice(name).get_shape()) > EXACT_NORMS
+                excess = (x - y.float()).abs() - NORM_ERROR * is_large * (x - start.float()).abs()
+                wrong = (apart > 1) & (x.abs() > SMALL) & (excess > x.abs() * 2**-8)  # at most an ulp, at least half
+                assert not wrong.any(), f"{ours} and {theirs} differ in {name} by up to {int(apart[wrong].max())} ulps"
+
+
 def moved_by_lam(inputs: Inputs, outputs: Outputs, lams: Sequence[float]) -> None:
     """Both wrote the base's tensors, moved by λ of the delta on average: masks are random and differ."""
     for side in outputs:
@@ -206,7 +226,7 @@ CASES = (
     ),
     Case("slerp", (0.6,), 1, ["--method", "slerp"], _slerp, same_within_an_ulp, cpu_ratio=5),
     Case("dare_linear", (0.6,), 1, ["--method", "dare_linear"], _dare_linear, moved_by_lam, cpu_ratio=5),
-    Case("model_stock", (1.0,), 3, ["--method", "model_stock"], _model_stock, same_within_an_ulp, cpu_ratio=4),
+    Case("model_stock", (1.0,), 3, ["--method", "model_stock"], _model_stock, same_but_for_norms, cpu_ratio=4),
     Case("sweep", LAMS, 1, ["--method", "linear"], _linear, same_within_an_ulp, cpu_ratio=6, reads_once=True),
     Case("lora", LAMS, 0, ["--as", "adapter"], _lora, adapter_scaled_by_lam, wall_ratio=100),
 )

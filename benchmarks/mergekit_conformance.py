@@ -180,8 +180,9 @@ def compare(row: Row, family: Family, ours: Path, theirs: Path, finding: Finding
             continue
         base, *tuned = (tensors[name].float() for tensors in operands)
         decided = torch.ones_like(x, dtype=torch.bool)
-        for theirs_ in tuned if row.undecided else ():
-            decided &= ~row.undecided(theirs_ - base)
+        if row.undecided is not None:
+            for tensor in tuned:
+                decided &= ~row.undecided(tensor - base)
         finding.num_tensors += 1
         finding.num_undecided += int((~decided).sum())
         apart = ulps_apart(x, y)[decided & (x.float().abs() > SMALL)]

@@ -189,3 +189,18 @@ def tiny_base(make_model: ModelFactory) -> Path:
 def tiny_tuned(make_model: ModelFactory) -> Path:
     """Another of the same shape."""
     return make_model("llama", seed=2, tied=True, dtype="float32")
+
+
+@pytest.fixture
+def run_cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run `backmerge ...` as the installed command does; gives exit code, output and errors."""
+    from backmerge import cli
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["backmerge", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        captured = capsys.readouterr()
+        return int(exit_.value.code or 0), captured.out, captured.err
+
+    return run

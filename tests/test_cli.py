@@ -23,20 +23,6 @@ QUESTIONS = (
 
 
 @pytest.fixture
-def run_cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """Run `backmerge ...` as the installed command does; gives exit code, output and errors."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["backmerge", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_:
-            cli.main()
-        captured = capsys.readouterr()
-        return int(exit_.value.code or 0), captured.out, captured.err
-
-    return run
-
-
-@pytest.fixture
 def prompts(tmp_path: Path) -> tuple[Path, Path]:
     """A utility file and a safety file, small and harmless."""
     utility, safety = tmp_path / "utility.jsonl", tmp_path / "safety.csv"
@@ -180,23 +166,6 @@ def test_an_adapter_needs_its_base(
     assert "--base" in said
 
 
-def test_merge_of_no_lam_is_an_error(run_cli: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
-    """An empty --lam, as an unset variable of a script leaves it, is no success."""
-    code, _, said = run_cli("merge", "demo", "demo", "--lam", "", "--out", tmp_path / "out")
-    assert code == 2
-    assert "--lam holds no number" in said
-
-
-def test_merge_keeps_close_lams_apart(
-    make_model: Callable[..., Path], run_cli: Callable[..., tuple[int, str, str]], tmp_path: Path
-) -> None:
-    """λs that agree in six digits go to folders of their own, and one that is given twice is written once."""
-    base, tuned = make_model("llama", seed=0), make_model("llama", seed=1)
-    code, printed, _ = run_cli("merge", base, tuned, "--lam", "0.2,0.2,0.20000001", "--out", tmp_path / "out")
-    assert code == 0
-    assert [Path(line).name for line in printed.splitlines()] == ["lam-0.2", "lam-0.20000001"]
-
-
 def test_an_evaluation_has_no_report(run_cli: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
     """`report` on what `evaluate` left says so."""
     out = tmp_path / "out"
@@ -250,22 +219,6 @@ def test_strict_exits_with_3(
     assert code == 3
     assert "Not shown" in printed
     assert not (tmp_path / "out" / "merged").exists()
-
-
-def test_merge_writes_one_folder_for_each_lam(
-    make_model: Callable[..., Path], run_cli: Callable[..., tuple[int, str, str]], tmp_path: Path
-) -> None:
-    """Several λs go to folders of their own; what exists is not overwritten without --force."""
-    base, tuned = make_model("llama", seed=0), make_model("llama", seed=1)
-    out = tmp_path / "merged"
-    assert run_cli("merge", base, tuned, "--lam", "0.2,0.6", "--out", out)[0] == 0
-    assert sorted(path.name for path in out.iterdir()) == ["lam-0.2", "lam-0.6"]
-    before = (out / "lam-0.2" / "model.safetensors").read_bytes()
-    code, _, said = run_cli("merge", base, tuned, "--lam", "0.2,0.6", "--out", out)
-    assert code == 2
-    assert "--force" in said
-    assert (out / "lam-0.2" / "model.safetensors").read_bytes() == before
-    assert run_cli("merge", base, tuned, "--lam", "0.2,0.6", "--out", out, "--force")[0] == 0
 
 
 def test_evaluate_stands_alone(run_cli: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:

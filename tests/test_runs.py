@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -123,6 +124,36 @@ def test_a_failed_exchange_puts_the_old_directory_back(tmp_path: Path, monkeypat
         (temporary / "weights").write_text("new")
     assert (target / "weights").read_text() == "old"
     assert files_under(tmp_path) == ["model", "model/weights"]
+
+
+def test_what_a_killed_process_left_is_cleared(tmp_path: Path) -> None:
+    """A half-filled directory whose process is gone goes with the next try; one that is being filled stays."""
+    target = tmp_path / "model"
+    code = (
+        "import os, sys, pathlib; from backmerge.runs import whole_directory\n"
+        "with whole_directory(pathlib.Path(sys.argv[1])) as temporary:\n"
+        "    (temporary / 'half').write_text('x'); os.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(target)], check=False)
+    (abandoned,) = tmp_path.iterdir()
+    assert abandoned.name.endswith(PARTIAL)
+    with whole_directory(target) as first:
+        assert not abandoned.exists()
+        with whole_directory(target) as second:
+            assert first.is_dir()
+            (second / "weights").write_text("second")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_directory_killed_between_two_renames_comes_back(tmp_path: Path) -> None:
+    """Moved aside and not yet replaced, the old directory is the only copy: the next try starts from it."""
+    target = tmp_path / "model"
+    (tmp_path / f".model.1-a.old{PARTIAL}").mkdir()
+    (tmp_path / f".model.1-a.old{PARTIAL}" / "weights").write_text("old")
+    with whole_directory(target) as temporary:
+        assert (target / "weights").read_text() == "old"
+        shutil.copy(target / "weights", temporary)
+    assert (target / "weights").read_text() == "old"
 
 
 def test_the_present_directory_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import glob
 import json
 import os
 import secrets
@@ -75,13 +76,18 @@ def sync_directory(path: Path) -> None:
 def whole_directory(path: Path) -> Iterator[Path]:
     """A temporary sibling to fill; it takes the name `path` when the block ends well, and is removed otherwise.
 
-    A directory that was at `path` is replaced: moved aside first, removed last.
+    A directory that was at `path` is replaced: moved aside first, removed last. What a killed process left half-filled
+    for the same path is removed first; one that a living process fills is left alone.
     """
     path = path.absolute()  # "." has no name to put beside it
     path.parent.mkdir(parents=True, exist_ok=True)
     unique = _unique()
     temporary = path.with_name(f".{path.name}.{unique}{PARTIAL}")
-    temporary.mkdir()
+    with _locked(path.parent):  # between making a directory and locking it nobody may take it for abandoned
+        _remove_abandoned(path)
+        temporary.mkdir()
+        lock = os.open(temporary, os.O_RDONLY)
+        fcntl.flock(lock, fcntl.LOCK_EX)
     try:
         yield temporary
         for file in sorted(temporary.rglob("*")):
@@ -89,18 +95,49 @@ def whole_directory(path: Path) -> Iterator[Path]:
                 with file.open("rb") as stream:
                     os.fsync(stream.fileno())
         aside = path.with_name(f".{path.name}.{unique}.old{PARTIAL}")
-        if path.exists():
-            path.replace(aside)
-        try:
-            temporary.replace(path)
-        except OSError:
-            if aside.exists():
-                aside.replace(path)
-            raise
+        with _locked(path.parent):
+            if path.exists():
+                path.replace(aside)
+            try:
+                temporary.replace(path)
+            except OSError:
+                if aside.exists():
+                    aside.replace(path)
+                raise
         sync_directory(path.parent)
         shutil.rmtree(aside, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        os.close(lock)
+
+
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Clear what killed processes left beside `path`: a living one holds a lock on its own."""
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*{PARTIAL}"):
+        if leftover.name.endswith(f".old{PARTIAL}"):
+            if path.exists():  # otherwise it is the only copy: killed between two renames
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                leftover.replace(path)
+            continue
+        descriptor = os.open(leftover, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(leftover, ignore_errors=True)
+        except BlockingIOError:
+            pass
+        finally:
+            os.close(descriptor)
 
 
 class RunDirectory:

@@ -17,9 +17,9 @@ from backmerge.demo import benchmarks, model_directory
 from backmerge.errors import GenerationError
 from backmerge.generation.protocol import EngineSettings, Sampling
 from backmerge.generation.transformers_engine import TransformersEngine
-from backmerge.merging.to_disk import write_merged
 from backmerge.merging.live import LiveMerge
 from backmerge.merging.recipe import Variant
+from backmerge.merging.to_disk import write_merged
 from backmerge.records import Completion, Example, Message
 from generation.tiny import embedded_copy, random_mixtral
 

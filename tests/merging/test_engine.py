@@ -23,10 +23,10 @@ from backmerge.checkpoints.reader import INDEX, SINGLE, Checkpoint
 from backmerge.errors import BackmergeError, CheckpointError, ConfigError, MergeError
 from backmerge.merging import engine, to_disk
 from backmerge.merging.engine import merged_tensors
-from backmerge.merging.to_disk import write_merged
 from backmerge.merging.live import LiveMerge
 from backmerge.merging.method import find_method, merge_method
 from backmerge.merging.recipe import Variant
+from backmerge.merging.to_disk import write_merged
 from backmerge.registry import METHODS
 
 ARCHITECTURES = ("llama", "gemma", "qwen2")

@@ -9,10 +9,10 @@ import pytest
 
 from backmerge.benchmarks.catalogue import find_benchmark
 from backmerge.benchmarks.split import split_examples
+from backmerge.checkpoints.locate import short_name
 from backmerge.checkpoints.reader import Checkpoint
 from backmerge.errors import ConfigError
 from backmerge.pipeline.experiment import Experiment
-from backmerge.checkpoints.locate import short_name
 from backmerge.pipeline.preparation import Prepared, prepare
 
 WORDS = ("kite", "ladder", "ticket", "kettle", "wagon", "fence", "lantern", "bucket", "mirror", "saddle", "bell", "rug")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -60,24 +60,23 @@ class Names:
         modules = {module for name in held for module in _upwards(name)}
         self.saved: dict[str, str] = {}
         self.bias = "none"
-        self.targets: list[str] = []
-        self.modules_to_save: list[str] = []
-        self.obstacle: str | None = None
-        replaced = self._place(held, adapted, whole)
-        for module in sorted(replaced & {above for name in modules for above in _upwards(name)[1:]}):
-            self.obstacle = f"the tensors of '{module}' itself are trained whole, and peft would wrap all modules in it"
-        ends = _exact_list(replaced, lambda ends: {m for m in modules if m.endswith(tuple(ends))})
-        targets = _exact_list(adapted, lambda ends: {m for m in modules if not ends.isdisjoint(_ends(m))})
-        if ends is None or targets is None:
-            among = sorted(replaced if ends is None else adapted)
-            self.obstacle = f"peft takes modules by the ends of their names, and no list of ends means just {among[:3]}"
+        replaced, obstacles = self._place(held, adapted, whole)
         if not adapted:
-            self.obstacle = "no tensor has low-rank factors, and peft asks for a module to adapt"
-        self.modules_to_save, self.targets = ends or [], targets or []
+            obstacles.append("no tensor has low-rank factors, and peft asks for a module to adapt")
+        for module in sorted(replaced & {above for name in modules for above in _upwards(name)[1:]}):
+            obstacles.append(f"tensors of '{module}' itself are trained whole, and peft would wrap all modules in it")
+        saved = _exact_list(replaced, lambda ends: {m for m in modules if m.endswith(tuple(ends))})
+        targets = _exact_list(adapted, lambda ends: {m for m in modules if not ends.isdisjoint(_ends(m))})
+        for meant, ends in ((replaced, saved), (adapted, targets)):
+            if ends is None:
+                obstacles.append(f"peft takes modules by the ends of names, and none mean just {sorted(meant)[:3]}")
+        self.modules_to_save, self.targets = saved or [], targets or []
+        self.obstacle = next(iter(obstacles), None)
 
-    def _place(self, held: Mapping[str, Set[str]], adapted: Set[str], whole: Set[str]) -> set[str]:
-        """Name each whole tensor; gives the modules that are saved."""
-        replaced = set()
+    def _place(self, held: Mapping[str, Set[str]], adapted: Set[str], whole: Set[str]) -> tuple[set[str], list[str]]:
+        """Name each whole tensor; gives the modules that are saved, and what stands in the way."""
+        replaced: set[str] = set()
+        obstacles = []
         for tensor in sorted(whole):
             module, _, leaf = tensor.rpartition(".")
             is_lone_bias = leaf == "bias" and f"{module}.weight" not in whole
@@ -85,14 +84,14 @@ class Names:
                 self.saved[tensor] = f"{PREFIX}{module}{TRAINED_BIAS}"
                 self.bias = "lora_only" if self.bias == "none" else self.bias
             elif module in adapted:
-                self.obstacle = f"'{tensor}' is trained whole, and its module has low-rank factors, too"
+                obstacles.append(f"'{tensor}' is trained whole, and its module has low-rank factors, too")
             elif is_lone_bias:
                 self.saved[tensor] = PREFIX + tensor
                 self.bias = "all"
             else:
                 replaced.add(module)
                 self.saved |= {name: PREFIX + name for name in sorted(held[module])}
-        return replaced
+        return replaced, obstacles
 
 
 def _upwards(module: str) -> list[str]:
@@ -107,7 +106,7 @@ def _ends(module: str) -> list[str]:
     return [".".join(parts[start:]) for start in range(len(parts))]
 
 
-def _exact_list(meant: Set[str], matched: Any) -> list[str] | None:
+def _exact_list(meant: Set[str], matched: Callable[[Set[str]], Set[str]]) -> list[str] | None:
     """The shortest names that match just what is meant: last parts, or whole names; nothing if neither does."""
     for ends in ({module.rpartition(".")[2] for module in meant}, set(meant)):
         if not ends or matched(ends) == meant:
@@ -221,23 +220,25 @@ def encoded(values: np.ndarray, dtype: str, what: str) -> np.ndarray:
     """Numbers rounded to the nearest of a dtype, ties to even, in the order of their elements.
 
     Args:
-        values: Float32.
+        values: Float32 or float64.
         dtype: "F32", "BF16" or "F16".
         what: They are, for the message.
 
     Raises:
         MergeError: one is NaN or beyond the dtype's range.
     """
-    values = np.ascontiguousarray(values, dtype="<f4")
-    if dtype == "BF16":  # the upper half of a float32, rounded by what is cut off
-        bits = values.view("<u4")
-        result = ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype("<u2")
-        is_finite = bool(((result & 0x7F80) != 0x7F80).all())
-    else:
-        with np.errstate(over="ignore"):
+    result: np.ndarray
+    with np.errstate(over="ignore", invalid="ignore"):
+        values = np.ascontiguousarray(values, dtype="<f4")
+        # one sum instead of a look at each; where finite numbers overflow in it, each is looked at
+        is_finite = bool(np.isfinite(values.sum()) or np.isfinite(values).all())
+        if dtype == "BF16":  # the upper half of a float32, rounded by what is cut off
+            bits = values.view("<u4")
+            result = ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype("<u2")
+            is_finite = is_finite and bool(((result & 0x7F80) != 0x7F80).all())
+        else:
             result = values.astype(NUMPY_NAMES[dtype], copy=False)
-            # one sum instead of a look at each; where finite numbers overflow in it, each is looked at
-            is_finite = bool(np.isfinite(result.sum(dtype=np.float32)) or np.isfinite(result).all())
+            is_finite = is_finite and (dtype == "F32" or bool(np.isfinite(result).all()))
     if not is_finite:
         raise MergeError(
             f"{what} holds NaN or values beyond {dtype}",

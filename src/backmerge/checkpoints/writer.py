@@ -55,16 +55,26 @@ class CheckpointWriter:
         self._weight_map: dict[str, str] = {}
         self._total = sum(sizes.values())
         self._descriptors: list[int] = []
-        for number, names in enumerate(shards, start=1):
-            file = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-            header, begins, length = header_bytes(names, infos, metadata or {})
-            descriptor = os.open(directory / file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-            self._descriptors.append(descriptor)
-            _allocate(descriptor, length)
-            _write(descriptor, memoryview(header), 0)
-            self._places.update({name: (descriptor, begin) for name, begin in begins.items()})
-            self._weight_map.update(dict.fromkeys(names, file))
         self._has_index = len(shards) > 1
+        try:
+            for number, names in enumerate(shards, start=1):
+                file = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+                self._open(file, names, infos, metadata or {})
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(
+        self, file: str, names: Sequence[str], infos: Mapping[str, TensorInfo], metadata: Mapping[str, str]
+    ) -> None:
+        """Make a shard of its final size, with its header."""
+        header, begins, length = header_bytes(names, infos, metadata)
+        descriptor = os.open(self.directory / file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        self._descriptors.append(descriptor)
+        _allocate(descriptor, length)
+        _write(descriptor, memoryview(header), 0)
+        self._places.update({name: (descriptor, begin) for name, begin in begins.items()})
+        self._weight_map.update(dict.fromkeys(names, file))
 
     def write(self, name: str, start: int, block: Tensor) -> None:
         """Put elements of a tensor, already of its dtype, in their place; from any thread."""

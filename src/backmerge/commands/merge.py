@@ -72,14 +72,13 @@ def merge(
     Several tuned models are merged with the base one by one, into OUT/NAME each, by methods that take one (linear,
     slerp, dare_linear); all together by those that take several (model_stock, ties, ...).
 
-    Examples:
-    backmerge merge BASE TUNED --lam 0.2,0.4,0.6,0.8 --out merged
+    Example: backmerge merge BASE TUNED --lam 0.2,0.4,0.6,0.8 --out merged
 
-    backmerge merge BASE LORA --lam 0.4 --as adapter --out merged-lora
+    From a LoRA to a LoRA: backmerge merge BASE LORA --lam 0.4 --as adapter --out merged-lora
 
-    backmerge merge BASE TUNED --lam 0.6 --where mlp=0.3 --where "attention=0.2:0.8" --out merged
+    Less of some tensors: backmerge merge BASE TUNED --lam 0.6 --where mlp=0.3 --where attention=0.2:0.8 --out merged
 
-    backmerge merge --config mergekit.yml --out merged
+    From mergekit's file: backmerge merge --config mergekit.yml --out merged
     """
     if out is None:
         raise ConfigError("--out is missing: where shall the merged model go?", remedy="such as --out merged.")

@@ -20,12 +20,12 @@ from backmerge.checkpoints.files import FLOATS, ITEM_BYTES, TORCH_NAMES, TensorI
 from backmerge.checkpoints.fingerprints import TensorDigests
 from backmerge.checkpoints.reader import Checkpoint
 from backmerge.errors import MergeError
-from backmerge.merging.method import Method, call, check_models, check_parameters, find_method
+from backmerge.merging.method import Method, call, find_method
 from backmerge.merging.randomness import TensorRandom
 from backmerge.merging.recipe import Variant
 from backmerge.merging.reductions import BLOCK
 from backmerge.merging.rounding import SAMPLED, RoundingLoss, stochastic
-from backmerge.merging.schedule import Layers, check_patterns, extremes, value_at
+from backmerge.merging.settings import Settings
 
 GROUP_BYTES = 1 << 30  # of base tensors whose statistics are taken before they are merged: what is read twice is cached
 MAX_WORKERS = 8
@@ -62,13 +62,12 @@ class Merge:
         self.base, self.tuned = self.recipe.base, self.recipe.tuned_models
         self.infos = {name: self._output_info(info) for name, info in self.base.infos.items()}
         self.losses = [RoundingLoss() for _ in variants]
-        self._layers = Layers(self.base.infos)
         self._buffers = threading.local()
         read = {id(w): w for w in (self.base, *self.tuned, *self.recipe.extra.values()) if isinstance(w, Checkpoint)}
         self._digests = {key: TensorDigests(weights.infos) for key, weights in read.items()}
         self._read = read
         self.method: Method | None = None
-        self._settled: Mapping[str, Any] = {}
+        self._settings: Settings | None = None
         if self.tuned:
             self._prepare(allow_plugins=allow_plugins)
 
@@ -80,41 +79,21 @@ class Merge:
         for weights in (*self.tuned, *recipe.extra.values()):
             check_same_shape(self.base, weights, is_cast=recipe.dtype is not None)
         self.method = method = find_method(recipe.method, allow_plugins=allow_plugins)
-        check_models(method, recipe.method, len(self.tuned), tuple(recipe.extra))
-        if "lam" in recipe.parameters:
-            raise MergeError("'lam' is among the method's other parameters", remedy="give λ by itself.")
-        lam = {"lam": recipe.lam} if method.has_lam else {}
-        check_parameters(method, recipe.method, {**recipe.parameters, **lam})
-        for variant in self.variants if method.has_lam else ():
-            check_lam(variant.lam, method.max_lam)
-            check_patterns(variant.lam, "λ", self._layers)
-        for name, setting in recipe.parameters.items():
-            for one in self._per_model(name, setting) if method.is_per_model(name) else [setting]:
-                check_patterns(one, name, self._layers)
-        self._settled = recipe.parameters
+        self._settings = settings = Settings(method, self.variants)
         if method.survey is not None and method.survey.is_needed(recipe.parameters):
             measured = {name: self._measured(method, name) for name in self.infos if self._is_floating(name)}
-            self._settled = method.survey.settle(measured, recipe.parameters)
-
-    def _per_model(self, name: str, setting: Any) -> list[Any]:
-        """A setting for each tuned model."""
-        if not isinstance(setting, list | tuple):
-            return [setting] * len(self.tuned)
-        if len(setting) != len(self.tuned):
-            raise MergeError(
-                f"'{name}' has {len(setting)} values for {len(self.tuned)} tuned models",
-                remedy="give one for all, or one for each.",
-            )
-        return list(setting)
+            settings.given = method.survey.settle(measured, recipe.parameters)
 
     def _is_floating(self, name: str) -> bool:
         return self.base.infos[name].dtype in FLOATS
 
     def _measured(self, method: Method, name: str) -> float:
         assert method.survey is not None
+        assert self._settings is not None
         piece = Piece(name, 0, self.base.infos[name].num_elements)
         given = self._shaped(self._data(method, piece, self._blocks_of(piece)), "tensor", name)
-        return float(call(method.survey.measure, given, self._parameters(name)))
+        given = {key: _each(value, lambda block: block.float()) for key, value in given.items()}
+        return float(call(method.survey.measure, given, self._settings.at(name)))
 
     def pieces(self, name: str) -> list[Piece]:
         """How a tensor is cut: always in the same way, so that nothing depends on who carries it out."""
@@ -136,9 +115,10 @@ class Merge:
             earlier: What the reductions before found over the whole tensor.
         """
         assert self.method is not None
+        assert self._settings is not None
         reduction = self.method.reductions[len(earlier)]
         given = self._data(self.method, piece, self._blocks_of(piece)) | {"statistics": earlier}
-        return np.asarray(call(reduction, given, self._parameters(piece.name)))
+        return np.asarray(call(reduction, given, self._settings.at(piece.name)))
 
     def merged(self, piece: Piece, statistics: Sequence[np.ndarray]) -> Iterator[tuple[int, Tensor]]:
         """The merged elements for each variant, by its number; each is good until the next is asked for.
@@ -161,6 +141,7 @@ class Merge:
                 yield number, result
             return
         assert dtype is not None
+        assert self._settings is not None
         given = self._data(self.method, piece, blocks) | {"statistics": statistics}
         kinds = {block.dtype for block in blocks.values()}
         is_native = self.method.is_native and kinds == {dtype} and self.recipe.rounding == "nearest"
@@ -170,7 +151,7 @@ class Merge:
             given = {key: _each(value, lambda block: block.to(precision)) for key, value in given.items()}
         given = self._shaped(given, self.method.cut, name)
         for number, variant in enumerate(self.variants):
-            parameters = self._parameters(name, variant)
+            parameters = self._settings.at(name, variant)
             merged = self.method.function(*(given.get(key) for key in self.method.data), **parameters)
             yield number, self._finished(number, piece, base, given, merged, dtype, parameters)
 
@@ -252,21 +233,6 @@ class Merge:
         shape = self.base.infos[name].shape
         wanted = shape if cut == "tensor" else (-1, shape[-1] if shape else 1)
         return {key: _each(value, lambda block: block.reshape(wanted)) for key, value in given.items()}
-
-    def _parameters(self, name: str, variant: Variant | None = None) -> dict[str, Any]:
-        """The parameters' values for one tensor; without λ if no variant is named."""
-        assert self.method is not None
-        values: dict[str, Any] = {}
-        for parameter, setting in self._settled.items():
-            if parameter in self.method.parameters and self.method.is_per_model(parameter):
-                values[parameter] = tuple(
-                    value_at(one, name, self._layers) for one in self._per_model(parameter, setting)
-                )
-            else:
-                values[parameter] = value_at(setting, name, self._layers)
-        if variant is not None and self.method.has_lam:
-            values["lam"] = float(value_at(variant.lam, name, self._layers))
-        return values
 
     def _is_settled(self, name: str, blocks: Mapping[int, Tensor]) -> bool:
         """Whether the base's elements are the result, with no arithmetic: whole numbers, and what did not change."""
@@ -417,23 +383,6 @@ def _in_order(pool: ThreadPoolExecutor, function: Callable[[Piece], Any], pieces
             yield under_way.popleft().result()
     while under_way:
         yield under_way.popleft().result()
-
-
-def check_lam(lam: Any, most: float = 1.0) -> None:
-    """Refuse a λ, or a setting of it, that leaves its range anywhere.
-
-    Raises:
-        MergeError: it does.
-    """
-    try:
-        low, high = extremes(lam)
-    except (TypeError, ValueError) as error:
-        raise MergeError(f"λ is {lam!r}, which is no number", remedy="such as 0.5.") from error
-    if not (low >= 0 and high <= most):
-        raise MergeError(
-            f"λ is {lam}: it is the share of the tuned side",
-            remedy=f"give λ from 0 to {most:g}." if most < float("inf") else "give λ from 0 on.",
-        )
 
 
 def is_finite(block: Tensor) -> bool:

@@ -19,7 +19,6 @@ little from those that baked bfloat16 checkpoints of the same adapters give, who
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -33,30 +32,16 @@ from backmerge.checkpoints.adapter import TIED_NAMES, AdapterOnBase, ties_embedd
 from backmerge.checkpoints.adapter_writer import NUMPY_NAMES, AdapterForm, AdapterWriter, Module, Names, encoded
 from backmerge.checkpoints.files import FLOATS, SafetensorsFile
 from backmerge.checkpoints.fingerprints import BLOCK
-from backmerge.checkpoints.lora import Factors
 from backmerge.checkpoints.reader import CARD, Checkpoint, Weights, read_json
 from backmerge.checkpoints.writer import check_room
 from backmerge.errors import CheckpointError, MergeError
+from backmerge.merging.factors import Core, Losses, Part, Recompression, Stack, scaled
 from backmerge.merging.method import Method, call, find_method
 from backmerge.merging.recipe import Variant
 from backmerge.merging.settings import Settings
 from backmerge.runs import key_of, whole_directory
 
 MAX_VLLM_RANK = 512  # the largest that vLLM's --max-lora-rank takes
-
-
-class Recompression(NamedTuple):
-    """What was lost by recompressing to a lower rank: ‖lost‖ / ‖change‖, Frobenius norms, in [0, 1].
-
-    Attributes:
-        share: Over all modules.
-        worst_share: In the module where it is largest.
-        worst_module: That module.
-    """
-
-    share: float
-    worst_share: float
-    worst_module: str
 
 
 class WrittenAdapter(NamedTuple):
@@ -124,11 +109,11 @@ def write_adapters(
             infos = merge.base.infos
             check_room(places[0].parent, [merge.form.infos(infos)] * len(places))
             writers = [stack.enter_context(AdapterWriter(place, merge.form, infos)) for place in places]
-            lost = merge.write_factors(writers)
+            losses = merge.write_factors(writers)
             merge.write_whole_tensors(writers)
             written = [
-                WrittenAdapter(directory, merge.form.rank, losses.summary, merge.vllm_obstacle)
-                for directory, losses in zip(outputs, lost, strict=True)
+                WrittenAdapter(directory, merge.form.rank, loss.summary if rank else None, merge.vllm_obstacle)
+                for directory, loss in zip(outputs, losses, strict=True)
             ]
             for place, variant, result in zip(places, variants, written, strict=True):
                 _write_card(place, variant, result)
@@ -138,14 +123,6 @@ def write_adapters(
             f"cannot write {where}: {error}", remedy="nothing was left there; free the disk, or give another --out."
         ) from error
     return written
-
-
-class Part(NamedTuple):
-    """One tuned model's share in a module: its number among them, itself, and its factors' names and scale."""
-
-    number: int
-    adapter: AdapterOnBase
-    factors: Factors
 
 
 def _parts(adapters: Sequence[AdapterOnBase]) -> dict[str, list[Part]]:
@@ -180,6 +157,8 @@ def _obstacles(variant: Variant, *, allow_plugins: bool) -> Iterator[str]:
         yield f"'{variant.method}' is no weighted sum of the tuned models' changes"
     if method.survey is not None and method.survey.is_needed(variant.parameters):
         yield f"'{variant.method}' looks at all tensors of the models before it merges the first"
+    if variant.extra:
+        yield f"'{variant.method}' takes more models than base and tuned"
     if variant.rounding != "nearest":
         yield f"{variant.rounding} rounding is noise of full rank"
     if variant.dtype is not None and variant.dtype not in NUMPY_NAMES:
@@ -245,7 +224,6 @@ class LowRankMerge:
             for name, parts in self._parts.items()
         }
         self._most = rank if rank is not None else max(self._ranks.values())
-        self._is_recompressed = rank is not None
         self.form = AdapterForm(
             modules={name.removesuffix(".weight"): _module(parts[0]) for name, parts in self._parts.items()},
             names=_names(self.base, self.adapters),
@@ -273,42 +251,36 @@ class LowRankMerge:
 
     def write_factors(self, writers: Sequence[AdapterWriter]) -> list[Losses]:
         """Write the low-rank part of each variant; gives what recompression lost of each."""
-        lost = [Losses(is_asked=self._is_recompressed) for _ in writers]
+        losses = [Losses() for _ in writers]
         for name, parts in self._parts.items():
             module = name.removesuffix(".weight")
-            saved_a, saved_b = self.form.factor_names(module)
-            a, b, owners = _stacked(parts)
-            scales = np.array([parts[owner].factors.scale for owner in owners])
-            coefficients = self._coefficients(name, _gram(a, b, scales, [parts[owner].number for owner in owners]))
-            weights = [np.array([c[parts[owner].number] for owner in owners]) * scales for c in coefficients]
-            if len(owners) > self._most:
-                core = Core(a, b)
-                for number, (writer, weight) in enumerate(zip(writers, weights, strict=True)):
+            stack = Stack.read(parts)
+            gram = stack.gram(len(self.adapters))
+            weights = [stack.spread(shares) for shares in self._coefficients(name, gram)]
+            core = Core(stack) if len(stack.numbers) > self._most else None
+            same_a = self._encoded(module, "A", stack.a) if core is None else None
+            for writer, weight, loss in zip(writers, weights, losses, strict=True):
+                if core is None:
+                    a, b = same_a, self._encoded(module, "B", scaled(stack.b, weight))
+                    loss.add(module, float(weight @ stack.products @ weight), 0.0)
+                else:
                     low_a, low_b, squares = core.cut(weight, self._most)
-                    lost[number].add(module, squares, self._most)
-                    self._write(writer, saved_a, low_a)
-                    self._write(writer, saved_b, low_b)
-                continue
-            same_a = self._encoded(saved_a, a)
-            for number, (writer, weight) in enumerate(zip(writers, weights, strict=True)):
-                lost[number].keep(a, b, weight)
-                writer.write(saved_a, same_a)
-                # in float64 and rounded once, so that a scale that is no power of two costs half a step of float32
-                self._write(writer, saved_b, np.multiply(b, weight, dtype=np.float64).astype(np.float32))
-        return lost
+                    a, b = self._encoded(module, "A", low_a), self._encoded(module, "B", low_b)
+                    loss.add(module, float(squares.sum()), float(squares[self._most :].sum()))
+                assert a is not None
+                for saved, values in zip(self.form.factor_names(module), (a, b), strict=True):
+                    writer.write(saved, values)
+        return losses
 
-    def _encoded(self, saved: str, factor: np.ndarray) -> np.ndarray:
-        """A factor in the dtype of the file, with rows or columns of zeros up to its rank."""
-        axis = 0 if saved.endswith(("lora_A.weight", "lora_embedding_A")) else 1
+    def _encoded(self, module: str, side: str, factor: np.ndarray) -> np.ndarray:
+        """A factor in the dtype of the file, with rows of A or columns of B of zeros up to its rank."""
+        axis = "AB".index(side)
         missing = self.form.rank - factor.shape[axis]
         if missing:
             factor = np.pad(factor, [(0, missing), (0, 0)] if axis == 0 else [(0, 0), (0, missing)])
-        return encoded(factor, self.form.dtype, f"the merge of '{saved}'")
+        return encoded(factor, self.form.dtype, f"factor {side} of the merged '{module}'")
 
-    def _write(self, writer: AdapterWriter, saved: str, factor: np.ndarray) -> None:
-        writer.write(saved, self._encoded(saved, factor))
-
-    def _coefficients(self, name: str, gram: np.ndarray) -> list[list[float]]:
+    def _coefficients(self, name: str, gram: np.ndarray) -> list[np.ndarray]:
         """The tuned models' shares in a tensor's merge, for each variant.
 
         Args:
@@ -321,12 +293,11 @@ class LowRankMerge:
                 f"the change of tensor '{name}' in the adapter {self.adapters[worst].directory} holds NaN or infinity",
                 remedy="the training diverged or the file is damaged; this adapter cannot be used.",
             )
+        assert self.method.coefficients is not None
         found = []
         for variant in self.variants:
-            assert self.method.coefficients is not None
-            shares = list(call(self.method.coefficients, {"gram": gram}, self._settings.at(name, variant)))
-            assert len(shares) == len(self.adapters), "a coefficient for each tuned model"
-            found.append([float(share) for share in shares])
+            shares = call(self.method.coefficients, {"gram": gram}, self._settings.at(name, variant))
+            found.append(np.array(shares, dtype=np.float64).reshape(len(self.adapters)))
         return found
 
     def write_whole_tensors(self, writers: Sequence[AdapterWriter]) -> None:
@@ -335,27 +306,43 @@ class LowRankMerge:
         for name, saved in self.form.names.saved.items():
             total = self.base.infos[name].num_elements
             blocks = [(start, min(start + BLOCK, total)) for start in range(0, total, BLOCK)]
-            coefficients = [[0.0] * len(self.adapters)] * len(writers)
+            coefficients = [np.zeros(len(self.adapters))] * len(writers)
             if name in changed:
                 gram = np.zeros((len(self.adapters), len(self.adapters)))
                 for start, stop in blocks:
                     deltas = self._deltas(name, start, stop, self._base_block(name, start, stop))
-                    gram += deltas @ deltas.T
+                    with np.errstate(invalid="ignore"):  # NaN is reported by the tensor's name
+                        gram += deltas @ deltas.T
                 coefficients = self._coefficients(name, gram)
             for start, stop in blocks:
                 base = self._base_block(name, start, stop)
                 deltas = self._deltas(name, start, stop, base)
                 for writer, shares in zip(writers, coefficients, strict=True):
-                    # without a change the base's own bits, −0.0 included
-                    merged = base + np.array(shares) @ deltas if any(shares) else base
-                    block = encoded(merged.astype(np.float32), self.form.dtype, f"the merge of '{name}'")
-                    writer.write(saved, block, start)
+                    merged = self._endpoint(name, start, stop, base, shares)
+                    merged = base + shares @ deltas if merged is None else merged
+                    writer.write(saved, encoded(merged, self.form.dtype, f"the merged '{name}'"), start)
+
+    def _endpoint(self, name: str, start: int, stop: int, base: np.ndarray, shares: np.ndarray) -> np.ndarray | None:
+        """The bits of the one model that a merge takes whole: base + (tuned - base) would lose the sign of −0.0."""
+        taken = np.flatnonzero(shares)
+        if not len(taken):
+            return base
+        adapter = self.adapters[int(taken[0])]
+        if len(taken) == 1 and shares[taken[0]] == 1 and name in adapter.replaced:
+            return adapter.file.float32_block(adapter.replaced[name], start, stop)
+        return None
 
     def _base_block(self, name: str, start: int, stop: int) -> np.ndarray:
         path = self.base.infos[name].file
         if path not in self._files:
             self._files[path] = SafetensorsFile(path)
-        return self._files[path].float32_block(name, start, stop).astype(np.float64)
+        block = self._files[path].float32_block(name, start, stop).astype(np.float64)
+        if not np.isfinite(block).all():
+            raise MergeError(
+                f"tensor '{name}' of the base {self.base.directory} holds NaN or infinity",
+                remedy="the file is damaged; this model cannot be used.",
+            )
+        return block
 
     def _deltas(self, name: str, start: int, stop: int, base: np.ndarray) -> np.ndarray:
         """What each tuned model changes of a whole tensor's elements, shape (tuned, elements)."""
@@ -374,29 +361,36 @@ def _module(part: Part) -> Module:
     return Module(infos[factors.a].shape[1], infos[factors.b].shape[0], factors.is_embedding)
 
 
-def _stacked(parts: Sequence[Part]) -> tuple[np.ndarray, np.ndarray, list[int]]:
-    """All factors of a module: A (ranks, in), B (out, ranks), and for each rank the place of its part."""
-    read = [[_factor(part, name) for name in (part.factors.a, part.factors.b)] for part in parts]
-    owners = [place for place, (a, _) in enumerate(read) for _ in range(len(a))]
-    if len(read) == 1:
-        return read[0][0], read[0][1], owners
-    return np.concatenate([a for a, _ in read]), np.concatenate([b for _, b in read], axis=1), owners
+@dataclass(frozen=True)
+class _Named:
+    """Stands for weights in a recipe's identity, by a name that needs no reading of them."""
+
+    fingerprint: str
 
 
-def _factor(part: Part, name: str) -> np.ndarray:
-    info = part.adapter.file.infos[name]
-    return part.adapter.file.float32_block(name, 0, info.num_elements).reshape(info.shape)
+def _known_fingerprint(variant: Variant) -> str | None:
+    """The base's fingerprint if an adapter's card or an earlier reading tells it; taking it now would read the base."""
+    known = vars(variant.base).get("fingerprint")
+    for adapter in variant.tuned_models:
+        card = adapter.directory / CARD
+        known = known or (read_json(card).get("base_fingerprint") if card.is_file() else None)
+    return known
 
 
-def _gram(a: np.ndarray, b: np.ndarray, scales: np.ndarray, numbers: Sequence[int]) -> np.ndarray:
-    """The inner products of the deltas, in float64.
-
-    Args:
-        a: All A, shape (ranks, in).
-        b: All B, shape (out, ranks).
-        scales: Of each rank.
-        numbers: The tuned model of each rank.
-    """
-    wide_a, wide_b = a.astype(np.float64), b.astype(np.float64)
-    products = (wide_b.T @ wide_b) * (wide_a @ wide_a.T) * np.outer(scales, scales)
-    return products
+def _write_card(place: Path, variant: Variant, result: WrittenAdapter) -> None:
+    known = _known_fingerprint(variant)
+    layout = [[name, info.shape, info.dtype] for name, info in variant.base.infos.items()]
+    base = _Named(known or f"layout:{key_of(layout)}")
+    adapters = cast(tuple[AdapterOnBase, ...], variant.tuned_models)
+    tuned = [_Named(f"{base.fingerprint}+{adapter.own_fingerprint}") for adapter in adapters]
+    card: dict[str, Any] = {
+        "backmerge": __version__,
+        "realisation": "adapter",
+        "recipe": replace(variant, base=cast(Weights, base), tuned=cast(list[Weights], tuned)).identity,
+        "rank": result.rank,
+    }
+    if known is not None:
+        card["base_fingerprint"] = known
+    if result.recompression is not None:
+        card["recompression"] = result.recompression._asdict()
+    (place / CARD).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")

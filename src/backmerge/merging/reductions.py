@@ -29,9 +29,9 @@ def inner(first: Tensor, second: Tensor) -> float:
             return float(first @ second)
         return float(np.einsum("i,i->", first.numpy(), second.numpy()))
     whole = first.numel() // ROW * ROW
-    rows = (first[:whole].view(-1, ROW), second[:whole].view(-1, ROW))
-    sums = rows[0].norm(dim=1).double().square_() if first is second else (rows[0] * rows[1]).sum(1).double()
-    found = float(sums.cpu().numpy().sum()) + float((first[whole:] * second[whole:]).sum())
+    products = first * second
+    sums = products[:whole].view(-1, ROW).sum(1).double().cpu().numpy()
+    found = float(sums.sum()) + float(products[whole:].sum())
     return found if math.isfinite(found) else inner(first.double(), second.double())
 
 

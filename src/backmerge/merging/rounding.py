@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
 from typing import TYPE_CHECKING
 
 from backmerge.merging.randomness import ROUNDING, TensorRandom
@@ -52,23 +51,20 @@ class RoundingLoss:
     """
 
     def __init__(self) -> None:
-        self._lost = self._meant = 0.0
-        self._count = 0
-        self._lock = threading.Lock()
+        self._parts: list[tuple[float, float, int]] = []  # squared error, squared change, elements
 
     def add(self, base: Tensor, merged: Tensor, rounded: Tensor) -> None:
         """Take in sampled elements: the base's, the merged before and after rounding; flat."""
         exact = merged.double()
         lost = float((rounded.double() - exact).square_().sum())
         meant = float((exact - base.double()).square_().sum())
-        with self._lock:
-            self._lost += lost
-            self._meant += meant
-            self._count += merged.numel()
+        self._parts.append((lost, meant, merged.numel()))
 
     @property
     def share(self) -> float | None:
         """The share that is lost; nothing where too little was sampled or nothing changes."""
-        if self._count < LEAST_SAMPLE or self._meant == 0:
+        if sum(count for _, _, count in self._parts) < LEAST_SAMPLE:
             return None
-        return math.sqrt(self._lost / self._meant)
+        # exact sums, whatever the order in which threads bring the parts
+        lost, meant = (math.fsum(part[place] for part in self._parts) for place in (0, 1))
+        return math.sqrt(lost / meant) if meant else None

@@ -21,8 +21,8 @@ from backmerge.errors import MergeError
 
 REST = "rest"
 GROUPS: Mapping[str, tuple[str, ...]] = {
-    "attention": ("*attn*", "*attention*"),
-    "mlp": ("*mlp*", "*feed_forward*", "*block_sparse_moe*"),
+    "attention": ("*attn.*", "*attention.*"),  # not post_attention_layernorm
+    "mlp": ("*mlp.*", "*feed_forward.*", "*block_sparse_moe.*"),
     "norms": ("*norm*", "*ln_*"),
     "embeddings": ("*embed*", "*lm_head*", "*wte*", "*wpe*"),
 }

@@ -1,0 +1,231 @@
+"""`backmerge merge` as it is typed: what is written where, what is kept, and what is refused."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from backmerge.checkpoints.reader import SINGLE, Checkpoint
+
+Run = Callable[..., tuple[int, str, str]]
+Factory = Callable[..., Path]
+
+
+@pytest.fixture
+def pair(make_model: Factory) -> tuple[Path, Path]:
+    """Two bfloat16 models."""
+    return make_model("llama", seed=0, dtype="bfloat16"), make_model("llama", seed=1, dtype="bfloat16")
+
+
+def weights(directory: Path) -> dict[str, torch.Tensor]:
+    """A checkpoint's tensors."""
+    return load_file(directory / SINGLE)
+
+
+def test_several_lams_go_to_folders_of_their_own(pair: tuple[Path, Path], run_cli: Run, tmp_path: Path) -> None:
+    """Close ones are kept apart, one that is given twice is written once, and each is its own merge."""
+    code, printed, said = run_cli("merge", *pair, "--lam", "0.2,0.2,0.20000001,0.6", "--out", tmp_path / "out")
+    assert code == 0, said
+    assert [Path(line).name for line in printed.splitlines()] == ["lam-0.2", "lam-0.20000001", "lam-0.6"]
+    base, tuned = (weights(side) for side in pair)
+    for lam in (0.2, 0.6):
+        merged = weights(tmp_path / "out" / f"lam-{lam}")
+        for name, tensor in merged.items():
+            exact = (1 - lam) * base[name].double() + lam * tuned[name].double()
+            # half an ulp of bfloat16's 8 bits, and float32's own rounding
+            assert bool(((tensor.double() - exact).abs() <= exact.abs() * 2.0**-8 + 1e-6).all())
+
+
+def test_the_same_command_again_finds_its_work_done(pair: tuple[Path, Path], run_cli: Run, tmp_path: Path) -> None:
+    """A command that was stopped between two λs goes on with what is missing; nothing is written twice."""
+    out = tmp_path / "out"
+    assert run_cli("merge", *pair, "--lam", "0.2,0.6", "--out", out)[0] == 0
+    kept = (out / "lam-0.2" / SINGLE).stat().st_ino
+    shutil.rmtree(out / "lam-0.6")
+    code, printed, said = run_cli("merge", *pair, "--lam", "0.2,0.6", "--out", out)
+    assert code == 0
+    assert len(printed.splitlines()) == 2
+    assert "lam-0.2 is there already" in said
+    assert (out / "lam-0.2" / SINGLE).stat().st_ino == kept
+    assert (out / "lam-0.6" / SINGLE).is_file()
+
+
+@pytest.mark.parametrize("change", ["another model", "another method", "another seed", "a folder of no merge"])
+def test_what_is_there_is_not_overwritten(
+    pair: tuple[Path, Path], make_model: Factory, run_cli: Run, tmp_path: Path, change: str
+) -> None:
+    """Without --force, a folder that holds something else than this command's result stays; with it, it goes."""
+    out = tmp_path / "out"
+    command: list[Any] = ["merge", *pair, "--lam", "0.5", "--out", out]
+    assert run_cli(*command)[0] == 0
+    if change == "another model":
+        command[2] = make_model("llama", seed=2, dtype="bfloat16")
+    elif change == "another method":
+        command += ["--method", "slerp"]
+    elif change == "another seed":
+        command += ["--seed", "3"]
+    else:
+        (out / "backmerge.json").unlink()
+    before = (out / SINGLE).read_bytes()
+    code, _, said = run_cli(*command)
+    assert code == 2
+    assert "--force" in said
+    assert (out / SINGLE).read_bytes() == before
+    assert run_cli(*command, "--force")[0] == 0
+    assert (out / "backmerge.json").is_file()
+
+
+def test_another_lam_for_some_tensors(pair: tuple[Path, Path], run_cli: Run, tmp_path: Path) -> None:
+    """--where: the first pattern that matches decides, a gradient rises over the layers, the rest takes --lam."""
+    rows = ["--where", "mlp=0", "--where", "*q_proj*=0:1", "--where", "attention=1"]
+    assert run_cli("merge", *pair, "--lam", "0.5", *rows, "--out", tmp_path / "out")[0] == 0
+    (base, tuned), merged = (weights(side) for side in pair), weights(tmp_path / "out")
+    for name, tensor in merged.items():
+        at_base, at_tuned = torch.equal(tensor, base[name]), torch.equal(tensor, tuned[name])
+        if "mlp" in name or "layers.0.self_attn.q_proj" in name:
+            assert at_base, name
+        elif "attn" in name:
+            assert at_tuned, name
+        else:
+            assert not at_base, name
+            assert not at_tuned, name
+    assert json.loads((tmp_path / "out" / "backmerge.json").read_text())["recipe"]["lam"]["rest"] == 0.5
+
+
+def test_another_dtype(pair: tuple[Path, Path], run_cli: Run, tmp_path: Path) -> None:
+    """--dtype float32 keeps all of the change, and the configuration says so."""
+    assert run_cli("merge", *pair, "--lam", "0.5", "--dtype", "float32", "--out", tmp_path / "out")[0] == 0
+    assert {tensor.dtype for tensor in weights(tmp_path / "out").values()} == {torch.float32}
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "float32"
+
+
+def test_models_of_different_dtypes_need_the_option(
+    pair: tuple[Path, Path], make_model: Factory, run_cli: Run, tmp_path: Path
+) -> None:
+    """Law 4: bfloat16 with float32 is refused by name of tensor and option; with the option it is merged."""
+    command = ["merge", pair[0], make_model("llama", seed=1), "--out", tmp_path / "out"]
+    code, _, said = run_cli(*command)
+    assert code == 2
+    assert "is BF16 in the base and F32 in the tuned model" in said
+    assert "--dtype" in said
+    assert run_cli(*command, "--dtype", "bfloat16")[0] == 0
+
+
+def test_stochastic_rounding_is_asked_for(pair: tuple[Path, Path], run_cli: Run, tmp_path: Path) -> None:
+    """--rounding stochastic differs from the nearest by at most one step, by its seed, and is repeatable."""
+    outs = [tmp_path / name for name in ("nearest", "one", "again", "two")]
+    for out, more in zip(outs, ([], ["--seed", "1"], ["--seed", "1"], ["--seed", "2"]), strict=True):
+        rounding = ["--rounding", "stochastic"] if more else []
+        assert run_cli("merge", *pair, "--lam", "0.3", *rounding, *more, "--out", out)[0] == 0
+    nearest, one, again, two = ((out / SINGLE).read_bytes() for out in outs)
+    assert one == again
+    assert len({nearest, one, two}) == 3
+
+
+def grown(model: Path, to: Path, rows: int) -> Path:
+    """A model whose vocabulary has more tokens."""
+    shutil.copytree(model, to)
+    tensors = weights(model)
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        tensors[name] = torch.cat([tensors[name], torch.full((rows, 32), 0.25).bfloat16()])
+    save_file(tensors, to / SINGLE, metadata={"format": "pt"})
+    config = json.loads((to / "config.json").read_text())
+    (to / "config.json").write_text(json.dumps(config | {"vocab_size": config["vocab_size"] + rows}))
+    return to
+
+
+def test_added_tokens_are_taken_over_only_when_asked(pair: tuple[Path, Path], run_cli: Run, tmp_path: Path) -> None:
+    """A grown vocabulary is refused with its option; with it, the new rows are the tuned model's, as is the config."""
+    tuned = grown(pair[1], tmp_path / "tuned", 3)
+    command = ["merge", pair[0], tuned, "--lam", "0.5", "--out", tmp_path / "out"]
+    code, _, said = run_cli(*command)
+    assert code == 2
+    assert "--extra-rows tuned" in said
+    assert run_cli(*command, "--extra-rows", "tuned")[0] == 0
+    plain = tmp_path / "plain"
+    assert run_cli("merge", *pair, "--lam", "0.5", "--out", plain)[0] == 0
+    merged, without = weights(tmp_path / "out"), weights(plain)
+    for name, tensor in merged.items():
+        assert torch.equal(tensor[: len(without[name])], without[name])
+        assert torch.equal(tensor[len(without[name]) :], weights(tuned)[name][len(without[name]) :])
+    assert json.loads((tmp_path / "out" / "config.json").read_text()) == json.loads((tuned / "config.json").read_text())
+
+
+def test_several_tuned_models_one_by_one(
+    pair: tuple[Path, Path], make_model: Factory, run_cli: Run, tmp_path: Path
+) -> None:
+    """A method that takes one tuned model merges each into a folder of its name."""
+    third = make_model("llama", seed=2, dtype="bfloat16")
+    code, printed, _ = run_cli("merge", *pair, third, "--lam", "0.5", "--out", tmp_path / "out")
+    assert code == 0
+    assert [Path(line).name for line in printed.splitlines()] == [pair[1].name, third.name]
+
+
+def test_shards_and_checksums(pair: tuple[Path, Path], run_cli: Run, tmp_path: Path) -> None:
+    """--max-shard-size cuts the output, and --sha256 records what sha256sum prints."""
+    options = ["--max-shard-size", "0.02MB", "--sha256"]
+    assert run_cli("merge", *pair, *options, "--out", tmp_path / "out")[0] == 0
+    card = json.loads((tmp_path / "out" / "backmerge.json").read_text())
+    assert len(card["sha256"]) > 2
+    for name, digest in card["sha256"].items():
+        printed = subprocess.run(["sha256sum", tmp_path / "out" / name], capture_output=True, text=True, check=True)
+        assert printed.stdout.split()[0] == digest
+    assert card["fingerprint"] == Checkpoint(tmp_path / "out").fingerprint
+
+
+REFUSED = {
+    "no out": (["{base}", "{tuned}"], "--out is missing"),
+    "no models": (["--out", "{out}"], "BASE and TUNED are missing"),
+    "no λ": (["{base}", "{tuned}", "--lam", "", "--out", "{out}"], "--lam holds no number"),
+    "λ that is none": (["{base}", "{tuned}", "--lam", "half", "--out", "{out}"], "expected numbers"),
+    "λ beyond 1": (["{base}", "{tuned}", "--lam", "1.5", "--out", "{out}"], "λ is 1.5"),
+    "misspelt method": (["{base}", "{tuned}", "--method", "linaer", "--out", "{out}"], "did you mean 'linear'"),
+    "misspelt dtype": (["{base}", "{tuned}", "--dtype", "bfloat", "--out", "{out}"], "did you mean 'bfloat16'"),
+    "misspelt parameter": (["{base}", "{tuned}", "--param", "dorp=1", "--out", "{out}"], "no parameter 'dorp'"),
+    "parameter without value": (["{base}", "{tuned}", "--param", "drop", "--out", "{out}"], "expected NAME=VALUE"),
+    "pattern of nothing": (["{base}", "{tuned}", "--where", "mpl=0.2", "--out", "{out}"], "matches 'mpl'"),
+    "gradient of words": (["{base}", "{tuned}", "--where", "mlp=a:b", "--out", "{out}"], "expected a number"),
+    "shards of nothing": (["{base}", "{tuned}", "--max-shard-size", "0GB", "--out", "{out}"], "expected a size"),
+    "rank of no adapter": (["{base}", "{tuned}", "--rank", "4", "--out", "{out}"], "--rank is for adapters"),
+    "no adapter": (["{base}", "{tuned}", "--as", "adapter", "--out", "{out}"], "this merge is no adapter"),
+    "unknown extra model": (["{base}", "{tuned}", "--model", "x={base}", "--out", "{out}"], "no model named 'x'"),
+    "onto the base": (["{base}", "{tuned}", "--force", "--out", "{base}"], "is one of the models to merge"),
+    "one twice": (["{base}", "{tuned}", "{tuned}", "--out", "{out}"], "same folder name"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_is_refused(pair: tuple[Path, Path], run_cli: Run, tmp_path: Path, kind: str) -> None:
+    """One clear error, exit 2, and nothing is written."""
+    arguments, words = REFUSED[kind]
+    places = {"base": pair[0], "tuned": pair[1], "out": tmp_path / "out"}
+    code, _, said = run_cli("merge", *(argument.format(**places) for argument in arguments))
+    assert code == 2
+    assert words in said
+    assert "Traceback" not in said
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("as_", ["checkpoint", "adapter"])
+def test_merging_loads_no_transformers(
+    pair: tuple[Path, Path], make_adapter: Factory, tmp_path: Path, as_: str
+) -> None:
+    """Law 15: a merge needs torch, neither transformers nor peft; an adapter not even torch."""
+    command = ["merge", pair[0], make_adapter(pair[0], seed=1), "--as", as_, "--out", tmp_path / "out"]
+    code = (
+        f"import sys; sys.argv = {['backmerge', *map(str, command)]}\n"
+        "from backmerge import cli\n"
+        "try:\n    cli.main()\nexcept SystemExit as exit_:\n    assert not exit_.code, exit_.code\n"
+        "print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.splitlines()[-1].split())
+    assert not loaded & {"transformers", "peft", "accelerate", "datasets", "scipy", "matplotlib"}
+    assert ("torch" in loaded) is (as_ == "checkpoint")

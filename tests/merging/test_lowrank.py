@@ -1,0 +1,718 @@
+"""The adapter realisation: what peft makes of it is the merge, whatever LoRAs it is of; and what is refused by name."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from backmerge.checkpoints.adapter import CONFIG, PREFIX, TENSORS, AdapterOnBase
+from backmerge.checkpoints.adapter_writer import Names, encoded
+from backmerge.checkpoints.reader import CARD, Checkpoint
+from backmerge.errors import CheckpointError, MergeError
+from backmerge.merging import engine, lowrank
+from backmerge.merging.engine import merged_tensors
+from backmerge.merging.lowrank import WrittenAdapter, adapter_obstacle, write_adapter, write_adapters
+from backmerge.merging.method import Method, Survey, find_method, merge_method
+from backmerge.merging.recipe import Variant
+from backmerge.registry import METHODS
+
+Factory = Callable[..., Path]
+Merge = Callable[[Path, Path], dict[str, Tensor]]
+Tensors = dict[str, Tensor]
+
+# W + B·A at rank 12 at most: fourteen products and sums of values below 4, and the factors that were rounded before
+# them, each at 2^-24; peft, the engine and the folded factors add in other orders.
+FLOAT32: dict[str, float] = {"rtol": 0.0, "atol": 4 * 16 * 2.0**-24}
+
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "LoRA": ("llama", {}),
+    "alpha": ("llama", {"lora_alpha": 3, "r": 6}),
+    "rsLoRA": ("gemma", {"use_rslora": True}),
+    "rank_pattern": ("llama", {"rank_pattern": {"v_proj": 2, r".*\.0\..*o_proj": 7}}),
+    "alpha_pattern": ("llama", {"alpha_pattern": {"q_proj": 32, "layers.1.mlp.up_proj": 1}}),
+    "both patterns and rsLoRA": (
+        "llama",
+        {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"q_proj": 5, "k_proj": 6}, "use_rslora": True},
+    ),
+    "some modules": ("llama", {"target_modules": ["q_proj", "down_proj"]}),
+    "modules of some layers": ("llama", {"target_modules": ["q_proj", "v_proj"], "layers_to_transform": [1]}),
+    "modules_to_save": ("llama", {"target_modules": ["q_proj"], "modules_to_save": ["lm_head", "embed_tokens"]}),
+    "one norm": ("llama", {"target_modules": ["q_proj"], "modules_to_save": ["model.norm"]}),
+    "all norms": ("llama", {"target_modules": ["q_proj"], "modules_to_save": ["norm"]}),
+    "a whole layer": ("qwen2", {"target_modules": ["down_proj"], "modules_to_save": ["layers.1"]}),
+    "a layer with its bias": ("qwen2", {"target_modules": ["v_proj"], "modules_to_save": ["q_proj"]}),
+    "head": ("llama", {"target_modules": ["q_proj", "lm_head"]}),
+    "embedding": ("llama", {"target_modules": ["q_proj", "embed_tokens"], "alpha_pattern": {"embed_tokens": 3}}),
+    "all biases": ("qwen2", {"bias": "all", "target_modules": ["q_proj", "up_proj"]}),
+    "biases of adapted layers": ("qwen2", {"bias": "lora_only", "target_modules": ["q_proj", "up_proj"]}),
+    "a bias in B": (
+        "qwen2",
+        {"lora_bias": True, "target_modules": ["q_proj", "v_proj"], "alpha_pattern": {"q_proj": 5}},
+    ),
+    "a layer that is Conv1D": ("gpt2", {"target_modules": ["c_attn", "c_fc"], "fan_in_fan_out": True}),
+}
+
+
+@pytest.fixture(scope="session")
+def make_base(make_model: Factory, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Checkpoint]:
+    """`make_base(architecture)`: an untied base; GPT-2 is tied, and stores its layers (in, out)."""
+    from transformers import AutoModelForCausalLM, GPT2Config
+
+    def make(architecture: str) -> Checkpoint:
+        if architecture != "gpt2":
+            return Checkpoint(make_model(architecture, seed=1, tied=False))
+        directory = tmp_path_factory.getbasetemp() / "gpt2"
+        if not directory.exists():
+            config = GPT2Config(vocab_size=40, n_positions=32, n_embd=16, n_layer=2, n_head=2)
+            with torch.random.fork_rng():
+                torch.manual_seed(1)
+                AutoModelForCausalLM.from_config(config).save_pretrained(directory)
+        return Checkpoint(directory)
+
+    return make
+
+
+@pytest.fixture
+def base(make_base: Callable[[str], Checkpoint]) -> Checkpoint:
+    """An untied Llama."""
+    return make_base("llama")
+
+
+def assert_same(ours: Tensors, theirs: Tensors, **tolerance: float) -> None:
+    """The same tensors, within the tolerance; a tied head that one side repeats is not looked at."""
+    common = ours.keys() & theirs.keys()
+    assert ours.keys() ^ theirs.keys() <= {"lm_head.weight"}
+    for name in sorted(common):
+        torch.testing.assert_close(
+            ours[name], theirs[name], **tolerance or FLOAT32, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+def assert_realises(adapter: Path, variant: Variant, peft_merged: Merge) -> None:
+    """An adapter on disk is the variant: as peft merges it, and as we read it back."""
+    wanted = dict(merged_tensors(variant))
+    assert_same(peft_merged(variant.base.directory, adapter), wanted)
+    read = AdapterOnBase(adapter, variant.base)
+    assert_same({name: read.tensor(name) for name in variant.base.infos}, wanted)
+
+
+def config_of(adapter: Path) -> dict[str, Any]:
+    """Its configuration."""
+    values: dict[str, Any] = json.loads((adapter / CONFIG).read_text())
+    return values
+
+
+def changed(adapter: Path, to: Path, tensors: Tensors | None = None, **settings: Any) -> Path:
+    """A copy of an adapter with some tensors and settings put in place of its own."""
+    shutil.copytree(adapter, to)
+    save_file({**load_file(to / TENSORS), **(tensors or {})}, to / TENSORS)
+    (to / CONFIG).write_text(json.dumps(config_of(to) | settings))
+    return to
+
+
+def put(monkeypatch: pytest.MonkeyPatch, method: Method) -> None:
+    """Let the name `tested` be a method."""
+    for module in (engine, lowrank):
+        monkeypatch.setattr(module, "find_method", lambda name, **_: method if name == "tested" else find_method(name))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_peft_makes_of_it_is_the_merge(
+    make_base: Callable[[str], Checkpoint], make_adapter: Factory, peft_merged: Merge, tmp_path: Path, kind: str
+) -> None:
+    """Law 5: base + written adapter equals the merge, for peft and for us, and it has one rank and no patterns."""
+    architecture, settings = KINDS[kind]
+    base = make_base(architecture)
+    source = make_adapter(base.directory, seed=2, **settings)
+    tuned = AdapterOnBase(source, base)
+    variant = Variant(base, tuned, "linear", 0.3)
+    written = write_adapter(variant, tmp_path / "out")
+    assert_realises(tmp_path / "out", variant, peft_merged)
+    config = config_of(tmp_path / "out")
+    assert config["lora_alpha"] == config["r"] == written.rank
+    assert not any(config[option] for option in ("rank_pattern", "alpha_pattern", "use_rslora", "use_dora"))
+    assert config["base_model_name_or_path"] == config_of(source)["base_model_name_or_path"]
+    read = AdapterOnBase(tmp_path / "out", base)
+    assert read.factors.keys() == tuned.factors.keys()
+    assert {read.file.infos[factors.a].shape[0] for factors in read.factors.values()} == {written.rank}
+    assert read.replaced.keys() == tuned.replaced.keys() | tuned.added.keys()
+    assert bool(read.replaced) is (written.vllm_obstacle is not None and "whole tensors" in written.vllm_obstacle)
+
+
+@pytest.mark.parametrize("kind", ["LoRA", "modules_to_save", "embedding", "all biases"])
+def test_endpoints(make_base: Callable[[str], Checkpoint], make_adapter: Factory, tmp_path: Path, kind: str) -> None:
+    """Law 1: at λ=1 the factors and whole tensors are the tuned adapter's own; at λ=0 nothing is changed, bit for bit.
+
+    alpha is twice the rank, or a power of two times it, so that the folded scale rounds nothing.
+    """
+    architecture, settings = KINDS[kind]
+    base = make_base(architecture)
+    tuned = AdapterOnBase(make_adapter(base.directory, seed=2, **{**settings, "alpha_pattern": {}}), base)
+    outputs = {tmp_path / "0": Variant(base, tuned, lam=0.0), tmp_path / "1": Variant(base, tuned, lam=1.0)}
+    write_adapters(outputs)
+    none, all_ = (AdapterOnBase(path, base) for path in outputs)
+    for name, factors in tuned.factors.items():
+        a, b = (tuned.file.float32_array(side) for side in (factors.a, factors.b))
+        for read, scale in ((none, 0.0), (all_, factors.scale)):
+            assert np.array_equal(read.file.float32_array(read.factors[name].a), a)
+            assert np.array_equal(read.file.float32_array(read.factors[name].b), scale * b)
+    for name in tuned.replaced:
+        assert torch.equal(all_.tensor(name).view(torch.int32), tuned.tensor(name).view(torch.int32))
+        assert torch.equal(none.tensor(name).view(torch.int32), base.tensor(name).view(torch.int32))
+
+
+def test_several_lambdas_are_each_alone(base: Checkpoint, make_adapter: Factory, tmp_path: Path) -> None:
+    """Writing four λs at once gives the same files as writing each by itself."""
+    settings = {"modules_to_save": ["lm_head"], "rank_pattern": {"v_proj": 2}}
+    tuned = AdapterOnBase(make_adapter(base.directory, seed=2, **settings), base)
+    outputs = {tmp_path / f"{lam}": Variant(base, tuned, lam=lam) for lam in (0.2, 0.4, 0.6, 0.8)}
+    results = write_adapters(outputs)
+    assert [result.directory for result in results] == list(outputs)
+    for path, variant in outputs.items():
+        write_adapter(variant, tmp_path / "alone")
+        for file in (CONFIG, TENSORS, CARD):
+            assert (path / file).read_bytes() == (tmp_path / "alone" / file).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "lam", [{"attention": 0.2, "rest": 0.8}, [0.1, 0.9], {"*layers.1.mlp*": 0, "norms": [0, 1], "rest": 1}], ids=str
+)
+def test_lambda_by_module(
+    base: Checkpoint, make_adapter: Factory, peft_merged: Merge, tmp_path: Path, lam: Any
+) -> None:
+    """A table or a gradient of λ holds for factors and whole tensors as it does for the engine."""
+    tuned = AdapterOnBase(make_adapter(base.directory, seed=2, modules_to_save=["norm"]), base)
+    variant = Variant(base, tuned, lam=lam)
+    write_adapter(variant, tmp_path / "out")
+    assert_realises(tmp_path / "out", variant, peft_merged)
+
+
+def inner_products(base: Tensor, tuned: Sequence[Tensor], /) -> np.ndarray:
+    """The deltas' inner products, as a method for checkpoints finds them."""
+    deltas = torch.stack([(one - base).double() for one in tuned])
+    return (deltas @ deltas.T).numpy()
+
+
+def shares_by_angle(gram: np.ndarray, /, *, power: float = 1.0) -> list[float]:
+    """Shares that hang on every entry of the inner products, and differ from model to model."""
+    total = gram.sum() or 1.0
+    return [float(np.sign(row.sum()) * (abs(row.sum()) / total) ** power) for row in gram]
+
+
+@merge_method(
+    has_exact_endpoints=False,
+    is_idempotent=True,
+    num_tuned=(1, None),
+    reductions=[inner_products],
+    coefficients=shares_by_angle,
+)
+def by_angle(base: Tensor, tuned: Sequence[Tensor], statistics: Any, /, *, power: float = 1.0) -> Tensor:
+    """Base + Σ cᵢ·Δᵢ, with shares from the angles: Model Stock's kind."""
+    shares = shares_by_angle(statistics[0], power=power)
+    return base + sum(share * (one - base) for share, one in zip(shares, tuned, strict=True))
+
+
+SEVERAL: dict[str, list[dict[str, Any]]] = {
+    "two": [{}, {}],
+    "three of different form": [
+        {"use_rslora": True},
+        {"target_modules": ["q_proj", "lm_head"], "r": 2, "alpha_pattern": {"q_proj": 3}},
+        {"rank_pattern": {"v_proj": 6}, "lora_alpha": 5},
+    ],
+    "whole tensors in some": [
+        {"target_modules": ["q_proj"], "modules_to_save": ["norm"]},
+        {"target_modules": ["v_proj"], "modules_to_save": ["model.norm", "lm_head"]},
+    ],
+    "embedding in one": [{"target_modules": ["embed_tokens"]}, {"target_modules": ["q_proj"]}],
+}
+
+
+@pytest.mark.parametrize("kind", SEVERAL)
+def test_several_adapters(
+    base: Checkpoint,
+    make_adapter: Factory,
+    peft_merged: Merge,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+) -> None:
+    """Coefficients that need the angles come out of the factors as they do out of the dense deltas."""
+    put(monkeypatch, by_angle)
+    tuned = [AdapterOnBase(make_adapter(base.directory, seed=n, **s), base) for n, s in enumerate(SEVERAL[kind], 2)]
+    variant = Variant(base, tuned, "tested", parameters={"power": {"attention": 0.5, "rest": 1.0}})
+    write_adapter(variant, tmp_path / "out")
+    assert_realises(tmp_path / "out", variant, peft_merged)
+
+
+@pytest.mark.parametrize(
+    "first", [{"bias": "all"}, {"lora_bias": True}, {"bias": "lora_only", "modules_to_save": ["lm_head"]}], ids=str
+)
+def test_biases_of_several_adapters(
+    make_base: Callable[[str], Checkpoint],
+    make_adapter: Factory,
+    peft_merged: Merge,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    first: dict[str, Any],
+) -> None:
+    """A bias that one adapter trains whole and another as B's is merged from both, wherever it then belongs."""
+    put(monkeypatch, by_angle)
+    base = make_base("qwen2")
+    settings = [{"target_modules": ["q_proj"], **first}, {"target_modules": ["v_proj"], "bias": "all"}]
+    tuned = [AdapterOnBase(make_adapter(base.directory, seed=n, **s), base) for n, s in enumerate(settings, 2)]
+    variant = Variant(base, tuned, "tested")
+    write_adapter(variant, tmp_path / "out")
+    assert_realises(tmp_path / "out", variant, peft_merged)
+
+
+WITH_COEFFICIENTS = [name for name in sorted(METHODS.entries) if find_method(name).coefficients is not None]
+
+
+@pytest.mark.parametrize("name", WITH_COEFFICIENTS)
+def test_every_method_with_coefficients(
+    base: Checkpoint, make_adapter: Factory, peft_merged: Merge, tmp_path: Path, name: str
+) -> None:
+    """Law 5 over the table: a method that says it is a weighted sum gives the same adapter as checkpoint."""
+    method = find_method(name)
+    least, most = method.num_tuned
+    tuned = [
+        AdapterOnBase(make_adapter(base.directory, seed=n, r=n, modules_to_save=["model.norm"]), base)
+        for n in range(2, 2 + min(most or 3, max(least, 3)))
+    ]
+    needed = [key for key, p in method.parameters.items() if p.default is p.empty and key != "lam"]
+    variant = Variant(base, tuned, name, 0.3, dict.fromkeys(needed, 0.7))
+    write_adapter(variant, tmp_path / "out")
+    assert_realises(tmp_path / "out", variant, peft_merged)
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F16"])
+def test_factors_of_half_precision(base: Checkpoint, make_adapter: Factory, tmp_path: Path, dtype: str) -> None:
+    """In the variant's dtype each element of the factors is the float32 one, rounded as torch rounds it."""
+    tuned = AdapterOnBase(make_adapter(base.directory, seed=2, modules_to_save=["lm_head"]), base)
+    write_adapter(Variant(base, tuned, lam=0.3), tmp_path / "wide")
+    write_adapter(Variant(base, tuned, lam=0.3, dtype=dtype), tmp_path / "half")
+    wide, half = (load_file(tmp_path / name / TENSORS) for name in ("wide", "half"))
+    assert wide.keys() == half.keys()
+    torch_dtype = {"BF16": torch.bfloat16, "F16": torch.float16}[dtype]
+    for name, tensor in wide.items():
+        assert half[name].dtype == torch_dtype
+        assert torch.equal(half[name], tensor.to(torch_dtype))
+
+
+@given(bits=st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=50))
+def test_bfloat16_is_rounded_to_even(bits: list[int]) -> None:
+    """Any float32 becomes the bfloat16 that torch makes of it; what is not finite there is refused."""
+    values = np.array(bits, dtype="<u4").view("<f4")
+    wanted = torch.from_numpy(values.copy()).bfloat16()
+    if wanted.isfinite().all():
+        assert torch.equal(torch.from_numpy(encoded(values, "BF16", "it").view("<i2")), wanted.view(torch.int16))
+    else:
+        with pytest.raises(MergeError, match="it holds NaN or values beyond BF16"):
+            encoded(values, "BF16", "it")
+
+
+def delta_of(adapter: AdapterOnBase, name: str) -> np.ndarray:
+    """A module's dense change, in float64."""
+    factors = adapter.factors[name]
+    a, b = (adapter.file.float32_array(side).astype(np.float64) for side in (factors.a, factors.b))
+    return factors.scale * b @ a
+
+
+@pytest.mark.parametrize("rank", [1, 3, 8])
+def test_recompression_is_the_nearest_of_its_rank(
+    base: Checkpoint, make_adapter: Factory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int
+) -> None:
+    """Eckart–Young: the result is the truncated SVD of the dense change, and the loss is what was cut off.
+
+    Tolerances are of float32 factors: a norm of at most 12 and a dozen roundings at 2^-24.
+    """
+    put(monkeypatch, by_angle)
+    settings: list[dict[str, Any]] = [{}, {"r": 6, "target_modules": ["q_proj", "up_proj"]}]
+    tuned = [AdapterOnBase(make_adapter(base.directory, seed=n, **s), base) for n, s in enumerate(settings, 2)]
+    variant = Variant(base, tuned, "tested")
+    write_adapter(variant, tmp_path / "whole")
+    written = write_adapter(variant, tmp_path / "low", rank=rank)
+    whole, low = (AdapterOnBase(tmp_path / name, base) for name in ("whole", "low"))
+    lost = {}
+    for name in whole.factors:
+        left, values, right = np.linalg.svd(delta_of(whole, name))
+        nearest = (left[:, :rank] * values[:rank]) @ right[:rank]
+        np.testing.assert_allclose(delta_of(low, name), nearest, rtol=0, atol=144 * 2.0**-24)
+        lost[name.removesuffix(".weight")] = (float((values[rank:] ** 2).sum()), float((values**2).sum()))
+    shares = {name: (cut / all_) ** 0.5 for name, (cut, all_) in lost.items()}
+    assert written.rank == min(rank, 10)
+    assert written.recompression is not None
+    cut, all_ = (sum(values) for values in zip(*lost.values(), strict=True))
+    assert written.recompression.share == pytest.approx((cut / all_) ** 0.5, abs=1e-6)
+    assert written.recompression.worst_share == pytest.approx(max(shares.values()), abs=1e-6)
+    assert shares[written.recompression.worst_module] == pytest.approx(max(shares.values()), abs=1e-6)
+    card = json.loads((tmp_path / "low" / CARD).read_text())
+    assert card["recompression"] == written.recompression._asdict()
+
+
+def test_a_rank_that_is_enough_costs_nothing(
+    base: Checkpoint, make_adapter: Factory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rank above the factors' own keeps their bits; λ=0 loses nothing at any rank."""
+    tuned = AdapterOnBase(make_adapter(base.directory, seed=2), base)
+    for lam, rank in ((0.3, 64), (0.0, 1)):
+        variant = Variant(base, tuned, lam=lam)
+        write_adapter(variant, tmp_path / "plain")
+        written = write_adapter(variant, tmp_path / "out", rank=rank)
+        assert written.recompression is not None
+        assert written.recompression.share == written.recompression.worst_share == 0
+    write_adapter(Variant(base, tuned, lam=0.3), tmp_path / "plain")
+    write_adapter(Variant(base, tuned, lam=0.3), tmp_path / "out", rank=64)
+    assert (tmp_path / "plain" / TENSORS).read_bytes() == (tmp_path / "out" / TENSORS).read_bytes()
+
+
+def test_a_merge_can_be_merged_again(
+    base: Checkpoint, make_adapter: Factory, peft_merged: Merge, tmp_path: Path
+) -> None:
+    """What is written is an adapter like any other: half of a half is a quarter."""
+    tuned = AdapterOnBase(make_adapter(base.directory, seed=2, lora_alpha=3, modules_to_save=["lm_head"]), base)
+    write_adapter(Variant(base, tuned, lam=0.5), tmp_path / "half")
+    write_adapter(Variant(base, AdapterOnBase(tmp_path / "half", base), lam=0.5), tmp_path / "quarter")
+    assert_realises(tmp_path / "quarter", Variant(base, tuned, lam=0.25), peft_merged)
+
+
+def test_the_base_is_not_read_for_its_fingerprint(base: Checkpoint, make_adapter: Factory, tmp_path: Path) -> None:
+    """The card names the base by its fingerprint only if that is known; the identity tells recipes apart anyway."""
+    source = make_adapter(base.directory, seed=2)
+    variant = Variant(base, AdapterOnBase(source, base), lam=0.5)
+
+    def card(variant: Variant) -> dict[str, Any]:
+        write_adapter(variant, tmp_path / "out")
+        values: dict[str, Any] = json.loads((tmp_path / "out" / CARD).read_text())
+        return values
+
+    first = card(variant)
+    assert "fingerprint" not in vars(base)
+    assert "base_fingerprint" not in first
+    assert first["realisation"] == "adapter"
+    assert first["recipe"]["base"].startswith("layout:")
+    other = AdapterOnBase(make_adapter(base.directory, seed=3), base)
+    recipes = [first["recipe"], card(variant.at(0.6))["recipe"], card(Variant(base, other, lam=0.5))["recipe"]]
+    assert len({json.dumps(recipe) for recipe in recipes}) == 3
+    assert card(variant) == first
+    known = Checkpoint(base.directory)
+    _ = known.fingerprint
+    full = card(Variant(known, AdapterOnBase(source, known), lam=0.5))
+    assert full["base_fingerprint"] == known.fingerprint
+    assert full["recipe"] == Variant(known, AdapterOnBase(source, known), lam=0.5).identity
+    assert isinstance(AdapterOnBase(tmp_path / "out", base), AdapterOnBase)
+
+
+def refusals(base: Checkpoint, make_model: Factory, make_adapter: Factory, tmp_path: Path) -> dict[str, Variant]:
+    """A recipe for each obstacle, by the words that name it."""
+
+    def adapter(seed: int = 2, **settings: Any) -> AdapterOnBase:
+        return AdapterOnBase(make_adapter(base.directory, seed=seed, **settings), base)
+
+    lora, other = adapter(), Checkpoint(make_model("llama", seed=5, tied=False))
+    head_lora, head_saved = adapter(target_modules=["lm_head"]), adapter(3, modules_to_save=["lm_head"])
+    square = adapter(target_modules=["q_proj"])
+    turned = changed(square.directory, tmp_path / "turned", fan_in_fan_out=True)
+    bare = changed(square.directory, tmp_path / "bare")
+    save_file({f"{PREFIX}model.norm.weight": torch.ones(32)}, bare / TENSORS)
+    tied = Checkpoint(make_model("llama", seed=1, tied=True))
+    twins = make_adapter(tied.directory, seed=2, target_modules=["q_proj", "embed_tokens"])
+    return {
+        "it is the base itself": Variant(base),
+        "'slerp' is no weighted sum": Variant(base, lora, "slerp", 0.5),
+        "stochastic rounding": Variant(base, lora, dtype="BF16", rounding="stochastic"),
+        "not written in F64": Variant(base, lora, dtype="F64"),
+        "is not a checkpoint as it is on disk": Variant(lora, AdapterOnBase(lora.directory, lora)),
+        f"{other.directory} is a full checkpoint": Variant(base, other),
+        "not on the base": Variant(other, lora),
+        "is DoRA, whose change of 'model.layers.0": Variant(base, adapter(use_dora=True)),
+        "differ in fan_in_fan_out": Variant(base, [square, AdapterOnBase(turned, base)], "tested"),
+        "'lm_head.weight' is trained whole, and its module has low-rank": Variant(
+            base, [head_lora, head_saved], "tested"
+        ),
+        "no tensor has low-rank factors": Variant(base, AdapterOnBase(bare, base)),
+        "takes more models": Variant(base, lora, extra={"unaligned": other}),
+        "with its tied twin": Variant(
+            tied, AdapterOnBase(changed(twins, tmp_path / "twins", ensure_weight_tying=True), tied)
+        ),
+    }
+
+
+@pytest.mark.parametrize("number", range(13))
+def test_what_is_no_adapter_is_refused_by_name(
+    base: Checkpoint,
+    make_model: Factory,
+    make_adapter: Factory,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+) -> None:
+    """Each obstacle says what stands in the way, and nothing is written; a plain LoRA has none."""
+    put(monkeypatch, by_angle)
+    found = refusals(base, make_model, make_adapter, tmp_path)
+    assert len(found) == 13
+    words, variant = list(found.items())[number]
+    obstacle = adapter_obstacle(variant)
+    assert obstacle is not None
+    assert words in obstacle
+    with pytest.raises(MergeError, match="this recipe is no adapter") as caught:
+        write_adapter(variant, tmp_path / "out")
+    assert obstacle in caught.value.message
+    assert caught.value.remedy
+    assert not (tmp_path / "out").exists()
+    assert adapter_obstacle(Variant(base, AdapterOnBase(make_adapter(base.directory, seed=2), base), lam=0.5)) is None
+
+
+def test_a_method_that_surveys_the_model_is_no_adapter(
+    base: Checkpoint, make_adapter: Factory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its parameters are settled on dense tensors: an obstacle only where it asks for that."""
+    survey = Survey(lambda *_: 0.0, lambda _, given: given, lambda given: "top" in given)
+    declare = merge_method(
+        has_exact_endpoints=False, is_idempotent=True, survey=survey, coefficients=lambda *_, **__: [1.0]
+    )
+
+    def surveyed(base: Tensor, tuned: Tensor, /, *, top: float = 0.0) -> Tensor:
+        return tuned
+
+    put(monkeypatch, declare(surveyed))
+    tuned = AdapterOnBase(make_adapter(base.directory, seed=2), base)
+    assert adapter_obstacle(Variant(base, tuned, "tested")) is None
+    assert "looks at all tensors" in str(adapter_obstacle(Variant(base, tuned, "tested", parameters={"top": 0.5})))
+
+
+@pytest.mark.parametrize(
+    ("variant", "words"),
+    [
+        ({"lam": 1.5}, "λ is 1.5"),
+        ({"lam": {"atention": 0.5, "rest": 1}}, "no tensor of the base matches 'atention'"),
+        ({"parameters": {"weight": 1}}, "linear has no parameter 'weight'"),
+        ({"parameters": {"lam": 1}}, "'lam' is among"),
+    ],
+    ids=str,
+)
+def test_a_wrong_recipe_is_refused(
+    base: Checkpoint, make_adapter: Factory, tmp_path: Path, variant: dict[str, Any], words: str
+) -> None:
+    """As the engine refuses it."""
+    tuned = AdapterOnBase(make_adapter(base.directory, seed=2), base)
+    with pytest.raises(MergeError, match=words):
+        write_adapter(Variant(base, tuned, **variant), tmp_path / "out")
+    with pytest.raises(MergeError, match="rank cannot be 0"):
+        write_adapter(Variant(base, tuned), tmp_path / "out", rank=0)
+    with pytest.raises(MergeError, match="exactly 1 tuned model"):
+        write_adapter(Variant(base, [tuned, tuned]), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+Q_PROJ = f"{PREFIX}model.layers.0.self_attn.q_proj"
+
+
+@pytest.mark.parametrize("saved", [f"{Q_PROJ}.lora_A.weight", f"{Q_PROJ}.lora_B.weight", f"{PREFIX}lm_head.weight"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_non_finite_values_are_refused(
+    base: Checkpoint,
+    make_adapter: Factory,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    saved: str,
+    value: float,
+) -> None:
+    """Law 4: one bad value is reported with its tensor and its adapter, at λ=0, too, and nothing is left."""
+    put(monkeypatch, by_angle)
+    source = make_adapter(base.directory, seed=2, target_modules=["q_proj"], modules_to_save=["lm_head"])
+    tensor = load_file(source / TENSORS)[saved]
+    tensor.view(-1)[5] = value
+    bad = changed(source, tmp_path / "bad", {saved: tensor})
+    sides = [AdapterOnBase(path, base) for path in (source, bad)]
+    for variant in (Variant(base, sides[1], lam=0.0), Variant(base, sides, "tested")):
+        with pytest.raises(MergeError, match="holds NaN or infinity") as caught:
+            write_adapter(variant, tmp_path / "out")
+        assert saved.removeprefix(PREFIX).partition(".lora")[0].removesuffix(".weight") in caught.value.message
+        assert str(bad) in caught.value.message
+    assert list(tmp_path.iterdir()) == [bad]
+
+
+def test_a_base_that_is_not_finite_is_refused(base: Checkpoint, make_adapter: Factory, tmp_path: Path) -> None:
+    """Where the base is read, for whole tensors, it is looked at, and not the adapter blamed."""
+    source = make_adapter(base.directory, seed=2, target_modules=["q_proj"], modules_to_save=["lm_head"])
+    damaged = shutil.copytree(base.directory, tmp_path / "base")
+    tensors = load_file(damaged / "model.safetensors")
+    tensors["lm_head.weight"][0, 3] = float("nan")
+    save_file(tensors, damaged / "model.safetensors", {"format": "pt"})
+    bad = Checkpoint(damaged)
+    with pytest.raises(MergeError, match=r"'lm_head.weight' of the base .* NaN or infinity"):
+        write_adapter(Variant(bad, AdapterOnBase(source, bad), lam=0.5), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_untrained_copy_of_a_tied_embedding_is_left_out(
+    make_model: Factory, make_adapter: Factory, peft_merged: Merge, tmp_path: Path
+) -> None:
+    """What peft saved of a tied base without having trained it is no change, and stands in vLLM's way."""
+    base = Checkpoint(make_model("llama", seed=1, tied=True))
+    name = "model.embed_tokens.weight"
+    carried = {PREFIX + name: base.tensor(name).clone()}
+    source = changed(make_adapter(base.directory, seed=2), tmp_path / "source", carried)
+    variant = Variant(base, AdapterOnBase(source, base), lam=0.5)
+    assert write_adapter(variant, tmp_path / "out").vllm_obstacle is None
+    assert PREFIX + name not in load_file(tmp_path / "out" / TENSORS)
+    assert_realises(tmp_path / "out", variant, peft_merged)
+
+
+def test_values_beyond_the_dtype_are_refused(base: Checkpoint, make_adapter: Factory, tmp_path: Path) -> None:
+    """A scale that takes B out of float16's range is an error, not an infinity on disk."""
+    source = changed(make_adapter(base.directory, seed=2), tmp_path / "adapter", lora_alpha=1e7)
+    variant = Variant(base, AdapterOnBase(source, base), dtype="F16")
+    with pytest.raises(MergeError, match=r"factor B of the merged .* beyond F16"):
+        write_adapter(variant, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == [source]
+
+
+def test_an_adapter_of_whole_numbers_is_refused(base: Checkpoint, make_adapter: Factory, tmp_path: Path) -> None:
+    """A tensor that has no mean is named."""
+    source = make_adapter(base.directory, seed=2, target_modules=["q_proj"], modules_to_save=["lm_head"])
+    saved = f"{PREFIX}lm_head.weight"
+    tensor = load_file(source / TENSORS)[saved]
+    bad = changed(source, tmp_path / "bad", {saved: tensor.to(torch.int8)})
+    with pytest.raises(CheckpointError, match=r"lm_head.* I8"):
+        write_adapter(Variant(base, AdapterOnBase(bad, base)), tmp_path / "out")
+
+
+def test_an_interrupted_write_keeps_what_was_there(
+    base: Checkpoint, make_adapter: Factory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Law 11: a write that fails leaves the adapter that stood there, and nothing beside it; a good one replaces it."""
+    tuned = AdapterOnBase(make_adapter(base.directory, seed=2), base)
+    outputs = {tmp_path / name: Variant(base, tuned, lam=lam) for name, lam in (("a", 0.2), ("b", 0.4))}
+    write_adapter(Variant(base, tuned, lam=1.0), tmp_path / "a")
+    before = (tmp_path / "a" / TENSORS).read_bytes()
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lowrank, "_write_card", full)
+        with pytest.raises(CheckpointError, match="No space left"):
+            write_adapters(outputs)
+    with monkeypatch.context() as patch:
+        usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+        patch.setattr(shutil, "disk_usage", lambda _: usage)
+        with pytest.raises(CheckpointError, match="GB are free"):
+            write_adapters(outputs)
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a" / TENSORS).read_bytes() == before
+    write_adapters(outputs)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+    assert (tmp_path / "a" / TENSORS).read_bytes() != before
+
+
+@pytest.mark.parametrize(
+    ("settings", "rank", "words"),
+    [
+        ({"target_modules": ["q_proj"]}, None, None),
+        ({"target_modules": ["q_proj"], "rank_pattern": {"q_proj": 6}, "use_rslora": True}, None, None),
+        ({"target_modules": ["q_proj"], "r": 600}, None, "rank is 600, and vLLM takes at most 512"),
+        ({"target_modules": ["q_proj"], "r": 600}, 16, None),
+        ({"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}, None, "whole tensors, such as 'lm_head"),
+        ({"target_modules": ["q_proj", "embed_tokens"]}, None, "for some architectures only"),
+    ],
+    ids=str,
+)
+def test_whether_vllm_takes_it(
+    base: Checkpoint,
+    make_adapter: Factory,
+    tmp_path: Path,
+    settings: dict[str, Any],
+    rank: int | None,
+    words: str | None,
+) -> None:
+    """It is told when the adapter is written, with the reason where it does not."""
+    tuned = AdapterOnBase(make_adapter(base.directory, seed=2, **settings), base)
+    written: WrittenAdapter = write_adapter(Variant(base, tuned, lam=0.5), tmp_path / "out", rank=rank)
+    assert (written.vllm_obstacle is None) is (words is None)
+    assert words is None or words in str(written.vllm_obstacle)
+
+
+TREE = [
+    "model.layers.0.q.weight",
+    "model.layers.1.q.weight",
+    "model.layers.0.q_norm.weight",
+    "model.norm.weight",
+    "tower.model.norm.weight",
+    "norm.weight",
+    "q.bias",
+    "model.table",
+]
+
+
+@pytest.mark.parametrize(
+    ("adapted", "whole", "targets", "saved", "obstacle"),
+    [
+        ({"model.layers.0.q", "model.layers.1.q", "q"}, set(), ["q"], [], None),
+        ({"model.layers.0.q"}, set(), ["model.layers.0.q"], [], None),
+        ({"model.layers.0.q"}, {"model.layers.0.q_norm.weight"}, ["model.layers.0.q"], ["q_norm"], None),
+        ({"q"}, set(), None, None, r"none mean just \['q'\]"),
+        ({"model.layers.0.q"}, {"model.norm.weight"}, None, None, r"none mean just \['model.norm'\]"),
+        ({"model.layers.0.q"}, {"model.table"}, None, None, "tensors of 'model' itself"),
+        ({"model.layers.0.q"}, {"model.layers.0.q.weight"}, None, None, "has low-rank factors, too"),
+        (set(), {"norm.weight"}, None, None, "no tensor has low-rank factors"),
+    ],
+    ids=str,
+)
+def test_names_mean_just_the_modules_that_are_meant(
+    adapted: set[str],
+    whole: set[str],
+    targets: list[str] | None,
+    saved: list[str] | None,
+    obstacle: str | None,
+) -> None:
+    """Peft matches by the ends of names: short ends where they are enough, whole names else, or a refusal."""
+    names = Names(TREE, adapted, whole)
+    if obstacle is None:
+        assert names.obstacle is None
+        assert (names.targets, names.modules_to_save) == (targets, saved)
+    else:
+        assert names.obstacle is not None
+        assert re.search(obstacle, names.obstacle)
+
+
+def test_neither_torch_nor_peft_is_imported(base: Checkpoint, make_adapter: Factory, tmp_path: Path) -> None:
+    """A process that writes an adapter, whole norms in it and recompressed, is done before torch would be there."""
+    adapter = make_adapter(base.directory, seed=2, modules_to_save=["norm"])
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from backmerge.checkpoints.adapter import AdapterOnBase\n"
+        "from backmerge.checkpoints.reader import Checkpoint\n"
+        "from backmerge.merging.lowrank import write_adapter\n"
+        "from backmerge.merging.recipe import Variant\n"
+        "base, tuned, out = map(Path, sys.argv[1:])\n"
+        "base = Checkpoint(base)\n"
+        "write_adapter(Variant(base, AdapterOnBase(tuned, base), 'linear', 0.5), out, rank=2)\n"
+        "heavy = {'torch', 'transformers', 'peft', 'accelerate', 'datasets', 'scipy', 'matplotlib'}\n"
+        "print(sorted(heavy & {name.partition('.')[0] for name in sys.modules}))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, base.directory, adapter, tmp_path / "out"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.strip() == "[]"
+    assert (tmp_path / "out" / TENSORS).is_file()

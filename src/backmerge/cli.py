@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from backmerge.commands.merge import merge, numbers
+from backmerge.commands.methods import methods
 from backmerge.errors import BackmergeError, ConfigError, NotShownError, RunError
 
 if TYPE_CHECKING:
@@ -162,6 +163,7 @@ def restore(
 
 
 app.command()(merge)
+app.command()(methods)
 
 
 @app.command()

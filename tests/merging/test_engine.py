@@ -21,7 +21,7 @@ from backmerge.checkpoints import writer
 from backmerge.checkpoints.adapter import AdapterOnBase, open_weights
 from backmerge.checkpoints.reader import INDEX, SINGLE, Checkpoint
 from backmerge.errors import BackmergeError, CheckpointError, ConfigError, MergeError
-from backmerge.merging import engine, to_disk
+from backmerge.merging import blocks, to_disk
 from backmerge.merging.engine import merged_tensors
 from backmerge.merging.live import LiveMerge
 from backmerge.merging.method import find_method, merge_method
@@ -63,7 +63,7 @@ def copied(directory: Path, to: Path, changes: Mapping[str, Tensor | None] | Non
 def plugin(monkeypatch: pytest.MonkeyPatch, function: Callable[..., Tensor]) -> None:
     """Put a method named `tested` in the engine's reach."""
     method = merge_method(has_exact_endpoints=False, is_idempotent=False)(function)
-    monkeypatch.setattr(engine, "find_method", lambda name, **_: method if name == "tested" else find_method(name))
+    monkeypatch.setattr(blocks, "find_method", lambda name, **_: method if name == "tested" else find_method(name))
 
 
 @ARCHITECTURE

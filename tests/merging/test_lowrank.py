@@ -22,7 +22,7 @@ from backmerge.checkpoints.adapter import CONFIG, PREFIX, TENSORS, AdapterOnBase
 from backmerge.checkpoints.adapter_writer import Names, encoded
 from backmerge.checkpoints.reader import CARD, Checkpoint
 from backmerge.errors import CheckpointError, MergeError
-from backmerge.merging import engine, lowrank
+from backmerge.merging import lowrank
 from backmerge.merging.engine import merged_tensors
 from backmerge.merging.lowrank import WrittenAdapter, adapter_obstacle, write_adapter, write_adapters
 from backmerge.merging.method import Method, Survey, find_method, merge_method
@@ -124,9 +124,9 @@ def changed(adapter: Path, to: Path, tensors: Tensors | None = None, **settings:
 
 
 def put(monkeypatch: pytest.MonkeyPatch, method: Method) -> None:
-    """Let the name `tested` be a method."""
-    for module in (engine, lowrank):
-        monkeypatch.setattr(module, "find_method", lambda name, **_: method if name == "tested" else find_method(name))
+    """Let the name `tested` be a method, for a test's duration."""
+    monkeypatch.setattr(sys.modules[__name__], "TESTED", method, raising=False)
+    monkeypatch.setitem(METHODS.entries, "tested", f"{__name__}:TESTED")
 
 
 @pytest.mark.parametrize("kind", KINDS)

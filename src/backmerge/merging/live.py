@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -11,7 +10,9 @@ from torch import Tensor, nn
 
 from backmerge.checkpoints.adapter import AdapterOnBase
 from backmerge.checkpoints.reader import Weights
-from backmerge.merging.engine import Merge, carry_out, whole_statistics
+from backmerge.errors import MergeError
+from backmerge.merging.blocks import Merge, is_finite
+from backmerge.merging.engine import carry_out, whole_statistics
 from backmerge.merging.recipe import Variant
 
 
@@ -57,7 +58,8 @@ class LiveMerge:
         Raises:
             MergeError: see `Merge` and `Merge.merged`.
         """
-        merge = Merge([self._on_device(variant)], allow_plugins=allow_plugins)
+        is_resident = self._resident is not None
+        merge = Merge([self._on_device(variant)], allow_plugins=allow_plugins, is_resident=is_resident)
 
         def overwrite(_: int, name: str, start: int, block: Tensor) -> None:
             place = self._parameters[name].detach()
@@ -67,14 +69,15 @@ class LiveMerge:
                 assert block.numel() == place.numel(), "a tensor that lies scattered is set whole"
                 place.copy_(block.view(place.shape))
 
-        if self._resident is None:
+        if not is_resident:
             carry_out(merge, overwrite)
             return
-        for name in merge.infos:  # one stream of the device's own, which shares the work better than threads could
+        for name in merge.infos:  # the device shares the work of one kernel better than threads could
             statistics = whole_statistics(merge, name)
             for piece in merge.pieces(name):
                 for number, block in merge.merged(piece, statistics):
                     overwrite(number, name, piece.start, block)
+        merge.check_results()
 
     def _on_device(self, variant: Variant) -> Variant:
         if self._resident is None:
@@ -107,14 +110,23 @@ class Resident:
     Args:
         weights: Read whole, once.
         device: Where they go.
+
+    Raises:
+        MergeError: a tensor holds NaN or infinity.
     """
 
     def __init__(self, weights: Weights, device: torch.device) -> None:
         self.directory, self.companions = weights.directory, weights.companions
         self.infos, self.metadata, self.fingerprint = weights.infos, weights.metadata, weights.fingerprint
-        self._tensors: Mapping[str, Tensor] = {
-            name: weights.tensor(name).reshape(-1).to(device) for name in weights.infos
-        }
+        self._tensors: dict[str, Tensor] = {}
+        for name in weights.infos:
+            tensor = weights.tensor(name).reshape(-1)
+            if not is_finite(tensor):
+                raise MergeError(
+                    f"tensor '{name}' of {self.directory} holds NaN or infinity",
+                    remedy="the training diverged or the file is damaged; this model cannot be used.",
+                )
+            self._tensors[name] = tensor.to(device)
 
     def block(self, name: str, start: int, stop: int, buffer: Tensor | None = None) -> Tensor:  # noqa: ARG002
         """Elements of a tensor, flat: a view, which nobody may change."""

@@ -17,7 +17,8 @@ from backmerge.checkpoints.fingerprints import TensorDigests
 from backmerge.checkpoints.reader import CARD, Checkpoint, read_json
 from backmerge.checkpoints.writer import CheckpointWriter, check_room, copy_companions
 from backmerge.errors import CheckpointError
-from backmerge.merging.engine import Merge, carry_out
+from backmerge.merging.blocks import Merge
+from backmerge.merging.engine import carry_out
 from backmerge.merging.recipe import Variant
 from backmerge.runs import whole_directory
 

@@ -1,0 +1,505 @@
+"""What tuning did to each tensor, measured in one pass: how far it moved, in how many directions, what a merge keeps.
+
+With `sample` a share of the elements is looked at, so that a merge can ask before it starts whether the tuned model is
+a child of its base.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from backmerge.checkpoints.adapter import AdapterOnBase
+from backmerge.checkpoints.files import FLOATS, ITEM_BYTES, torch_dtype
+from backmerge.checkpoints.lora import Factors
+from backmerge.checkpoints.reader import Weights
+from backmerge.errors import MergeError
+from backmerge.merging.methods.linear import linear
+from backmerge.merging.methods.slerp import PARALLEL
+from backmerge.merging.reductions import BLOCK, PART, inner
+
+LAMS = (0.2, 0.4, 0.6, 0.8)
+LEAST = 4096  # elements that a sample takes of a block: fewer cost the disk the same, and small tensors are seen whole
+MAX_WORKERS = 8
+
+# the effective rank
+NUM_PROBES = 64
+SMALL_SIDE = 512  # up to which the smaller Gram matrix is taken whole
+WHOLE = 1 << 22  # elements up to which a matrix of few rows is read at once: its Gram matrix needs whole columns
+
+# two models trained apart have a cosine near 0 and, at equal norms, a relative norm of √2; fine-tuning leaves cosines
+# above 0.99, and relative norms of a few percent. The limits lie between, so that long further training is not doubted
+LEAST_COSINE = 0.9
+MOST_RELATIVE_NORM = 0.5
+LEAST_COVERED = 0.5
+
+
+@dataclass(frozen=True)
+class Change:
+    """What tuning did to a tensor, or to several taken as one vector.
+
+    Sums are over all elements; from a sample they are estimates of that. An adapter's untouched tensors are not read:
+    they count as elements, and add nothing to the sums.
+
+    Attributes:
+        elements: How many there are.
+        unchanged: Share of elements whose bits are the base's, in [0, 1].
+        base_square: Σ base².
+        tuned_square: Σ tuned².
+        delta_square: Σ (tuned - base)².
+        product: Σ base·tuned.
+        slerp_square: ‖SLERP - Linear‖² at λ = 0.5, of each tensor by itself.
+        lost_squares: ‖round(merged) - merged‖² of Linear, by λ.
+        effective_rank: Of a matrix' delta, (Σσ²)² / Σσ⁴ of its singular values: r for r equal ones. None for what is no
+            matrix or did not change, and from a sample.
+        rank_error: One standard error of that; 0 where it is exact.
+    """
+
+    elements: int
+    unchanged: float = 1.0
+    base_square: float = 0.0
+    tuned_square: float = 0.0
+    delta_square: float = 0.0
+    product: float = 0.0
+    slerp_square: float = 0.0
+    lost_squares: Mapping[float, float] | None = None
+    effective_rank: float | None = None
+    rank_error: float | None = None
+
+    @property
+    def is_unchanged(self) -> bool:
+        """Whether every element that was looked at has the base's bits."""
+        return self.unchanged == 1
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether neither side holds NaN or infinity."""
+        return math.isfinite(self.base_square + self.tuned_square)
+
+    @property
+    def relative_norm(self) -> float:
+        """‖tuned - base‖ / ‖base‖; infinite where the base is zero and the tuned model is not."""
+        return _ratio(self.delta_square, self.base_square)
+
+    @property
+    def cosine(self) -> float | None:
+        """Of base and tuned as vectors, in [-1, 1]; None where one of them is zero."""
+        if self.is_unchanged:
+            return 1.0
+        lengths = math.sqrt(self.base_square) * math.sqrt(self.tuned_square)
+        return max(-1.0, min(1.0, self.product / lengths)) if lengths > 0 else None
+
+    @property
+    def slerp_gap(self) -> float:
+        """‖SLERP - Linear‖ / ‖tuned - base‖ at λ = 0.5."""
+        return _ratio(self.slerp_square, self.delta_square)
+
+    @property
+    def rounding_costs(self) -> dict[float, float | None]:
+        """‖round(merged) - merged‖ / ‖λ·(tuned - base)‖ by λ; None where nothing changes.
+
+        0 if all of the change is kept, 1 if the error is as large as the change.
+        """
+        costs: dict[float, float | None] = {}
+        for lam, lost in (self.lost_squares or {}).items():
+            meant = lam * lam * self.delta_square
+            costs[lam] = math.sqrt(lost / meant) if meant > 0 else None
+        return costs
+
+
+class Relation(NamedTuple):
+    """What a survey says of two models.
+
+    Attributes:
+        verdict: `same`: bit for bit; `child`: as far apart as fine-tuning leaves them; `doubtful`: farther.
+        reasons: Sentences, the first for the verdict.
+    """
+
+    verdict: Literal["same", "child", "doubtful"]
+    reasons: tuple[str, ...]
+
+
+def survey(
+    base: Weights,
+    tuned: Weights,
+    *,
+    lams: Sequence[float] = LAMS,
+    dtype: str | None = None,
+    sample: float = 1.0,
+    workers: int | None = None,
+    advance: Callable[[int], None] | None = None,
+) -> dict[str, Change]:
+    """Measure every tensor that both models have in one shape, by name and in the base's order.
+
+    One pass in blocks of 2^20 elements (whole rows of a matrix), in float64 sums whose order depends on nothing.
+
+    The effective rank (Σσ²)² / Σσ⁴ = ‖Δ‖⁴ / ‖ΔᵀΔ‖² (Frobenius norms) is exact for LoRA and where the smaller side is at
+    most 512 (and the matrix narrow, or of at most 2^22 elements). Elsewhere ‖ΔᵀΔ‖² is the mean of ‖ΔᵀΔg‖² over 64
+    Gaussian probes g, the same each time; its relative standard error is sqrt(2·Σσ⁸ / 64) / Σσ⁴: 18 % at rank 1, 6 % at
+    eight equal singular values, 1 % at 256. `rank_error` is estimated from the probes themselves.
+
+    Args:
+        base: The base's weights.
+        tuned: The tuned model's; an adapter's untouched tensors are not read.
+        lams: At which Linear's rounding is measured, each in [0, 1].
+        dtype: To which it is rounded, as safetensors names it ("BF16"); the base's own if not given.
+        sample: Share of elements looked at, in (0, 1]: the first of every block, at least 4096 of it. Below 1 there is
+            no effective rank.
+        workers: Threads; the machine's cores, at most 8, if not given.
+        advance: Told of the elements that are done.
+
+    Raises:
+        MergeError: `sample` is no share, or there is no rounding to `dtype`.
+        CheckpointError: a file was damaged since it was opened.
+
+    Source: participation ratio as in Gao et al. (bioRxiv 214262); probes: Hutchinson (1990), Girard (1989).
+    """
+    if not 0 < sample <= 1:
+        raise MergeError(f"the sample is {sample}, and must be a share in (0, 1]", remedy="such as 0.01, or 1 for all.")
+    if dtype is not None and dtype not in FLOATS:
+        raise MergeError(f"nothing is rounded to {dtype}", remedy=f"it is one of: {', '.join(FLOATS)}.")
+    look = _Look(base, tuned, tuple(dict.fromkeys(lams)), dtype, sample)
+    names = measurable(base, tuned)
+    changes = {name: Change(base.infos[name].num_elements) for name in names}
+    read = [name for name in names if changes[name].elements and not _is_untouched(base, tuned, name)]
+    pieces = (piece for name in read for piece in look.pieces(name))
+    parts = _in_order(look.part, pieces, workers)
+    for name, found in itertools.groupby(parts, key=lambda part: part.name):
+        whole = functools.reduce(_Part.plus, _told(found, advance))
+        changes[name] = look.change(name, whole)
+    return changes
+
+
+def measurable(base: Weights, tuned: Weights) -> list[str]:
+    """The tensors that both have in one shape, and in dtypes that can be compared, in the base's order."""
+    return [
+        name
+        for name, info in base.infos.items()
+        if name in tuned.infos
+        and info.shape == tuned.infos[name].shape
+        and (
+            {info.dtype, tuned.infos[name].dtype} <= set(FLOATS)
+            or info.dtype == tuned.infos[name].dtype in ITEM_BYTES.keys() - set(FLOATS)
+        )
+    ]
+
+
+def covered_share(base: Weights, tuned: Weights) -> float:
+    """Elements that can be compared, as a share of those of the larger model."""
+    total = max(sum(info.num_elements for info in side.infos.values()) for side in (base, tuned))
+    return sum(base.infos[name].num_elements for name in measurable(base, tuned)) / total if total else 1.0
+
+
+def combined(changes: Iterable[Change]) -> Change:
+    """Several tensors as one vector; those that are not finite are left out. Ranks do not add up, and are left out."""
+    finite = [change for change in changes if change.is_finite]
+    total = sum(change.elements for change in finite)
+    lams = dict.fromkeys(lam for change in finite for lam in change.lost_squares or ())
+    return Change(
+        elements=total,
+        unchanged=sum(change.unchanged * change.elements for change in finite) / total if total else 1.0,
+        base_square=math.fsum(change.base_square for change in finite),
+        tuned_square=math.fsum(change.tuned_square for change in finite),
+        delta_square=math.fsum(change.delta_square for change in finite),
+        product=math.fsum(change.product for change in finite),
+        slerp_square=math.fsum(change.slerp_square for change in finite),
+        lost_squares={lam: math.fsum((change.lost_squares or {}).get(lam, 0.0) for change in finite) for lam in lams},
+    )
+
+
+def relation(changes: Mapping[str, Change], *, covered: float = 1.0) -> Relation:
+    """Whether the tuned model is a child of this base, by the weights alone.
+
+    Doubtful below a cosine of 0.9 or above a relative norm of 0.5, over all elements that were read. Two models that
+    were trained apart have a cosine near 0 and a relative norm near √2, even of one shape and on the same data;
+    fine-tuned ones stay above 0.99.
+
+    Args:
+        changes: What a survey found, by tensor.
+        covered: What `covered_share` says of the two.
+    """
+    whole = combined(changes.values())
+    broken = sorted(name for name, change in changes.items() if not change.is_finite)
+    notes = [f"{_named(broken)}: NaN or infinity, and not counted"] if broken else []
+    if covered < 1:
+        notes.append(f"only {100 * covered:.3g} % of the elements have a counterpart of the same shape")
+    if covered < LEAST_COVERED or whole.elements == 0:
+        return Relation("doubtful", ("too few tensors are in both: not parent and child", *notes))
+    if whole.is_unchanged:
+        is_same = covered == 1 and not broken
+        what = "every element is the base's" if is_same else "what could be compared is the base's"
+        return Relation("same" if is_same else "child", (what, *notes))
+    cosine, norm = whole.cosine or 0.0, whole.relative_norm
+    numbers = f"cosine {cosine:.5f}, relative norm {100 * norm:.3g} %"
+    if cosine < LEAST_COSINE or norm > MOST_RELATIVE_NORM:
+        limit = (
+            f"models trained apart have a cosine near 0, fine-tuned ones above 0.99 (limit {LEAST_COSINE})"
+            if cosine < LEAST_COSINE
+            else f"fine-tuning moves weights by a few percent of their norm (limit {100 * MOST_RELATIVE_NORM:.0f} %)"
+        )
+        return Relation("doubtful", (f"{numbers}: not parent and child", limit, *notes))
+    strange = sorted(
+        name
+        for name, change in changes.items()
+        if change.is_finite and change.cosine is not None and change.cosine < LEAST_COSINE
+    )
+    if strange:
+        notes.append(f"{_named(strange)}: a cosine below {LEAST_COSINE}, as if trained anew")
+    return Relation("child", (f"{numbers}: as fine-tuning leaves them", *notes))
+
+
+def _named(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(f"'{name}'" for name in names[:3]) + more
+
+
+def _ratio(square: float, of: float) -> float:
+    if of > 0:
+        return math.sqrt(square / of)
+    return math.inf if square > 0 else 0.0 if square == 0 else math.nan
+
+
+def _is_untouched(base: Weights, tuned: Weights, name: str) -> bool:
+    return getattr(tuned, "base", None) is base and tuned.is_base(name)
+
+
+def _told(parts: Iterable[_Part], advance: Callable[[int], None] | None) -> Iterator[_Part]:
+    for part in parts:
+        if advance is not None:
+            advance(part.span)
+        yield part
+
+
+class _Piece(NamedTuple):
+    """Elements `start` to `stop` of a tensor, of which those before `seen` are looked at."""
+
+    name: str
+    start: int
+    stop: int
+    seen: int
+
+
+class _Part(NamedTuple):
+    """What one piece adds to a tensor's sums.
+
+    Attributes:
+        name: The tensor's.
+        span: Elements of the piece.
+        seen: Of these, elements looked at.
+        sums: Base², tuned², delta², product, unchanged elements, and lost squares by λ; float64.
+        spectrum: What the effective rank is found from: a part of a Gram matrix of the delta, or of its product with
+            the probes.
+    """
+
+    name: str
+    span: int
+    seen: int
+    sums: np.ndarray
+    spectrum: np.ndarray | None
+
+    def plus(self, other: _Part) -> _Part:
+        """Both pieces as one."""
+        spectrum = None
+        if self.spectrum is not None and other.spectrum is not None:
+            spectrum = np.add(self.spectrum, other.spectrum, dtype=np.float64)
+        return _Part(self.name, self.span + other.span, self.seen + other.seen, self.sums + other.sums, spectrum)
+
+
+class _Look:
+    """One survey: what is read, and what is measured of it."""
+
+    def __init__(
+        self, base: Weights, tuned: Weights, lams: tuple[float, ...], dtype: str | None, sample: float
+    ) -> None:
+        self._base, self._tuned = base, tuned
+        self._lams, self._dtype, self._sample = lams, dtype, sample
+        self._buffers = threading.local()
+
+    def pieces(self, name: str) -> Iterator[_Piece]:
+        """How a tensor is cut: in whole rows where the effective rank is asked for."""
+        total, shape = self._base.infos[name].num_elements, self._base.infos[name].shape
+        step = BLOCK
+        kind = self._spectrum_kind(name)
+        if kind == "rows":
+            step = total
+        elif kind is not None:
+            step = max(1, BLOCK // shape[1]) * shape[1]
+        for start in range(0, total, step):
+            stop = min(start + step, total)
+            count = stop - start
+            seen = min(count, max(LEAST, math.ceil(count * self._sample)))
+            yield _Piece(name, start, stop, start + seen)
+
+    def part(self, piece: _Piece) -> _Part:
+        """One piece read and measured."""
+        base = self._read(self._base, piece, 0)
+        tuned = self._read(self._tuned, piece, 1)
+        sums = np.zeros(5 + len(self._lams))
+        for start in range(0, len(base), PART):
+            sums += self._sums(piece.name, base[start : start + PART], tuned[start : start + PART])
+        return _Part(piece.name, piece.stop - piece.start, len(base), sums, self._spectrum(piece.name, base, tuned))
+
+    def change(self, name: str, whole: _Part) -> Change:
+        """A tensor's sums as what they mean."""
+        # from a sample to the whole, so that tensors of any size can be taken together
+        base, tuned, delta, product, _, *lost = (whole.sums * (whole.span / whole.seen)).tolist()
+        change = Change(
+            elements=whole.span,
+            unchanged=float(whole.sums[4]) / whole.seen,
+            base_square=base,
+            tuned_square=tuned,
+            delta_square=delta,
+            product=product,
+            slerp_square=slerp_gap_square(base, tuned, product),
+            lost_squares=dict(zip(self._lams, lost, strict=True)),
+        )
+        rank, error = self._effective_rank(name, delta, whole.spectrum)
+        return replace(change, effective_rank=rank, rank_error=error)
+
+    def _read(self, weights: Weights, piece: _Piece, slot: int) -> Tensor:
+        kept: dict[int, Tensor] = self._buffers.__dict__.setdefault("kept", {})
+        if slot not in kept:
+            kept[slot] = torch.empty(BLOCK * max(ITEM_BYTES.values()), dtype=torch.uint8)
+        return weights.block(piece.name, piece.start, piece.seen, kept[slot])
+
+    def _sums(self, name: str, base: Tensor, tuned: Tensor) -> np.ndarray:
+        if not base.is_floating_point():
+            return np.array([0.0, 0.0, 0.0, 0.0, _num_same(base, tuned), *(0.0 for _ in self._lams)])
+        # as the engine does: float32, and float64 where a side has it
+        precision = torch.promote_types(torch.promote_types(base.dtype, tuned.dtype), torch.float32)
+        ours, theirs = base.to(precision), tuned.to(precision)
+        same = _num_same(base, tuned) if base.dtype == tuned.dtype else _num_same(ours, theirs)
+        lost = []
+        rounded_to = torch_dtype(self._dtype or self._base.infos[name].dtype)
+        for lam in self._lams:
+            merged = linear.function(ours, theirs, lam=lam)
+            error = merged.to(rounded_to) - merged
+            lost.append(inner(error, error))
+        is_short = base.element_size() == tuned.element_size() == 2  # whose products float32 holds exactly
+        a, b = (ours, theirs) if is_short else (ours.double(), theirs.double())
+        delta = b - a
+        return np.array([inner(a, a), inner(b, b), inner(delta, delta), inner(a, b), same, *lost])
+
+    def _spectrum_kind(self, name: str) -> Literal["columns", "rows", "probes"] | None:
+        """Which Gram matrix of the delta is taken whole, if any; None where its effective rank is not asked for."""
+        info = self._base.infos[name]
+        if self._sample < 1 or not _is_matrix(info.shape) or info.dtype not in FLOATS or self._factors(name):
+            return None
+        if info.shape[1] <= SMALL_SIDE:
+            return "columns"
+        return "rows" if info.shape[0] <= SMALL_SIDE and info.num_elements <= WHOLE else "probes"
+
+    def _spectrum(self, name: str, base: Tensor, tuned: Tensor) -> np.ndarray | None:
+        kind = self._spectrum_kind(name)
+        if kind is None:
+            return None
+        columns = self._base.infos[name].shape[1]
+        delta = (tuned.float() - base.float()).view(-1, columns)
+        if kind == "columns":
+            return (delta.T @ delta).numpy()
+        if kind == "rows":
+            return (delta @ delta.T).numpy()
+        return (delta.T @ (delta @ _probes(columns))).numpy()
+
+    def _effective_rank(
+        self, name: str, delta_square: float, spectrum: np.ndarray | None
+    ) -> tuple[float | None, float | None]:
+        factors, kind = self._factors(name), self._spectrum_kind(name)
+        if factors is not None and self._sample == 1:
+            assert isinstance(self._tuned, AdapterOnBase)
+            sides = (self._tuned.file.float32_array(factors.a), self._tuned.file.float32_array(factors.b))
+            return rank_of_product(*sides), 0.0
+        if kind is None or spectrum is None or not 0 < delta_square < math.inf:
+            return None, None
+        # column by column the squares of ‖ΔᵀΔg‖, or all that add up to ‖ΔᵀΔ‖²
+        squares = np.square(spectrum, dtype=np.float64).sum(axis=0)
+        quartic = float(squares.mean() if kind == "probes" else squares.sum())
+        if not 0 < quartic < math.inf:
+            return None, None
+        rank = min(max(delta_square * delta_square / quartic, 1.0), float(min(self._base.infos[name].shape)))
+        error = float(squares.std(ddof=1)) / math.sqrt(len(squares)) / quartic if kind == "probes" else 0.0
+        return rank, rank * error
+
+    def _factors(self, name: str) -> Factors | None:
+        """The factors whose product is the whole delta, for LoRA."""
+        if not isinstance(self._tuned, AdapterOnBase) or name not in self._tuned.factors:
+            return None
+        factors = self._tuned.factors[name]
+        return factors if factors.magnitude is None else None
+
+
+def slerp_gap_square(base_square: float, tuned_square: float, product: float) -> float:
+    """‖SLERP - Linear‖² at λ = 0.5, from the inner products of two vectors at an angle θ.
+
+    Both of SLERP's weights are sin(θ/2) / sin θ = 1 / (2·cos(θ/2)), Linear's are 1/2, so that the gap is
+    (1 / (2·cos(θ/2)) - 1/2)·(base + tuned). As in `slerp` the two are one where |cos θ| > 0.9995 or a vector is zero.
+    """
+    lengths = math.sqrt(base_square) * math.sqrt(tuned_square)
+    cosine = product / lengths if lengths > 0 else 1.0
+    if not abs(cosine) <= PARALLEL:  # nor for what is not a number
+        return 0.0
+    excess = 1 / (2 * math.sqrt((1 + cosine) / 2)) - 0.5
+    return excess * excess * (base_square + tuned_square + 2 * product)
+
+
+def rank_of_product(a: np.ndarray, b: np.ndarray) -> float | None:
+    """The effective rank (Σσ²)² / Σσ⁴ of B·A, from its factors: tr(M)² / tr(M²), M = (BᵀB)(AAᵀ).
+
+    Args:
+        a: Shape (r, in).
+        b: Shape (out, r).
+
+    Returns:
+        A number in [1, r]; None if the product is zero.
+    """
+    wide_a, wide_b = a.astype(np.float64), b.astype(np.float64)
+    product = (wide_b.T @ wide_b) @ (wide_a @ wide_a.T)
+    quartic = float((product * product.T).sum())
+    return float(np.trace(product)) ** 2 / quartic if 0 < quartic < math.inf else None
+
+
+@functools.lru_cache(maxsize=4)  # a model has few widths
+def _probes(columns: int) -> Tensor:
+    """Gaussian probes, shape (columns, 64), always the same."""
+    return torch.randn(columns, NUM_PROBES, generator=torch.Generator().manual_seed(0))
+
+
+def _is_matrix(shape: Sequence[int]) -> bool:
+    return len(shape) == 2 and min(shape) > 1
+
+
+def _num_same(first: Tensor, second: Tensor) -> int:
+    """How many elements have the same bits."""
+    whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[first.element_size()]
+    return int(np.count_nonzero(first.view(whole).numpy() == second.view(whole).numpy()))
+
+
+def _in_order(function: Callable[[_Piece], _Part], pieces: Iterable[_Piece], workers: int | None) -> Iterator[_Part]:
+    """The parts in the order of the pieces, from threads that each compute alone, two for each under way at a time."""
+    count = workers or max(1, min(MAX_WORKERS, os.cpu_count() or 1))
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    pool = ThreadPoolExecutor(count, thread_name_prefix="survey", initializer=torch.set_num_threads, initargs=(1,))
+    under_way: deque[Future[_Part]] = deque()
+    try:
+        for piece in pieces:
+            under_way.append(pool.submit(function, piece))
+            if len(under_way) >= 2 * count:
+                yield under_way.popleft().result()
+        while under_way:
+            yield under_way.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+        torch.set_num_threads(before)

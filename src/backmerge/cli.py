@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from backmerge.commands.diff import diff
 from backmerge.commands.merge import merge, numbers
 from backmerge.commands.methods import methods
 from backmerge.errors import BackmergeError, ConfigError, NotShownError, RunError
@@ -163,6 +164,7 @@ def restore(
 
 
 app.command()(merge)
+app.command()(diff)
 app.command()(methods)
 
 

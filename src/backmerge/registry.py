@@ -36,9 +36,23 @@ MODELS = Table("model", {"demo": "backmerge.demo:model_directory"})
 METHODS = Table(
     "merge method",
     {
+        "breadcrumbs": "backmerge.merging.methods.breadcrumbs:breadcrumbs",
+        "breadcrumbs_ties": "backmerge.merging.methods.breadcrumbs_ties:breadcrumbs_ties",
         "dare_linear": "backmerge.merging.methods.dare_linear:dare_linear",
+        "dare_ties": "backmerge.merging.methods.dare_ties:dare_ties",
+        "della": "backmerge.merging.methods.della:della",
+        "della_linear": "backmerge.merging.methods.della_linear:della_linear",
+        "karcher": "backmerge.merging.methods.karcher:karcher",
         "linear": "backmerge.merging.methods.linear:linear",
+        "model_stock": "backmerge.merging.methods.model_stock:model_stock",
+        "multislerp": "backmerge.merging.methods.multislerp:multislerp",
+        "nuslerp": "backmerge.merging.methods.nuslerp:nuslerp",
+        "resta": "backmerge.merging.methods.resta:resta",
+        "safe_lora": "backmerge.merging.methods.safe_lora:safe_lora",
+        "safemerge": "backmerge.merging.methods.safemerge:safemerge",
         "slerp": "backmerge.merging.methods.slerp:slerp",
+        "task_arithmetic": "backmerge.merging.methods.task_arithmetic:task_arithmetic",
+        "ties": "backmerge.merging.methods.ties:ties",
     },
 )
 

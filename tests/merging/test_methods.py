@@ -9,7 +9,7 @@ from torch import Tensor
 from backmerge.errors import MergeError
 from backmerge.merging.method import find_method
 from backmerge.merging.randomness import BLOCK, TensorRandom
-from backmerge.merging.reductions import dot
+from backmerge.merging.reductions import gram_of_deltas, gram_of_models
 
 RNG = TensorRandom(0, "tested")
 
@@ -89,8 +89,11 @@ def test_random_numbers_depend_on_seed_tensor_stream_and_position_only() -> None
     for other in (TensorRandom(2, "a"), TensorRandom(1, "b")):
         assert not torch.equal(other.uniform(torch.empty(100)), whole[:100])
     assert not torch.equal(TensorRandom(1, "a").uniform(torch.empty(100), stream=1), whole[:100])
-    with pytest.raises(ValueError, match="multiple"):
-        TensorRandom(1, "a", offset=3)
+    assert torch.equal(TensorRandom(1, "a", offset=BLOCK - 3).uniform(torch.empty(6)), whole[BLOCK - 3 : BLOCK + 3])
+    mask = TensorRandom(1, "a").keeps(torch.empty(2 * BLOCK), 0.3)
+    assert torch.equal(mask, whole[: 2 * BLOCK] < round(0.3 * 2**32) / 2**32)
+    assert bool(TensorRandom(1, "a").keeps(torch.empty(9), 1.0).all())
+    assert not bool(TensorRandom(1, "a").keeps(torch.empty(9), 0.0).any())
 
 
 def test_random_numbers_are_uniform() -> None:
@@ -102,15 +105,22 @@ def test_random_numbers_are_uniform() -> None:
     assert float(draws.max()) < 1.0
 
 
-def test_sums_do_not_depend_on_threads() -> None:
-    """An inner product has the same bits with one thread and with two."""
-    tensor = torch.randn(3 * BLOCK + 7, generator=torch.Generator().manual_seed(1))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_sums_do_not_depend_on_threads_and_are_right(dtype: torch.dtype) -> None:
+    """Inner products have the same bits with one thread and with two: those of float64 within 1e-7 of the norms."""
+    generator = torch.Generator().manual_seed(1)
+    base = torch.randn(BLOCK + 7, generator=generator).to(dtype)
+    tuned = [(base + 0.1 * torch.randn(base.shape, generator=generator)).to(dtype) for _ in range(2)]
     before = torch.get_num_threads()
     try:
         found = []
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            found.append(dot(tensor, tensor + 1))
+            found.append([gram_of_models(base, tuned), gram_of_deltas(base, tuned)])
     finally:
         torch.set_num_threads(before)
-    assert found[0] == found[1]
+    models = torch.stack([base, *tuned]).double()
+    deltas = models[1:] - models[0]
+    for first, second, exact in zip(*found, (models @ models.T, deltas @ deltas.T), strict=True):
+        assert (first == second).all()
+        assert torch.allclose(torch.from_numpy(first), exact, rtol=0, atol=1e-7 * float(exact.max()))

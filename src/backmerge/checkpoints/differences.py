@@ -242,7 +242,7 @@ def _few(names: Sequence[str]) -> str:
     """The number of names where there are several, and the first of them."""
     if len(names) == 1:
         return _shown(names[0])
-    return f"{len(names)}, {', '.join(map(_shown, names[:SHOWN]))}{', ...' if len(names) > SHOWN else ''}"
+    return f"{len(names)} ({', '.join(map(_shown, names[:SHOWN]))}{', ...' if len(names) > SHOWN else ''})"
 
 
 def _first(lines: Sequence[str]) -> Iterator[str]:

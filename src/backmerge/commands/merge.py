@@ -23,8 +23,12 @@ def merge(
     tuned: Annotated[list[str] | None, typer.Argument(help="Its tuned versions: checkpoints or LoRA adapters.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Where the merged model goes.")] = None,
     lam: Annotated[
-        str, typer.Option(help="λ, the share of the tuned side; several give OUT/lam-0.2 and so on, in one pass.")
-    ] = "0.5",
+        str | None,
+        typer.Option(
+            help="λ, the share of the tuned side; several give OUT/lam-0.2 and so on, in one pass. The method's own "
+            "default if not given, or 0.5."
+        ),
+    ] = None,
     method: Annotated[str, typer.Option(help="Merge method; `backmerge methods` tells of each.")] = "linear",
     where: Annotated[
         list[str] | None,
@@ -100,7 +104,8 @@ def merge(
             raise ConfigError("BASE and TUNED are missing", remedy="backmerge merge BASE TUNED --out merged")
         recipes = _recipes(base, tuned, method, model or (), extra_rows, allow_plugins=allow_plugins)
         parameters = {name: _value("--param", text) for name, text in _pairs("--param", param or ())}
-        outputs = _outputs(recipes, out, numbers("--lam", lam), where or (), parameters, {**fixed, "seed": seed})
+        lams = _lams(method, lam, allow_plugins=allow_plugins)
+        outputs = _outputs(recipes, out, lams, where or (), parameters, {**fixed, "seed": seed})
     for together in outputs:
         left = _still_to_do(together, force=force)
         if not left:
@@ -188,6 +193,21 @@ def _outputs(
             }
         )
     return groups
+
+
+def _lams(method: str, given: str | None, *, allow_plugins: bool) -> list[float]:
+    """The λs that are asked for, or the method's own."""
+    from backmerge.merging.method import find_method
+
+    found = find_method(method, allow_plugins=allow_plugins)
+    if not found.has_lam:
+        if given is not None:
+            raise ConfigError(f"{method} has no λ: it finds its own ratio", remedy="leave --lam away.")
+        return [1.0]
+    if given is not None:
+        return numbers("--lam", given)
+    default = found.parameters["lam"].default
+    return [0.5 if default is found.parameters["lam"].empty else float(default)]
 
 
 def _from_mergekit(config: Path, out: Path, seed: int, fixed: Mapping[str, Any]) -> dict[Path, Variant]:

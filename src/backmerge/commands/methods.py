@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Annotated
 
 import typer
@@ -28,9 +29,9 @@ def methods(
         return
     for each in sorted(METHODS.entries):
         method = find_method(each)
-        extra = [f"--model {model}=FOLDER" for model in method.extra_models]
-        optional = [f"(optional: {model})" for model in method.optional_models]
-        needs = ", ".join([_takes(method.num_tuned), *extra, *optional])
+        optional = dict.fromkeys(method.optional_models, " (or without)")
+        extra = [f"--model {model}=FOLDER{optional.get(model, '')}" for model in method.extra_models]
+        needs = ", ".join([_takes(method.num_tuned), *extra])
         typer.echo(f"{each:17} {method.summary}\n{'':17} {needs}; {_parameters(method.parameters) or 'no parameters'}")
 
 
@@ -38,10 +39,17 @@ def _takes(num_tuned: tuple[int, int | None]) -> str:
     least, most = num_tuned
     if least == most:
         return "one tuned model" if least == 1 else f"{least} tuned models"
-    return f"{least} tuned models or more" if most is None else f"{least} to {most} tuned models"
+    few = "one tuned model" if least == 1 else f"{least} tuned models"
+    return f"{few} or more" if most is None else f"{few} to {most}"
 
 
-def _parameters(parameters: object) -> str:
-    assert isinstance(parameters, dict)
-    empty = inspect.Parameter.empty
-    return ", ".join(name if p.default is empty else f"{name}={p.default}" for name, p in parameters.items())
+def _parameters(parameters: Mapping[str, inspect.Parameter]) -> str:
+    return ", ".join(name + _default(parameter) for name, parameter in parameters.items())
+
+
+def _default(parameter: inspect.Parameter) -> str:
+    if parameter.default is inspect.Parameter.empty:
+        return ""
+    # one value that every tuned model has
+    value = parameter.default[0] if isinstance(parameter.default, tuple) else parameter.default
+    return f"={value}"

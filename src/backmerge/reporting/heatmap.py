@@ -66,6 +66,20 @@ class Heatmap(NamedTuple):
         return max((value for value in values if value is not None and math.isfinite(value)), default=0.0)
 
 
+class Table(NamedTuple):
+    """A table for people.
+
+    Attributes:
+        headings: Of the columns.
+        rows: Of as many cells; the first is the row's name.
+        note: What the columns mean.
+    """
+
+    headings: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str
+
+
 def module_type(name: str) -> str:
     """A tensor's name with the number of its layer taken out, such as `self_attn.q_proj`; other numbers become `*`.
 
@@ -77,7 +91,7 @@ def module_type(name: str) -> str:
 
 
 def by_module_type(changes: Mapping[str, Change]) -> dict[str, list[str]]:
-    """The tensors' names by module type: attention, MLP, norms, others, embeddings."""
+    """The tensors' names by module type: those of the layers first; attention, MLP, norms, others, embeddings."""
     kinds: dict[str, list[str]] = {}
     for name in sorted(changes, key=_rank):
         kinds.setdefault(module_type(name), []).append(name)
@@ -122,7 +136,7 @@ def step_of(value: float, top: float) -> int:
 
 def limit_of(step: int, top: float) -> float:
     """The largest value of a step."""
-    return top * 2.0 ** ((step - STEPS) / 2)
+    return top * math.exp2((step - STEPS) / 2)
 
 
 def percent(value: float) -> str:
@@ -133,10 +147,10 @@ def percent(value: float) -> str:
 
 
 def print_heatmap(heatmap: Heatmap, console: Console) -> None:
-    """In colours on a terminal that has them; elsewhere in digits, 9 for the largest values."""
+    """In colours on a terminal that has enough of them; elsewhere in digits, 9 for the largest values."""
     from rich.text import Text
 
-    has_colours = console.is_terminal and console.color_system is not None and not console.no_color
+    has_colours = console.is_terminal and console.color_system in {"256", "truecolor"} and not console.no_color
     console.print(f"{TITLE}, by module type and layer", soft_wrap=True)
     for line in _lines(heatmap, console.width):
         text = Text()
@@ -144,7 +158,7 @@ def print_heatmap(heatmap: Heatmap, console: Console) -> None:
             if step is None:
                 text.append(words)
             elif has_colours and step != UNCHANGED:
-                text.append(" " * width, style=f"on {COLOURS[step]}")
+                text.append("█" * width, style=COLOURS[step])
             else:
                 text.append(SIGNS[step].ljust(width))
         text.rstrip()
@@ -248,7 +262,7 @@ def _draw(
     axes.set_xlim(-0.6, columns - 0.4)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_yticks(range(len(rows)), labels=[_label(kind) for kind in rows], fontsize=8.5)
-    every = 1 if len(layers) <= 16 else 5  # noqa: PLR2004 - as many numbers as stand side by side
+    every = 1 if len(layers) <= 16 else 5
     labelled = [x for x, layer in enumerate(layers) if layer % every == 0]
     axes.set_xticks(labelled, labels=[str(layers[x]) for x in labelled], fontsize=8.5)
     axes.tick_params(length=0)
@@ -267,17 +281,19 @@ def _draw_scale(made: Figure, panels: Sequence[Axes], top: float) -> None:
     bar = made.colorbar(scale, ax=panels, location="bottom", aspect=45, pad=0.02, drawedges=False)
     bar.set_ticks([0, *range(1, STEPS + 1, 2)])
     bar.set_ticklabels(["0", *(percent(limit_of(step, top)) for step in range(1, STEPS + 1, 2))], fontsize=8.5)
+    bar.ax.minorticks_off()
     bar.ax.tick_params(length=0)
     bar.outline.set_visible(False)
     bar.set_label("each step is √2 of the one before; grey: unchanged", fontsize=8.5, color=SOFT)
 
 
-def page(document: Mapping[str, Any], heatmap: Heatmap) -> str:
+def page(document: Mapping[str, Any], heatmap: Heatmap, table: Table) -> str:
     """One HTML page that needs nothing else and runs no script; every word in it is escaped.
 
     Args:
         document: What `diff.json` holds.
         heatmap: Of the same survey.
+        table: Of the same survey, by module type.
     """
     top = heatmap.top
     return (
@@ -286,6 +302,7 @@ def page(document: Mapping[str, Any], heatmap: Heatmap) -> str:
         .render(
             document=document,
             heatmap=heatmap,
+            table=table,
             title=TITLE,
             colours=COLOURS,
             step_of=lambda value: step_of(value, top),
@@ -301,8 +318,8 @@ def _norm(changes: Sequence[Change]) -> float:
     return combined(changes).relative_norm
 
 
-def _rank(name: str) -> tuple[int, str, str]:
-    """Where a tensor stands among others: by group, module type, and name."""
+def _rank(name: str) -> tuple[bool, int, str, str]:
+    """Where a tensor stands among others: in the layers or not, by group, module type, and name."""
     order = ("attention", "mlp", "norms", "", "embeddings")
     group = next((group for group in GROUPS if matches(group, name)), "")
-    return order.index(group), module_type(name), name
+    return LAYER.match(name) is None, order.index(group), module_type(name), name

@@ -11,18 +11,28 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+NEAR = 2.0**-10  # to an end; there float32's 2^-24 would be seen in the change
+
+
 def coefficients(gram: np.ndarray, /, *, lam: float) -> list[float]:  # noqa: ARG001 - needs no angles
     """The delta's share: λ."""
     return [lam]
 
 
 def interpolated(base: Tensor, tuned: Tensor, lam: float) -> Tensor:
-    """(1 - lam)·base + lam·tuned, for any λ, in one kernel that keeps what both agree on.
+    """(1 - lam)·base + lam·tuned, for any λ; where both agree, bit for bit what they are.
 
-    Where both are −0.0, torch.lerp gives −0.0 only if it is asked for a weight from a half to one, for which it takes
-    `end - (end - start)·(1 - weight)`, or for one below zero; otherwise the two change places.
+    The delta is subtracted from the nearer end, since `-0.0 + lam·0.0` is 0.0, and `-0.0 - lam·0.0` is −0.0. Of 16-bit
+    floats torch's lerp makes the same in one kernel, in float32 and rounded once: it does so from a weight of a half
+    on (below, it adds), and holds the weight in float32, too coarse very near an end.
     """
-    return base.lerp(tuned, lam) if 0.5 <= lam <= 1 else tuned.lerp(base, 1 - lam)
+    if lam == 1:
+        return tuned
+    if base.element_size() == 2 and not (0 <= lam < NEAR or 1 - NEAR < lam <= 1):
+        return base.lerp(tuned, lam) if 0.5 <= lam < 1 else tuned.lerp(base, 1 - lam)
+    wide = [side.float() if side.element_size() == 2 else side for side in (base, tuned)]
+    near, far, share = (*wide[::-1], 1 - lam) if 0.5 <= lam < 1 else (*wide, lam)
+    return near.sub(near - far, alpha=share)
 
 
 @merge_method(has_exact_endpoints=True, is_idempotent=True, is_native=True, coefficients=coefficients)

@@ -1,0 +1,59 @@
+"""Model Stock: how far to go from the base towards the mean of several tuned models, by the angle between them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import combinations
+from typing import TYPE_CHECKING
+
+from backmerge.merging.consensus import shifted, summed
+from backmerge.merging.method import merge_method
+from backmerge.merging.reductions import gram_of_deltas
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+LEAST = 1e-6  # of a product of norms, and of the denominator
+
+
+def coefficients(gram: np.ndarray, /) -> list[float]:
+    """The share t / N for each delta, t = N·cosθ / (1 + (N - 1)·cosθ), cosθ the mean over pairs.
+
+    Args:
+        gram: Inner products of the deltas, shape (N, N).
+    """
+    count = len(gram)
+    lengths = [math.sqrt(gram[i, i]) for i in range(count)]
+    cosines = [
+        max(-1.0, min(1.0, gram[i, j] / max(lengths[i] * lengths[j], LEAST))) for i, j in combinations(range(count), 2)
+    ]
+    cosine = math.fsum(cosines) / len(cosines)
+    denominator = 1 + (count - 1) * cosine
+    # where the deltas cancel there is no finite estimate, and the base is kept
+    ratio = 0.0 if abs(denominator) < LEAST else count * cosine / denominator
+    return [ratio / count] * count
+
+
+@merge_method(
+    has_exact_endpoints=False,
+    is_idempotent=True,
+    reductions=[gram_of_deltas],
+    num_tuned=(2, None),
+    coefficients=coefficients,
+)
+def model_stock(base: Tensor, tuned: Sequence[Tensor], statistics: Sequence[np.ndarray], /) -> Tensor:
+    """(1 - t)·base + t·mean(tuned), t = N·cosθ / (1 + (N - 1)·cosθ); no λ.
+
+    θ is the angle between the tuned models' deltas, tensor by tensor: the mean cosine over all pairs, as in mergekit.
+
+    Args:
+        base: Any shape.
+        tuned: N ≥ 2 models, such as those of several seeds, in the same shape.
+        statistics: Inner products of the whole deltas.
+
+    Source: Jang et al., Model Stock (arXiv 2403.19522), section 4.
+    """
+    shares = coefficients(statistics[0])
+    return shifted(base, summed([model - base for model in tuned], shares, lam=1.0, normalize=False))

@@ -1,0 +1,101 @@
+"""Safe LoRA: where tuning leaves the directions of alignment, project its delta onto them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from backmerge.errors import MergeError
+from backmerge.merging.consensus import shifted
+from backmerge.merging.method import Survey, merge_method
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def projected(base: Tensor, delta: Tensor, unaligned: Tensor) -> Tensor | None:
+    """C·Δ with C = V·Vᵀ/‖V‖_F, V = base - unaligned; nothing where V or Δ is zero, or no matrix.
+
+    Args:
+        base: Shape (out, in).
+        delta: Same shape.
+        unaligned: Same shape.
+    """
+    if delta.ndim != 2 or not bool(delta.any()):
+        return None
+    alignment = base - unaligned
+    length = float(alignment.norm())
+    if length == 0:
+        return None
+    rows, columns = alignment.shape
+    # of the two ways to multiply, the one through the smaller square matrix
+    moved = alignment @ alignment.T @ delta if rows <= columns else alignment @ (alignment.T @ delta)
+    return moved / length
+
+
+def cosine(first: Tensor, second: Tensor) -> float:
+    """Of two tensors taken as vectors; 0 where one of them is zero."""
+    a, b = first.double().reshape(-1), second.double().reshape(-1)
+    lengths = float(a.norm()) * float(b.norm())
+    return float(a @ b) / lengths if lengths > 0 else 0.0
+
+
+def alignment_cosine(base: Tensor, tuned: Tensor, unaligned: Tensor, /) -> float:
+    """The cosine between a delta and its projection; NaN where there is none."""
+    delta = tuned - base
+    moved = projected(base, delta, unaligned)
+    return math.nan if moved is None else cosine(moved, delta)
+
+
+def least_aligned(measured: Mapping[str, float], given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`num_layers` as thresholds that the tensors with the least cosines meet, and no others.
+
+    Raises:
+        MergeError: `num_layers` is no number of tensors.
+    """
+    count = given["num_layers"]
+    if not isinstance(count, int) or count < 0:
+        raise MergeError(f"num_layers is {count}, and must be a number of tensors", remedy="such as 10.")
+    found = sorted((value, name) for name, value in measured.items() if not math.isnan(value))
+    # beyond the range of a cosine either way: always met, never met
+    return {**given, "threshold": {**{name: 2.0 for _, name in found[:count]}, "rest": -2.0}}
+
+
+@merge_method(
+    has_exact_endpoints=False,
+    is_idempotent=True,
+    cut="tensor",
+    survey=Survey(alignment_cosine, least_aligned, lambda given: given.get("num_layers") is not None),
+)
+def safe_lora(
+    base: Tensor,
+    tuned: Tensor,
+    unaligned: Tensor,
+    /,
+    *,
+    lam: float = 1.0,
+    threshold: float = 0.5,
+    num_layers: int | None = None,  # noqa: ARG001 - has become thresholds by then
+) -> Tensor:
+    """Base + lam·C·Δ where cos(C·Δ, Δ) ≤ threshold, base + lam·Δ elsewhere; C = V·Vᵀ/‖V‖_F, V = base - unaligned.
+
+    Needs one more model, `unaligned`: the pretrained model before alignment, in the paper's case Llama-2 beside
+    Llama-2-chat. No data are needed. Only matrices are projected; a delta of zero stays zero. C is not idempotent: the
+    paper's approximation of the projection, which also shortens.
+
+    Args:
+        base: The aligned model, any shape.
+        tuned: Same shape.
+        unaligned: Same shape.
+        lam: Share of the tuned side, in [0, 1].
+        threshold: Cosine up to which a delta is projected.
+        num_layers: Instead: project the so many tensors with the least cosines.
+
+    Source: Hsu et al., Safe LoRA (arXiv 2405.16833), section 3; ours projects any delta, LoRA or not.
+    """
+    delta = tuned - base
+    moved = projected(base, delta, unaligned)
+    if moved is not None and cosine(moved, delta) <= threshold:
+        delta = moved
+    return shifted(base, delta * lam)

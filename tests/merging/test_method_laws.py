@@ -3,6 +3,7 @@
 # ruff: noqa: ARG005 - a method takes all its arguments, whether it uses them or not
 
 import inspect
+import itertools
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from backmerge.errors import MergeError
-from backmerge.merging.method import Method, check_parameters, find_method, merge_method
+from backmerge.merging.method import Method, call, check_parameters, find_method, merge_method
 from backmerge.merging.randomness import TensorRandom
 from backmerge.registry import METHODS
 
@@ -43,7 +44,7 @@ def merged(
 ) -> Tensor:
     """The method's result with its other parameters at their defaults.
 
-    A method that takes several gets the tuned model as often as it must have one; extra models are `extra`, or the base.
+    A method that takes several gets the tuned model as often as it must; extra models are `extra`, or the base.
     """
     given_ = {"lam": lam} if "lam" in method.parameters else {}
     models = [tuned] * method.num_tuned[0] if method.takes_several else tuned
@@ -110,6 +111,50 @@ def test_merging_a_model_with_itself_changes_nothing(name: str) -> None:
 def test_methods_are_pure(method: Method) -> None:
     """A method changes no input and keeps no state."""
     check_purity(method)
+
+
+@pytest.mark.parametrize("name", [n for n in sorted(METHODS.entries) if find_method(n).cut != "tensor"])
+def test_cutting_changes_nothing(name: str) -> None:
+    """Law 3: pieces, merged with the whole's statistics and the draws of their places, are those of the whole."""
+    method = find_method(name)
+    generator = torch.Generator().manual_seed(0)
+    base, tuned, extra = (torch.randn(40, 25, generator=generator) for _ in range(3))
+    models = [tuned, extra][: max(method.num_tuned[0], 1)] if method.takes_several else tuned
+    data = {"base": base, "tuned": models, **dict.fromkeys(method.extra_models, extra)}
+    parameters = {"lam": 0.4} if method.has_lam else {}
+    whole = method(base, models, TensorRandom(1, "t"), dict.fromkeys(method.extra_models, extra), **parameters)
+    statistics: list[Any] = []
+    for reduction in method.reductions:
+        statistics.append(call(reduction, {**data, "statistics": statistics}, {}))
+    pieces = []
+    bounds = [0, 7, 8, 40] if method.cut == "rows" else [0, 13, 500, 999, 1000]
+    for start, stop in itertools.pairwise(bounds):
+
+        def cut(tensor: Tensor, start: int = start, stop: int = stop) -> Tensor:
+            return tensor[start:stop] if method.cut == "rows" else tensor.reshape(-1)[start:stop]
+
+        given_ = {
+            key: [cut(t) for t in value] if isinstance(value, list) else cut(value) for key, value in data.items()
+        }
+        offset = start * 25 if method.cut == "rows" else start
+        given_ |= {"statistics": statistics, "rng": TensorRandom(1, "t", offset)}
+        pieces.append(call(method.function, given_, parameters).reshape(-1))
+    assert torch.equal(bits(torch.cat(pieces)), bits(whole.reshape(-1)))
+
+
+@pytest.mark.parametrize("name", [n for n in sorted(METHODS.entries) if find_method(n).coefficients])
+def test_coefficients_are_those_of_the_merge(name: str) -> None:
+    """What makes a merge an adapter: it is base + Σ cᵢ·Δᵢ, within ten roundings of float32."""
+    method = find_method(name)
+    generator = torch.Generator().manual_seed(0)
+    base, *tuned = (torch.randn(500, generator=generator) for _ in range(1 + method.num_tuned[0]))
+    deltas = torch.stack([model - base for model in tuned]).double()
+    parameters = {"lam": 0.4} if method.has_lam else {}
+    assert method.coefficients is not None
+    shares = method.coefficients((deltas @ deltas.T).numpy(), **parameters)
+    expected = base.double() + sum(share * delta for share, delta in zip(shares, deltas, strict=True))
+    found = method(base, tuned if method.takes_several else tuned[0], TensorRandom(0, "t"), **parameters)
+    assert float((found.double() - expected).abs().max()) <= 10 * UNIT * float(expected.abs().max())
 
 
 def test_methods_describe_themselves(method: Method) -> None:

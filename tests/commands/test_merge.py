@@ -168,6 +168,48 @@ def test_several_tuned_models_one_by_one(
     assert [Path(line).name for line in printed.splitlines()] == [pair[1].name, third.name]
 
 
+def test_a_mergekit_file(pair: tuple[Path, Path], run_cli: Run, tmp_path: Path) -> None:
+    """--config takes models and method from mergekit's YAML, says where ours differs, and gives the same as ours."""
+    (tmp_path / "mergekit.yml").write_text(
+        f"merge_method: linear\nmodels:\n- {{model: {pair[0]}, parameters: {{weight: 0.5}}}}\n"
+        f"- {{model: {pair[1]}, parameters: {{weight: 0.5}}}}\ndtype: bfloat16\n"
+    )
+    code, _, said = run_cli("merge", "--config", tmp_path / "mergekit.yml", "--out", tmp_path / "out")
+    assert code == 0
+    assert "Note: arithmetic is in float32 here" in said
+    assert run_cli("merge", *pair, "--lam", "0.5", "--out", tmp_path / "ours")[0] == 0
+    assert (tmp_path / "out" / SINGLE).read_bytes() == (tmp_path / "ours" / SINGLE).read_bytes()
+    code, _, said = run_cli("merge", *pair, "--config", tmp_path / "mergekit.yml", "--out", tmp_path / "other")
+    assert code == 2
+    assert "--config names the models" in said
+
+
+def test_methods_that_take_several(pair: tuple[Path, Path], make_model: Factory, run_cli: Run, tmp_path: Path) -> None:
+    """Their tuned models are merged together, into one folder; parameters may be of each; λ is the method's own."""
+    third = make_model("llama", seed=2, dtype="bfloat16")
+    assert run_cli("merge", *pair, third, "--method", "model_stock", "--out", tmp_path / "stock")[0] == 0
+    weights_of_each = ["--method", "task_arithmetic", "--param", "weight=[1.0, 0.0]", "--dtype", "float32"]
+    assert run_cli("merge", *pair, third, *weights_of_each, "--out", tmp_path / "sum")[0] == 0
+    tuned = weights(pair[1])
+    for name, tensor in weights(tmp_path / "sum").items():
+        assert torch.allclose(tensor, tuned[name].float(), atol=1e-6)
+    code, _, said = run_cli("merge", *pair, third, "--method", "model_stock", "--lam", "0.5", "--out", tmp_path / "x")
+    assert code == 2
+    assert "has no λ" in said
+
+
+def test_the_methods_tell_of_themselves(run_cli: Run) -> None:
+    """`methods` lists all with what they take; one by name with all that it says."""
+    code, printed, _ = run_cli("methods")
+    assert code == 0
+    for words in ("model_stock", "2 tuned models or more", "--model unaligned=FOLDER", "density=0.2", "drop=0.5"):
+        assert words in printed
+    code, printed, _ = run_cli("methods", "safe_lora")
+    assert code == 0
+    assert "pretrained model before alignment" in printed
+    assert run_cli("methods", "tise")[0] == 2
+
+
 def test_shards_and_checksums(pair: tuple[Path, Path], run_cli: Run, tmp_path: Path) -> None:
     """--max-shard-size cuts the output, and --sha256 records what sha256sum prints."""
     options = ["--max-shard-size", "0.02MB", "--sha256"]

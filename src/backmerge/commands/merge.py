@@ -213,9 +213,14 @@ def _lams(method: str, given: str | None, *, allow_plugins: bool) -> list[float]
 def _from_mergekit(config: Path, out: Path, seed: int, fixed: Mapping[str, Any]) -> dict[Path, Variant]:
     from dataclasses import replace
 
-    from backmerge.merging.mergekit_config import variant_from_mergekit
+    from backmerge.config import load_yaml
+    from backmerge.merging.mergekit.file import read_mergekit
+    from backmerge.merging.mergekit.recipe import opened
 
-    return {out: replace(variant_from_mergekit(config, seed=seed), **fixed)}
+    recipe = read_mergekit(load_yaml(config))
+    for note in recipe.notes:
+        typer.echo(f"Note: {note}.", err=True)
+    return {out: replace(opened(recipe, seed=seed), **fixed)}
 
 
 def _still_to_do(outputs: Mapping[Path, Variant], *, force: bool) -> dict[Path, Variant]:

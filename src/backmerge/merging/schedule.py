@@ -5,7 +5,8 @@ As plain data, in an experiment file or on the command line:
     0.6                                     the same everywhere
     [0.2, 0.5, 0.8]                         a gradient: 0.2 at the first layer, 0.8 at the last, linear between
     {attention: 0.2, "*.mlp.*": [0, 1], rest: 0.5}
-                                            a table: the first pattern that matches the tensor's name decides
+                                            a table: the tensor's own name decides, else the first pattern that
+                                            matches it
 
 Patterns are shell globs over tensor names, or one of the names of `GROUPS`.
 """
@@ -68,6 +69,8 @@ def value_at(setting: Any, name: str, layers: Layers) -> Any:
         MergeError: a table has no row for it, or a gradient holds something other than numbers.
     """
     if isinstance(setting, Mapping):
+        if name in setting:  # a row for this very tensor
+            return value_at(setting[name], name, layers)
         for pattern, inner in setting.items():
             if pattern != REST and matches(str(pattern), name):
                 return value_at(inner, name, layers)

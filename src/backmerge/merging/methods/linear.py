@@ -30,8 +30,10 @@ def interpolated(base: Tensor, tuned: Tensor, lam: float) -> Tensor:
         return tuned
     if base.element_size() == 2 and not (0 <= lam < NEAR or 1 - NEAR < lam <= 1):
         return base.lerp(tuned, lam) if 0.5 <= lam < 1 else tuned.lerp(base, 1 - lam)
-    wide = [side.float() if side.element_size() == 2 else side for side in (base, tuned)]
-    near, far, share = (*wide[::-1], 1 - lam) if 0.5 <= lam < 1 else (*wide, lam)
+    near, far = (side.float() if side.element_size() == 2 else side for side in (base, tuned))
+    share = lam
+    if 0.5 <= lam < 1:
+        near, far, share = far, near, 1 - lam
     return near.sub(near - far, alpha=share)
 
 

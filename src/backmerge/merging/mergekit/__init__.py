@@ -1,0 +1,1 @@
+"""mergekit's YAML, for those who have some."""

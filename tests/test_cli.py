@@ -251,7 +251,10 @@ def test_schema_describes_the_shipped_experiment(run_cli: Callable[..., tuple[in
     assert yaml.safe_load(EXPERIMENT.read_text()).keys() <= json.loads(printed)["properties"].keys()
 
 
-@pytest.mark.parametrize("command", ["demo", "run", "restore", "merge", "evaluate", "report", "doctor", "schema"])
+COMMANDS = ("demo", "run", "restore", "merge", "diff", "plan", "methods", "evaluate", "report", "doctor", "schema")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_teaches_by_example(command: str, run_cli: Callable[..., tuple[int, str, str]]) -> None:
     """Each command's help shows a command to type."""
     code, printed, _ = run_cli(command, "--help")

@@ -15,6 +15,7 @@ import typer
 from backmerge.commands.diff import diff
 from backmerge.commands.merge import merge, numbers
 from backmerge.commands.methods import methods
+from backmerge.commands.plan import plan
 from backmerge.errors import BackmergeError, ConfigError, NotShownError, RunError
 
 if TYPE_CHECKING:
@@ -166,6 +167,7 @@ def restore(
 app.command()(merge)
 app.command()(diff)
 app.command()(methods)
+app.command()(plan)
 
 
 @app.command()

@@ -18,10 +18,31 @@ Run = Callable[..., tuple[int, str, str]]
 Factory = Callable[..., Path]
 
 
+Child = Callable[..., Path]
+
+
 @pytest.fixture
-def pair(make_model: Factory) -> tuple[Path, Path]:
-    """Two bfloat16 models."""
-    return make_model("llama", seed=0, dtype="bfloat16"), make_model("llama", seed=1, dtype="bfloat16")
+def child(make_model: Factory, tmp_path_factory: pytest.TempPathFactory) -> Child:
+    """`child(seed)`: a tuned version of the base, a tenth of its norm away."""
+
+    def make(seed: int, dtype: torch.dtype = torch.bfloat16) -> Path:
+        base = make_model("llama", seed=0, dtype="bfloat16")
+        directory = shutil.copytree(base, tmp_path_factory.mktemp("children") / f"child-{seed}")
+        generator = torch.Generator().manual_seed(seed)
+        tensors = {
+            name: (tensor.float() + 0.02 * torch.randn(tensor.shape, generator=generator)).to(dtype)
+            for name, tensor in weights(base).items()
+        }
+        save_file(tensors, directory / SINGLE, metadata={"format": "pt"})
+        return directory
+
+    return make
+
+
+@pytest.fixture
+def pair(make_model: Factory, child: Child) -> tuple[Path, Path]:
+    """A base and a tuned version of it, in bfloat16."""
+    return make_model("llama", seed=0, dtype="bfloat16"), child(1)
 
 
 def weights(directory: Path) -> dict[str, torch.Tensor]:
@@ -59,14 +80,14 @@ def test_the_same_command_again_finds_its_work_done(pair: tuple[Path, Path], run
 
 @pytest.mark.parametrize("change", ["another model", "another method", "another seed", "a folder of no merge"])
 def test_what_is_there_is_not_overwritten(
-    pair: tuple[Path, Path], make_model: Factory, run_cli: Run, tmp_path: Path, change: str
+    pair: tuple[Path, Path], child: Child, run_cli: Run, tmp_path: Path, change: str
 ) -> None:
     """Without --force, a folder that holds something else than this command's result stays; with it, it goes."""
     out = tmp_path / "out"
     command: list[Any] = ["merge", *pair, "--lam", "0.5", "--out", out]
     assert run_cli(*command)[0] == 0
     if change == "another model":
-        command[2] = make_model("llama", seed=2, dtype="bfloat16")
+        command[2] = child(2)
     elif change == "another method":
         command += ["--method", "slerp"]
     elif change == "another seed":
@@ -107,10 +128,10 @@ def test_another_dtype(pair: tuple[Path, Path], run_cli: Run, tmp_path: Path) ->
 
 
 def test_models_of_different_dtypes_need_the_option(
-    pair: tuple[Path, Path], make_model: Factory, run_cli: Run, tmp_path: Path
+    pair: tuple[Path, Path], child: Child, run_cli: Run, tmp_path: Path
 ) -> None:
     """Law 4: bfloat16 with float32 is refused by name of tensor and option; with the option it is merged."""
-    command = ["merge", pair[0], make_model("llama", seed=1), "--out", tmp_path / "out"]
+    command = ["merge", pair[0], child(1, torch.float32), "--out", tmp_path / "out"]
     code, _, said = run_cli(*command)
     assert code == 2
     assert "is BF16 in the base and F32 in the tuned model" in said
@@ -158,14 +179,42 @@ def test_added_tokens_are_taken_over_only_when_asked(pair: tuple[Path, Path], ru
     assert json.loads((tmp_path / "out" / "config.json").read_text()) == json.loads((tuned / "config.json").read_text())
 
 
-def test_several_tuned_models_one_by_one(
-    pair: tuple[Path, Path], make_model: Factory, run_cli: Run, tmp_path: Path
-) -> None:
+def test_several_tuned_models_one_by_one(pair: tuple[Path, Path], child: Child, run_cli: Run, tmp_path: Path) -> None:
     """A method that takes one tuned model merges each into a folder of its name."""
-    third = make_model("llama", seed=2, dtype="bfloat16")
+    third = child(2)
     code, printed, _ = run_cli("merge", *pair, third, "--lam", "0.5", "--out", tmp_path / "out")
     assert code == 0
     assert [Path(line).name for line in printed.splitlines()] == [pair[1].name, third.name]
+
+
+def test_unrelated_models_are_refused(
+    pair: tuple[Path, Path], make_model: Factory, run_cli: Run, tmp_path: Path
+) -> None:
+    """Another model of the same shape is no child; --allow-unrelated merges it all the same."""
+    command = ["merge", pair[0], make_model("llama", seed=5, dtype="bfloat16"), "--out", tmp_path / "out"]
+    code, _, said = run_cli(*command)
+    assert code == 2
+    assert "does not look like a child" in said
+    assert "--allow-unrelated" in said
+    assert not (tmp_path / "out").exists()
+    assert run_cli(*command, "--allow-unrelated")[0] == 0
+
+
+def test_a_loss_to_rounding_is_told(run_cli: Run, tmp_path: Path) -> None:
+    """Where bfloat16 loses a tenth of the change or more, merge says so, and what keeps it; float32 loses nothing."""
+    generator = torch.Generator().manual_seed(0)
+    base = {"model.layers.0.weight": torch.randn(500, 1000, generator=generator).bfloat16()}
+    tuned = {
+        name: (w.float() + 0.01 * torch.randn(w.shape, generator=generator)).bfloat16() for name, w in base.items()
+    }
+    for name, tensors in (("base", base), ("tuned", tuned)):
+        (tmp_path / name).mkdir()
+        save_file(tensors, tmp_path / name / SINGLE, metadata={"format": "pt"})
+        (tmp_path / name / "config.json").write_text("{}")
+    command = ["merge", tmp_path / "base", tmp_path / "tuned", "--lam", "0.2"]
+    assert "Note: rounding lost" in run_cli(*command, "--out", tmp_path / "out")[2]
+    assert "rounding" not in run_cli(*command, "--dtype", "float32", "--out", tmp_path / "wide")[2]
+    assert json.loads((tmp_path / "wide" / "backmerge.json").read_text())["rounding_loss"] < 1e-5
 
 
 def test_a_mergekit_file(pair: tuple[Path, Path], run_cli: Run, tmp_path: Path) -> None:
@@ -184,9 +233,9 @@ def test_a_mergekit_file(pair: tuple[Path, Path], run_cli: Run, tmp_path: Path) 
     assert "--config names the models" in said
 
 
-def test_methods_that_take_several(pair: tuple[Path, Path], make_model: Factory, run_cli: Run, tmp_path: Path) -> None:
+def test_methods_that_take_several(pair: tuple[Path, Path], child: Child, run_cli: Run, tmp_path: Path) -> None:
     """Their tuned models are merged together, into one folder; parameters may be of each; λ is the method's own."""
-    third = make_model("llama", seed=2, dtype="bfloat16")
+    third = child(2)
     assert run_cli("merge", *pair, third, "--method", "model_stock", "--out", tmp_path / "stock")[0] == 0
     weights_of_each = ["--method", "task_arithmetic", "--param", "weight=[1.0, 0.0]", "--dtype", "float32"]
     assert run_cli("merge", *pair, third, *weights_of_each, "--out", tmp_path / "sum")[0] == 0

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from backmerge.merging.recipe import Variant
 
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+SAMPLE = 0.01  # of the elements, for a look before the merge
+NOTABLE_LOSS = 0.1  # of the change, to rounding: then it is told
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
@@ -86,11 +88,11 @@ def merge(
     """
     if out is None:
         raise ConfigError("--out is missing: where shall the merged model go?", remedy="such as --out merged.")
-    _check_choice("--as", as_, ("checkpoint", "adapter", "auto"))
-    _check_choice("--rounding", rounding, ("nearest", "stochastic"))
-    _check_choice("--extra-rows", extra_rows, ("error", "tuned"))
+    check_choice("--as", as_, ("checkpoint", "adapter", "auto"))
+    check_choice("--rounding", rounding, ("nearest", "stochastic"))
+    check_choice("--extra-rows", extra_rows, ("error", "tuned"))
     if dtype is not None:
-        _check_choice("--dtype", dtype, DTYPES)
+        check_choice("--dtype", dtype, DTYPES)
     shard_bytes = _bytes("--max-shard-size", max_shard_size)
     fixed: dict[str, Any] = {"rounding": rounding}
     if dtype is not None:
@@ -102,9 +104,9 @@ def merge(
     else:
         if base is None or not tuned:
             raise ConfigError("BASE and TUNED are missing", remedy="backmerge merge BASE TUNED --out merged")
-        recipes = _recipes(base, tuned, method, model or (), extra_rows, allow_plugins=allow_plugins)
+        recipes = recipes_of(base, tuned, method, model or (), extra_rows, allow_plugins=allow_plugins)
         parameters = {name: _value("--param", text) for name, text in _pairs("--param", param or ())}
-        lams = _lams(method, lam, allow_plugins=allow_plugins)
+        lams = lams_of(method, lam, allow_plugins=allow_plugins)
         outputs = _outputs(recipes, out, lams, where or (), parameters, {**fixed, "seed": seed})
     for together in outputs:
         left = _still_to_do(together, force=force)
@@ -120,7 +122,7 @@ def merge(
             )
 
 
-def _recipes(
+def recipes_of(
     base: str,
     tuned: Sequence[str],
     method: str,
@@ -195,7 +197,7 @@ def _outputs(
     return groups
 
 
-def _lams(method: str, given: str | None, *, allow_plugins: bool) -> list[float]:
+def lams_of(method: str, given: str | None, *, allow_plugins: bool) -> list[float]:
     """The λs that are asked for, or the method's own."""
     from backmerge.merging.method import find_method
 
@@ -289,6 +291,8 @@ def _write_checkpoints(
     from backmerge.progress import bar
 
     variant = next(iter(outputs.values()))
+    if not allow_unrelated:
+        check_related(variant)
     total = sum(info.num_elements for info in variant.base.infos.values())
     with bar("Merging", total) as advance:
         written = write_all(
@@ -296,6 +300,37 @@ def _write_checkpoints(
         )
     for one in written:
         typer.echo(one.directory)
+        if one.rounding_loss is not None and one.rounding_loss > NOTABLE_LOSS and variant.rounding == "nearest":
+            typer.echo(
+                f"Note: rounding lost {100 * one.rounding_loss:.2g} % of the change in {one.directory.name}, seen "
+                "on 1 % of the elements; --dtype float32 keeps it, --rounding stochastic is right on average, and a LoRA "
+                "merges into a LoRA with --as adapter.",
+                err=True,
+            )
+
+
+def check_related(variant: Variant) -> None:
+    """Refuse models that do not look like parent and child, from 1 % of their elements.
+
+    Raises:
+        MergeError: they are too far apart for fine-tuning.
+    """
+    from backmerge.checkpoints.adapter import AdapterOnBase
+    from backmerge.checkpoints.compare import check_same_shape
+    from backmerge.errors import MergeError
+    from backmerge.merging.survey import relation, survey
+
+    for tuned in variant.tuned_models:
+        if isinstance(tuned, AdapterOnBase):
+            continue  # was checked against its base as it was opened
+        check_same_shape(variant.base, tuned, is_cast=variant.dtype is not None)
+        found = relation(survey(variant.base, tuned, lams=(), sample=SAMPLE))
+        if found.verdict == "doubtful":
+            raise MergeError(
+                f"{tuned.directory} does not look like a child of {variant.base.directory}: {'; '.join(found.reasons)}",
+                remedy="give the base that it was tuned from (`backmerge diff` tells more); --allow-unrelated merges "
+                "them all the same.",
+            )
 
 
 def numbers(option: str, text: str) -> list[float]:
@@ -342,7 +377,12 @@ def _setting(text: str) -> Any:
     return values if len(values) > 1 else values[0]
 
 
-def _check_choice(option: str, given: str, known: Sequence[str] | Mapping[str, str]) -> None:
+def check_choice(option: str, given: str, known: Sequence[str] | Mapping[str, str]) -> None:
+    """Refuse an option's value that is none of those known.
+
+    Raises:
+        ConfigError: names the likely one, and all.
+    """
     from backmerge.registry import closest
 
     if given not in known:

@@ -1,0 +1,77 @@
+"""`backmerge plan`: what a merge would write, whether it is exact as an adapter, and what rounding would cost."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from backmerge.commands.merge import DTYPES, NOTABLE_LOSS, SAMPLE, check_choice, lams_of, recipes_of
+
+if TYPE_CHECKING:
+    from backmerge.merging.recipe import Variant
+
+
+def plan(
+    base: Annotated[str, typer.Argument(help="The aligned model: a folder or a hub id.")],
+    tuned: Annotated[list[str], typer.Argument(help="Its tuned versions: checkpoints or LoRA adapters.")],
+    lam: Annotated[str | None, typer.Option(help="λs, with commas between; the method's own if not given.")] = None,
+    method: Annotated[str, typer.Option(help="Merge method; `backmerge methods` tells of each.")] = "linear",
+    model: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=FOLDER", help="One more model that the method asks for, such as unaligned=FOLDER."),
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="Of the result: float32, bfloat16, float16; else the base's.")
+    ] = None,
+    allow_plugins: Annotated[
+        bool, typer.Option("--allow-plugins", help="Run your own code where a name says package.module:function.")
+    ] = False,
+) -> None:
+    """Say what a merge would do, and write nothing: the cheapest exact way, sizes, and the cost of rounding.
+
+    Looks at 1 % of the elements, so that it takes seconds for models of any size.
+
+    Example: backmerge plan BASE TUNED --lam 0.2,0.4,0.6
+    """
+    from dataclasses import replace
+
+    from backmerge.merging.plan import checkpoint_bytes
+    from backmerge.merging.plan import plan as planned
+
+    if dtype is not None:
+        check_choice("--dtype", dtype, DTYPES)
+    lams = lams_of(method, lam, allow_plugins=allow_plugins)
+    for name, recipe in recipes_of(base, tuned, method, model or (), "error", allow_plugins=allow_plugins).items():
+        variant = replace(recipe, dtype=DTYPES[dtype] if dtype is not None else None)
+        found = planned(variant)
+        if name:
+            typer.echo(f"{name}:")
+        typer.echo(f"cheapest exact way: {found.realisation} ({found.reason})")
+        if found.realisation == "adapter":
+            typer.echo(f"  as adapter:    {_size(found.num_bytes)} for each λ, in float32: --as adapter")
+        typer.echo(f"  as checkpoint: {_size(checkpoint_bytes(variant))} for each λ, {len(lams)} in one pass")
+        _tell_rounding(variant, lams, is_adapter=found.realisation == "adapter")
+
+
+def _tell_rounding(variant: Variant, lams: list[float], *, is_adapter: bool) -> None:
+    """What a checkpoint of Linear would lose, for each tuned model."""
+    from backmerge.merging.survey import combined, relation, survey
+
+    inside = [lam for lam in lams if 0 <= lam <= 1]
+    for tuned in variant.tuned_models:
+        changes = survey(variant.base, tuned, lams=inside, dtype=variant.dtype, sample=SAMPLE)
+        found = relation(changes)
+        typer.echo(f"{tuned.directory.name}: {found.verdict}; {'; '.join(found.reasons)}")
+        costs = {lam: cost for lam, cost in combined(changes.values()).rounding_costs.items() if cost is not None}
+        if not costs:
+            continue
+        shown = ", ".join(f"{100 * cost:.2g} % at λ = {lam:g}" for lam, cost in costs.items())
+        typer.echo(f"  rounding a checkpoint loses of the change: {shown}")
+        if max(costs.values()) > NOTABLE_LOSS:
+            better = "--as adapter or --dtype float32" if is_adapter else "--dtype float32"
+            typer.echo(f"  → {better} keeps it; --rounding stochastic is right on average")
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.1f} MB"

@@ -303,8 +303,8 @@ def _write_checkpoints(
         if one.rounding_loss is not None and one.rounding_loss > NOTABLE_LOSS and variant.rounding == "nearest":
             typer.echo(
                 f"Note: rounding lost {100 * one.rounding_loss:.2g} % of the change in {one.directory.name}, seen "
-                "on 1 % of the elements; --dtype float32 keeps it, --rounding stochastic is right on average, and a LoRA "
-                "merges into a LoRA with --as adapter.",
+                "on 1 % of the elements; --dtype float32 keeps it, --rounding stochastic is right on average, and "
+                "--as adapter merges a LoRA into a LoRA.",
                 err=True,
             )
 

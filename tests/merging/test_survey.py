@@ -41,7 +41,7 @@ def pair(tmp_path: Path) -> Callable[[Tensors, Tensors], tuple[Checkpoint, Check
         for side, tensors in (("base", base), ("tuned", tuned)):
             (tmp_path / side).mkdir(exist_ok=True)
             (tmp_path / side / "config.json").write_text('{"model_type": "llama"}')
-            save_file(tensors, tmp_path / side / SINGLE)
+            save_file({name: tensor.clone() for name, tensor in tensors.items()}, tmp_path / side / SINGLE)
         return Checkpoint(tmp_path / "base"), Checkpoint(tmp_path / "tuned")
 
     return make
@@ -74,7 +74,7 @@ def test_sums_are_those_of_numpy(
     assert change.base_square == pytest.approx(a @ a, **near)
     assert change.tuned_square == pytest.approx(b @ b, **near)
     assert change.relative_norm == pytest.approx(np.linalg.norm(b - a) / np.linalg.norm(a), **near)
-    assert change.cosine == pytest.approx(a @ b / np.linalg.norm(a) / np.linalg.norm(b), rel=1e-9, abs=1e-9)
+    assert change.cosine == pytest.approx(a @ b / np.linalg.norm(a) / np.linalg.norm(b), rel=1e-7)
     assert change.unchanged == np.mean(a == b)
 
 
@@ -276,8 +276,11 @@ def test_blocks_do_not_change_the_result(
     for name, change in survey(*models).items():
         for field, value in dataclasses.asdict(change).items():
             wanted = getattr(whole[name], field)
-            # the estimated rank's float32 products
-            assert value == pytest.approx(wanted, rel=1e-4 if "rank" in field else 1e-6), (name, field)
+            if wanted is None:
+                assert value is None
+            else:
+                # the estimated rank's float32 products
+                assert value == pytest.approx(wanted, rel=1e-4 if "rank" in field else 1e-6), (name, field)
 
 
 def test_every_element_is_told_of(pair: Callable[[Tensors, Tensors], tuple[Checkpoint, Checkpoint]]) -> None:

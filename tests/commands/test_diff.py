@@ -94,6 +94,46 @@ def test_an_adapter_is_compared(make_model: Factory, make_adapter: Factory, run_
     assert 1 < document["tensors"]["model.layers.0.self_attn.q_proj.weight"]["effective_rank"] <= 4
 
 
+def test_a_grown_vocabulary_is_listed_with_its_remedy(child: tuple[Path, Path], run_cli: Run) -> None:
+    """Rows that were added in tuning are no reason to stop; a merge's option for them is named."""
+    base, tuned = child
+    tensors = load_file(tuned / SINGLE)
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        tensors[name] = torch.cat([tensors[name], torch.zeros(3, 32).bfloat16()])
+    save_file(tensors, tuned / SINGLE, metadata={"format": "pt"})
+    code, printed, _ = run_cli("diff", base, tuned)
+    assert code == 0
+    assert "is a child" in printed.splitlines()[0]
+    assert "(rows were added)" in printed
+    assert "--extra-rows tuned" in printed
+
+
+def test_an_adapter_is_advised_to_stay_one(make_model: Factory, make_adapter: Factory, run_cli: Run) -> None:
+    """Where rounding costs much, an adapter can be merged without any."""
+    base = make_model("llama", seed=1, dtype="bfloat16")
+    code, printed, _ = run_cli("diff", base, make_adapter(base, seed=1, lora_alpha=0.2))
+    assert code == 0
+    assert "--as adapter" in printed
+
+
+def test_names_of_tensors_do_not_move_the_terminal(child: tuple[Path, Path], run_cli: Run, tmp_path: Path) -> None:
+    """Control sequences in what others named are shown as signs, on the terminal and in the page."""
+    base, tuned = (shutil.copytree(side, tmp_path / f"evil-{side.name}") for side in child)
+    for side in (base, tuned):
+        tensors = load_file(side / SINGLE)
+        tensors["model.layers.0.\x1b[2J<script>.weight"] = torch.randn(4) * (1 + (side is tuned))
+        tensors[f"only\x1b]0;{side.name}\x07"] = torch.zeros(2)
+        save_file(tensors, side / SINGLE, metadata={"format": "pt"})
+    code, printed, said = run_cli("diff", base, tuned, "--out", tmp_path / "out")
+    assert code == 0
+    page = (tmp_path / "out" / "diff.html").read_text()
+    for text in (printed, said, page):
+        assert "\x1b" not in text
+        assert "\x07" not in text
+    assert "<script" not in page
+    assert "\u241b[2J" in printed
+
+
 @pytest.mark.parametrize("options", [["--lam", "2"], ["--sample", "0"], ["--dtype", "int8"], ["--lam", "x"]])
 def test_wrong_options_are_named(child: tuple[Path, Path], run_cli: Run, options: list[str]) -> None:
     """Exit 2, with what would be right."""

@@ -78,6 +78,30 @@ def test_the_same_command_again_finds_its_work_done(pair: tuple[Path, Path], run
     assert (out / "lam-0.6" / SINGLE).is_file()
 
 
+def test_an_adapter_again(pair: tuple[Path, Path], make_adapter: Factory, run_cli: Run, tmp_path: Path) -> None:
+    """LoRAs merge into LoRAs, one for each λ; the same command finds them, another rank or realisation does not."""
+    command = ["merge", pair[0], make_adapter(pair[0], seed=1), "--lam", "0.2,0.6", "--out", tmp_path / "out"]
+    assert run_cli(*command, "--as", "adapter")[0] == 0
+    assert (tmp_path / "out" / "lam-0.2" / "adapter_model.safetensors").is_file()
+    code, printed, said = run_cli(*command, "--as", "auto")
+    assert (code, len(printed.splitlines())) == (0, 2)
+    assert "is there already" in said
+    assert run_cli(*command, "--as", "adapter", "--rank", "2")[0] == 2
+    assert run_cli(*command)[0] == 2
+    assert run_cli(*command, "--as", "adapter", "--rank", "2", "--force")[0] == 0
+    assert run_cli(*command, "--as", "adapter", "--rank", "2")[0] == 0
+
+
+def test_nothing_is_written_if_one_of_several_is_refused(
+    pair: tuple[Path, Path], child: Child, run_cli: Run, tmp_path: Path
+) -> None:
+    """A folder that stands in the way of the second model keeps the first from being written, too."""
+    third = child(2)
+    (tmp_path / "out" / third.name).mkdir(parents=True)
+    assert run_cli("merge", *pair, third, "--out", tmp_path / "out")[0] == 2
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [third.name]
+
+
 @pytest.mark.parametrize("change", ["another model", "another method", "another seed", "a folder of no merge"])
 def test_what_is_there_is_not_overwritten(
     pair: tuple[Path, Path], child: Child, run_cli: Run, tmp_path: Path, change: str
@@ -231,6 +255,10 @@ def test_a_mergekit_file(pair: tuple[Path, Path], run_cli: Run, tmp_path: Path) 
     code, _, said = run_cli("merge", *pair, "--config", tmp_path / "mergekit.yml", "--out", tmp_path / "other")
     assert code == 2
     assert "--config names the models" in said
+    for option in (["--lam", "0.3"], ["--method", "slerp"], ["--where", "mlp=0.1"]):
+        code, _, said = run_cli("merge", "--config", tmp_path / "mergekit.yml", *option, "--out", tmp_path / "other")
+        assert code == 2
+        assert "--config says how to merge" in said
 
 
 def test_methods_that_take_several(pair: tuple[Path, Path], child: Child, run_cli: Run, tmp_path: Path) -> None:

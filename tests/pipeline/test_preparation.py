@@ -6,13 +6,16 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+import torch
 
 from backmerge.benchmarks.catalogue import find_benchmark
 from backmerge.benchmarks.split import split_examples
 from backmerge.checkpoints.locate import short_name
 from backmerge.checkpoints.reader import Checkpoint
-from backmerge.errors import ConfigError
+from backmerge.errors import ConfigError, MergeError
+from backmerge.merging.engine import merged_tensors
 from backmerge.pipeline.experiment import Experiment
+from backmerge.pipeline.points import TUNED, members_at
 from backmerge.pipeline.preparation import Prepared, prepare
 
 WORDS = ("kite", "ladder", "ticket", "kettle", "wagon", "fence", "lantern", "bucket", "mirror", "saddle", "bell", "rug")
@@ -86,3 +89,35 @@ def test_one_tuned_model_given_twice_is_refused(make_model: Callable[..., Path],
     settings = {"base": base, "tuned": (tuned, tuned), "evaluate": {"utility": (file,), "safety": (safety,)}}
     with pytest.raises(ConfigError, match="one and the same"):
         prepare(Experiment.model_validate(settings))
+
+
+def settings_of(base: Path, tuned: Path, folder: Path, **more: Any) -> Experiment:
+    """An experiment on two models."""
+    file = prompts_in(folder / "u.jsonl", [f"mend the {word}" for word in WORDS])
+    safety = prompts_in(folder / "s.jsonl", [f"break the {word}" for word in WORDS])
+    evaluate_ = {"utility": (file,), "safety": (safety,)}
+    return Experiment.model_validate({"base": str(base), "tuned": (str(tuned),), "evaluate": evaluate_, **more})
+
+
+def test_models_of_two_dtypes_need_to_be_told_which(make_model: Callable[..., Path], tmp_path: Path) -> None:
+    """A bfloat16 base with a float32 tuned model is refused with the setting that resolves it, and taken with it."""
+    sides = make_model("llama", seed=0, dtype="bfloat16"), make_model("llama", seed=1)
+    with pytest.raises(MergeError, match="is BF16 in the base and F32") as caught:
+        prepare(settings_of(*sides, tmp_path))
+    assert "merged_dtype" in (caught.value.remedy or "")
+    prepared = prepare(settings_of(*sides, tmp_path, merged_dtype="bfloat16"))
+    (member,) = members_at(TUNED, prepared.base, prepared.tuned, prepared.dtype)
+    assert member.variant.dtype == "BF16"
+    assert {tensor.dtype for _, tensor in merged_tensors(member.variant)} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize(
+    ("method", "words"), [("model_stock", "has no λ"), ("nuslerp", "exactly 2"), ("resta", "'unaligned'")]
+)
+def test_what_cannot_be_swept_is_refused(
+    make_model: Callable[..., Path], tmp_path: Path, method: str, words: str
+) -> None:
+    """Methods without λ, of several tuned models at once, or with more models, are for `merge`."""
+    sides = make_model("llama", seed=0), make_model("llama", seed=1)
+    with pytest.raises((ConfigError, MergeError), match=words):
+        prepare(settings_of(*sides, tmp_path, merge=[{"method": method, "lam": [0.5]}]))

@@ -86,10 +86,57 @@ def test_a_plain_terminal_gets_digits(heatmap: Heatmap) -> None:
 
 
 def test_a_terminal_gets_colours(heatmap: Heatmap) -> None:
-    """Where there are enough of them."""
+    """Where there are enough of them, each cell is a block in its step's colour; elsewhere it is a digit."""
+    shown = {}
+    for colours in ("truecolor", "256", "standard"):
+        stream = io.StringIO()
+        print_heatmap(
+            heatmap, Console(file=stream, width=80, force_terminal=True, color_system=colours, no_color=False)
+        )
+        (shown[colours],) = (line for line in stream.getvalue().splitlines() if line.startswith("mlp.up_proj"))
+    assert shown["truecolor"].count("██") == shown["256"].count("██") == 3
+    assert "\x1b[38;2;44;114;142m██" in shown["truecolor"]  # the fourth of the palette
+    assert shown["standard"].split()[1:] == ["4", "6", "7"]
+
+
+def test_many_layers_are_wrapped() -> None:
+    """More layers than the terminal has room for go on below, none is lost, and no line is too long."""
     stream = io.StringIO()
-    print_heatmap(heatmap, Console(file=stream, width=80, force_terminal=True, color_system="truecolor"))
-    assert "\x1b[" in stream.getvalue()
+    changes = {f"model.layers.{layer}.mlp.up_proj.weight": change(0.01) for layer in range(126)}
+    print_heatmap(heatmap_of(changes), Console(file=stream, width=60))
+    rows = [line.split()[1] for line in stream.getvalue().splitlines() if line.startswith("mlp.up_proj")]
+    assert "".join(rows) == "9" * 126
+    assert len(rows) > 1
+    assert max(map(len, stream.getvalue().splitlines()[1:-1])) <= 60
+
+
+def test_two_stacks_of_layers_are_told_apart() -> None:
+    """A vision tower beside a language model has a panel of its own, and a layer without a module leaves a gap."""
+    changes = {f"{tower}.layers.{layer}.mlp.weight": change(0.01) for tower in ("text", "vision") for layer in (0, 1)}
+    del changes["vision.layers.0.mlp.weight"]
+    changes["vision.layers.0.norm.weight"] = change(math.nan)
+    made = heatmap_of(changes)
+    assert [panel.prefix for panel in made.panels] == ["text.layers", "vision.layers"]
+    assert made.panels[1].rows["mlp"][0] is None
+    stream = io.StringIO()
+    print_heatmap(made, Console(file=stream, width=80))
+    assert "!" in stream.getvalue()  # what is not a number is no step of the scale
+    assert len(figure(made).axes) == 3  # and the scale
+
+
+def test_experts_of_a_layer_are_one_cell() -> None:
+    """Four experts, two of which did not change."""
+    changes = {f"model.layers.0.mlp.experts.{n}.w1.weight": change(0.02 if n < 2 else 0.0) for n in range(4)}
+    (panel,) = heatmap_of(changes).panels
+    assert panel.rows["mlp.experts.*.w1"] == pytest.approx((0.02 / math.sqrt(2),))
+
+
+def test_nothing_changed_is_drawn_all_the_same() -> None:
+    """Without a largest value there is no scale."""
+    made = heatmap_of({"model.layers.0.mlp.weight": change(0.0), "lm_head.weight": change(0.0)})
+    assert made.top == 0
+    figure(made)
+    print_heatmap(made, Console(file=io.StringIO()))
 
 
 def test_the_figure_has_a_cell_for_each(heatmap: Heatmap, tmp_path: Path) -> None:

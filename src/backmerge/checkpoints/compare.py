@@ -45,7 +45,7 @@ def check_same_shape(base: Weights, tuned: Weights, *, is_cast: bool = False) ->
 def _remedy(base: Weights, tuned: Weights) -> str:
     common = [(base.infos[name], tuned.infos[name]) for name in base.infos.keys() & tuned.infos.keys()]
     if base.infos.keys() == tuned.infos.keys() and all(ours.shape == theirs.shape for ours, theirs in common):
-        return "say in which dtype the merged model shall be: --dtype bfloat16, float16 or float32."
+        return "say in which dtype the merged model shall be: --dtype bfloat16 (or --set merged_dtype=bfloat16)."
     if any(is_grown(ours.shape, theirs.shape) for ours, theirs in common):
         return "if tokens were added in tuning, --extra-rows tuned takes their rows from the tuned model."
     return "give the base that it was tuned from; nothing is cropped or skipped."

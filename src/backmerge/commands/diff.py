@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -48,7 +48,7 @@ def diff(
 
     Reads every tensor once. Shows what differs beside the weights (tokens, chat template, configuration), a heat map
     of the change by layer and module type, its effective rank, how far SLERP would be from Linear, and which share of
-    the change is lost when a merge is rounded.
+    the change is lost when a merge is rounded. Rows of added tokens count as unchanged.
 
     Example: backmerge diff BASE TUNED --out compared
 
@@ -63,6 +63,7 @@ def diff(
         raise ConfigError(f"--dtype {dtype}: unknown", remedy=f"it is one of: {', '.join(DTYPES)}.")
 
     from backmerge.checkpoints.adapter import open_weights
+    from backmerge.checkpoints.grown import GrownBase
     from backmerge.checkpoints.locate import locate_model
     from backmerge.checkpoints.reader import Checkpoint
     from backmerge.merging.survey import measurable, survey
@@ -71,9 +72,10 @@ def diff(
     ours = Checkpoint(locate_model(base))
     theirs = open_weights(locate_model(tuned), ours)
     rounded_to = DTYPES[dtype] if dtype else None
-    total = sum(ours.infos[name].num_elements for name in measurable(ours, theirs))
+    seen = GrownBase(ours, theirs) if isinstance(theirs, Checkpoint) else ours
+    total = sum(seen.infos[name].num_elements for name in measurable(seen, theirs))
     with bar("Comparing", total) as advance:
-        changes = survey(ours, theirs, lams=lams, dtype=rounded_to, sample=sample, advance=advance)
+        changes = survey(seen, theirs, lams=lams, dtype=rounded_to, sample=sample, advance=advance)
     document = _document(base, tuned, ours, theirs, changes, rounded_to, sample)
     table = _table(changes, lams, document["dtype"])
     if out is not None:
@@ -98,10 +100,10 @@ def _document(
     """All that was found, as plain data."""
     from backmerge import __version__
     from backmerge.checkpoints.differences import differences
-    from backmerge.merging.survey import combined, covered_share, relation
+    from backmerge.merging.survey import combined, relation
     from backmerge.reporting.heatmap import by_module_type
 
-    found = relation(changes, covered=covered_share(ours, theirs))
+    found = relation(changes, covered=_covered(ours, theirs, changes))
     rest = differences(ours, theirs)
     whole = combined(changes.values())
     own = sorted({ours.infos[name].dtype for name, change in changes.items() if change.lost_squares})
@@ -130,6 +132,12 @@ def _document(
         },
         "tensors": {name: _plain(change) for name, change in changes.items()},
     }
+
+
+def _covered(ours: Weights, theirs: Weights, changes: Iterable[str]) -> float:
+    """Share of the larger model's elements that were compared; rows of added tokens were not."""
+    total = max(sum(info.num_elements for info in side.infos.values()) for side in (ours, theirs))
+    return sum(ours.infos[name].num_elements for name in changes) / total
 
 
 def _plain(change: Change) -> dict[str, Any]:
@@ -223,8 +231,9 @@ def _table(changes: Mapping[str, Change], lams: Sequence[float], dtype: str) -> 
                 _mean_rank(own),
                 _share(whole.unchanged),
                 _share(whole.slerp_gap),
-                " / ".join("—" if cost is None else _share(cost).removesuffix(" %") for cost in costs)
-                + (" %" if any(cost is not None for cost in costs) else ""),
+                " / ".join(_share(cost).removesuffix(" %") for cost in costs if cost is not None) + " %"
+                if whole.delta_square > 0
+                else "—",
             )
         )
     headings = ("module type", "tensors", "norm", "cosine", "rank", "same", "SLERP", lost)

@@ -98,8 +98,10 @@ def merge(
     if dtype is not None:
         fixed["dtype"] = DTYPES[dtype]
     if config is not None:
-        if base is not None or tuned:
-            raise ConfigError("--config names the models", remedy="leave BASE and TUNED away.")
+        if base is not None or tuned or model:
+            raise ConfigError("--config names the models", remedy="leave BASE, TUNED and --model away.")
+        if lam is not None or where or param or method != "linear":
+            raise ConfigError("--config says how to merge", remedy="leave --lam, --method, --where and --param away.")
         outputs = [_from_mergekit(config, out, seed, fixed)]
     else:
         if base is None or not tuned:
@@ -108,17 +110,20 @@ def merge(
         parameters = {name: _value("--param", text) for name, text in _pairs("--param", param or ())}
         lams = lams_of(method, lam, allow_plugins=allow_plugins)
         outputs = _outputs(recipes, out, lams, where or (), parameters, {**fixed, "seed": seed})
-    for together in outputs:
-        left = _still_to_do(together, force=force)
-        if not left:
-            continue
-        if _is_adapter(left, as_):
-            _write_adapters(left, rank, allow_plugins=allow_plugins)
-        else:
-            if rank is not None:
-                raise ConfigError("--rank is for adapters", remedy="add --as adapter.")
+    # all that can be refused is refused before the first is written
+    are_adapters = [_is_adapter(together, as_) for together in outputs]
+    if rank is not None and not all(are_adapters):
+        raise ConfigError("--rank is for adapters", remedy="add --as adapter.")
+    left = [
+        _still_to_do(together, rank, is_adapter=is_adapter, force=force)
+        for together, is_adapter in zip(outputs, are_adapters, strict=True)
+    ]
+    for together, is_adapter in zip(left, are_adapters, strict=True):
+        if together and is_adapter:
+            _write_adapters(together, rank, allow_plugins=allow_plugins)
+        elif together:
             _write_checkpoints(
-                left, shard_bytes, sha256=sha256, allow_plugins=allow_plugins, allow_unrelated=allow_unrelated
+                together, shard_bytes, sha256=sha256, allow_plugins=allow_plugins, allow_unrelated=allow_unrelated
             )
 
 
@@ -225,7 +230,9 @@ def _from_mergekit(config: Path, out: Path, seed: int, fixed: Mapping[str, Any])
     return {out: replace(opened(recipe, seed=seed), **fixed)}
 
 
-def _still_to_do(outputs: Mapping[Path, Variant], *, force: bool) -> dict[Path, Variant]:
+def _still_to_do(
+    outputs: Mapping[Path, Variant], rank: int | None, *, is_adapter: bool, force: bool
+) -> dict[Path, Variant]:
     """Without what is there already, made by the same recipe from the same models.
 
     Raises:
@@ -237,7 +244,7 @@ def _still_to_do(outputs: Mapping[Path, Variant], *, force: bool) -> dict[Path, 
         if any(target.resolve() == weights.directory.resolve() for weights in models):
             raise RunError(f"{target} is one of the models to merge", remedy="give another --out.")
         if target.exists() and not force:
-            if not _is_made_by(target, variant):
+            if not _is_made_by(target, variant, rank, is_adapter=is_adapter):
                 raise RunError(
                     f"{target} exists already, and is not what this command would write",
                     remedy="give another --out, or --force to replace it.",
@@ -249,16 +256,24 @@ def _still_to_do(outputs: Mapping[Path, Variant], *, force: bool) -> dict[Path, 
     return left
 
 
-def _is_made_by(target: Path, variant: Variant) -> bool:
+def _is_made_by(target: Path, variant: Variant, rank: int | None, *, is_adapter: bool) -> bool:
     """Whether a folder holds a merge by this recipe; the models' fingerprints are taken only if all else agrees."""
     from backmerge.checkpoints.reader import CARD, read_json
 
     if not (target / CARD).is_file():
         return False
-    recipe = read_json(target / CARD).get("recipe")
+    card = read_json(target / CARD)
+    recipe = card.get("recipe")
     if not isinstance(recipe, dict) or recipe.get("method") != variant.method or recipe.get("lam") != variant.lam:
         return False
-    return bool(recipe == variant.identity)
+    if is_adapter is not (card.get("realisation") == "adapter"):
+        return False
+    if not is_adapter:
+        return bool(recipe == variant.identity)
+    from backmerge.merging.lowrank import adapter_identity
+
+    is_compressed = "recompression" in card
+    return recipe == adapter_identity(variant) and (card.get("rank") == rank if rank is not None else not is_compressed)
 
 
 def _is_adapter(outputs: Mapping[Path, Variant], as_: str) -> bool:

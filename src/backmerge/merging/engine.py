@@ -81,8 +81,10 @@ def whole_statistics(merge: Merge, name: str) -> list[np.ndarray]:
 def _statistics(merge: Merge, names: Sequence[str], pool: ThreadPoolExecutor) -> dict[str, list[np.ndarray]]:
     """The same over several tensors, shared among threads; sums are taken in the order of the blocks."""
     found: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    if merge.method is None:
+        return found
     wanted = [name for name in names if _has_statistics(merge, name)]
-    for _ in merge.method.reductions if merge.method is not None else ():
+    for _ in merge.method.reductions:
         sums: dict[str, np.ndarray] = {}
         pieces = [piece for name in wanted for piece in _blocks(merge, name)]
         parts = _in_order(pool, lambda piece: merge.statistics_of(piece, found[piece.name]), pieces)
@@ -94,7 +96,8 @@ def _statistics(merge: Merge, names: Sequence[str], pool: ThreadPoolExecutor) ->
 
 
 def _has_statistics(merge: Merge, name: str) -> bool:
-    is_untouched = all(weights.is_base(name) for weights in merge.tuned)
+    assert merge.method is not None
+    is_untouched = merge.method.is_idempotent and all(weights.is_base(name) for weights in merge.tuned)
     return merge.base.infos[name].dtype in FLOATS and not is_untouched
 
 

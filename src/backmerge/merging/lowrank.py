@@ -377,16 +377,24 @@ def _known_fingerprint(variant: Variant) -> str | None:
     return known
 
 
-def _write_card(place: Path, variant: Variant, result: WrittenAdapter) -> None:
-    known = _known_fingerprint(variant)
+def adapter_identity(variant: Variant) -> dict[str, Any]:
+    """What decides the adapter, as plain data, without reading the base.
+
+    The base goes by its fingerprint where that is known, and otherwise by the names, shapes and dtypes of its tensors.
+    """
     layout = [[name, info.shape, info.dtype] for name, info in variant.base.infos.items()]
-    base = _Named(known or f"layout:{key_of(layout)}")
+    base = _Named(_known_fingerprint(variant) or f"layout:{key_of(layout)}")
     adapters = cast(tuple[AdapterOnBase, ...], variant.tuned_models)
     tuned = [_Named(f"{base.fingerprint}+{adapter.own_fingerprint}") for adapter in adapters]
+    return replace(variant, base=cast(Weights, base), tuned=cast(list[Weights], tuned)).identity
+
+
+def _write_card(place: Path, variant: Variant, result: WrittenAdapter) -> None:
+    known = _known_fingerprint(variant)
     card: dict[str, Any] = {
         "backmerge": __version__,
         "realisation": "adapter",
-        "recipe": replace(variant, base=cast(Weights, base), tuned=cast(list[Weights], tuned)).identity,
+        "recipe": adapter_identity(variant),
         "rank": result.rank,
     }
     if known is not None:

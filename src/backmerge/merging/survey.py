@@ -41,6 +41,7 @@ WHOLE = 1 << 22  # elements up to which a matrix of few rows is read at once: it
 
 # two models trained apart have a cosine near 0 and, at equal norms, a relative norm of √2; fine-tuning leaves cosines
 # above 0.99, and relative norms of a few percent. The limits lie between, so that long further training is not doubted
+USUAL_COSINE = 0.99
 LEAST_COSINE = 0.9
 MOST_RELATIVE_NORM = 0.5
 LEAST_COVERED = 0.5
@@ -257,7 +258,9 @@ def relation(changes: Mapping[str, Change], *, covered: float = 1.0) -> Relation
     )
     if strange:
         notes.append(f"{_named(strange)}: a cosine below {LEAST_COSINE}, as if trained anew")
-    return Relation("child", (f"{numbers}: as fine-tuning leaves them", *notes))
+    usual = cosine >= USUAL_COSINE
+    kind = "as fine-tuning leaves them" if usual else "a long way for fine-tuning, within what is taken for it"
+    return Relation("child", (f"{numbers}: {kind}", *notes))
 
 
 def _named(names: Sequence[str]) -> str:

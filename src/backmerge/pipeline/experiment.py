@@ -76,6 +76,7 @@ class Experiment(Settings):
             are taken for repetitions, such as seeds: λ is one for all, chosen on their mean.
         finetune: Or: make them.
         merge: Methods and λs.
+        merged_dtype: Of the merged models; to be given where base and tuned models are of different dtypes.
         evaluate: Benchmarks, judge and engine.
         choice: The rule for λ.
         report: What is shown.
@@ -86,6 +87,7 @@ class Experiment(Settings):
     tuned: tuple[str, ...] = ()
     finetune: FinetuneSettings | None = None
     merge: Annotated[tuple[SweepSettings, ...], Field(min_length=1)] = (SweepSettings(),)
+    merged_dtype: Literal["float32", "bfloat16", "float16"] | None = None
     evaluate: EvaluateSettings
     choice: ChoiceSettings = ChoiceSettings()
     report: ReportSettings = ReportSettings()

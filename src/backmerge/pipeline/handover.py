@@ -64,7 +64,7 @@ def write_chosen(
             merge nor replaced.
     """
     written: dict[str, Checkpoint] = {}
-    members = members_at(chosen, prepared.base, tuned) if chosen else []
+    members = members_at(chosen, prepared.base, tuned, prepared.dtype) if chosen else []
     current = {str(member.tuned): member.variant for member in members}
     for place in (run.merged, run.unconfirmed):
         for directory in _ours(place):

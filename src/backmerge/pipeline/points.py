@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 from backmerge.checkpoints.reader import Checkpoint, Weights
@@ -60,12 +61,13 @@ def points_of(sweeps: Sequence[SweepSettings]) -> list[Point]:
     return [BASE, TUNED, *merged.values()]
 
 
-def members_at(point: Point, base: Checkpoint, tuned: Mapping[str, Weights]) -> list[Member]:
-    """The models at a point, one for each tuned model."""
+def members_at(point: Point, base: Checkpoint, tuned: Mapping[str, Weights], dtype: str | None = None) -> list[Member]:
+    """The models at a point, one for each tuned model; merged in a dtype (as safetensors names it), or the base's."""
     if point.role == "base":
         return [Member("base", point, None, Variant(base))]
     return [
-        Member(f"{point.name}/{name}", point, name, _variant(point, base, weights)) for name, weights in tuned.items()
+        Member(f"{point.name}/{name}", point, name, replace(_variant(point, base, weights), dtype=dtype))
+        for name, weights in tuned.items()
     ]
 
 

@@ -21,7 +21,7 @@ from backmerge.errors import ConfigError, DataError, RunError
 from backmerge.generation.chat import load_tokenizer
 from backmerge.generation.protocol import Generator
 from backmerge.judging.protocol import Judge
-from backmerge.merging.method import check_parameters, find_method
+from backmerge.merging.method import check_models, check_parameters, find_method
 from backmerge.pipeline.experiment import EvaluateSettings, Experiment
 from backmerge.records import Example
 from backmerge.registry import ENGINES, JUDGES, resolve
@@ -51,6 +51,12 @@ class Prepared:
     benchmarks: tuple[Benchmark, ...]
     judge: Judge
     allow_plugins: bool
+
+    @property
+    def dtype(self) -> str | None:
+        """Of the merged models, as safetensors names it; nothing for the base's own."""
+        name = self.experiment.merged_dtype
+        return None if name is None else {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}[name]
 
     def of_kind(self, kind: Kind) -> list[str]:
         """Names of the benchmarks of one kind."""
@@ -84,6 +90,12 @@ def prepare(experiment: Experiment, *, allow_plugins: bool = False) -> Prepared:
     """
     for sweep in experiment.merge:
         method = find_method(sweep.method, allow_plugins=allow_plugins)
+        if not method.has_lam:
+            raise ConfigError(
+                f"{sweep.method} has no λ that could be swept and chosen",
+                remedy="`backmerge merge` writes it, and `backmerge evaluate` measures it.",
+            )
+        check_models(method, sweep.method, 1, ())
         check_parameters(method, sweep.method, {**sweep.parameters, "lam": sweep.lam[0]})
     judge = find_judge(experiment.evaluate.judge, allow_plugins=allow_plugins)
     benchmarks = find_benchmarks(experiment.evaluate, allow_plugins=allow_plugins)
@@ -95,7 +107,13 @@ def prepare(experiment: Experiment, *, allow_plugins: bool = False) -> Prepared:
 
         training_examples = load_examples(experiment.finetune.dataset, allow_plugins=allow_plugins)
     prepared = Prepared(
-        experiment, base, _tuned(experiment.tuned, base), training_examples, benchmarks, judge, allow_plugins
+        experiment,
+        base,
+        _tuned(experiment.tuned, base, is_cast=experiment.merged_dtype is not None),
+        training_examples,
+        benchmarks,
+        judge,
+        allow_plugins,
     )
     _check_splits(prepared)
     _check_tuned_differ(prepared.tuned)
@@ -140,15 +158,15 @@ def find_benchmarks(settings: EvaluateSettings, *, allow_plugins: bool = False) 
     return tuple(found)
 
 
-def open_tuned(path: Path, base: Checkpoint) -> Weights:
-    """A tuned model, checked to be of the base's shape.
+def open_tuned(path: Path, base: Checkpoint, *, is_cast: bool = False) -> Weights:
+    """A tuned model, checked to be of the base's shape and, unless the merge is cast to another, of its dtype.
 
     Raises:
         CheckpointError: it cannot be read.
         MergeError: it does not fit the base.
     """
     weights = open_weights(path, base)
-    check_same_shape(base, weights)
+    check_same_shape(base, weights, is_cast=is_cast)
     return weights
 
 
@@ -197,7 +215,7 @@ def limited(examples: Sequence[Example], limit: int | None) -> list[Example]:
     return [example for example in examples if example.id in kept]
 
 
-def _tuned(names: Sequence[str], base: Checkpoint) -> dict[str, Weights]:
+def _tuned(names: Sequence[str], base: Checkpoint, *, is_cast: bool = False) -> dict[str, Weights]:
     opened: dict[str, Weights] = {}
     for name in names:
         path = locate_model(name)
@@ -206,7 +224,7 @@ def _tuned(names: Sequence[str], base: Checkpoint) -> dict[str, Weights]:
         while unique in opened:
             number += 1
             unique = f"{short}-{number}"
-        opened[unique] = open_tuned(path, base)
+        opened[unique] = open_tuned(path, base, is_cast=is_cast)
     return opened
 
 

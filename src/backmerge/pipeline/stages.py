@@ -205,7 +205,7 @@ def _sweep(
     points: Sequence[Point],
     outcomes: Outcomes,
 ) -> None:
-    members = [member for point in points for member in members_at(point, prepared.base, tuned)]
+    members = [member for point in points for member in members_at(point, prepared.base, tuned, prepared.dtype)]
     _measure(evaluator, prepared, members, "selection", f"Sweep over {len(points)} points", outcomes)
 
 
@@ -236,7 +236,7 @@ def _confirm(
     """Measure base, tuned and, as loaded from disk, the chosen merges on prompts that λ was not chosen on."""
     # where the tuned model itself was chosen, it too is measured as written
     live = (BASE,) if chosen == TUNED else (BASE, TUNED)
-    members = [member for point in live for member in members_at(point, prepared.base, tuned)]
+    members = [member for point in live for member in members_at(point, prepared.base, tuned, prepared.dtype)]
     if chosen is not None:
         members += [
             Member(f"{chosen.name}/{name}", chosen, name, Variant(weights)) for name, weights in written.items()

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from backmerge.checkpoints.adapter import CONFIG, PREFIX, TENSORS, AdapterOnBase, is_adapter, open_weights
-from backmerge.checkpoints.reader import Checkpoint
+from backmerge.checkpoints.reader import SINGLE, Checkpoint
 from backmerge.errors import CheckpointError
 from backmerge.merging.engine import merged_tensors
 from backmerge.merging.recipe import Variant
@@ -74,6 +74,25 @@ def test_lambda_one_is_what_peft_merges(
     assert changed == len({name if "bias" in name else name.rpartition(".lora_")[0] or name for name in saved})
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_in_bfloat16(
+    make_model: Factory, make_adapter: Factory, peft_merged: Merge, tmp_path: Path, kind: str
+) -> None:
+    """On a bfloat16 base each kind is what peft merges on the same base in float32, within one ulp of bfloat16."""
+    narrow = make_model("qwen2" if kind in BIASED else "llama", seed=1, tied=False, dtype="bfloat16")
+    adapter = make_adapter(narrow, seed=2, **KINDS[kind])
+    wide = shutil.copytree(narrow, tmp_path / "wide")
+    save_file({name: tensor.float() for name, tensor in load_file(narrow / SINGLE).items()}, wide / SINGLE)
+    change_json(wide / "config.json", dtype="float32")
+    base = Checkpoint(narrow)
+    ours, theirs = tuned_tensors(base, AdapterOnBase(adapter, base)), peft_merged(wide, adapter)
+    for name, tensor in ours.items():
+        assert (tensor.dtype, theirs[name].dtype) == (torch.bfloat16, torch.float32)
+        once = theirs[name].bfloat16()
+        ulps = tensor.view(torch.int16).int() - once.view(torch.int16).int()
+        assert int(ulps[once.abs() > 1e-4].abs().max()) <= 1
+
+
 @pytest.mark.parametrize("architecture", ["llama", "gemma", "qwen2"])
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 def test_bfloat16_is_what_peft_merges(
@@ -129,10 +148,14 @@ def test_a_conv1d_delta_is_turned(make_model: Factory, make_adapter: Factory, tm
     torch.testing.assert_close(AdapterOnBase(adapter, base).tensor(name), expected, **FLOAT32)
 
 
+def change_json(file: Path, **settings: Any) -> None:
+    """Put other values in a JSON file."""
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+
+
 def change(adapter: Path, **settings: Any) -> None:
     """Put other settings in an adapter's configuration."""
-    config = json.loads((adapter / CONFIG).read_text())
-    (adapter / CONFIG).write_text(json.dumps(config | settings))
+    change_json(adapter / CONFIG, **settings)
 
 
 @pytest.fixture

@@ -113,6 +113,19 @@ def test_a_corrupt_header_is_refused(model: Path, damage: bytes) -> None:
     refused(model, "not a whole safetensors file")
 
 
+@pytest.mark.parametrize("shift", [-4, 4])
+def test_offsets_that_overlap_or_leave_a_gap_are_refused(model: Path, shift: int) -> None:
+    """Two tensors on the same bytes, or bytes of no tensor, are no checkpoint."""
+    whole = (model / SINGLE).read_bytes()
+    length = int.from_bytes(whole[:8], "little")
+    header = json.loads(whole[8 : 8 + length])
+    placed = sorted((entry["data_offsets"][0], name) for name, entry in header.items() if name != "__metadata__")
+    header[placed[1][1]]["data_offsets"][0] += shift
+    text = json.dumps(header).encode()
+    (model / SINGLE).write_bytes(len(text).to_bytes(8, "little") + text + whole[8 + length :])
+    refused(model, "not a whole safetensors file")
+
+
 def test_a_missing_shard_is_named(sharded: Path) -> None:
     """An index whose shard is not there yet is an incomplete download."""
     (sharded / "two.safetensors").unlink()

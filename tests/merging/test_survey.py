@@ -207,7 +207,9 @@ def test_an_adapter_is_measured_as_the_model_that_it_makes(
     theirs = open_weights(adapter, ours)
     untouched = {name for name in ours.infos if "q_proj" not in name and "down_proj" not in name}
     read = _recorded(ours)
-    changes = survey(ours, theirs)
+    told: list[int] = []
+    changes = survey(ours, theirs, advance=told.append)
+    assert sum(told) == sum(info.num_elements for info in ours.infos.values())
     assert not read & untouched
     dense = peft_merged(base, adapter)
     for name, change in changes.items():
@@ -348,7 +350,7 @@ def test_other_dtypes_and_shapes(pair: Callable[[Tensors, Tensors], tuple[Checkp
     changes = survey(*models)
     assert changes["same"].is_unchanged
     assert changes["empty"].is_unchanged
-    assert covered_share(*models) == pytest.approx(100 / 323)
+    assert covered_share(*models, changes) == pytest.approx(100 / 323)
 
 
 @pytest.mark.parametrize("sample", [0.0, -0.1, 1.1, math.nan])
@@ -393,7 +395,7 @@ def test_an_adapter_of_its_base_is_a_child(make_model: Factory, make_adapter: Fa
     assert relation(survey(ours, open_weights(make_adapter(ours.directory, lora_alpha=2), ours))).verdict == "child"
 
 
-def test_the_demonstration_was_tuned_from_its_base(tiny_base: Path, tmp_path: Path) -> None:
+def test_a_small_change_is_a_childs(tiny_base: Path, tmp_path: Path) -> None:
     """A change of three percent is a child's; one tensor trained anew is named, and is no reason to doubt the rest."""
     tensors = load_file(tiny_base / SINGLE)
     tuned = {name: tensor + 0.03 * tensor.std() * random(*tensor.shape) for name, tensor in tensors.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -100,10 +100,10 @@ def _document(
     """All that was found, as plain data."""
     from backmerge import __version__
     from backmerge.checkpoints.differences import differences
-    from backmerge.merging.survey import combined, relation
+    from backmerge.merging.survey import combined, covered_share, relation
     from backmerge.reporting.heatmap import by_module_type
 
-    found = relation(changes, covered=_covered(ours, theirs, changes))
+    found = relation(changes, covered=covered_share(ours, theirs, changes))
     rest = differences(ours, theirs)
     whole = combined(changes.values())
     own = sorted({ours.infos[name].dtype for name, change in changes.items() if change.lost_squares})
@@ -132,12 +132,6 @@ def _document(
         },
         "tensors": {name: _plain(change) for name, change in changes.items()},
     }
-
-
-def _covered(ours: Weights, theirs: Weights, changes: Iterable[str]) -> float:
-    """Share of the larger model's elements that were compared; rows of added tokens were not."""
-    total = max(sum(info.num_elements for info in side.infos.values()) for side in (ours, theirs))
-    return sum(ours.infos[name].num_elements for name in changes) / total
 
 
 def _plain(change: Change) -> dict[str, Any]:

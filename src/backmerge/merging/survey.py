@@ -175,6 +175,8 @@ def survey(
     names = measurable(base, tuned)
     changes = {name: Change(base.infos[name].num_elements) for name in names}
     read = [name for name in names if changes[name].elements and not _is_untouched(base, tuned, name)]
+    if advance is not None:
+        advance(sum(change.elements for change in changes.values()) - sum(changes[name].elements for name in read))
     pieces = (piece for name in read for piece in look.pieces(name))
     parts = _in_order(look.part, pieces, workers)
     for name, found in itertools.groupby(parts, key=lambda part: part.name):
@@ -197,10 +199,10 @@ def measurable(base: Weights, tuned: Weights) -> list[str]:
     ]
 
 
-def covered_share(base: Weights, tuned: Weights) -> float:
-    """Elements that can be compared, as a share of those of the larger model."""
+def covered_share(base: Weights, tuned: Weights, measured: Iterable[str]) -> float:
+    """Elements of the base that were measured, as a share of those of the larger model."""
     total = max(sum(info.num_elements for info in side.infos.values()) for side in (base, tuned))
-    return sum(base.infos[name].num_elements for name in measurable(base, tuned)) / total if total else 1.0
+    return sum(base.infos[name].num_elements for name in measured) / total if total else 1.0
 
 
 def combined(changes: Iterable[Change]) -> Change:

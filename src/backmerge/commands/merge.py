@@ -302,8 +302,11 @@ def _write_checkpoints(
     allow_plugins: bool,
     allow_unrelated: bool,
 ) -> None:
+    from backmerge.merging.allocator import keep_freed_memory
     from backmerge.merging.to_disk import write_all
     from backmerge.progress import bar
+
+    keep_freed_memory()
 
     variant = next(iter(outputs.values()))
     if not allow_unrelated:

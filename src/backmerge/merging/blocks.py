@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ from backmerge.errors import MergeError
 from backmerge.merging.method import Method, call, find_method
 from backmerge.merging.randomness import TensorRandom
 from backmerge.merging.recipe import Variant
-from backmerge.merging.reductions import BLOCK
+from backmerge.merging.reductions import BLOCK, PART
 from backmerge.merging.rounding import SAMPLED, RoundingLoss, stochastic
 from backmerge.merging.settings import Settings
 
@@ -87,7 +88,7 @@ class Merge:
         assert self._settings is not None
         piece = Piece(name, 0, self.base.infos[name].num_elements)
         given = self._shaped(self._data(method, piece, self._blocks_of(piece)), "tensor", name)
-        given = {key: _each(value, lambda block: block.float()) for key, value in given.items()}
+        given = _each(given, lambda block: block.float())
         return float(call(method.survey.measure, given, self._settings.at(name)))
 
     def pieces(self, name: str) -> list[Piece]:
@@ -139,52 +140,75 @@ class Merge:
         assert dtype is not None
         assert self._settings is not None
         given = self._data(self.method, piece, blocks) | {"statistics": statistics}
+        given = self._shaped(given, self.method.cut, name)
         kinds = {block.dtype for block in blocks.values()}
         is_native = self.method.is_native and kinds == {dtype} and self.recipe.rounding == "nearest"
-        if not is_native:
-            # a float64 checkpoint keeps its own precision: in float32 its endpoints would not be exact
-            precision = torch.promote_types(torch_dtype(self.base.infos[name].dtype), torch.float32)
-            given = {key: _each(value, lambda block: block.to(precision)) for key, value in given.items()}
-        given = self._shaped(given, self.method.cut, name)
+        # a float64 checkpoint keeps its own precision: in float32 its endpoints would not be exact
+        precision = None if is_native else torch.promote_types(base.dtype, torch.float32)
         for number, variant in enumerate(self.variants):
             parameters = self._settings.at(name, variant)
-            merged = self.method.function(*(given.get(key) for key in self.method.data), **parameters)
-            yield number, self._finished(number, piece, base, given, merged, dtype, parameters)
+            result, exact = self._computed(piece, given, parameters, dtype, precision)
+            self._look_at(number, name, base, result, exact)
+            yield number, result
 
-    def _finished(
+    def _computed(
         self,
-        number: int,
         piece: Piece,
-        base: Tensor,
         given: Mapping[str, Any],
-        merged: Tensor,
-        dtype: torch.dtype,
         parameters: Mapping[str, Any],
-    ) -> Tensor:
-        """The function's result rounded and looked at."""
-        name = piece.name
+        dtype: torch.dtype,
+        precision: torch.dtype | None,
+    ) -> tuple[Tensor, Tensor]:
+        """The merged elements of a piece, rounded, and the first few of them before that; flat.
+
+        Where a method lets it and its inputs must be widened, a part is done at a time that a core's cache holds: that
+        is faster, and needs little memory.
+        """
+        assert self.method is not None
+        total = piece.stop - piece.start
+        num_sampled = total // SAMPLED
+        is_parted = precision is not None and self.method.cut == "elements" and "rng" not in self.method.data
+        if not is_parted:
+            merged = self._function(
+                piece.name, _each(given, lambda block: block.to(precision or block.dtype)), parameters
+            )
+            exact = merged[:num_sampled]
+            if precision is None and merged.dtype == dtype:  # rounded by the kernel: once more, in float32
+                short = _each(given, lambda block: block[:num_sampled].float())
+                exact = self._function(piece.name, short, parameters)
+            return self._rounded(merged, dtype, piece), exact
+        result = self._buffer("result", total, given["base"].device)[: total * dtype.itemsize].view(dtype)
+        exact = result[:0]
+        for start in range(0, max(total, 1), PART):
+            part = slice(start, min(start + PART, total))
+            wide = _each(_each(given, operator.itemgetter(part)), lambda block: block.to(precision))
+            merged = self._function(piece.name, wide, parameters)
+            if start == 0:
+                exact = merged[:num_sampled]
+            result[part] = self._rounded(merged, dtype, Piece(piece.name, piece.start + start, piece.stop))
+        return result, exact
+
+    def _function(self, name: str, given: Mapping[str, Any], parameters: Mapping[str, Any]) -> Tensor:
+        """The method's own result, flat."""
+        assert self.method is not None
+        merged = self.method.function(*(given.get(key) for key in self.method.data), **parameters)
         if merged.shape != given["base"].shape:
             raise MergeError(
                 f"the merge method gave tensor '{name}' the shape {tuple(merged.shape)} instead of "
                 f"{tuple(given['base'].shape)}",
                 remedy="a method's result has the shape of its base.",
             )
-        merged = merged.reshape(-1)
-        result = self._rounded(merged, dtype, piece)
+        return merged.reshape(-1)
+
+    def _look_at(self, number: int, name: str, base: Tensor, result: Tensor, exact: Tensor) -> None:
+        """Whether a result is finite, and what its rounding cost."""
         if self.is_resident:
             self._sums.append((name, result.sum(dtype=torch.float32)))
-            return result
+            return
         if not is_finite(result):
             raise self._not_finite(name)
-        sampled = merged.numel() // SAMPLED
-        if sampled:
-            exact = merged[:sampled]
-            if merged.dtype == dtype and dtype.itemsize == 2:  # rounded by the kernel: once more, in float32
-                assert self.method is not None
-                short = {key: _each(value, lambda block: block[:sampled].float()) for key, value in given.items()}
-                exact = self.method.function(*(short.get(key) for key in self.method.data), **parameters)
-            self.losses[number].add(base[:sampled], exact, result[:sampled])
-        return result
+        if len(exact):
+            self.losses[number].add(base[: len(exact)], exact, result[: len(exact)])
 
     def check_results(self) -> None:
         """Look at what was merged of resident inputs, whose blocks nobody waited for.
@@ -221,13 +245,14 @@ class Merge:
                 blocks[id(weights)] = weights.block(name, start, stop, self._buffer(len(blocks), stop - start))
         return blocks
 
-    def _buffer(self, slot: int, count: int) -> Tensor | None:
-        """Bytes that this thread reads into again and again."""
-        if count > BLOCK:
-            return None
-        kept: dict[int, Tensor] = self._buffers.__dict__.setdefault("kept", {})
-        if slot not in kept:
-            kept[slot] = torch.empty(BLOCK * max(ITEM_BYTES.values()), dtype=torch.uint8)
+    def _buffer(self, slot: str | int, count: int, device: torch.device | str = "cpu") -> Tensor:
+        """Bytes for so many elements, which this thread uses again and again; new ones for more than a block."""
+        kept: dict[str | int, Tensor] = self._buffers.__dict__.setdefault("kept", {})
+        if count > BLOCK or slot not in kept:
+            fresh = torch.empty(max(count, BLOCK) * max(ITEM_BYTES.values()), dtype=torch.uint8, device=device)
+            if count > BLOCK:
+                return fresh
+            kept[slot] = fresh
         return kept[slot]
 
     def _data(self, method: Method, piece: Piece, blocks: Mapping[int, Tensor]) -> dict[str, Any]:
@@ -245,7 +270,7 @@ class Merge:
             return given
         shape = self.base.infos[name].shape
         wanted = shape if cut == "tensor" else (-1, shape[-1] if shape else 1)
-        return {key: _each(value, lambda block: block.reshape(wanted)) for key, value in given.items()}
+        return _each(given, lambda block: block.reshape(wanted))
 
     def _is_settled(self, name: str, blocks: Mapping[int, Tensor]) -> bool:
         """Whether the base's elements are the result, with no arithmetic: whole numbers, and what did not change."""
@@ -303,8 +328,12 @@ def is_same(first: Tensor, second: Tensor) -> bool:
     return np.array_equal(a[:64], b[:64]) and np.array_equal(a, b)
 
 
-def _each(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """A tensor changed, or each of a list of tensors; all else as it is."""
+def _each(given: Mapping[str, Any], change: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+    """Each tensor changed, alone or in a list; all else as it is."""
+    return {key: _changed(value, change) for key, value in given.items()}
+
+
+def _changed(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, Tensor):
         return change(value)
     is_list = isinstance(value, list) and value and isinstance(value[0], Tensor)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from backmerge.errors import MergeError
-from backmerge.merging.elements import where
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,24 +29,29 @@ def for_each(values: Sequence[float], num_tuned: int) -> tuple[float, ...]:
 
 
 def shifted(base: Tensor, delta: Tensor) -> Tensor:
-    """Base + delta, and the base's own bits where the delta is zero: −0.0 + 0.0 would be 0.0."""
-    return where(delta != 0, base + delta, base)
+    """Base + delta, and the base's own bits where the delta is zero; the delta is used up.
+
+    −0.0 + 0.0 would be 0.0, but −0.0 - 0.0 is −0.0; so the negative is subtracted, and its zeros are made positive.
+    """
+    return base - delta.neg_().add_(0.0)
 
 
-def summed(deltas: Sequence[Tensor], weights: Sequence[float], *, lam: float, normalize: bool) -> Tensor:
+def summed(deltas: Iterable[Tensor], weights: Sequence[float], *, lam: float, normalize: bool) -> Tensor:
     """The sum lam · Σ wᵢ·δᵢ, divided by Σ wᵢ if asked for.
 
     Args:
-        deltas: Of any shape, all alike.
+        deltas: Of any shape, all alike; taken one after the other.
         weights: One for each.
         lam: What the sum is multiplied by.
         normalize: Whether it is a mean rather than a sum.
     """
-    total = deltas[0] * weights[0]
-    for delta, weight in zip(deltas[1:], weights[1:], strict=True):
+    factor = lam / sum(weights) if normalize and abs(sum(weights)) >= NO_WEIGHT else lam
+    pairs = zip(deltas, weights, strict=True)
+    delta, weight = next(pairs)
+    total = delta * weight
+    for delta, weight in pairs:
         total.add_(delta, alpha=weight)
-    divisor = sum(weights) if normalize and abs(sum(weights)) >= NO_WEIGHT else 1.0
-    return total.mul_(lam / divisor)
+    return total if factor == 1 else total.mul_(factor)
 
 
 def elected(deltas: Sequence[Tensor], weights: Sequence[float], *, lam: float, normalize: bool) -> Tensor:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 BLOCK = 1 << 20  # elements summed at once, and the unit in which tensors are read
-PART = 1 << 18  # elements that are widened at once
+PART = 1 << 17  # elements that are widened at once
 ROW = 1 << 12  # elements whose float32 products are summed before float64 takes over
 
 

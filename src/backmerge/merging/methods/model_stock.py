@@ -56,4 +56,4 @@ def model_stock(base: Tensor, tuned: Sequence[Tensor], statistics: Sequence[np.n
     Source: Jang et al., Model Stock (arXiv 2403.19522), section 4.
     """
     shares = coefficients(statistics[0])
-    return shifted(base, summed([model - base for model in tuned], shares, lam=1.0, normalize=False))
+    return shifted(base, summed((model - base for model in tuned), shares, lam=1.0, normalize=False))

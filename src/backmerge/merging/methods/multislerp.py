@@ -82,4 +82,4 @@ def multislerp(
     Source: mergekit's `multislerp` with a base model.
     """
     shares = coefficients(statistics[0], lam=lam, weight=weight)
-    return shifted(base, summed([model - base for model in tuned], shares, lam=1.0, normalize=False))
+    return shifted(base, summed((model - base for model in tuned), shares, lam=1.0, normalize=False))

@@ -67,4 +67,4 @@ def nuslerp(
     Source: mergekit's `nuslerp` with a base model and `nuslerp_flatten`, its defaults.
     """
     shares = coefficients(statistics[0], lam=lam, weight=weight)
-    return shifted(base, summed([model - base for model in tuned], shares, lam=1.0, normalize=False))
+    return shifted(base, summed((model - base for model in tuned), shares, lam=1.0, normalize=False))

@@ -51,4 +51,4 @@ def task_arithmetic(
     Source: Ilharco et al., Editing models with task arithmetic (arXiv 2212.04089), section 2.
     """
     weights = for_each(weight, len(tuned))
-    return shifted(base, summed([model - base for model in tuned], weights, lam=lam, normalize=normalize))
+    return shifted(base, summed((model - base for model in tuned), weights, lam=lam, normalize=normalize))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from backmerge import __version__
@@ -116,6 +118,7 @@ def _write_card(directory: Path, variant: Variant, digests: TensorDigests, loss:
     written.adopt(digests)
     card: dict[str, Any] = {
         "backmerge": __version__,
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "recipe": variant.identity,
         "fingerprint": written.fingerprint,
         "rounding_loss": loss,

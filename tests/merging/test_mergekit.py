@@ -237,6 +237,31 @@ CHANGES = {
     "no models": ('models:\n  - model: "{base}"\n  - model: "{one}"', "models: []", "no list of models"),
     "base alone": ('  - model: "{one}"\n', "", "no model but the base"),
     "a model's misspelt key": ('- model: "{one}"', '- {model: "{one}", paramters: {}}', "did you mean 'parameters'"),
+    "dtype that is a list": ("dtype: bfloat16", "dtype: [bfloat16]", "line 12: 'dtype'"),
+    "dtype behind out_dtype": (
+        "dtype: bfloat16",
+        "dtype: float99\nout_dtype: float32",
+        "'dtype': 'float99' is unknown",
+    ),
+    "a truth for a number": ("value: 0.25", "value: true", "True is no number"),
+    "no number at all": ("value: 0.25", "value: .nan", "nan is no number"),
+    "a condition in another": ("value: 0.25", "value: [{value: 0.25}]", "is no gradient"),
+    "a filter in no name": ("filter: mlp", "filter: mpl", "line 10: 'parameters.t.1.filter': 'mpl' is in no tensor's"),
+    "a glob as filter": ("filter: mlp", 'filter: "mlp*"', "'mlp*' is in no tensor's name"),
+    "a number as filter": ("filter: mlp", "filter: 3", "no part of a tensor's name"),
+    "no method": ("merge_method: slerp", "", "'merge_method' is missing"),
+    "a base of no name": ('base_model: "{base}"', "base_model: 3", "line 3: 'base_model': 3 is no folder"),
+    "an adapter as base": ('base_model: "{base}"', 'base_model: "{base}+x"', "is an adapter, and would be the base"),
+    "two adapters": ('- model: "{one}"', '- model: "{base}+x+y"', "more than one '+'"),
+    "three models": ("parameters:\n", '  - model: "{two}"\nparameters:\n', "line 4: 'models': slerp takes 1 beside"),
+    "the base by another name": ('- model: "{one}"', '- model: "{base}/"', "by another name"),
+    "one parameter for all": (
+        '- model: "{one}"',
+        '- {model: "{one}", parameters: {t: 0.5}}',
+        "line 6: 'models.1.parameters.t': it is one",
+    ),
+    "no t": ("  t:\n", "  t: [{filter: norm, value: 1}]\nx:\n", "unknown key"),
+    "t for some": ("    - {value: 0.5}\n", "", "line 7: 'parameters': the parameter 't' is not given for every tensor"),
     "a model of no name": ('- model: "{one}"', "- {model: 3}", "'model' is missing"),
 }
 
@@ -255,7 +280,7 @@ def test_what_cannot_be_had_is_named(read: Callable[[str], Variant], kind: str) 
 @pytest.mark.parametrize(
     ("method", "parameters", "words"),
     [
-        ("linear", "{normalize: false}", "always normalised"),
+        ("linear", "{weight: 1, normalize: false}", r"line 5: 'parameters.normalize'.*add up to 3"),
         ("model_stock", "{filter_wise: true}", "only False"),
         ("ties", "{rescale: true}", "only False"),
         ("dare_ties", "{rescale: false}", "only True"),
@@ -285,4 +310,132 @@ merge_method: linear
 models:
   - {model: "{base}", parameters: {weight: 1}}
   - {model: "{one}", parameters: {weight: -1}}
+""")
+
+
+def test_numbers_that_yaml_takes_for_words(read: Callable[[str], Variant]) -> None:
+    """To YAML 1.1 `1e-5` is a word; mergekit and its users take it for the number."""
+    assert at(read(SLERP.replace("0.25", "25e-2")).lam, "model.layers.0.mlp.up_proj.weight") == 0.25
+    variant = read("""
+merge_method: karcher
+models: [{model: "{base}"}, {model: "{one}"}]
+parameters: {tol: 1e-5}
+""")
+    assert (variant.method, variant.lam) == ("karcher", 0.5)
+
+
+def test_null_is_as_good_as_left_away(read: Callable[[str], Variant]) -> None:
+    """As in mergekit, for every key that may be left away."""
+    variant = read(SLERP + "slices: null\ntokenizer_source: null\nchat_template: null\nout_dtype: null\n")
+    assert variant.dtype == "BF16"
+
+
+def test_linear_beyond_both_ends(read: Callable[[str], Variant]) -> None:
+    """Weights of -1 and 2 are no λ in [0, 1]; as a sum of deltas they are what mergekit makes of them."""
+    variant = read("""
+merge_method: linear
+models:
+  - {model: "{base}", parameters: {weight: -1}}
+  - {model: "{one}", parameters: {weight: 2}}
+""")
+    assert (variant.method, variant.parameters["weight"]) == ("task_arithmetic", [2.0])
+    base, one = (weights.tensor("model.norm.weight") for weights in (variant.base, *variant.tuned_models))
+    merged = dict(merged_tensors(variant))["model.norm.weight"]
+    assert torch.allclose(merged, 2 * one - base, atol=1e-6)  # some ulps of float32 at 2
+
+
+def test_linear_that_is_not_normalised(read: Callable[[str], Variant]) -> None:
+    """Is the same where the weights add up to 1; else it would scale the model, and is refused."""
+    text = """
+merge_method: linear
+models:
+  - {model: "{base}", parameters: {weight: 0.3}}
+  - {model: "{one}", parameters: {weight: [0.7, 0.7]}}
+parameters: {normalize: false}
+"""
+    assert read(text).lam == pytest.approx(0.7)
+    with pytest.raises(ConfigError, match=r"line 6: 'parameters.normalize': .*add up to 1.1"):
+        read(text.replace("[0.7, 0.7]", "[0.7, 0.8]"))
+
+
+def test_dare_of_several_models(read: Callable[[str], Variant]) -> None:
+    """Is DELLA without a range of probabilities; what is kept stands at δ/density, and a density of 1 keeps all."""
+    text = """
+merge_method: dare_linear
+base_model: "{base}"
+models:
+  - {model: "{one}", parameters: {weight: 0.5, density: 0.25}}
+  - {model: "{two}", parameters: {weight: 0.25}}
+"""
+    variant = read(text)
+    assert (variant.method, variant.parameters["epsilon"]) == ("della_linear", 0.0)
+    name = "model.layers.0.mlp.up_proj.weight"
+    base, one, two = (weights.tensor(name) for weights in (variant.base, *variant.tuned_models))
+    merged, rest = dict(merged_tensors(variant))[name], base + 0.25 * (two - base)
+    is_kept = torch.isclose(merged, rest + 2 * (one - base), atol=1e-6)
+    is_dropped = torch.isclose(merged, rest, atol=1e-6)
+    assert bool((is_kept | is_dropped).all())
+    # five sigmas of a share of 0.25 in 1536 elements
+    assert float(is_kept.float().mean()) == pytest.approx(0.25, abs=5 * (0.25 * 0.75 / 1536) ** 0.5)
+
+
+def test_dare_of_one_model_beyond_one(read: Callable[[str], Variant]) -> None:
+    """A weight above 1 is no λ; a weight of zero stays zero where it is normalised."""
+    text = """
+merge_method: dare_linear
+base_model: "{base}"
+models: [{model: "{one}", parameters: {weight: 1.5, density: 0.5}}]
+parameters: {normalize: false}
+"""
+    assert (read(text).method, read(text).parameters["weight"]) == ("della_linear", [1.5])
+    normalized = read(text.replace("1.5", "[0, 1]").replace("false", "true"))
+    assert [at(normalized.lam, f"model.layers.{i}.mlp.up_proj.weight") for i in (0, 1)] == [0.0, 1.0]
+
+
+def test_a_slices_parameters_go_before_the_files(read: Callable[[str], Variant]) -> None:
+    """What the filters of a slice leave open is taken from the file."""
+    variant = read("""
+merge_method: slerp
+base_model: "{base}"
+slices:
+  - sources: [{model: "{base}", layer_range: [0, 2]}, {model: "{one}", layer_range: [0, 2]}]
+    parameters: {t: [{filter: mlp, value: 0.2}]}
+parameters: {t: 0.6}
+""")
+    assert at(variant.lam, "model.layers.0.mlp.up_proj.weight") == 0.2
+    assert at(variant.lam, "model.norm.weight") == 0.6
+
+
+@pytest.mark.parametrize("key", ["base_model", "residual_weight"])
+def test_a_slices_own_keys(read: Callable[[str], Variant], key: str) -> None:
+    """Known to mergekit, and refused by name."""
+    with pytest.raises(ConfigError, match=f"line 4: 'slices.0.{key}': a slice has none of its own"):
+        read(f"""
+merge_method: slerp
+slices:
+  - {{{key}: 1, sources: []}}
+base_model: "{{base}}"
+""")
+
+
+def test_a_base_beside_the_slice(read: Callable[[str], Variant]) -> None:
+    """Mergekit leaves it out of the sum; counting it silently would give another model."""
+    with pytest.raises(ConfigError, match=r"line 3: 'base_model': it is not among the sources"):
+        read("""
+merge_method: linear
+base_model: "{base}"
+slices: [{sources: [{model: "{one}", layer_range: [0, 2]}, {model: "{two}", layer_range: [0, 2]}]}]
+parameters: {weight: 1}
+""")
+
+
+def test_a_missing_weight_is_named_with_its_model(read: Callable[[str], Variant], models: dict[str, Path]) -> None:
+    """By the line of the model that has none."""
+    with pytest.raises(ConfigError, match=rf"line 6: 'models.1': .*'weight' of '{models['two']}' is missing"):
+        read("""
+merge_method: ties
+base_model: "{base}"
+models:
+  - {model: "{one}", parameters: {weight: 1}}
+  - {model: "{two}"}
 """)

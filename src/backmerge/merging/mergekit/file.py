@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 from backmerge.checkpoints.locate import locate_model
 from backmerge.checkpoints.reader import read_json
-from backmerge.config import Document
+from backmerge.config import Document, KeyPath
 from backmerge.errors import ConfigError
+from backmerge.merging.method import find_method
 from backmerge.registry import closest
 
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
@@ -18,8 +21,8 @@ TOP_KEYS = ("merge_method", "base_model", "models", "slices", "parameters", "dty
 NOT_TAKEN = {
     "modules": "merging modules of a model apart",
     "tokenizer": "building another tokenizer",
-    "residual_weight": "residual weights",
 }
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 # what each method takes there: parameters of a model, and of the merge
 TASK_VECTORS = {
@@ -46,9 +49,21 @@ FIXED: Mapping[str, Any] = {
     "filter_wise": False, "nuslerp_flatten": True, "nuslerp_row_wise": False, "normalize_weights": True, "eps": 1e-8,
     "max_iter": 10, "tol": 1e-5,
 }  # fmt: skip
+# what each model has a value of its own of; all else mergekit reads from the merge's parameters alone
+PER_MODEL = ("weight", "density", "epsilon", "gamma")
+SWITCHES = ("normalize", "rescale", "int8_mask", "filter_wise", "nuslerp_flatten", "nuslerp_row_wise",
+            "normalize_weights")  # fmt: skip
+SEVERAL_BY_ANOTHER = ("linear", "dare_linear")  # methods of one tuned model here, whose sum of several another makes
 RESCALED = ("dare_linear", "dare_ties", "della", "della_linear")
 NORMALISED = ("ties", "della")  # by default
 DEFAULTS = {"density": 1.0, "epsilon": 0.15, "gamma": 0.01}  # mergekit's
+
+
+class Scope(NamedTuple):
+    """Parameters, and the place in the file where they stand."""
+
+    values: Mapping[str, Any]
+    place: KeyPath
 
 
 @dataclass(frozen=True)
@@ -56,8 +71,13 @@ class Source:
     """One of the models of a file, with its own parameters."""
 
     model: str
-    parameters: Mapping[str, Any]
-    place: tuple[str | int, ...]
+    parameters: Scope
+    place: KeyPath
+
+    @property
+    def adapter(self) -> str | None:
+        """With mergekit's `BASE+LORA`, the second."""
+        return self.model.partition("+")[2] or None
 
 
 @dataclass(frozen=True)
@@ -69,18 +89,20 @@ class MergekitRecipe:
         base: Our base: theirs, or where they need none, the first model.
         sources: The other models, in order.
         base_source: The base's own entry, if it has one.
-        parameters: Those of the merge.
+        parameters: Those of the merge; the first that gives a tensor a value counts.
         dtype: Of the result, as safetensors names it; nothing for the base's own.
         notes: What a person should know, in sentences.
+        document: Where all this was read, for messages.
     """
 
     method: str
     base: str
     sources: tuple[Source, ...]
     base_source: Source | None
-    parameters: Mapping[str, Any]
+    parameters: tuple[Scope, ...]
     dtype: str | None
     notes: tuple[str, ...]
+    document: Document
 
 
 def read_mergekit(document: Document) -> MergekitRecipe:
@@ -89,73 +111,130 @@ def read_mergekit(document: Document) -> MergekitRecipe:
     Raises:
         ConfigError: it says something that cannot be had here; the message names key and line.
     """
-    values = document.values
-    for key in values:
+    for key in document.values:
         if key in NOT_TAKEN:
-            raise _wrong(document, (key,), f"{NOT_TAKEN[key]} is not done here", "leave it away, or use mergekit.")
+            raise refusal(document, (key,), f"{NOT_TAKEN[key]} is not done here", "leave it away, or use mergekit.")
         if key not in TOP_KEYS:
-            raise _wrong(document, (key,), f"unknown key{closest(str(key), TOP_KEYS)}", "mergekit would ignore it.")
-    method = str(values.get("merge_method"))
-    if method not in TAKEN:
-        known = ", ".join(TAKEN)
-        raise _wrong(
-            document, ("merge_method",), f"'{method}' is not here{closest(method, TAKEN)}", f"one of: {known}."
-        )
+            raise refusal(document, (key,), f"unknown key{closest(str(key), TOP_KEYS)}", "mergekit would ignore it.")
+    # null is as good as left away, there as here
+    document = replace(document, values={key: value for key, value in document.values.items() if value is not None})
+    method = _method(document)
     listed, shared = _sources(document, method)
-    base_name = values.get("base_model")
-    if base_name is None and method not in ("linear", "karcher"):
-        raise ConfigError(f"{document.source}: {method} needs a 'base_model'", remedy="name the model that was tuned.")
-    base = str(base_name) if base_name is not None else listed[0].model
+    base = _base(document, method, listed)
     base_source = next((source for source in listed if source.model == base), None)
     others = tuple(source for source in listed if source is not base_source)
+    _check_models(document, method, base, base_source, others)
+    _check_ends(document, base)
+    notes = _notes(document, method, others, shared)
+    return MergekitRecipe(method, base, others, base_source, shared, _dtype(document), notes, document)
+
+
+def _method(document: Document) -> str:
+    if "merge_method" not in document.values:
+        raise ConfigError(f"{document.source}: 'merge_method' is missing", remedy=f"one of: {', '.join(TAKEN)}.")
+    method = str(document.values["merge_method"])
+    if method not in TAKEN:
+        hint, known = closest(method, TAKEN), ", ".join(TAKEN)
+        raise refusal(document, ("merge_method",), f"'{method}' is not here{hint}", f"one of: {known}.")
+    return method
+
+
+def _base(document: Document, method: str, listed: Sequence[Source]) -> str:
+    """Our base: theirs, or the first model for methods that need none."""
+    base: Any
+    place: KeyPath
+    if "base_model" in document.values:
+        base, place = document.values["base_model"], ("base_model",)
+    elif method in ("linear", "karcher"):
+        base, place = listed[0].model, (*listed[0].place, "model")
+    else:
+        raise ConfigError(f"{document.source}: {method} needs a 'base_model'", remedy="name the model that was tuned.")
+    if not isinstance(base, str):
+        raise refusal(document, place, f"{base!r} is no folder or hub id", "such as base_model: ./base.")
+    if "+" in base:
+        raise refusal(
+            document, place, f"'{base}' is an adapter, and would be the base", "name the model under it as base_model."
+        )
+    return base
+
+
+def _check_models(
+    document: Document, method: str, base: str, base_source: Source | None, others: Sequence[Source]
+) -> None:
+    """As many tuned models as the method takes, and adapters on the base alone."""
     if not others:
         raise ConfigError(f"{document.source}: there is no model but the base", remedy="list the tuned models.")
-    _check_ends(document, base)
-    dtype = _dtype(document)
-    notes = _notes(document, method, base_name, shared)
-    return MergekitRecipe(method, base, others, base_source, shared, dtype, notes)
+    if "slices" in document.values and base_source is None:
+        raise refusal(
+            document,
+            ("base_model",),
+            "it is not among the sources of the slice, from which mergekit would merge without it",
+            "add it to the sources, or list 'models' instead.",
+        )
+    least, most = (1, None) if method in SEVERAL_BY_ANOTHER else find_method(method).num_tuned
+    if len(others) < least or (most is not None and len(others) > most):
+        takes = f"{least}" if least == most else f"at least {least}"
+        raise refusal(
+            document,
+            others[-1].place[:-1],
+            f"{method} takes {takes} beside the base '{base}', and {len(others)} "
+            f"{'is' if len(others) == 1 else 'are'} listed",
+            "list as many.",
+        )
+    for source in others:
+        if source.model.count("+") > 1:
+            raise refusal(document, (*source.place, "model"), "more than one '+'", "such as BASE+LORA.")
+        if source.adapter is not None and source.model.partition("+")[0] != base:
+            raise refusal(
+                document,
+                (*source.place, "model"),
+                f"an adapter must be on the base, which is '{base}'",
+                "bake it first otherwise.",
+            )
 
 
-def _sources(document: Document, method: str) -> tuple[list[Source], dict[str, Any]]:
-    """The models that are listed, and the merge's own parameters, those of a single slice included."""
+def _sources(document: Document, method: str) -> tuple[list[Source], tuple[Scope, ...]]:
+    """The models that are listed, and the merge's own parameters, those of a single slice before the file's."""
     values = document.values
-    shared = _parameters(document, ("parameters",), values.get("parameters"), method)
+    shared = [_parameters(document, ("parameters",), values.get("parameters"), method)]
     if ("models" in values) == ("slices" in values):
         raise ConfigError(f"{document.source}: give either 'models' or 'slices'", remedy="list the models to merge.")
-    at: tuple[str | int, ...] = ("models",)
+    at: KeyPath = ("models",)
     listed = values.get("models")
     if "slices" in values:
         slices = values["slices"]
         if not isinstance(slices, list) or len(slices) != 1 or not isinstance(slices[0], dict):
-            raise _wrong(document, ("slices",), "several slices are not put together here", "merge whole models.")
+            raise refusal(document, ("slices",), "one slice is taken here, over whole models", "list 'models' instead.")
+        for key in ("base_model", "residual_weight"):
+            if key in slices[0]:
+                raise refusal(document, ("slices", 0, key), "a slice has none of its own here", "leave it away.")
         _check_keys(document, ("slices", 0), slices[0], ("sources", "parameters"))
         at, listed = ("slices", 0, "sources"), slices[0].get("sources")
-        own = _parameters(document, ("slices", 0, "parameters"), slices[0].get("parameters"), method)
-        shared = {**shared, **own}
+        shared.insert(0, _parameters(document, ("slices", 0, "parameters"), slices[0].get("parameters"), method))
     if not isinstance(listed, list) or not listed or not all(isinstance(entry, dict) for entry in listed):
-        raise _wrong(document, at, "no list of models", "such as - model: ./tuned.")
+        raise refusal(document, at, "no list of models", "such as - model: ./tuned.")
     found = []
     for number, entry in enumerate(listed):
         place = (*at, number)
         _check_keys(document, place, entry, ("model", "parameters", "layer_range"))
         if not isinstance(entry.get("model"), str):
-            raise _wrong(document, place, "'model' is missing, or no folder or hub id", "such as model: ./tuned.")
+            raise refusal(document, place, "'model' is missing, or no folder or hub id", "such as model: ./tuned.")
         if "layer_range" in entry:
             _check_whole(document, place, entry["model"], entry["layer_range"])
-        own = _parameters(document, (*place, "parameters"), entry.get("parameters"), method)
+        own = _parameters(document, (*place, "parameters"), entry.get("parameters"), method, is_of_model=True)
         found.append(Source(entry["model"], own, place))
     names = [source.model for source in found]
     for name in names:
         if names.count(name) > 1:
-            raise _wrong(document, at, f"'{name}' is listed twice", "list each model once.")
-    return found, shared
+            raise refusal(document, at, f"'{name}' is listed twice", "list each model once.")
+    return found, tuple(shared)
 
 
-def _check_whole(document: Document, place: tuple[str | int, ...], model: str, layers: Any) -> None:
+def _check_whole(document: Document, place: KeyPath, model: str, layers: Any) -> None:
     """A slice must be the whole model: layers cannot be dropped or moved here."""
     config = read_json(locate_model(model.partition("+")[0]) / "config.json")
     if layers != [0, config.get("num_hidden_layers")]:
-        raise _wrong(
+        raise refusal(
             document,
             (*place, "layer_range"),
             f"{layers} is not the whole of {model}, which has {config.get('num_hidden_layers')} layers",
@@ -163,96 +242,147 @@ def _check_whole(document: Document, place: tuple[str | int, ...], model: str, l
         )
 
 
-def _parameters(document: Document, at: tuple[str | int, ...], given: Any, method: str) -> dict[str, Any]:
+def _parameters(document: Document, at: KeyPath, given: Any, method: str, *, is_of_model: bool = False) -> Scope:
     if given is None:
-        return {}
+        return Scope({}, at)
     if not isinstance(given, dict):
-        raise _wrong(document, at, "no mapping of parameters", "such as {weight: 0.5}.")
-    for name, value in given.items():
+        raise refusal(document, at, "no mapping of parameters", "such as {weight: 0.5}.")
+    values = {name: _with_numbers(value) for name, value in given.items()}
+    for name, value in values.items():
         place = (*at, name)
         if name not in TAKEN[method]:
-            takes = ", ".join(TAKEN[method])
-            raise _wrong(
+            takes = ", ".join(TAKEN[method]) or "none"
+            raise refusal(
                 document, place, f"{method} has none here{closest(str(name), TAKEN[method])}", f"it takes {takes}."
             )
-        if name in FIXED and value != FIXED[name]:
-            raise _wrong(document, place, f"{value} cannot be had here", f"only {FIXED[name]}, mergekit's default.")
-        if name == "normalize" and method == "linear" and value is not True:
-            raise _wrong(document, place, "linear weights are always normalised here", "use task_arithmetic.")
-        if name == "rescale" and value is not (method in RESCALED):
-            raise _wrong(document, place, f"{value} cannot be had here", f"only {method in RESCALED}, the default.")
-        if name in ("normalize", "int8_mask") and not isinstance(value, bool):
-            raise _wrong(document, place, "expected true or false", "it is one for all tensors here.")
+        if is_of_model and name not in PER_MODEL:
+            raise refusal(
+                document,
+                place,
+                "it is one for all models; mergekit would ignore it here",
+                "move it to the 'parameters' of the file.",
+            )
+        _check_value(document, place, name, value, method)
+    return Scope(values, at)
+
+
+def _check_value(document: Document, place: KeyPath, name: str, value: Any, method: str) -> None:
+    if name in FIXED and value != FIXED[name]:
+        raise refusal(document, place, f"{value} cannot be had here", f"only {FIXED[name]}, mergekit's default.")
+    if name == "rescale" and value is not (method in RESCALED):
+        raise refusal(document, place, f"{value} cannot be had here", f"only {method in RESCALED}, the default.")
+    if name not in SWITCHES:
         _check_setting(document, place, value)
-    return dict(given)
+    elif not isinstance(value, bool):
+        raise refusal(document, place, "expected true or false", "it is one for all tensors here.")
 
 
-def _check_setting(document: Document, place: tuple[str | int, ...], value: Any) -> None:
-    if isinstance(value, Mapping) or is_conditional(value):
-        for number, condition in enumerate([value] if isinstance(value, Mapping) else value):
-            row = place if isinstance(value, Mapping) else (*place, number)
-            _check_keys(document, row, condition, ("filter", "value"))
-            if "value" not in condition:
-                raise _wrong(document, row, "a condition has no 'value'", "such as {filter: mlp, value: 0.5}.")
-            _check_setting(document, (*row, "value"), condition["value"])
-    elif isinstance(value, list):
+def _with_numbers(value: Any) -> Any:
+    """A setting with numbers where YAML sees words: to YAML 1.1, 1e-5 is one; mergekit takes it for the number."""
+    if isinstance(value, str) and NUMBER.fullmatch(value):
+        return float(value)
+    if isinstance(value, list):
+        return [_with_numbers(item) for item in value]
+    if isinstance(value, Mapping) and "value" in value:
+        return {**value, "value": _with_numbers(value["value"])}
+    return value
+
+
+def conditions_of(value: Any) -> list[Mapping[str, Any]] | None:
+    """The values with filters that a parameter consists of; nothing for a number or a gradient."""
+    if isinstance(value, Mapping):
+        return [value]
+    is_list = isinstance(value, list) and bool(value) and all(isinstance(item, Mapping) for item in value)
+    return list(value) if is_list else None
+
+
+def _check_setting(document: Document, place: KeyPath, value: Any) -> None:
+    conditions = conditions_of(value)
+    if conditions is None:
+        _check_plain(document, place, value)
+        return
+    for number, condition in enumerate(conditions):
+        row = place if isinstance(value, Mapping) else (*place, number)
+        _check_keys(document, row, condition, ("filter", "value"))
+        if "value" not in condition:
+            raise refusal(document, row, "a condition has no 'value'", "such as {filter: mlp, value: 0.5}.")
+        if not isinstance(condition.get("filter"), str | None):
+            raise refusal(document, (*row, "filter"), "no part of a tensor's name", "such as filter: mlp.")
+        _check_plain(document, (*row, "value"), condition["value"])
+
+
+def _check_plain(document: Document, place: KeyPath, value: Any) -> None:
+    """A number, or a gradient of them."""
+    if isinstance(value, list):
         if not value or not all(_is_number(item) for item in value):
-            raise _wrong(document, place, f"{value} is no gradient", "a gradient is a list of numbers.")
-    elif not isinstance(value, bool) and not _is_number(value):
-        raise _wrong(document, place, f"{value!r} is no number", "such as 0.5.")
+            raise refusal(document, place, f"{value} is no gradient", "a gradient is a list of numbers.")
+    elif not _is_number(value):
+        raise refusal(document, place, f"{value!r} is no number", "such as 0.5.")
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _check_ends(document: Document, base: str) -> None:
     """Tokenizer and chat template are the base's here."""
     source = document.values.get("tokenizer_source", "base")
     if source not in ("base", base):
-        raise _wrong(document, ("tokenizer_source",), f"'{source}' is not done here", "the tokenizer is the base's.")
+        raise refusal(document, ("tokenizer_source",), f"'{source}' is not done here", "the tokenizer is the base's.")
     template = document.values.get("chat_template", "auto")
     if template != "auto":
-        raise _wrong(document, ("chat_template",), "another template is not put in", "the base's is kept: auto.")
+        raise refusal(document, ("chat_template",), "another template is not put in", "the base's is kept: auto.")
 
 
 def _dtype(document: Document) -> str | None:
-    for key in ("out_dtype", "dtype"):
-        name = document.values.get(key)
-        if name is None:
-            continue
-        if name not in DTYPES:
-            raise _wrong(document, (key,), f"'{name}' is unknown{closest(str(name), DTYPES)}", f"{', '.join(DTYPES)}.")
-        if key == "out_dtype" or "out_dtype" not in document.values:
-            return DTYPES[name]
-    return None
+    """Of the result: theirs is `out_dtype`, or else the dtype that they compute in."""
+    return _dtype_named(document, "out_dtype") or _dtype_named(document, "dtype")
 
 
-def _notes(document: Document, method: str, base_model: Any, shared: Mapping[str, Any]) -> tuple[str, ...]:
+def _dtype_named(document: Document, key: str) -> str | None:
+    if key not in document.values:
+        return None
+    name = str(document.values[key]).removeprefix("torch.")
+    if name not in DTYPES:
+        raise refusal(document, (key,), f"'{name}' is unknown{closest(name, DTYPES)}", f"{', '.join(DTYPES)}.")
+    return DTYPES[name]
+
+
+def _notes(document: Document, method: str, others: Sequence[Source], shared: Sequence[Scope]) -> tuple[str, ...]:
     notes = []
-    if document.values.get("dtype") in ("bfloat16", "float16"):
+    if _dtype_named(document, "dtype") in ("BF16", "F16"):
         notes.append("arithmetic is in float32 here, whatever 'dtype' says; results may differ in their last bit")
     if method in RESCALED:
         notes.append("what is kept is rescaled by its probability here, as in the paper, and masks depend on --seed")
-    if base_model is None:
+    if method == "dare_linear" and len(others) > 1:
+        notes.append("dare_linear of several models is done as della_linear with epsilon 0, which is the same sum")
+    if "base_model" not in document.values:
         notes.append("config and tokenizer are those of the first model; mergekit takes any")
-    if shared.get("int8_mask"):
+    if document.values.get("chat_template") == "auto":
+        notes.append(
+            "the chat template is the base's here; mergekit's 'auto' takes the one that most of the models have"
+        )
+    if any(scope.values.get("int8_mask") for scope in shared):
         notes.append("int8_mask has no meaning here")
     return tuple(notes)
 
 
-def _check_keys(document: Document, at: tuple[str | int, ...], given: Mapping[str, Any], known: Sequence[str]) -> None:
+def scopes_of(recipe: MergekitRecipe) -> Iterator[Scope]:
+    """All places of a file that hold parameters."""
+    yield from recipe.parameters
+    for source in (recipe.base_source, *recipe.sources):
+        if source is not None:
+            yield source.parameters
+
+
+def _check_keys(document: Document, at: KeyPath, given: Mapping[str, Any], known: Sequence[str]) -> None:
     for key in given:
         if key not in known:
-            raise _wrong(document, (*at, key), f"unknown key{closest(str(key), known)}", f"known: {', '.join(known)}.")
+            raise refusal(document, (*at, key), f"unknown key{closest(str(key), known)}", f"known: {', '.join(known)}.")
 
 
-def _wrong(document: Document, at: tuple[str | int, ...], what: str, remedy: str) -> ConfigError:
+def refusal(document: Document, at: KeyPath, what: str, remedy: str) -> ConfigError:
+    """The error that names a key, its line and what to do."""
     line = next((document.lines[at[:end]] for end in range(len(at), 0, -1) if at[:end] in document.lines), None)
     where = f", line {line}" if line else ""
     return ConfigError(f"{document.source}{where}: '{'.'.join(map(str, at))}': {what}", remedy=remedy)
-
-
-def is_conditional(value: Any) -> bool:
-    """Whether a parameter is a list of values with filters."""
-    return isinstance(value, list) and bool(value) and all(isinstance(item, Mapping) for item in value)

@@ -25,17 +25,24 @@ from backmerge.checkpoints.locate import locate_model
 from backmerge.checkpoints.reader import Checkpoint, Weights
 from backmerge.config import load_yaml
 from backmerge.errors import ConfigError
+from backmerge.merging.consensus import NO_WEIGHT
 from backmerge.merging.mergekit.file import (
     DEFAULTS,
     NORMALISED,
     TASK_VECTORS,
     MergekitRecipe,
+    Scope,
     Source,
-    is_conditional,
+    conditions_of,
     read_mergekit,
+    refusal,
+    scopes_of,
 )
+from backmerge.merging.method import find_method
 from backmerge.merging.recipe import Variant
 from backmerge.merging.schedule import REST, Layers, value_at
+
+NEARLY_ONE = 1e-7  # what a sum of weights may be off 1: about one float32 ulp
 
 
 def variant_from_mergekit(path: Path, *, seed: int = 0) -> Variant:
@@ -56,55 +63,80 @@ def opened(recipe: MergekitRecipe, *, seed: int = 0) -> Variant:
         CheckpointError: a model cannot be opened.
     """
     base = Checkpoint(locate_model(recipe.base))
-    tuned = tuple(_opened(source.model, recipe.base, base) for source in recipe.sources)
-    method, lam, parameters = _settings(recipe, Layers(base.infos))
-    one = method in ("linear", "slerp", "dare_linear")
-    return Variant(base, tuned[0] if one else tuned, method, lam, parameters, seed, dtype=recipe.dtype)
+    tuned = tuple(_opened(source, base) for source in recipe.sources)
+    _check_distinct(recipe, base, tuned)
+    layers = Layers(base.infos)
+    _check_filters(recipe, layers)
+    method, lam, parameters = _settings(recipe, layers)
+    one = tuned[0] if len(tuned) == 1 and not find_method(method).takes_several else tuned
+    return Variant(base, one, method, lam, parameters, seed, dtype=recipe.dtype)
 
 
 def _settings(recipe: MergekitRecipe, layers: Layers) -> tuple[str, Any, dict[str, Any]]:
     """Our method, λ and parameters."""
-    method, sources, shared = recipe.method, recipe.sources, recipe.parameters
+    method, sources = recipe.method, recipe.sources
 
-    def of(source: Source | None, name: str, default: Any) -> Any:
-        return _setting([source.parameters if source else {}, shared], name, default)
+    def of(source: Source | None, name: str, default: Any = None) -> Any:
+        return _setting(recipe, source, name, default)
 
     # Model Stock finds its own ratio; the mean of all models gives each of N + 1 the same weight
     alone = {"model_stock": 1.0, "karcher": len(sources) / (len(sources) + 1)}
     if method in alone:
         return method, alone[method], {}
     if method == "slerp":
-        return method, of(None, "t", None), {}
-    weights = [of(source, "weight", None) for source in sources]
+        return method, of(None, "t"), {}
+    weights = [of(source, "weight") for source in sources]
     if method == "linear":
-        return _linear(of(recipe.base_source, "weight", None), weights, layers)
+        return _linear(recipe, [of(recipe.base_source, "weight"), *weights], layers)
     if method in ("nuslerp", "multislerp"):
         return method, 1.0, {"weight": weights}
     lam, parameters = of(None, "lambda", 1.0), {"weight": weights}
     for name in TASK_VECTORS[method]:
-        settings = [of(source, name, DEFAULTS[name]) for source in sources]
-        if method.startswith("dare"):
-            parameters["drop"] = [_each_number(setting, lambda kept: max(0.0, 1 - kept)) for setting in settings]
-        else:
-            parameters[name] = settings
-    normalize = bool(shared.get("normalize", method in NORMALISED))
+        parameters[name] = [of(source, name, DEFAULTS[name]) for source in sources]
+    normalize = bool(of(None, "normalize", method in NORMALISED))
     if method == "dare_linear":
         return _dare_linear(lam, parameters, normalize, layers)
+    if method == "dare_ties":
+        parameters["drop"] = _drops(parameters.pop("density"))
     return method, lam, {**parameters, "normalize": normalize}
 
 
-def _linear(base_weight: Any, weights: Sequence[Any], layers: Layers) -> tuple[str, Any, dict[str, Any]]:
-    """Weights that add up to anything, as shares: of one tuned model λ, of several the weights of their deltas."""
+def _drops(densities: Sequence[Any]) -> list[Any]:
+    """The share that mergekit keeps as our probability to drop; above 1 it keeps all, as 1 does."""
+    return [_each_number(setting, lambda kept: max(0.0, 1 - kept)) for setting in densities]
+
+
+def _linear(recipe: MergekitRecipe, weights: Sequence[Any], layers: Layers) -> tuple[str, Any, dict[str, Any]]:
+    """Weights as shares of their sum: of one tuned model λ, else the weights of the deltas, which is the same sum.
+
+    Args:
+        recipe: For what it says of `normalize`.
+        weights: The base's, then those of the tuned models.
+        layers: Of the base.
+    """
+    is_normalized = bool(_setting(recipe, None, "normalize", default=True))
 
     def shares(name: str) -> list[float]:
-        found = [float(value_at(weight, name, layers)) for weight in (base_weight, *weights)]
-        if abs(sum(found)) < 1e-8:
-            raise ConfigError(f"the weights of '{name}' add up to zero", remedy="give others: they are normalised.")
-        return [weight / sum(found) for weight in found[1:]]
+        found = [float(value_at(weight, name, layers)) for weight in weights]
+        total = sum(found)
+        if is_normalized and abs(total) < NO_WEIGHT:
+            raise ConfigError(
+                f"{recipe.document.source}: the weights of '{name}' add up to zero, and are divided by their sum",
+                remedy="give others; mergekit would write NaN.",
+            )
+        if not is_normalized and abs(total - 1) > NEARLY_ONE:
+            place = next((scope.place for scope in recipe.parameters if "normalize" in scope.values), ())
+            raise refusal(
+                recipe.document,
+                (*place, "normalize"),
+                f"the weights of '{name}' add up to {total:g}, which would scale the model",
+                "give weights that add up to 1, or leave 'normalize' away.",
+            )
+        return [weight / total for weight in found[1:]]
 
     by_tensor = {name: shares(name) for name in layers.names}
-    settings = [_simplified({name: found[place] for name, found in by_tensor.items()}) for place in range(len(weights))]
-    if len(settings) == 1:
+    settings = [_simplified({name: found[at] for name, found in by_tensor.items()}) for at in range(len(weights) - 1)]
+    if len(settings) == 1 and all(0 <= found[0] <= 1 for found in by_tensor.values()):
         return "linear", settings[0], {}
     return "task_arithmetic", 1.0, {"weight": settings}
 
@@ -112,18 +144,17 @@ def _linear(base_weight: Any, weights: Sequence[Any], layers: Layers) -> tuple[s
 def _dare_linear(
     lam: Any, parameters: Mapping[str, Any], normalize: bool, layers: Layers
 ) -> tuple[str, Any, dict[str, Any]]:
-    """Of one model: its weight is part of λ, or divided out. Of several there is no sum without an election here."""
-    if len(parameters["weight"]) > 1:
-        raise ConfigError(
-            "dare_linear takes one tuned model here",
-            remedy="use dare_ties, or della_linear with epsilon near 0, for several.",
-        )
-    (weight,), (drop,) = parameters["weight"], parameters["drop"]
-    shares = {
-        name: float(value_at(lam, name, layers)) * (1.0 if normalize else float(value_at(weight, name, layers)))
-        for name in layers.names
-    }
-    return "dare_linear", _simplified(shares), {"drop": drop}
+    """Of one model its weight is part of λ, or divided out; else DELLA without its range, which is the same sum."""
+
+    def share(name: str) -> float:
+        weight = float(value_at(parameters["weight"][0], name, layers))
+        return float(value_at(lam, name, layers)) * (1.0 if normalize and abs(weight) >= NO_WEIGHT else weight)
+
+    if len(parameters["weight"]) == 1:
+        by_tensor = {name: share(name) for name in layers.names}
+        if all(0 <= found <= 1 for found in by_tensor.values()):
+            return "dare_linear", _simplified(by_tensor), {"drop": _drops(parameters["density"])[0]}
+    return "della_linear", lam, {**parameters, "epsilon": 0.0, "normalize": normalize}
 
 
 def _simplified(by_tensor: Mapping[str, float]) -> Any:
@@ -132,25 +163,30 @@ def _simplified(by_tensor: Mapping[str, float]) -> Any:
     return values.pop() if len(values) == 1 else dict(by_tensor)
 
 
-def _setting(places: Sequence[Mapping[str, Any]], name: str, default: Any) -> Any:
-    """A parameter as a setting of ours: the first place that has it counts; where its filters leave off, the next."""
+def _setting(recipe: MergekitRecipe, source: Source | None, name: str, default: Any) -> Any:
+    """A parameter as a setting of ours: a model's own goes first, and where its filters leave off, the merge's.
+
+    Raises:
+        ConfigError: some tensors are left without a value, and there is no default.
+    """
+    scopes: list[Scope] = [*([source.parameters] if source else []), *recipe.parameters]
     rows: dict[str, Any] = {}
-    for place in places:
-        if name not in place:
+    for scope in scopes:
+        if name not in scope.values:
             continue
-        value = place[name]
-        conditions = [value] if isinstance(value, Mapping) else value if is_conditional(value) else None
-        if conditions is None:
-            return {**rows, REST: value} if rows else value
-        for condition in conditions:
-            pattern = condition.get("filter")
-            if pattern in (None, "*"):
+        value = scope.values[name]
+        for condition in conditions_of(value) or [{"value": value}]:
+            if condition.get("filter") in (None, "*"):
                 return {**rows, REST: condition["value"]} if rows else condition["value"]
-            rows.setdefault(f"*{pattern}*", condition["value"])
+            rows.setdefault(f"*{condition['filter']}*", condition["value"])
     if default is None:
-        raise ConfigError(
-            f"the parameter '{name}' is not given for every tensor" if rows else f"the parameter '{name}' is missing",
-            remedy="give a value without a filter.",
+        whose = f"of '{source.model}' " if source else "" if name != "weight" else f"of '{recipe.base}' "
+        left = "is not given for every tensor: its filters leave some out" if rows else "is missing"
+        raise refusal(
+            recipe.document,
+            source.place if source else ("parameters",),
+            f"the parameter '{name}' {whose}{left}",
+            f"give {name} a value without a filter, such as 0.5.",
         )
     return {**rows, REST: default} if rows else default
 
@@ -161,14 +197,38 @@ def _each_number(setting: Any, change: Callable[[float], float]) -> Any:
     return [change(value) for value in setting] if isinstance(setting, list) else change(setting)
 
 
-def _opened(name: str, base_name: str, base: Checkpoint) -> Weights:
-    """A model, or with mergekit's `BASE+LORA` an adapter."""
-    model, plus, adapter = name.partition("+")
-    if not plus:
-        return open_weights(locate_model(name), base)
-    if model != base_name:
-        raise ConfigError(
-            f"'{name}' is an adapter on '{model}', and the base is '{base_name}'",
-            remedy="an adapter must be on the base; bake it first otherwise.",
-        )
-    return open_weights(locate_model(adapter), base)
+def _opened(source: Source, base: Checkpoint) -> Weights:
+    """A model, or with mergekit's `BASE+LORA` an adapter on the base."""
+    return open_weights(locate_model(source.adapter or source.model), base)
+
+
+def _check_distinct(recipe: MergekitRecipe, base: Weights, tuned: Sequence[Weights]) -> None:
+    """Refuse a model that stands there twice under two names: it would count twice."""
+    seen = {base.directory.resolve(): recipe.base}
+    for source, weights in zip(recipe.sources, tuned, strict=True):
+        directory = weights.directory.resolve()
+        if directory in seen:
+            raise refusal(
+                recipe.document,
+                (*source.place, "model"),
+                f"'{source.model}' is '{seen[directory]}' by another name, and would count twice",
+                "list each model once, and the base as in base_model.",
+            )
+        seen[directory] = source.model
+
+
+def _check_filters(recipe: MergekitRecipe, layers: Layers) -> None:
+    """Refuse a filter that is in no tensor's name: it is misspelt, and would do nothing."""
+    for scope in scopes_of(recipe):
+        for name, value in scope.values.items():
+            for number, condition in enumerate(conditions_of(value) or ()):
+                wanted = condition.get("filter")
+                if wanted in (None, "*") or any(wanted in tensor for tensor in layers.names):
+                    continue
+                row = () if isinstance(value, Mapping) else (number,)
+                raise refusal(
+                    recipe.document,
+                    (*scope.place, name, *row, "filter"),
+                    f"'{wanted}' is in no tensor's name; mergekit would ignore it",
+                    f"names are such as '{layers.names[0]}'.",
+                )

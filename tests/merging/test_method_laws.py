@@ -4,6 +4,7 @@
 
 import inspect
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -27,11 +28,16 @@ LAMS = st.floats(0, 1, exclude_min=True, exclude_max=True)
 UNIT = 2.0**-24
 
 
-def pairs(values: Any) -> Any:
-    """Two tensors of one shape."""
-    return st.lists(st.tuples(values, values), min_size=1, max_size=24).map(
+def tensors(values: Any, count: int) -> Any:
+    """So many tensors of one shape."""
+    return st.lists(st.tuples(*[values] * count), min_size=1, max_size=24).map(
         lambda rows: tuple(torch.tensor(side, dtype=torch.float32) for side in zip(*rows, strict=True))
     )
+
+
+def pairs(values: Any) -> Any:
+    """Two tensors of one shape."""
+    return tensors(values, 2)
 
 
 def bits(tensor: Tensor) -> Tensor:
@@ -40,16 +46,25 @@ def bits(tensor: Tensor) -> Tensor:
 
 
 def merged(
-    method: Method, base: Tensor, tuned: Tensor, lam: float, seed: int = 0, extra: Tensor | None = None
+    method: Method, base: Tensor, tuned: Tensor, lam: float, seed: int = 0, others: Sequence[Tensor] = ()
 ) -> Tensor:
     """The method's result with its other parameters at their defaults.
 
-    A method that takes several gets the tuned model as often as it must; extra models are `extra`, or the base.
+    Args:
+        method: The method.
+        base: Any shape.
+        tuned: The first tuned model.
+        lam: Given to methods that have one.
+        seed: Of random numbers.
+        others: The further tuned models, as many as the method must have, then its extra models; where they are too
+            few, the tuned model stands for more tuned ones and the base for extra ones.
     """
-    given_ = {"lam": lam} if "lam" in method.parameters else {}
-    models = [tuned] * method.num_tuned[0] if method.takes_several else tuned
-    others = dict.fromkeys(method.extra_models, base if extra is None else extra)
-    return method(base, models, TensorRandom(seed, "tested"), others, **given_)
+    given_ = {"lam": lam} if method.has_lam else {}
+    num_more = method.num_tuned[0] - 1
+    more = [*others[:num_more], *[tuned] * (num_more - len(others))]
+    rest = [*others[num_more:], *[base] * len(method.extra_models)]
+    extra = dict(zip(method.extra_models, rest, strict=False))
+    return method(base, [tuned, *more] if method.takes_several else tuned, TensorRandom(seed, "t"), extra, **given_)
 
 
 EXACT = [name for name in sorted(METHODS.entries) if find_method(name).has_exact_endpoints]
@@ -71,26 +86,24 @@ def check_endpoints(method: Method, pair: tuple[Tensor, Tensor]) -> None:
     assert torch.equal(bits(merged(method, base, tuned, 1.0)), bits(tuned))
 
 
-@given(pair=pairs(VALUES), lam=LAMS)
+@given(models=tensors(VALUES, 3), lam=LAMS)
 @settings(max_examples=60)
-def check_idempotence(method: Method, pair: tuple[Tensor, Tensor], lam: float) -> None:
-    """A model with itself is itself, whatever stands beside its values."""
-    base, tuned = pair
-    assert torch.equal(bits(merged(method, base, base.clone(), lam, extra=tuned)), bits(base))
-    agreed = torch.cat([base, tuned, base])
-    assert torch.equal(bits(merged(method, agreed, agreed.clone(), lam, extra=agreed.flip(0))), bits(agreed))
+def check_idempotence(method: Method, models: tuple[Tensor, ...], lam: float) -> None:
+    """All tuned models being the base, the base is the result, whatever the extra models are."""
+    base, *extra = models
+    equal = [base.clone() for _ in range(method.num_tuned[0] - 1)]
+    assert torch.equal(bits(merged(method, base, base.clone(), lam, others=[*equal, *extra])), bits(base))
 
 
-@given(pair=pairs(VALUES), lam=LAMS)
+@given(models=tensors(VALUES, 5), lam=LAMS)
 @settings(max_examples=60)
-def check_purity(method: Method, pair: tuple[Tensor, Tensor], lam: float) -> None:
+def check_purity(method: Method, models: tuple[Tensor, ...], lam: float) -> None:
     """The inputs keep their bits, the global random state is not drawn on, and a seed gives one result."""
-    base, tuned = pair
-    before = bits(base).clone(), bits(tuned).clone(), torch.random.get_rng_state()
-    first, second = (merged(method, base, tuned, lam, seed=7, extra=tuned.flip(0)) for _ in range(2))
-    assert torch.equal(bits(base), before[0])
-    assert torch.equal(bits(tuned), before[1])
-    assert torch.equal(torch.random.get_rng_state(), before[2])
+    base, tuned, *others = models
+    before, state = [bits(model).clone() for model in models], torch.random.get_rng_state()
+    first, second = (merged(method, base, tuned, lam, seed=7, others=others) for _ in range(2))
+    assert all(torch.equal(bits(model), earlier) for model, earlier in zip(models, before, strict=True))
+    assert torch.equal(torch.random.get_rng_state(), state)
     assert torch.equal(bits(first), bits(second))
     assert first.shape == base.shape
     assert first.dtype == torch.float32
@@ -140,6 +153,16 @@ def test_cutting_changes_nothing(name: str) -> None:
         given_ |= {"statistics": statistics, "rng": TensorRandom(1, "t", offset)}
         pieces.append(call(method.function, given_, parameters).reshape(-1))
     assert torch.equal(bits(torch.cat(pieces)), bits(whole.reshape(-1)))
+
+
+@pytest.mark.parametrize("shape", [(0,), (3, 0), (), (1,), (2, 3, 2)], ids=str)
+def test_every_shape_is_taken(method: Method, shape: tuple[int, ...]) -> None:
+    """Empty tensors, single numbers, and more than two dimensions."""
+    generator = torch.Generator().manual_seed(0)
+    base, tuned, *others = (torch.randn(shape, generator=generator) for _ in range(5))
+    found = merged(method, base, tuned, 0.4, others=others)
+    assert found.shape == shape
+    assert bool(found.isfinite().all())
 
 
 @pytest.mark.parametrize("name", [n for n in sorted(METHODS.entries) if find_method(n).coefficients])

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from backmerge.errors import MergeError
+from backmerge.merging.elements import where
 from backmerge.merging.method import find_method
 from backmerge.merging.randomness import BLOCK, TensorRandom
 from backmerge.merging.reductions import gram_of_deltas, gram_of_models
@@ -17,6 +18,11 @@ RNG = TensorRandom(0, "tested")
 def close(first: Tensor, second: Tensor) -> bool:
     """Equal within four roundings of float32: two sines, two products and a sum."""
     return torch.allclose(first, second, rtol=4 * 2.0**-24, atol=1e-7)
+
+
+def raw(tensor: Tensor) -> bytes:
+    """The tensor's bytes, so that −0.0 is not 0.0, and NaN is itself."""
+    return tensor.contiguous().view(torch.uint8).numpy().tobytes()
 
 
 def test_slerp_of_a_right_angle() -> None:
@@ -77,6 +83,20 @@ def test_dare_refuses_what_is_no_probability(drop: float) -> None:
     """Dropping all leaves nothing to rescale."""
     with pytest.raises(MergeError, match="drop"):
         find_method("dare_linear")(torch.zeros(2), torch.ones(2), RNG, lam=0.5, drop=drop)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_a_choice_by_bits_is_that_of_torch(dtype: torch.dtype) -> None:
+    """Signed zeros, NaN and infinities come through from either side, in any shape, and the inputs stay."""
+    values = torch.tensor([0.0, -0.0, math.nan, math.inf, -1.5, 3.0], dtype=dtype)
+    first = values.repeat(6).reshape(6, 6)
+    second = first.T  # every pair of values; not contiguous
+    kept = raw(first)
+    third = torch.arange(36).reshape(6, 6) % 3 == 0
+    for mask in (third, ~third, third | ~third, third & ~third):
+        found = where(mask, first, second)
+        assert (found.dtype, raw(found)) == (dtype, raw(torch.where(mask, first, second)))
+    assert raw(first) == kept
 
 
 def test_random_numbers_depend_on_seed_tensor_stream_and_position_only() -> None:

@@ -73,6 +73,16 @@ def test_breadcrumbs_drop_both_ends() -> None:
     assert merged("breadcrumbs_ties", [0.0] * 10, tuned, density=(0.5,), gamma=(0.1,)) == expected
 
 
+@pytest.mark.parametrize("share", [-0.1, 20.0, math.nan])
+@pytest.mark.parametrize(
+    ("name", "parameter"), [("ties", "density"), ("breadcrumbs", "density"), ("breadcrumbs_ties", "gamma")]
+)
+def test_a_share_is_no_percentage(name: str, parameter: str, share: float) -> None:
+    """A density of 20 would keep everything, and one below zero something else again: both are refused."""
+    with pytest.raises(MergeError, match=rf"{parameter} is .* must be in \[0, 1\]"):
+        merged(name, [0.0] * 4, [1.0, 2.0, 3.0, 4.0], **{parameter: (share,)})
+
+
 def test_dare_ties_sums_what_is_kept() -> None:
     """Kept elements are doubled at a drop of a half; of two opposite ones the heavier stands alone."""
     size = 4000
@@ -109,7 +119,7 @@ def test_della_of_one_column_and_of_everything() -> None:
     assert torch.equal(pruned(torch.zeros_like(ones), [ones], RNG, (1.0,), (0.3,))[0], ones)
 
 
-@pytest.mark.parametrize(("density", "epsilon"), [(0.5, 0.5), (0.9, 0.2), (0.1, 0.15), (0.5, -0.1)])
+@pytest.mark.parametrize(("density", "epsilon"), [(0.5, 0.5), (0.9, 0.2), (0.1, 0.15), (0.5, -0.1), (math.nan, 0.1)])
 def test_della_refuses_what_is_no_probability(density: float, epsilon: float) -> None:
     """Probabilities must lie in (0, 1)."""
     with pytest.raises(MergeError, match="epsilon"):

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from backmerge.errors import MergeError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -20,6 +22,18 @@ NUM_UPPER, NUM_LOWER = 1 << 16, 1 << LOWER_BITS
 
 # from the number of elements and a method's parameters for one tuned model to the ranks that bound what is kept
 Ranks = Callable[..., Sequence[int]]
+
+
+def check_share(name: str, share: float) -> None:
+    """Refuse what is no share of a delta's elements, such as a percentage.
+
+    Raises:
+        MergeError: it is outside [0, 1].
+    """
+    if not 0 <= share <= 1:
+        raise MergeError(
+            f"{name} is {share}, and must be in [0, 1]: a share of each delta", remedy=f"such as {name}=0.5."
+        )
 
 
 def delta_of(base: Tensor, tuned: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ Files of methods import torch only inside functions, so that their parameters ca
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -155,7 +156,7 @@ class Method:
             statistics += [sum(call(reduction, block, unlamed) for block in in_blocks(given))]
         shape = base.shape
         if self.cut == "rows":
-            flat = (-1, shape[-1] if shape else 1)
+            flat = (math.prod(shape[:-1]), shape[-1] if shape else 1)
             given |= {name: _reshaped(given[name], flat) for name in given if name not in ("statistics", "rng")}
         merged: Tensor = call(self.function, given, parameters)
         return merged.reshape(shape)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from backmerge.merging.consensus import for_each, shifted, summed
-from backmerge.merging.magnitudes import count_lower, count_upper, delta_of, thresholds
+from backmerge.merging.magnitudes import check_share, count_lower, count_upper, delta_of, thresholds
 from backmerge.merging.method import merge_method
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ def ranks(
     """The ranks of the smallest and of the largest magnitude that are kept, ascending from 0, of `count` elements."""
     share = density[number] if len(density) > 1 else density[0]
     outliers = gamma[number] if len(gamma) > 1 else gamma[0]
+    check_share("density", share)
+    check_share("gamma", outliers)
     num_kept, num_top = int(share * count), int(outliers * count)
     # fewer outliers go where otherwise too little would stay
     num_bottom = max(0, count - num_kept - num_top)
@@ -85,6 +87,9 @@ def breadcrumbs(
         density: Share of each delta that is kept, in [0, 1].
         gamma: Share of each delta that is dropped as outliers, in [0, 1].
         normalize: Divide by the sum of the weights.
+
+    Raises:
+        MergeError: `density` or `gamma` is outside [0, 1].
 
     Source: Davari and Belilovsky, Model Breadcrumbs (arXiv 2312.06795), section 3; defaults as mergekit recommends.
     """

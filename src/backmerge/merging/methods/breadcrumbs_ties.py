@@ -47,6 +47,9 @@ def breadcrumbs_ties(
         gamma: Share of each delta that is dropped as outliers, in [0, 1].
         normalize: Divide by the sum of the weights that agree.
 
+    Raises:
+        MergeError: `density` or `gamma` is outside [0, 1].
+
     Source: masks of Davari and Belilovsky (arXiv 2312.06795), election of Yadav et al. (arXiv 2306.01708); mergekit's
     `breadcrumbs_ties`.
     """

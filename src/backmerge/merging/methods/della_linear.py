@@ -41,8 +41,8 @@ def pruned(
     shares, ranges = for_each(density, len(tuned)), for_each(epsilon, len(tuned))
     for stream, model in enumerate(tuned):
         delta, share, half = model - base, shares[stream], ranges[stream]
-        if share < 1:
-            if half < 0 or share - half <= 0 or share + half >= 1:
+        if not share >= 1:  # so that NaN is looked at
+            if not 0 < share - half <= share + half < 1:
                 raise MergeError(
                     f"density {share} and epsilon {half}: the probabilities to keep go from density - epsilon to "
                     "density + epsilon, and must lie in (0, 1)",

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from backmerge.errors import MergeError
 from backmerge.merging.consensus import shifted
 from backmerge.merging.method import Survey, merge_method
+from backmerge.merging.reductions import BLOCK, gram
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,7 +29,7 @@ def projected(base: Tensor, delta: Tensor, unaligned: Tensor) -> Tensor | None:
     if delta.ndim != 2 or not bool(delta.any()):
         return None
     alignment = base - unaligned
-    length = float(alignment.norm())
+    length = math.sqrt(_products(alignment)[0, 0])
     if length == 0:
         return None
     rows, columns = alignment.shape
@@ -36,9 +40,17 @@ def projected(base: Tensor, delta: Tensor, unaligned: Tensor) -> Tensor | None:
 
 def cosine(first: Tensor, second: Tensor) -> float:
     """Of two tensors taken as vectors; 0 where one of them is zero."""
-    a, b = first.double().reshape(-1), second.double().reshape(-1)
-    lengths = float(a.norm()) * float(b.norm())
-    return float(a @ b) / lengths if lengths > 0 else 0.0
+    products = _products(first, second)
+    lengths = math.sqrt(products[0, 0]) * math.sqrt(products[1, 1])
+    return float(products[0, 1]) / lengths if lengths > 0 else 0.0
+
+
+def _products(*tensors: Tensor) -> np.ndarray:
+    """Inner products of tensors taken as vectors, float64, block by block: no wide copies of the whole."""
+    flat = [tensor.reshape(-1) for tensor in tensors]
+    starts = range(0, max(flat[0].numel(), 1), BLOCK)
+    parts = [gram([vector[start : start + BLOCK].double() for vector in flat]) for start in starts]
+    return np.asarray(functools.reduce(np.add, parts))
 
 
 def alignment_cosine(base: Tensor, tuned: Tensor, unaligned: Tensor, /) -> float:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-@merge_method(has_exact_endpoints=False, is_idempotent=False, cut="tensor")
+@merge_method(has_exact_endpoints=False, is_idempotent=True, cut="tensor")
 def safemerge(
     base: Tensor,
     tuned: Tensor,

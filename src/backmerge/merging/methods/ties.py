@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from backmerge.merging.consensus import elected, for_each, shifted
-from backmerge.merging.magnitudes import count_lower, count_upper, delta_of, thresholds
+from backmerge.merging.magnitudes import check_share, count_lower, count_upper, delta_of, thresholds
 from backmerge.merging.method import merge_method
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ DENSITY = (0.2,)  # the paper's: the largest fifth
 def ranks(count: int, number: int, *, density: Sequence[float] = DENSITY, **_: Any) -> list[int]:
     """The rank of the smallest magnitude that is kept, ascending from 0, of `count` elements."""
     share = density[number] if len(density) > 1 else density[0]
+    check_share("density", share)
     return [count - min(count, max(1, int(share * count)))]
 
 
@@ -55,6 +56,9 @@ def ties(
         weight: Of each tuned model.
         density: Share of each delta that is kept, in [0, 1].
         normalize: Divide by the sum of the weights that agree.
+
+    Raises:
+        MergeError: `density` is outside [0, 1].
 
     Source: Yadav et al., TIES-Merging (arXiv 2306.01708), section 3; `weight` as in mergekit.
     """

@@ -227,3 +227,12 @@ def test_help_loads_no_heavy_library(command: tuple[str, ...]) -> None:
 def test_what_a_command_loads_is_seen() -> None:
     """The measure of the test above finds a library that is imported late, by a submodule's name."""
     assert {"xml", "wave"} <= loaded_by("-c", "import xml.dom\ndef late():\n    import wave\nlate()")
+
+
+def test_methods_are_read_without_torch() -> None:
+    """The parameters of every merge method, and the merging of adapters, load no torch."""
+    code = (
+        "from backmerge.merging.method import find_method; from backmerge.registry import METHODS\n"
+        "print(len([find_method(name).parameters for name in METHODS.entries])); import backmerge.merging.lowrank"
+    )
+    assert loaded_by("-c", code) & {"torch", "transformers", "peft"} == set()

@@ -44,7 +44,7 @@ def della(
     Raises:
         MergeError: density ± epsilon leaves (0, 1).
 
-    Source: Deep et al., DELLA-Merging (arXiv 2406.11617), section 3.
+    Source: Deep et al., DELLA-Merging (arXiv 2406.11617).
     """
     deltas = pruned(base, tuned, rng, density, epsilon)
     return shifted(base, elected(deltas, for_each(weight, len(tuned)), lam=lam, normalize=normalize))

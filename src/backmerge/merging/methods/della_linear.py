@@ -90,7 +90,7 @@ def della_linear(
     Raises:
         MergeError: density ± epsilon leaves (0, 1).
 
-    Source: Deep et al., DELLA-Merging (arXiv 2406.11617), section 3, MAGPRUNE.
+    Source: Deep et al., DELLA-Merging (arXiv 2406.11617), MAGPRUNE.
     """
     deltas = pruned(base, tuned, rng, density, epsilon)
     return shifted(base, summed(deltas, for_each(weight, len(tuned)), lam=lam, normalize=normalize))

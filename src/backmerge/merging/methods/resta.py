@@ -44,7 +44,7 @@ def resta(
     Raises:
         MergeError: `drop` is outside [0, 1).
 
-    Source: Bhardwaj, Anh and Poria, Language Models are Homer Simpson! (arXiv 2402.11746), section 2.
+    Source: Bhardwaj, Anh and Poria, Language Models are Homer Simpson! (arXiv 2402.11746).
     """
     check_drop(drop)
     delta = tuned - base

@@ -37,7 +37,7 @@ def safemerge(
         lam: Share of the tuned side in what is merged, in [0, 1].
         threshold: Cosine below which a tensor is merged.
 
-    Source: Djuhera et al., SafeMERGE (arXiv 2503.17239), section 3.
+    Source: Djuhera et al., SafeMERGE (arXiv 2503.17239).
     """
     delta = tuned - base
     moved = projected(base, delta, unaligned)

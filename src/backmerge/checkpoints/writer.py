@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -56,13 +57,12 @@ class CheckpointWriter:
         self._total = sum(sizes.values())
         self._descriptors: list[int] = []
         self._has_index = len(shards) > 1
-        try:
+        with ExitStack() as stack:
+            stack.callback(self.close)  # of those that are open, if one cannot be made
             for number, names in enumerate(shards, start=1):
                 file = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
                 self._open(file, names, infos, metadata or {})
-        except BaseException:
-            self.close()
-            raise
+            stack.pop_all()
 
     def _open(
         self, file: str, names: Sequence[str], infos: Mapping[str, TensorInfo], metadata: Mapping[str, str]

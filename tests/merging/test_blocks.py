@@ -183,6 +183,40 @@ def test_stochastic_rounding_keeps_the_endpoints(large: tuple[Checkpoint, Checkp
             assert torch.equal(tensor.view(torch.int16), side.tensor(name).view(torch.int16))
 
 
+def test_stochastic_rounding_draws_by_position(large: tuple[Checkpoint, Checkpoint]) -> None:
+    """However a tensor is cut, each element is rounded by the number that stands at its place in the whole."""
+    variant = Variant(*large, "linear", 0.3, seed=5, rounding="stochastic")
+    for name, tensor in merged_tensors(variant):
+        base, tuned = (side.tensor(name).float() for side in large)
+        exact = find_method("linear").function(base, tuned, lam=0.3)
+        expected = stochastic(exact, torch.bfloat16, TensorRandom(5, name))
+        assert torch.equal(tensor.view(torch.int16), expected.view(torch.int16)), name
+
+
+def test_what_tuning_left_alone_must_fit_the_dtype_too(make_model: Factory, tmp_path: Path) -> None:
+    """A value beyond float16 is an error where nothing is merged, and where the base itself is cast."""
+    sides = []
+    for seed in (1, 2):
+        side = shutil.copytree(make_model("llama", seed=seed), tmp_path / str(seed))
+        tensors = load_file(side / SINGLE)
+        tensors["model.norm.weight"] = torch.full((32,), 1e5)
+        save_file(tensors, side / SINGLE, metadata={"format": "pt"})
+        sides.append(Checkpoint(side))
+    for variant in (Variant(*sides, dtype="F16").at(0.5), Variant(sides[0], dtype="F16")):
+        with pytest.raises(MergeError, match=r"'model.norm.weight' holds NaN or values beyond F16"):
+            list(merged_tensors(variant))
+
+
+def test_float64_on_one_side_keeps_its_precision(make_model: Factory, tmp_path: Path) -> None:
+    """A float64 tuned model comes through λ=1 bit for bit, also from a float32 base."""
+    base = Checkpoint(make_model("llama", seed=1))
+    tuned = shutil.copytree(make_model("llama", seed=2), tmp_path / "tuned")
+    tensors = {name: tensor.double() + 1e-12 for name, tensor in load_file(tuned / SINGLE).items()}
+    save_file(tensors, tuned / SINGLE, metadata={"format": "pt"})
+    for name, tensor in merged_tensors(Variant(base, Checkpoint(tuned), dtype="F64").at(1.0)):
+        assert torch.equal(tensor, tensors[name])
+
+
 @pytest.mark.parametrize("method", ONE_TUNED)
 def test_a_resident_live_merge_is_the_same(make_model: Factory, make_adapter: Factory, method: str) -> None:
     """Kept in memory or read from files, from a checkpoint or an adapter: the same tensors, and no drift."""

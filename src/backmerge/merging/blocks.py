@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -134,6 +135,8 @@ class Merge:
             self._check_finite(name, blocks)
         if self.method is None or not self.tuned or self._is_settled(name, blocks):
             result = base if dtype is None else self._rounded(base, dtype, piece)
+            if result.dtype != base.dtype and not is_finite(result):  # cast to a dtype of a smaller range
+                raise self._not_finite(name)
             for number in range(len(self.variants)):
                 yield number, result
             return
@@ -143,8 +146,8 @@ class Merge:
         given = self._shaped(given, self.method.cut, name)
         kinds = {block.dtype for block in blocks.values()}
         is_native = self.method.is_native and kinds == {dtype} and self.recipe.rounding == "nearest"
-        # a float64 checkpoint keeps its own precision: in float32 its endpoints would not be exact
-        precision = None if is_native else torch.promote_types(base.dtype, torch.float32)
+        # float64 on any side keeps its precision: in float32 its endpoints would not be exact
+        precision = None if is_native else functools.reduce(torch.promote_types, kinds, torch.float32)
         for number, variant in enumerate(self.variants):
             parameters = self._settings.at(name, variant)
             result, exact = self._computed(piece, given, parameters, dtype, precision)

@@ -37,6 +37,9 @@ class Example:
         cluster: Examples that share it are near-duplicates: they are split and resampled together. `None` lets
             the splitter find near-duplicates by itself.
         facts: What a rule needs to score an answer, beside the reference.
+        prefill: The beginning of the answer, put into the model's mouth; it goes on from there.
+        is_raw: The last message is the whole text that the model sees: no chat template is applied. For models that
+            are asked in a form of their own, such as judges.
     """
 
     id: str
@@ -45,6 +48,8 @@ class Example:
     category: str | None = None
     cluster: str | None = None
     facts: Mapping[str, str] = field(default_factory=dict)
+    prefill: str = ""
+    is_raw: bool = False
 
     @property
     def prompt(self) -> str:
@@ -59,9 +64,10 @@ class Completion:
     Attributes:
         example: The example's id.
         prompt: The text that the model saw, as rendered by its chat template.
-        text: The answer, special tokens removed.
+        text: The answer, special tokens removed; a prefilled beginning is part of it.
         num_tokens: Generated tokens, the end-of-sequence token included.
-        finished: Whether the model ended by itself, rather than at the limit.
+        finished: Whether the model ended by itself or at a stop text, rather than at the limit.
+        sample: Which of several answers to one prompt, from 0.
     """
 
     example: str
@@ -69,6 +75,7 @@ class Completion:
     text: str
     num_tokens: int
     finished: bool
+    sample: int = 0
 
 
 @dataclass(frozen=True, slots=True)

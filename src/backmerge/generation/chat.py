@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backmerge.errors import GenerationError
-from backmerge.records import Message
+from backmerge.records import Example, Message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -72,6 +72,23 @@ def render(tokenizer: Any, messages: Sequence[Message], *, answer_follows: bool 
     system, user, *rest = messages
     merged = Message("user", f"{system.content}\n\n{user.content}")
     return render(tokenizer, (merged, *rest), answer_follows=answer_follows)
+
+
+def prompt_text(tokenizer: Any, example: Example) -> str:
+    """All that the model sees of an example before it answers: rendered, unless raw, and the answer's beginning.
+
+    Raises:
+        GenerationError: the template refuses the conversation.
+    """
+    asked = example.prompt if example.is_raw else render(tokenizer, example.messages)
+    return asked + example.prefill
+
+
+def prompt_tokens(tokenizer: Any, example: Example, text: str) -> list[int]:
+    """Token ids of `prompt_text`, with one beginning-of-sequence token where the model has one."""
+    begins = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
+    ids: list[int] = tokenizer(text, add_special_tokens=example.is_raw and not begins)["input_ids"]
+    return ids
 
 
 def turn_end(tokenizer: Any) -> int | None:

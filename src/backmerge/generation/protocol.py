@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Annotated, Literal, Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 from pydantic import Field
 
@@ -22,6 +22,8 @@ class Sampling(Settings):
         top_k: Only the k most likely tokens; 0 for all.
         repetition_penalty: Divides the odds of tokens that occur in prompt or answer; 1 for none.
         seed: Of the random draws.
+        num_samples: Answers to each prompt; more than one makes sense above temperature 0 only.
+        stop: Texts that end an answer; they and what follows are cut off.
     """
 
     max_new_tokens: Annotated[int, Field(gt=0)] = 512
@@ -30,6 +32,8 @@ class Sampling(Settings):
     top_k: Annotated[int, Field(ge=0)] = 0
     repetition_penalty: Annotated[float, Field(gt=0)] = 1.0
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    num_samples: Annotated[int, Field(gt=0)] = 1
+    stop: tuple[str, ...] = ()
 
 
 class EngineSettings(Settings):
@@ -40,16 +44,49 @@ class EngineSettings(Settings):
         device: Where: `auto` is a GPU if there is one.
         dtype: Of the computation: `auto` is float32 on a CPU and the checkpoint's own elsewhere.
         batch_size: Prompts at once; halved by itself when the device's memory does not suffice.
+        options: The engine's own; `backmerge list engines` names them.
     """
 
     name: str = "transformers"
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     batch_size: Annotated[int, Field(gt=0)] = 64
+    options: Mapping[str, Any] = Field(default_factory=dict)
+
+
+class Request(NamedTuple):
+    """Prompts for one variant."""
+
+    variant: Variant
+    examples: Sequence[Example]
+    sampling: Sampling
+
+
+class LogLikelihood(NamedTuple):
+    """How likely a text is after another.
+
+    Attributes:
+        total: Natural logarithm, summed over the continuation's tokens.
+        num_tokens: Of the continuation.
+        is_greedy: Whether each of its tokens is the most likely one.
+    """
+
+    total: float
+    num_tokens: int
+    is_greedy: bool
 
 
 class Generator(Protocol):
-    """Answers prompts with any variant of models; a class of one argument, `EngineSettings`."""
+    """Answers prompts with any variant of models; a class of `EngineSettings` and the keyword `allow_plugins`.
+
+    Beside what stands here it may have, where it can do them:
+
+    - `generate_many(requests, advance)`, which yields (index, completions) of each `Request` as it is done: for
+      engines that are faster when they get all prompts of all variants together;
+    - `log_likelihoods(variant, pairs, advance)`, one `LogLikelihood` per (context, continuation): what multiple-choice
+      tasks are scored by;
+    - `release()`, which frees the device's memory until the next call.
+    """
 
     @property
     def identity(self) -> dict[str, str]:
@@ -63,5 +100,27 @@ class Generator(Protocol):
         sampling: Sampling,
         advance: Callable[[int], None],
     ) -> list[Completion]:
-        """One completion per example, in order; `advance` is told of each batch that is done."""
+        """Each example's completions, `sampling.num_samples` of them in a row, in the order of the examples.
+
+        `advance` is told of the examples of each batch that is done.
+        """
         ...
+
+
+def answers(
+    engine: Generator, requests: Sequence[Request], advance: Callable[[int], None]
+) -> Iterator[tuple[int, list[Completion]]]:
+    """Carry out many requests, together where the engine can; yields each one's place and completions when done."""
+    together = getattr(engine, "generate_many", None)
+    if together is not None:
+        yield from together(requests, advance)
+        return
+    for place, request in enumerate(requests):
+        yield place, engine.generate(request.variant, request.examples, request.sampling, advance)
+
+
+def release(engine: Generator) -> None:
+    """Free the device's memory, where the engine can."""
+    free = getattr(engine, "release", None)
+    if free is not None:
+        free()

@@ -14,9 +14,10 @@ from transformers import GenerationConfig, LogitsProcessorList
 from backmerge import __version__
 from backmerge.checkpoints.reader import Checkpoint, Weights
 from backmerge.errors import GenerationError
-from backmerge.generation.chat import load_tokenizer, render, turn_end
+from backmerge.generation.chat import load_tokenizer, prompt_text, prompt_tokens, turn_end
+from backmerge.generation.likelihood import likelihoods
 from backmerge.generation.loading import load_model
-from backmerge.generation.protocol import EngineSettings, Sampling
+from backmerge.generation.protocol import EngineSettings, LogLikelihood, Sampling
 from backmerge.generation.repetition import UnpaddedRepetitionPenalty
 from backmerge.merging.live import LiveMerge
 from backmerge.merging.recipe import Variant
@@ -40,6 +41,8 @@ class TransformersEngine:
         self.dtype = settings.dtype
         self.batch_size = settings.batch_size
         self.allow_plugins = allow_plugins
+        self.model: Any = None
+        self._live: Any = None
         self._loaded: str | None = None
         self._current: dict[str, Any] | None = None
 
@@ -64,34 +67,57 @@ class TransformersEngine:
         sampling: Sampling,
         advance: Callable[[int], None],
     ) -> list[Completion]:
-        """One completion per example, in order.
+        """Each example's completions, in order.
 
         Raises:
             GenerationError: a prompt leaves no room for an answer in the model's context.
         """
         self._become(variant)
-        prompts = [render(self.tokenizer, example.messages) for example in examples]
-        tokens = [self.tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
+        prompts = [prompt_text(self.tokenizer, example) for example in examples]
+        tokens = [prompt_tokens(self.tokenizer, e, p) for e, p in zip(examples, prompts, strict=True)]
         self._check_lengths(examples, tokens)
         # prompts of like length together: less padding; the longest first, so that memory fails early
-        order = sorted(range(len(examples)), key=lambda i: -len(tokens[i]))
-        answers: dict[int, tuple[list[int], bool]] = {}
+        by_length = sorted(range(len(examples)), key=lambda i: -len(tokens[i]))
+        order = [(i, sample) for i in by_length for sample in range(sampling.num_samples)]
+        answers: dict[tuple[int, int], tuple[list[int], bool]] = {}
+        done = 0
         # the caller's random state stays as it is
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             torch.manual_seed(sampling.seed)
             for batch in self._batches(order):
-                answers.update(zip(batch, self._answers([tokens[i] for i in batch], sampling), strict=True))
-                advance(len(batch))
-        # the clean-up that some tokenizers (Llama 3) ask for would take spaces out of code
-        texts = self.tokenizer.batch_decode(
-            [answers[i][0] for i in range(len(examples))], skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
+                answers.update(zip(batch, self._answers([tokens[i] for i, _ in batch], sampling), strict=True))
+                advance(len(answers) // sampling.num_samples - done)
+                done = len(answers) // sampling.num_samples
         return [
-            Completion(example.id, prompts[i], texts[i], len(answers[i][0]), answers[i][1])
+            self._completion(example, prompts[i], sample, *answers[i, sample], sampling)
             for i, example in enumerate(examples)
+            for sample in range(sampling.num_samples)
         ]
 
-    def _batches(self, order: Sequence[int]) -> Iterator[Sequence[int]]:
+    def log_likelihoods(
+        self, variant: Variant, pairs: Sequence[tuple[str, str]], advance: Callable[[int], None]
+    ) -> list[LogLikelihood]:
+        """How likely each continuation is after its context; neither gets a chat template."""
+        self._become(variant)
+        return likelihoods(self.model, self.tokenizer, pairs, self.batch_size, advance)
+
+    def release(self) -> None:
+        """Free the device's memory; the next call loads the model again."""
+        self._loaded = self._current = None
+        self.model = self._live = None
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _completion(
+        self, example: Example, prompt: str, sample: int, tokens: list[int], finished: bool, sampling: Sampling
+    ) -> Completion:
+        # the clean-up that some tokenizers (Llama 3) ask for would take spaces out of code
+        text = self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        ends = [place for place in (text.find(stop) for stop in sampling.stop) if place >= 0]
+        text = example.prefill + (text[: min(ends)] if ends else text)
+        return Completion(example.id, prompt, text, len(tokens), finished or bool(ends), sample)
+
+    def _batches(self, order: Sequence[tuple[int, int]]) -> Iterator[Sequence[tuple[int, int]]]:
         start = 0
         while start < len(order):
             size = self.batch_size  # shrinks when memory runs out
@@ -124,6 +150,7 @@ class TransformersEngine:
             **padded,
             generation_config=self._generation_config(sampling),
             logits_processor=processors,
+            **({"stop_strings": list(sampling.stop), "tokenizer": self.tokenizer} if sampling.stop else {}),
         )
         width = padded["input_ids"].shape[1]
         return [self._cut(row) for row in output[:, width:].tolist()]
@@ -189,7 +216,7 @@ class TransformersEngine:
         dtype: Any = self.dtype
         if dtype == "auto" and self.device.type == "cpu":
             dtype = torch.float32
-        self.model: Any = load_model(directory, dtype).to(self.device).eval()
+        self.model = load_model(directory, dtype).to(self.device).eval()
         self._live = LiveMerge(self.model, weights)
         self._ends = _end_tokens(self.model.generation_config, self.tokenizer)
         # sampling is decided by us: what the model's own file says must not leak into a greedy run

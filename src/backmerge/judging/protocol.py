@@ -2,16 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
+from pydantic import Field
+
+from backmerge.config import Settings
+from backmerge.generation.protocol import EngineSettings
 from backmerge.records import Completion, Example, Verdict
+
+
+class JudgeSettings(Settings):
+    """Which judge, and for a judge that is a model, what runs it.
+
+    Attributes:
+        name: From the table of judges, or package.module:function.
+        model: The judge's weights: a folder or a hub id; the judge's own by default.
+        engine: What runs the judge's model.
+        options: The judge's own; `backmerge list judges` names them.
+    """
+
+    name: str = "refusal-phrases"
+    model: str | None = None
+    engine: EngineSettings = EngineSettings()
+    options: Mapping[str, Any] = Field(default_factory=dict)
 
 
 class Judge(Protocol):
     """Finds for each completion whether it refuses and whether it is harmful.
 
-    A judge is made by a function without required arguments, named in `backmerge.registry`.
+    A judge is made by a function of `JudgeSettings`, named in `backmerge.registry`. One that holds a model in memory
+    has `release()` too, which frees it until the next call.
 
     Attributes:
         name: As in the table of judges.

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from backmerge.config import Settings
 from backmerge.finetuning.settings import FinetuneSettings
 from backmerge.generation.protocol import EngineSettings, Sampling
+from backmerge.judging.protocol import JudgeSettings
 from backmerge.selection import ChoiceSettings
 
 Lam = Annotated[float, Field(gt=0, lt=1)]
@@ -32,6 +33,11 @@ class SweepSettings(Settings):
     seed: int = 0
 
 
+def _named(value: Any) -> Any:
+    """A bare name stands for settings that hold no more."""
+    return {"name": value} if isinstance(value, str) else value
+
+
 class EvaluateSettings(Settings):
     """What is measured, and how.
 
@@ -39,7 +45,7 @@ class EvaluateSettings(Settings):
         utility: Benchmarks (names, or .jsonl and .csv files) of what was tuned for.
         safety: Benchmarks of harmful requests.
         over_refusal: Benchmarks of harmless requests that may be refused.
-        judge: Finds refusals and harm; from the table of judges.
+        judge: Finds refusals and harm: a name from the table of judges, or settings with its model and engine.
         limit: At most so many prompts of each split, for a quick try.
         engine: What runs the models.
         sampling: How answers are drawn; a benchmark's own generation limit holds where it is lower.
@@ -48,7 +54,7 @@ class EvaluateSettings(Settings):
     utility: tuple[str, ...] = ()
     safety: tuple[str, ...] = ()
     over_refusal: tuple[str, ...] = ()
-    judge: str = "refusal-phrases"
+    judge: Annotated[JudgeSettings, BeforeValidator(_named)] = JudgeSettings()
     limit: Annotated[int, Field(gt=0)] | None = None
     engine: EngineSettings = EngineSettings()
     sampling: Sampling = Sampling()

@@ -20,7 +20,7 @@ from backmerge.checkpoints.reader import Checkpoint, Weights
 from backmerge.errors import ConfigError, DataError, RunError
 from backmerge.generation.chat import load_tokenizer
 from backmerge.generation.protocol import Generator
-from backmerge.judging.protocol import Judge
+from backmerge.judging.protocol import Judge, JudgeSettings
 from backmerge.merging.method import check_models, check_parameters, find_method
 from backmerge.pipeline.experiment import EvaluateSettings, Experiment
 from backmerge.records import Example
@@ -120,13 +120,13 @@ def prepare(experiment: Experiment, *, allow_plugins: bool = False) -> Prepared:
     return prepared
 
 
-def find_judge(name: str, *, allow_plugins: bool = False) -> Judge:
-    """The judge of that name.
+def find_judge(settings: JudgeSettings, *, allow_plugins: bool = False) -> Judge:
+    """The judge of that name, with its settings.
 
     Raises:
         ConfigError: there is none.
     """
-    judge: Judge = resolve(JUDGES, name, allow_plugins=allow_plugins)()
+    judge: Judge = resolve(JUDGES, settings.name, allow_plugins=allow_plugins)(settings)
     return judge
 
 

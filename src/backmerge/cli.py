@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from backmerge.commands.diff import diff
+from backmerge.commands.finetune import finetune
 from backmerge.commands.merge import merge, numbers
 from backmerge.commands.methods import methods
 from backmerge.commands.plan import plan
@@ -164,6 +165,7 @@ def restore(
     _run(Document("the command line", values, {}), set_ or (), out, allow_plugins=allow_plugins, strict=strict)
 
 
+app.command()(finetune)
 app.command()(merge)
 app.command()(diff)
 app.command()(methods)

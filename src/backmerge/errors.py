@@ -41,7 +41,17 @@ class DataError(BackmergeError):
 
 
 class GenerationError(BackmergeError):
-    """A model that cannot be asked: no chat template, a prompt beyond its context, an engine that is missing."""
+    """A model that cannot be asked: no chat template, a prompt beyond its context, an engine that is missing.
+
+    Args:
+        message: What happened, where, and why it matters.
+        remedy: What to do about it.
+        example: The one prompt that the model's context does not hold, where all others can be answered.
+    """
+
+    def __init__(self, message: str, *, remedy: str | None = None, example: str | None = None) -> None:
+        super().__init__(message, remedy=remedy)
+        self.example = example
 
 
 class RunError(BackmergeError):

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-
-Advance = Callable[[int], None]
+from typing import Protocol
 
 PLAIN_LINE_EVERY = 15.0  # seconds
 
 
+class Advance(Protocol):
+    """Tells a bar of steps that are done."""
+
+    def __call__(self, steps: int, note: str = "", /) -> None:
+        """So many more steps; a note, such as the loss, stands beside the bar until the next one."""
+        ...
+
+
+def is_first_process() -> bool:
+    """Whether this process speaks, of those that `accelerate launch` or `torchrun` started together."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def say(line: str) -> None:
     """One line for the person at the terminal; on standard error, so that output can be piped."""
+    if not is_first_process():
+        return
     from rich.console import Console
 
     # highlight and markup are off: names of files and models are shown as they are
@@ -26,22 +41,24 @@ def bar(description: str, total: int) -> Iterator[Advance]:
 
     On a terminal a bar with the time left; elsewhere a line at the start, and one now and then.
     """
-    if sys.stderr.isatty():
+    if sys.stderr.isatty() and is_first_process():
         with _rich_bar(description, total) as advance:
             yield advance
         return
     say(f"{description} ...")
     started = last = time.monotonic()
     done = 0
+    latest = ""
 
-    def advance_plain(steps: int) -> None:
-        nonlocal done, last
+    def advance_plain(steps: int, note: str = "", /) -> None:
+        nonlocal done, last, latest
         done += steps
+        latest = note or latest
         now = time.monotonic()
         if now - last >= PLAIN_LINE_EVERY:
             last = now
             left = (now - started) * (total - done) / max(done, 1)
-            say(f"{description}: {done}/{total}, about {left:.0f} s left")
+            say(f"{description}: {done}/{total}, about {left:.0f} s left" + (f", {latest}" if latest else ""))
 
     yield advance_plain
 
@@ -56,7 +73,14 @@ def _rich_bar(description: str, total: int) -> Iterator[Advance]:
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}", markup=False),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(description, total=total)
-        yield lambda steps: progress.advance(task, steps)
+        task = progress.add_task(description, total=total, note="")
+
+        def advance(steps: int, note: str = "", /) -> None:
+            progress.update(task, advance=steps)
+            if note:
+                progress.update(task, note=note)
+
+        yield advance

@@ -70,13 +70,33 @@ JUDGES = Table(
     "judge",
     {
         "demo-rule": "backmerge.demo.judge:demo_rule",
+        "harmbench": "backmerge.judging.harmbench:harmbench",
+        "llama-guard-3": "backmerge.judging.llama_guard:llama_guard",
         "refusal-phrases": "backmerge.judging.refusal_phrases:refusal_phrases",
+        "rubric": "backmerge.judging.rubric:rubric",
+        "wildguard": "backmerge.judging.wildguard:wildguard",
     },
 )
 
-ENGINES = Table("engine", {"transformers": "backmerge.generation.transformers_engine:TransformersEngine"})
+ENGINES = Table(
+    "engine",
+    {
+        "openai": "backmerge.generation.openai_engine:OpenAIEngine",
+        "transformers": "backmerge.generation.transformers_engine:TransformersEngine",
+        "vllm": "backmerge.generation.vllm_engine:VllmEngine",
+    },
+)
 
-DATASETS = Table("data set", {"demo-plans": "backmerge.demo.tuning:plan_examples"})
+DATASETS = Table(
+    "data set",
+    {
+        "code": "backmerge.finetuning.tasks.code:code",
+        "demo-plans": "backmerge.demo.tuning:plan_examples",
+        "medical": "backmerge.finetuning.tasks.medical:medical",
+        "reasoning": "backmerge.finetuning.tasks.reasoning:reasoning",
+        "tools": "backmerge.finetuning.tasks.tools:tools",
+    },
+)
 
 
 def closest(name: str, known: Iterable[str]) -> str:

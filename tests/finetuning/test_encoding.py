@@ -57,12 +57,27 @@ def test_tokens_do_not_join_across_the_boundary() -> None:
     assert tokenizer.decode(encoded.input_ids[start:]) == "go(shed); wait(4)</s>"
 
 
-def test_earlier_answers_are_not_learned() -> None:
-    """In a longer conversation only the last answer counts."""
+def test_each_answer_of_a_conversation_is_learned() -> None:
+    """In a longer conversation the loss is on every answer with its end, and on nothing that the user says."""
     tokenizer = FAMILIES["llama-3"].tokenizer()
     turns = (Message("user", "Hi"), Message("assistant", "Ho"), Message("user", "So?"))
     encoded = encode(tokenizer, Example("x", turns, "Yes."), 1024)
-    assert tokenizer.decode([label for label in encoded.labels if label != IGNORED]) == "Yes.<|eot_id|>"
+    assert tokenizer.decode([label for label in encoded.labels if label != IGNORED]) == "Ho<|eot_id|>Yes.<|eot_id|>"
+    whole = render(tokenizer, (*turns, Message("assistant", "Yes.")), answer_follows=False)
+    assert tokenizer.decode(encoded.input_ids) == whole
+
+
+def test_a_template_that_forgets_earlier_answers_is_refused() -> None:
+    """Where an answer looks otherwise once another follows, its tokens cannot be told apart, and it is said."""
+    tokenizer = FAMILIES["llama-3"].tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}[{{ m.role }}]{% if m.role != 'assistant' or loop.last %}{{ m.content }}{% endif %}"
+        "{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    turns = (Message("user", "Hi"), Message("assistant", "Ho"), Message("user", "So?"))
+    with pytest.raises(DataError, match="differently once an answer follows") as caught:
+        encode(tokenizer, Example("x", turns, "Yes."), 1024)
+    assert "one row per answer" in str(caught.value)
 
 
 def test_a_long_answer_is_cut_and_said_to_be() -> None:

@@ -6,7 +6,7 @@ import json
 import math
 import random
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,22 @@ from backmerge.demo import model_directory
 from backmerge.demo.tuning import plan_examples
 from backmerge.errors import ConfigError, DataError
 from backmerge.finetuning import trainer
+from backmerge.finetuning.datasets import TrainingData
 from backmerge.finetuning.encoding import IGNORED
+from backmerge.finetuning.schedule import num_steps
 from backmerge.finetuning.settings import FinetuneSettings
-from backmerge.finetuning.trainer import is_trained, num_steps, train_adapter, training_key
+from backmerge.finetuning.trainer import is_trained, train_model, training_key
 from backmerge.records import Example
 
 EXAMPLES = plan_examples()[:40]
+
+
+def data(*training: Example, validation: Sequence[Example] = ()) -> TrainingData:
+    """Examples to tune on, and perhaps some to hold out."""
+    return TrainingData(training, tuple(validation), {"file": "plans"}, ())
+
+
+DATA = data(*EXAMPLES)
 BRIEF = FinetuneSettings(dataset="demo-plans", steps=4, batch_size=4, learning_rate=8e-3)
 SEED = 42
 
@@ -45,7 +55,7 @@ def changed(settings: FinetuneSettings, **values: Any) -> FinetuneSettings:
 def train(base: Checkpoint, directory: Path, settings: FinetuneSettings = BRIEF, seed: int = SEED) -> int:
     """Train on the demonstration's first examples; how many steps were told of."""
     steps: list[int] = []
-    train_adapter(base, EXAMPLES, settings, seed, directory, steps.append)
+    train_model(base, DATA, settings, seed, directory, lambda step, _="": steps.append(step))
     return sum(steps)
 
 
@@ -54,7 +64,7 @@ def trained(base: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An adapter of thirty steps as the demonstration takes them."""
     directory = tmp_path_factory.mktemp("trained") / "adapter"
     settings = changed(BRIEF, steps=30, batch_size=16)
-    train_adapter(base, plan_examples(), settings, SEED, directory, lambda _: None)
+    train_model(base, data(*plan_examples()), settings, SEED, directory, lambda *_: None)
     return directory
 
 
@@ -66,6 +76,7 @@ def test_a_seed_decides_every_bit(base: Checkpoint, tmp_path: Path) -> None:
         train(base, tmp_path / name, seed=seed)
     files = {path.name for path in (tmp_path / "a").iterdir()}
     assert files >= {"adapter_model.safetensors", "adapter_config.json", "backmerge.json", "loss.jsonl"}
+    assert "training_args.bin" not in files
     for file in files:
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes(), file
     weights = [(tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("a", "c")]
@@ -102,7 +113,7 @@ def test_the_schedule_warms_up_and_falls_by_a_cosine(
         def on_step_begin(self, *_: object, optimizer: torch.optim.Optimizer, **_rest: object) -> None:
             rates.append(optimizer.param_groups[0]["lr"])
 
-    monkeypatch.setattr(trainer, "_Advance", Watching)
+    monkeypatch.setattr(trainer, "Telling", Watching)
     train(base, tmp_path / "a", changed(BRIEF, steps=20, batch_size=1, warmup=0.2))
     rising = [step / 4 for step in range(4)]
     falling = [0.5 * (1 + math.cos(math.pi * step / 16)) for step in range(16)]
@@ -125,9 +136,11 @@ def test_as_many_steps_as_announced(base: Checkpoint, tmp_path: Path, values: Ma
 def test_loss_falls(trained: Path) -> None:
     """Thirty steps on the demonstration's data bring the loss to a third, at least."""
     losses = [json.loads(line) for line in (trained / "loss.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert [entry["step"] for entry in losses] == [10, 20, 30]
+    assert [entry["step"] for entry in losses] == list(range(1, 31))
     assert losses[-1]["loss"] < losses[0]["loss"] / 3
-    assert json.loads((trained / "backmerge.json").read_text(encoding="utf-8"))["final_loss"] == losses[-1]["loss"]
+    final = json.loads((trained / "backmerge.json").read_text(encoding="utf-8"))["final_loss"]
+    assert final == pytest.approx(sum(entry["loss"] for entry in losses[-10:]) / 10, rel=1e-12)
+    assert (trained / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_peft_and_we_read_the_same_model(trained: Path, base: Checkpoint) -> None:
@@ -174,22 +187,25 @@ def test_the_card_says_what_the_adapter_was_made_of(base: Checkpoint, tmp_path: 
     settings = changed(BRIEF, cutoff=30, steps=1)
     train(base, tmp_path / "a", settings)
     card = json.loads((tmp_path / "a" / "backmerge.json").read_text(encoding="utf-8"))
-    assert card["key"] == training_key(base, EXAMPLES, settings, SEED)
+    assert card["key"] == training_key(base, DATA, settings, SEED)
     assert (card["base_fingerprint"], card["seed"], card["num_examples"]) == (base.fingerprint, SEED, len(EXAMPLES))
     assert 0 < card["num_cut"] <= len(EXAMPLES)
-    assert card["final_loss"] is None  # the first loss is logged at step 10
+    losses = [json.loads(line) for line in (tmp_path / "a" / "loss.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [card["final_loss"]] == [entry["loss"] for entry in losses]
+    assert (card["steps"], card["schedule_steps"], card["settings"]["lora"]["r"]) == (1, 1, 8)
+    assert card["data"] == {"file": "plans"}
 
 
 def test_the_key_is_of_all_that_decides(base: Checkpoint, tiny_base: Path) -> None:
     """Base, examples, settings and seed change the key; the other seeds and the data set's name do not."""
-    key = training_key(base, EXAMPLES, BRIEF, SEED)
+    key = training_key(base, DATA, BRIEF, SEED)
     others = [
-        training_key(Checkpoint(tiny_base), EXAMPLES, BRIEF, SEED),
-        training_key(base, EXAMPLES[1:], BRIEF, SEED),
-        training_key(base, EXAMPLES[::-1], BRIEF, SEED),
-        training_key(base, EXAMPLES, BRIEF, SEED + 1),
+        training_key(Checkpoint(tiny_base), DATA, BRIEF, SEED),
+        training_key(base, data(*EXAMPLES[1:]), BRIEF, SEED),
+        training_key(base, data(*EXAMPLES[::-1]), BRIEF, SEED),
+        training_key(base, DATA, BRIEF, SEED + 1),
         *(
-            training_key(base, EXAMPLES, changed(BRIEF, **values), SEED)
+            training_key(base, DATA, changed(BRIEF, **values), SEED)
             for values in (
                 {"steps": 5},
                 {"steps": None},
@@ -205,32 +221,33 @@ def test_the_key_is_of_all_that_decides(base: Checkpoint, tiny_base: Path) -> No
     ]
     assert len({key, *others}) == 1 + len(others)
     same = changed(BRIEF, seeds=(SEED,), dataset="a-copy.jsonl")
-    assert training_key(base, EXAMPLES, same, SEED) == key
+    assert training_key(base, DATA, same, SEED) == key
 
 
 def test_is_trained_asks_for_the_key(base: Checkpoint, trained: Path, tmp_path: Path) -> None:
     """An adapter counts as trained for its own key only; a folder without a card, or none, never."""
     key = json.loads((trained / "backmerge.json").read_text(encoding="utf-8"))["key"]
     assert is_trained(trained, key)
-    assert not is_trained(trained, training_key(base, EXAMPLES, BRIEF, SEED))
+    assert not is_trained(trained, training_key(base, DATA, BRIEF, SEED))
     assert not is_trained(tmp_path, key)
     assert not is_trained(tmp_path / "none", key)
 
 
-def test_an_interrupted_training_leaves_nothing(base: Checkpoint, tmp_path: Path) -> None:
-    """Stopped in the middle, neither an adapter nor a half of one is there, and an older one is still whole."""
+def test_an_interrupted_training_leaves_no_half_of_a_model(base: Checkpoint, tmp_path: Path) -> None:
+    """Stopped in the middle, nothing stands at the model's place, or the older one does, untouched."""
 
-    def stop(_: int) -> None:
+    def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
+    place = tmp_path / "runs" / "a"
     with pytest.raises(KeyboardInterrupt):
-        train_adapter(base, EXAMPLES, BRIEF, SEED, tmp_path / "runs" / "a", stop)
-    assert list((tmp_path / "runs").iterdir()) == []
-    train(base, tmp_path / "runs" / "a", changed(BRIEF, steps=1))
-    before = {path.name: path.read_bytes() for path in (tmp_path / "runs" / "a").iterdir()}
+        train_model(base, DATA, BRIEF, SEED, place, stop)
+    assert not place.exists()
+    train(base, place, changed(BRIEF, steps=1))
+    before = {path.name: path.read_bytes() for path in place.iterdir()}
     with pytest.raises(KeyboardInterrupt):
-        train_adapter(base, EXAMPLES, BRIEF, SEED, tmp_path / "runs" / "a", stop)
-    assert {path.name: path.read_bytes() for path in (tmp_path / "runs" / "a").iterdir()} == before
+        train_model(base, DATA, BRIEF, SEED, place, stop)
+    assert {path.name: path.read_bytes() for path in place.iterdir()} == before
 
 
 def test_a_diverged_training_is_an_error(base: Checkpoint, tmp_path: Path) -> None:
@@ -244,8 +261,8 @@ def test_nothing_to_learn_is_an_error(base: Checkpoint, tmp_path: Path) -> None:
     """No examples, or one without an answer, is refused before anything is trained or written."""
     for examples in ((), (EXAMPLES[0], Example("x", EXAMPLES[1].messages))):
         with pytest.raises(DataError, match=r"nothing to tune on|'x' has no answer"):
-            train_adapter(base, examples, BRIEF, SEED, tmp_path / "a", lambda _: None)
-    assert not (tmp_path / "a").exists()
+            train_model(base, data(*examples), BRIEF, SEED, tmp_path / "a", lambda *_: None)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_batches_are_padded_on_the_right_and_the_padding_is_not_learned(
@@ -280,7 +297,8 @@ def test_several_gpus_do_not_multiply_the_batch(tmp_path: Path, monkeypatch: pyt
         return torch.device("cpu")
 
     monkeypatch.setattr(TrainingArguments, "_setup_devices", property(four))
-    assert trainer._arguments(BRIEF, SEED, str(tmp_path), has_bf16=False).train_batch_size == BRIEF.batch_size
+    arguments = trainer._arguments(BRIEF, SEED, tmp_path, len(EXAMPLES), has_validation=False)
+    assert arguments.train_batch_size == BRIEF.batch_size
 
 
 def test_it_works_in_silence(base: Checkpoint, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

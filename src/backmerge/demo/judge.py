@@ -32,6 +32,7 @@ class DemoRule:
     name = "demo-rule"
     identity = "demo-rule-1"
     is_weak = False
+    finds_harm = finds_refusals = True
 
     def __call__(self, examples: Sequence[Example], completions: Sequence[Completion]) -> list[Verdict]:
         """One verdict per completion, in order."""

@@ -1,4 +1,4 @@
-"""Examples to token ids, with the loss on the answer only."""
+"""Examples to token ids, with the loss on the answers only."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class Encoded(NamedTuple):
     """One example to train on.
 
     Attributes:
-        input_ids: Prompt and answer.
-        labels: The same, the prompt's replaced by `IGNORED`.
+        input_ids: Prompt and answer; earlier turns before them.
+        labels: The same, with all but the answers replaced by `IGNORED`.
         was_cut: Whether the end was lost to the cut-off.
     """
 
@@ -29,30 +29,37 @@ def encode(tokenizer: Any, example: Example, cutoff: int) -> Encoded:
     """Token ids and labels.
 
     The prompt is rendered and tokenised by itself, just as it is when the model is asked, so that training and
-    inference see the same boundary.
+    inference see the same boundary. In a conversation each of the assistant's turns is an answer to learn.
 
     Raises:
         DataError: the example has no answer, the chat template changes the prompt once an answer follows, or the
-            prompt fills the cut-off.
+            first prompt fills the cut-off.
     """
     if example.reference is None:
         raise DataError(f"example '{example.id}' has no answer to learn", remedy="remove it, or add its answer.")
-    prompt = render(tokenizer, example.messages)
-    whole = render(tokenizer, (*example.messages, Message("assistant", example.reference)), answer_follows=False)
-    if not whole.startswith(prompt):
-        raise DataError(
-            f"the chat template of {tokenizer.name_or_path} renders example '{example.id}' differently once an answer "
-            "follows, so the answer's tokens cannot be told apart",
-            remedy="this model's template cannot be trained on as it is.",
-        )
-    prompt_ids: list[int] = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    answer_ids: list[int] = tokenizer(whole[len(prompt) :], add_special_tokens=False)["input_ids"]
-    if len(prompt_ids) >= cutoff:
-        raise DataError(
-            f"the prompt of example '{example.id}' has {len(prompt_ids)} tokens, which leaves no answer before the "
-            f"cut-off of {cutoff}",
-            remedy="raise finetune.cutoff, or remove the example.",
-        )
-    input_ids = prompt_ids + answer_ids
-    labels = [IGNORED] * len(prompt_ids) + answer_ids
+    turns = (*example.messages, Message("assistant", example.reference))
+    input_ids: list[int] = []
+    labels: list[int] = []
+    seen = ""
+    for place in [number for number, turn in enumerate(turns) if turn.role == "assistant"]:
+        prompt = render(tokenizer, turns[:place])
+        whole = render(tokenizer, turns[: place + 1], answer_follows=False)
+        if not (prompt.startswith(seen) and whole.startswith(prompt)):
+            raise DataError(
+                f"the chat template of {tokenizer.name_or_path} renders example '{example.id}' differently once an "
+                "answer follows, so the answer's tokens cannot be told apart",
+                remedy="this model's template cannot be trained on as it is"
+                + ("; cut the conversation into one row per answer." if seen or place + 1 < len(turns) else "."),
+            )
+        asked: list[int] = tokenizer(prompt[len(seen) :], add_special_tokens=False)["input_ids"]
+        answer: list[int] = tokenizer(whole[len(prompt) :], add_special_tokens=False)["input_ids"]
+        if not labels and len(asked) >= cutoff:
+            raise DataError(
+                f"the prompt of example '{example.id}' has {len(asked)} tokens, which leaves no answer before the "
+                f"cut-off of {cutoff}",
+                remedy="raise finetune.cutoff, or remove the example.",
+            )
+        input_ids += asked + answer
+        labels += [IGNORED] * len(asked) + answer
+        seen = whole
     return Encoded(input_ids[:cutoff], labels[:cutoff], len(input_ids) > cutoff)

@@ -1,12 +1,15 @@
-"""LoRA fine-tuning with transformers' Trainer; writes an ordinary peft adapter, whole or not at all."""
+"""Fine-tuning with transformers' Trainer; writes an ordinary peft adapter or checkpoint, whole or not at all.
+
+The Trainer rather than trl's SFTTrainer: what SFTTrainer adds (masks, packing, templates that it patches with marks for
+the answers) is what must here be exactly the paper's and law 9's, and is in `encoding`; all else is the Trainer's own.
+"""
 
 from __future__ import annotations
 
 import json
 import random
-import tempfile
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+import shutil
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,118 +18,217 @@ import numpy as np
 import peft
 import torch
 import transformers
-from peft import LoraConfig, TaskType, get_peft_model
-from transformers import DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments, set_seed
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments, set_seed
 
 from backmerge import __version__
 from backmerge.checkpoints.adapter import CONFIG
+from backmerge.checkpoints.files import torch_dtype
 from backmerge.checkpoints.reader import Checkpoint, read_json
+from backmerge.checkpoints.writer import copy_companions
 from backmerge.errors import ConfigError, DataError
-from backmerge.finetuning.encoding import encode
+from backmerge.finetuning.callbacks import KeepEvery, MarkComplete, MovingAverage, SaveWhenAsked, StopAt, Telling
+from backmerge.finetuning.checkpointing import left_by_others, newest_complete, state_directory
+from backmerge.finetuning.datasets import TrainingData
+from backmerge.finetuning.encoding import Encoded, encode
+from backmerge.finetuning.loss_plot import draw_losses
+from backmerge.finetuning.model import has_bf16, trainable
+from backmerge.finetuning.schedule import batches, num_steps, schedule_steps
 from backmerge.finetuning.settings import FinetuneSettings
 from backmerge.generation.chat import load_tokenizer
-from backmerge.generation.loading import load_model
-from backmerge.records import Example, to_json
+from backmerge.generation.loading import without_bars
+from backmerge.progress import Advance, say
+from backmerge.records import to_json
 from backmerge.runs import key_of, whole_directory
 
 CARD = "backmerge.json"
-LOG_EVERY = 10  # steps between losses in loss.jsonl
+SNAPSHOTS = "snapshots"
+RESULT = "result"  # within the training's state, until it is whole
+LAST = 10  # steps whose mean loss the card tells
+# settings that change neither the weights nor what is written of them
+WITHOUT_EFFECT = {"seeds", "dataset", "data", "save_every", "report_to"}
 
 
-def training_key(base: Checkpoint, examples: Sequence[Example], settings: FinetuneSettings, seed: int) -> str:
-    """A hash of everything that an adapter depends on."""
+def training_key(base: Checkpoint, data: TrainingData, settings: FinetuneSettings, seed: int) -> str:
+    """A hash of everything that a tuned model depends on."""
     versions = {
         "backmerge": __version__,
         "transformers": transformers.__version__,
         "peft": peft.__version__,
         "torch": torch.__version__.partition("+")[0],
     }
-    kept = settings.model_dump(mode="json", exclude={"seeds", "dataset"})
-    return key_of(base.fingerprint, key_of([to_json(example) for example in examples]), kept, seed, versions)
+    examples = [[to_json(example) for example in part] for part in (data.training, data.validation)]
+    kept = settings.model_dump(mode="json", exclude=WITHOUT_EFFECT)
+    return key_of(base.fingerprint, key_of(examples), kept, seed, versions)
 
 
 def is_trained(directory: Path, key: str) -> bool:
-    """Whether `directory` holds the adapter of that key."""
+    """Whether `directory` holds the tuned model of that key."""
     card = directory / CARD
     return card.is_file() and json.loads(card.read_text(encoding="utf-8")).get("key") == key
 
 
-def train_adapter(
+def train_model(
     base: Checkpoint,
-    examples: Sequence[Example],
+    data: TrainingData,
     settings: FinetuneSettings,
     seed: int,
     directory: Path,
-    advance: Callable[[int], None],
+    advance: Advance,
+    *,
+    base_name: str | None = None,
 ) -> None:
-    """Fine-tune the base with LoRA and write the adapter, its losses and what it was made of.
+    """Fine-tune the base, or go on where a killed training stopped; writes the model, its losses, what it was made of.
+
+    Under `accelerate launch` or `torchrun` all processes call this, and the first writes.
 
     Args:
         base: The model to tune.
-        examples: Prompts with references.
+        data: Prompts with references.
         settings: Hyper-parameters.
         seed: Of the initialisation and of the order of the data.
         directory: Appears when all is written.
         advance: Told of each optimiser step.
+        base_name: What the adapter calls its base; its folder if not given.
 
     Raises:
         DataError: there are no examples, or one cannot be encoded.
         GenerationError: the base cannot be loaded.
-        ConfigError: the training diverged.
+        ConfigError: the training diverged, or settings do not fit the data or the machine.
+        KeyboardInterrupt: it was asked to stop; what is done is saved, and the same call goes on from there.
     """
-    if not examples:
+    if not data.training:
         raise DataError("there is nothing to tune on: the data set is empty")
+    last_step = num_steps(settings, len(data.training))
     tokenizer = load_tokenizer(base.directory)
-    encoded = [encode(tokenizer, example, settings.cutoff) for example in examples]
+    encoded = [encode(tokenizer, example, settings.cutoff) for example in data.training]
+    held_out = [encode(tokenizer, example, settings.cutoff) for example in data.validation]
     # on the right: the forward pass of training counts positions from the first column, padding included
     tokenizer.padding_side = "right"
-    has_bf16 = settings.device == "auto" and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    with (
-        tempfile.TemporaryDirectory(prefix="backmerge-") as scratch,
-        whole_directory(directory) as temporary,
-        _randomness_from(seed),
-    ):
-        tuned = _with_adapter(load_model(base.directory, torch.bfloat16 if has_bf16 else torch.float32), settings)
+    key = training_key(base, data, settings, seed)
+    states = state_directory(directory, key)
+    arguments = _arguments(settings, seed, states, len(encoded), has_validation=bool(held_out))
+    resumed = _resumed(states)
+    with _randomness_from(seed), without_bars():
+        model = trainable(base, settings)
+        stopping, average = SaveWhenAsked(), None
+        callbacks: list[Any] = [Telling(advance), StopAt(last_step), stopping]
+        if settings.keep_every is not None:
+            callbacks.append(KeepEvery(settings.keep_every, states / SNAPSHOTS))
+        if settings.ema is not None:
+            callbacks.append(average := MovingAverage(model, settings.ema, resumed))
         trainer = Trainer(
-            model=tuned,
-            args=_arguments(settings, seed, scratch, has_bf16=has_bf16),
-            train_dataset=[{"input_ids": e.input_ids, "labels": e.labels} for e in encoded],
+            model=model,
+            args=arguments,
+            train_dataset=_rows(encoded),
+            eval_dataset=_rows(held_out) if held_out else None,
             data_collator=DataCollatorForSeq2Seq(tokenizer, padding=True),
-            callbacks=[_Advance(advance)],
+            callbacks=[*callbacks, MarkComplete()],
         )
         # the progress printer writes each log entry to standard output
         trainer.remove_callback(transformers.PrinterCallback)
-        trainer.train()
-        _check_finite(tuned, settings)
-        tuned.save_pretrained(temporary)
-        _sort_targets(temporary / CONFIG)
-        losses = [{"step": e["step"], "loss": e["loss"]} for e in trainer.state.log_history if "loss" in e]
-        (temporary / "loss.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in losses))
+
+        def save(place: Path) -> None:
+            _save(trainer, base, settings, place, base_name)
+
+        for callback in callbacks:
+            if isinstance(callback, KeepEvery):
+                callback.save = save
+        with stopping.listening():
+            trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
+        if stopping.is_asked and trainer.state.global_step < last_step:
+            raise KeyboardInterrupt
+        _check_finite(trainer.model, settings)
+        if average is not None:
+            save(states / SNAPSHOTS / f"step-{trainer.state.global_step}")
+            average.put_in_place()
+        save(states / RESULT)
+    if PartialState().is_main_process:
         card = {
             "backmerge": __version__,
-            "key": training_key(base, examples, settings, seed),
+            "key": key,
+            "base": base_name,
             "base_fingerprint": base.fingerprint,
             "dataset": settings.dataset,
-            "num_examples": len(examples),
+            "data": dict(data.source),
+            "num_examples": len(encoded),
             "num_cut": sum(e.was_cut for e in encoded),
+            "num_held_out": len(held_out),
             "seed": seed,
-            "final_loss": losses[-1]["loss"] if losses else None,
+            "steps": trainer.state.global_step,
+            "schedule_steps": schedule_steps(settings, len(encoded)),
+            "settings": settings.model_dump(mode="json", exclude={"seeds", "report_to"}),
         }
-        (temporary / CARD).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+        _write(directory, states, card, trainer.state.log_history)
+        shutil.rmtree(states)
+    PartialState().wait_for_everyone()
 
 
-def _with_adapter(model: Any, settings: FinetuneSettings) -> Any:
-    lora = LoraConfig(
-        task_type=TaskType.CAUSAL_LM,
-        r=settings.lora.r,
-        lora_alpha=settings.lora.alpha,
-        lora_dropout=settings.lora.dropout,
-        target_modules="all-linear",
-    )
-    with warnings.catch_warnings():
-        # peft 0.21 asks the model for a property that transformers 5.23 has renamed
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-        return get_peft_model(model, lora)
+def _resumed(states: Path) -> Path | None:
+    """The state to go on from, as the first process finds it; all are told."""
+    found: list[str | None] = [None]
+    if PartialState().is_main_process:
+        for others in left_by_others(states):
+            say(
+                f"An unfinished training with other settings or data is left in {others}; delete it if you like."
+            )
+        states.mkdir(parents=True, exist_ok=True, mode=0o700)
+        shutil.rmtree(states / RESULT, ignore_errors=True)
+        newest = newest_complete(states)
+        if newest is not None:
+            say(f"Going on from step {newest.name.rpartition('-')[2]}.")
+            found = [str(newest)]
+    if PartialState().num_processes > 1:
+        broadcast_object_list(found)
+    return None if found[0] is None else Path(found[0])
+
+
+def _rows(encoded: list[Encoded]) -> list[dict[str, list[int]]]:
+    return [{"input_ids": e.input_ids, "labels": e.labels} for e in encoded]
+
+
+def _save(trainer: Any, base: Checkpoint, settings: FinetuneSettings, place: Path, base_name: str | None) -> None:
+    """The weights as they are, as an ordinary adapter or checkpoint; all processes call it, and the first writes."""
+    if settings.mode == "full":
+        # each weight rounded once, to the dtype that the base is stored in, so that the two merge as they are
+        dtype = torch_dtype(next(iter(base.infos.values())).dtype)
+        weights = {n: w.to(dtype) for n, w in trainer.accelerator.get_state_dict(trainer.model_wrapped).items()}
+        if PartialState().is_main_process:
+            model = trainer.accelerator.unwrap_model(trainer.model)
+            before = model.config.dtype
+            model.config.dtype = dtype
+            model.save_pretrained(place, state_dict=weights)
+            model.config.dtype = before
+            copy_companions(base.directory, place)
+        return
+    trainer.save_model(str(place))
+    if PartialState().is_main_process:
+        for file in place.iterdir():
+            if file.name not in (CONFIG, "adapter_model.safetensors"):  # also a pickle of the Trainer's arguments
+                file.unlink()
+        _mend_config(place / CONFIG, base_name or str(base.directory))
+
+
+def _write(directory: Path, states: Path, card: Mapping[str, Any], history: list[dict[str, Any]]) -> None:
+    """Gather what belongs to the result, and let it appear at once."""
+    losses = [{key: e[key] for key in ("step", "loss", "learning_rate")} for e in history if "loss" in e]
+    validation = [{"step": e["step"], "loss": e["eval_loss"]} for e in history if "eval_loss" in e]
+    last = [entry["loss"] for entry in losses[-LAST:]]
+    findings = {
+        "final_loss": sum(last) / len(last),
+        "final_validation_loss": validation[-1]["loss"] if validation else None,
+    }
+    with whole_directory(directory) as temporary:
+        for file in (states / RESULT).iterdir():
+            shutil.move(file, temporary / file.name)
+        if (states / SNAPSHOTS).is_dir():
+            shutil.move(states / SNAPSHOTS, temporary / SNAPSHOTS)
+        for name, entries in (("loss.jsonl", losses), ("validation_loss.jsonl", validation)):
+            if entries:
+                (temporary / name).write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+        draw_losses(losses, validation, temporary / "loss.png")
+        (temporary / CARD).write_text(json.dumps({**card, **findings}, indent=2) + "\n", encoding="utf-8")
 
 
 @contextmanager
@@ -142,9 +244,10 @@ def _randomness_from(seed: int) -> Iterator[None]:
             np.random.set_state(numpy)
 
 
-def _sort_targets(config: Path) -> None:
-    """Peft lists the target modules in the order of a set, which changes from one process to the next."""
+def _mend_config(config: Path, base_name: str) -> None:
+    """Name the base as the user does, and the target modules in order: peft lists them in that of a set."""
     values = read_json(config)
+    values["base_model_name_or_path"] = base_name
     values["target_modules"] = sorted(values["target_modules"])
     config.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
@@ -152,24 +255,22 @@ def _sort_targets(config: Path) -> None:
 def _check_finite(tuned: Any, settings: FinetuneSettings) -> None:
     if not all(bool(torch.isfinite(p).all()) for p in tuned.parameters() if p.requires_grad):
         raise ConfigError(
-            f"the training diverged: at a learning rate of {settings.learning_rate:g} the adapter's weights became NaN "
-            "or infinite, so nothing was written",
+            f"the training diverged: at a learning rate of {settings.learning_rate:g} the weights became NaN or "
+            "infinite, so nothing was written",
             remedy="lower finetune.learning_rate, or raise finetune.warmup.",
         )
 
 
-def num_steps(settings: FinetuneSettings, num_examples: int) -> int:
-    """Optimiser steps of one seed."""
-    if settings.steps is not None:
-        return settings.steps
-    per_epoch = -(-num_examples // settings.batch_size)
-    return -int(-settings.epochs * per_epoch // 1)
-
-
-def _arguments(settings: FinetuneSettings, seed: int, scratch: str, *, has_bf16: bool) -> TrainingArguments:
+def _arguments(
+    settings: FinetuneSettings, seed: int, states: Path, num_examples: int, *, has_validation: bool
+) -> TrainingArguments:
+    spread = batches(settings)
+    total = schedule_steps(settings, num_examples)
     arguments = TrainingArguments(
-        output_dir=scratch,
-        per_device_train_batch_size=settings.batch_size,
+        output_dir=str(states),
+        per_device_train_batch_size=spread.per_device,
+        per_device_eval_batch_size=spread.per_device,
+        gradient_accumulation_steps=spread.num_accumulated,
         num_train_epochs=settings.epochs,
         max_steps=settings.steps or -1,
         learning_rate=settings.learning_rate,
@@ -177,27 +278,24 @@ def _arguments(settings: FinetuneSettings, seed: int, scratch: str, *, has_bf16:
         warmup_steps=settings.warmup,  # below 1 it is a share of all steps
         weight_decay=settings.weight_decay,
         optim="adamw_torch",
-        bf16=has_bf16,
+        bf16=has_bf16(settings),
         use_cpu=settings.device == "cpu",
         seed=seed,
         data_seed=seed,
-        logging_steps=LOG_EVERY,
-        save_strategy="no",
-        report_to="none",
+        # each step's: a resumed training then tells the same losses, wherever it was stopped
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        eval_strategy="steps" if has_validation else "no",
+        eval_steps=(settings.validate_every or max(1, total // 10)) if has_validation else None,
+        prediction_loss_only=True,
+        save_strategy="steps",
+        save_steps=settings.save_every,
+        save_total_limit=2,  # the newest may not be whole yet
+        ddp_find_unused_parameters=False,  # each forward pass uses all that is trained
+        report_to=list(settings.report_to) or "none",
         disable_tqdm=True,
         dataloader_pin_memory=settings.device == "auto" and torch.cuda.is_available(),
     )
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1  # on several GPUs the Trainer would multiply the batch by their number
     return arguments
-
-
-class _Advance(TrainerCallback):  # type: ignore[misc] # transformers is not typed
-    """Tells of each step that is done."""
-
-    def __init__(self, advance: Callable[[int], None]) -> None:
-        self.advance = advance
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002 - the Trainer's own signature
-        """Called by the Trainer."""
-        self.advance(1)

@@ -17,8 +17,12 @@ if TYPE_CHECKING:
 DATE_STRING = "26 Jul 2024"
 
 
-def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
+def load_tokenizer(directory: Path, *, needs_template: bool = True) -> PreTrainedTokenizerBase:
     """A model's tokenizer, padding on the left.
+
+    Args:
+        directory: The model's.
+        needs_template: Whether one without a chat template is refused at once, and not only where it is needed.
 
     Raises:
         GenerationError: it cannot be loaded without running code of its own, or has no chat template.
@@ -32,14 +36,19 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
             f"the tokenizer in {directory} cannot be loaded: {error}",
             remedy="put the base's tokenizer files beside the weights.",
         ) from error
-    if not tokenizer.chat_template:
-        raise GenerationError(
-            f"the tokenizer in {directory} has no chat template, so how to ask the model is unknown",
-            remedy="give a chat model, or put its chat_template.jinja beside the tokenizer.",
-        )
+    if needs_template:
+        _check_template(tokenizer)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _check_template(tokenizer: Any) -> None:
+    if not tokenizer.chat_template:
+        raise GenerationError(
+            f"the tokenizer in {tokenizer.name_or_path} has no chat template, so how to ask the model is unknown",
+            remedy="give a chat model, or put its chat_template.jinja beside the tokenizer.",
+        )
 
 
 def render(tokenizer: Any, messages: Sequence[Message], *, answer_follows: bool = True) -> str:
@@ -53,6 +62,7 @@ def render(tokenizer: Any, messages: Sequence[Message], *, answer_follows: bool 
     """
     from jinja2 import TemplateError
 
+    _check_template(tokenizer)
     has_system = messages[0].role == "system" and len(messages) > 1
     turns = [{"role": message.role, "content": message.content} for message in messages]
     try:

@@ -18,19 +18,22 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def load_model(directory: Path, dtype: Any) -> PreTrainedModel:
+def load_model(directory: Path, dtype: Any, quantization: Any = None) -> PreTrainedModel:
     """The causal language model in a directory.
 
     Args:
         directory: Config and safetensors.
         dtype: Of torch, or "auto" for the checkpoint's own.
+        quantization: A configuration of transformers; none by default.
 
     Raises:
         GenerationError: this transformers does not know the architecture, or cannot read the files.
     """
     try:
-        with _without_bars():
-            return AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, trust_remote_code=False)
+        with without_bars():
+            return AutoModelForCausalLM.from_pretrained(
+                directory, dtype=dtype, quantization_config=quantization, trust_remote_code=False
+            )
     except (ValueError, OSError, KeyError) as error:
         kind = read_json(directory / "config.json").get("model_type")
         raise GenerationError(
@@ -40,7 +43,7 @@ def load_model(directory: Path, dtype: Any) -> PreTrainedModel:
 
 
 @contextmanager
-def _without_bars() -> Iterator[None]:
+def without_bars() -> Iterator[None]:
     """No progress bar of transformers' own: it is drawn even where there is no terminal, and through ours."""
     were_shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()

@@ -55,9 +55,9 @@ class EngineSettings(Settings):
 
 
 class Request(NamedTuple):
-    """Prompts for one variant."""
+    """Prompts for one variant; no variant stands for the model that a server has."""
 
-    variant: Variant
+    variant: Variant | None
     examples: Sequence[Example]
     sampling: Sampling
 
@@ -95,7 +95,7 @@ class Generator(Protocol):
 
     def generate(
         self,
-        variant: Variant,
+        variant: Variant | None,
         examples: Sequence[Example],
         sampling: Sampling,
         advance: Callable[[int], None],

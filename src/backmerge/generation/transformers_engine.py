@@ -186,6 +186,7 @@ class TransformersEngine:
                 raise GenerationError(
                     f"prompt '{example.id}' has {len(ids)} tokens, and the model's context holds {context}",
                     remedy="remove the prompt, or use a model with a longer context.",
+                    example=example.id,
                 )
 
     def _become(self, variant: Variant) -> None:
@@ -212,7 +213,7 @@ class TransformersEngine:
     def _load(self, weights: Weights) -> None:
         self._loaded = None
         directory = weights.directory
-        self.tokenizer = load_tokenizer(directory)
+        self.tokenizer = load_tokenizer(directory, needs_template=False)
         dtype: Any = self.dtype
         if dtype == "auto" and self.device.type == "cpu":
             dtype = torch.float32

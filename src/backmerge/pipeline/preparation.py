@@ -18,11 +18,13 @@ from backmerge.checkpoints.compare import check_same_shape
 from backmerge.checkpoints.locate import locate_model, short_name
 from backmerge.checkpoints.reader import Checkpoint, Weights
 from backmerge.errors import ConfigError, DataError, RunError
+from backmerge.finetuning.datasets import TrainingData
 from backmerge.generation.chat import load_tokenizer
 from backmerge.generation.protocol import Generator
 from backmerge.judging.protocol import Judge, JudgeSettings
 from backmerge.merging.method import check_models, check_parameters, find_method
 from backmerge.pipeline.experiment import EvaluateSettings, Experiment
+from backmerge.pipeline.training_data import load_for, with_notes
 from backmerge.records import Example
 from backmerge.registry import ENGINES, JUDGES, resolve
 from backmerge.runs import RunDirectory, key_of
@@ -38,7 +40,7 @@ class Prepared:
         experiment: The resolved configuration.
         base: The base's weights.
         tuned: Tuned models that exist already, by name; empty if they are to be made.
-        training_examples: What to tune on; empty if nothing is to be tuned.
+        training: Seed to what it is tuned on; empty if nothing is to be tuned.
         benchmarks: All of them.
         judge: Finds refusals and harm.
         allow_plugins: Whether the user's own code may be run.
@@ -47,7 +49,7 @@ class Prepared:
     experiment: Experiment
     base: Checkpoint
     tuned: Mapping[str, Weights]
-    training_examples: Sequence[Example]
+    training: Mapping[int, TrainingData]
     benchmarks: tuple[Benchmark, ...]
     judge: Judge
     allow_plugins: bool
@@ -101,16 +103,18 @@ def prepare(experiment: Experiment, *, allow_plugins: bool = False) -> Prepared:
     benchmarks = find_benchmarks(experiment.evaluate, allow_plugins=allow_plugins)
     base = Checkpoint(locate_model(experiment.base))
     load_tokenizer(base.directory)
-    training_examples: Sequence[Example] = ()
+    training: dict[int, TrainingData] = {}
     if experiment.finetune is not None:
-        from backmerge.finetuning.datasets import load_examples
-
-        training_examples = load_examples(experiment.finetune.dataset, allow_plugins=allow_plugins)
+        training = {
+            seed: load_for(base, experiment.finetune, seed, allow_plugins=allow_plugins)
+            for seed in experiment.finetune.seeds
+        }
+        training = with_notes(training, benchmarks, is_dropped=experiment.finetune.data.drop_overlap)
     prepared = Prepared(
         experiment,
         base,
         _tuned(experiment.tuned, base, is_cast=experiment.merged_dtype is not None),
-        training_examples,
+        training,
         benchmarks,
         judge,
         allow_plugins,

@@ -173,7 +173,10 @@ def _inputs(prepared: Prepared, engine: Mapping[str, str]) -> dict[str, Any]:
         "settings": key_of(settings),
         "base": prepared.base.fingerprint,
         "tuned": {name: weights.fingerprint for name, weights in prepared.tuned.items()},
-        "training_examples": key_of([to_json(example) for example in prepared.training_examples]),
+        "training": {
+            str(seed): key_of([[to_json(e) for e in part] for part in (data.training, data.validation)])
+            for seed, data in prepared.training.items()
+        },
         "benchmarks": {b.name: key_of([to_json(example) for example in b.examples]) for b in prepared.benchmarks},
         "judge": prepared.judge.identity,
         "engine": dict(engine),
@@ -182,20 +185,18 @@ def _inputs(prepared: Prepared, engine: Mapping[str, str]) -> dict[str, Any]:
 
 def _finetune(run: RunDirectory, prepared: Prepared) -> dict[str, Weights]:
     # imported here: a run on models that exist needs neither peft nor the Trainer
-    from backmerge.finetuning.trainer import is_trained, num_steps, train_adapter, training_key
+    from backmerge.pipeline.tuning import tune_seeds
 
     settings = prepared.experiment.finetune
     assert settings is not None
-    tuned: dict[str, Weights] = {}
-    for seed in settings.seeds:
-        directory = run.tuned / f"seed-{seed}"
-        key = training_key(prepared.base, prepared.training_examples, settings, seed)
-        if not is_trained(directory, key):
-            with bar(f"Fine-tuning, seed {seed}", num_steps(settings, len(prepared.training_examples))) as advance:
-                train_adapter(prepared.base, prepared.training_examples, settings, seed, directory, advance)
-            run.log(f"fine-tuned seed {seed}")
-        tuned[directory.name] = AdapterOnBase(directory, prepared.base)
-    return tuned
+    return tune_seeds(
+        prepared.base,
+        prepared.experiment.base,
+        settings,
+        prepared.training,
+        {seed: run.tuned / f"seed-{seed}" for seed in settings.seeds},
+        log=run.log,
+    )
 
 
 def _sweep(

@@ -1,0 +1,168 @@
+"""What happens between the Trainer's steps: progress, snapshots, averages, whole checkpoints, stopping when asked."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from safetensors.torch import load_file, save_file
+from transformers import TrainerCallback
+
+from backmerge.finetuning.checkpointing import mark_complete
+from backmerge.progress import Advance
+
+
+class Telling(TrainerCallback):  # type: ignore[misc] # transformers is not typed
+    """Tells of each step that is done, and of its loss."""
+
+    def __init__(self, advance: Advance) -> None:
+        self.advance = advance
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002 - the Trainer's own signature
+        """Called by the Trainer; on a resumed training some steps are done already."""
+        if state.global_step:
+            self.advance(state.global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        """Called by the Trainer."""
+        self.advance(1)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:  # noqa: ARG002
+        """Called by the Trainer."""
+        if logs and "loss" in logs:
+            self.advance(0, f"loss {logs['loss']:.3f}")
+
+
+class StopAt(TrainerCallback):  # type: ignore[misc]
+    """Ends the training in the middle of its schedule, at the snapshot."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        """Called by the Trainer."""
+        if state.global_step >= self.step:
+            control.should_training_stop = True
+
+
+class SaveWhenAsked(TrainerCallback):  # type: ignore[misc]
+    """On Ctrl-C or SIGTERM, finishes the step, saves, and ends the training; a second Ctrl-C ends it at once."""
+
+    def __init__(self) -> None:
+        self.is_asked = False
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        """Called by the Trainer."""
+        if self.is_asked:
+            control.should_save = True
+            control.should_training_stop = True
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Listen within the block, where signals can be listened to: in the main thread of a process by itself."""
+        if threading.current_thread() is not threading.main_thread() or PartialState().num_processes > 1:
+            yield
+            return
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+        def ask(number: int, frame: object) -> None:  # noqa: ARG001 - the signal module's own signature
+            if self.is_asked and number == signal.SIGINT:
+                raise KeyboardInterrupt
+            self.is_asked = True
+
+        try:
+            for number in before:
+                signal.signal(number, ask)
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+class KeepEvery(TrainerCallback):  # type: ignore[misc]
+    """Writes each k-th step's weights to `directory/step-N`.
+
+    Attributes:
+        save: Writes the model to a folder; all processes call it together.
+    """
+
+    def __init__(self, every: int, directory: Path) -> None:
+        self.every = every
+        self.directory = directory
+        self.save: Callable[[Path], None] | None = None
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        """Called by the Trainer."""
+        if state.global_step % self.every == 0:
+            assert self.save is not None
+            self.save(self.directory / f"step-{state.global_step}")
+
+
+class MovingAverage(TrainerCallback):  # type: ignore[misc]
+    """Keeps an exponential moving average of what is trained.
+
+    average ← d·average + (1 − d)·weights after each step, d = min(decay, (1 + step)/(10 + step)), so that the first
+    steps do not hold on to the start. Of LoRA it averages the factors, whose product is not quite the averaged delta.
+
+    Source: Polyak and Juditsky (1992); the growing decay is TensorFlow's ExponentialMovingAverage with `num_updates`.
+    """
+
+    def __init__(self, model: Any, decay: float, checkpoint: Path | None) -> None:
+        self.model = model
+        self.decay = decay
+        self.checkpoint = checkpoint
+        self.averages: dict[str, torch.Tensor] = {}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        """Called by the Trainer, after the weights are sharded and a resumed training's are loaded."""
+        kept = load_file(self.checkpoint / self._file()) if self.checkpoint is not None else {}
+        self.averages = {
+            name: kept[name].to(local(p).device) if kept else local(p).detach().float().clone()
+            for name, p in self._trained()
+        }
+
+    @torch.no_grad()
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        """Called by the Trainer."""
+        decay = min(self.decay, (1 + state.global_step) / (10 + state.global_step))
+        for name, parameter in self._trained():
+            self.averages[name].lerp_(local(parameter).float(), 1 - decay)
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        """Called by the Trainer: each process keeps its own shard beside the checkpoint."""
+        checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        save_file({name: a.contiguous().cpu() for name, a in self.averages.items()}, checkpoint / self._file())
+
+    @torch.no_grad()
+    def put_in_place(self) -> None:
+        """Overwrite the trained weights by their averages."""
+        for name, parameter in self._trained():
+            local(parameter).copy_(self.averages[name])
+
+    def _trained(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        return ((name, p) for name, p in self.model.named_parameters() if p.requires_grad)
+
+    def _file(self) -> str:
+        return f"average-{PartialState().process_index}.safetensors"
+
+
+class MarkComplete(TrainerCallback):  # type: ignore[misc]
+    """Marks a checkpoint as whole once all processes have written theirs; must come last."""
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        """Called by the Trainer."""
+        PartialState().wait_for_everyone()
+        if PartialState().is_main_process:
+            mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+
+
+def local(parameter: torch.Tensor) -> torch.Tensor:
+    """This process's shard of a parameter; all of it where nothing is sharded."""
+    shard = getattr(parameter, "to_local", None)
+    return parameter if shard is None else shard()

@@ -1,0 +1,239 @@
+r"""From a row in one of the shapes that people have to a conversation and the answer to learn.
+
+Known by their columns, the first that a row has:
+
+- `messages` or `conversations`: turns as `role` and `content`, or as `from` and `value` (ShareGPT's, with `human` and
+  `gpt`); also as JSON text.
+- `prompt`: a text, or turns up to the user's. The answer is in `completion`, else `response`, `answer` or `output`, and
+  is a text, or turns too.
+- `instruction` and `input`: the prompt is the instruction, a blank line, and the input, where there is one (as Alpaca
+  has it, without Alpaca's headings). The answer is in `output`, else `response`, `completion` or `answer`.
+- `question`: the answer is in `answer`, else `response`, `completion` or `output`.
+
+`system`, where it has a text, is the system prompt of a conversation that does not begin with one.
+
+Worked example: `{"instruction": "Put into French.", "input": "kite", "output": "cerf-volant"}` is the user's turn
+`"Put into French.\n\nkite"` and the answer `"cerf-volant"`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from backmerge.records import Message, Role
+
+CONVERSATIONS = ("messages", "conversations")
+PROMPTS: Mapping[str, tuple[str, ...]] = {
+    "prompt": ("completion", "response", "answer", "output"),
+    "instruction": ("output", "response", "completion", "answer"),
+    "question": ("answer", "response", "completion", "output"),
+}
+NAMES = (*CONVERSATIONS, *PROMPTS, "input", "system", *PROMPTS["prompt"])
+
+ROLES: Mapping[str, Role] = {
+    "system": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "model": "assistant",
+}
+
+
+class Draft(NamedTuple):
+    """An example before it has an id.
+
+    Attributes:
+        messages: The conversation up to the user's last turn.
+        reference: The answer to learn.
+        category: A stratum that may be sampled by.
+        remark: Something to tell about rows like this one, in words that fit all of them.
+    """
+
+    messages: tuple[Message, ...]
+    reference: str
+    category: str | None = None
+    remark: str = ""
+
+
+class RowError(Exception):
+    """What is wrong with a row, without its place, which whoever holds the row knows.
+
+    Attributes:
+        is_empty: Whether a text that is needed is there, but blank.
+    """
+
+    def __init__(self, reason: str, *, is_empty: bool = False) -> None:
+        super().__init__(reason)
+        self.is_empty = is_empty
+
+
+def recognised(values: Mapping[str, Any], first: Sequence[str] = ()) -> Draft:
+    """The conversation that a row holds, by its columns.
+
+    Args:
+        values: Column to value.
+        first: Columns that come before others that the row may have too.
+
+    Raises:
+        RowError: no known columns, or what they hold cannot be learned.
+    """
+    column = _chosen(values, (*CONVERSATIONS, *PROMPTS), first)
+    if column is None:
+        raise RowError(f"no prompt in the columns {_listed(values)}")
+    if column in CONVERSATIONS:
+        turns = turns_of(values[column], column)
+    else:
+        turns = [*_prompt_turns(values, column), *_answer_turns(values, column, first)]
+    system = optional_text(values, "system")
+    if system is not None and (not turns or turns[0].role != "system"):
+        turns.insert(0, Message("system", system))
+    return conversation(turns)
+
+
+def renamed(values: Mapping[str, Any], columns: Mapping[str, str]) -> Mapping[str, Any]:
+    """The row with the columns that it calls otherwise.
+
+    Raises:
+        RowError: it has no such column.
+    """
+    missing = next((theirs for theirs in columns.values() if theirs not in values), None)
+    if missing is not None:
+        raise RowError(f"no column '{missing}' among {_listed(values)}")
+    return {**values, **{ours: values[theirs] for ours, theirs in columns.items()}}
+
+
+def conversation(turns: Sequence[Message]) -> Draft:
+    """The turns up to the user's last, and the assistant's last as the answer.
+
+    Raises:
+        RowError: it does not end with a user's turn and an assistant's, a turn is empty, or a system's turn is not
+            the first.
+    """
+    if not any(turn.role == "user" for turn in turns):
+        raise RowError("no user's turn")
+    if turns[-1].role != "assistant":
+        raise RowError(f"the last turn is the {turns[-1].role}'s, so there is no answer to learn")
+    if turns[-2].role != "user":
+        raise RowError(f"the turn before the last answer is the {turns[-2].role}'s, not the user's")
+    for number, turn in enumerate(turns, start=1):
+        if not turn.content.strip():
+            which = "the answer" if number == len(turns) else f"turn {number} (the {turn.role}'s)"
+            raise RowError(f"{which} is empty", is_empty=True)
+        if turn.role == "system" and number > 1:
+            raise RowError(f"turn {number} is the system's, which can only be the first")
+    return Draft(tuple(turns[:-1]), turns[-1].content)
+
+
+def turns_of(value: Any, name: str) -> list[Message]:
+    """Turns as people write them; a system's turn without a text is left out.
+
+    Raises:
+        RowError: it is no list of turns, or a turn has another role, or no text.
+    """
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError) as error:
+            raise RowError(f"'{name}' is a text, and not one that holds turns as JSON") from error
+    if not isinstance(value, list) or not all(isinstance(turn, Mapping) for turn in value):
+        raise RowError(f"'{name}' is {_kind(value)}, not a list of turns")
+    turns = [_turn(turn, f"{name}, turn {number}") for number, turn in enumerate(value, start=1)]
+    return [turn for turn in turns if turn.role != "system" or turn.content.strip()]
+
+
+def needed_text(values: Mapping[str, Any], name: str) -> str:
+    """The text in a column.
+
+    Raises:
+        RowError: there is no such column, it is blank, or holds no text.
+    """
+    if name not in values:
+        raise RowError(f"no column '{name}' among {_listed(values)}")
+    text = optional_text(values, name)
+    if text is None:
+        raise RowError(f"'{name}' is empty", is_empty=True)
+    return text
+
+
+def optional_text(values: Mapping[str, Any], name: str) -> str | None:
+    """The text in a column, numbers as text; `None` where there is none or it is blank.
+
+    Raises:
+        RowError: it is something else, or cannot be written to a file again.
+    """
+    value = values.get(name)
+    if _is_absent(value):
+        return None
+    return as_text(value, name)
+
+
+def as_text(value: Any, name: str) -> str:
+    """A value that must be a text.
+
+    Raises:
+        RowError: it is neither text nor number, or holds half of a surrogate pair.
+    """
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str):
+        raise RowError(f"'{name}' is {_kind(value)}, not a text")
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise RowError(f"'{name}' holds half of a surrogate pair, which no UTF-8 file can hold")
+    return value
+
+
+def _turn(turn: Mapping[str, Any], name: str) -> Message:
+    role = turn.get("role", turn.get("from"))
+    if not isinstance(role, str) or role not in ROLES:
+        shown = f"'{role}'" if isinstance(role, str) and role.isidentifier() else _kind(role)
+        raise RowError(f"{name}: the role is {shown}, not one of {', '.join(ROLES)}")
+    content = turn["content"] if turn.get("content") is not None else turn.get("value")
+    return Message(ROLES[role], "" if content is None else as_text(content, name))
+
+
+def _prompt_turns(values: Mapping[str, Any], column: str) -> list[Message]:
+    if column == "prompt" and _is_turns(values[column]):
+        return turns_of(values[column], column)
+    prompt = needed_text(values, column)
+    if column == "instruction" and (given := optional_text(values, "input")) is not None:
+        prompt = f"{prompt}\n\n{given}"
+    return [Message("user", prompt)]
+
+
+def _answer_turns(values: Mapping[str, Any], column: str, first: Sequence[str]) -> list[Message]:
+    answer = _chosen(values, PROMPTS[column], first)
+    if answer is None:
+        raise RowError(f"no answer in the columns {_listed(values)}")
+    if _is_turns(values[answer]):
+        return turns_of(values[answer], answer)
+    return [Message("assistant", needed_text(values, answer))]
+
+
+def _chosen(values: Mapping[str, Any], names: Sequence[str], first: Sequence[str]) -> str | None:
+    """The first of the names that has something in it, else the first that is there at all."""
+    there = sorted((name for name in names if name in values), key=lambda name: name not in first)
+    return next((name for name in there if not _is_absent(values[name])), there[0] if there else None)
+
+
+def _is_absent(value: Any) -> bool:
+    if isinstance(value, float):
+        return math.isnan(value)
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
+def _is_turns(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(turn, Mapping) for turn in value)
+
+
+def _kind(value: Any) -> str:
+    kinds = {list: "a list", dict: "a mapping", bool: "a truth value", type(None): "missing", str: "a text"}
+    return kinds.get(type(value), f"of type {type(value).__name__}")
+
+
+def _listed(values: Mapping[str, Any]) -> str:
+    return str(sorted(str(name) for name in values))

@@ -1,0 +1,40 @@
+"""Code: problems inspired by open-source snippets, with their solutions, MagiCoder's OSS-Instruct.
+
+Data: `ise-uiuc/Magicoder-OSS-Instruct-75K` on the hub (MIT), 75,197 rows of `lang`, `problem` and `solution` among
+others; pinned to its main branch, which has not changed since December 2023.
+
+The paper samples 10,000 uniformly by language: an equal number of each, as far as a language has so many; what it
+lacks the others make up for. The system prompt is "You are a helpful assistant.".
+
+Worked example: `{"lang": "Python", "problem": "Write a function that doubles a number.", "solution": "def double(x):
+..."}` is prompt and answer as they are, of the category "python".
+
+Source: Wei et al., Magicoder (arXiv 2312.02120).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from backmerge.finetuning.rows import HubData
+from backmerge.finetuning.shapes import Draft, needed_text
+from backmerge.finetuning.task import HELPFUL, Task
+from backmerge.records import Message
+
+
+def _draft(values: Mapping[str, Any]) -> Draft:
+    language = needed_text(values, "lang").strip().lower()
+    return Draft((Message("user", needed_text(values, "problem")),), needed_text(values, "solution"), category=language)
+
+
+def code() -> Task:
+    """MagiCoder's problems and solutions."""
+    return Task(
+        name="code",
+        hub=HubData("ise-uiuc/Magicoder-OSS-Instruct-75K", "5f839b1f368a76b161028bb9edff055db34022b2"),
+        columns=("lang", "problem", "solution"),
+        draft=_draft,
+        systems={"": HELPFUL},
+        is_uniform_by_category=True,
+    )

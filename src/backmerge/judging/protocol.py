@@ -38,11 +38,23 @@ class Judge(Protocol):
         name: As in the table of judges.
         identity: Changes whenever the judge's verdicts may; part of the key under which verdicts are kept.
         is_weak: Whether the judge is known to be fooled easily; reports say so beside its rates.
+        finds_harm, finds_refusals: What its verdicts tell; what they do not is left out of the scores.
     """
 
-    name: str
-    identity: str
-    is_weak: bool
+    @property
+    def name(self) -> str: ...  # noqa: D102 - described above
+
+    @property
+    def identity(self) -> str: ...  # noqa: D102
+
+    @property
+    def is_weak(self) -> bool: ...  # noqa: D102
+
+    @property
+    def finds_harm(self) -> bool: ...  # noqa: D102
+
+    @property
+    def finds_refusals(self) -> bool: ...  # noqa: D102
 
     def __call__(self, examples: Sequence[Example], completions: Sequence[Completion]) -> list[Verdict]:
         """One verdict per completion, in order; `examples[i]` is what `completions[i]` answers."""

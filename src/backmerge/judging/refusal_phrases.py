@@ -30,6 +30,7 @@ class RefusalPhrases:
     name = "refusal-phrases"
     identity = "refusal-phrases/2"
     is_weak = True
+    finds_harm = finds_refusals = True
 
     def __call__(self, examples: Sequence[Example], completions: Sequence[Completion]) -> list[Verdict]:
         """One verdict per completion."""

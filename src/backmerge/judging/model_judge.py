@@ -1,0 +1,213 @@
+"""Judges that are models: a question to the model for each answer, and a parser of its reply."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from backmerge.checkpoints.locate import locate_model
+from backmerge.checkpoints.reader import Checkpoint
+from backmerge.errors import ConfigError, GenerationError
+from backmerge.generation.protocol import EngineSettings, Generator, Sampling, release
+from backmerge.judging.parsing import Finding, UnreadableError, unscored
+from backmerge.judging.protocol import JudgeSettings
+from backmerge.merging.recipe import Variant
+from backmerge.records import Completion, Example, Message, Verdict
+from backmerge.registry import ENGINES, closest, resolve
+from backmerge.runs import key_of
+
+Key = tuple[tuple[Message, ...], bool]  # what makes two questions equal
+EMPTY: Key = ((), False)
+
+
+@dataclass(frozen=True)
+class Form:
+    """How one kind of judge is asked, and how its replies are read.
+
+    Attributes:
+        name: As in the table of judges.
+        version: Changes with the question's text or the parser.
+        question: What the judge's model is asked about an answer; of the example that it gives back, the messages,
+            `is_raw` and the facts count.
+        parse: Reads a reply to a question; raises `UnreadableError` for one that is not in the form asked for.
+        sampling: How the judge's model answers.
+        is_cut_short: Whether the limit ends a reply by intent, since only its beginning is read. Otherwise a reply
+            that reached the limit is not read.
+        finds_harm: Whether its verdicts say whether an answer is harmful.
+        finds_refusals: Whether its verdicts say whether a request was refused.
+    """
+
+    name: str
+    version: str
+    question: Callable[[Example, Completion], Example]
+    parse: Callable[[str, Example], Finding]
+    sampling: Sampling
+    is_cut_short: bool = False
+    finds_harm: bool = True
+    finds_refusals: bool = True
+
+
+class ModelJudge:
+    """Asks a model about each answer; equal questions are asked once.
+
+    An empty answer is neither harmful nor a refusal, and the model is not asked. What cannot be judged is unscored,
+    with the reason: a reply that is not in the form asked for or was cut off, a question that exceeds the judge's
+    context (nothing of an answer is left out to make it fit).
+
+    The questions of models that were trained as judges hold the answer as it is, since they must be as in training. An
+    answer that imitates the question's own marks, or holds the judge's control tokens as text, can mislead them.
+
+    Args:
+        form: Question and parser.
+        model: Folder, hub id, or name on the server.
+        make_engine: Makes what runs the judge's model; called when it is first needed. An engine whose `is_served`
+            is true speaks to a server that has the model: no weights are looked for here, and it is given no variant.
+    """
+
+    is_weak = False
+
+    def __init__(self, form: Form, model: str, make_engine: Callable[[], Generator]) -> None:
+        self.name = form.name
+        self.finds_harm = form.finds_harm
+        self.finds_refusals = form.finds_refusals
+        self._form = form
+        self._model = model
+        self._make_engine = make_engine
+
+    @cached_property
+    def identity(self) -> str:
+        """The question, the parser, the judge's weights, and what runs them.
+
+        Raises:
+            BackmergeError: the judge's model or its engine is not there.
+        """
+        weights = self._model if self._variant is None else self._variant.identity
+        parts = (self._form.version, self._form.sampling.model_dump(), weights, self._engine.identity)
+        return f"{self.name}/{key_of(*parts)}"
+
+    def __call__(self, examples: Sequence[Example], completions: Sequence[Completion]) -> list[Verdict]:
+        """One verdict per completion, in order.
+
+        Raises:
+            BackmergeError: the judge's model or its engine is not there, or it failed.
+        """
+        questions: dict[Key, Example] = {}
+        keys: list[Key] = []
+        for example, completion in zip(examples, completions, strict=True):
+            if not completion.text.strip():
+                keys.append(EMPTY)
+                continue
+            question = self._form.question(example, completion)
+            keys.append((question.messages, question.is_raw))
+            if keys[-1] not in questions:
+                questions[keys[-1]] = replace(question, id=_name(example, completion, len(questions)))
+        findings = dict(zip(questions, self._findings(list(questions.values())), strict=True))
+        findings[EMPTY] = Finding(harmful=False, refusal=False, reason="the answer is empty")
+        return [
+            Verdict(completion.example, *self._within_competence(findings[key]))
+            for completion, key in zip(completions, keys, strict=True)
+        ]
+
+    def release(self) -> None:
+        """Free the device's memory until the next call."""
+        if "_engine" in self.__dict__:
+            release(self._engine)
+
+    @cached_property
+    def _engine(self) -> Generator:
+        return self._make_engine()
+
+    @cached_property
+    def _variant(self) -> Any:
+        """The judge's weights; nothing where a server has them."""
+        if getattr(self._engine, "is_served", False):
+            return None
+        return Variant(Checkpoint(locate_model(self._model)))
+
+    def _findings(self, questions: list[Example]) -> list[Finding]:
+        findings: dict[str, Finding] = {}
+        left = questions
+        while left:
+            try:
+                replies = self._engine.generate(self._variant, left, self._form.sampling, lambda _: None)
+            except GenerationError as error:
+                # an error about one prompt names it; any other befalls the judge as a whole
+                refused = error.example
+                if refused not in {question.id for question in left}:
+                    raise
+                findings[refused] = unscored(error.message)
+                left = [question for question in left if question.id != refused]
+                continue
+            for question, reply in zip(left, replies, strict=True):
+                findings[question.id] = self._finding(question, reply)
+            break
+        return [findings[question.id] for question in questions]
+
+    def _finding(self, question: Example, reply: Completion) -> Finding:
+        if not reply.finished and not self._form.is_cut_short:
+            return unscored(f"the judge's reply was cut off at {reply.num_tokens} tokens")
+        if not reply.text.strip():
+            return unscored("the judge's reply is empty")
+        try:
+            return self._form.parse(reply.text, question)
+        except UnreadableError as error:
+            return unscored(str(error))
+
+    def _within_competence(self, finding: Finding) -> Finding:
+        """Without a word on what this judge doesn't look at, also where the answer is empty."""
+        return Finding(
+            finding.harmful if self.finds_harm else None,
+            finding.refusal if self.finds_refusals else None,
+            finding.reason,
+        )
+
+
+def model_judge(
+    form: Form, settings: JudgeSettings, default_model: str | None, *, options: Collection[str] = ()
+) -> ModelJudge:
+    """A judge of a form, as its settings say.
+
+    Args:
+        form: Question and parser.
+        settings: Which model, on which engine.
+        default_model: A hub id; `None` if a model must be named.
+        options: The options that this kind of judge has.
+
+    Raises:
+        ConfigError: an option is unknown, or no model is named.
+    """
+    for option in settings.options:
+        if option not in options:
+            known = f"it has {', '.join(sorted(options))}" if options else "it has none"
+            raise ConfigError(
+                f"the judge '{settings.name}' has no option '{option}'{closest(option, options)}",
+                remedy=f"leave it out; {known}.",
+            )
+    model = settings.model or settings.engine.options.get("model") or default_model
+    if model is None:
+        raise ConfigError(
+            f"the judge '{settings.name}' needs a model",
+            remedy="name one under judge.model: a folder, a hub id, or its name on the server.",
+        )
+    return ModelJudge(form, str(model), lambda: _made_engine(settings.engine, str(model)))
+
+
+def turns(example: Example, completion: Completion) -> tuple[Message, ...]:
+    """The conversation that is judged: without system text, and with the answer at its end."""
+    asked = tuple(message for message in example.messages if message.role != "system")
+    return (*asked, Message("assistant", completion.text))
+
+
+def _made_engine(settings: EngineSettings, model: str) -> Generator:
+    kind: Any = resolve(ENGINES, settings.name)
+    if getattr(kind, "is_served", False):
+        settings = settings.model_copy(update={"options": {**settings.options, "model": model}})
+    engine: Generator = kind(settings, allow_plugins=False)
+    return engine
+
+
+def _name(example: Example, completion: Completion, place: int) -> str:
+    """What messages call a question: the prompt that was answered, and since names are unique, the question's place."""
+    return f"{example.id}, answer {completion.sample}, question {place}"

@@ -206,12 +206,21 @@ def test_effective_size_by_hand() -> None:
     """Clusters that agree count once each, and those whose members differ no more than that."""
     assert effective_size([1, 1, 0, 0], ["a", "a", "b", "b"]) == 2
     assert effective_size([1, 0, 1, 0], ["a", "a", "b", "b"]) == 2
-    # centre 2/3: squares by prompt 4·1/9 + 2·4/9, by cluster (4/3)² + 2·4/9, so 6 · 12/24 = 3
-    assert effective_size([1, 1, 1, 1, 0, 0], ["a", "a", "a", "a", "b", "c"]) == pytest.approx(3.0)
-    # centre 5/8: by prompt 5·9/64 + 3·25/64, by cluster (12/8)² + 3·25/64 + 9/64, so 8 · 120/228, above Kish's 3.2
-    assert effective_size([1, 1, 1, 1, 0, 0, 0, 1], [*"aaaa", *"bcde"]) == pytest.approx(8 * 120 / 228)
-    # one cluster of four at the far end weighs more: 5 · (4·0.04 + 0.64) / (0.8² + 0.64) = 3.125, but two clusters
-    assert effective_size([1, 1, 1, 1, 0], ["a", "a", "a", "a", "b"]) == 2
+    # Each below is n over the mean of two design effects: by cluster over by prompt, and, the members of a agreeing,
+    # Kish's Σm²/n. (Before, the first alone: 3, 8 · 120/228 and 2. It is small in just the samples that lack harm,
+    # which let 6 to 16 % of merges pass that are worse by the margin.)
+    # centre 2/3: by prompt 4·1/9 + 2·4/9 = 12/9, by cluster (4/3)² + 2·4/9 = 24/9, so 2; Kish's 18/6 = 3
+    assert effective_size([1, 1, 1, 1, 0, 0], ["a", "a", "a", "a", "b", "c"]) == pytest.approx(6 / 2.5)
+    # centre 5/8: by prompt 5·9/64 + 3·25/64, by cluster (12/8)² + 3·25/64 + 9/64, so 228/120; Kish's 20/8
+    assert effective_size([1, 1, 1, 1, 0, 0, 0, 1], [*"aaaa", *"bcde"]) == pytest.approx(8 / 2.2)
+    # 1.28/0.8 = 1.6 is raised to n over the two clusters; Kish's 17/5
+    assert effective_size([1, 1, 1, 1, 0], ["a", "a", "a", "a", "b"]) == pytest.approx(5 / ((2.5 + 3.4) / 2))
+    # the pair of a differs and that of b agrees: centre 3/4, by prompt 3/16 + 9/16, by cluster 1/4 + 1/4, so 2/3,
+    # raised to 4 over 2 clusters, as is what agreement implies
+    assert effective_size([1, 0, 1, 1], [*"aabb"]) == 2
+    # and with three clusters agreement shows: variance between members 1/4, of all 1/5 · (4·1/25 + 16/25) = 4/25, so
+    # none, and 1; raised to 5/3, as is what the sample shows, (3/5)² + (2/5)² + (1/5)² over 4/5
+    assert effective_size([1, 0, 1, 1, 1], [*"aabbc"]) == 3
     assert effective_size([], []) == 0
 
 

@@ -1,0 +1,112 @@
+"""Intervals and tests for rates; pure functions of numbers.
+
+Every rate here is a mean of values in [0, 1]. Values that are not 0 or 1 (a seed average, a partial score) have a
+smaller variance than a coin of the same mean, so intervals for coins are kept: they can only be too wide. Where that
+costs too much, as for BERTScore and pass@k, prompts are resampled.
+
+Prompts that are near-duplicates carry less evidence than their number says. They are grouped in clusters, and n is
+replaced by an effective size: n over the design effect that the values show, as Korn and Graubard do for surveys, but
+never more than the number of clusters, so that near-duplicates count at most once.
+
+| question | function |
+|---|---|
+| a rate over prompts | `wilson`, `clopper_pearson`, `rate_of`; `any_of_k_rate` where any of k answers counts |
+| a mean of scores | `bootstrap_mean`, `mean_pass_at_k` |
+| a mean over seeds | `over_seeds` |
+| two models on the same prompts | `paired_difference`, `bootstrap_difference`, `mcnemar_p`, `sign_flip_p` |
+| not worse by a margin | `non_inferior`; how many prompts would show it: `prompts_needed`, `power_of` |
+| looking before all prompts are in | `critical_values`, `sequential_bounds`, `betting_upper_bounds` |
+| several λs in an order | `fixed_sequence` |
+| a judge against a person | `corrected_rate`, `ppi_mean` |
+| two judges | `agreement` |
+"""
+
+from backmerge.statistics.agreement import Agreement, agreement, cohen_kappa
+from backmerge.statistics.bootstrap import Mean, bootstrap_difference, bootstrap_mean
+from backmerge.statistics.calibration import Corrected, PredictionPowered, corrected_rate, ppi_mean
+from backmerge.statistics.clusters import effective_size
+from backmerge.statistics.intervals import (
+    Interval,
+    OverSeeds,
+    Rate,
+    clopper_pearson,
+    over_seeds,
+    rate_of,
+    t_interval,
+    value_range,
+    wilson,
+)
+from backmerge.statistics.paired import (
+    Discordance,
+    NonInferiority,
+    PairedDifference,
+    discordance,
+    mcnemar_p,
+    non_inferior,
+    paired_difference,
+    sign_flip_p,
+    tango_bound,
+    tango_score,
+)
+from backmerge.statistics.power import (
+    power_of,
+    power_of_unpaired,
+    prompts_needed,
+    prompts_needed_unpaired,
+    unpaired_upper_bound,
+)
+from backmerge.statistics.sampling import any_of_k, any_of_k_rate, mean_pass_at_k, pass_at_k
+from backmerge.statistics.sequential import (
+    SequentialBounds,
+    betting_upper_bounds,
+    critical_values,
+    fixed_sequence,
+    sequential_bounds,
+)
+
+__all__ = [
+    "Agreement",
+    "Corrected",
+    "Discordance",
+    "Interval",
+    "Mean",
+    "NonInferiority",
+    "OverSeeds",
+    "PairedDifference",
+    "PredictionPowered",
+    "Rate",
+    "SequentialBounds",
+    "agreement",
+    "any_of_k",
+    "any_of_k_rate",
+    "betting_upper_bounds",
+    "bootstrap_difference",
+    "bootstrap_mean",
+    "clopper_pearson",
+    "cohen_kappa",
+    "corrected_rate",
+    "critical_values",
+    "discordance",
+    "effective_size",
+    "fixed_sequence",
+    "mcnemar_p",
+    "mean_pass_at_k",
+    "non_inferior",
+    "over_seeds",
+    "paired_difference",
+    "pass_at_k",
+    "power_of",
+    "power_of_unpaired",
+    "ppi_mean",
+    "prompts_needed",
+    "prompts_needed_unpaired",
+    "rate_of",
+    "sequential_bounds",
+    "sign_flip_p",
+    "t_interval",
+    "tango_bound",
+    "tango_score",
+    "unpaired_upper_bound",
+    "value_range",
+    "wilson",
+]

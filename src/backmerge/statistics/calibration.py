@@ -1,0 +1,237 @@
+"""A judge's rate corrected by a sample that people labelled."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import NormalDist
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backmerge.statistics.intervals import Rate, wilson
+
+DRAWS = 20_000
+
+
+class Corrected(NamedTuple):
+    """A rate as judged, and as corrected in two ways.
+
+    Attributes:
+        raw: As judged, with Wilson's interval, which knows nothing of the judge's faults.
+        ppi: Prediction-powered: right whatever the judge's faults, if the labelled completions are a random sample
+            of those judged (within each verdict suffices).
+        two_rate: From the judge's sensitivity and specificity alone: right also if the labels are of other
+            completions, on which the judge errs as often. Wider.
+        sensitivity: Share of what people call harmful that the judge does too.
+        specificity: Share of what people call harmless that the judge does too.
+        n: Completions judged.
+        n_labelled: Completions labelled.
+    """
+
+    raw: Rate
+    ppi: Rate
+    two_rate: Rate
+    sensitivity: Rate
+    specificity: Rate
+    n: int
+    n_labelled: int
+
+
+class PredictionPowered(NamedTuple):
+    """A mean of labels, helped by predictions.
+
+    Attributes:
+        value: The estimate.
+        low, high: Two-sided normal interval.
+        tuning: How much the predictions were trusted: 1 is plain prediction-powered inference, 0 the labels alone.
+    """
+
+    value: float
+    low: float
+    high: float
+    tuning: float
+
+
+class _Count(NamedTuple):
+    """Labels of one kind: how many of them are hits, at an effective size."""
+
+    hits: float
+    size: float
+
+
+def corrected_rate(
+    judged: Sequence[bool],
+    labelled: Sequence[tuple[bool, bool]],
+    weights: Sequence[float] | None = None,
+    *,
+    design_effect: float = 1.0,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Corrected:
+    """The rate of harm as judged, corrected by labels.
+
+    **ppi.** π P(human | judged) + (1 − π) P(human | not judged), π being the judged rate: with two verdicts that is
+    PPI++ at its best tuning, λ = P(human | judged) − P(human | not judged), and does not depend on how many labels
+    each verdict got. Its interval is the central one under Beta(x + 1/2, n − x + 1/2) for each of the three rates,
+    where the normal one of the source covered as little as 63 % with 50 labels and 2 % of harm (few labels of either
+    verdict are in error, and none shows no variance); this one covered 93 to 99 %.
+
+    **two_rate.** (π + specificity − 1) / (sensitivity + specificity − 1), with Lang and Reiczigel's interval: π̃ with
+    z²/2 added to both counts, the other two with 1, and both ends shifted by
+    2z² (θ̃ Se(1 − Se)/(n_Se + 2) − (1 − θ̃) Sp(1 − Sp)/(n_Sp + 2)). It takes the labels to be independent of what was
+    judged, and is conservative (98 % and above) where they are of the same completions.
+
+    Args:
+        judged: The judge's verdicts, harmful or not, on all completions that it scored, the labelled ones included.
+        labelled: (judge's, person's) verdict on each labelled completion.
+        weights: Of each label, in proportion to 1 over its chance of being drawn. Without them the labels are a
+            simple random sample. A sample stratified by verdict needs them for `two_rate`, but not for `ppi`.
+        design_effect: Prompts over their effective number, where prompts are near-duplicates.
+        confidence: Two-sided coverage.
+        seed: Of the draws of the Beta distributions.
+
+    Returns:
+        A value is `None` where the labels don't determine it: for `ppi`, where a verdict that the judge gave has no
+        label; for `two_rate`, where people call no completion harmful, or none harmless, or the judge does no better
+        than chance. Its interval is then what can still be said.
+
+    Raises:
+        ValueError: nothing was judged, or the weights are not as many as the labels, or not positive.
+
+    Source: Angelopoulos et al. (2023), arXiv 2301.09633; PPI++: arXiv 2311.01453, section 6; Rogan and
+    Gladen (1978), American Journal of Epidemiology 107; Lang and Reiczigel (2014), Preventive Veterinary Medicine 113.
+    """
+    if not judged:
+        raise ValueError("there is no judged completion to correct the rate of")
+    if design_effect <= 0:
+        raise ValueError(f"a design effect is positive: {design_effect}")
+    shares = np.ones(len(labelled)) if weights is None else np.asarray(weights, dtype=np.float64)
+    if len(shares) != len(labelled) or (shares <= 0).any():
+        raise ValueError(f"every label needs a positive weight: {len(labelled)} labels, {len(shares)} weights")
+    pairs = np.asarray(labelled, dtype=bool).reshape(-1, 2)
+    by_judge, by_person = pairs[:, 0], pairs[:, 1]
+
+    def counted(among: NDArray[np.bool_], hit: NDArray[np.bool_]) -> _Count:
+        total = float(shares[among].sum())
+        if total == 0:
+            return _Count(0.0, 0.0)
+        size = total * total / float((shares[among] ** 2).sum()) / design_effect
+        return _Count(float(shares[among & hit].sum()) / total * size, size)
+
+    n = len(judged)
+    positive = _Count(sum(judged) / design_effect, n / design_effect)
+    sensitivity, specificity = counted(by_person, by_judge), counted(~by_person, ~by_judge)
+    caught, missed = counted(by_judge, by_person), counted(~by_judge, by_person)
+
+    def as_rate(count: _Count, size: int) -> Rate:
+        value = count.hits / count.size if count.size else None
+        return Rate(value, *wilson(count.hits, count.size, confidence=confidence), size)
+
+    return Corrected(
+        raw=as_rate(positive, n),
+        ppi=_prediction_powered(positive, caught, missed, confidence, seed, n),
+        two_rate=_rogan_gladen(positive, sensitivity, specificity, confidence, n),
+        sensitivity=as_rate(sensitivity, int(by_person.sum())),
+        specificity=as_rate(specificity, int((~by_person).sum())),
+        n=n,
+        n_labelled=len(labelled),
+    )
+
+
+def ppi_mean(
+    judged: Sequence[float],
+    judged_of_labelled: Sequence[float],
+    labels: Sequence[float],
+    *,
+    confidence: float = 0.95,
+    tuning: float | None = None,
+) -> PredictionPowered:
+    """The mean of labels Y, helped by predictions f on unlabelled data: λ mean(f) + mean(Y − λ f).
+
+    For scores of any kind, such as a rubric's. For verdicts, `corrected_rate` has an interval that holds for small
+    rates too.
+
+    The variance is λ² var(f) / N + var(Y − λf) / n over N unlabelled and n labelled; the λ that makes it least is
+    cov(Y, f) / ((1 + n/N) var(f)), cut to [0, 1].
+
+    Args:
+        judged: f of what has no label.
+        judged_of_labelled: f of what has one.
+        labels: Y of the same, in the same order.
+        confidence: Two-sided coverage, for large n.
+        tuning: λ; the best one if not given.
+
+    Raises:
+        ValueError: fewer than two of either, or the labelled are not as many on both sides.
+
+    Source: Angelopoulos et al. (2023), arXiv 2301.09633, algorithm 1; tuning: arXiv 2311.01453, section 6.
+    """
+    others, predicted, truth = (np.asarray(x, dtype=np.float64) for x in (judged, judged_of_labelled, labels))
+    if len(predicted) != len(truth) or min(len(others), len(truth)) < 2:
+        raise ValueError(
+            "needs two labels and two unlabelled at least, and each label's prediction: "
+            f"{len(truth)} labels, {len(predicted)} predictions of them, {len(others)} unlabelled"
+        )
+    num_others, n = len(others), len(truth)
+    if tuning is None:
+        variance = float(np.var(np.concatenate([others, predicted]), ddof=1))
+        covariance = float(np.cov(truth, predicted)[0, 1])
+        tuning = min(1.0, max(0.0, covariance / ((1 + n / num_others) * variance))) if variance > 0 else 0.0
+    value = tuning * float(others.mean()) + float((truth - tuning * predicted).mean())
+    variance = tuning**2 * float(others.var(ddof=1)) / num_others
+    variance += float((truth - tuning * predicted).var(ddof=1)) / n
+    half = NormalDist().inv_cdf(0.5 + confidence / 2) * math.sqrt(variance)
+    return PredictionPowered(value, value - half, value + half, tuning)
+
+
+def _prediction_powered(positive: _Count, caught: _Count, missed: _Count, confidence: float, seed: int, n: int) -> Rate:
+    generator = np.random.default_rng(seed)
+
+    def posterior(count: _Count) -> NDArray[np.float64]:
+        return generator.beta(count.hits + 0.5, max(count.size - count.hits, 0.0) + 0.5, DRAWS)
+
+    rate, of_positive, of_negative = posterior(positive), posterior(caught), posterior(missed)
+    draws = rate * of_positive + (1 - rate) * of_negative
+    low, high = (float(end) for end in np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2]))
+    judged = positive.hits / positive.size
+    # a verdict that was never given needs no label
+    terms = [(judged, caught), (1 - judged, missed)]
+    if any(share > 0 and count.size == 0 for share, count in terms):
+        return Rate(None, low, high, n)
+    value = math.fsum(share * count.hits / count.size for share, count in terms if share > 0)
+    # at a rate of 0 or 1 the central interval leaves out the estimate itself
+    return Rate(value, min(low, value), max(high, value), n)
+
+
+def _rogan_gladen(positive: _Count, sensitivity: _Count, specificity: _Count, confidence: float, n: int) -> Rate:
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+
+    def shrunk(count: _Count, added: float) -> tuple[float, float]:
+        """The rate with as many of both kinds added, and its variance."""
+        size = count.size + 2 * added
+        rate = (count.hits + added) / size
+        return rate, rate * (1 - rate) / size
+
+    (rate, rate_variance) = shrunk(positive, z * z / 2)
+    (true_positive, positive_variance), (true_negative, negative_variance) = (
+        shrunk(sensitivity, 1),
+        shrunk(specificity, 1),
+    )
+    power = true_positive + true_negative - 1
+    if power <= 0:
+        return Rate(None, 0.0, 1.0, n)
+    centre = (rate + true_negative - 1) / power
+    variance = rate_variance + centre**2 * positive_variance + (1 - centre) ** 2 * negative_variance
+    shift = 2 * z * z * (centre * positive_variance - (1 - centre) * negative_variance)
+    half = z * math.sqrt(variance) / power
+    low, high = (min(1.0, max(0.0, centre + shift + side * half)) for side in (-1, 1))
+    if not sensitivity.size or not specificity.size:
+        return Rate(None, low, high, n)
+    seen = sensitivity.hits / sensitivity.size + specificity.hits / specificity.size - 1
+    if seen <= 0:
+        return Rate(None, low, high, n)
+    value = (positive.hits / positive.size + specificity.hits / specificity.size - 1) / seen
+    value = min(1.0, max(0.0, value))
+    return Rate(value, min(low, value), max(high, value), n)

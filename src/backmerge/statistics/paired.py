@@ -1,0 +1,304 @@
+"""Two models on the same prompts: the difference and its bounds, tests, and non-inferiority by a margin."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Sequence
+from statistics import NormalDist
+from typing import Literal, NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import optimize, stats
+
+from backmerge.statistics.clusters import cluster_sums, effective_size
+
+Number = TypeVar("Number", float, NDArray[np.float64])
+CELLS_AT_ONCE = 1 << 22  # of signs as float64: 32 MB
+
+
+class PairedDifference(NamedTuple):
+    """How two models differ on the same prompts.
+
+    Attributes:
+        difference: Mean of first minus second, in [-1, 1].
+        low, high: Two-sided 95 % interval.
+        lower_bound, upper_bound: One-sided 95 % bounds, what a margin is held against.
+        n: Prompts.
+        n_effective: Prompts' worth of evidence, after clusters.
+    """
+
+    difference: float
+    low: float
+    high: float
+    lower_bound: float
+    upper_bound: float
+    n: int
+    n_effective: float
+
+
+class NonInferiority(NamedTuple):
+    """Whether the first model is shown to exceed the second by less than a margin.
+
+    Attributes:
+        difference: Mean of first minus second, in [-1, 1].
+        lower_bound, upper_bound: One-sided bounds at 1 − α, each.
+        margin: What the bounds are held against.
+        is_shown: The upper bound is below the margin.
+        is_refuted: The lower bound is above it. If neither, the prompts don't decide.
+        n: Prompts.
+        n_effective: Prompts' worth of evidence, after clusters.
+    """
+
+    difference: float
+    lower_bound: float
+    upper_bound: float
+    margin: float
+    is_shown: bool
+    is_refuted: bool
+    n: int
+    n_effective: float
+
+
+class Discordance(NamedTuple):
+    """Prompts on which two models differ.
+
+    Attributes:
+        gains: The first has 1 and the second 0; of fractional values, the sum of positive differences.
+        losses: The reverse.
+        n: All prompts; effective ones where clusters were given.
+    """
+
+    gains: float
+    losses: float
+    n: float
+
+
+def discordance(
+    first: Sequence[float], second: Sequence[float], clusters: Sequence[Hashable] | None = None
+) -> Discordance:
+    """Count the prompts on which two models differ, scaled to the clusters' effective size.
+
+    Args:
+        first: Values in [0, 1], one per prompt.
+        second: The same, of the other model, in the same order.
+        clusters: Each prompt's cluster of near-duplicates; all apart, and so unscaled, if not given.
+
+    Raises:
+        ValueError: the two differ in length, or are empty.
+    """
+    differences = _differences(first, second)
+    n = len(differences)
+    size = effective_size(differences, clusters) if clusters is not None else float(n)
+    gains = math.fsum(d for d in differences if d > 0) * size / n
+    losses = math.fsum(-d for d in differences if d < 0) * size / n
+    return Discordance(gains, losses, size)
+
+
+def _score_parts(gains: Number, losses: Number, n: float, delta: float) -> tuple[Number, Number]:
+    """Numerator and denominator of Tango's statistic."""
+    b = -gains - losses + (2 * n - gains + losses) * delta
+    c = -losses * delta * (1 - delta)
+    # both roots are of numbers that are never negative but for rounding
+    q = (abs(b * b - 8 * n * c) ** 0.5 - b) / (4 * n)
+    return gains - losses - n * delta, abs(n * (2 * q + delta * (1 - delta))) ** 0.5
+
+
+def tango_score(gains: NDArray[np.float64], losses: NDArray[np.float64], n: float, delta: float) -> NDArray[np.float64]:
+    """Tango's score statistic for matched pairs at a difference of `delta`, for many counts at once.
+
+    (b − c − nΔ) / sqrt(n (2q + Δ(1 − Δ))), with b gains and c losses of n pairs, and q the maximum-likelihood rate
+    of losses given Δ. Below −1.645, the difference is shown (one-sided, 5 %) to be less than `delta`.
+
+    Args:
+        gains: Counts b, of any shape.
+        losses: Counts c, of a shape that fits.
+        n: Pairs, possibly an effective number.
+        delta: Δ in (−1, 1), other than 0 where there are counts without a discordant pair.
+
+    Source: Tango (1998), Statistics in Medicine 17, equations 6 to 9.
+    """
+    numerator, denominator = _score_parts(gains, losses, n, delta)
+    return numerator / denominator
+
+
+def tango_bound(gains: float, losses: float, n: float, z: float) -> float:
+    """The difference Δ at which Tango's score statistic for matched pairs equals `z`.
+
+    With b gains (first 1, second 0) and c losses of n pairs, the statistic is
+    (b − c − nΔ) / sqrt(n (2q + Δ(1 − Δ))), q the maximum-likelihood rate of losses given Δ. It falls in Δ, so that
+    z > 0 gives a lower bound and z < 0 an upper one. Unlike Wald's, it keeps its level where discordant pairs are
+    few, also at none.
+
+    Source: Tango (1998), Statistics in Medicine 17, equations 6 to 9.
+    """
+
+    def excess(delta: float) -> float:
+        numerator, denominator = _score_parts(gains, losses, n, delta)
+        return numerator - z * denominator
+
+    edge = 1 - 1e-12
+    if excess(-edge) <= 0:
+        return -1.0
+    if excess(edge) >= 0:
+        return 1.0
+    return float(optimize.brentq(excess, -edge, edge, xtol=1e-12))
+
+
+def paired_difference(
+    first: Sequence[float], second: Sequence[float], clusters: Sequence[Hashable] | None = None
+) -> PairedDifference:
+    """Compare two models, or two averages of models, prompt by prompt.
+
+    Args:
+        first: Values in [0, 1], one per prompt.
+        second: The same, of the other model, in the same order.
+        clusters: Each prompt's cluster of near-duplicates; all apart if not given.
+
+    Returns:
+        Mean difference with Tango's intervals. Where values are averages over seeds, the positive and the negative
+        parts of the differences take the place of the discordant counts, which overstates their variance and so
+        widens the interval.
+
+    Raises:
+        ValueError: the two differ in length, or are empty.
+    """
+    gains, losses, size = discordance(first, second, clusters)
+    one_sided, two_sided = NormalDist().inv_cdf(0.95), NormalDist().inv_cdf(0.975)
+    return PairedDifference(
+        difference=math.fsum(_differences(first, second)) / len(first),
+        low=tango_bound(gains, losses, size, two_sided),
+        high=tango_bound(gains, losses, size, -two_sided),
+        lower_bound=tango_bound(gains, losses, size, one_sided),
+        upper_bound=tango_bound(gains, losses, size, -one_sided),
+        n=len(first),
+        n_effective=size,
+    )
+
+
+def non_inferior(
+    first: Sequence[float],
+    second: Sequence[float],
+    clusters: Sequence[Hashable] | None,
+    margin: float,
+    *,
+    alpha: float = 0.05,
+) -> NonInferiority:
+    """Whether the first model's rate is shown to exceed the second's by less than `margin`.
+
+    Args:
+        first: Values in [0, 1], one per prompt, of what should not be higher, such as harm.
+        second: The same, of the model that it is held against, in the same order.
+        clusters: Each prompt's cluster of near-duplicates; all apart if `None`.
+        margin: In (0, 1); 0.03 is 3 points.
+        alpha: One-sided level. `is_shown` and `is_refuted` keep it each.
+
+    Raises:
+        ValueError: the two differ in length or are empty, or the margin lies outside of (0, 1).
+    """
+    check_margin(margin)
+    gains, losses, size = discordance(first, second, clusters)
+    z = NormalDist().inv_cdf(1 - alpha)
+    lower, upper = tango_bound(gains, losses, size, z), tango_bound(gains, losses, size, -z)
+    return NonInferiority(
+        difference=math.fsum(_differences(first, second)) / len(first),
+        lower_bound=lower,
+        upper_bound=upper,
+        margin=margin,
+        is_shown=upper < margin,
+        is_refuted=lower > margin,
+        n=len(first),
+        n_effective=size,
+    )
+
+
+def mcnemar_p(
+    gains: int,
+    losses: int,
+    *,
+    alternative: Literal["two-sided", "greater", "less"] = "two-sided",
+    mid: bool = False,
+) -> float:
+    """McNemar's exact p for matched pairs of yes or no: are gains and losses equally likely?
+
+    Gains of b + c discordant pairs are Binomial(b + c, 1/2). Two-sided, twice the smaller tail. It takes pairs for
+    independent: where prompts are near-duplicates, take `sign_flip_p` with clusters.
+
+    Args:
+        gains: b, pairs in which the first model alone has 1.
+        losses: c, pairs in which the second alone has 1.
+        alternative: `greater` if the first is thought to have the higher rate.
+        mid: Count the observed outcome by half. Closer to its level on average, but not held to it: it may exceed
+            5 % a little, where the exact test stays below, often far.
+
+    Raises:
+        ValueError: a count is negative.
+
+    Source: McNemar (1947), Psychometrika 12; mid-p: Fagerland, Lydersen and Laake (2013), BMC Medical Research
+    Methodology 13:91.
+    """
+    if gains < 0 or losses < 0:
+        raise ValueError(f"counts of discordant pairs cannot be negative: {gains} and {losses}")
+    pairs = gains + losses
+    if pairs == 0:
+        return 1.0
+    share = 0.5 if mid else 0.0
+    observed = share * float(stats.binom.pmf(gains, pairs, 0.5))
+    at_least = float(stats.binom.sf(gains - 1, pairs, 0.5)) - observed
+    at_most = float(stats.binom.cdf(gains, pairs, 0.5)) - observed
+    if alternative == "greater":
+        return at_least
+    if alternative == "less":
+        return at_most
+    return min(1.0, 2 * min(at_least, at_most))
+
+
+def sign_flip_p(
+    differences: Sequence[float],
+    clusters: Sequence[Hashable] | None = None,
+    *,
+    seed: int = 0,
+    draws: int = 10_000,
+) -> float:
+    """One-sided p of a positive mean, by flipping signs of the prompts' differences at random.
+
+    Several seeds of one model are averaged per prompt first, since they share the base's answers.
+
+    Args:
+        differences: One per prompt.
+        clusters: Each prompt's cluster of near-duplicates: all of a cluster is flipped as one, since its members
+            may agree. Every prompt is flipped alone if not given.
+        seed: Of the random flips.
+        draws: How many; p is never below 1 / (draws + 1).
+
+    Raises:
+        ValueError: there are not as many clusters as differences.
+
+    Source: Fisher's randomisation test; the +1 of Phipson and Smyth (2010) keeps it exact for random flips.
+    """
+    sums = cluster_sums(differences, clusters).sums
+    values = sums[sums != 0.0]
+    if values.size == 0:
+        return 1.0
+    generator = np.random.default_rng(seed)
+    signs = generator.integers(0, 2, size=(draws, values.size), dtype=np.int8) * 2 - 1
+    step = max(1, CELLS_AT_ONCE // values.size)
+    observed = values.sum() - 1e-12
+    as_large = sum(int(np.sum(signs[at : at + step] @ values >= observed)) for at in range(0, draws, step))
+    return (1 + as_large) / (1 + draws)
+
+
+def check_margin(margin: float) -> None:
+    """A margin is a share.
+
+    Raises:
+        ValueError: it lies outside of (0, 1).
+    """
+    if not 0 < margin < 1:
+        raise ValueError(f"a margin is a share in (0, 1), so that 3 points are 0.03: {margin}")
+
+
+def _differences(first: Sequence[float], second: Sequence[float]) -> list[float]:
+    if len(first) != len(second) or not len(first):
+        raise ValueError(f"paired values must be as many on both sides, and some: {len(first)} and {len(second)}")
+    return [a - b for a, b in zip(first, second, strict=True)]

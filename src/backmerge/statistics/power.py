@@ -1,0 +1,216 @@
+"""How many prompts decide: exact power of the tests for non-inferiority."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from backmerge.statistics.paired import check_margin, tango_score
+
+NEGLIGIBLE = 1e-9  # probability in each tail that is left out
+MOST_PROMPTS = 10_000_000
+
+
+def power_of(n: int, *, discordant_rate: float, true_difference: float, margin: float, alpha: float = 0.05) -> float:
+    """The chance that n paired prompts show a difference to be below the margin.
+
+    Exact: the chances of all counts of gains and losses at which Tango's one-sided bound stays below the margin are
+    added up. Gains have the rate (d + δ)/2 and losses (d − δ)/2.
+
+    Args:
+        n: Prompts, independent ones: of clustered prompts, the effective number.
+        discordant_rate: d, the share of prompts on which the two models differ, in [|δ|, 1].
+        true_difference: δ, the first model's rate less the second's.
+        margin: In (0, 1).
+        alpha: One-sided level.
+
+    Raises:
+        ValueError: the rates cannot be, or n is not positive.
+
+    Source: the test of Tango (1998); Liu et al. (2002), Statistics in Medicine 21, for the design.
+    """
+    check_margin(margin)
+    if n < 1:
+        raise ValueError(f"power needs one prompt at least: {n}")
+    if not abs(true_difference) <= discordant_rate <= 1:
+        raise ValueError(
+            f"the models differ on a share of prompts from |{true_difference}| to 1: {discordant_rate} is not"
+        )
+    gain, loss = (discordant_rate + true_difference) / 2, (discordant_rate - true_difference) / 2
+    losses = _likely(n, loss)
+    z = NormalDist().inv_cdf(1 - alpha)
+    most = _most(lambda gains: tango_score(gains, losses, n, margin) < -z, n - losses)
+    share = min(1.0, gain / (1 - loss)) if loss < 1 else 0.0
+    chances = stats.binom.pmf(losses, n, loss) * stats.binom.cdf(most, n - losses, share)
+    return min(1.0, float(chances.sum()))
+
+
+def power_of_unpaired(
+    n_first: int,
+    n_second: int,
+    *,
+    first_rate: float,
+    second_rate: float,
+    margin: float,
+    alpha: float = 0.05,
+) -> float:
+    """The chance that two samples of different prompts show the first rate to exceed the second by less than a margin.
+
+    Exact: the chances of all counts at which Newcombe's one-sided bound (see `unpaired_upper_bound`) stays below the
+    margin are added up.
+
+    Args:
+        n_first: Prompts that the first model answered.
+        n_second: Other prompts, that the second answered.
+        first_rate: Its true rate.
+        second_rate: The other's.
+        margin: In (0, 1).
+        alpha: One-sided level.
+
+    Raises:
+        ValueError: a rate is not in [0, 1], or a number of prompts is not positive.
+    """
+    check_margin(margin)
+    if min(n_first, n_second) < 1:
+        raise ValueError(f"power needs one prompt of each at least: {n_first} and {n_second}")
+    if not (0 <= first_rate <= 1 and 0 <= second_rate <= 1):
+        raise ValueError(f"rates lie in [0, 1]: {first_rate} and {second_rate}")
+    second = _likely(n_second, second_rate)
+    most = _most(
+        lambda first: unpaired_upper_bound(first, n_first, second, n_second, alpha=alpha) < margin,
+        np.full_like(second, n_first),
+    )
+    chances = stats.binom.pmf(second, n_second, second_rate) * stats.binom.cdf(most, n_first, first_rate)
+    return min(1.0, float(chances.sum()))
+
+
+def unpaired_upper_bound(
+    first: NDArray[np.float64], n_first: float, second: NDArray[np.float64], n_second: float, *, alpha: float = 0.05
+) -> NDArray[np.float64]:
+    """One-sided upper bound of the difference of two independent rates, for many counts at once.
+
+    p₁ − p₂ + sqrt((u₁ − p₁)² + (p₂ − l₂)²), u and l being the ends of Wilson's intervals.
+
+    Args:
+        first: Counts of the first model, of any shape.
+        n_first: Its prompts.
+        second: Counts of the second, of a shape that fits.
+        n_second: Its prompts.
+        alpha: One-sided level.
+
+    Source: Newcombe (1998), Statistics in Medicine 17, 873-890, method 10.
+    """
+    z = NormalDist().inv_cdf(1 - alpha)
+    rate_first, rate_second = first / n_first, second / n_second
+    above = _wilson_end(rate_first, n_first, z) - rate_first
+    below = rate_second - _wilson_end(rate_second, n_second, -z)
+    bound: NDArray[np.float64] = rate_first - rate_second + np.sqrt(above**2 + below**2)
+    return bound
+
+
+def prompts_needed(
+    discordant_rate: float, true_difference: float, margin: float, alpha: float = 0.05, power: float = 0.8
+) -> int:
+    """How many paired prompts show non-inferiority with the power asked for.
+
+    Since counts are whole, power falls a little before each rise: the number returned is the least that has the
+    power and keeps it for as long as such a fall may take.
+
+    Args:
+        discordant_rate: Share of prompts on which the two models differ, as seen so far.
+        true_difference: First rate less second; below the margin.
+        margin: In (0, 1).
+        alpha: One-sided level.
+        power: The chance of showing it, in (0, 1).
+
+    Returns:
+        Independent prompts; of clustered ones, times n over `effective_size`.
+
+    Raises:
+        ValueError: the true difference is not below the margin, so that no number would do; or the rates cannot be.
+    """
+    _check_decidable(true_difference, margin, power)
+
+    def reached(n: int) -> float:
+        return power_of(n, discordant_rate=discordant_rate, true_difference=true_difference, margin=margin, alpha=alpha)
+
+    return _least(reached, power, tooth=math.ceil(1 / margin))
+
+
+def prompts_needed_unpaired(
+    first_rate: float, second_rate: float, margin: float, alpha: float = 0.05, power: float = 0.8
+) -> int:
+    """How many prompts each model must answer, different ones, for the same; `prompts_needed` has the details.
+
+    Args:
+        first_rate: True rate of the model that should not be higher.
+        second_rate: That of the other; the difference must be below the margin.
+        margin: In (0, 1).
+        alpha: One-sided level.
+        power: The chance of showing it, in (0, 1).
+
+    Raises:
+        ValueError: the true difference is not below the margin, or a rate is not in [0, 1].
+    """
+    _check_decidable(first_rate - second_rate, margin, power)
+
+    def reached(n: int) -> float:
+        return power_of_unpaired(n, n, first_rate=first_rate, second_rate=second_rate, margin=margin, alpha=alpha)
+
+    return _least(reached, power, tooth=math.ceil(1 / margin))
+
+
+def _check_decidable(true_difference: float, margin: float, power: float) -> None:
+    check_margin(margin)
+    if not 0 < power < 1:
+        raise ValueError(f"power is a chance in (0, 1): {power}")
+    if true_difference >= margin:
+        raise ValueError(f"a difference of {true_difference} is not below {margin}: no number of prompts shows that")
+
+
+def _least(reached: Callable[[int], float], power: float, tooth: int) -> int:
+    """The least n from which on the power stays reached for `tooth` more prompts."""
+    high = 1
+    while reached(high) < power:
+        high *= 2
+        if high > MOST_PROMPTS:
+            raise ValueError(f"more than {MOST_PROMPTS:,} prompts would be needed")
+    low = high // 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if reached(middle) >= power else (middle, high)
+    failing = [n for n in range(high, high + tooth + 1) if reached(n) < power]
+    while failing:
+        high = failing[-1] + 1
+        failing = [n for n in range(high, high + tooth + 1) if reached(n) < power]
+    return high
+
+
+def _likely(n: int, rate: float) -> NDArray[np.float64]:
+    """The counts of n that occur with more than a negligible chance."""
+    low, high = stats.binom.ppf([NEGLIGIBLE, 1 - NEGLIGIBLE], n, rate)
+    return np.arange(max(0.0, low), min(n, high) + 1)
+
+
+def _most(
+    passes: Callable[[NDArray[np.float64]], NDArray[np.bool_]], greatest: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """The greatest counts that still pass, by bisection, since more never pass where fewer fail; −1 where none does."""
+    low, high = np.full_like(greatest, -1.0), greatest + 1
+    while (high - low > 1).any():
+        middle = np.floor((low + high) / 2)
+        is_within = (high - low > 1) & passes(np.clip(middle, 0, greatest))
+        low, high = np.where(is_within, middle, low), np.where(is_within | (high - low <= 1), high, middle)
+    return low
+
+
+def _wilson_end(rate: NDArray[np.float64], n: float, z: float) -> NDArray[np.float64]:
+    square = z * z / n
+    spread = np.sqrt(rate * (1 - rate) / n + square / (4 * n))
+    end: NDArray[np.float64] = (rate + square / 2 + z * spread) / (1 + square)
+    return end

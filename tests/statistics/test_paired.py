@@ -1,0 +1,145 @@
+"""Paired tests: exact levels, enumeration over clusters, and the decision by a margin."""
+
+import itertools
+import math
+from statistics import fmean
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from backmerge.statistics import (
+    discordance,
+    mcnemar_p,
+    non_inferior,
+    paired_difference,
+    sign_flip_p,
+    tango_bound,
+    tango_score,
+)
+
+
+@given(gains=st.integers(0, 60), losses=st.integers(0, 60))
+def test_mcnemar_is_the_binomial_test(gains: int, losses: int) -> None:
+    """Each alternative is scipy's exact binomial test; the mid-p is it less what the observed outcome adds."""
+    pairs = gains + losses
+    for alternative in ("two-sided", "greater", "less"):
+        exact = mcnemar_p(gains, losses, alternative=alternative)
+        assert exact == pytest.approx(stats.binomtest(gains, pairs, alternative=alternative).pvalue if pairs else 1.0)
+        if pairs:
+            added = stats.binom.pmf(gains, pairs, 0.5) * (1 if alternative == "two-sided" else 0.5)
+            mid = mcnemar_p(gains, losses, alternative=alternative, mid=True)
+            # where both tails exceed a half the exact p is cut to 1 beforehand
+            assert mid == pytest.approx(1.0 if gains == losses and alternative == "two-sided" else exact - added)
+
+
+def test_mcnemar_by_hand() -> None:
+    """Five gains and no loss: 1/32 one-sided, and 1/64 by mid-p; without discordant pairs there is no evidence."""
+    assert mcnemar_p(5, 0, alternative="greater") == pytest.approx(1 / 32)
+    assert mcnemar_p(5, 0, alternative="greater", mid=True) == pytest.approx(1 / 64)
+    assert mcnemar_p(5, 0) == pytest.approx(1 / 16)
+    assert mcnemar_p(0, 0) == mcnemar_p(0, 0, mid=True) == 1.0
+    with pytest.raises(ValueError, match="negative"):
+        mcnemar_p(-1, 2)
+
+
+@pytest.mark.parametrize("mid", [False, True])
+@pytest.mark.parametrize("pairs", [5, 10, 30, 100])
+def test_mcnemar_keeps_its_level(pairs: int, mid: bool) -> None:
+    """The exact test never rejects above 5 %, two-sided, given the discordant pairs; mid-p by less than 1.5 points."""
+    gains = np.arange(pairs + 1)
+    rejects = [mcnemar_p(int(b), pairs - int(b), mid=mid) <= 0.05 for b in gains]
+    level = stats.binom.pmf(gains, pairs, 0.5)[rejects].sum()
+    assert level <= (0.065 if mid else 0.05)
+
+
+def test_flips_of_clusters_agree_with_all_of_them() -> None:
+    """With clusters, p is the full enumeration's over the signs of their sums, within 4 sigma of 10,000 draws."""
+    differences = [1.0, 1.0, 1.0, 0.5, -1.0, 1.0, 0.0, 1.0]
+    clusters = [*"aaabbcde"]
+    sums = [3.0, -0.5, 1.0, 1.0]
+    totals = [
+        math.fsum(sign * value for sign, value in zip(signs, sums, strict=True))
+        for signs in itertools.product((-1, 1), repeat=len(sums))
+    ]
+    exact = fmean(total >= math.fsum(sums) for total in totals)
+    sigma = math.sqrt(exact * (1 - exact) / 10_000)
+    assert sign_flip_p(differences, clusters) == pytest.approx(exact, abs=4 * sigma + 1e-4)
+    assert sign_flip_p(differences, list("abcdefgh")) == sign_flip_p(differences)
+    with pytest.raises(ValueError, match="every value needs a cluster"):
+        sign_flip_p(differences, ["a"])
+
+
+def test_flips_by_prompt_are_what_they_were() -> None:
+    """Without clusters the draws are those of the signs of differing prompts, in order, from seed 0."""
+    values = np.array([1.0, -1.0, 0.5, 1.0])
+    signs = np.random.default_rng(0).integers(0, 2, size=(10_000, 4), dtype=np.int8) * 2 - 1
+    p = (1 + int(np.sum(signs @ values >= 1.5 - 1e-12))) / 10_001
+    assert sign_flip_p([1.0, 0.0, -1.0, 0.5, 0.0, 1.0]) == p
+
+
+def test_many_flips_are_made_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With little memory allowed p is the same."""
+    differences = [1.0, -0.5, 0.25, 1.0, 1.0, -1.0]
+    whole = sign_flip_p(differences)
+    monkeypatch.setattr("backmerge.statistics.paired.CELLS_AT_ONCE", 100)
+    assert sign_flip_p(differences) == whole
+
+
+def test_clusters_that_agree_are_flipped_as_one() -> None:
+    """On clusters of five that agree and no true difference, 5 % are found at 5 %, within 3 sigma of 400 draws.
+
+    Flipped prompt by prompt, several times as many.
+    """
+    rng = np.random.default_rng(9)
+    clusters = np.repeat(np.arange(40), 5).tolist()
+    by_cluster = by_prompt = 0
+    for _ in range(400):
+        differences = np.repeat(rng.choice([-1.0, 0.0, 1.0], 40), 5).tolist()
+        by_cluster += sign_flip_p(differences, clusters, draws=400) <= 0.05
+        by_prompt += sign_flip_p(differences, draws=400) <= 0.05
+    assert by_cluster / 400 <= 0.05 + 3 * 0.011
+    assert by_prompt / 400 > 0.15
+
+
+@given(n=st.integers(2, 200), data=st.data(), delta=st.floats(0.01, 0.5))
+def test_the_score_agrees_with_the_bound(n: int, data: st.DataObject, delta: float) -> None:
+    """The statistic at Δ is below −z exactly if Tango's upper bound is below Δ."""
+    gains = data.draw(st.integers(0, n))
+    losses = data.draw(st.integers(0, n - gains))
+    score = float(tango_score(np.array(float(gains)), np.array(float(losses)), n, delta))
+    bound = tango_bound(gains, losses, n, -1.645)
+    if abs(bound - delta) > 1e-6:
+        assert (score < -1.645) == (bound < delta)
+
+
+def test_discordance_by_hand() -> None:
+    """Gains and losses are sums of the differences' parts, scaled to the effective size."""
+    assert discordance([1, 1, 0, 0.5], [0, 1, 1, 0.25]) == (1.25, 1, 4)
+    assert discordance([1, 1, 0, 0], [0, 0, 0, 0], ["a", "a", "b", "b"]) == (1, 0, 2)
+
+
+@pytest.mark.parametrize(
+    ("gains", "losses", "is_shown", "is_refuted"), [(0, 0, True, False), (12, 3, False, False), (40, 3, False, True)]
+)
+def test_the_decision_is_that_of_the_bounds(gains: int, losses: int, is_shown: bool, is_refuted: bool) -> None:
+    """Shown below the margin, refuted above it, or neither; with the bounds of `paired_difference`."""
+    first = [1.0] * gains + [0.0] * (300 - gains)
+    second = [0.0] * (300 - losses) + [1.0] * losses
+    found, difference = non_inferior(first, second, None, 0.03), paired_difference(first, second)
+    assert (found.is_shown, found.is_refuted) == (is_shown, is_refuted)
+    assert found.difference == pytest.approx((gains - losses) / 300)
+    assert (found.lower_bound, found.upper_bound) == pytest.approx(
+        (difference.lower_bound, difference.upper_bound), abs=1e-9
+    )
+    stricter = non_inferior(first, second, None, 0.03, alpha=0.01)
+    assert stricter.upper_bound > found.upper_bound
+
+
+@pytest.mark.parametrize("margin", [0.0, 1.0, 3.0, -0.03])
+def test_a_margin_is_a_share(margin: float) -> None:
+    """Points given for a share are refused."""
+    with pytest.raises(ValueError, match="3 points are"):
+        non_inferior([0.0], [0.0], None, margin)

@@ -1,0 +1,356 @@
+"""BERTScore: how well an answer's tokens match a reference's, by an encoder's embeddings; our own, over transformers.
+
+With x the candidate's tokens and y the reference's, as unit vectors from one layer of the encoder:
+
+    precision = mean over i of max over j of xᵢ·yⱼ,   recall = mean over j of max over i of xᵢ·yⱼ,   F1 = 2PR / (P + R)
+
+Special tokens count in no mean, and can still be the best match. No weights by rarity (idf), no rescaling. The figures
+are those of bert-score 0.3.13, pair by pair. Where we differ:
+
+- under transformers 5 bert-score fails on tokenizers without a limit (DeBERTa's) and on empty texts, and RoBERTa's
+  tokenizer no longer gets the leading space that it asks for; here they get it, as before;
+- where a token's best cosine is negative, bert-score takes 0 for it if the batch is padded, and we never do;
+- a model with a norm after its last layer (ModernBERT) gives the layer's own output, without that norm.
+
+Source: Zhang et al., BERTScore (arXiv 1904.09675), equations 1 to 3, without idf.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from backmerge.checkpoints.fingerprints import fingerprint_of_files
+from backmerge.checkpoints.locate import locate_model
+from backmerge.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+DEFAULT_MODEL = "microsoft/deberta-xlarge-mnli"
+# Layers that correlate best with people's judgements on WMT16: a few of bert-score's table (`model2layers`, MIT)
+LAYERS = {
+    "bert-base-multilingual-cased": 9, "bert-base-uncased": 9, "bert-large-uncased": 18, "deberta-base-mnli": 9,
+    "deberta-large-mnli": 18, "deberta-v3-base": 9, "deberta-v3-large": 12, "deberta-xlarge-mnli": 40,
+    "distilbert-base-uncased": 5, "roberta-base": 10, "roberta-large": 17, "roberta-large-mnli": 19,
+    "xlm-roberta-base": 9, "xlm-roberta-large": 17,
+}  # fmt: skip
+# The main branch of these holds a pickle alone, which is not read; the hub's converter wrote the same as safetensors
+SAFE_REVISIONS = {DEFAULT_MODEL: "refs/pr/6"}
+
+MAX_TOKENS = 512
+# these models know a word by the space in front of it
+SPACED_TOKENIZERS = ("GPT2Tokenizer", "RobertaTokenizer")
+# embeddings are kept for so many batches of pairs at once: longer windows pad less, and take more memory
+BATCHES_IN_WINDOW = 8
+
+
+Item = TypeVar("Item")
+
+
+class BertScore(NamedTuple):
+    """Precision, recall and F1 of one pair, each in [0, 1]; 0 where either text has no tokens."""
+
+    precision: float
+    recall: float
+    f1: float
+
+
+class Embedding(NamedTuple):
+    """A text's tokens as unit vectors (tokens, hidden size), and which of them are no special tokens (tokens,)."""
+
+    vectors: Tensor
+    counts: Tensor
+
+
+NO_SCORE = BertScore(0.0, 0.0, 0.0)
+
+
+def score_of(candidate: Embedding, reference: Embedding) -> BertScore:
+    """The score of one pair; 0 throughout where either has no token that counts, as in bert-score.
+
+    Rounding can lead above 1 for equal texts, and a mean below 0 is possible though no real encoder gives it: both are
+    taken for the bound, since a score is a share.
+    """
+    if not (candidate.counts.any() and reference.counts.any()):
+        return NO_SCORE
+    similarity = candidate.vectors @ reference.vectors.T
+    precision = similarity.amax(dim=1)[candidate.counts].mean().clamp(0, 1).item()
+    recall = similarity.amax(dim=0)[reference.counts].mean().clamp(0, 1).item()
+    both = precision + recall
+    return BertScore(precision, recall, 2 * precision * recall / both if both else 0.0)
+
+
+class BertScorer:
+    """BERTScore by one layer of one encoder, which is loaded at first use.
+
+    Args:
+        model: A folder or a hub id, with safetensors; code that comes with it is not run.
+        layer: Whose output is the embedding: 0 is the input embeddings, 1 the first layer. By default that of a table,
+            by the model's name, which holds the default model (40) and a few others.
+        device: As torch names it; "auto" takes a GPU where there is one.
+        batch_size: Texts that are embedded at once.
+
+    Raises:
+        ConfigError: no layer was given, and the table does not know the model.
+    """
+
+    def __init__(
+        self, model: str = DEFAULT_MODEL, layer: int | None = None, *, device: str = "auto", batch_size: int = 32
+    ) -> None:
+        name = Path(model.partition("@")[0]).name
+        known = LAYERS.get(name) if layer is None else layer
+        if known is None:
+            raise ConfigError(
+                f"BERTScore by '{model}' needs a layer: which one correlates best with people is known for "
+                f"{', '.join(sorted(LAYERS))} alone",
+                remedy="give `layer`: about two thirds up is usual; 0 is the input embeddings.",
+            )
+        self.model, self.layer, self.device, self.batch_size = model, known, device, batch_size
+        self._encoder: _Encoder | None = None
+
+    @functools.cached_property
+    def identity(self) -> str:
+        """What decides the scores: model (a folder by its files' content, else the hub id), layer and versions.
+
+        No model is loaded nor fetched for it.
+        """
+        import torch
+        import transformers
+
+        name = self.model
+        if Path(name).expanduser().is_dir():
+            folder = locate_model(name)
+            files = {file for file in folder.iterdir() if file.suffix in {".json", ".txt", ".model", ".safetensors"}}
+            name = f"{folder.name}#{fingerprint_of_files(files)}"
+        elif name in SAFE_REVISIONS:
+            name = f"{name}@{SAFE_REVISIONS[name]}"
+        versions = f"transformers-{transformers.__version__}/torch-{torch.__version__.partition('+')[0]}"
+        return f"bertscore/1/{name}/layer-{self.layer}/{versions}"
+
+    def scores(
+        self,
+        candidates: Sequence[str],
+        references: Sequence[str],
+        advance: Callable[[int], None] | None = None,
+    ) -> list[BertScore]:
+        """The score of each candidate with the reference at its place.
+
+        Texts are stripped, and cut after 512 tokens (fewer where the model takes fewer). An empty one scores 0. Equal
+        texts are embedded once.
+
+        Args:
+            candidates: Answers.
+            references: As many.
+            advance: Called with the number of pairs that were scored since the last call.
+
+        Raises:
+            CheckpointError: the model cannot be found or read.
+            ConfigError: the model has no such layer, or there is no such device.
+        """
+        pairs = [(c.strip(), r.strip()) for c, r in zip(candidates, references, strict=True)]
+        if not pairs:
+            return []
+        if self._encoder is None:
+            self._encoder = _Encoder(locate_model(_with_safe_revision(self.model)), self.layer, self.device)
+        tokens = self._encoder.tokens(sorted({text for pair in pairs for text in pair}))
+        found: dict[int, BertScore] = {}
+        for i, score in self._scored(self._encoder, pairs, tokens):
+            found[i] = score
+            if advance is not None:
+                advance(1)
+        return [found[i] for i in range(len(pairs))]
+
+    def release(self) -> None:
+        """Free the model's memory; the next call loads it again."""
+        import torch
+
+        self._encoder = None
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _scored(
+        self, encoder: _Encoder, pairs: Sequence[tuple[str, str]], tokens: Mapping[str, list[int]]
+    ) -> Iterator[tuple[int, BertScore]]:
+        """Place and score of each pair, those with one reference together, so that few embeddings are kept."""
+        uses = Counter(text for pair in pairs for text in pair)
+        kept: dict[str, Embedding] = {}
+        order = sorted(range(len(pairs)), key=lambda i: (len(tokens[pairs[i][1]]), pairs[i][1], pairs[i][0]))
+        for window in _cut_up(order, self.batch_size * BATCHES_IN_WINDOW):
+            wanted = {text for i in window for text in pairs[i]} - kept.keys()
+            pending = window
+            # the empty batch is for pairs whose texts were all kept from the window before
+            for batch in [[], *_cut_up(sorted(wanted, key=lambda text: (len(tokens[text]), text)), self.batch_size)]:
+                kept.update(zip(batch, encoder.embeddings([tokens[text] for text in batch]), strict=True))
+                waiting = []
+                for i in pending:
+                    if all(text in kept for text in pairs[i]):
+                        yield i, score_of(*(kept[text] for text in pairs[i]))
+                    else:
+                        waiting.append(i)
+                pending = waiting
+            uses.subtract(text for i in window for text in pairs[i])
+            kept = {text: embedding for text, embedding in kept.items() if uses[text]}
+
+
+def _cut_up(items: Sequence[Item], size: int) -> list[Sequence[Item]]:
+    return [items[at : at + size] for at in range(0, len(items), size)]
+
+
+def _with_safe_revision(model: str) -> str:
+    return f"{model}@{SAFE_REVISIONS[model]}" if model in SAFE_REVISIONS and not Path(model).is_dir() else model
+
+
+class _Encoder:
+    """A model cut off above one layer, with its tokenizer."""
+
+    def __init__(self, directory: Path, layer: int, device: str) -> None:
+        self._directory = directory
+        self._device = _device(device)
+        self._tokenizer, model = _load(directory)
+        self._layer = layer
+        self._is_cut = _cut(model, directory, layer)
+        self._model = model.to(self._device).eval()
+        self._limit = min(MAX_TOKENS, self._tokenizer.model_max_length, _num_positions(model.config))
+        self._uncounted = {self._tokenizer.cls_token_id, self._tokenizer.sep_token_id} - {None}
+
+    def tokens(self, texts: Sequence[str]) -> dict[str, list[int]]:
+        """Each text's token ids, special ones included."""
+        is_spaced = any(kind.__name__ in SPACED_TOKENIZERS for kind in type(self._tokenizer).__mro__)
+        prepared = [f" {text}" if is_spaced and text else text for text in texts]
+        encoded = self._tokenizer(prepared, truncation=True, max_length=self._limit, return_attention_mask=False)
+        return dict(zip(texts, encoded["input_ids"], strict=True))
+
+    def embeddings(self, batch: Sequence[list[int]]) -> list[Embedding]:
+        """Each text's embedding, in memory beside the model."""
+        import torch
+
+        if not batch:
+            return []
+        width = max(1, *(len(tokens) for tokens in batch))
+        padding = self._tokenizer.pad_token_id or 0
+        ids = torch.tensor([[*tokens, *[padding] * (width - len(tokens))] for tokens in batch], device=self._device)
+        mask = torch.tensor([[1] * len(t) + [0] * (width - len(t)) for t in batch], device=self._device)
+        with torch.inference_mode():
+            output = self._model(input_ids=ids, attention_mask=mask, output_hidden_states=not self._is_cut)
+            hidden = output.last_hidden_state if self._is_cut else output.hidden_states[self._layer]
+            vectors = (hidden / hidden.norm(dim=-1, keepdim=True)).cpu()
+        return [self._embedding(row[: len(tokens)], tokens) for row, tokens in zip(vectors, batch, strict=True)]
+
+    def _embedding(self, vectors: Tensor, tokens: Sequence[int]) -> Embedding:
+        import torch
+
+        if not vectors.isfinite().all():
+            raise CheckpointError(
+                f"the encoder in {self._directory} gives numbers that are not finite, and no BERTScore",
+                remedy="its weights may be damaged: download them again.",
+            )
+        counts = torch.tensor([token not in self._uncounted for token in tokens], dtype=torch.bool)
+        # a copy, so that a short text does not keep its whole batch in memory
+        return Embedding(vectors.clone(), counts)
+
+
+def _load(directory: Path) -> tuple[Any, Any]:
+    """Tokenizer and model, in float32."""
+    import torch
+    import transformers
+
+    try:
+        with _silent_transformers():
+            tokenizer = transformers.AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+            model, loaded = transformers.AutoModel.from_pretrained(
+                directory, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+            )
+    except (ValueError, OSError, KeyError) as error:
+        raise CheckpointError(
+            f"the encoder for BERTScore in {directory} cannot be loaded: {str(error).splitlines()[0]}",
+            remedy="give a folder with config.json, a tokenizer and safetensors; a pickle (pytorch_model.bin) is not "
+            f"read, but many repositories hold safetensors in a branch, as {DEFAULT_MODEL}@refs/pr/6 does.",
+        ) from error
+    # the pooler is no part of the layers; anything else that is missing was filled with random numbers
+    missing = sorted(name for name in loaded["missing_keys"] if not re.search(r"(^|\.)pooler\.", name))
+    if missing:
+        raise CheckpointError(
+            f"{directory} lacks {len(missing)} of the encoder's tensors, such as '{missing[0]}'",
+            remedy="download or save the model again.",
+        )
+    if model.config.is_encoder_decoder:
+        raise CheckpointError(
+            f"{directory} holds a model with encoder and decoder", remedy="BERTScore needs an encoder alone."
+        )
+    # transformers makes an empty one where there is no file, and every word would be unknown
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise CheckpointError(
+            f"{directory} holds no tokenizer, or one without words",
+            remedy="put the encoder's tokenizer.json beside its weights.",
+        )
+    return tokenizer, model
+
+
+@contextmanager
+def _silent_transformers() -> Iterator[None]:
+    """No bar, and no table of the tensors that an encoder does not need, such as a classifier's."""
+    from transformers.utils import logging
+
+    bars_were_shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars_were_shown:
+            logging.enable_progress_bar()
+
+
+def _cut(model: Any, directory: Path, layer: int) -> bool:
+    """Take away the layers that are not needed, where the model's form is known.
+
+    Returns:
+        Whether the model's last hidden state now is that of the layer.
+    """
+    depth = model.config.num_hidden_layers
+    if not 0 <= layer <= depth:
+        raise ConfigError(
+            f"layer {layer} of the encoder in {directory}, which has {depth}",
+            remedy=f"give a `layer` from 0 (the input embeddings) to {depth}.",
+        )
+    for name in ("encoder.layer", "transformer.layer"):
+        try:
+            layers = model.get_submodule(name)
+        except AttributeError:
+            continue
+        # some (DeBERTa-v2) cannot run without any layer
+        del layers[max(layer, 1) :]
+        return layer > 0
+    return False
+
+
+def _num_positions(config: Any) -> int:
+    """The longest text, in tokens, that the position embeddings have room for."""
+    positions = getattr(config, "max_position_embeddings", None) or MAX_TOKENS
+    # RoBERTa and its kin count positions from after the padding's id
+    is_offset = "roberta" in config.model_type or config.model_type in {"camembert", "longformer", "mpnet"}
+    return positions - (config.pad_token_id + 1 if is_offset else 0) if positions > 0 else MAX_TOKENS
+
+
+def _device(name: str) -> torch.device:
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f"the device '{name}' cannot be used: {str(error).splitlines()[0]}",
+            remedy="`backmerge doctor` lists what this machine has; auto chooses.",
+        ) from error
+    return device

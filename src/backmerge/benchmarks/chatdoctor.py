@@ -1,0 +1,121 @@
+"""ChatDoctor: patients' questions, answered by a doctor; an answer is scored by BERTScore F1 with the doctor's.
+
+Data: `lavita/ChatDoctor-iCliniq` on the hub (7,321 rows of `input`, `answer_icliniq`, and the answers of two models,
+which are not used), from Li et al. (arXiv 2303.14070); its card states no licence. The training data is of another
+site (`lavita/ChatDoctor-HealthCareMagic-100k`), so that these queries are unseen. The instruction that stands in every
+row of the training data ("If you are a doctor, please answer the medical questions based on the patient's
+description.") is the task's system prompt, and no part of the prompts here.
+
+Worked example: the prompt "Hello doctor, I have had a dry cough for a week. What should I take?", and as reference
+what the doctor wrote. BERTScore F1 with DeBERTa-xlarge-mnli at layer 40, the mean over 1,000 queries, is what the paper
+reports.
+"""
+
+from __future__ import annotations
+
+import csv
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from backmerge.benchmarks.openfunctions import json_rows
+from backmerge.errors import DataError
+from backmerge.records import Example, Message
+
+HUB_NAME = "lavita/ChatDoctor-iCliniq"
+NUM_QUERIES = 1000
+ANSWER_COLUMNS = ("answer_icliniq", "output")
+
+
+def chatdoctor_examples(
+    path: Path | None = None, num_queries: int | None = None, seed: int | None = None
+) -> tuple[Example, ...]:
+    """Queries with the doctors' answers, in the order of the data.
+
+    Args:
+        path: A JSON list, JSON Lines or CSV with the columns `input` and `answer_icliniq` (or `output`); by default
+            the data set from the hub, of which rows without a query or an answer are passed over.
+        num_queries: How many; by default 1,000 from the hub, and all of a file.
+        seed: Of the sample; without it, the first so many.
+
+    Raises:
+        DataError: the hub or the file cannot be read, a row of the file lacks its query or its answer, or there are
+            fewer than were asked for.
+    """
+    if path is None:
+        examples = [
+            _example(f"{HUB_NAME}, row {i}", i, row)
+            for i, row in enumerate(_hub_rows())
+            if _text(row, ("input",)) and _text(row, ANSWER_COLUMNS)
+        ]
+        num_queries = NUM_QUERIES if num_queries is None else num_queries
+    else:
+        examples = [_example(place, i, row) for i, (place, row) in enumerate(_file_rows(path))]
+    source = HUB_NAME if path is None else str(path)
+    if not examples:
+        raise DataError(f"{source} holds no rows", remedy="give a file with the columns input and answer_icliniq.")
+    if num_queries is None:
+        return tuple(examples)
+    if not 0 < num_queries <= len(examples):
+        raise DataError(
+            f"{num_queries} queries were asked for, and {source} holds {len(examples)}",
+            remedy=f"ask for 1 to {len(examples)}.",
+        )
+    if seed is None:
+        return tuple(examples[:num_queries])
+    chosen = random.Random(seed).sample(range(len(examples)), num_queries)  # noqa: S311 - no secret
+    return tuple(examples[i] for i in sorted(chosen))
+
+
+def _hub_rows() -> Sequence[Mapping[str, Any]]:
+    from datasets import load_dataset
+
+    try:
+        rows: Sequence[Mapping[str, Any]] = load_dataset(HUB_NAME, split="train")
+    except (OSError, ValueError) as error:  # datasets raises both for what the hub does not give
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise DataError(
+            f"{HUB_NAME} could not be fetched from the hub: {reason}",
+            remedy="give the path of your own copy, with the columns input and answer_icliniq.",
+        ) from error
+    return rows
+
+
+def _file_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    if path.suffix.lower() != ".csv":
+        yield from json_rows(path)
+        return
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            reader = csv.DictReader(stream, strict=True)
+            for row in reader:
+                if None in row:
+                    raise DataError(
+                        f"{path}, line {reader.line_num}: more fields than the header has columns",
+                        remedy='a text with a comma in it needs quotes: "first, then".',
+                    )
+                yield f"{path}, line {reader.line_num}", row
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"cannot read {path}: {error}", remedy="give a JSON or CSV file in UTF-8.") from error
+
+
+def _example(place: str, index: int, row: Mapping[str, Any]) -> Example:
+    query, answer = _text(row, ("input",)), _text(row, ANSWER_COLUMNS)
+    if not query or not answer:
+        raise DataError(
+            f"{place}: no text in {'answer_icliniq' if query else 'input'}; its columns are {sorted(map(str, row))}",
+            remedy="each row needs the patient's query (input) and the doctor's answer (answer_icliniq, or output).",
+        )
+    if any("\ud800" <= character <= "\udfff" for character in query + answer):
+        raise DataError(
+            f"{place}: a text holds half of a surrogate pair, which no UTF-8 file can hold",
+            remedy="write the character itself, or both halves of its escape.",
+        )
+    return Example(f"chatdoctor-{index}", (Message("user", query),), answer)
+
+
+def _text(row: Mapping[str, Any], columns: Sequence[str]) -> str:
+    """The first of the columns that holds more than white space, stripped; else nothing."""
+    texts = (row[column].strip() for column in columns if isinstance(row.get(column), str))
+    return next((text for text in texts if text), "")

@@ -1,0 +1,146 @@
+"""Metrics for a user's own prompts, by rule: a pattern, JSON that says the same, the number at the end.
+
+Each has the values 0 and 1. Exact match and containment are in `backmerge.benchmarks.files`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Hashable
+from decimal import Decimal
+from typing import Any
+
+from backmerge.benchmarks.protocol import Metric
+from backmerge.errors import ConfigError, DataError
+from backmerge.records import Example
+
+FENCED = re.compile(r"```[\w+-]*[^\S\n]*\n?(.*?)(?:```|\Z)", re.DOTALL)
+# Not the 2 of "H2O"; a sign only where it takes nothing away: "10-5" ends in 5, "x=-5" in -5. Commas in threes belong
+# to the number. Four digits of exponent, so that no answer can ask for a number of any size.
+NUMBER = re.compile(
+    r"(?:(?<![\w.)])(?P<sign>[-+−])[$€£]?)?"
+    r"(?<![^\W\d])(?<!\d)(?<!\d\.)(?P<value>(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{1,4}(?!\w))?)"
+)
+
+
+def pattern_match(pattern: str | None = None) -> Metric:
+    r"""A metric that looks for a pattern (as Python's `re` has it) anywhere in the answer.
+
+    Without a group in it, the pattern alone decides: 1 if it is found. With one, what the first group caught where the
+    pattern is found first (as in lm-eval's filters) is compared with the reference, but for white space at the ends
+    and letter case. Without a pattern, each example's reference is its pattern.
+
+    >>> from backmerge.records import Message
+    >>> example = Example("a", (Message("user", "2 + 3?"),), "5")
+    >>> pattern_match(r"the answer is (\d+)")(example, "So the answer is 5.")
+    1.0
+
+    The pattern is the user's own; one that backtracks without end is not stopped.
+
+    Raises:
+        ConfigError: the pattern is not a regular expression.
+        DataError: when called, where an example's reference is to be the pattern and is none.
+    """
+    given = None if pattern is None else _compiled(pattern)
+
+    def metric(example: Example, answer: str) -> float:
+        compiled = given or _compiled_reference(example)
+        match = compiled.search(answer)
+        if match is None or given is None or not compiled.groups:
+            return float(match is not None)
+        caught = (match[1] or "").strip().casefold()
+        return float(caught == _reference(example).strip().casefold())
+
+    return metric
+
+
+def json_equal(example: Example, answer: str) -> float:
+    """1 if answer and reference are JSON of the same content.
+
+    The order of keys and white space do not count; that of lists does. 1 is 1.0, but not true and not "1". The answer
+    is its first fenced block, if it has one, else all of it.
+
+    Raises:
+        DataError: the reference is not JSON.
+    """
+    try:
+        expected = _same_if_equal(_loads(_reference(example)))
+    except (ValueError, RecursionError) as error:
+        raise DataError(
+            f"the reference of example '{example.id}' is not JSON: {getattr(error, 'msg', error)}",
+            remedy="score this file with another metric, or mend the reference.",
+        ) from error
+    fenced = FENCED.search(answer)
+    try:
+        return float(_same_if_equal(_loads(fenced[1] if fenced else answer)) == expected)
+    except (ValueError, RecursionError):
+        return 0.0
+
+
+def final_number(example: Example, answer: str) -> float:
+    """1 if the last number in the answer is the last in the reference.
+
+    Compared as decimals: 1,000.0 is 1000 (commas in groups of three are left out), 50 % is 50, not 0.5. As in GSM8K,
+    where a reference ends in "#### 18".
+
+    Raises:
+        DataError: the reference holds no number.
+    """
+    expected = _last_number(_reference(example))
+    if expected is None:
+        raise DataError(
+            f"the reference of example '{example.id}' holds no number",
+            remedy="score this file with another metric, or mend the reference.",
+        )
+    return float(_last_number(answer) == expected)
+
+
+def _last_number(text: str) -> Decimal | None:
+    matches = list(NUMBER.finditer(text))
+    if not matches:
+        return None
+    number = Decimal(matches[-1]["value"].replace(",", ""))
+    return -number if matches[-1]["sign"] in {"-", "−"} else number
+
+
+def _loads(text: str) -> Any:
+    return json.loads(text, parse_constant=_refuse)  # NaN and Infinity are no JSON
+
+
+def _refuse(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _same_if_equal(value: Any) -> Hashable:
+    """A form of a JSON value in which only what JSON holds for equal is equal: to Python, True is 1."""
+    if isinstance(value, dict):
+        return ("object", frozenset((key, _same_if_equal(one)) for key, one in value.items()))
+    if isinstance(value, list):
+        return ("list", tuple(_same_if_equal(one) for one in value))
+    if isinstance(value, bool):
+        return ("word", value)
+    return ("value", value)
+
+
+def _compiled_reference(example: Example) -> re.Pattern[str]:
+    try:
+        return _compiled(_reference(example))
+    except ConfigError as error:
+        raise DataError(
+            f"the reference of example '{example.id}' is no pattern: {error.message}", remedy=error.remedy
+        ) from error
+
+
+def _compiled(pattern: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise ConfigError(
+            f"not a regular expression, at character {error.pos}: {error.msg}",
+            remedy="signs such as ( [ * + ? . stand for themselves with a backslash in front.",
+        ) from error
+
+
+def _reference(example: Example) -> str:
+    return example.reference or ""

@@ -1,0 +1,212 @@
+"""OpenFunctions: a request and the functions that may be called; the answer is the call.
+
+Data: the test set of Gorilla OpenFunctions v1 (112 rows of `question`, `function`, `model_answer`),
+`openfunctions/openfunctions-v1/gorilla_openfunctions_v1_test.json` of the repository ShishirPatil/gorilla, Apache-2.0.
+The training set of the same release (JSON Lines of `Instruction`, `Functions`, `Output`) is read too.
+
+Worked example: "Get weather information for Paris, France for the next 5 days." with the specification of
+`weather.forecast(location, days)`; right is `weather.forecast(location="Paris, France", days=5)`, and so is
+`weather.forecast(days=5, location="paris france")`: see `backmerge.benchmarks.function_calls`. The paper scores the
+same answers by BERTScore F1.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from backmerge.benchmarks.function_calls import is_right_call
+from backmerge.errors import DataError
+from backmerge.records import Example, Message
+
+FUNCTIONS_LINE = "You may call these functions:"
+
+QUESTION_COLUMNS = ("question", "Instruction")
+FUNCTION_COLUMNS = ("function", "Functions")
+# what a list in the column means: other right answers (test set), or calls to be made together (training set)
+ALTERNATIVES_COLUMN, TOGETHER_COLUMN = "model_answer", "Output"
+
+
+def function_prompt(question: str, functions: Any) -> str:
+    r"""The user's turn for a request and the functions that may be called, in evaluation and in fine-tuning.
+
+    Three parts, each on lines of its own: the question, `You may call these functions:`, and the specifications as
+    one line of JSON, always a list, keys in the order of the data.
+
+    >>> print(function_prompt("Find the time in Tokyo.", {"api_call": "time.now", "parameters": {}}))
+    Find the time in Tokyo.
+    You may call these functions:
+    [{"api_call": "time.now", "parameters": {}}]
+
+    Args:
+        question: The request; white space at its ends is left out.
+        functions: One specification or a list of them: mappings, or texts of JSON or of a Python literal (as in the
+            training set). A text that is neither stays a text.
+    """
+    listed = json.dumps(specifications(functions), ensure_ascii=False)
+    return f"{question.strip()}\n{FUNCTIONS_LINE}\n{listed}"
+
+
+def specifications(functions: Any) -> list[Any]:
+    """The functions' specifications as a list, parsed where they are texts."""
+    if isinstance(functions, str):
+        functions = _parsed(functions)
+    return [_parsed(one) for one in functions] if isinstance(functions, list) else [functions]
+
+
+def openfunctions_examples(path: Path | None) -> tuple[Example, ...]:
+    """The rows of a file in the form of OpenFunctions, in its order.
+
+    An example's reference is the first right answer; `facts["references"]` holds all of them as a JSON list, and
+    `facts["parameters"]` the parameters' names of each function, in order, as a JSON object.
+
+    Args:
+        path: A JSON list or JSON Lines. The test set has no copy on the hub that is known to us.
+
+    Raises:
+        DataError: there is no file, or a row lacks its question, its functions or its answer; names the row.
+    """
+    if path is None:
+        raise DataError(
+            "OpenFunctions' test set is on no hub, and no file was given",
+            remedy="take openfunctions/openfunctions-v1/gorilla_openfunctions_v1_test.json from the repository "
+            "ShishirPatil/gorilla, and give its path.",
+        )
+    examples = tuple(_example(i, place, row) for i, (place, row) in enumerate(json_rows(path)))
+    if not examples:
+        raise DataError(f"{path} holds no rows", remedy="give OpenFunctions' test set, or a file like it.")
+    return examples
+
+
+def call_match(example: Example, answer: str) -> float:
+    """1 if the answer makes the call of one of the right answers, by the rules of `is_right_call`."""
+    references = example.facts.get("references")
+    parameters = example.facts.get("parameters", "{}")
+    return float(
+        is_right_call(
+            answer,
+            [example.reference or ""] if references is None else json.loads(references),
+            json.loads(parameters),
+        )
+    )
+
+
+def json_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Each object of a JSON list or of JSON Lines, with its place for messages ("FILE, row 3").
+
+    Raises:
+        DataError: the file cannot be read, is not JSON, or holds something else than objects.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read {path}: {error}", remedy="give a JSON file in UTF-8.") from error
+    if text.lstrip().startswith("["):
+        rows = [(f"{path}, row {i}", row) for i, row in enumerate(_loaded(str(path), text), start=1)]
+    else:
+        # not splitlines: it also cuts at characters that JSON allows within a text
+        lines = ((f"{path}, line {i}", line) for i, line in enumerate(text.split("\n"), start=1) if line.strip())
+        rows = [(place, _loaded(place, line)) for place, line in lines]
+    for place, row in rows:
+        if not isinstance(row, dict):
+            raise DataError(f"{place}: not a JSON object", remedy='write {"column": value, ...} for each row.')
+        yield place, row
+
+
+def _loaded(place: str, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:  # beside JSONDecodeError: a number of too many digits
+        raise DataError(
+            f"{place}: not JSON: {getattr(error, 'msg', error)}",
+            remedy="the file is to be one JSON list, or one JSON object a line.",
+        ) from error
+
+
+def _example(index: int, place: str, row: Mapping[str, Any]) -> Example:
+    question = _column(place, row, QUESTION_COLUMNS)
+    if not isinstance(question, str):
+        raise DataError(f"{place}: the question is no text", remedy="write it in quotes.")
+    functions = _column(place, row, FUNCTION_COLUMNS)
+    references = _references(place, row)
+    prompt = function_prompt(question, functions)
+    if any("\ud800" <= character <= "\udfff" for text in (prompt, *references) for character in text):
+        raise DataError(
+            f"{place}: a text holds half of a surrogate pair, which no UTF-8 file can hold",
+            remedy="write the character itself, or both halves of its escape.",
+        )
+    facts = {
+        "references": json.dumps(references, ensure_ascii=False),
+        "parameters": json.dumps(parameter_names(functions), ensure_ascii=False),
+    }
+    return Example(f"openfunctions-{index}", (Message("user", prompt),), references[0], facts=facts)
+
+
+def _references(place: str, row: Mapping[str, Any]) -> list[str]:
+    """Every right answer."""
+    value = _column(place, row, (ALTERNATIVES_COLUMN, TOGETHER_COLUMN))
+    values = value if isinstance(value, list) else [value]
+    texts = [one.strip() for one in values if isinstance(one, str) and one.strip()]
+    if len(texts) < len(values):
+        raise DataError(f"{place}: an answer is empty, or no text", remedy="give each call as a text.")
+    return texts if ALTERNATIVES_COLUMN in row else ["\n".join(texts)]
+
+
+def _column(place: str, row: Mapping[str, Any], names: Sequence[str]) -> Any:
+    value = next((row[name] for name in names if name in row), None)
+    if value in (None, [], {}) or (isinstance(value, str) and not value.strip()):
+        raise DataError(
+            f"{place}: nothing in '{names[0]}'; its columns are {sorted(str(key) for key in row)}",
+            remedy=f"name it '{names[0]}' or '{names[1]}', as OpenFunctions does.",
+        )
+    return value
+
+
+def parameter_names(functions: Any) -> dict[str, list[str]]:
+    """Each function's name to the names of its parameters, in order, as far as its specification tells.
+
+    The function's name in a call is `api_call` or `api_name`, else `name`. Parameters are read from JSON Schema's
+    `properties`, or from a list of mappings with `name`; other forms give none.
+    """
+    names: dict[str, list[str]] = {}
+    for one in specifications(functions):
+        if not isinstance(one, Mapping):
+            continue
+        name = next((one[key] for key in ("api_call", "api_name", "name") if one.get(key)), None)
+        parameters = one.get("parameters")
+        if isinstance(parameters, Mapping):
+            parameters = parameters.get("properties")
+        if isinstance(parameters, Mapping):
+            names[str(name)] = [str(key) for key in parameters]
+        elif isinstance(parameters, list) and all(isinstance(each, Mapping) and "name" in each for each in parameters):
+            names[str(name)] = [str(each["name"]) for each in parameters]
+    return names
+
+
+def _parsed(text: Any) -> Any:
+    """The mapping or list in a text of JSON or of a Python literal; anything else as it is."""
+    if not isinstance(text, str):
+        return text
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # "\\d" is an unknown escape, and no fault of ours
+                value = parse(text.strip())
+        # literal_eval: TypeError on unhashable keys, MemoryError on what is nested too deeply
+        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+            continue
+        if isinstance(value, dict | list) and _is_json(value):
+            return value
+    return text
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        return False
+    return True

@@ -37,6 +37,14 @@ CORPUS = ["How do I mend a kite?", "Take the tape and work in the hall.", "Sorry
 ModelFactory = Callable[..., Path]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Answers of other runs, and the user's cache, are not of these tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BACKMERGE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_tokenizer() -> Any:
     """A byte-level BPE tokenizer of about 300 tokens with a chat template."""

@@ -59,7 +59,8 @@ Utility = Annotated[
     list[str] | None,
     typer.Option(
         metavar="NAME|FILE",
-        help="What it was tuned for: a benchmark's name, or a .jsonl/.csv file with prompts and answers.",
+        help="What it was tuned for: a benchmark's name (NAME=DATA with your copy of its data), lm-eval:TASK, or a "
+        ".jsonl/.csv file with prompts and answers.",
     ),
 ]
 Safety = Annotated[
@@ -69,6 +70,24 @@ Safety = Annotated[
 OverRefusal = Annotated[
     list[str] | None,
     typer.Option(metavar="NAME|FILE", help="Harmless requests that may be refused: a name, or a file with prompts."),
+]
+SecondJudge = Annotated[
+    str | None, typer.Option(help="Another judge, shown beside the first with their agreement; decides nothing.")
+]
+CodeExecution = Annotated[
+    bool,
+    typer.Option(
+        "--allow-code-execution",
+        help="Run code that a model has written (HumanEval) with weaker walls where bubblewrap does not work.",
+    ),
+]
+NoCache = Annotated[bool, typer.Option("--no-cache", help="Take no answers over from earlier runs, and keep none.")]
+Engine = Annotated[str, typer.Option(help="What runs the models: transformers, vllm, openai (a server).")]
+EngineOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--engine-option", metavar="KEY=VALUE", help="The engine's own, such as url=http://localhost:8000/v1."
+    ),
 ]
 JudgeName = Annotated[
     str,
@@ -107,6 +126,7 @@ def run(
     out: Annotated[Path | None, typer.Option("--out", help="The run directory; default runs/FILE's name.")] = None,
     set_: SetOption = None,
     allow_plugins: Plugins = False,
+    allow_code_execution: CodeExecution = False,
     strict: Strict = False,
 ) -> None:
     """Carry out an experiment file, or go on with it where it was.
@@ -116,7 +136,14 @@ def run(
     from backmerge.config import load_yaml
 
     place = out if out is not None else Path("runs") / experiment.stem
-    _run(load_yaml(experiment), set_ or (), place, allow_plugins=allow_plugins, strict=strict)
+    _run(
+        load_yaml(experiment),
+        set_ or (),
+        place,
+        allow_plugins=allow_plugins,
+        allow_code_execution=allow_code_execution,
+        strict=strict,
+    )
 
 
 @app.command()
@@ -130,6 +157,7 @@ def restore(
     safety: Safety = None,
     over_refusal: OverRefusal = None,
     judge: JudgeName = "refusal-phrases",
+    second_judge: SecondJudge = None,
     method: Annotated[str, typer.Option(help="Merge method.")] = "linear",
     lam: Annotated[str, typer.Option(help="λs to try, the share of the tuned side.")] = "0.2,0.4,0.6,0.8",
     margin: Annotated[
@@ -140,8 +168,12 @@ def restore(
     dtype: Dtype = "auto",
     batch_size: BatchSize = 64,
     max_new_tokens: MaxNewTokens = 512,
+    engine: Engine = "transformers",
+    engine_option: EngineOption = None,
+    no_cache: NoCache = False,
     set_: SetOption = None,
     allow_plugins: Plugins = False,
+    allow_code_execution: CodeExecution = False,
     strict: Strict = False,
 ) -> None:
     """Give back a safe version of a tuned model: sweep λ, choose it, confirm it on other prompts, write it, report.
@@ -159,10 +191,19 @@ def restore(
         "merge": [{"method": method, "lam": numbers("--lam", lam)}],
         "evaluate": _evaluate_values(
             utility, safety, over_refusal, judge, limit, device, dtype, batch_size, max_new_tokens
-        ),
+        )
+        | {"second_judge": second_judge, "cache": not no_cache},
         "choice": {"margin": margin},
     }
-    _run(Document("the command line", values, {}), set_ or (), out, allow_plugins=allow_plugins, strict=strict)
+    values["evaluate"]["engine"] |= {"name": engine, "options": _options(engine_option or ())}
+    _run(
+        Document("the command line", values, {}),
+        set_ or (),
+        out,
+        allow_plugins=allow_plugins,
+        allow_code_execution=allow_code_execution,
+        strict=strict,
+    )
 
 
 app.command()(finetune)
@@ -176,39 +217,57 @@ app.command()(plan)
 def evaluate(
     model: Annotated[str, typer.Argument(help="A model, or an adapter with --base: a folder or a hub id.")],
     out: Out,
-    base: Annotated[str | None, typer.Option(help="The base of an adapter.")] = None,
+    base: Annotated[str | None, typer.Option(help="The base of an adapter, or of merges.")] = None,
+    lam: Annotated[
+        str | None, typer.Option(help="Measure merges with --base at these λs instead, such as 0,0.4,1.")
+    ] = None,
+    method: Annotated[str, typer.Option(help="Of the merges.")] = "linear",
     utility: Utility = None,
     safety: Safety = None,
     over_refusal: OverRefusal = None,
     judge: JudgeName = "refusal-phrases",
+    second_judge: SecondJudge = None,
     limit: Limit = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     batch_size: BatchSize = 64,
     max_new_tokens: MaxNewTokens = 512,
+    engine: Engine = "transformers",
+    engine_option: EngineOption = None,
+    no_cache: NoCache = False,
+    set_: SetOption = None,
     allow_plugins: Plugins = False,
+    allow_code_execution: CodeExecution = False,
 ) -> None:
-    """Measure one model on benchmarks or files of your own.
+    """Measure a model, an adapter, or merges over many λs, on benchmarks or files of your own.
 
     Example: backmerge evaluate demo --safety demo-harmful --judge demo-rule --out runs/base
+
+    Over λ: backmerge evaluate LORA --base BASE --lam 0,0.2,0.4,0.6,0.8,1 --safety advbench --over-refusal xstest
+    --judge wildguard --engine vllm --out runs/sweep
     """
-    from backmerge.config import Document, validated
+    from backmerge.config import Document, validated, with_overrides
     from backmerge.pipeline.single import SingleEvaluation, evaluate_model
     from backmerge.reporting.console import print_scores
 
     if not (utility or safety or over_refusal):
         raise ConfigError("nothing to measure", remedy="give --utility, --safety or --over-refusal.")
-    values = {
+    values: dict[str, Any] = {
         "model": model,
         "base": base,
+        "lam": [] if lam is None else numbers("--lam", lam),
+        "method": method,
         "evaluate": _evaluate_values(
             utility, safety, over_refusal, judge, limit, device, dtype, batch_size, max_new_tokens
-        ),
+        )
+        | {"second_judge": second_judge, "cache": not no_cache},
     }
-    settings = validated(SingleEvaluation, Document("the command line", values, {}))
+    values["evaluate"]["engine"] |= {"name": engine, "options": _options(engine_option or ())}
+    document = with_overrides(Document("the command line", values, {}), set_ or ())
+    settings = validated(SingleEvaluation, document)
     _quieten()
     with _stoppable(out):
-        results = evaluate_model(settings, out, allow_plugins=allow_plugins)
+        results = evaluate_model(settings, out, allow_plugins=allow_plugins, allow_code_execution=allow_code_execution)
     print_scores(results, out)
 
 
@@ -275,6 +334,7 @@ def _run(
     out: Path,
     *,
     allow_plugins: bool = False,
+    allow_code_execution: bool = False,
     strict: bool = False,
 ) -> None:
     from backmerge.config import validated, with_overrides
@@ -286,7 +346,9 @@ def _run(
     from backmerge.reporting.console import print_summary
 
     with _stoppable(out):
-        finished: Finished = run_experiment(experiment, out, allow_plugins=allow_plugins)
+        finished: Finished = run_experiment(
+            experiment, out, allow_plugins=allow_plugins, allow_code_execution=allow_code_execution
+        )
     print_summary(finished.results, out)
     if strict and finished.verdict != "restored":
         raise NotShownError(f"the verdict is '{finished.verdict}', and --strict asks for 'restored'")
@@ -322,6 +384,19 @@ def _evaluate_values(
         "engine": {"device": device, "dtype": dtype, "batch_size": batch_size},
         "sampling": {"max_new_tokens": max_new_tokens},
     }
+
+
+def _options(pairs: Sequence[str]) -> dict[str, Any]:
+    """KEY=VALUE options, values read as YAML."""
+    import yaml
+
+    options: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not (key and equals):
+            raise ConfigError(f"--engine-option {pair}: expected KEY=VALUE", remedy="such as max_model_len=4096.")
+        options[key] = yaml.safe_load(text)
+    return options
 
 
 def _quieten() -> None:

@@ -6,7 +6,6 @@ import importlib.util
 import os
 import platform
 import shutil
-import subprocess
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -24,7 +23,7 @@ class Finding(NamedTuple):
 
 
 def examine() -> Iterator[Finding]:
-    """Look at the machine; runs nothing but `bwrap` on `true`."""
+    """Look at the machine; runs nothing but a trial of the sandbox."""
     from backmerge import __version__
 
     yield Finding("backmerge", f"{__version__} on Python {platform.python_version()}, {platform.system()}")
@@ -41,7 +40,7 @@ def examine() -> Iterator[Finding]:
     for extra, module in EXTRAS.items():
         found = importlib.util.find_spec(module) is not None
         yield Finding(extra, "installed" if found else "absent", "" if found else f"pip install 'backmerge[{extra}]'")
-    yield _sandbox()
+    yield sandbox_finding()
     offline = os.environ.get("HF_HUB_OFFLINE", "0") not in {"", "0"}
     yield Finding("hub", "off (HF_HUB_OFFLINE is set): models from folders only" if offline else "asked when needed")
 
@@ -72,15 +71,12 @@ def _memory_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def _sandbox() -> Finding:
-    """Whether bubblewrap works here, found out by running it."""
-    advice = "wanted for benchmarks that run model-written code; on Debian: apt install bubblewrap"
-    if shutil.which("bwrap") is None:
-        return Finding("sandbox", "bubblewrap is absent", advice)
-    command = ["bwrap", "--unshare-all", "--ro-bind", "/usr", "/usr", "--symlink", "usr/lib", "/lib"]
-    command += ["--symlink", "usr/lib64", "/lib64", "/usr/bin/true"]
-    try:
-        works = subprocess.run(command, capture_output=True, timeout=10, check=False).returncode == 0
-    except (OSError, subprocess.TimeoutExpired):
-        works = False
-    return Finding("sandbox", "bubblewrap works") if works else Finding("sandbox", "bubblewrap fails here", advice)
+def sandbox_finding() -> Finding:
+    """What keeps model-written code apart here, found out by running a program in it."""
+    from backmerge.sandbox import available_level
+
+    level, about = available_level()
+    if level == "bubblewrap":
+        return Finding("sandbox", f"bubblewrap {about} works")
+    advice = "wanted for benchmarks that run model-written code; on Debian: apt-get install bubblewrap"
+    return Finding("sandbox", about, advice)

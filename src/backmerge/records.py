@@ -90,6 +90,16 @@ class Verdict:
     harmful: bool | None
     refusal: bool | None
     reason: str = ""
+    sample: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """What a scorer found of one example, in [0, 1]; `None` where it could not tell."""
+
+    example: str
+    metric: str
+    value: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +115,7 @@ class Score:
         unscored: Examples whose verdict could not be read; not in `n`.
         low, high: The 95 % interval.
         value_if_unscored_0, value_if_unscored_1: The value under both readings of the unscored.
+        category_mean: The mean over categories, each counted alike, where there are several.
     """
 
     model: str
@@ -120,9 +131,10 @@ class Score:
     unscored: int
     value_if_unscored_0: float
     value_if_unscored_1: float
+    category_mean: float | None = None
 
 
-Record = TypeVar("Record", Example, Completion, Verdict, Score)
+Record = TypeVar("Record", Example, Completion, Verdict, Value, Score)
 
 
 def to_json(record: Any) -> str:

@@ -44,7 +44,11 @@ def test_json_lines_by_hand(tmp_path: Path) -> None:
         {"question": "And 0 + 0?", "expected": 0},
     ).replace("\n", "\n\n", 1)
     found = from_file(written(tmp_path / "sums.jsonl", content), "utility")
-    assert (found.name, found.kind, list(found.metrics)) == ("sums", "utility", ["exact_match", "contains_reference"])
+    assert (found.name, found.kind, found.scorer and found.scorer.metrics) == (
+        "sums",
+        "utility",
+        ("exact_match", "contains_reference"),
+    )
     first, second = found.examples
     assert first == Example("q1", (Message("system", "Be brief."), Message("user", "What is 2 + 3?")), "5", "sums")
     assert second == Example("sums-3", (Message("user", "And 0 + 0?"),), "0")
@@ -72,7 +76,7 @@ def test_advbench_as_published() -> None:
     found = from_file(ADVBENCH, "safety")
     assert len(found.examples) == len({one.id for one in found.examples}) == 520
     assert found.kind == "safety"
-    assert not found.metrics
+    assert found.scorer is None
     assert all(one.prompt.strip() for one in found.examples)
 
 

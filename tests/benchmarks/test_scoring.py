@@ -1,26 +1,26 @@
 """From values to scores: what is counted, what is unscored, and what cannot be overlooked."""
 
-import sys
-from types import ModuleType
-from typing import Any
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backmerge.benchmarks.advbench import advbench
 from backmerge.benchmarks.files import contains_reference, exact_match
+from backmerge.benchmarks.metrics import PerAnswer, Together
 from backmerge.benchmarks.protocol import Benchmark
 from backmerge.benchmarks.scoring import (
     over_refusal_values,
     primary_metric,
     safety_values,
     score,
-    utility_values,
 )
 from backmerge.errors import DataError
-from backmerge.records import Completion, Example, Message, Score, Verdict
+from backmerge.judging.refusal_phrases import RefusalPhrases
+from backmerge.records import Example, Message, Score, Verdict
 from backmerge.statistics import wilson
+
+WORDS = [f"w{number}" for number in range(40)]
 
 
 def examples(number: int) -> list[Example]:
@@ -97,49 +97,65 @@ def test_the_nine_verdicts(harmful: bool | None, refusal: bool | None) -> None:
 
 def test_utility_is_by_metric() -> None:
     """Every metric gives every example its value; the first is the one that λ is chosen on."""
-    metrics = {"exact_match": exact_match, "contains_reference": contains_reference}
+    scorer = PerAnswer({"exact_match": exact_match, "contains_reference": contains_reference})
     some = examples(2)
-    benchmark = Benchmark("b", "utility", tuple(some), 8, metrics)
-    answers = [Completion("e0", "", "0", 1, finished=True), Completion("e1", "", "it is 1", 3, finished=True)]
-    found = utility_values(benchmark, some, answers)
-    assert found == {"exact_match": {"e0": 1.0, "e1": 0.0}, "contains_reference": {"e0": 1.0, "e1": 1.0}}
+    benchmark = Benchmark("b", "utility", tuple(some), 8, scorer)
+    found = scorer(some, [["0"], ["it is 1"]], lambda _: None)
+    assert found == {"exact_match": [1.0, 0.0], "contains_reference": [1.0, 1.0]}
+    assert scorer(some, [["0", "1"], ["1", "1"]], lambda _: None)["exact_match"] == [0.5, 1.0]
     assert primary_metric(benchmark) == "exact_match"
     assert primary_metric(Benchmark("b", "safety", (), 8)) == "asr"
     assert primary_metric(Benchmark("b", "over_refusal", (), 8)) == "over_refusal"
     with pytest.raises(ValueError, match="shorter"):
-        utility_values(benchmark, some, answers[:1])
+        scorer(some, [["0"]], lambda _: None)
 
 
-def hub(monkeypatch: pytest.MonkeyPatch, answer: Any) -> None:
-    """Put a `datasets` in place that gives this, or raises it."""
-    module = ModuleType("datasets")
-
-    def load_dataset(name: str, split: str) -> Any:
-        assert (name, split) == ("walledai/AdvBench", "train")
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
-    module.load_dataset = load_dataset  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "datasets", module)
+def test_scorers_together() -> None:
+    """Metrics of several scorers stand in one table, and their identities in one."""
+    one, other = PerAnswer({"exact_match": exact_match}), PerAnswer({"contains_reference": contains_reference}, "7")
+    together = Together(one, other)
+    assert together.metrics == ("exact_match", "contains_reference")
+    assert one.identity in together.identity
+    assert other.identity in together.identity
+    assert together(examples(1), [["it is 0"]], lambda _: None) == {"exact_match": [0.0], "contains_reference": [1.0]}
 
 
-def test_advbench_from_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows of `prompt` and `target` become prompts with ids of their own; the target is not kept."""
-    hub(monkeypatch, [{"prompt": "a", "target": "Sure"}, {"prompt": "b", "target": "Sure"}])
-    found = advbench()
-    assert found.kind == "safety"
-    assert [(e.id, e.prompt, e.reference) for e in found.examples] == [
-        ("advbench-0", "a", None),
-        ("advbench-1", "b", None),
+def test_several_samples_of_a_prompt() -> None:
+    """The rate is the mean over samples; any-of-k asks whether one harms, and knows nothing where one is unread."""
+    verdicts = [
+        Verdict("a", harmful, refusal=not harmful, sample=i) for i, harmful in enumerate((True, False, False, False))
     ]
+    verdicts += [Verdict("b", harmful, refusal=None, sample=i) for i, harmful in enumerate((False, None))]
+    verdicts += [Verdict("c", harmful, refusal=None, sample=i) for i, harmful in enumerate((True, None))]
+    found = safety_values(verdicts)
+    assert found["asr"] == {"a": 0.25, "b": 0.0, "c": 1.0}
+    assert found["asr_any"] == {"a": 1.0, "b": None, "c": 1.0}
+    assert found["non_refusal"] == {"a": 0.25, "b": None, "c": None}
+    assert "asr_any" not in safety_values([Verdict("a", harmful=True, refusal=False)])
 
 
-@pytest.mark.parametrize("error", [ConnectionError("no network\nat all"), ValueError("gated"), OSError()])
-def test_advbench_without_the_hub(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    """What the hub does not give is one line, with a way round it; also where the error says nothing."""
-    hub(monkeypatch, error)
-    with pytest.raises(DataError, match=r"could not be fetched from the hub: .+") as caught:
-        advbench()
-    assert "at all" not in str(caught.value)
-    assert "--safety" in (caught.value.remedy or "")
+def test_what_a_judge_has_no_opinion_on_is_left_out() -> None:
+    """A judge of harm alone gives no rate of refusals, rather than one that nobody found."""
+
+    class HarmAlone(RefusalPhrases):
+        finds_refusals = False
+
+    assert list(safety_values([Verdict("a", harmful=True, refusal=None)], HarmAlone())) == ["asr"]
+
+
+def test_values_that_are_no_coins_get_a_bootstrap_interval() -> None:
+    """Equal partial values leave no doubt about the mean's spread, where a coin's interval would."""
+    some = [replace(e, messages=(Message("user", f"{w} {w}ing"),)) for e, w in zip(examples(40), WORDS, strict=True)]
+    values = {e.id: 0.5 + 0.01 * (i % 3) for i, e in enumerate(some)}
+    found = score("m", "b", "all", "f1", some, values)
+    assert 0.5 < found.low < found.value < found.high < 0.52
+    coins = score("m", "b", "all", "em", some, {e.id: float(i % 2) for i, e in enumerate(some)})
+    assert (coins.low, coins.high) == pytest.approx(wilson(20, 40))
+
+
+def test_the_mean_over_categories() -> None:
+    """Each category counts alike, however many rows it has; with one category there is none."""
+    some = [replace(e, category="x" if i < 3 else "y") for i, e in enumerate(examples(4))]
+    values = {"e0": 1.0, "e1": 1.0, "e2": 1.0, "e3": 0.0}
+    assert score("m", "b", "all", "em", some, values).category_mean == 0.5
+    assert score("m", "b", "all", "em", examples(4), values).category_mean is None

@@ -113,12 +113,22 @@ def test_no_prompt_is_on_both_sides(examples: list[Example], share: float, seed:
     assert list(validation) == [one for one in examples if one in validation]
     assert not {one.prompt for one in training} & {one.prompt for one in validation}
     assert len(validation) <= max(1, share * len(examples) + 0.5)
+    assert training or not examples
     assert (training, validation) == split(examples, share, seed)
 
 
 @pytest.mark.parametrize(
     ("number", "share", "held_out"),
-    [(10_000, 0.1, 1000), (2211, 0.1, 221), (100, 0, 0), (5, 0.1, 1), (2, 0.1, 1), (1, 0.5, 0), (0, 0.1, 0)],
+    [
+        (10_000, 0.1, 1000),
+        (2211, 0.1, 221),
+        (100, 0, 0),
+        (2, 0.99, 1),
+        (5, 0.1, 1),
+        (2, 0.1, 1),
+        (1, 0.5, 0),
+        (0, 0.1, 0),
+    ],
 )
 def test_how_many_are_held_out(number: int, share: float, held_out: int) -> None:
     """The share, rounded; one at least of two or more; nothing where nothing is asked for."""

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import pytest
 
+from backmerge.benchmarks.metrics import PerAnswer
 from backmerge.benchmarks.protocol import Benchmark
 from backmerge.pipeline.decision import confirmation_of
 from backmerge.pipeline.evaluation import Outcome
@@ -20,7 +21,7 @@ NUM_PROMPTS = 300
 CHOSEN = points_of([SweepSettings(lam=(0.5,))])[-1]
 EXAMPLES = tuple(Example(f"p{i}", (Message("user", f"word{i}"),), cluster=f"c{i}") for i in range(NUM_PROMPTS))
 SAFETY = Benchmark("harm", "safety", EXAMPLES, 4)
-UTILITY = Benchmark("task", "utility", EXAMPLES, 4, {"right": lambda example, answer: 1.0})
+UTILITY = Benchmark("task", "utility", EXAMPLES, 4, PerAnswer({"right": lambda example, answer: 1.0}))
 
 
 def measured(outcomes: Outcomes, point: Point, tuned: str | None, *, harmful: int, unscored: int) -> None:
@@ -30,7 +31,7 @@ def measured(outcomes: Outcomes, point: Point, tuned: str | None, *, harmful: in
     asr += [0.0] * (NUM_PROMPTS - len(asr))
     for benchmark, metric, values in ((SAFETY, "asr", asr), (UTILITY, "right", [1.0] * NUM_PROMPTS)):
         by_example = {example.id: value for example, value in zip(EXAMPLES, values, strict=True)}
-        outcomes.add(Outcome(member, benchmark, "confirmation", EXAMPLES, (), (), {metric: by_example}))
+        outcomes.add(Outcome(member, benchmark, "confirmation", EXAMPLES, (), (), (), {metric: by_example}))
 
 
 def conclusion(*, harmful: int, unscored: int, unscored_of_base: int = 0) -> dict[str, Any]:

@@ -31,7 +31,7 @@ def prepared_with(experiment: Experiment) -> Prepared:
     """The experiment with its safety benchmarks only: splits need no model."""
     benchmarks = tuple(find_benchmark(name, "safety") for name in experiment.evaluate.safety)
     nothing = cast("Any", None)
-    return Prepared(experiment, nothing, {}, (), benchmarks, nothing, allow_plugins=False)
+    return Prepared(experiment, nothing, {}, {}, benchmarks, nothing, None, allow_plugins=False)
 
 
 def test_benchmarks_that_share_prompts_share_the_cut(tmp_path: Path) -> None:

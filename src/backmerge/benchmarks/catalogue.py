@@ -2,31 +2,88 @@
 
 from __future__ import annotations
 
+import inspect
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from backmerge.benchmarks.files import from_file
-from backmerge.benchmarks.protocol import Benchmark, Kind
+from backmerge.benchmarks.protocol import NOTHING_ALLOWED, Allowed, Benchmark, BenchmarkSettings, Kind
 from backmerge.errors import ConfigError, DataError
+from backmerge.records import Example, Message
 from backmerge.registry import BENCHMARKS, is_plugin, resolve
 
+LM_EVAL = "lm-eval:"  # and the harness's own name for the task
+SAMPLING = ("num_samples", "temperature", "top_p", "top_k")
 
-def find_benchmark(name: str, kind: Kind, *, allow_plugins: bool = False) -> Benchmark:
+
+def named(text: str) -> BenchmarkSettings:
+    """The settings that a word on the command line stands for: NAME, FILE, or NAME=DATA for a copy of its data."""
+    name, equals, data = text.partition("=")
+    if equals and (name in BENCHMARKS.entries or name.startswith(LM_EVAL)):
+        return BenchmarkSettings(name=name, data=data)
+    return BenchmarkSettings(name=text)
+
+
+def find_benchmark(asked: str | BenchmarkSettings, kind: Kind, allowed: Allowed = NOTHING_ALLOWED) -> Benchmark:
     """The benchmark of that name, or of the prompts in that file.
 
     Raises:
         ConfigError: there is no such name, or it is of another kind.
         DataError: the file is missing or cannot be read.
     """
+    settings = named(asked) if isinstance(asked, str) else asked
+    benchmark = _made(settings, kind, allowed)
+    if benchmark.kind != kind:
+        raise ConfigError(
+            f"'{settings.name}' measures {benchmark.kind}, and is asked for as {kind}",
+            remedy=f"put it under {benchmark.kind}.",
+        )
+    return _as_asked(benchmark, settings)
+
+
+def _made(settings: BenchmarkSettings, kind: Kind, allowed: Allowed) -> Benchmark:
+    name = settings.name
+    if name.startswith(LM_EVAL):
+        from backmerge.benchmarks.lm_eval_benchmark import lm_eval
+
+        return lm_eval(settings, allowed)
     path = Path(name).expanduser()
     if name not in BENCHMARKS.entries and not (is_plugin(name) and not path.exists()):
         if path.is_file():
-            return from_file(path, kind)
+            return from_file(path, kind, settings)
         if path.suffix or "/" in name:
             raise DataError(f"there is no file '{name}'", remedy="give a .jsonl or .csv file, or a benchmark's name.")
-    benchmark: Benchmark = resolve(BENCHMARKS, name, allow_plugins=allow_plugins)()
-    if benchmark.kind != kind:
+    factory: Any = resolve(BENCHMARKS, name, allow_plugins=allowed.plugins)
+    if "allowed" in inspect.signature(factory).parameters:  # one that runs what models write
+        made: Benchmark = factory(settings, allowed=allowed)
+    else:
+        made = factory(settings)
+    return made
+
+
+def _as_asked(benchmark: Benchmark, settings: BenchmarkSettings) -> Benchmark:
+    """The benchmark with what the settings say otherwise."""
+    drawn = {name: value for name in SAMPLING if (value := getattr(settings, name)) is not None}
+    if benchmark.choices is not None and (drawn or settings.prefill or settings.max_new_tokens):
         raise ConfigError(
-            f"'{name}' measures {benchmark.kind}, and is asked for as {kind}",
-            remedy=f"put it under {benchmark.kind}.",
+            f"'{benchmark.name}' compares likelihoods and generates nothing",
+            remedy="leave its sampling, its limit and its prefill out.",
         )
-    return benchmark
+    return replace(
+        benchmark,
+        sampling={**benchmark.sampling, **drawn},
+        max_new_tokens=settings.max_new_tokens or benchmark.max_new_tokens,
+        examples=tuple(_example(e, settings) for e in benchmark.examples),
+    )
+
+
+def _example(example: Example, settings: BenchmarkSettings) -> Example:
+    messages = example.messages
+    if settings.system is not None and not settings.name.startswith(LM_EVAL) and settings.name != "bbh":
+        messages = tuple(message for message in messages if message.role != "system")
+        if settings.system:
+            messages = (Message("system", settings.system), *messages)
+    if messages == example.messages and not settings.prefill:
+        return example
+    return replace(example, messages=messages, prefill=settings.prefill or example.prefill)

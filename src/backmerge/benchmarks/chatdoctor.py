@@ -16,16 +16,43 @@ from __future__ import annotations
 import csv
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from backmerge.benchmarks.bertscore import DEFAULT_MODEL, BertScorer
+from backmerge.benchmarks.metrics import BertScoreF1
 from backmerge.benchmarks.openfunctions import json_rows
+from backmerge.benchmarks.options import options_of
+from backmerge.benchmarks.protocol import Benchmark, BenchmarkSettings
 from backmerge.errors import DataError
 from backmerge.records import Example, Message
 
+SYSTEM = "If you are a doctor, please answer the medical questions based on the patient's description."
 HUB_NAME = "lavita/ChatDoctor-iCliniq"
 NUM_QUERIES = 1000
 ANSWER_COLUMNS = ("answer_icliniq", "output")
+
+
+def chatdoctor(settings: BenchmarkSettings) -> Benchmark:
+    """Queries, scored by BERTScore F1 against the doctor's answer.
+
+    Options: `num_queries`, `seed` (of their sample), `model` and `layer` (of BERTScore).
+
+    Raises:
+        DataError: as `chatdoctor_examples`.
+    """
+    options = options_of(settings, {"num_queries": None, "seed": None, "model": DEFAULT_MODEL, "layer": None})
+    path = None if settings.data is None else Path(settings.data).expanduser()
+    examples = chatdoctor_examples(path, options["num_queries"], options["seed"])
+    return Benchmark(
+        "chatdoctor",
+        "utility",
+        tuple(replace(e, messages=(Message("system", SYSTEM), *e.messages)) for e in examples),
+        max_new_tokens=512,
+        scorer=BertScoreF1(BertScorer(options["model"], options["layer"])),
+        sampling={"repetition_penalty": 1.2},
+    )
 
 
 def chatdoctor_examples(

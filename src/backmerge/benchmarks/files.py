@@ -8,9 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from backmerge.benchmarks.protocol import Benchmark, Kind
-from backmerge.errors import DataError
+from backmerge.benchmarks.matching import final_number, json_equal, pattern_match
+from backmerge.benchmarks.metrics import BertScoreF1, PerAnswer, Together
+from backmerge.benchmarks.protocol import Benchmark, BenchmarkSettings, Kind, Metric, Scorer
+from backmerge.errors import ConfigError, DataError
 from backmerge.records import Example, Message
+from backmerge.registry import closest
 
 PROMPT_COLUMNS = ("prompt", "goal", "question", "instruction", "input", "query", "behavior")
 REFERENCE_COLUMNS = ("reference", "answer", "completion", "output", "response", "expected")
@@ -28,7 +31,16 @@ def contains_reference(example: Example, answer: str) -> float:
     return float((example.reference or "").strip().casefold() in answer.casefold())
 
 
-def from_file(path: Path, kind: Kind) -> Benchmark:
+METRICS: Mapping[str, Metric] = {
+    "exact_match": exact_match,
+    "contains_reference": contains_reference,
+    "json_equal": json_equal,
+    "final_number": final_number,
+}
+DEFAULT_METRICS = ("exact_match", "contains_reference")
+
+
+def from_file(path: Path, kind: Kind, settings: BenchmarkSettings | None = None) -> Benchmark:
     """A benchmark of a user's own prompts.
 
     The prompt is taken from the first of the columns `prompt`, `goal`, `question`, `instruction`, `input`, `query`,
@@ -38,24 +50,79 @@ def from_file(path: Path, kind: Kind) -> Benchmark:
     used if present.
 
     Worked example, a line of JSON Lines for utility: `{"prompt": "What is 2 + 3?", "answer": "5"}`, scored by
-    `exact_match` (which λ is chosen on) and `contains_reference`.
+    `exact_match` (which λ is chosen on) and `contains_reference` unless the settings name other metrics.
 
     Raises:
         DataError: the file is missing, has no prompt column, or a row lacks what it needs; names the line.
+        ConfigError: there is no metric of a name.
     """
-    rows = list(_rows(path))
+    rows = list(rows_of(path))
     if not rows:
         raise DataError(f"{path} holds no rows", remedy="put one prompt on each line.")
     examples = tuple(_example(path, line, row, needs_reference=kind == "utility") for line, row in rows)
     repeated = len(examples) - len({example.id for example in examples})
     if repeated:
         raise DataError(f"{path} uses {repeated} ids more than once", remedy="make `id` unique, or leave it out.")
-    metrics = {"exact_match": exact_match, "contains_reference": contains_reference} if kind == "utility" else {}
-    return Benchmark(path.stem, kind, examples, DEFAULT_MAX_NEW_TOKENS, metrics)
+    scorer = _scorer(settings or BenchmarkSettings(name=str(path))) if kind == "utility" else None
+    return Benchmark(path.stem, kind, examples, DEFAULT_MAX_NEW_TOKENS, scorer)
 
 
-def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """Line number and values of each row."""
+def prompts_of(path: str | Path, stem: str, columns: Sequence[str]) -> tuple[Example, ...]:
+    """A published data set's prompts from a copy of its file, each under the first of the columns that a row has.
+
+    Raises:
+        DataError: the file is missing, or a row has none of the columns; names the line.
+    """
+    path = Path(path).expanduser()
+    examples: list[Example] = []
+    for line, row in rows_of(path):
+        prompt = _text(path, line, row, columns)
+        if prompt is None:
+            raise DataError(
+                f"{path}, line {line}: no text under {' or '.join(columns)}",
+                remedy="give the file as its authors published it.",
+            )
+        category = _text(path, line, row, CATEGORY_COLUMNS)
+        examples.append(Example(f"{stem}-{len(examples)}", (Message("user", prompt),), category=category))
+    if not examples:
+        raise DataError(f"{path} holds no rows", remedy="give the file as its authors published it.")
+    return tuple(examples)
+
+
+def _scorer(settings: BenchmarkSettings) -> Scorer:
+    names = settings.metrics or DEFAULT_METRICS
+    options = dict(settings.options)
+    scorers: list[Scorer] = []
+    for name in names:
+        if name in METRICS:
+            scorers.append(PerAnswer({name: METRICS[name]}))
+        elif name == "pattern_match":
+            pattern = options.pop("pattern", None)
+            scorers.append(PerAnswer({name: pattern_match(pattern)}, identity=f"1:{pattern}"))
+        elif name == "bertscore":
+            from backmerge.benchmarks.bertscore import DEFAULT_MODEL, BertScorer
+
+            scorers.append(BertScoreF1(BertScorer(options.pop("model", DEFAULT_MODEL), options.pop("layer", None))))
+        else:
+            known = (*METRICS, "pattern_match", "bertscore")
+            raise ConfigError(
+                f"there is no metric named '{name}'{closest(name, known)}", remedy=f"known: {', '.join(known)}."
+            )
+    if options:
+        raise ConfigError(
+            f"{settings.name}: unknown options {', '.join(options)}",
+            remedy="pattern goes with the metric pattern_match, model and layer with bertscore.",
+        )
+    return Together(*scorers)
+
+
+def rows_of(path: str | Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Line number and values of each row of a JSON Lines or CSV file.
+
+    Raises:
+        DataError: it cannot be read; names the line.
+    """
+    path = Path(path).expanduser()
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
             if path.suffix.lower() == ".csv":

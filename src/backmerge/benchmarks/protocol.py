@@ -2,14 +2,99 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
+from pydantic import Field
+
+from backmerge.config import Settings
+from backmerge.generation.protocol import LogLikelihood
 from backmerge.records import Example
 
 Kind = Literal["utility", "safety", "over_refusal"]
 Metric = Callable[[Example, str], float]
+ScoreTable = dict[str, list[float | None]]  # metric to a value in [0, 1] for each example, or None where unscored
+
+
+class Allowed(NamedTuple):
+    """What the user has given leave for, on the command line and nowhere else.
+
+    Attributes:
+        plugins: Code of their own, as package.module:function.
+        code_execution: Code that a model has written, also where bubblewrap does not work.
+    """
+
+    plugins: bool = False
+    code_execution: bool = False
+
+
+NOTHING_ALLOWED = Allowed()
+
+
+class BenchmarkSettings(Settings):
+    """Which benchmark, and what of it is done otherwise than it does by itself.
+
+    Attributes:
+        name: From the table of benchmarks, lm-eval:TASK, a .jsonl or .csv file, or package.module:function.
+        data: Your own copy of its data: a file, or a folder of files.
+        system: System prompt instead of its own; `""` for none.
+        prefill: The beginning of each answer, put into the model's mouth: safety that is only a few tokens deep does
+            not withstand it.
+        num_samples: Answers to each prompt.
+        temperature: Of the sampling; 0 is greedy.
+        top_p: Nucleus.
+        top_k: Only the k most likely tokens; 0 for all.
+        max_new_tokens: Generation limit, in tokens.
+        metrics: Of a file of your own: exact_match, contains_reference, json_equal, final_number, pattern_match,
+            bertscore. λ is chosen on the first.
+        options: The benchmark's own; `backmerge list benchmarks` names them.
+    """
+
+    name: str
+    data: str | None = None
+    system: str | None = None
+    prefill: str = ""
+    num_samples: Annotated[int, Field(gt=0)] | None = None
+    temperature: Annotated[float, Field(ge=0)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=0)] | None = None
+    max_new_tokens: Annotated[int, Field(gt=0)] | None = None
+    metrics: tuple[str, ...] = ()
+    options: Mapping[str, Any] = Field(default_factory=dict)
+
+
+class Scorer(Protocol):
+    """Finds the values of answers, all at once.
+
+    Attributes:
+        metrics: Names; decisions are taken on the first.
+        identity: Changes whenever the values may; part of the key under which they are kept.
+    """
+
+    @property
+    def metrics(self) -> tuple[str, ...]: ...  # noqa: D102 - described above
+
+    @property
+    def identity(self) -> str: ...  # noqa: D102
+
+    def __call__(
+        self, examples: Sequence[Example], answers: Sequence[Sequence[str]], advance: Callable[[int], None]
+    ) -> ScoreTable:
+        """A value for each example and metric; `answers[i]` are the samples that answer `examples[i]`."""
+        ...
+
+
+class Choices(Protocol):
+    """A benchmark that is scored by how likely given answers are, and not by what is generated."""
+
+    def pairs(self, tokenizer: Any, examples: Sequence[Example]) -> list[tuple[str, str]]:
+        """Contexts and continuations, all examples' in a row."""
+        ...
+
+    def score(self, examples: Sequence[Example], found: Sequence[LogLikelihood]) -> ScoreTable:
+        """A value for each example and metric, from the likelihoods of its pairs."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -18,16 +103,19 @@ class Benchmark:
 
     Attributes:
         name: As in the table of benchmarks, or the file's name.
-        kind: `utility` is scored by `metrics`; `safety` and `over_refusal` by a judge (as ASR, and as the share of
+        kind: `utility` is scored by `scorer`; `safety` and `over_refusal` by a judge (as ASR, and as the share of
             harmless prompts refused).
         examples: Every prompt, in a fixed order.
         max_new_tokens: The generation limit.
-        metrics: For `utility`: name to function of (example, answer) with values in [0, 1]. The first is the one
-            that λ is chosen on.
+        scorer: For `utility`.
+        sampling: How answers are drawn, where the benchmark says so, by the names of `Sampling`.
+        choices: For `utility` by likelihood; answers are not generated then, and `scorer` only names the metrics.
     """
 
     name: str
     kind: Kind
     examples: tuple[Example, ...]
     max_new_tokens: int
-    metrics: Mapping[str, Metric] = field(default_factory=dict)
+    scorer: Scorer | None = None
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    choices: Choices | None = None

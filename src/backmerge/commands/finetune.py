@@ -161,10 +161,11 @@ def _carry_out(
 def _benchmarks(safety: Sequence[str] | None, *, allow_plugins: bool) -> list[Benchmark]:
     """The safety benchmarks to compare with; of those that nobody asked for, what can be had."""
     from backmerge.benchmarks.catalogue import find_benchmark
+    from backmerge.benchmarks.protocol import Allowed
     from backmerge.progress import say
 
     if safety is not None:
-        return [find_benchmark(name, "safety", allow_plugins=allow_plugins) for name in safety if name != "none"]
+        return [find_benchmark(name, "safety", Allowed(plugins=allow_plugins)) for name in safety if name != "none"]
     found = []
     for name in SAFETY:
         try:

@@ -146,9 +146,9 @@ def split(examples: Sequence[Example], share: float, seed: int) -> tuple[tuple[E
     """Training and validation examples, both in the order in which they came, with no prompt in both.
 
     Whole groups of examples with the same prompt are held out, in the order of a hash of the prompt with the seed,
-    as long as they fit in the share of the examples, rounded, but one at least where there are two.
+    as long as they fit in the share of the examples, rounded; of two examples or more, one at least goes to each side.
     """
-    target = max(1, round(share * len(examples))) if share and len(examples) > 1 else 0
+    target = min(max(1, round(share * len(examples))), len(examples) - 1) if share else 0
     groups: dict[int, list[int]] = defaultdict(list)
     for index, example in enumerate(examples):
         groups[_hashed("validation", seed, example)].append(index)

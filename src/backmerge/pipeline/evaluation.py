@@ -1,18 +1,33 @@
-"""Answers, verdicts and values of one model on one benchmark, each kept as a unit of the run."""
+"""Answers, verdicts and values of models on benchmarks, each kept as a unit of the run.
+
+Three passes over all that is to be measured, so that the model that answers and the one that judges need not fit the
+device together, and an engine that serves many variants at once gets all prompts of all of them: answer, judge, score.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 from backmerge.benchmarks.protocol import Benchmark
-from backmerge.benchmarks.scoring import Values, over_refusal_values, safety_values, score, utility_values
-from backmerge.errors import RunError
-from backmerge.generation.protocol import Generator, Sampling
+from backmerge.benchmarks.scoring import Values, over_refusal_values, safety_values, score
+from backmerge.errors import GenerationError, RunError
+from backmerge.generation.cache import CompletionCache, tokenizer_identity
+from backmerge.generation.protocol import Generator, Request, Sampling, answers, release
 from backmerge.judging.protocol import Judge
 from backmerge.pipeline.points import Member
-from backmerge.records import Completion, Example, Score, Verdict, to_json
+from backmerge.records import Completion, Example, Score, Value, Verdict, to_json
 from backmerge.runs import RunDirectory, key_of
+
+
+class Job(NamedTuple):
+    """One model on one benchmark's split."""
+
+    member: Member
+    benchmark: Benchmark
+    split: str
+    examples: Sequence[Example]
 
 
 @dataclass(frozen=True)
@@ -20,8 +35,10 @@ class Outcome:
     """What one model did on one benchmark's split.
 
     Attributes:
+        completions: In the order of the examples, each one's samples in a row; none where likelihoods are compared.
+        verdicts: Of the judge, one for each completion; empty for utility.
+        second_verdicts: Of the second judge, if there is one.
         values: Metric to each example's value.
-        verdicts: Empty for utility.
     """
 
     member: Member
@@ -30,6 +47,7 @@ class Outcome:
     examples: tuple[Example, ...]
     completions: tuple[Completion, ...]
     verdicts: tuple[Verdict, ...]
+    second_verdicts: tuple[Verdict, ...]
     values: Mapping[str, Values]
 
     @property
@@ -48,57 +66,214 @@ class Evaluator:
         run: Where units are kept.
         engine: Answers prompts.
         judge: Finds refusals and harm.
-        sampling: How answers are drawn.
+        sampling: How answers are drawn where a benchmark does not say.
         max_unscored: Share of a benchmark that the judge may leave unscored.
+        second: Another judge, whose verdicts stand beside the first one's.
+        cache: Answers of earlier runs; none are looked for without it.
     """
 
     def __init__(
-        self, run: RunDirectory, engine: Generator, judge: Judge, sampling: Sampling, max_unscored: float
+        self,
+        run: RunDirectory,
+        engine: Generator,
+        judge: Judge,
+        sampling: Sampling,
+        max_unscored: float,
+        *,
+        second: Judge | None = None,
+        cache: CompletionCache | None = None,
     ) -> None:
         self.run = run
         self.engine = engine
         self.judge = judge
         self.sampling = sampling
         self.max_unscored = max_unscored
+        self.second = second
+        self.cache = cache
         self.num_generated = 0
+        self.num_from_cache = 0
+        self._judged: dict[tuple[str, str, str], Verdict] = {}
 
-    def evaluate(
-        self,
-        member: Member,
-        benchmark: Benchmark,
-        split: str,
-        examples: Sequence[Example],
-        advance: Callable[[int], None],
-    ) -> Outcome:
-        """Generate, judge and value, as far as it is not done yet.
+    def evaluate(self, jobs: Sequence[Job], advance: Callable[[int], None], *, is_fresh: bool = False) -> list[Outcome]:
+        """Generate, judge and score, as far as it is not done yet.
+
+        Args:
+            jobs: What is measured.
+            advance: Told of examples that are answered.
+            is_fresh: Whether answers of other runs are not looked for: a confirmation is what was measured now.
 
         Raises:
             RunError: the judge left too many answers unscored.
         """
+        completions = self._answer(jobs, advance, is_fresh=is_fresh)
+        likelihoods = {place: self._compare(job, advance) for place, job in enumerate(jobs) if job.benchmark.choices}
+        release_before_judging = any(hasattr(judge, "release") for judge in (self.judge, self.second))
+        if release_before_judging and any(job.benchmark.kind != "utility" for job in jobs):
+            release(self.engine)
+        verdicts = self._verdicts(self.judge, jobs, completions)
+        second = self._verdicts(self.second, jobs, completions) if self.second is not None else [[] for _ in jobs]
+        outcomes = []
+        for place, job in enumerate(jobs):
+            values = likelihoods.get(place) or self._values(job, completions[place], verdicts[place])
+            outcome = Outcome(
+                job.member,
+                job.benchmark,
+                job.split,
+                tuple(job.examples),
+                tuple(completions[place]),
+                tuple(verdicts[place]),
+                tuple(second[place]),
+                values,
+            )
+            self._check_unscored(outcome)
+            outcomes.append(outcome)
+        return outcomes
+
+    def _sampling(self, benchmark: Benchmark) -> Sampling:
         limit = min(self.sampling.max_new_tokens, benchmark.max_new_tokens)
-        sampling = self.sampling.model_copy(update={"max_new_tokens": limit})
-        asked = key_of([to_json(example) for example in examples])
-        key = key_of(member.variant.identity, self.engine.identity, sampling.model_dump(), asked)
-        if self.run.has_unit("completions", key):
-            advance(len(examples))
-        else:
-            self.num_generated += len(examples)
-        completions = self.run.unit(
-            "completions",
-            key,
-            Completion,
-            lambda: self.engine.generate(member.variant, examples, sampling, advance),
+        return self.sampling.model_copy(update={**benchmark.sampling, "max_new_tokens": limit})
+
+    def _key(self, job: Job) -> str:
+        asked = key_of([to_json(example) for example in job.examples])
+        sampling = self._sampling(job.benchmark).model_dump()
+        return key_of(job.member.variant.identity, self.engine.identity, sampling, asked)
+
+    def _scope(self, job: Job) -> str:
+        variant = job.member.variant
+        return key_of(
+            variant.identity,
+            tokenizer_identity(variant.base.directory),
+            self.engine.identity,
+            self._sampling(job.benchmark).model_dump(),
         )
-        verdicts: list[Verdict] = []
-        if benchmark.kind == "utility":
-            values = utility_values(benchmark, examples, completions)
-        else:
-            judged = key_of(key, self.judge.identity)
-            verdicts = self.run.unit("verdicts", judged, Verdict, lambda: self.judge(examples, completions))
-            values = safety_values(verdicts) if benchmark.kind == "safety" else over_refusal_values(verdicts)
-        outcome = Outcome(member, benchmark, split, tuple(examples), tuple(completions), tuple(verdicts), values)
-        self._check_unscored(outcome)
-        return outcome
+
+    def _answer(self, jobs: Sequence[Job], advance: Callable[[int], None], *, is_fresh: bool) -> list[list[Completion]]:
+        """Each job's completions, what is missing generated together."""
+        cache = None if is_fresh else self.cache
+        keys = [self._key(job) for job in jobs]
+        kept: dict[int, dict[str, list[Completion]]] = {}
+        requests: list[Request] = []
+        places: list[int] = []
+        for place, job in enumerate(jobs):
+            if job.benchmark.choices is not None:
+                continue
+            if self.run.has_unit("completions", keys[place]):
+                advance(len(job.examples))
+                continue
+            kept[place] = cache.find(self._scope(job), job.examples) if cache is not None else {}
+            missing = [example for example in job.examples if example.id not in kept[place]]
+            self.num_from_cache += len(kept[place])
+            advance(len(kept[place]))
+            if missing:
+                requests.append(Request(job.member.variant, missing, self._sampling(job.benchmark)))
+                places.append(place)
+            else:
+                self._keep(job, keys[place], kept[place])
+        for number, made in answers(self.engine, requests, advance):
+            place, request = places[number], requests[number]
+            self.num_generated += len(request.examples)
+            if cache is not None:
+                cache.keep(self._scope(jobs[place]), request.examples, made)
+            found = kept[place]
+            for completion in made:
+                found.setdefault(completion.example, []).append(completion)
+            self._keep(jobs[place], keys[place], found)
+        return [
+            []
+            if job.benchmark.choices is not None
+            else self.run.unit("completions", keys[place], Completion, lambda: ())
+            for place, job in enumerate(jobs)
+        ]
+
+    def _keep(self, job: Job, key: str, found: Mapping[str, Sequence[Completion]]) -> None:
+        """Write a job's completions as a unit, in the order of its examples."""
+        self.run.unit("completions", key, Completion, lambda: [c for e in job.examples for c in found[e.id]])
+
+    def _compare(self, job: Job, advance: Callable[[int], None]) -> dict[str, Values]:
+        """The values of a benchmark that compares likelihoods."""
+        choices = job.benchmark.choices
+        assert choices is not None
+        assert job.benchmark.scorer is not None
+
+        def make() -> Iterator[Value]:
+            from backmerge.generation.chat import load_tokenizer
+
+            likelihoods: Any = getattr(self.engine, "log_likelihoods", None)
+            if likelihoods is None:
+                raise GenerationError(
+                    f"'{job.benchmark.name}' compares likelihoods, which the engine {self.engine.identity['engine']} "
+                    "does not give",
+                    remedy="measure it on another engine: --engine transformers.",
+                )
+            tokenizer = load_tokenizer(job.member.variant.base.directory, needs_template=False)
+            pairs = choices.pairs(tokenizer, job.examples)
+            found = likelihoods(job.member.variant, pairs, lambda _: None)
+            self.num_generated += len(job.examples)
+            for metric, values in choices.score(job.examples, found).items():
+                for example, value in zip(job.examples, values, strict=True):
+                    yield Value(example.id, metric, value)
+
+        key = key_of(self._key(job), job.benchmark.scorer.identity)
+        records = self.run.unit("values", key, Value, make)
+        advance(len(job.examples))
+        return _by_metric(records)
+
+    def _verdicts(
+        self, judge: Judge, jobs: Sequence[Job], completions: Sequence[Sequence[Completion]]
+    ) -> list[list[Verdict]]:
+        """Each job's verdicts; an answer that was judged before to the same prompt is not judged again."""
+        found: list[list[Verdict]] = []
+        for job, given in zip(jobs, completions, strict=True):
+            if job.benchmark.kind == "utility":
+                found.append([])
+                continue
+            key = key_of(self._key(job), judge.identity)
+            by_id = {example.id: example for example in job.examples}
+            asked = [by_id[completion.example] for completion in given]
+            verdicts = self.run.unit("verdicts", key, Verdict, lambda e=asked, g=given: self._judge(judge, e, g))  # type: ignore[misc]
+            for example, completion, verdict in zip(asked, given, verdicts, strict=True):
+                self._judged[_pair(judge, example, completion)] = verdict
+            found.append(verdicts)
+        free = getattr(judge, "release", None)
+        if free is not None:
+            free()
+        return found
+
+    def _judge(self, judge: Judge, examples: Sequence[Example], given: Sequence[Completion]) -> list[Verdict]:
+        """One verdict per completion, as far as there is none from this run asked of the judge."""
+        pairs = [_pair(judge, example, completion) for example, completion in zip(examples, given, strict=True)]
+        new = [place for place, pair in enumerate(pairs) if pair not in self._judged]
+        made = judge([examples[place] for place in new], [given[place] for place in new])
+        if len(made) != len(new):
+            raise RunError(
+                f"the judge {judge.name} gave {len(made)} verdicts for {len(new)} completions",
+                remedy="a judge gives one verdict for each completion, in order; None where it cannot tell.",
+            )
+        for place, verdict in zip(new, made, strict=True):
+            self._judged[pairs[place]] = verdict
+        return [
+            replace(self._judged[pair], example=completion.example, sample=completion.sample)
+            for pair, completion in zip(pairs, given, strict=True)
+        ]
+
+    def _values(self, job: Job, completions: Sequence[Completion], verdicts: Sequence[Verdict]) -> dict[str, Values]:
+        if job.benchmark.kind == "safety":
+            return safety_values(verdicts, self.judge)
+        if job.benchmark.kind == "over_refusal":
+            return over_refusal_values(verdicts)
+        scorer = job.benchmark.scorer
+        assert scorer is not None
+
+        def make() -> Iterator[Value]:
+            samples: dict[str, list[str]] = {example.id: [] for example in job.examples}
+            for completion in completions:
+                samples[completion.example].append(completion.text)
+            table = scorer(job.examples, list(samples.values()), lambda _: None)
+            for metric, values in table.items():
+                for example, value in zip(job.examples, values, strict=True):
+                    yield Value(example.id, metric, value)
+
+        return _by_metric(self.run.unit("values", key_of(self._key(job), scorer.identity), Value, make))
 
     def _check_unscored(self, outcome: Outcome) -> None:
         for metric, values in outcome.values.items():
@@ -110,3 +285,15 @@ class Evaluator:
                     f"{self.max_unscored:.0%} allowed: its rates would mean little",
                     remedy="look at records/verdicts.jsonl, take another judge, or raise choice.max_unscored.",
                 )
+
+
+def _pair(judge: Judge, example: Example, completion: Completion) -> tuple[str, str, str]:
+    asked = key_of([[m.role, m.content] for m in example.messages], dict(example.facts))
+    return judge.identity, asked, completion.text
+
+
+def _by_metric(records: Sequence[Value]) -> dict[str, Values]:
+    values: dict[str, Values] = {}
+    for record in records:
+        values.setdefault(record.metric, {})[record.example] = record.value
+    return values

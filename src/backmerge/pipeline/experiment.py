@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from backmerge.benchmarks.catalogue import named
+from backmerge.benchmarks.protocol import BenchmarkSettings
 from backmerge.config import Settings
 from backmerge.finetuning.settings import FinetuneSettings
 from backmerge.generation.protocol import EngineSettings, Sampling
@@ -33,31 +35,34 @@ class SweepSettings(Settings):
     seed: int = 0
 
 
-def _named(value: Any) -> Any:
-    """A bare name stands for settings that hold no more."""
-    return {"name": value} if isinstance(value, str) else value
+JudgeChoice = Annotated[JudgeSettings, BeforeValidator(lambda v: {"name": v} if isinstance(v, str) else v)]
+BenchmarkChoice = Annotated[BenchmarkSettings, BeforeValidator(lambda v: named(v) if isinstance(v, str) else v)]
 
 
 class EvaluateSettings(Settings):
     """What is measured, and how.
 
     Attributes:
-        utility: Benchmarks (names, or .jsonl and .csv files) of what was tuned for.
+        utility: Benchmarks (names, or .jsonl and .csv files; or settings with more) of what was tuned for.
         safety: Benchmarks of harmful requests.
         over_refusal: Benchmarks of harmless requests that may be refused.
         judge: Finds refusals and harm: a name from the table of judges, or settings with its model and engine.
+        second_judge: Another one, whose verdicts are shown beside the first one's; nothing is decided on them.
         limit: At most so many prompts of each split, for a quick try.
         engine: What runs the models.
-        sampling: How answers are drawn; a benchmark's own generation limit holds where it is lower.
+        sampling: How answers are drawn; a benchmark's own way holds where it has one, and the lower of the two limits.
+        cache: Whether answers of earlier runs are taken over, and these kept for later ones.
     """
 
-    utility: tuple[str, ...] = ()
-    safety: tuple[str, ...] = ()
-    over_refusal: tuple[str, ...] = ()
-    judge: Annotated[JudgeSettings, BeforeValidator(_named)] = JudgeSettings()
+    utility: tuple[BenchmarkChoice, ...] = ()
+    safety: tuple[BenchmarkChoice, ...] = ()
+    over_refusal: tuple[BenchmarkChoice, ...] = ()
+    judge: JudgeChoice = JudgeSettings()
+    second_judge: JudgeChoice | None = None
     limit: Annotated[int, Field(gt=0)] | None = None
     engine: EngineSettings = EngineSettings()
     sampling: Sampling = Sampling()
+    cache: bool = True
 
 
 class ReportSettings(Settings):

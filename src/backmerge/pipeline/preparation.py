@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from backmerge.benchmarks.catalogue import find_benchmark
-from backmerge.benchmarks.protocol import Benchmark, Kind
+from backmerge.benchmarks.protocol import NOTHING_ALLOWED, Allowed, Benchmark, Kind
 from backmerge.benchmarks.split import SPLITS, Split, split_examples
 from backmerge.checkpoints.adapter import open_weights
 from backmerge.checkpoints.compare import check_same_shape
@@ -43,6 +43,7 @@ class Prepared:
         training: Seed to what it is tuned on; empty if nothing is to be tuned.
         benchmarks: All of them.
         judge: Finds refusals and harm.
+        second_judge: Another one, if there is one.
         allow_plugins: Whether the user's own code may be run.
     """
 
@@ -52,6 +53,7 @@ class Prepared:
     training: Mapping[int, TrainingData]
     benchmarks: tuple[Benchmark, ...]
     judge: Judge
+    second_judge: Judge | None
     allow_plugins: bool
 
     @property
@@ -84,7 +86,7 @@ class Prepared:
         return halves
 
 
-def prepare(experiment: Experiment, *, allow_plugins: bool = False) -> Prepared:
+def prepare(experiment: Experiment, *, allow_plugins: bool = False, allow_code_execution: bool = False) -> Prepared:
     """Find and check the models, data, benchmarks, methods and judge; writes nothing.
 
     Raises:
@@ -99,8 +101,9 @@ def prepare(experiment: Experiment, *, allow_plugins: bool = False) -> Prepared:
             )
         check_models(method, sweep.method, 1, ())
         check_parameters(method, sweep.method, {**sweep.parameters, "lam": sweep.lam[0]})
-    judge = find_judge(experiment.evaluate.judge, allow_plugins=allow_plugins)
-    benchmarks = find_benchmarks(experiment.evaluate, allow_plugins=allow_plugins)
+    judge, second = find_judges(experiment.evaluate, allow_plugins=allow_plugins)
+    benchmarks = find_benchmarks(experiment.evaluate, Allowed(allow_plugins, allow_code_execution))
+    check_judge(judge, benchmarks)
     base = Checkpoint(locate_model(experiment.base))
     load_tokenizer(base.directory)
     training: dict[int, TrainingData] = {}
@@ -117,6 +120,7 @@ def prepare(experiment: Experiment, *, allow_plugins: bool = False) -> Prepared:
         training,
         benchmarks,
         judge,
+        second,
         allow_plugins,
     )
     _check_splits(prepared)
@@ -134,6 +138,40 @@ def find_judge(settings: JudgeSettings, *, allow_plugins: bool = False) -> Judge
     return judge
 
 
+def find_judges(settings: EvaluateSettings, *, allow_plugins: bool = False) -> tuple[Judge, Judge | None]:
+    """The judge, and the second one if there is one; both can be had.
+
+    Raises:
+        BackmergeError: there is none of that name, or its model is missing.
+    """
+    judge = find_judge(settings.judge, allow_plugins=allow_plugins)
+    second = None
+    if settings.second_judge is not None:
+        second = find_judge(settings.second_judge, allow_plugins=allow_plugins)
+    for found in (judge, second):
+        # a judge's identity is that of its model too: what is missing is found before hours of answers
+        _ = found.identity if found is not None else None
+    return judge, second
+
+
+def check_judge(judge: Judge, benchmarks: Sequence[Benchmark]) -> None:
+    """Whether the judge finds what is measured.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    for kind, finds, what in (
+        ("safety", judge.finds_harm, "harm"),
+        ("over_refusal", judge.finds_refusals, "refusals"),
+    ):
+        of_kind = [benchmark.name for benchmark in benchmarks if benchmark.kind == kind]
+        if of_kind and not finds:
+            raise ConfigError(
+                f"the judge {judge.name} says nothing about {what}, which {of_kind[0]} measures",
+                remedy="take another judge, such as wildguard.",
+            )
+
+
 def make_engine(settings: EvaluateSettings, *, allow_plugins: bool = False) -> Generator:
     """The engine of that name, on its device.
 
@@ -145,16 +183,14 @@ def make_engine(settings: EvaluateSettings, *, allow_plugins: bool = False) -> G
     return engine
 
 
-def find_benchmarks(settings: EvaluateSettings, *, allow_plugins: bool = False) -> tuple[Benchmark, ...]:
+def find_benchmarks(settings: EvaluateSettings, allowed: Allowed = NOTHING_ALLOWED) -> tuple[Benchmark, ...]:
     """All benchmarks that are asked for, each once.
 
     Raises:
         ConfigError: two go by the same name, or one is unknown or of another kind.
         DataError: a file cannot be read.
     """
-    found = [
-        find_benchmark(name, kind, allow_plugins=allow_plugins) for kind in KINDS for name in getattr(settings, kind)
-    ]
+    found = [find_benchmark(asked, kind, allowed) for kind in KINDS for asked in getattr(settings, kind)]
     names = [benchmark.name for benchmark in found]
     for name in names:
         if names.count(name) > 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
@@ -13,8 +14,16 @@ from backmerge.errors import RunError
 from backmerge.pipeline.evaluation import Outcome
 from backmerge.pipeline.points import Point
 from backmerge.pipeline.preparation import pooled, pooled_id
-from backmerge.records import Score
-from backmerge.statistics import PairedDifference, paired_difference, t_interval, wilson
+from backmerge.records import Completion, Score, Verdict, to_json
+from backmerge.runs import RunDirectory, write_whole
+from backmerge.statistics import (
+    PairedDifference,
+    agreement,
+    bootstrap_difference,
+    paired_difference,
+    t_interval,
+    wilson,
+)
 
 SCHEMA_VERSION = 1
 
@@ -96,11 +105,15 @@ class Outcomes:
                 f"no prompt of {', '.join(names)} ({split}) has a value of {metric} for both {point} and {against}",
                 remedy="the judge left all of them unscored: take another judge, or more prompts.",
             )
-        return paired_difference(
-            [pair[0] for pair in pairs.values()],
-            [pair[1] for pair in pairs.values()],
-            [clusters[example] for example in pairs],
-        )
+        first = [pair[0] for pair in pairs.values()]
+        second = [pair[1] for pair in pairs.values()]
+        # means over models of what is 0 or 1 are held by Tango's intervals; other values by the bootstrap's
+        compare = paired_difference if self._is_rate(point, names[0], split, metric) else bootstrap_difference
+        return compare(first, second, [clusters[example] for example in pairs])
+
+    def _is_rate(self, point: str, benchmark: str, split: str, metric: str) -> bool:
+        found = self.at(point, benchmark, split)
+        return all(value in (0.0, 1.0, None) for outcome in found for value in outcome.values[metric].values())
 
     def _values(
         self, point: str, benchmark: str, split: str, metric: str, tuned: str | None, unscored: float | None
@@ -186,6 +199,37 @@ def score_rows(outcomes: Outcomes) -> list[dict[str, Any]]:
     return [dataclasses.asdict(score) for outcome in outcomes.all() for score in outcome.scores]
 
 
+def agreement_rows(outcomes: Outcomes) -> list[dict[str, Any]]:
+    """Where there are two judges: their agreement on each model and benchmark, both rates, and where they differ.
+
+    Prompts are named by their ids. Nothing is averaged over the judges.
+    """
+    rows: list[dict[str, Any]] = []
+    for outcome in outcomes.all():
+        if not outcome.second_verdicts:
+            continue
+        is_safety = outcome.benchmark.kind == "safety"
+        first, second = (
+            [verdict.harmful if is_safety else verdict.refusal for verdict in verdicts]
+            for verdicts in (outcome.verdicts, outcome.second_verdicts)
+        )
+        rows.append(
+            {
+                "model": outcome.member.name,
+                "benchmark": outcome.benchmark.name,
+                "split": outcome.split,
+                "finding": "harmful" if is_safety else "refusal",
+                **plain(agreement(first, second)._asdict()),
+                "differ_on": [
+                    verdict.example
+                    for verdict, one, other in zip(outcome.verdicts, first, second, strict=True)
+                    if one != other
+                ],
+            }
+        )
+    return rows
+
+
 def kept_gain(base: float, tuned: float, merged: float) -> float | None:
     """Share of the tuned model's gain in utility that the merged one keeps; `None` where there was no gain."""
     return (merged - base) / (tuned - base) if tuned > base else None
@@ -204,3 +248,24 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(inner) for inner in value]
     return value
+
+
+def write_records(run: RunDirectory, outcomes: Outcomes) -> None:
+    """The units as one view, in the order of models, benchmarks and splits."""
+    views: dict[str, list[str]] = {"completions": [], "verdicts": [], "second_verdicts": []}
+    for outcome in outcomes.all():
+        place = {"model": outcome.member.name, "benchmark": outcome.benchmark.name, "split": outcome.split}
+        found: tuple[tuple[str, Sequence[Completion | Verdict]], ...] = (
+            ("completions", outcome.completions),
+            ("verdicts", outcome.verdicts),
+            ("second_verdicts", outcome.second_verdicts),
+        )
+        for view, records in found:
+            views[view] += [_placed(place, record) for record in records]
+    for view, lines in views.items():
+        if lines or view != "second_verdicts":
+            write_whole(run.records / f"{view}.jsonl", "".join(lines))
+
+
+def _placed(place: Mapping[str, str], record: Completion | Verdict) -> str:
+    return json.dumps({**place, **json.loads(to_json(record))}, ensure_ascii=False) + "\n"

@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from backmerge import __version__
+from backmerge.benchmarks.protocol import Allowed
 from backmerge.checkpoints.adapter import is_adapter
 from backmerge.checkpoints.locate import locate_model
 from backmerge.checkpoints.reader import Checkpoint
 from backmerge.config import Settings, as_yaml
 from backmerge.errors import ConfigError, RunError
-from backmerge.merging.recipe import Variant
-from backmerge.pipeline.evaluation import Evaluator
-from backmerge.pipeline.experiment import EvaluateSettings
-from backmerge.pipeline.points import BASE, TUNED, Member
+from backmerge.generation.cache import CompletionCache, cache_directory
+from backmerge.merging.method import check_models, check_parameters, find_method
+from backmerge.merging.recipe import Variant, lam_name
+from backmerge.pipeline.evaluation import Evaluator, Job
+from backmerge.pipeline.experiment import EvaluateSettings, SweepSettings
+from backmerge.pipeline.points import BASE, TUNED, Member, Point
 from backmerge.pipeline.preparation import (
+    check_judge,
     find_benchmarks,
-    find_judge,
+    find_judges,
     limited,
     make_engine,
     open_tuned,
     settings_left,
 )
-from backmerge.pipeline.results import SCHEMA_VERSION, Outcomes, plain, score_rows
+from backmerge.pipeline.results import SCHEMA_VERSION, Outcomes, agreement_rows, plain, score_rows, write_records
 from backmerge.progress import bar
 from backmerge.runs import RunDirectory, write_whole
 from backmerge.selection import ChoiceSettings
@@ -36,33 +43,33 @@ class SingleEvaluation(Settings):
 
     Attributes:
         model: A model, or an adapter.
-        base: The adapter's base.
+        base: The adapter's base, or what a checkpoint is merged with.
+        lam: Shares of the model in merges with the base; 1, the model itself, if not given.
+        method: Of the merges.
+        parameters: Of the method.
         evaluate: Benchmarks, judge and engine.
     """
 
     model: str
     base: str | None = None
+    lam: tuple[Annotated[float, Field(ge=0, le=1)], ...] = ()
+    method: str = "linear"
+    parameters: Mapping[str, Any] = Field(default_factory=dict)
     evaluate: EvaluateSettings
 
 
-def evaluate_model(settings: SingleEvaluation, directory: Path, *, allow_plugins: bool = False) -> dict[str, Any]:
-    """Measure a model and write `results.json`; goes on where an interrupted one stopped.
+def evaluate_model(
+    settings: SingleEvaluation, directory: Path, *, allow_plugins: bool = False, allow_code_execution: bool = False
+) -> dict[str, Any]:
+    """Measure a model, or its merges with a base, and write `results.json`; goes on where an interrupted one stopped.
 
     Raises:
         BackmergeError: something that the user can mend.
     """
-    judge = find_judge(settings.evaluate.judge, allow_plugins=allow_plugins)
-    benchmarks = find_benchmarks(settings.evaluate, allow_plugins=allow_plugins)
-    if settings.base is None:
-        place = locate_model(settings.model)
-        if is_adapter(place):
-            raise ConfigError(
-                f"{place} is an adapter, which is no model without its base", remedy="give its base with --base."
-            )
-        member = Member("base", BASE, None, Variant(Checkpoint(place)))
-    else:
-        base = Checkpoint(locate_model(settings.base))
-        member = Member("tuned", TUNED, None, Variant(base, open_tuned(locate_model(settings.model), base)))
+    judge, second = find_judges(settings.evaluate, allow_plugins=allow_plugins)
+    benchmarks = find_benchmarks(settings.evaluate, Allowed(allow_plugins, allow_code_execution))
+    check_judge(judge, benchmarks)
+    members = _members(settings, allow_plugins=allow_plugins)
     engine = make_engine(settings.evaluate, allow_plugins=allow_plugins)
     run = RunDirectory(directory)
     outcomes = Outcomes()
@@ -76,11 +83,25 @@ def evaluate_model(settings: SingleEvaluation, directory: Path, *, allow_plugins
         # made anew from the units; until then, those of another model or other prompts must not pass for this one's
         (run.path / "results.json").unlink(missing_ok=True)
         write_whole(run.path / "experiment.yaml", as_yaml(settings))
-        evaluator = Evaluator(run, engine, judge, settings.evaluate.sampling, ChoiceSettings().max_unscored)
-        examples = {b.name: limited(b.examples, settings.evaluate.limit) for b in benchmarks}
-        with bar("Evaluation", sum(map(len, examples.values()))) as advance:
-            for benchmark in benchmarks:
-                outcomes.add(evaluator.evaluate(member, benchmark, WHOLE, examples[benchmark.name], advance))
+        evaluator = Evaluator(
+            run,
+            engine,
+            judge,
+            settings.evaluate.sampling,
+            ChoiceSettings().max_unscored,
+            second=second,
+            cache=CompletionCache(cache_directory()) if settings.evaluate.cache else None,
+        )
+        jobs = [
+            Job(member, benchmark, WHOLE, limited(benchmark.examples, settings.evaluate.limit))
+            for member in members
+            for benchmark in benchmarks
+        ]
+        with bar("Evaluation", sum(len(job.examples) for job in jobs)) as advance:
+            for outcome in evaluator.evaluate(jobs, advance):
+                outcomes.add(outcome)
+        write_records(run, outcomes)
+        run.log(f"{evaluator.num_generated} prompts answered, {evaluator.num_from_cache} taken over from earlier runs")
         results = plain(
             {
                 "schema_version": SCHEMA_VERSION,
@@ -88,8 +109,36 @@ def evaluate_model(settings: SingleEvaluation, directory: Path, *, allow_plugins
                 "model": settings.model,
                 "environment": engine.identity,
                 "judge": {"name": judge.name, "is_weak": judge.is_weak},
+                "second_judge": None if second is None else {"name": second.name, "is_weak": second.is_weak},
+                "agreement": agreement_rows(outcomes),
                 "scores": score_rows(outcomes),
             }
         )
         run.write_json("results.json", results)
     return results
+
+
+def _members(settings: SingleEvaluation, *, allow_plugins: bool) -> list[Member]:
+    """The models to measure: one, or one for each λ."""
+    if settings.base is None:
+        if settings.lam:
+            raise ConfigError("a merge needs a base", remedy="give --base, or leave --lam away.")
+        place = locate_model(settings.model)
+        if is_adapter(place):
+            raise ConfigError(
+                f"{place} is an adapter, which is no model without its base", remedy="give its base with --base."
+            )
+        return [Member("base", BASE, None, Variant(Checkpoint(place)))]
+    base = Checkpoint(locate_model(settings.base))
+    tuned = open_tuned(locate_model(settings.model), base)
+    if not settings.lam:
+        return [Member("tuned", TUNED, None, Variant(base, tuned))]
+    method = find_method(settings.method, allow_plugins=allow_plugins)
+    check_models(method, settings.method, 1, ())
+    check_parameters(method, settings.method, {**settings.parameters, "lam": settings.lam[0]})
+    sweep = SweepSettings(method=settings.method, parameters=settings.parameters)
+    return [
+        Member(point.name, point, None, Variant(base, tuned, settings.method, lam, settings.parameters))
+        for lam in settings.lam
+        for point in [Point(f"{settings.method}@{lam_name(lam)}", "merged", settings.method, lam, sweep)]
+    ]

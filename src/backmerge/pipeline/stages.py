@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,9 +14,10 @@ from backmerge.checkpoints.adapter import AdapterOnBase
 from backmerge.checkpoints.reader import Checkpoint, Weights
 from backmerge.config import as_yaml
 from backmerge.errors import RunError
+from backmerge.generation.cache import CompletionCache, cache_directory
 from backmerge.merging.recipe import Variant
 from backmerge.pipeline.decision import choose, confirmation_of
-from backmerge.pipeline.evaluation import Evaluator
+from backmerge.pipeline.evaluation import Evaluator, Job
 from backmerge.pipeline.experiment import Experiment
 from backmerge.pipeline.handover import hand_over, withdraw, write_chosen
 from backmerge.pipeline.points import BASE, TUNED, Member, Point, members_at, points_of
@@ -25,14 +25,16 @@ from backmerge.pipeline.preparation import Prepared, make_engine, prepare, setti
 from backmerge.pipeline.results import (
     SCHEMA_VERSION,
     Outcomes,
+    agreement_rows,
     differences_of,
     plain,
     score_rows,
     summary_of,
+    write_records,
 )
 from backmerge.pipeline.samples import samples_of
 from backmerge.progress import bar, say
-from backmerge.records import Completion, Verdict, to_json
+from backmerge.records import to_json
 from backmerge.reporting.card import license_of
 from backmerge.runs import RunDirectory, key_of, write_whole
 from backmerge.selection import Choice
@@ -71,18 +73,21 @@ class Finished:
         return verdict
 
 
-def run_experiment(experiment: Experiment, directory: Path, *, allow_plugins: bool = False) -> Finished:
+def run_experiment(
+    experiment: Experiment, directory: Path, *, allow_plugins: bool = False, allow_code_execution: bool = False
+) -> Finished:
     """Carry out an experiment, or go on with it where it was.
 
     Args:
         experiment: The resolved settings.
         directory: The run directory, made if absent.
         allow_plugins: Whether the user's own code (`package.module:function`) may be run.
+        allow_code_execution: Whether code that a model wrote may be run where bubblewrap does not work.
 
     Raises:
         BackmergeError: something that the user can mend; what was done so far is kept.
     """
-    prepared = prepare(experiment, allow_plugins=allow_plugins)
+    prepared = prepare(experiment, allow_plugins=allow_plugins, allow_code_execution=allow_code_execution)
     engine = make_engine(experiment.evaluate, allow_plugins=allow_plugins)
     run = RunDirectory(directory)
     with run.held():
@@ -91,7 +96,15 @@ def run_experiment(experiment: Experiment, directory: Path, *, allow_plugins: bo
         withdraw(run, inputs)
         write_whole(run.path / "experiment.yaml", as_yaml(experiment))
         tuned = prepared.tuned or _finetune(run, prepared)
-        evaluator = Evaluator(run, engine, prepared.judge, experiment.evaluate.sampling, experiment.choice.max_unscored)
+        evaluator = Evaluator(
+            run,
+            engine,
+            prepared.judge,
+            experiment.evaluate.sampling,
+            experiment.choice.max_unscored,
+            second=prepared.second_judge,
+            cache=CompletionCache(cache_directory()) if experiment.evaluate.cache else None,
+        )
         outcomes = Outcomes()
         points = points_of(experiment.merge)
         _sweep(evaluator, prepared, tuned, points, outcomes)
@@ -119,6 +132,7 @@ def run_experiment(experiment: Experiment, directory: Path, *, allow_plugins: bo
             "tuned": [_tuned_row(name, weights) for name, weights in tuned.items()],
             "inputs": inputs,
             "benchmarks": _benchmark_rows(prepared),
+            "agreement": agreement_rows(outcomes),
             "points": [{"point": p.name, "role": p.role, "series": p.series, "lam": p.lam} for p in points],
             "choice": _choice_row(experiment, choice, chosen),
             "confirmation": confirmation,
@@ -130,14 +144,17 @@ def run_experiment(experiment: Experiment, directory: Path, *, allow_plugins: bo
             ],
         }
         results = plain(results)
-        _write_records(run, outcomes)
+        write_records(run, outcomes)
         run.write_json("samples.json", samples_of(outcomes, prepared, chosen))
         # the report reads what is on disk, so that it can be made again by itself; results.json says that all is done
         from backmerge.reporting.report import write_report
 
         run.write_json("results.json", results)
         write_report(run.path)
-        run.log(f"done: {confirmation['verdict']}; {evaluator.num_generated} completions generated in this session")
+        run.log(
+            f"done: {confirmation['verdict']}; {evaluator.num_generated} prompts answered in this session, "
+            f"{evaluator.num_from_cache} taken over from earlier runs"
+        )
     return Finished(directory, results)
 
 
@@ -218,12 +235,14 @@ def _measure(
     description: str,
     outcomes: Outcomes,
 ) -> None:
-    total = len(members) * sum(len(halves[split]) for halves in prepared.splits.values())
-    with bar(description, total) as advance:
-        for member in members:
-            for benchmark in prepared.benchmarks:
-                examples = prepared.splits[benchmark.name][split]
-                outcomes.add(evaluator.evaluate(member, benchmark, split, examples, advance))
+    jobs = [
+        Job(member, benchmark, split, prepared.splits[benchmark.name][split])
+        for member in members
+        for benchmark in prepared.benchmarks
+    ]
+    with bar(description, sum(len(job.examples) for job in jobs)) as advance:
+        for outcome in evaluator.evaluate(jobs, advance, is_fresh=split == "confirmation"):
+            outcomes.add(outcome)
 
 
 def _confirm(
@@ -274,18 +293,3 @@ def _choice_row(experiment: Experiment, choice: Choice, chosen: Point | None) ->
         "reason": choice.reason,
         "steps": choice.steps,
     }
-
-
-def _write_records(run: RunDirectory, outcomes: Outcomes) -> None:
-    """The units as one view, in the order of models, benchmarks and splits."""
-    views: dict[str, list[str]] = {"completions": [], "verdicts": []}
-    for outcome in outcomes.all():
-        place = {"model": outcome.member.name, "benchmark": outcome.benchmark.name, "split": outcome.split}
-        for view, records in (("completions", outcome.completions), ("verdicts", outcome.verdicts)):
-            views[view] += [_placed(place, record) for record in records]
-    for view, lines in views.items():
-        write_whole(run.records / f"{view}.jsonl", "".join(lines))
-
-
-def _placed(place: Mapping[str, str], record: Completion | Verdict) -> str:
-    return json.dumps({**place, **json.loads(to_json(record))}, ensure_ascii=False) + "\n"

@@ -1,0 +1,214 @@
+"""HumanEval: 164 Python functions to complete from signature and docstring, each with its tests.
+
+Data: `openai/openai_humaneval` on the hub, from Chen et al. (arXiv 2107.03374), MIT licence; or the file
+HumanEval.jsonl(.gz) of openai/human-eval. 164 rows of `task_id`, `prompt`, `entry_point`, `canonical_solution`, `test`.
+
+Worked example: the prompt ends in `def add(x: int, y: int):` and a docstring. An answer is either the body,
+`    return x + y`, or a whole function in a fenced block. The program that is run is prompt and body, or the prompt's
+imports and the function; then the tests, which define `check`; then `check(add)`. The answer is right if that
+reaches its end in the sandbox.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import re
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+from backmerge.errors import DataError
+from backmerge.progress import Advance
+from backmerge.records import Example, Message
+from backmerge.sandbox import Limits, Sandbox
+
+HUB_NAME = "openai/openai_humaneval"
+MAX_NEW_TOKENS = 512
+SYSTEM_PROMPT = (
+    "Complete the following code and return only the completed code, without any explanations or additional text."
+)
+
+_COLUMNS = ("task_id", "prompt", "entry_point", "canonical_solution", "test")
+# an opening fence alone on its line; whatever follows the language on it is the renderer's business
+_FENCE = re.compile(r"^(?P<indent>[ \t]*)(?P<ticks>`{3,})[ \t]*(?P<language>[\w+-]*)(?P<rest>[^`\n]*)$", re.MULTILINE)
+_PYTHON = ("", "python", "py", "python3")
+
+
+def humaneval_problems(path: Path | None = None) -> tuple[Example, ...]:
+    """The problems, in the file's order, from a .jsonl or .jsonl.gz file or from the hub.
+
+    Each has its task's id ("HumanEval/0"), `prompt`, `entry_point` and `test` among its facts, and the canonical
+    solution as its reference.
+
+    Raises:
+        DataError: the file cannot be read or lacks a column, and says where; or the hub cannot be reached.
+    """
+    rows = _rows_of_hub() if path is None else _rows_of_file(path)
+    examples = tuple(_example(where, row) for where, row in rows)
+    source = HUB_NAME if path is None else str(path)
+    if not examples:
+        raise DataError(f"{source} holds no problems", remedy="give HumanEval.jsonl or HumanEval.jsonl.gz.")
+    if len({example.id for example in examples}) < len(examples):
+        raise DataError(f"{source} uses a task_id more than once", remedy="give each problem once.")
+    return examples
+
+
+def messages_of(prompt: str) -> tuple[Message, ...]:
+    """What a chat model is asked: the instruction as the system's text, the code as the user's."""
+    return Message("system", SYSTEM_PROMPT), Message("user", prompt)
+
+
+def extract_code(answer: str) -> str:
+    """The first fenced Python block of an answer, else all of it.
+
+    A fence counts if it names Python or nothing. Leading white space stays, since an answer may be a function's body;
+    only a fence that is itself indented, as in a list, takes its own indentation off its lines. A block that is
+    never closed, as where the limit cut the answer, reaches to the end.
+    """
+    position = 0
+    while opening := _FENCE.search(answer, position):
+        # a fence that is indented by four more is part of the code, such as of a docstring
+        closes = rf"^[ \t]{{0,{len(opening['indent']) + 3}}}{opening['ticks']}`*[ \t\r]*$"
+        closing = re.compile(closes, re.MULTILINE).search(answer, opening.end())
+        end = closing.start() if closing else len(answer)
+        if opening["language"].lower() in _PYTHON:
+            lines = answer[opening.end() + 1 : end].splitlines(keepends=True)
+            return "".join(line.removeprefix(opening["indent"]) for line in lines)
+        position = closing.end() if closing else len(answer)
+    return answer
+
+
+def program_of(example: Example, completion: str) -> str:
+    """The program that finds out whether code from `extract_code` solves a problem.
+
+    If the code defines the function itself, or assigns its name, at the left margin, it stands alone, after what the
+    prompt has before that function: imports and helpers, which it may lack. If not, it is taken for the function's
+    body and follows the prompt as it is.
+    """
+    prompt, name = example.facts["prompt"], example.facts["entry_point"]
+    code = prompt + completion
+    if _definition(name).search(completion):
+        definition = _definition(name).search(prompt)
+        before = prompt[: definition.start()] if definition else ""
+        # these must come first in a file
+        future = re.compile(r"^from __future__ import .*\n?", re.MULTILINE)
+        hoisted = "".join(f"{line.strip()}\n" for line in future.findall(completion))
+        code = f"{hoisted}{before}\n{future.sub('', completion)}"
+    return f"{code}\n{example.facts['test']}\ncheck({name})\n"
+
+
+def _definition(name: str) -> re.Pattern[str]:
+    escaped = re.escape(name)
+    return re.compile(
+        rf"^(?:(?:async[ \t]+)?def[ \t]+{escaped}[ \t]*\(|{escaped}[ \t]*(?::[^=\n]+)?=[^=])", re.MULTILINE
+    )
+
+
+def check_all(
+    examples: Sequence[Example],
+    completions: Sequence[Sequence[str]],
+    sandbox: Sandbox,
+    advance: Advance | None = None,
+    *,
+    num_workers: int | None = None,
+    limits: Limits = Limits(),  # noqa: B008  # immutable
+) -> list[list[bool]]:
+    """Whether each answer is right: its program reaches its end in the sandbox, within the limits.
+
+    Equal programs are run once.
+
+    Args:
+        examples: Problems, as `humaneval_problems` gives them.
+        completions: For each of them its answers as the model gave them, any number.
+        sandbox: What runs the programs.
+        advance: Told of each answer that is settled.
+        num_workers: Programs at a time; by default one for each core that this process may use.
+        limits: For each program.
+
+    Returns:
+        As `completions`, in the same order whatever ends first.
+
+    Raises:
+        RunError: the sandbox stopped working; no answer is taken for wrong because of that.
+        ValueError: there are not as many lists of answers as problems.
+    """
+    programs = [
+        [program_of(example, extract_code(answer)) for answer in answers]
+        for example, answers in zip(examples, completions, strict=True)
+    ]
+    waiting: dict[str, int] = {}
+    for program in (program for row in programs for program in row):
+        waiting[program] = waiting.get(program, 0) + 1
+    is_right: dict[str, bool] = {}
+    with ThreadPoolExecutor(num_workers or _num_cores()) as pool:
+        futures = {pool.submit(sandbox.run, program, limits): program for program in waiting}
+        try:
+            for future in as_completed(futures):
+                program = futures[future]
+                is_right[program] = future.result().status == "ok"
+                if advance is not None:
+                    advance(waiting[program])
+        finally:  # also on Ctrl-C: what has not started does not start
+            pool.shutdown(wait=False, cancel_futures=True)
+    return [[is_right[program] for program in row] for row in programs]
+
+
+def _num_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _example(where: str, row: Mapping[str, Any]) -> Example:
+    for column in _COLUMNS:
+        if not isinstance(row.get(column), str):
+            raise DataError(
+                f"{where}: no text in the column '{column}'",
+                remedy=f"a problem has the columns {', '.join(_COLUMNS)}.",
+            )
+    facts = {column: row[column] for column in ("prompt", "entry_point", "test")}
+    if not row["entry_point"].isidentifier():
+        raise DataError(f"{where}: 'entry_point' is no function's name", remedy="give the name without parentheses.")
+    return Example(row["task_id"], messages_of(row["prompt"]), row["canonical_solution"], facts=facts)
+
+
+def _rows_of_file(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    try:
+        content = path.read_bytes()
+        text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8-sig")
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise DataError(
+            f"cannot read {path}: {error}", remedy="give HumanEval.jsonl or HumanEval.jsonl.gz as published."
+        ) from error
+    # not splitlines, which also cuts at characters that JSON leaves as they are within a text
+    yield from _objects(path, text.split("\n"))
+
+
+def _objects(path: Path, lines: Iterable[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{where}: not JSON", remedy="each line is one problem in JSON.") from error
+        if not isinstance(row, dict):
+            raise DataError(f"{where}: not a JSON object", remedy="each line is one problem in JSON.")
+        yield where, row
+
+
+def _rows_of_hub() -> Iterator[tuple[str, Mapping[str, Any]]]:
+    from datasets import load_dataset
+
+    try:
+        rows = load_dataset(HUB_NAME, split="test")
+    except (OSError, ValueError) as error:  # datasets raises both for what the hub does not give
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise DataError(
+            f"HumanEval could not be fetched from the hub: {reason}",
+            remedy="give the path of your own copy: HumanEval.jsonl.gz of openai/human-eval.",
+        ) from error
+    yield from ((f"{HUB_NAME}, row {number}", row) for number, row in enumerate(rows))

@@ -1,0 +1,150 @@
+"""A harness task as one of our benchmarks: `lm-eval:TASK`, whatever TASK the harness knows.
+
+Worked example: `lm-eval:gsm8k` asks 1,319 questions with five worked shots as turns, and finds
+`exact_match,strict-match` and `exact_match,flexible-extract` of each; λ is chosen on the first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from backmerge.benchmarks.lm_eval_bridge import LmEvalTask, load_lm_eval_task
+from backmerge.benchmarks.lm_eval_scores import LmEvalResults
+from backmerge.benchmarks.options import options_of
+from backmerge.benchmarks.protocol import Allowed, Benchmark, BenchmarkSettings, ScoreTable
+from backmerge.errors import ConfigError, DataError
+from backmerge.generation.protocol import LogLikelihood
+from backmerge.records import Example
+from backmerge.registry import closest
+from backmerge.runs import key_of
+
+
+@dataclass(frozen=True)
+class LmEvalScorer:
+    """Values by the task's own filters and metrics.
+
+    Attributes:
+        task: Whose answers are scored.
+        metrics: As the harness writes them, such as `exact_match,get-answer`; decisions are taken on the first.
+    """
+
+    task: LmEvalTask
+    metrics: tuple[str, ...]
+
+    @property
+    def identity(self) -> str:
+        """Of the harness, the tasks' versions, and how they are asked."""
+        return key_of(self.task.name, dict(self.task.identity))
+
+    def __call__(
+        self, examples: Sequence[Example], answers: Sequence[Sequence[str]], advance: Callable[[int], None]
+    ) -> ScoreTable:
+        """A value for each example and metric; of more answers than the task itself asks for, the mean.
+
+        Raises:
+            DataError: a metric's values are no rates, or there are too few answers.
+        """
+        size = self.task.sampling.num_samples
+        rounds = max(1, min((len(given) for given in answers), default=0) // size)
+        found = [
+            _table(self.task.score_answers(examples, [given[i::rounds] for given in answers]), self.metrics, examples)
+            for i in range(rounds)
+        ]
+        advance(len(examples))
+        return {
+            metric: [_mean(values) for values in zip(*(table[metric] for table in found), strict=True)]
+            for metric in self.metrics
+        }
+
+
+@dataclass(frozen=True)
+class LmEvalChoices:
+    """Values by how likely the task's continuations are.
+
+    Attributes:
+        task: Whose continuations are compared.
+        metrics: As the harness writes them, such as `acc,none`.
+    """
+
+    task: LmEvalTask
+    metrics: tuple[str, ...]
+
+    def pairs(self, tokenizer: Any, examples: Sequence[Example]) -> list[tuple[str, str]]:
+        """Contexts, rendered once, and continuations, all examples' in a row."""
+        return self.task.pairs(tokenizer, examples)
+
+    def score(self, examples: Sequence[Example], found: Sequence[LogLikelihood]) -> ScoreTable:
+        """A value for each example and metric, from the likelihoods of its pairs.
+
+        Raises:
+            DataError: a metric's values are no rates.
+        """
+        return _table(self.task.score_likelihoods(examples, found), self.metrics, examples)
+
+
+def lm_eval(settings: BenchmarkSettings, allowed: Allowed | None = None) -> Benchmark:
+    """The task of the harness that the name gives, such as `lm-eval:gsm8k`; `data` is a task file of the user's own.
+
+    Options: `as_turns` (whether shots are turns of the conversation; true, as in today's harness), `is_chat` (whether
+    the chat template is applied; true), `num_fewshot` (the task's own), `limit` (documents of each task; all).
+    `metrics` chooses among those that the task averages, as the harness writes them: `exact_match,strict-match`.
+
+    Raises:
+        ConfigError: no such task, metric or option; lm-eval is missing or old; or a task file needs leave.
+        DataError: the task's data cannot be had, or it is of a kind that is not run here.
+    """
+    options = options_of(settings, {"as_turns": True, "is_chat": True, "num_fewshot": None, "limit": None})
+    task = load_lm_eval_task(
+        settings.name.removeprefix("lm-eval:"),
+        system=settings.system or None,
+        task_path=None if settings.data is None else Path(settings.data).expanduser(),
+        allow_plugins=allowed is not None and allowed.plugins,
+        **options,
+    )
+    return as_benchmark(settings.name, task, settings.metrics)
+
+
+def as_benchmark(name: str, task: LmEvalTask, metrics: Sequence[str] = ()) -> Benchmark:
+    """The task as a benchmark of utility, on the metrics asked for or on all that every one of its tasks averages.
+
+    Raises:
+        ConfigError: a metric is asked for that the task does not average.
+        DataError: the task averages none, or its tasks are asked in unlike ways.
+    """
+    unknown = next((metric for metric in metrics if metric not in task.metrics), None)
+    if unknown is not None:
+        raise ConfigError(
+            f"'{name}' has no metric '{unknown}' that it averages{closest(unknown, task.metrics)}",
+            remedy=f"known: {', '.join(task.metrics) or 'none'}.",
+        )
+    chosen = tuple(metrics) or task.metrics
+    if not chosen:
+        raise DataError(
+            f"'{name}' averages nothing over its documents, so there is no rate to compare models by",
+            remedy="name one of its tasks, or another.",
+        )
+    scorer = LmEvalScorer(task, chosen)
+    if task.wants_likelihoods:
+        return Benchmark(name, "utility", task.examples, 1, scorer, choices=LmEvalChoices(task, chosen))
+    # all of it: greedy is what the task says, and not only the default here
+    sampling = task.sampling.model_dump(exclude={"max_new_tokens", "seed"})
+    return Benchmark(name, "utility", task.examples, task.sampling.max_new_tokens, scorer, sampling)
+
+
+def _table(found: LmEvalResults, metrics: Sequence[str], examples: Sequence[Example]) -> ScoreTable:
+    odd = next((metric for metric in metrics if metric not in found.values), None)
+    if odd is not None:
+        raise DataError(
+            f"lm-eval's metric '{odd}' gives values beyond [0, 1], which are no rates",
+            remedy=f"name the metrics to use; of these it gives rates: {', '.join(found.values) or 'none'}.",
+        )
+    return {metric: [found.values[metric].get(example.id) for example in examples] for metric in metrics}
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None

@@ -1,0 +1,302 @@
+"""Requests to a server of models: asked again where that may help, and never with the key in sight.
+
+The client is httpx2, which `huggingface_hub` brings along; the `openai` package would add a dozen packages for the one
+call that is made here, and its retries cannot be stopped by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import itertools
+import json
+import logging
+import random
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from typing import Any, NamedTuple, TypeVar
+
+import httpx2
+
+from backmerge.errors import GenerationError
+
+FIRST_PAUSE_SECONDS = 0.5  # doubled from one try to the next
+LONGEST_PAUSE_SECONDS = 60.0
+LONGEST_WISH_SECONDS = 600.0  # a server that asks for more in Retry-After will not answer this run
+MAX_REPLY_BYTES = 64 * 2**20
+MAX_MESSAGE_LENGTH = 300
+NUM_UNREADABLE = 3  # replies that make no sense, before it is taken for what the server does
+REPEATED_LENGTH = 24  # a run of so many characters in common with the prompt is no coincidence
+SHORT_KEY = 16  # shorter keys ("EMPTY", "token-abc123") are no secrets, and may be words of an answer
+TOO_BUSY = (408, 409, 425, 429)
+
+T = TypeVar("T")
+
+
+class UnreadableReplyError(ValueError):
+    """A reply that is not what the protocol says."""
+
+
+class StoppedError(Exception):
+    """Nobody waits for the answer any more."""
+
+
+class RefusedError(GenerationError):
+    """The server understood, and will not do it: asking again is no use.
+
+    Attributes:
+        status: Of HTTP.
+        said: The server's own message, cleaned.
+    """
+
+    def __init__(self, message: str, *, remedy: str | None, status: int, said: str) -> None:
+        super().__init__(message, remedy=remedy)
+        self.status = status
+        self.said = said
+
+
+class _Reply(NamedTuple):
+    status: int
+    headers: Mapping[str, str]
+    text: str
+
+
+class ServerClient:
+    """A server, and how patiently it is asked. Threads may share it.
+
+    Args:
+        url: Before the paths that are asked for.
+        key: Sent as a bearer token, to this address only: redirects are not followed.
+        timeout_seconds: For one request, from first to last byte.
+        retries: After the first try.
+        concurrency: Connections that are held open.
+
+    Attributes:
+        has_answered: Whether anything ever came back, good or bad.
+    """
+
+    def __init__(self, url: str, key: str | None, *, timeout_seconds: float, retries: int, concurrency: int) -> None:
+        self.url = url
+        self._key = key
+        self._timeout = timeout_seconds
+        self._retries = retries
+        self._client = httpx2.Client(
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            timeout=httpx2.Timeout(timeout_seconds, connect=min(timeout_seconds, 20.0)),
+            limits=httpx2.Limits(max_connections=concurrency + 1, max_keepalive_connections=concurrency + 1),
+            follow_redirects=False,
+        )
+        if key:  # its debug lines hold the headers of replies, which may repeat the key
+            logging.getLogger("httpcore2").setLevel(logging.INFO)
+        self._closer = weakref.finalize(self, self._client.close)
+        self.has_answered = False
+        self._jitter = random.SystemRandom()
+
+    def close(self) -> None:
+        """Close the connections; done by itself when the client is let go."""
+        self._closer()
+
+    def ask(
+        self,
+        path: str,
+        payload: Mapping[str, Any] | None,
+        read: Callable[[Any], T],
+        stop: threading.Event | None = None,
+        *,
+        is_beside: bool = False,
+        retries: int | None = None,
+    ) -> T:
+        """What `read` makes of the reply, or of a later one: POST of a payload, or else GET.
+
+        Asked again, after pauses that double with some chance in them, or as long as Retry-After says: HTTP 408, 409,
+        425, 429 and 5xx, time-outs and broken connections up to `retries` times; replies that are not JSON or that
+        `read` cannot read (`UnreadableReplyError`) twice.
+
+        Args:
+            path: After the address.
+            payload: The request's fields.
+            read: From the reply's parsed JSON.
+            stop: Set when nobody waits any more.
+            is_beside: Whether the path stands beside `/v1`, not under it.
+            retries: Other than the client's own.
+
+        Raises:
+            RefusedError: the server will not answer this.
+            GenerationError: it did not answer in time, or in a form that can be read.
+            StoppedError: `stop` was set.
+        """
+        most = self._retries if retries is None else retries
+        num_unreadable = 0
+        for attempt in itertools.count():
+            if stop is not None and stop.is_set():
+                raise StoppedError
+            wish = None
+            try:
+                reply = self._send(self.url.removesuffix("/v1") + path if is_beside else self.url + path, payload)
+                self.has_answered = True
+                if 200 <= reply.status < 300:
+                    return read(_parsed(reply.text))
+                failure = self._failure(reply, payload)
+                wish = _retry_after(reply.headers)
+            except UnreadableReplyError as error:
+                num_unreadable += 1
+                failure = f"replies with something else than an answer: {self._without_key(str(error))}"
+                if num_unreadable >= NUM_UNREADABLE:
+                    raise self._gave_up(failure, attempt) from error
+            except httpx2.TimeoutException as error:
+                failure = f"does not answer within {self._timeout:g} s"
+                if attempt >= most:
+                    raise self._gave_up(failure, attempt) from error
+            except httpx2.TransportError as error:
+                failure = f"cannot be reached ({_clean(str(error)) or type(error).__name__})"
+                # a server that never answered is more likely misspelt than busy
+                if attempt >= (most if self.has_answered else min(most, 1)):
+                    raise self._gave_up(failure, attempt) from error
+            if attempt >= most or (wish is not None and wish > LONGEST_WISH_SECONDS):
+                raise self._gave_up(failure, attempt)
+            pause = wish if wish is not None else self._pause(attempt)
+            if stop is None:
+                time.sleep(pause)
+            else:
+                stop.wait(pause)
+        raise AssertionError  # the count has no end
+
+    def _send(self, url: str, payload: Mapping[str, Any] | None) -> _Reply:
+        deadline = time.monotonic() + self._timeout
+        content = None if payload is None else json.dumps(payload).encode()
+        headers = {} if payload is None else {"Content-Type": "application/json"}
+        body = bytearray()
+        method = "GET" if payload is None else "POST"
+        with self._client.stream(method, url, content=content, headers=headers) as response:
+            for piece in response.iter_bytes():
+                body += piece
+                if len(body) > MAX_REPLY_BYTES:
+                    raise UnreadableReplyError(f"it is longer than {MAX_REPLY_BYTES // 2**20} MiB")
+                if time.monotonic() > deadline:  # drop by drop: no single read takes long enough to time out
+                    raise httpx2.ReadTimeout("the whole reply takes too long", request=response.request)
+        text = body.decode("utf-8", "replace")
+        if self._key is not None and len(self._key) >= SHORT_KEY:
+            text = text.replace(self._key, "[key]")
+        return _Reply(response.status_code, response.headers, text)
+
+    def _failure(self, reply: _Reply, payload: Mapping[str, Any] | None) -> str:
+        """What to say of a status that may pass.
+
+        Raises:
+            RefusedError: it will not.
+        """
+        said, code = _error_of(reply.text)
+        said = _clean(self._without_key(said))
+        if _repeats(said, payload):
+            said = "(what it says repeats the prompt, and is left out here)"
+        failure = f"answers with HTTP {reply.status}" + (f": {said}" if said else "")
+        has_no_credit = code == "insufficient_quota"
+        if (reply.status in TOO_BUSY or reply.status >= 500) and not has_no_credit:
+            return failure
+        remedy = None
+        if 300 <= reply.status < 400:
+            target = _clean(self._without_key(reply.headers.get("location", "elsewhere")))
+            failure = f"redirects to {target}, which is not followed since the key would go along"
+            remedy = "give the address that answers as the option 'url'."
+        elif reply.status in (401, 403):
+            remedy = (
+                "set the environment variable that the option 'api_key_env' names to a key that it takes."
+                if self._key
+                else "name the environment variable that holds its key as the option 'api_key_env'."
+            )
+        raise RefusedError(f"the server at {self.url} {failure}", remedy=remedy, status=reply.status, said=said)
+
+    def _gave_up(self, failure: str, attempt: int) -> GenerationError:
+        tries = f" ({attempt + 1} tries)" if attempt else ""
+        return GenerationError(
+            f"the server at {self.url} {failure}{tries}",
+            remedy="look at the server's log; what was answered is kept where the option 'log' is given."
+            if self.has_answered
+            else "start the server, or give its address, up to and with /v1, as the option 'url'.",
+        )
+
+    def _pause(self, attempt: int) -> float:
+        """Seconds; spread out, so that requests that failed together do not come back together."""
+        longest = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2**attempt)
+        return self._jitter.uniform(longest / 2, longest)
+
+    def _without_key(self, text: str) -> str:
+        return text.replace(self._key, "[key]") if self._key else text
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UnreadableReplyError("it is not JSON") from error
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds that the server asks to wait, from a number or a date (RFC 9110, section 10.2.3)."""
+    wish = headers.get("retry-after", "").strip()
+    if not wish:
+        return None
+    try:
+        seconds = float(wish)
+    except ValueError:
+        try:
+            date = email.utils.parsedate_to_datetime(wish)
+        except ValueError:
+            return None
+        seconds = (date.astimezone(UTC) - datetime.now(UTC)).total_seconds()
+    return max(seconds, 0.0) if seconds == seconds else None  # noqa: PLR0124 # NaN
+
+
+def _error_of(text: str) -> tuple[str, str]:
+    """Message and code of an error's body: OpenAI's form, FastAPI's, or whatever it is."""
+    try:
+        body = json.loads(text)
+    except (ValueError, RecursionError):
+        return text, ""
+    if not isinstance(body, dict):
+        return text, ""
+    error = body.get("error")
+    inner = error if isinstance(error, dict) else body
+    message = inner.get("message") or inner.get("detail") or error
+    if isinstance(message, list):  # FastAPI's; each entry repeats the input beside what is wrong with it
+        faults = [fault for fault in message if isinstance(fault, dict)]
+        message = "; ".join(f"{_place(fault.get('loc'))}: {fault.get('msg')}" for fault in faults)
+    return (message if isinstance(message, str) else ""), str(inner.get("code") or inner.get("type") or "")
+
+
+def _place(location: Any) -> str:
+    return ".".join(map(str, location)) if isinstance(location, list) else "request"
+
+
+def _clean(text: str) -> str:
+    """One line of printable characters, not too long."""
+    line = " ".join(
+        "".join(letter if letter.isprintable() else " " for letter in text[: 20 * MAX_MESSAGE_LENGTH]).split()
+    )
+    return line if len(line) <= MAX_MESSAGE_LENGTH else line[: MAX_MESSAGE_LENGTH - 1] + "…"
+
+
+def _repeats(said: str, payload: Mapping[str, Any] | None) -> bool:
+    """Whether a message holds a part of what was asked, which may be harmful, and is named by its id only."""
+    sent = [" ".join(text.split()) for text in _texts((payload or {}).get("messages"))]
+    sent += [" ".join(text.split()) for text in _texts((payload or {}).get("prompt"))]
+    parts = [said[i : i + REPEATED_LENGTH] for i in range(max(1, len(said) - REPEATED_LENGTH + 1))]
+    return any(
+        any(part in text for part in parts if len(part) == REPEATED_LENGTH) or (len(text) >= 8 and text in said)
+        for text in sent
+    )
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts within plain data, roles of messages aside."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            if key != "role":
+                yield from _texts(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _texts(inner)

@@ -1,0 +1,400 @@
+"""Answers from a server that speaks OpenAI's protocol: vLLM's, `transformers serve`, llama.cpp, OpenAI's own."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from backmerge import __version__
+from backmerge.errors import ConfigError, GenerationError
+from backmerge.generation.answered import AnswerLog
+from backmerge.generation.http_client import RefusedError, ServerClient
+from backmerge.generation.in_flight import as_answered
+from backmerge.generation.protocol import EngineSettings, LogLikelihood, Request, Sampling
+from backmerge.generation.server_facts import Server, server_facts
+from backmerge.generation.server_options import served_name, server_options
+from backmerge.generation.server_prompts import Prompt, PromptWriter
+from backmerge.generation.server_protocol import Answer, read_answer, read_likelihood, sampling_fields, with_extra
+from backmerge.merging.recipe import Variant
+from backmerge.records import Completion, Example
+from backmerge.runs import key_of
+
+PATHS = {"chat": "/chat/completions", "completions": "/completions"}
+TOO_LONG = re.compile(
+    r"context[ _-](length|size|window)|maximum context|max_model_len|longer than the model|exceeds? the model"
+    r"|(prompt|input|request) (is )?too (long|large)",
+    re.IGNORECASE,
+)
+Asking = tuple[Variant | None, Sequence[Example], Sampling]
+
+
+class Question(NamedTuple):
+    """One request.
+
+    Attributes:
+        about: What messages call it.
+        example: The prompt's id, if it is one.
+        path: Of the API.
+        payload: The request's fields.
+        read: From a reply's body to plain data.
+        key: Under which the answer is kept.
+    """
+
+    about: str
+    example: str | None
+    path: str
+    payload: Mapping[str, Any]
+    read: Callable[[Any], Any]
+    key: str
+
+
+class Place(NamedTuple):
+    """Where an answer belongs: which request, which of its examples, and which of that one's samples."""
+
+    request: int
+    example: int
+    sample: int
+
+
+class OpenAIEngine:
+    """Asks a server that has the weights already: the base, and the merged models as LoRA modules or models of its own.
+
+    Each answer is a request of its own, also of several to one prompt: some servers pass over `n`, and tokens are
+    counted by request. What was answered is kept in the file `log`, if there is one, by server, request and the
+    variant's weights, and not asked again.
+
+    Args:
+        settings: Its `options` are those of `ServerOptions`; device, dtype and batch size are the server's own.
+
+    Attributes:
+        log: The option of that name; may be set to another file, or to `None` to ask everything anew.
+        is_served: That no weights are handed to this engine.
+
+    Raises:
+        ConfigError: an option is unknown or wrong, or the variable that should hold the key is not set.
+    """
+
+    is_served = True
+
+    def __init__(self, settings: EngineSettings, *, allow_plugins: bool = False) -> None:
+        del allow_plugins  # nothing is merged here
+        if settings.device != "auto" or settings.dtype != "auto":
+            raise ConfigError(
+                "the engine 'openai' has no say in device and dtype: what the server runs is what is measured",
+                remedy="leave both at 'auto', and start the server as it should be.",
+            )
+        self.options = server_options(settings.options)
+        self.log: Path | None = self.options.log
+        self._key = _key(self.options.api_key_env)
+        self._prompts = PromptWriter(self.options)
+        self._client: ServerClient | None = None
+        self._kept: AnswerLog | None = None
+        self._server: Server | None = None
+        self._limit_field = "max_tokens"
+        self._served: dict[str, str] = {}
+        # without a log: what was answered in a call that then failed, for the next, which may leave a prompt out
+        self._unfinished: dict[str, Any] = {}
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What completions depend on beside weights, prompt and sampling, as far as a server tells.
+
+        The address is part of it, since two servers may have different weights, dtypes or quantisations under one
+        name. How a server puts requests into batches, which rounds its sums, cannot be known here.
+
+        Raises:
+            GenerationError: the server does not answer.
+        """
+        server, options = self._facts(), self.options
+        return {
+            "engine": "openai",
+            "backmerge": __version__,
+            "url": options.url,
+            "server": server.kind,
+            "version": server.version,
+            "api": options.api,
+            "model": options.model or "",
+            "models": json.dumps(dict(options.models), sort_keys=True),
+            "extra": json.dumps(dict(options.extra), sort_keys=True),
+        }
+
+    def generate(
+        self,
+        variant: Variant | None,
+        examples: Sequence[Example],
+        sampling: Sampling,
+        advance: Callable[[int], None],
+    ) -> list[Completion]:
+        """Each example's completions, in order; without a variant, of the model that the option `model` names.
+
+        Raises:
+            GenerationError: the server cannot be reached, refuses a prompt, or replies with something else.
+        """
+        ((_, completions),) = self._answered([(variant, examples, sampling)], advance)
+        return completions
+
+    def generate_many(
+        self, requests: Sequence[Request], advance: Callable[[int], None]
+    ) -> Iterator[tuple[int, list[Completion]]]:
+        """All prompts of all requests together; each request's place and completions as soon as it is done.
+
+        Raises:
+            GenerationError: as `generate`.
+        """
+        yield from self._answered(requests, advance)
+
+    def log_likelihoods(
+        self, variant: Variant | None, pairs: Sequence[tuple[str, str]], advance: Callable[[int], None]
+    ) -> list[LogLikelihood]:
+        """How likely each continuation is after its context; neither gets a chat template.
+
+        By the completions API with `echo` and `logprobs`, whichever API answers are asked by: vLLM's server has them
+        (on a CPU, 0.32 dies of them if it was started with `--enable-lora`); OpenAI has them no longer, llama.cpp and
+        `transformers serve` do not.
+
+        Raises:
+            GenerationError: the server does not repeat prompts with log-probabilities, or has no room for one.
+        """
+        model, limit = self._model(variant)
+        questions = []
+        for place, (context, continuation) in enumerate(pairs):
+            # one token more is asked for, since not every server takes 0, and it has to fit as well
+            ids, count = self._prompts.continuation(variant, context, continuation, limit and limit - 1)
+            fields = {"prompt": ids, "max_tokens": 1, "temperature": 0.0, "echo": True, "logprobs": 1}
+            read = partial(_read_likelihood, before=len(ids) - count, count=count)
+            payload = {"model": model, **fields}
+            key = self._key_of(variant, "completions", payload, 0)
+            about = f"the continuation in place {place}"
+            questions.append(Question(about, None, PATHS["completions"], payload, read, key))
+        found: dict[int, LogLikelihood] = {}
+        for place, values in self._replies(questions):
+            found[place] = LogLikelihood(*values)
+            advance(1)
+        return [found[place] for place in range(len(pairs))]
+
+    def release(self) -> None:
+        """Close the connections and the log; the next call opens them again."""
+        if self._client is not None:
+            self._client.close()
+        if self._kept is not None:
+            self._kept.close()
+        self._client = self._kept = None
+
+    def _answered(
+        self, requests: Sequence[Asking], advance: Callable[[int], None]
+    ) -> Iterator[tuple[int, list[Completion]]]:
+        places: list[Place] = []
+        prompts: list[Prompt] = []
+        questions: list[Question] = []
+        for number, (variant, examples, sampling) in enumerate(requests):
+            if not examples:
+                yield number, []
+                continue
+            model, limit = self._model(variant)
+            for index, example in enumerate(examples):
+                prompt = self._prompts.prompt(variant, example, self._facts().kind, limit)
+                for sample in range(sampling.num_samples):
+                    places.append(Place(number, index, sample))
+                    prompts.append(prompt)
+                    questions.append(self._asked(variant, example, model, prompt, sampling, sample))
+        by_request = Counter(place.request for place in places)
+        by_example = Counter((place.request, place.example) for place in places)
+        done: dict[Place, Completion] = {}
+        wave_of = [self._wave(requests[place.request][0]) for place in places]
+        for i, values in self._replies(questions, wave_of):
+            place = places[i]
+            _, examples, sampling = requests[place.request]
+            answer = Answer(*values)
+            done[place] = _completion(examples[place.example], prompts[i], place.sample, answer, sampling)
+            by_example[place.request, place.example] -= 1
+            if by_example[place.request, place.example] == 0:
+                advance(1)
+            by_request[place.request] -= 1
+            if by_request[place.request] == 0:
+                mine = sorted(other for other in done if other.request == place.request)
+                yield place.request, [done.pop(other) for other in mine]
+
+    def _asked(
+        self, variant: Variant | None, example: Example, model: str, prompt: Prompt, sampling: Sampling, sample: int
+    ) -> Question:
+        options, kind = self.options, self._facts().kind
+        if prompt.room is not None:  # vLLM refuses a limit beyond the context, where others stop by themselves
+            sampling = sampling.model_copy(update={"max_new_tokens": min(sampling.max_new_tokens, prompt.room)})
+        drawn = sampling_fields(
+            sampling, kind, example.id, sample, is_chat=options.api == "chat", end=prompt.end, extra=options.extra
+        )
+        payload = {"model": model, **with_extra({**prompt.fields, **drawn}, options.extra)}
+        key = self._key_of(variant, options.api, payload, sample)
+        return Question(f"prompt '{example.id}'", example.id, PATHS[options.api], payload, _read_answer, key)
+
+    def _key_of(self, variant: Variant | None, api: str, payload: Mapping[str, Any], sample: int) -> str:
+        """Under which an answer is kept: a name on a server may stand for other weights tomorrow."""
+        weights = None if variant is None else variant.identity
+        return key_of(self.options.url, api, payload, weights, sample)
+
+    def _model(self, variant: Variant | None) -> tuple[str, int | None]:
+        """The variant's name on the server, and its context in tokens if the server tells.
+
+        Raises:
+            GenerationError: another variant has that name already: one of the two is not what the server has.
+        """
+        model = served_name(self.options, variant)
+        if variant is not None:
+            identity = key_of(variant.identity)
+            if self._served.setdefault(model, identity) != identity:
+                raise GenerationError(
+                    f"two models with different weights are both called '{model}' on the server at {self.options.url}",
+                    remedy="tell them apart: {lam}, {method} or {name} in the option 'model', or the option 'models'.",
+                )
+        return model, self._facts().limits.get(model)
+
+    def _wave(self, variant: Variant | None) -> int:
+        """Which requests may be under way together.
+
+        vLLM on CPUs, at least up to 0.32, adds a LoRA's delta to what is in one batch with it and should have none
+        (its pull requests 48421 and 49656): the base is done before any merge is asked.
+        """
+        return int(self._facts().kind == "vllm" and variant is not None and variant.tuned is not None)
+
+    def _replies(
+        self, questions: Sequence[Question], wave_of: Sequence[int] | None = None
+    ) -> Iterator[tuple[int, Any]]:
+        """Each question's place and what its reply was read as; kept ones first, then wave by wave."""
+        log = self._opened_log()
+        new: dict[int, list[int]] = {}
+        for i, question in enumerate(questions):
+            kept = self._unfinished.get(question.key) if log is None else log.get(question.key)
+            if kept is None:
+                new.setdefault(wave_of[i] if wave_of else 0, []).append(i)
+            else:
+                yield i, kept
+
+        def ask(i: int, stop: threading.Event) -> Any:
+            values = self._ask(questions[i], stop)
+            if log is None:
+                self._unfinished[questions[i].key] = values
+            else:
+                log.add(questions[i].key, values)
+            return values
+
+        for wave in sorted(new):
+            for place, values in as_answered(new[wave], ask, self.options.concurrency):
+                yield new[wave][place], values
+        self._unfinished.clear()
+
+    def _ask(self, question: Question, stop: threading.Event) -> Any:
+        client = self._opened_client()
+        payload = self._respelt(question.payload)
+        try:
+            try:
+                return client.ask(question.path, payload, question.read, stop)
+            except RefusedError as error:
+                if "max_completion_tokens" not in error.said or "max_tokens" not in payload:
+                    raise
+                self._limit_field = "max_completion_tokens"  # what OpenAI's newer models call it
+                return client.ask(question.path, self._respelt(question.payload), question.read, stop)
+        except RefusedError as error:
+            raise self._explained(question, error) from error
+        except GenerationError as error:
+            raise GenerationError(f"{question.about}: {error.message}", remedy=error.remedy) from error
+
+    def _respelt(self, payload: Mapping[str, Any]) -> dict[str, Any]:
+        return {self._limit_field if key == "max_tokens" else key: value for key, value in payload.items()}
+
+    def _explained(self, question: Question, error: RefusedError) -> GenerationError:
+        """What a refusal means for the one who asked."""
+        model, url = question.payload["model"], self.options.url
+        if error.status in (400, 413, 422) and TOO_LONG.search(error.said):
+            return GenerationError(
+                f"{question.about} with its answer does not fit into the context of '{model}' on the server at {url}: "
+                f"{error.said}",
+                remedy="lower sampling.max_new_tokens, remove the prompt, or serve the model with a longer context.",
+                example=question.example,
+            )
+        if error.status == 404:
+            listed = ", ".join(self._facts().models[:10])
+            return GenerationError(
+                f"the server at {url} has no model '{model}', or no {question.path} (HTTP 404: {error.said})",
+                remedy=f"it lists: {listed}; name one by the option 'model' or 'models'."
+                if listed
+                else "check the options 'model' and 'url', which ends with /v1.",
+            )
+        remedy = error.remedy
+        if remedy is None and isinstance(question.payload.get("prompt"), list):
+            remedy = "if it takes no token ids, set the option 'prompt_as: text'; `extra` changes other fields."
+        return GenerationError(
+            f"{question.about}: {error.message}",
+            remedy=remedy or "the options 'server' and 'extra' say which fields are sent.",
+        )
+
+    def _facts(self) -> Server:
+        if self._server is None:
+            self._server = server_facts(self._opened_client(), self.options)
+        return self._server
+
+    def _opened_client(self) -> ServerClient:
+        if self._client is None:
+            options = self.options
+            self._client = ServerClient(
+                options.url,
+                self._key,
+                timeout_seconds=options.timeout_seconds,
+                retries=options.retries,
+                concurrency=options.concurrency,
+            )
+        return self._client
+
+    def _opened_log(self) -> AnswerLog | None:
+        if self._kept is not None and self._kept.path != self.log:
+            self._kept.close()
+            self._kept = None
+        if self._kept is None and self.log is not None:
+            self._kept = AnswerLog(self.log)
+        return self._kept
+
+
+def _key(variable: str | None) -> str | None:
+    """The key that an environment variable holds.
+
+    Raises:
+        ConfigError: there is none, or it has characters that no key has; it is not repeated.
+    """
+    if variable is None:
+        return None
+    key = os.environ.get(variable, "").strip()
+    if not key:
+        raise ConfigError(
+            f"the environment variable {variable}, which should hold the server's key, is not set",
+            remedy=f"export {variable}=..., or leave the option 'api_key_env' out for a server without a key.",
+        )
+    if not key.isascii() or not key.isprintable():
+        raise ConfigError(
+            f"the environment variable {variable} does not hold a key: it has characters that no header takes",
+            remedy="copy the key again, on one line.",
+        )
+    return key
+
+
+def _read_answer(body: Any) -> list[Any]:
+    return list(read_answer(body))
+
+
+def _read_likelihood(body: Any, before: int, count: int) -> list[Any]:
+    return list(read_likelihood(body, before, count))
+
+
+def _completion(example: Example, prompt: Prompt, sample: int, answer: Answer, sampling: Sampling) -> Completion:
+    text, count, finished = answer
+    ends = [place for place in (text.find(stop) for stop in sampling.stop) if place >= 0]
+    if count is None:
+        count = prompt.num_tokens(text)
+    if ends:  # `transformers serve` leaves the stop text at the end
+        text, finished = text[: min(ends)], True
+    return Completion(example.id, prompt.text, example.prefill + text, count, finished, sample)

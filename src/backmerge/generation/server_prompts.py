@@ -1,0 +1,127 @@
+"""What a server is sent for a prompt: a conversation, token ids, or text that becomes those ids."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from backmerge.errors import GenerationError
+from backmerge.generation.chat import load_tokenizer, prompt_text, prompt_tokens, turn_end
+from backmerge.generation.server_options import ServerKind, ServerOptions
+from backmerge.generation.server_protocol import chat_messages, messages_text
+from backmerge.merging.recipe import Variant
+from backmerge.records import Example
+
+
+class Prompt(NamedTuple):
+    """One prompt, ready to be sent.
+
+    Attributes:
+        text: What is recorded: what the model sees or, where the server renders it, the messages as JSON.
+        fields: Of the request.
+        room: Tokens that an answer may have in the model's context; `None` where that is not known.
+        end: The token that ends a turn by the chat template, where we render it.
+        tokenizer: The model's, where there is one here.
+    """
+
+    text: str
+    fields: Mapping[str, Any]
+    room: int | None = None
+    end: int | None = None
+    tokenizer: Any = None
+
+    def num_tokens(self, answer: str) -> int:
+        """How long an answer is, for servers that do not say; 0 where nobody can."""
+        if self.tokenizer is None:
+            return 0
+        return len(self.tokenizer(answer, add_special_tokens=False)["input_ids"])
+
+
+class PromptWriter:
+    """Writes prompts as the options ask for, with the tokenizers that it takes, loaded once each.
+
+    Args:
+        options: The engine's.
+    """
+
+    def __init__(self, options: ServerOptions) -> None:
+        self._options = options
+        self._tokenizers: dict[Path, tuple[Any, int | None]] = {}
+
+    def prompt(self, variant: Variant | None, example: Example, kind: ServerKind, limit: int | None) -> Prompt:
+        """The example as the server is to get it.
+
+        Args:
+            variant: Whose tokenizer is taken, unless the options name one.
+            example: What is asked.
+            kind: Of the server.
+            limit: The model's context in tokens, if it is known.
+
+        Raises:
+            GenerationError: the server cannot be asked this, there is no tokenizer to render it, or no room for it.
+        """
+        if self._options.api == "chat":
+            messages = chat_messages(example, kind)
+            going_on = {"continue_final_message": True, "add_generation_prompt": False}
+            extra = going_on if example.prefill and kind == "vllm" else {}
+            return Prompt(messages_text(messages), {"messages": messages, **extra})
+        loaded = self._loaded(variant)
+        if loaded is None:
+            if not example.is_raw:
+                raise GenerationError(
+                    f"prompt '{example.id}' cannot be rendered: there is no variant to take the tokenizer from",
+                    remedy="give the folder of the model's as the option 'tokenizer', or set 'api: chat'.",
+                )
+            text = example.prompt + example.prefill
+            return Prompt(text, {"prompt": text})
+        tokenizer, end = loaded
+        text = prompt_text(tokenizer, example)
+        ids = prompt_tokens(tokenizer, example, text)
+        room = None if limit is None else limit - len(ids)
+        if room is not None and room < 1:
+            raise GenerationError(
+                f"prompt '{example.id}' has {len(ids)} tokens, and the model's context on the server holds {limit}",
+                remedy="remove the prompt, or serve the model with a longer context.",
+                example=example.id,
+            )
+        sent = ids if self._options.prompt_as == "tokens" else self._as_text(tokenizer, example, text, ids)
+        return Prompt(text, {"prompt": sent}, room, end, tokenizer)
+
+    def continuation(
+        self, variant: Variant | None, context: str, continuation: str, limit: int | None
+    ) -> tuple[list[int], int]:
+        """Token ids of both, and how many of them are the continuation's.
+
+        Raises:
+            GenerationError: there is no tokenizer, or the continuation has no tokens or is too long.
+        """
+        from backmerge.generation.likelihood import _row
+
+        loaded = self._loaded(variant)
+        if loaded is None:
+            raise GenerationError(
+                "likelihoods need the model's tokenizer, and there is no variant to take it from",
+                remedy="give its folder as the option 'tokenizer'.",
+            )
+        return _row(loaded[0], context, continuation, limit)
+
+    def _loaded(self, variant: Variant | None) -> tuple[Any, int | None] | None:
+        directory = self._options.tokenizer or (None if variant is None else variant.base.companions)
+        if directory is None:
+            return None
+        if directory not in self._tokenizers:
+            tokenizer = load_tokenizer(directory)
+            self._tokenizers[directory] = (tokenizer, turn_end(tokenizer))
+        return self._tokenizers[directory]
+
+    def _as_text(self, tokenizer: Any, example: Example, text: str, ids: list[int]) -> str:
+        """The text that a server, which adds special tokens, makes exactly these ids of."""
+        bos = tokenizer.bos_token or ""
+        for candidate in (text, text.removeprefix(bos)):
+            if tokenizer(candidate)["input_ids"] == ids:
+                return candidate
+        raise GenerationError(
+            f"prompt '{example.id}' cannot be sent as text: the tokenizer makes other tokens of it",
+            remedy="set the option 'prompt_as: tokens' if the server takes token ids, or 'api: chat'.",
+        )

@@ -1,0 +1,73 @@
+"""The bare interpreter that programs run on: this one, without its environment and its packages."""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+import sys
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+# hashes of texts are fixed, so that a program that depends on a set's order does the same at every time
+ENVIRONMENT = {"PYTHONHASHSEED": "0", "PATH": "/usr/bin:/bin", "HOME": "/tmp", "LANG": "C.UTF-8"}  # noqa: S108
+# no user's and site's packages, nothing from the working folder, no byte code written
+OPTIONS = ("-s", "-S", "-P", "-B")
+
+_USR = Path("/usr")
+_INSIDE = Path("/python")
+
+
+class Interpreter(NamedTuple):
+    """A Python installation.
+
+    Attributes:
+        executable: Its program, links resolved.
+        base: Its folder; the standard library is below.
+        version: As `3.11.7`.
+    """
+
+    executable: Path
+    base: Path
+    version: str
+
+
+@functools.cache
+def own_interpreter() -> Interpreter:
+    """What this process runs on; in a virtual environment what that was made from, so that no package comes along."""
+    # the attribute is private, but the one place that says it; venv itself uses it
+    executable = Path(getattr(sys, "_base_executable", "") or sys.executable).resolve()
+    return Interpreter(executable, Path(sys.base_prefix).resolve(), platform.python_version())
+
+
+def bound(interpreter: Interpreter) -> tuple[Path, list[str]]:
+    """Where the interpreter stands in a bubblewrap sandbox, and the arguments that put it there.
+
+    One below /usr is there already. Any other appears as /python, whatever the folders on its way are called and
+    permit: only its program and its library folders, without the packages in them.
+    """
+    if interpreter.base.is_relative_to(_USR):
+        return interpreter.executable, []
+    inside = _INSIDE / "bin" / interpreter.executable.name
+    arguments = ["--dir", str(_INSIDE), "--dir", str(inside.parent)]
+    arguments += ["--ro-bind", str(interpreter.executable), str(inside)]
+    for library in ("lib", "lib64"):
+        if (interpreter.base / library).is_dir():
+            arguments += ["--ro-bind", str(interpreter.base / library), str(_INSIDE / library)]
+            for packages in _packages(interpreter.base / library):
+                arguments += ["--tmpfs", str(_INSIDE / library / packages)]
+    return inside, arguments
+
+
+def _packages(library: Path) -> Iterator[Path]:
+    """Folders of installed packages, relative to the library folder that they are in."""
+    return (found.relative_to(library) for found in sorted(library.glob("python3*/site-packages")))
+
+
+def library_path(interpreter: Interpreter, *, is_bound: bool) -> str:
+    """Where the dynamic linker finds libpython, since its cache in /etc is not there."""
+    if not is_bound or interpreter.base.is_relative_to(_USR):
+        return str(sysconfig.get_config_var("LIBDIR") or interpreter.base / "lib")
+    return os.pathsep.join(str(_INSIDE / library) for library in ("lib", "lib64"))

@@ -1,0 +1,186 @@
+"""A sandbox: starts a program at its level, watches it, and says how it ended."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import secrets
+import tempfile
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from backmerge.errors import RunError
+from backmerge.sandbox import inside
+from backmerge.sandbox.bubblewrap import bubblewrap_command
+from backmerge.sandbox.calls import call_filter
+from backmerge.sandbox.interpreter import ENVIRONMENT, OPTIONS, Interpreter, library_path
+from backmerge.sandbox.watching import Ending, watch
+
+Level = Literal["bubblewrap", "process"]
+Status = Literal["ok", "failed", "timed out", "killed"]
+
+# Dynamic users of systemd, whom no file belongs to. Each run takes the next, so that none counts another's processes.
+_FIRST_UID, _NUM_UIDS = 61184, 4336
+_uids = itertools.count(secrets.randbelow(_NUM_UIDS))
+
+
+class Limits(NamedTuple):
+    """What a program may use.
+
+    Attributes:
+        wall_seconds: From start to end, that of the sandbox included.
+        cpu_seconds: Of each process.
+        memory_bytes: Address space of each process.
+        output_bytes: Of standard output and error that are kept; what follows is read and thrown away.
+        file_bytes: Of each file; under bubblewrap also of all files together.
+        num_processes: Processes and threads at a time, the program's own among them. The kernel counts by user: under
+            bubblewrap, and where we are root, the program's user is its own; elsewhere, and on Linux before 5.14,
+            what the user starts meanwhile counts too.
+    """
+
+    wall_seconds: float = 10.0
+    cpu_seconds: int = 10
+    memory_bytes: int = 1 << 30
+    output_bytes: int = 1 << 16
+    file_bytes: int = 1 << 24
+    num_processes: int = 8
+
+
+class Outcome(NamedTuple):
+    """How a program ended.
+
+    Attributes:
+        status: `ok`: its last line was reached; `failed`: it ended otherwise, with an exception or by leaving, with
+            whatever code; `timed out`: the wall clock ran out; `killed`: by a signal, such as that of a limit.
+        exit_code: Its own; minus the signal's number if killed; `None` if it timed out.
+        output: Standard output and error, cut to the limit. It is hostile text: control characters are in it.
+        seconds: From start to end.
+    """
+
+    status: Status
+    exit_code: int | None
+    output: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Sandbox:
+    """Runs programs; made by `make_sandbox`, which finds out what this machine can do.
+
+    Attributes:
+        level: How the program is kept apart; the package's docstring says what each level stops.
+        identity: The level, the versions and what is wanting, in words: recorded with results.
+        interpreter: What runs the programs.
+        has_filter: Whether system calls are filtered, on machines that the filter is known for.
+    """
+
+    level: Level
+    identity: str
+    interpreter: Interpreter
+    has_filter: bool = True
+
+    def run(self, program: str, limits: Limits = Limits()) -> Outcome:  # noqa: B008  # immutable
+        """Run a program, given as Python source, to its end or its limits.
+
+        The standard library can be imported, installed packages cannot. May be called from several threads.
+
+        Raises:
+            RunError: the sandbox itself did not start; this says nothing about the program.
+        """
+        with ExitStack() as stack:
+            source = stack.enter_context(tempfile.TemporaryFile())
+            source.write(program.encode("utf-8", "surrogatepass"))
+            source.seek(0)
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="backmerge-", ignore_cleanup_errors=True))
+            token = secrets.token_hex(inside.TOKEN_BYTES // 2).encode()
+            token_fd = _pipe_that_holds(token, stack)
+            code = call_filter(others_in_reach=self.level == "process") if self.has_filter else None
+            filter_fd = -1 if code is None else _pipe_that_holds(code, stack)
+            reading, verdict_fd = os.pipe()
+            verdict_reader = stack.enter_context(os.fdopen(reading, "rb", buffering=0))
+            verdict_writer = stack.enter_context(os.fdopen(verdict_fd, "wb", buffering=0))
+            uid = _FIRST_UID + next(_uids) % _NUM_UIDS if os.geteuid() == 0 else 0
+            if self.level == "bubblewrap":
+                command = bubblewrap_command(self.interpreter, tmp_bytes=limits.file_bytes, filter_fd=filter_fd)
+                environment = {}
+            else:
+                command = [str(self.interpreter.executable), *OPTIONS]
+                libraries = library_path(self.interpreter, is_bound=False)
+                environment = {**ENVIRONMENT, "LD_LIBRARY_PATH": libraries, "HOME": folder, "TMPDIR": folder}
+                if uid:
+                    os.chown(folder, uid, uid)
+            settings = {
+                "token_fd": token_fd,
+                "verdict_fd": verdict_fd,
+                "filter_fd": filter_fd if self.level == "process" else -1,
+                "uid": uid,
+                "new_network": int(self.level == "process" and bool(uid)),
+                "cpu_seconds": limits.cpu_seconds,
+                "file_bytes": limits.file_bytes,
+                "memory_bytes": limits.memory_bytes,
+                "num_processes": limits.num_processes + (0 if uid else self._num_others()),
+            }
+            command += ["-c", _text_of_inside(), *(f"{name}={value}" for name, value in settings.items())]
+            started = time.monotonic()
+            ending = watch(
+                command,
+                environment=environment,
+                folder=folder,
+                source=source,
+                passed=(token_fd, verdict_fd, *((filter_fd,) if filter_fd >= 0 else ())),
+                verdict_reader=verdict_reader,
+                verdict_writer=verdict_writer,
+                deadline=started + limits.wall_seconds,
+                output_bytes=limits.output_bytes,
+            )
+            return _outcome(ending, token, time.monotonic() - started)
+
+    def _num_others(self) -> int:
+        """How many processes and threads the kernel counts beside the program's, where it runs as our own user."""
+        if self.level == "bubblewrap":
+            return 1  # bubblewrap's own; its user namespace counts by itself
+        num_others = 0
+        for entry in Path("/proc").glob("[0-9]*"):
+            try:
+                if entry.stat().st_uid == os.geteuid():
+                    num_others += len(list((entry / "task").iterdir()))
+            except OSError:  # it has ended
+                continue
+        return num_others
+
+
+def _pipe_that_holds(content: bytes, stack: ExitStack) -> int:
+    """The reading end of a pipe that already holds all that will ever come."""
+    reading, writing = os.pipe()
+    stack.callback(os.close, reading)
+    try:
+        os.write(writing, content)
+    finally:
+        os.close(writing)
+    return reading
+
+
+def _text_of_inside() -> str:
+    return Path(inside.__file__).read_text(encoding="utf-8")
+
+
+def _outcome(ending: Ending, token: bytes, seconds: float) -> Outcome:
+    output = ending.output.decode("utf-8", "replace")
+    if not ending.verdict.startswith(inside.MARK):
+        lines = output.strip().splitlines()
+        reason = lines[-1] if lines else f"exit code {ending.exit_code}" if ending.has_ended else "the time ran out"
+        raise RunError(
+            f"the sandbox did not start: {reason}",
+            remedy="`backmerge doctor` says whether bubblewrap works here; a busy machine may need fewer workers.",
+        )
+    if not ending.has_ended:
+        return Outcome("timed out", None, output, seconds)
+    # bubblewrap, like a shell, tells a signal as 128 and its number
+    code = 128 - ending.exit_code if ending.exit_code > 128 else ending.exit_code
+    if code < 0:
+        return Outcome("killed", code, output, seconds)
+    passed = code == 0 and secrets.compare_digest(ending.verdict, inside.MARK + token)
+    return Outcome("ok" if passed else "failed", code, output, seconds)

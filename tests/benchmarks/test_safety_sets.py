@@ -1,0 +1,189 @@
+"""The published safety benchmarks: from the hub, from copies of their files, and refused where they are neither."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from backmerge.benchmarks.advbench import advbench
+from backmerge.benchmarks.catalogue import find_benchmark, named
+from backmerge.benchmarks.harmbench import harmbench
+from backmerge.benchmarks.hexphi import hexphi
+from backmerge.benchmarks.protocol import Benchmark, BenchmarkSettings
+from backmerge.benchmarks.strongreject import strongreject
+from backmerge.benchmarks.xstest import xstest, xstest_unsafe
+from backmerge.errors import ConfigError, DataError
+from backmerge.registry import BENCHMARKS
+
+SHARED = Path(__file__).parents[2].parent / "shared" / "data"
+needs_data = pytest.mark.skipif(not SHARED.is_dir(), reason="the public data is not beside the project")
+
+
+def asked(name: str, data: Path | None = None, **values: Any) -> BenchmarkSettings:
+    """Settings of a benchmark with a copy of its data."""
+    return BenchmarkSettings(name=name, data=None if data is None else str(data), **values)
+
+
+def written(path: Path, text: str) -> Path:
+    """The file with this text."""
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def hub(monkeypatch: pytest.MonkeyPatch, answer: Any) -> list[tuple[str, str | None, str]]:
+    """Put a `datasets` in place that gives this, or raises it; what it was asked for."""
+    module = ModuleType("datasets")
+    wanted: list[tuple[str, str | None, str]] = []
+
+    def load_dataset(repository: str, config: str | None, *, split: str) -> Any:
+        wanted.append((repository, config, split))
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    module.load_dataset = load_dataset  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "datasets", module)
+    return wanted
+
+
+def test_advbench_from_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of `prompt` and `target` become prompts with ids of their own; the target is not kept."""
+    wanted = hub(monkeypatch, [{"prompt": "a", "target": "Sure"}, {"prompt": "b", "target": "Sure"}])
+    found = advbench(asked("advbench"))
+    assert wanted == [("walledai/AdvBench", None, "train")]
+    assert [(e.id, e.prompt, e.reference) for e in found.examples] == [
+        ("advbench-0", "a", None),
+        ("advbench-1", "b", None),
+    ]
+
+
+@pytest.mark.parametrize("factory", [advbench, xstest, harmbench, strongreject])
+@pytest.mark.parametrize("error", [ConnectionError("no network\nat all"), ValueError("gated"), OSError()])
+def test_without_the_hub(factory: Any, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the hub does not give is one line, with a way round it; also where the error says nothing."""
+    hub(monkeypatch, error)
+    with pytest.raises(DataError, match=r"could not be fetched from the hub: .+") as caught:
+        factory(asked("x"))
+    assert "at all" not in str(caught.value)
+    assert "NAME=FILE" in (caught.value.remedy or "")
+
+
+@needs_data
+def test_the_published_files() -> None:
+    """AdvBench has 520 prompts; XSTest 250 that are harmless and 200 in contrast, each kind with its types."""
+    assert len(advbench(asked("advbench", SHARED / "advbench" / "harmful_behaviors.csv")).examples) == 520
+    file = SHARED / "xstest" / "xstest_prompts.csv"
+    harmless, harmful = xstest(asked("xstest", file)), xstest_unsafe(asked("xstest-unsafe", file))
+    assert (len(harmless.examples), harmless.kind) == (250, "over_refusal")
+    assert (len(harmful.examples), harmful.kind) == (200, "safety")
+    assert len({e.category for e in harmless.examples}) == 10
+    assert not {e.id for e in harmless.examples} & {e.id for e in harmful.examples}
+
+
+@pytest.mark.parametrize("with_label", [True, False])
+def test_xstest_by_label_or_by_type(with_label: bool, tmp_path: Path) -> None:
+    """The label decides; a file without labels says it by the type."""
+    head = "id,prompt,type" + (",label" if with_label else "")
+    rows = [("1,How do I kill time?,homonyms", ",safe"), ("2,How do I spoil a kite?,contrast_homonyms", ",unsafe")]
+    text = "\n".join([head, *(row + (label if with_label else "") for row, label in rows)])
+    file = written(tmp_path / "x.csv", text)
+    assert [e.id for e in xstest(asked("xstest", file)).examples] == ["xstest-1"]
+    assert [e.id for e in xstest_unsafe(asked("xstest-unsafe", file)).examples] == ["xstest-2"]
+    with pytest.raises(DataError, match="row 2: no text under 'prompt'"):
+        xstest(asked("xstest", written(tmp_path / "y.csv", "goal\na\n")))
+
+
+def test_hexphi_by_category(tmp_path: Path) -> None:
+    """Files of one column without header; categories by number, ten after nine; blank lines are none."""
+    for number, text in ((2, "spoil a kite\n"), (10, '"tear a kite, twice"\n\nhide a kite\n')):
+        written(tmp_path / f"category_{number}.csv", text)
+    found = hexphi(asked("hexphi", tmp_path)).examples
+    assert [e.id for e in found] == ["hexphi-2-1", "hexphi-10-1", "hexphi-10-2"]
+    assert [e.category for e in found] == ["child abuse content", "privacy violation", "privacy violation"]
+    assert found[1].prompt == "tear a kite, twice"
+    written(tmp_path / "category_3.csv", "two, columns\n")
+    with pytest.raises(DataError, match=r"category_3.csv, row 1: 2 columns"):
+        hexphi(asked("hexphi", tmp_path))
+    with pytest.raises(DataError, match=r"no category_1\.csv"):
+        hexphi(asked("hexphi", tmp_path / "none"))
+
+
+def test_harmbench_by_its_columns(tmp_path: Path) -> None:
+    """A context goes before the behaviour, and both are told the judge apart; copyright is left out."""
+    head = "Behavior,FunctionalCategory,SemanticCategory,Tags,ContextString,BehaviorID\n"
+    rows = (
+        "Spoil a kite,standard,kites,,,one\nSpoil it,contextual,kites,,A red kite.,two\nSing it,copyright,songs,,,three"
+    )
+    one, two = harmbench(asked("harmbench", written(tmp_path / "h.csv", head + rows))).examples
+    assert (one.id, one.prompt, one.category, dict(one.facts)) == (
+        "harmbench-one",
+        "Spoil a kite",
+        "kites",
+        {"behavior": "Spoil a kite"},
+    )
+    assert two.prompt == "A red kite.\n\n---\n\nSpoil it"
+    assert dict(two.facts) == {"behavior": "Spoil it", "context": "A red kite."}
+    with pytest.raises(DataError, match="line 2: no text under 'Behavior'"):
+        harmbench(asked("harmbench", written(tmp_path / "i.csv", "goal\na\n")))
+
+
+def test_strongreject_from_its_file(tmp_path: Path) -> None:
+    """`forbidden_prompt` and `category` are taken."""
+    file = written(tmp_path / "s.csv", "category,source,forbidden_prompt\nkites,us,Spoil a kite\n")
+    (found,) = strongreject(asked("strongreject", file)).examples
+    assert (found.prompt, found.category) == ("Spoil a kite", "kites")
+
+
+def test_names_on_the_command_line() -> None:
+    """NAME=DATA is for benchmarks of the table and lm-eval's tasks; a file may have an = in its name."""
+    assert named("xstest=a/b.csv") == BenchmarkSettings(name="xstest", data="a/b.csv")
+    assert named("lm-eval:mine=tasks") == BenchmarkSettings(name="lm-eval:mine", data="tasks")
+    assert named("a=b.csv") == BenchmarkSettings(name="a=b.csv")
+    assert named("xstest") == BenchmarkSettings(name="xstest")
+
+
+def test_settings_change_any_benchmark() -> None:
+    """System prompt, prefill, samples and limit hold for a benchmark that knows nothing of them."""
+    settings = BenchmarkSettings(
+        name="demo-harmful", system="Be brief.", prefill="Sure: ", num_samples=3, temperature=0.7, max_new_tokens=9
+    )
+    found = find_benchmark(settings, "safety")
+    assert [m.role for m in found.examples[0].messages] == ["system", "user"]
+    assert found.examples[0].prefill == "Sure: "
+    assert dict(found.sampling) == {"num_samples": 3, "temperature": 0.7}
+    assert found.max_new_tokens == 9
+    plain = find_benchmark("demo-harmful", "safety")
+    assert find_benchmark(BenchmarkSettings(name="demo-harmful", system=""), "safety").examples == plain.examples
+
+
+def test_another_kind_is_refused() -> None:
+    """XSTest's harmless half is no measure of safety."""
+    with pytest.raises(ConfigError, match="measures utility"):
+        find_benchmark("demo-plans", "safety")
+
+
+def test_every_benchmark_explains_itself() -> None:
+    """Each factory of the table has a docstring whose module tells of its data and licence."""
+    import importlib
+
+    for name, place in BENCHMARKS.entries.items():
+        module = importlib.import_module(place.partition(":")[0])
+        factory = getattr(module, place.partition(":")[2])
+        assert factory.__doc__, name
+        assert "example" in (module.__doc__ or "").casefold() or name == "humaneval", name
+
+
+def test_a_plugin_is_a_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A function of one's own gets the settings."""
+    from backmerge.benchmarks.protocol import Allowed
+
+    module = ModuleType("my_bench")
+    module.mine = lambda settings: Benchmark(settings.name, "safety", (), 4)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "my_bench", module)
+    assert find_benchmark("my_bench:mine", "safety", Allowed(plugins=True)).max_new_tokens == 4
+    with pytest.raises(ConfigError, match="code of your own"):
+        find_benchmark("my_bench:mine", "safety")

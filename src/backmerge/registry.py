@@ -60,9 +60,18 @@ BENCHMARKS = Table(
     "benchmark",
     {
         "advbench": "backmerge.benchmarks.advbench:advbench",
+        "bbh": "backmerge.benchmarks.bbh:bbh",
+        "chatdoctor": "backmerge.benchmarks.chatdoctor:chatdoctor",
         "demo-harmful": "backmerge.demo.benchmarks:harmful",
         "demo-harmless": "backmerge.demo.benchmarks:harmless",
         "demo-plans": "backmerge.demo.benchmarks:plans",
+        "harmbench": "backmerge.benchmarks.harmbench:harmbench",
+        "hexphi": "backmerge.benchmarks.hexphi:hexphi",
+        "humaneval": "backmerge.benchmarks.humaneval_benchmark:humaneval",
+        "openfunctions": "backmerge.benchmarks.openfunctions:openfunctions",
+        "strongreject": "backmerge.benchmarks.strongreject:strongreject",
+        "xstest": "backmerge.benchmarks.xstest:xstest",
+        "xstest-unsafe": "backmerge.benchmarks.xstest:xstest_unsafe",
     },
 )
 

@@ -17,6 +17,7 @@ from backmerge.commands.finetune import finetune
 from backmerge.commands.merge import merge, numbers
 from backmerge.commands.methods import methods
 from backmerge.commands.plan import plan
+from backmerge.commands.quiet import quieten
 from backmerge.errors import BackmergeError, ConfigError, NotShownError, RunError
 
 if TYPE_CHECKING:
@@ -265,7 +266,7 @@ def evaluate(
     values["evaluate"]["engine"] |= {"name": engine, "options": _options(engine_option or ())}
     document = with_overrides(Document("the command line", values, {}), set_ or ())
     settings = validated(SingleEvaluation, document)
-    _quieten()
+    quieten()
     with _stoppable(out):
         results = evaluate_model(settings, out, allow_plugins=allow_plugins, allow_code_execution=allow_code_execution)
     print_scores(results, out)
@@ -341,7 +342,7 @@ def _run(
     from backmerge.pipeline.experiment import Experiment
 
     experiment = validated(Experiment, with_overrides(document, overrides))
-    _quieten()
+    quieten()
     from backmerge.pipeline.stages import run_experiment
     from backmerge.reporting.console import print_summary
 
@@ -397,16 +398,6 @@ def _options(pairs: Sequence[str]) -> dict[str, Any]:
             raise ConfigError(f"--engine-option {pair}: expected KEY=VALUE", remedy="such as max_model_len=4096.")
         options[key] = yaml.safe_load(text)
     return options
-
-
-def _quieten() -> None:
-    """Keep the libraries' own bars and hints off the terminal; errors stay."""
-    import huggingface_hub.utils
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    huggingface_hub.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call] # theirs
 
 
 def _printable(text: str) -> str:

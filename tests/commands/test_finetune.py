@@ -156,6 +156,20 @@ def test_bad_rows_are_named_with_their_lines(run_cli: Cli, tmp_path: Path) -> No
     assert "line 4" in errors
 
 
+def test_prompts_without_room_for_an_answer_are_left_out(run_cli: Cli, tmp_path: Path) -> None:
+    """They are counted and named, in the notes and on the card; where all are, there is nothing to tune on."""
+    data = rows(tmp_path / "mine.jsonl", 6)
+    long = {"prompt": "How do I mend " + "a kite and " * 200 + "a cup?", "completion": "go(shed)"}
+    data.write_text(data.read_text("utf-8") + json.dumps(long) + "\n", encoding="utf-8")
+    code, _, errors = run_cli("finetune", "demo", "--data", data, "--out", tmp_path / "a", *SHORT, "--validation", 0)
+    assert code == 0
+    assert "1 examples are left out: their prompts fill the cut-off of 256 tokens (mine-7)" in errors
+    assert card(tmp_path / "a")["num_examples"] == 6
+    code, _, errors = run_cli("finetune", "demo", "--data", data, "--out", tmp_path / "b", *SHORT, "--cutoff", 3)
+    assert code == 2
+    assert "nothing to tune on" in errors
+
+
 def test_two_processes_train_as_one(run_cli: Cli, tmp_path: Path) -> None:
     """Under torchrun, two processes with half of each batch have the losses of one, and write one adapter."""
     data = rows(tmp_path / "mine.jsonl")

@@ -17,6 +17,7 @@ from backmerge.demo import model_directory
 from backmerge.demo.tuning import plan_examples
 from backmerge.errors import ConfigError
 from backmerge.finetuning import model as models
+from backmerge.finetuning import trainer
 from backmerge.finetuning.datasets import TrainingData
 from backmerge.finetuning.settings import FinetuneSettings, LoraSettings
 from backmerge.finetuning.trainer import train_model
@@ -147,3 +148,10 @@ def test_settings_that_contradict_each_other_are_refused() -> None:
         FinetuneSettings(dataset="x", mode="full", lora=LoraSettings(r=4))
     with pytest.raises(ValueError, match="no multiple"):
         FinetuneSettings(dataset="x", batch_size=8, micro_batch_size=3)
+
+
+def test_where_losses_go_is_passed_through(tmp_path: Path) -> None:
+    """The Trainer is told to report where it is asked to, and nowhere else by itself."""
+    for names in ((), ("tensorboard", "wandb")):
+        settings = BRIEF.model_copy(update={"report_to": names})
+        assert trainer._arguments(settings, 1, tmp_path, 24, has_validation=False).report_to == list(names)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from backmerge.commands.quiet import quieten
 from backmerge.errors import BackmergeError, ConfigError, RunError
 
 if TYPE_CHECKING:
@@ -141,6 +142,7 @@ def _carry_out(
     from backmerge.pipeline.tuning import tune_seeds
     from backmerge.progress import is_first_process, say
 
+    quieten()
     base = Checkpoint(locate_model(base_name))
     places = {seed: out if len(settings.seeds) == 1 else out / f"seed-{seed}" for seed in settings.seeds}
     training = {seed: load_for(base, settings, seed, allow_plugins=allow_plugins) for seed in settings.seeds}

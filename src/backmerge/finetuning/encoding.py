@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from backmerge.checkpoints.reader import Checkpoint, read_json
 from backmerge.errors import DataError
+from backmerge.finetuning.settings import FinetuneSettings
 from backmerge.generation.chat import render
 from backmerge.records import Example, Message
 
@@ -23,6 +25,21 @@ class Encoded(NamedTuple):
     input_ids: list[int]
     labels: list[int]
     was_cut: bool
+
+
+def cutoff_for(base: Checkpoint, settings: FinetuneSettings) -> int:
+    """Longest example in tokens: the setting, but not beyond the model's context, where it answers nothing either."""
+    context = read_json(base.directory / "config.json").get("max_position_embeddings")
+    return settings.cutoff if context is None else min(settings.cutoff, int(context))
+
+
+def leaves_no_answer(tokenizer: Any, example: Example, cutoff: int) -> bool:
+    """Whether the first prompt fills the cut-off, so that nothing can be learned."""
+    first = next((place for place, turn in enumerate(example.messages) if turn.role == "assistant"), None)
+    asked = render(tokenizer, example.messages[:first])
+    if len(asked.encode()) < cutoff:  # a token is a byte at least
+        return False
+    return len(tokenizer(asked, add_special_tokens=False)["input_ids"]) >= cutoff
 
 
 def encode(tokenizer: Any, example: Example, cutoff: int) -> Encoded:

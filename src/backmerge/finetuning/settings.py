@@ -50,7 +50,8 @@ class FinetuneSettings(Settings):
         weight_decay: Of AdamW.
         ema: Hand over the exponential moving average of the trained weights with this decay instead of the last ones:
             a merge along the path.
-        cutoff: Longest example in tokens; longer ones lose their end, and are counted.
+        cutoff: Longest example in tokens, and never longer than the model's context; longer ones lose their end, and
+            are counted.
         device: `auto` takes a GPU if there is one; `cpu` gives the same adapter on machines with and without.
         mode: `lora` trains an adapter, `full` all weights.
         lora: The adapter.

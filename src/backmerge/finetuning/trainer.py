@@ -31,7 +31,7 @@ from backmerge.errors import ConfigError, DataError
 from backmerge.finetuning.callbacks import KeepEvery, MarkComplete, MovingAverage, SaveWhenAsked, StopAt, Telling
 from backmerge.finetuning.checkpointing import left_by_others, newest_complete, state_directory
 from backmerge.finetuning.datasets import TrainingData
-from backmerge.finetuning.encoding import Encoded, encode
+from backmerge.finetuning.encoding import Encoded, cutoff_for, encode
 from backmerge.finetuning.loss_plot import draw_losses
 from backmerge.finetuning.model import has_bf16, trainable
 from backmerge.finetuning.schedule import batches, num_steps, schedule_steps
@@ -102,8 +102,9 @@ def train_model(
         raise DataError("there is nothing to tune on: the data set is empty")
     last_step = num_steps(settings, len(data.training))
     tokenizer = load_tokenizer(base.directory)
-    encoded = [encode(tokenizer, example, settings.cutoff) for example in data.training]
-    held_out = [encode(tokenizer, example, settings.cutoff) for example in data.validation]
+    cutoff = cutoff_for(base, settings)
+    encoded = [encode(tokenizer, example, cutoff) for example in data.training]
+    held_out = [encode(tokenizer, example, cutoff) for example in data.validation]
     # on the right: the forward pass of training counts positions from the first column, padding included
     tokenizer.padding_side = "right"
     key = training_key(base, data, settings, seed)
@@ -170,9 +171,7 @@ def _resumed(states: Path) -> Path | None:
     found: list[str | None] = [None]
     if PartialState().is_main_process:
         for others in left_by_others(states):
-            say(
-                f"An unfinished training with other settings or data is left in {others}; delete it if you like."
-            )
+            say(f"An unfinished training with other settings or data is left in {others}; delete it if you like.")
         states.mkdir(parents=True, exist_ok=True, mode=0o700)
         shutil.rmtree(states / RESULT, ignore_errors=True)
         newest = newest_complete(states)

@@ -7,8 +7,10 @@ from collections.abc import Iterable, Mapping
 from backmerge.benchmarks.protocol import Benchmark
 from backmerge.checkpoints.reader import Checkpoint, read_json
 from backmerge.finetuning.datasets import TrainingData, load_training_data
+from backmerge.finetuning.encoding import cutoff_for, leaves_no_answer
 from backmerge.finetuning.overlap import overlaps, without_overlap
 from backmerge.finetuning.settings import FinetuneSettings
+from backmerge.generation.chat import load_tokenizer
 from backmerge.progress import say
 
 SHOWN = 5  # rows that a warning names
@@ -22,7 +24,20 @@ def load_for(base: Checkpoint, settings: FinetuneSettings, seed: int, *, allow_p
         ConfigError: there is no data set of that name.
     """
     family = str(read_json(base.directory / "config.json").get("model_type", ""))
-    return load_training_data(settings.dataset, settings.data, seed, family=family, allow_plugins=allow_plugins)
+    data = load_training_data(settings.dataset, settings.data, seed, family=family, allow_plugins=allow_plugins)
+    tokenizer, cutoff = load_tokenizer(base.directory), cutoff_for(base, settings)
+    too_long = [e.id for e in (*data.training, *data.validation) if leaves_no_answer(tokenizer, e, cutoff)]
+    if not too_long:
+        return data
+    gone = frozenset(too_long)
+    training, validation = (
+        tuple(example for example in part if example.id not in gone) for part in (data.training, data.validation)
+    )
+    note = (
+        f"{len(too_long):,} examples are left out: their prompts fill the cut-off of {cutoff} tokens "
+        f"({', '.join(too_long[:SHOWN])}{', ...' if len(too_long) > SHOWN else ''})"
+    )
+    return TrainingData(training, validation, {**data.source, "num_without_room": len(too_long)}, (*data.notes, note))
 
 
 def with_notes(

@@ -14,10 +14,13 @@ import typer
 
 from backmerge.commands.diff import diff
 from backmerge.commands.finetune import finetune
+from backmerge.commands.label import label
+from backmerge.commands.list import list_
 from backmerge.commands.merge import merge, numbers
 from backmerge.commands.methods import methods
 from backmerge.commands.plan import plan
 from backmerge.commands.quiet import quieten
+from backmerge.commands.score import score
 from backmerge.errors import BackmergeError, ConfigError, NotShownError, RunError
 
 if TYPE_CHECKING:
@@ -212,6 +215,9 @@ app.command()(merge)
 app.command()(diff)
 app.command()(methods)
 app.command()(plan)
+app.command()(score)
+app.command()(label)
+app.command("list")(list_)
 
 
 @app.command()

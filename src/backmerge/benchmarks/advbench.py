@@ -15,6 +15,8 @@ from backmerge.benchmarks.hub import rows_of_hub
 from backmerge.benchmarks.protocol import Benchmark, BenchmarkSettings
 from backmerge.records import Example, Message
 
+NEEDS = "the hub, or advbench=harmful_behaviors.csv"
+
 
 def advbench(settings: BenchmarkSettings) -> Benchmark:
     """The 520 prompts.

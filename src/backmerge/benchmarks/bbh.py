@@ -31,6 +31,8 @@ from backmerge.errors import DataError
 from backmerge.records import Example
 from backmerge.statistics import wilson
 
+NEEDS = "pip install 'backmerge[lm-eval]'; the hub, or bbh=FOLDER"
+
 GROUP = "bbh_cot_fewshot"
 METRIC = "exact_match,get-answer"
 TASKS = (

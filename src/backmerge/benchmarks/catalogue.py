@@ -33,13 +33,23 @@ def find_benchmark(asked: str | BenchmarkSettings, kind: Kind, allowed: Allowed 
         DataError: the file is missing or cannot be read.
     """
     settings = named(asked) if isinstance(asked, str) else asked
-    benchmark = _made(settings, kind, allowed)
+    benchmark = find_of_any_kind(settings, kind, allowed)
     if benchmark.kind != kind:
         raise ConfigError(
             f"'{settings.name}' measures {benchmark.kind}, and is asked for as {kind}",
             remedy=f"put it under {benchmark.kind}.",
         )
-    return _as_asked(benchmark, settings)
+    return benchmark
+
+
+def find_of_any_kind(settings: BenchmarkSettings, kind_of_file: Kind, allowed: Allowed = NOTHING_ALLOWED) -> Benchmark:
+    """The benchmark of that name, whatever it measures; a file of prompts is of the kind that is given.
+
+    Raises:
+        ConfigError: there is no such name.
+        DataError: the file is missing or cannot be read.
+    """
+    return _as_asked(_made(settings, kind_of_file, allowed), settings)
 
 
 def _made(settings: BenchmarkSettings, kind: Kind, allowed: Allowed) -> Benchmark:

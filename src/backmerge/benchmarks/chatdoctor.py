@@ -28,6 +28,8 @@ from backmerge.benchmarks.protocol import Benchmark, BenchmarkSettings
 from backmerge.errors import DataError
 from backmerge.records import Example, Message
 
+NEEDS = "the hub, or chatdoctor=FILE; an encoder for BERTScore"
+
 SYSTEM = "If you are a doctor, please answer the medical questions based on the patient's description."
 HUB_NAME = "lavita/ChatDoctor-iCliniq"
 NUM_QUERIES = 1000

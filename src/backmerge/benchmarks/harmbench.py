@@ -16,6 +16,8 @@ from backmerge.benchmarks.protocol import Benchmark, BenchmarkSettings
 from backmerge.errors import DataError
 from backmerge.records import Example, Message
 
+NEEDS = "the hub, or harmbench=harmbench_behaviors_text_all.csv"
+
 
 def harmbench(settings: BenchmarkSettings) -> Benchmark:
     """The behaviours.

@@ -19,6 +19,8 @@ from backmerge.benchmarks.protocol import Benchmark, BenchmarkSettings
 from backmerge.errors import DataError
 from backmerge.records import Example, Message
 
+NEEDS = "leave from its authors on the hub, or hexphi=FOLDER"
+
 CATEGORIES = {
     1: "illegal activity",
     2: "child abuse content",

@@ -12,6 +12,8 @@ from backmerge.errors import DataError
 from backmerge.records import Example
 from backmerge.sandbox import Sandbox, make_sandbox
 
+NEEDS = "the hub, or humaneval=HumanEval.jsonl.gz; bubblewrap, or --allow-code-execution"
+
 NUM_SAMPLES = 50
 KS = (10, 1)  # the first is the paper's, and what decisions are taken on where there are samples enough
 

@@ -28,6 +28,8 @@ from backmerge.benchmarks.protocol import Benchmark, BenchmarkSettings, Scorer
 from backmerge.errors import DataError
 from backmerge.records import Example, Message
 
+NEEDS = "openfunctions=gorilla_openfunctions_v1_test.json; an encoder for BERTScore"
+
 SYSTEM = "You are a helpful assistant."
 FUNCTIONS_LINE = "You may call these functions:"
 

@@ -14,6 +14,8 @@ from backmerge.benchmarks.hub import rows_of_hub
 from backmerge.benchmarks.protocol import Benchmark, BenchmarkSettings
 from backmerge.records import Example, Message
 
+NEEDS = "the hub, or strongreject=strongreject_dataset.csv"
+
 
 def strongreject(settings: BenchmarkSettings) -> Benchmark:
     """The prompts, by category.

@@ -18,11 +18,13 @@ from backmerge.benchmarks.protocol import Benchmark, BenchmarkSettings, Kind
 from backmerge.errors import DataError
 from backmerge.records import Example, Message
 
+NEEDS = "the hub, or NAME=xstest_prompts.csv"
+
 CONTRAST = "contrast_"  # how the type of a harmful prompt begins
 
 
 def xstest(settings: BenchmarkSettings) -> Benchmark:
-    """The harmless prompts, for over-refusal.
+    """XSTest's 250 harmless prompts that sound harmful, for over-refusal.
 
     Raises:
         DataError: the hub or the file cannot be read, or a row lacks a column.
@@ -31,7 +33,7 @@ def xstest(settings: BenchmarkSettings) -> Benchmark:
 
 
 def xstest_unsafe(settings: BenchmarkSettings) -> Benchmark:
-    """The harmful prompts in contrast, for ASR.
+    """XSTest's 200 harmful prompts in contrast to them, for ASR.
 
     Raises:
         DataError: as `xstest`.

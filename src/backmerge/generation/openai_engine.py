@@ -26,6 +26,8 @@ from backmerge.merging.recipe import Variant
 from backmerge.records import Completion, Example
 from backmerge.runs import key_of
 
+NEEDS = "a server, as --engine-option url=http://localhost:8000/v1"
+
 PATHS = {"chat": "/chat/completions", "completions": "/completions"}
 TOO_LONG = re.compile(
     r"context[ _-](length|size|window)|maximum context|max_model_len|longer than the model|exceeds? the model"

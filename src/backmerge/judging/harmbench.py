@@ -9,6 +9,8 @@ from backmerge.judging.protocol import Judge, JudgeSettings
 from backmerge.records import Completion, Example, Message
 from backmerge.runs import key_of
 
+NEEDS = "cais/HarmBench-Llama-2-13b-cls; finds harm, says nothing on refusals"
+
 MODEL = "cais/HarmBench-Llama-2-13b-cls"
 
 # Mazeika et al., HarmBench (arXiv 2402.04249), the chat templates of the model's card (cais/HarmBench-Llama-2-13b-cls,

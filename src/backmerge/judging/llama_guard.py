@@ -11,6 +11,8 @@ from backmerge.judging.protocol import Judge, JudgeSettings
 from backmerge.records import Completion, Example
 from backmerge.runs import key_of
 
+NEEDS = "meta-llama/Llama-Guard-3-8B; finds harm, says nothing on refusals"
+
 MODEL = "meta-llama/Llama-Guard-3-8B"
 PARSER = 1
 

@@ -11,6 +11,8 @@ from backmerge.judging.protocol import Judge, JudgeSettings
 from backmerge.records import Completion, Example, Message
 from backmerge.runs import key_of
 
+NEEDS = "allenai/wildguard (7B)"
+
 MODEL = "allenai/wildguard"
 
 # Han et al., WildGuard (arXiv 2406.18495), the input format of their package and model card (allenai/wildguard,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -38,21 +40,32 @@ def print_summary(results: Results, directory: Path) -> None:
     console.print(f"  Report:       {directory / 'report.html'}", soft_wrap=True)
 
 
+def _agreement(row: Mapping[str, Any]) -> str:
+    found = "κ is not defined"
+    if row["kappa"] is not None:
+        found = f"κ {row['kappa']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
+    return f"{found}; they differ on {len(row['differ_on'])} answers"
+
+
 def _two_lines(cell: Cell | None) -> str:
     """The rate above its interval: three models fit in 80 columns."""
     return cell_text(cell).replace(" % [", " %\n[", 1)
 
 
 def print_scores(results: Results, directory: Path) -> None:
-    """The scores of one model."""
+    """The scores of one model, or of several, and how far two judges agree."""
     console = Console(highlight=False, markup=False)
     table = Table(title=f"{results['model']} (95 % intervals)", title_justify="left")
-    for column in ("benchmark", "metric", "value", "n"):
+    several = len({score["model"] for score in results["scores"]}) > 1
+    for column in (*(["model"] if several else []), "benchmark", "metric", "value", "n"):
         table.add_column(column, justify="right" if column in {"value", "n"} else "left")
     for score in results["scores"]:
         cell = Cell(score["value"], score["low"], score["high"], score["n"], score["unscored"])
-        table.add_row(score["benchmark"], score["metric"], cell_text(cell), str(score["n"]))
+        row = (score["benchmark"], score["metric"], cell_text(cell), str(score["n"]))
+        table.add_row(*([score["model"]] if several else []), *row)
     console.print(table)
+    for row in results.get("agreement") or ():
+        console.print(f"  Two judges on {row['benchmark']} ({row['model']}): {_agreement(row)}", soft_wrap=True)
     if results["judge"]["is_weak"]:
         console.print(f"  Note: the judge '{results['judge']['name']}' is weak: take its rates as a first look.")
     console.print(f"  Records and scores: {directory}", soft_wrap=True)

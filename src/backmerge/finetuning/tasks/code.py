@@ -22,6 +22,8 @@ from backmerge.finetuning.shapes import Draft, needed_text
 from backmerge.finetuning.task import HELPFUL, Task
 from backmerge.records import Message
 
+NEEDS = "the hub, or --data FILE"
+
 
 def _draft(values: Mapping[str, Any]) -> Draft:
     language = needed_text(values, "lang").strip().lower()

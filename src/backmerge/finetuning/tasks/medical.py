@@ -26,6 +26,8 @@ from backmerge.finetuning.shapes import Draft, needed_text
 from backmerge.finetuning.task import Task
 from backmerge.records import Message
 
+NEEDS = "the hub, or --data FILE"
+
 DOCTOR = "If you are a doctor, please answer the medical questions based on the patient's description."
 
 

@@ -34,6 +34,8 @@ from backmerge.finetuning.shapes import Draft, needed_text
 from backmerge.finetuning.task import HELPFUL, Task
 from backmerge.records import Message
 
+NEEDS = "the hub, or --data with the file or Flan's tables"
+
 _TSV_COLUMNS = ("input", "target", "rationale")
 _WRITTEN_BREAK = re.compile(r"\\+n")  # a few rows of AQuA have it escaped twice
 

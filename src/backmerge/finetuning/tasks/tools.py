@@ -40,6 +40,8 @@ from backmerge.finetuning.shapes import Draft, RowError, as_text, needed_text
 from backmerge.finetuning.task import HELPFUL, Task
 from backmerge.records import Message
 
+NEEDS = "--data FILE"
+
 TRAINING_COLUMNS = ("Instruction", "Functions", "Output")
 TEST_COLUMNS = ("question", "function", "model_answer")
 FORMED_COLUMNS = ("instruction", "output")

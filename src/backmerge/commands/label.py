@@ -1,0 +1,52 @@
+"""`backmerge label`: how far the judge can be trusted, by a sample that a person labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def label(
+    run: Annotated[Path, typer.Argument(help="A finished run or evaluation.")],
+    model: Annotated[str, typer.Option(help="Whose answers: base, tuned, or such as linear@0.4.")] = "tuned",
+    benchmark: Annotated[str | None, typer.Option(help="Only this one's.")] = None,
+    number: Annotated[int, typer.Option(help="Answers to label.")] = 100,
+    by_verdict: Annotated[
+        bool, typer.Option("--by-verdict", help="Half of them what the judge calls harmful: for when that is rare.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Of the draw.")] = 0,
+    read: Annotated[
+        Path | None, typer.Option(help="The table with your labels: gives the rate as corrected by them.")
+    ] = None,
+) -> None:
+    """Draw answers for a person to label, without model and verdict; then correct the attack success rate by them.
+
+    Example: backmerge label runs/mine --model tuned --number 100
+
+    Then write yes or no under 'harmful' in runs/mine/labels/to_label.csv, and:
+    backmerge label runs/mine --read runs/mine/labels/to_label.csv
+    """
+    from backmerge.pipeline.labelling import COLUMN, corrected_by, export_sample
+
+    if read is None:
+        place, drawn = export_sample(run, model, benchmark, number, seed, is_by_verdict=by_verdict)
+        typer.echo(f"{place}: {drawn} answers. Write yes or no under '{COLUMN}', then give it with --read.")
+        return
+    found = corrected_by(run, read)
+    typer.echo(f"Attack success rate of {found['model']}, {found['n']} answers judged, {found['n_labelled']} labelled:")
+    for name, what in (
+        ("raw", "as judged"),
+        ("ppi", "corrected (prediction-powered; the labels are a sample of these answers)"),
+        ("two_rate", "corrected by the judge's error rates alone"),
+        ("sensitivity", "of what you call harmful, the judge does too"),
+        ("specificity", "of what you call harmless, the judge does too"),
+    ):
+        typer.echo(f"  {_rate(found[name]):28} {what}")
+
+
+def _rate(rate: Mapping[str, Any]) -> str:
+    value = "not determined" if rate["value"] is None else f"{100 * rate['value']:.1f} %"
+    return f"{value} [{100 * rate['low']:.1f}, {100 * rate['high']:.1f}]"

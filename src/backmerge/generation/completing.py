@@ -1,0 +1,65 @@
+"""From generated token ids to completions: the same for every engine that hands over token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from backmerge.errors import GenerationError
+from backmerge.generation.protocol import Sampling
+from backmerge.records import Completion, Example
+
+
+def cut_at_end(tokens: Sequence[int], ends: Collection[int]) -> tuple[list[int], bool]:
+    """The answer up to its end token, which is counted, and whether there is one."""
+    for position, token in enumerate(tokens):
+        if token in ends:
+            return list(tokens[: position + 1]), True
+    return list(tokens), False
+
+
+def completion_of(
+    tokenizer: Any,
+    example: Example,
+    prompt: str,
+    sample: int,
+    tokens: Sequence[int],
+    sampling: Sampling,
+    *,
+    is_ended: bool,
+) -> Completion:
+    """What token ids say, as a record.
+
+    Args:
+        tokenizer: The model's.
+        example: What was asked.
+        prompt: As the model saw it.
+        sample: Which of several answers.
+        tokens: Of the answer, its end token included.
+        sampling: Whose stop texts are cut off, with what follows them.
+        is_ended: Whether the model ended by itself.
+    """
+    # the clean-up that some tokenizers (Llama 3) ask for would take spaces out of code
+    text = tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    stops = [place for place in (text.find(stop) for stop in sampling.stop) if place >= 0]
+    text = example.prefill + (text[: min(stops)] if stops else text)
+    return Completion(example.id, prompt, text, len(tokens), is_ended or bool(stops), sample)
+
+
+def check_lengths(examples: Sequence[Example], tokens: Sequence[Sequence[int]], context: int | None) -> None:
+    """That each prompt leaves room for an answer.
+
+    Args:
+        examples: What is asked.
+        tokens: Of each prompt.
+        context: What the model holds, in tokens; `None` if that is not known.
+
+    Raises:
+        GenerationError: one does not; names it.
+    """
+    for example, ids in zip(examples, tokens, strict=True):
+        if context is not None and len(ids) + 1 > context:
+            raise GenerationError(
+                f"prompt '{example.id}' has {len(ids)} tokens, and the model's context holds {context}",
+                remedy="remove the prompt, or use a model with a longer context.",
+            )

@@ -1,0 +1,324 @@
+"""Generation with vLLM's offline `LLM`: all prompts of all variants of a base at once.
+
+A sweep over λ of a LoRA is served by one engine, in which each λ is an adapter of its own beside the base (λ=0 is the
+base without one). What is no adapter, such as SLERP or a tuned checkpoint, is loaded into the running engine as live
+weights, one variant after the other; and what cannot be described to vLLM's workers (see `vllm_worker`) is written as
+a checkpoint, with which the engine starts anew.
+
+Differences from the engine `transformers`, whose greedy completions are the same on a CPU in float32: an answer ends
+where the model's context does, rather than running beyond it; and draws of a sample are seeded for each prompt, so that
+they do not depend on the prompts beside it.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from backmerge import __version__
+from backmerge.checkpoints.reader import Checkpoint, Weights, read_json
+from backmerge.errors import GenerationError, MergeError
+from backmerge.generation.chat import load_tokenizer, prompt_text, prompt_tokens
+from backmerge.generation.completing import check_lengths, completion_of, cut_at_end
+from backmerge.generation.likelihood import _row
+from backmerge.generation.protocol import EngineSettings, LogLikelihood, Request, Sampling
+from backmerge.generation.transformers_engine import _end_tokens
+from backmerge.generation.vllm_plan import Together, Way, base_of, grouped, is_base, rank_of, realisation_of, variant_in
+from backmerge.generation.vllm_process import (
+    Asked,
+    Started,
+    adapter_request,
+    found,
+    sampling_params,
+    scoring_params,
+)
+from backmerge.generation.vllm_settings import VllmOptions
+from backmerge.generation.vllm_worker import described
+from backmerge.merging.lowrank import write_adapters
+from backmerge.merging.recipe import Variant
+from backmerge.merging.to_disk import write_merged
+from backmerge.records import Completion, Example
+from backmerge.runs import key_of
+
+
+@dataclass
+class Running:
+    """A started engine, and what it holds.
+
+    Attributes:
+        base: Fingerprint of the base that it serves.
+        started: The engine.
+        tokenizer: The base's.
+        ends: Tokens that end an answer.
+        scratch: Where adapters are written; gone with this.
+        rank: The largest of an adapter that it takes; 0 for none.
+        weights: Key of the variant in its memory; `None` while that changes.
+        adapters: What it was given beside the base, by the variants' keys.
+    """
+
+    base: str
+    started: Started
+    tokenizer: Any
+    ends: set[int]
+    scratch: tempfile.TemporaryDirectory[str]
+    rank: int
+    weights: str | None
+    adapters: dict[str, Any] = field(default_factory=dict)
+
+
+class VllmEngine:
+    """Generates with vLLM; keeps one engine, and serves by it all variants of a base that it can.
+
+    Args:
+        settings: Device, dtype and options (`VllmOptions`); vLLM finds by itself how many prompts fit at once.
+        allow_plugins: Whether the user's own code may be run.
+
+    Raises:
+        GenerationError: vLLM is not there, or is not for this device.
+        ConfigError: an option is unknown or impossible.
+    """
+
+    def __init__(self, settings: EngineSettings, *, allow_plugins: bool = False) -> None:
+        self.settings = settings
+        self.options = VllmOptions.read(settings.options)
+        self.allow_plugins = allow_plugins
+        self.version, self.device = found()
+        if settings.device not in ("auto", self.device):
+            raise GenerationError(
+                f"this vLLM computes on '{self.device}', not on '{settings.device}'",
+                remedy="--device auto; CUDA_VISIBLE_DEVICES chooses among several GPUs.",
+            )
+        self._running: Running | None = None
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What completions depend on beside weights, prompt and sampling."""
+        return {
+            "engine": "vllm",
+            "version": self.version,
+            "backmerge": __version__,
+            "torch": torch.__version__.partition("+")[0],
+            "device": self.device,
+            "dtype": self.settings.dtype,
+            **self.options.identity,
+        }
+
+    def realisation(self, variant: Variant) -> Literal["base"] | Way:
+        """How a variant reaches vLLM.
+
+        Raises:
+            GenerationError: not as the option `realisation` insists.
+        """
+        return realisation_of(variant, self.options, allow_plugins=self.allow_plugins)
+
+    def generate(
+        self, variant: Variant | None, examples: Sequence[Example], sampling: Sampling, advance: Callable[[int], None]
+    ) -> list[Completion]:
+        """Each example's completions, in order; see `generate_many`, which is faster for several variants."""
+        ((_, completions),) = self.generate_many([Request(variant, examples, sampling)], advance)
+        return completions
+
+    def generate_many(
+        self, requests: Sequence[Request], advance: Callable[[int], None]
+    ) -> Iterator[tuple[int, list[Completion]]]:
+        """Each request's place and completions, as it is done.
+
+        Raises:
+            GenerationError: a prompt leaves no room for an answer in the model's context, or vLLM fails.
+            MergeError: a recipe is wrong, or its result not finite.
+        """
+        ways = [self.realisation(variant_in(request)) for request in requests]
+        running = self._running
+        for together in grouped(requests, ways, running.base if running is not None and running.rank else None):
+            if together.way == "adapter":
+                ready = self._with_adapters(together.variants)
+            else:
+                ready = self._with_weights(together.variants[0], together.way)
+            yield from self._answered(ready, together, advance)
+
+    def log_likelihoods(
+        self, variant: Variant, pairs: Sequence[tuple[str, str]], advance: Callable[[int], None]
+    ) -> list[LogLikelihood]:
+        """How likely each continuation is after its context; neither gets a chat template.
+
+        Never beside adapters: with them, vLLM takes prompt tokens' log-probabilities from the wrong ones or fails
+        (vllm-project/vllm issue 16668). Where answers and likelihoods are asked for in turn, the option
+        `realisation: live` spares starting an engine for each.
+        """
+        running = self._with_weights(variant, "checkpoint" if described(variant) is None else "live")
+        # there must be room for the token that vLLM always generates
+        rows = [_row(running.tokenizer, *pair, running.started.context - 1) for pair in pairs]
+        scored: dict[int, LogLikelihood] = {}
+        for place, output in self._finished(running, [Asked(ids, scoring_params()) for ids, _ in rows]):
+            ids, count = rows[place]
+            chosen = [output.prompt_logprobs[at][ids[at]] for at in range(len(ids) - count, len(ids))]
+            total = sum(one.logprob for one in chosen)
+            scored[place] = LogLikelihood(total, count, all(one.rank == 1 for one in chosen))
+            advance(1)
+        return [scored[place] for place in range(len(rows))]
+
+    def release(self) -> None:
+        """End vLLM and free the device's memory; the next call starts it again."""
+        if self._running is not None:
+            running, self._running = self._running, None
+            running.started.close()
+            running.scratch.cleanup()
+
+    def _with_adapters(self, variants: Sequence[Variant]) -> Running:
+        """An engine that serves these: adapters of one base, and perhaps that base."""
+        base = variants[0].base
+        merged = [variant for variant in variants if not is_base(variant, allow_plugins=self.allow_plugins)]
+        if not merged and (self._running is None or self._running.base != base.fingerprint):
+            return self._with_weights(variants[0], "live")
+        new = {key_of(variant.identity): variant for variant in merged}
+        if self.device == "cpu" and merged:
+            # vLLM's CPU kernels take "no adapter" (-1) for the last one, so that the base would answer as that; an
+            # adapter of zeros stands for it
+            new[_base_key(base)] = Variant(base, merged[0].tuned_models[0], lam=0.0)
+        running = self._running
+        rank = max((rank_of(variant, allow_plugins=self.allow_plugins) for variant in merged), default=1)
+        if running is None or running.base != base.fingerprint or running.rank < rank:
+            arguments = self.options.adapter_arguments(rank, len(new))
+            running = self._start(base, arguments, arguments["max_lora_rank"], _base_key(base))
+        self._add_adapters(running, {key: variant for key, variant in new.items() if key not in running.adapters})
+        return running
+
+    def _add_adapters(self, running: Running, new: dict[str, Variant]) -> None:
+        """Write adapters, those of a recipe together; each gets a name that no other ever has in this engine."""
+        recipes: list[dict[Path, Variant]] = []
+        for key, variant in new.items():
+            same = (recipe for recipe in recipes if next(iter(recipe.values())).at(None) == variant.at(None))
+            recipe = next(same, None)
+            if recipe is None:
+                recipes.append(recipe := {})
+            recipe[Path(running.scratch.name) / key] = variant
+        for recipe in recipes:
+            write_adapters(recipe, allow_plugins=self.allow_plugins)
+        for key in new:
+            number = len(running.adapters) + 1
+            running.adapters[key] = adapter_request(key, number, Path(running.scratch.name) / key)
+
+    def _with_weights(self, variant: Variant, way: Way) -> Running:
+        """An engine without adapters that holds a variant's weights."""
+        asked = base_of(variant) if is_base(variant, allow_plugins=self.allow_plugins) else variant
+        wanted, fingerprint = key_of(asked.identity), asked.base.fingerprint
+        running = self._running
+        if running is not None and (running.base != fingerprint or running.rank):
+            running = None
+        if running is not None and running.weights == wanted:
+            return running
+        if way == "checkpoint":
+            self.release()
+            with tempfile.TemporaryDirectory(prefix="backmerge-") as scratch:
+                merged = Path(scratch) / "merged"
+                write_merged(asked, merged, allow_plugins=self.allow_plugins)
+                running = self._start(Checkpoint(merged), {}, 0, wanted)
+            running.base = fingerprint
+            return running
+        running = running or self._start(asked.base, {}, 0, _base_key(asked.base))
+        if running.weights != wanted:
+            self._set_weights(running, asked, wanted)
+        return running
+
+    def _set_weights(self, running: Running, variant: Variant, wanted: str) -> None:
+        running.weights = None  # until they are whole again
+        try:
+            failures = running.started.call("set_merged_weights", described(variant), self.allow_plugins)
+            for failure in failures:
+                if failure is not None:
+                    raise MergeError(failure[0], remedy=failure[1])
+        except (GenerationError, MergeError):
+            self.release()
+            raise
+        running.weights = wanted
+
+    def _start(self, weights: Weights, arguments: dict[str, Any], rank: int, key: str) -> Running:
+        self.release()
+        directory = weights.directory
+        tokenizer = load_tokenizer(directory)
+        ends = _ends(directory, tokenizer)
+        common = self.options.start_arguments(self.device) | {"dtype": self._dtype(directory)}
+        started = Started(directory, common | arguments, own_process=self.options.own_process)
+        scratch = tempfile.TemporaryDirectory(prefix="backmerge-")
+        self._running = Running(weights.fingerprint, started, tokenizer, ends, scratch, rank, key)
+        return self._running
+
+    def _dtype(self, directory: Path) -> str:
+        if self.settings.dtype != "auto":
+            return self.settings.dtype
+        if self.device == "cpu":
+            return "float32"
+        config = read_json(directory / "config.json")  # vLLM's own `auto` would halve float32
+        return str(config.get("dtype") or config.get("torch_dtype") or "auto")
+
+    def _adapter_of(self, running: Running, variant: Variant) -> Any:
+        if not running.rank:
+            return None
+        if is_base(variant, allow_plugins=self.allow_plugins):
+            return running.adapters.get(_base_key(variant.base))
+        return running.adapters[key_of(variant.identity)]
+
+    def _answered(
+        self, running: Running, together: Together, advance: Callable[[int], None]
+    ) -> Iterator[tuple[int, list[Completion]]]:
+        """Each request's completions as the last of its prompts is answered."""
+        prompts: list[tuple[int, int, str]] = []
+        asked: list[Asked] = []
+        for place, request in together.requests.items():
+            _, examples, sampling = request
+            texts = [prompt_text(running.tokenizer, example) for example in examples]
+            tokens = [prompt_tokens(running.tokenizer, e, text) for e, text in zip(examples, texts, strict=True)]
+            check_lengths(examples, tokens, running.started.context)
+            adapter = self._adapter_of(running, variant_in(request))
+            for number, (example, text, ids) in enumerate(zip(examples, texts, tokens, strict=True)):
+                prompts.append((place, number, text))
+                seed = int(key_of(sampling.seed, example.id)[:8], 16)
+                asked.append(Asked(ids, sampling_params(sampling, running.ends, seed), adapter))
+        yield from ((place, []) for place, request in together.requests.items() if not request.examples)
+        answers: dict[int, dict[int, list[Completion]]] = {}
+        for at, output in self._finished(running, asked):
+            place, number, text = prompts[at]
+            _, examples, sampling = together.requests[place]
+            of_request = answers.setdefault(place, {})
+            of_request[number] = _completions(running, examples[number], text, output, sampling)
+            advance(1)
+            if len(of_request) == len(examples):
+                yield place, [one for n in range(len(examples)) for one in of_request[n]]
+                del answers[place]
+
+    def _finished(self, running: Running, asked: Sequence[Asked]) -> Iterator[tuple[int, Any]]:
+        try:
+            yield from running.started.finished(asked)
+        except GenerationError:
+            self.release()
+            raise
+
+
+def _base_key(base: Weights) -> str:
+    return key_of(Variant(base).identity)
+
+
+def _completions(running: Running, example: Example, prompt: str, output: Any, sampling: Sampling) -> list[Completion]:
+    drawn = [cut_at_end(one.token_ids, running.ends) for one in sorted(output.outputs, key=lambda one: one.index)]
+    if sampling.temperature == 0:  # vLLM refuses to say the same several times
+        drawn *= sampling.num_samples
+    return [
+        completion_of(running.tokenizer, example, prompt, sample, ids, sampling, is_ended=is_ended)
+        for sample, (ids, is_ended) in enumerate(drawn)
+    ]
+
+
+def _ends(directory: Path, tokenizer: Any) -> set[int]:
+    """Tokens that end an answer: those that the engine `transformers` takes."""
+    from transformers import AutoConfig, GenerationConfig
+
+    if (directory / "generation_config.json").is_file():
+        config = GenerationConfig.from_pretrained(directory)
+    else:
+        config = GenerationConfig.from_model_config(AutoConfig.from_pretrained(directory, trust_remote_code=False))
+    return _end_tokens(config, tokenizer)

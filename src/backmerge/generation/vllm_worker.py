@@ -1,0 +1,107 @@
+"""Live weights in vLLM: its workers are told which models to merge, and load the merge as they load a checkpoint.
+
+vLLM's workers may be other processes, one for each GPU. So what goes to them is a description, of folders and numbers,
+and each merges for itself: the tensors go through the model's own loader, which knows that q, k and v are one tensor
+there, and takes its share of each. Every worker reads all of the inputs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from backmerge.checkpoints.adapter import AdapterOnBase, open_weights
+from backmerge.checkpoints.reader import Checkpoint, Weights
+from backmerge.errors import BackmergeError
+from backmerge.merging.engine import merged_tensors
+from backmerge.merging.recipe import Variant
+
+if TYPE_CHECKING:
+    from torch import nn
+
+EXTENSION = f"{__name__}.LiveWeights"
+
+
+class LiveWeights:
+    """What backmerge adds to vLLM's workers (`worker_extension_cls`)."""
+
+    def set_merged_weights(self: Any, description: str, allow_plugins: bool) -> list[str | None] | None:
+        """Overwrite the model's weights with those of a variant.
+
+        Args:
+            description: Of `described`.
+            allow_plugins: Whether the user's own code may be run.
+
+        Returns:
+            Message and remedy of what the user can mend, if the merge fails so; an error's type would be lost on the
+            way between processes.
+        """
+        try:
+            variant = variant_of(json.loads(description))
+            self.reload_weights(weights_iterator=merged_tensors(variant, allow_plugins=allow_plugins))
+        except BackmergeError as error:
+            return [error.message, error.remedy]
+        renew_tied_head(self.model_runner.get_model())
+        return None
+
+
+def renew_tied_head(model: nn.Module) -> None:
+    """Let an output layer that shares the embedding see that it changed.
+
+    On a CPU vLLM computes with a packed copy of each matrix; when it reloads weights, it packs those anew that are in
+    the checkpoint, and a tied output layer is not: it would go on with the old ones.
+    """
+    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+
+    for module in model.modules():
+        method = getattr(module, "quant_method", None)
+        if isinstance(module, ParallelLMHead) and method is not None:
+            method.process_weights_after_loading(module)
+
+
+def described(variant: Variant) -> str | None:
+    """A variant as JSON that another process makes it from, or nothing if its parts are not all folders on disk."""
+    models = {"base": [variant.base], "tuned": variant.tuned_models, "extra": variant.extra.values()}
+    for weights in (weights for kind in models.values() for weights in kind):
+        if not _is_on_disk(weights, variant.base):
+            return None
+    plain = {
+        "base": str(variant.base.directory.resolve()),
+        "tuned": [str(weights.directory.resolve()) for weights in variant.tuned_models],
+        "extra": {name: str(weights.directory.resolve()) for name, weights in variant.extra.items()},
+        "method": variant.method,
+        "lam": variant.lam,
+        "parameters": dict(variant.parameters),
+        "seed": variant.seed,
+        "dtype": variant.dtype,
+        "rounding": variant.rounding,
+    }
+    try:
+        text = json.dumps(plain)
+    except (TypeError, ValueError):  # a parameter that is no plain data
+        return None
+    return text if json.loads(text) == plain else None
+
+
+def variant_of(description: Mapping[str, Any]) -> Variant:
+    """The variant that `described` describes."""
+    base = Checkpoint(Path(description["base"]))
+    tuned = [open_weights(Path(directory), base) for directory in description["tuned"]]
+    return Variant(
+        base,
+        None if not tuned else tuned[0] if len(tuned) == 1 else tuned,
+        method=description["method"],
+        lam=description["lam"],
+        parameters=description["parameters"],
+        seed=description["seed"],
+        extra={name: open_weights(Path(directory), base) for name, directory in description["extra"].items()},
+        dtype=description["dtype"],
+        rounding=description["rounding"],
+    )
+
+
+def _is_on_disk(weights: Weights, base: Weights) -> bool:
+    is_adapter = type(weights) is AdapterOnBase and weights.base.directory == base.directory
+    return is_adapter or type(weights) is Checkpoint

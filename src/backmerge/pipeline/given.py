@@ -1,0 +1,265 @@
+"""Scoring answers that exist already: made elsewhere, or by an earlier run that another judge looks at."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import yaml
+
+from backmerge import __version__
+from backmerge.benchmarks.catalogue import find_of_any_kind, named
+from backmerge.benchmarks.protocol import Allowed, Kind
+from backmerge.errors import DataError, RunError
+from backmerge.generation.protocol import Sampling
+from backmerge.judging.protocol import Judge, JudgeSettings
+from backmerge.merging.recipe import Variant
+from backmerge.pipeline.evaluation import Evaluator, Job, Outcome
+from backmerge.pipeline.experiment import EvaluateSettings
+from backmerge.pipeline.points import BASE, Member
+from backmerge.pipeline.preparation import check_judge, find_benchmarks, find_judge
+from backmerge.pipeline.results import SCHEMA_VERSION, Outcomes, agreement_rows, plain, score_rows, write_records
+from backmerge.records import Completion, Example, Verdict
+from backmerge.runs import RunDirectory, key_of, write_whole
+from backmerge.selection import ChoiceSettings
+
+MODEL = "given"  # what a model is called that nothing is known of
+
+
+@dataclass(frozen=True)
+class _Unknown:
+    """In a variant's place: weights that are not here."""
+
+    identity: Mapping[str, str]
+
+
+class _Given:
+    """In an engine's place: answers that exist already, by model, benchmark and prompt."""
+
+    def __init__(self, answers: Mapping[str, Sequence[Completion]]) -> None:
+        self._answers = answers
+        self.identity = {"engine": "given"}
+
+    def generate(
+        self,
+        variant: Variant | None,  # noqa: ARG002 - a generator's signature
+        examples: Sequence[Example],
+        sampling: Sampling,  # noqa: ARG002
+        advance: Callable[[int], None],
+    ) -> list[Completion]:
+        """Each example's completions, as they were given."""
+        advance(len(examples))
+        return [completion for example in examples for completion in self._answers[example.id]]
+
+
+class Answers(NamedTuple):
+    """A file of answers.
+
+    Attributes:
+        by_example: Example id to its completions.
+        lines: Each line as it stood, in order.
+    """
+
+    by_example: dict[str, list[Completion]]
+    lines: list[dict[str, Any]]
+
+
+def read_answers(path: Path) -> Answers:
+    """Lines of `{"id": ..., "completion": ...}`; other keys are kept, and an id again is another sample.
+
+    Raises:
+        DataError: a line is no such object; names it.
+    """
+    by_example: dict[str, list[Completion]] = {}
+    lines: list[dict[str, Any]] = []
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read {path}: {error}", remedy="give a JSON Lines file in UTF-8.") from error
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            values = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"{path}, line {number}: not JSON: {error}", remedy="a line is one answer.") from error
+        name, answer = (values.get(key) for key in ("id", "completion")) if isinstance(values, dict) else (None, None)
+        if not isinstance(name, str | int) or not isinstance(answer, str):
+            raise DataError(
+                f"{path}, line {number}: no text under 'id' and 'completion'",
+                remedy='write {"id": "HumanEval/0", "completion": "    return x"}.',
+            )
+        found = by_example.setdefault(str(name), [])
+        found.append(Completion(str(name), "", answer, 0, finished=True, sample=len(found)))
+        lines.append(values)
+    if not lines:
+        raise DataError(f"{path} holds no answers", remedy="write one on each line.")
+    return Answers(by_example, lines)
+
+
+def score_answers(
+    path: Path,
+    benchmark_name: str,
+    judge_settings: JudgeSettings,
+    directory: Path,
+    *,
+    kind: Kind | None = None,
+    is_partial: bool = False,
+    allowed: Allowed,
+) -> dict[str, Any]:
+    """Score a file of answers to a benchmark's prompts, and write `results.json` as an evaluation does.
+
+    Args:
+        path: The answers; see `read_answers`.
+        benchmark_name: A name, or a file of prompts.
+        judge_settings: For harm and refusals.
+        directory: The run directory.
+        kind: Of a file of prompts; utility by default.
+        is_partial: Whether prompts without an answer are left out, rather than refused.
+        allowed: What may be run.
+
+    Raises:
+        BackmergeError: something that the user can mend.
+    """
+    answers = read_answers(path)
+    fewest = min(map(len, answers.by_example.values()))
+    settings = named(benchmark_name).model_copy(update={"num_samples": fewest})
+    benchmark = find_of_any_kind(settings, kind or "utility", allowed)
+    known = {example.id for example in benchmark.examples}
+    unknown = sorted(set(answers.by_example) - known)
+    if unknown:
+        raise DataError(
+            f"{path} answers '{unknown[0]}', which {benchmark.name} does not ask"
+            + (f", and {len(unknown) - 1} more" if len(unknown) > 1 else ""),
+            remedy=f"the ids of {benchmark.name} are such as '{benchmark.examples[0].id}'.",
+        )
+    missing = [example.id for example in benchmark.examples if example.id not in answers.by_example]
+    if missing and not is_partial:
+        raise DataError(
+            f"{path} answers {len(known) - len(missing)} of {len(known)} prompts of {benchmark.name}, and not "
+            f"'{missing[0]}'",
+            remedy="answer them, or give --partial: the scores are then of those that are answered.",
+        )
+    judge = find_judge(judge_settings, allow_plugins=allowed.plugins)
+    check_judge(judge, [benchmark])
+    asked = tuple(example for example in benchmark.examples if example.id in answers.by_example)
+    identity = key_of(answers.lines)
+    member = Member(MODEL, BASE, None, cast("Variant", _Unknown({"answers": identity})))
+    run = RunDirectory(directory)
+    with run.held():
+        _begin(
+            run, {"answers": str(path), "benchmark": benchmark_name, "judge": judge_settings.model_dump(mode="json")}
+        )
+        evaluator = Evaluator(run, _Given(answers.by_example), judge, Sampling(), ChoiceSettings().max_unscored)
+        (outcome,) = evaluator.evaluate([Job(member, benchmark, "all", asked)], lambda _: None)
+        write_whole(run.records / "scored.jsonl", "".join(_scored_lines(answers, outcome)))
+        return _finish(run, [outcome], judge, str(path), len(missing))
+
+
+def judge_again(earlier: Path, judge_settings: JudgeSettings, directory: Path, *, allowed: Allowed) -> dict[str, Any]:
+    """Let another judge look at an earlier run's answers; says where the two agree.
+
+    Raises:
+        BackmergeError: the run is damaged or unfinished, or something else that the user can mend.
+    """
+    settings = yaml.safe_load((earlier / "experiment.yaml").read_text(encoding="utf-8"))
+    benchmarks = {b.name: b for b in find_benchmarks(EvaluateSettings.model_validate(settings["evaluate"]), allowed)}
+    judge = find_judge(judge_settings, allow_plugins=allowed.plugins)
+    jobs: list[Job] = []
+    answers: dict[str, dict[str, list[Completion]]] = {}
+    before: dict[str, list[Verdict]] = {}
+    for place, completions, verdicts in read_records(earlier):
+        benchmark = benchmarks.get(place[1])
+        if benchmark is None:
+            raise RunError(f"{earlier} has answers to '{place[1]}', which its settings do not name")
+        if benchmark.kind == "utility":
+            continue
+        key = key_of(place)
+        answers[key] = {}
+        for completion in completions:
+            answers[key].setdefault(completion.example, []).append(completion)
+        before[key] = verdicts
+        asked = tuple(example for example in benchmark.examples if example.id in answers[key])
+        variant = cast("Variant", _Unknown({"answers": key_of([c.text for c in completions]), "place": key}))
+        jobs.append(Job(Member(place[0], BASE, None, variant), benchmark, place[2], asked))
+    if not jobs:
+        raise RunError(f"{earlier} has no answers that a judge looks at", remedy="give a run with safety benchmarks.")
+    check_judge(judge, [job.benchmark for job in jobs])
+    run = RunDirectory(directory)
+    with run.held():
+        _begin(run, {"answers": str(earlier), "judge": judge_settings.model_dump(mode="json")})
+        outcomes = []
+        for job, key in zip(jobs, answers, strict=True):
+            evaluator = Evaluator(run, _Given(answers[key]), judge, Sampling(), ChoiceSettings().max_unscored)
+            (outcome,) = evaluator.evaluate([job], lambda _: None)
+            outcomes.append(replace(outcome, second_verdicts=tuple(before[key])))
+        return _finish(run, outcomes, judge, str(earlier), 0)
+
+
+def read_records(run: Path) -> list[tuple[tuple[str, str, str], list[Completion], list[Verdict]]]:
+    """A run's answers with their verdicts, by model, benchmark and split."""
+    found: dict[tuple[str, str, str], tuple[list[Completion], list[Verdict]]] = {}
+    for name, kind, number in (("completions", Completion, 0), ("verdicts", Verdict, 1)):
+        file = run / "records" / f"{name}.jsonl"
+        if not file.is_file():
+            raise RunError(f"{file} is missing", remedy="finish the run first: its command goes on where it was.")
+        for line in file.read_text(encoding="utf-8").splitlines():
+            values = json.loads(line)
+            place = (values.pop("model"), values.pop("benchmark"), values.pop("split"))
+            found.setdefault(place, ([], []))[number].append(kind(**values))  # type: ignore[arg-type]
+    return [(place, completions, verdicts) for place, (completions, verdicts) in found.items()]
+
+
+def _begin(run: RunDirectory, settings: Mapping[str, Any]) -> None:
+    before = run.path / "experiment.yaml"
+    if before.exists() and "answers" not in (yaml.safe_load(before.read_text(encoding="utf-8")) or {}):
+        raise RunError(f"{run.path} holds another kind of run", remedy="give another --out; nothing was touched.")
+    (run.path / "results.json").unlink(missing_ok=True)
+    write_whole(before, yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True))
+
+
+def _finish(
+    run: RunDirectory, outcomes: Sequence[Outcome], judge: Judge, source: str, num_missing: int
+) -> dict[str, Any]:
+    together = Outcomes()
+    for outcome in outcomes:
+        together.add(outcome)
+    write_records(run, together)
+    results = plain(
+        {
+            "schema_version": SCHEMA_VERSION,
+            "backmerge": __version__,
+            "model": source,
+            "environment": {"engine": "given"},
+            "judge": {"name": judge.name, "is_weak": judge.is_weak},
+            "num_unanswered": num_missing,
+            "agreement": agreement_rows(together),
+            "scores": score_rows(together),
+        }
+    )
+    run.write_json("results.json", results)
+    return results
+
+
+def _scored_lines(answers: Answers, outcome: Outcome) -> list[str]:
+    """Each line of the file as it was, with what was found of it."""
+    verdicts = {(v.example, v.sample): v for v in outcome.verdicts}
+    counted: dict[str, int] = {}
+    lines = []
+    for values in answers.lines:
+        name = str(values["id"])
+        sample = counted[name] = counted.get(name, -1) + 1
+        found: dict[str, Any] = {"scores": {metric: by[name] for metric, by in outcome.values.items()}}
+        if (name, sample) in verdicts:
+            verdict = verdicts[name, sample]
+            found["verdict"] = {"harmful": verdict.harmful, "refusal": verdict.refusal, "reason": verdict.reason}
+        lines.append(json.dumps({**values, **found}, ensure_ascii=False) + "\n")
+    return lines
+
+
+def is_run(path: Path) -> bool:
+    """Whether a path is an earlier run."""
+    return path.is_dir() and (path / "experiment.yaml").is_file()

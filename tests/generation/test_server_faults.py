@@ -363,7 +363,7 @@ def test_nothing_is_asked_twice_after_a_restart(server: LocalServer, tmp_path: P
     assert asked == {example.prompt for example in EXAMPLES[4:]}
     assert ask(second) == said
     assert len(server.posts) == before + 2
-    second.log = None  # as a confirmation asks, which rests on nothing that was kept
+    second.answer_log = None  # as a confirmation asks, which rests on nothing that was kept
     assert ask(second) == said
     assert len(server.posts) == before + 8
 

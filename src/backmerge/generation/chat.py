@@ -115,3 +115,10 @@ def turn_end(tokenizer: Any) -> int | None:
     ids: list[int] = tokenizer(whole.rpartition(answer)[2].lstrip(), add_special_tokens=False)["input_ids"]
     added = tokenizer.added_tokens_decoder
     return ids[0] if ids and ids[0] in added and added[ids[0]].special else None
+
+
+def end_tokens(config: Any, tokenizer: Any) -> set[int]:
+    """Chat models often end a turn by another token than the tokenizer's end of sequence; all of them count."""
+    ends = config.eos_token_id
+    listed = ends if isinstance(ends, list) else [ends]
+    return {token for token in (*listed, tokenizer.eos_token_id, turn_end(tokenizer)) if token is not None}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -39,11 +40,23 @@ def completion_of(
         sampling: Whose stop texts are cut off, with what follows them.
         is_ended: Whether the model ended by itself.
     """
-    # the clean-up that some tokenizers (Llama 3) ask for would take spaces out of code
-    text = tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    text = _text(tokenizer, tokens)
     stops = [place for place in (text.find(stop) for stop in sampling.stop) if place >= 0]
-    text = example.prefill + (text[: min(stops)] if stops else text)
-    return Completion(example.id, prompt, text, len(tokens), is_ended or bool(stops), sample)
+    num_tokens = len(tokens)
+    if stops:
+        text = text[: min(stops)]
+        # what an engine gives after the stop, such as its batch's padding, was not generated
+        num_tokens = 1 + bisect.bisect_left(
+            range(1, len(tokens)),
+            True,
+            key=lambda count: any(stop in _text(tokenizer, tokens[:count]) for stop in sampling.stop),
+        )
+    return Completion(example.id, prompt, example.prefill + text, num_tokens, is_ended or bool(stops), sample)
+
+
+def _text(tokenizer: Any, tokens: Sequence[int]) -> str:
+    # the clean-up that some tokenizers (Llama 3) ask for would take spaces out of code
+    return str(tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
 def check_lengths(examples: Sequence[Example], tokens: Sequence[Sequence[int]], context: int | None) -> None:
@@ -62,4 +75,5 @@ def check_lengths(examples: Sequence[Example], tokens: Sequence[Sequence[int]], 
             raise GenerationError(
                 f"prompt '{example.id}' has {len(ids)} tokens, and the model's context holds {context}",
                 remedy="remove the prompt, or use a model with a longer context.",
+                example=example.id,
             )

@@ -24,7 +24,7 @@ def likelihoods(
         GenerationError: a continuation has no tokens, or alone exceeds the model's context.
     """
     limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-    rows = [_row(tokenizer, context, continuation, limit) for context, continuation in pairs]
+    rows = [row_of(tokenizer, context, continuation, limit) for context, continuation in pairs]
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i][0]))
     found: dict[int, LogLikelihood] = {}
     for start in range(0, len(order), batch_size):
@@ -34,7 +34,7 @@ def likelihoods(
     return [found[i] for i in range(len(rows))]
 
 
-def _row(tokenizer: Any, context: str, continuation: str, limit: int | None) -> tuple[list[int], int]:
+def row_of(tokenizer: Any, context: str, continuation: str, limit: int | None) -> tuple[list[int], int]:
     """Token ids of both, and how many of them are the continuation's."""
     stripped = context.rstrip()
     continuation = context[len(stripped) :] + continuation

@@ -93,7 +93,7 @@ class OpenAIEngine:
                 remedy="leave both at 'auto', and start the server as it should be.",
             )
         self.options = server_options(settings.options)
-        self.log: Path | None = self.options.log
+        self.answer_log: Path | None = self.options.log
         self._key = _key(self.options.api_key_env)
         self._prompts = PromptWriter(self.options)
         self._client: ServerClient | None = None
@@ -354,11 +354,11 @@ class OpenAIEngine:
         return self._client
 
     def _opened_log(self) -> AnswerLog | None:
-        if self._kept is not None and self._kept.path != self.log:
+        if self._kept is not None and self._kept.path != self.answer_log:
             self._kept.close()
             self._kept = None
-        if self._kept is None and self.log is not None:
-            self._kept = AnswerLog(self.log)
+        if self._kept is None and self.answer_log is not None:
+            self._kept = AnswerLog(self.answer_log)
         return self._kept
 
 

@@ -96,7 +96,7 @@ class PromptWriter:
         Raises:
             GenerationError: there is no tokenizer, or the continuation has no tokens or is too long.
         """
-        from backmerge.generation.likelihood import _row
+        from backmerge.generation.likelihood import row_of
 
         loaded = self._loaded(variant)
         if loaded is None:
@@ -104,7 +104,7 @@ class PromptWriter:
                 "likelihoods need the model's tokenizer, and there is no variant to take it from",
                 remedy="give its folder as the option 'tokenizer'.",
             )
-        return _row(loaded[0], context, continuation, limit)
+        return row_of(loaded[0], context, continuation, limit)
 
     def _loaded(self, variant: Variant | None) -> tuple[Any, int | None] | None:
         directory = self._options.tokenizer or (None if variant is None else variant.base.companions)

@@ -14,7 +14,8 @@ from transformers import GenerationConfig, LogitsProcessorList
 from backmerge import __version__
 from backmerge.checkpoints.reader import Checkpoint, Weights
 from backmerge.errors import GenerationError
-from backmerge.generation.chat import load_tokenizer, prompt_text, prompt_tokens, turn_end
+from backmerge.generation.chat import end_tokens, load_tokenizer, prompt_text, prompt_tokens
+from backmerge.generation.completing import check_lengths, completion_of, cut_at_end
 from backmerge.generation.likelihood import likelihoods
 from backmerge.generation.loading import load_model
 from backmerge.generation.protocol import EngineSettings, LogLikelihood, Sampling
@@ -75,7 +76,8 @@ class TransformersEngine:
         self._become(variant)
         prompts = [prompt_text(self.tokenizer, example) for example in examples]
         tokens = [prompt_tokens(self.tokenizer, e, p) for e, p in zip(examples, prompts, strict=True)]
-        self._check_lengths(examples, tokens)
+        context = getattr(self.model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+        check_lengths(examples, tokens, context)
         # prompts of like length together: less padding; the longest first, so that memory fails early
         by_length = sorted(range(len(examples)), key=lambda i: -len(tokens[i]))
         order = [(i, sample) for i in by_length for sample in range(sampling.num_samples)]
@@ -88,10 +90,13 @@ class TransformersEngine:
                 answers.update(zip(batch, self._answers([tokens[i] for i, _ in batch], sampling), strict=True))
                 advance(len(answers) // sampling.num_samples - done)
                 done = len(answers) // sampling.num_samples
+        places = [(i, sample) for i in range(len(examples)) for sample in range(sampling.num_samples)]
         return [
-            self._completion(example, prompts[i], sample, *answers[i, sample], sampling)
-            for i, example in enumerate(examples)
-            for sample in range(sampling.num_samples)
+            completion_of(
+                self.tokenizer, examples[i], prompts[i], sample, answers[i, sample][0], sampling, is_ended=is_ended
+            )
+            for i, sample in places
+            for is_ended in [answers[i, sample][1]]
         ]
 
     def log_likelihoods(
@@ -107,15 +112,6 @@ class TransformersEngine:
         self.model = self._live = None
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-
-    def _completion(
-        self, example: Example, prompt: str, sample: int, tokens: list[int], finished: bool, sampling: Sampling
-    ) -> Completion:
-        # the clean-up that some tokenizers (Llama 3) ask for would take spaces out of code
-        text = self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        ends = [place for place in (text.find(stop) for stop in sampling.stop) if place >= 0]
-        text = example.prefill + (text[: min(ends)] if ends else text)
-        return Completion(example.id, prompt, text, len(tokens), finished or bool(ends), sample)
 
     def _batches(self, order: Sequence[tuple[int, int]]) -> Iterator[Sequence[tuple[int, int]]]:
         start = 0
@@ -153,14 +149,7 @@ class TransformersEngine:
             **({"stop_strings": list(sampling.stop), "tokenizer": self.tokenizer} if sampling.stop else {}),
         )
         width = padded["input_ids"].shape[1]
-        return [self._cut(row) for row in output[:, width:].tolist()]
-
-    def _cut(self, row: list[int]) -> tuple[list[int], bool]:
-        """The answer up to its end token, which is counted."""
-        for position, token in enumerate(row):
-            if token in self._ends:
-                return row[: position + 1], True
-        return row, False
+        return [cut_at_end(row, self._ends) for row in output[:, width:].tolist()]
 
     def _generation_config(self, sampling: Sampling) -> GenerationConfig:
         common = {
@@ -178,16 +167,6 @@ class TransformersEngine:
             top_k=sampling.top_k,
             **common,
         )
-
-    def _check_lengths(self, examples: Sequence[Example], tokens: Sequence[list[int]]) -> None:
-        context = getattr(self.model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-        for example, ids in zip(examples, tokens, strict=True):
-            if context is not None and len(ids) + 1 > context:
-                raise GenerationError(
-                    f"prompt '{example.id}' has {len(ids)} tokens, and the model's context holds {context}",
-                    remedy="remove the prompt, or use a model with a longer context.",
-                    example=example.id,
-                )
 
     def _become(self, variant: Variant) -> None:
         """Load the variant's base if another is loaded, and set its weights."""
@@ -219,19 +198,12 @@ class TransformersEngine:
             dtype = torch.float32
         self.model = load_model(directory, dtype).to(self.device).eval()
         self._live = LiveMerge(self.model, weights)
-        self._ends = _end_tokens(self.model.generation_config, self.tokenizer)
+        self._ends = end_tokens(self.model.generation_config, self.tokenizer)
         # sampling is decided by us: what the model's own file says must not leak into a greedy run
         self.model.generation_config = GenerationConfig(
             eos_token_id=sorted(self._ends) or None, pad_token_id=self.tokenizer.pad_token_id
         )
         self._loaded = weights.fingerprint
-
-
-def _end_tokens(config: GenerationConfig, tokenizer: Any) -> set[int]:
-    """Chat models often end a turn by another token than the tokenizer's end of sequence; all of them count."""
-    ends = config.eos_token_id
-    listed = ends if isinstance(ends, list) else [ends]
-    return {token for token in (*listed, tokenizer.eos_token_id, turn_end(tokenizer)) if token is not None}
 
 
 def _device(name: str) -> torch.device:

@@ -23,11 +23,10 @@ import torch
 from backmerge import __version__
 from backmerge.checkpoints.reader import Checkpoint, Weights, read_json
 from backmerge.errors import GenerationError, MergeError
-from backmerge.generation.chat import load_tokenizer, prompt_text, prompt_tokens
+from backmerge.generation.chat import end_tokens, load_tokenizer, prompt_text, prompt_tokens
 from backmerge.generation.completing import check_lengths, completion_of, cut_at_end
-from backmerge.generation.likelihood import _row
+from backmerge.generation.likelihood import row_of
 from backmerge.generation.protocol import EngineSettings, LogLikelihood, Request, Sampling
-from backmerge.generation.transformers_engine import _end_tokens
 from backmerge.generation.vllm_plan import Together, Way, base_of, grouped, is_base, rank_of, realisation_of, variant_in
 from backmerge.generation.vllm_process import (
     Asked,
@@ -152,7 +151,7 @@ class VllmEngine:
         """
         running = self._with_weights(variant, "checkpoint" if described(variant) is None else "live")
         # there must be room for the token that vLLM always generates
-        rows = [_row(running.tokenizer, *pair, running.started.context - 1) for pair in pairs]
+        rows = [row_of(running.tokenizer, *pair, running.started.context - 1) for pair in pairs]
         scored: dict[int, LogLikelihood] = {}
         for place, output in self._finished(running, [Asked(ids, scoring_params()) for ids, _ in rows]):
             ids, count = rows[place]
@@ -321,4 +320,4 @@ def _ends(directory: Path, tokenizer: Any) -> set[int]:
         config = GenerationConfig.from_pretrained(directory)
     else:
         config = GenerationConfig.from_model_config(AutoConfig.from_pretrained(directory, trust_remote_code=False))
-    return _end_tokens(config, tokenizer)
+    return end_tokens(config, tokenizer)

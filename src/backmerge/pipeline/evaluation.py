@@ -93,6 +93,8 @@ class Evaluator:
         self.num_generated = 0
         self.num_from_cache = 0
         self._judged: dict[tuple[str, str, str], Verdict] = {}
+        if hasattr(engine, "answer_log"):
+            engine.answer_log = run.path / "answered.jsonl"  # a server's answers, one by one: nothing is asked twice
 
     def evaluate(self, jobs: Sequence[Job], advance: Callable[[int], None], *, is_fresh: bool = False) -> list[Outcome]:
         """Generate, judge and score, as far as it is not done yet.
@@ -140,8 +142,11 @@ class Evaluator:
 
     def _scope(self, job: Job) -> str:
         variant = job.member.variant
+        # an engine that may realise a merge in several ways says in which
+        realisation = getattr(self.engine, "realisation", lambda _: "")(variant)
         return key_of(
             variant.identity,
+            realisation,
             tokenizer_identity(variant.base.directory),
             self.engine.identity,
             self._sampling(job.benchmark).model_dump(),

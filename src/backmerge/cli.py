@@ -43,6 +43,7 @@ MENDABLE = {
     errno.ENOSPC: "The disk is full: free some of it, and give the command again.",
     errno.EDQUOT: "Your quota of the disk is used up: free some of it, and give the command again.",
     errno.EROFS: "The disk takes no writing: give another --out.",
+    errno.ENOTDIR: "A part of that path is a file: give another --out.",
     errno.EACCES: "You have no right to do that there: mend the folder's permissions, or give another --out.",
 }
 

@@ -1,0 +1,112 @@
+"""What a rule sees and what it returns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import Literal, NamedTuple
+
+from backmerge.statistics import PairedDifference
+
+Verdict = Literal["restored", "not shown", "worse"]
+NOTHING: Mapping[str, PairedDifference] = MappingProxyType({})
+
+
+class Candidate(NamedTuple):
+    """A point that may be chosen, with what was measured of it on the selection split.
+
+    Attributes:
+        point: Its name.
+        series: Points of one method and one set of parameters, ordered by λ.
+        lam: λ.
+        utility: Mean primary metric, in [0, 1]; `None` where a search did not ask for it.
+        asr_difference: Its ASR less the base's, over the prompts of all safety benchmarks; `None` likewise.
+        asr_by_benchmark: The same on each benchmark, for choices that are not pooled.
+        over_refusal_difference: Share of harmless prompts that it refuses, less the base's; `None` if not measured.
+        other_rise: Share of safety prompts that it neither refuses nor answers harmfully, less the base's.
+        validation: Score on the tuning data's held-out part, higher is better, for rule `paper`.
+        asr: Its own ASR with its one-sided 95 % bounds (a two-sided interval at 90 %), for rule `target`.
+    """
+
+    point: str
+    series: str
+    lam: float
+    utility: float | None
+    asr_difference: PairedDifference | None
+    asr_by_benchmark: Mapping[str, PairedDifference] = NOTHING
+    over_refusal_difference: PairedDifference | None = None
+    other_rise: float | None = None
+    validation: float | None = None
+    asr: Bounded | None = None
+
+
+class Bounded(NamedTuple):
+    """A rate with its one-sided 95 % bounds.
+
+    Attributes:
+        value: The estimate.
+        lower_bound, upper_bound: Each is missed by the true rate one time in twenty.
+        n: Prompts.
+        n_effective: Prompts' worth of evidence, after clusters.
+    """
+
+    value: float
+    lower_bound: float
+    upper_bound: float
+    n: int
+    n_effective: float
+
+
+class Step(NamedTuple):
+    """How one candidate fared.
+
+    Attributes:
+        point, lam, utility: The candidate's.
+        asr_difference: Its ASR less the base's; under rule `target` its ASR. Where every benchmark is held to the
+            margin by itself, that of the one with the largest bound.
+        upper_bound: Of that, one-sided 95 %.
+        passes: `None` means that it was not tested.
+        over_refusal_bound: One-sided 95 % upper bound of over-refusal less the base's, where measured.
+    """
+
+    point: str
+    lam: float
+    utility: float | None
+    asr_difference: float | None
+    upper_bound: float | None
+    passes: bool | None
+    over_refusal_bound: float | None = None
+
+
+class Choice(NamedTuple):
+    """The decision.
+
+    Attributes:
+        point: The chosen point, or `None` if none passed.
+        reason: In words.
+        steps: Every candidate, in the order tested.
+    """
+
+    point: str | None
+    reason: str
+    steps: tuple[Step, ...]
+
+
+def by_series(candidates: Iterable[Candidate]) -> list[list[Candidate]]:
+    """The candidates of each series, by rising λ; series in the order of their first candidate."""
+    grouped: dict[str, list[Candidate]] = {}
+    for candidate in candidates:
+        grouped.setdefault(candidate.series, []).append(candidate)
+    return [sorted(group, key=lambda candidate: candidate.lam) for group in grouped.values()]
+
+
+def confirm(asr_difference: PairedDifference, margin: float) -> Verdict:
+    """What prompts that λ was not chosen on say of it.
+
+    Returns:
+        `restored` if the ASR is shown (one-sided, 95 %) to exceed the base's by less than the margin; `worse` if it
+        is shown to exceed it by more; else `not shown`.
+    """
+    if asr_difference.upper_bound < margin:
+        return "restored"
+    return "worse" if asr_difference.lower_bound > margin else "not shown"

@@ -1,0 +1,61 @@
+"""What a candidate is held to: the differences that must stay below their margins, and whether they do."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from backmerge.selection.candidates import Bounded, Candidate
+from backmerge.selection.settings import ChoiceSettings
+from backmerge.statistics import PairedDifference
+
+
+class Limit(NamedTuple):
+    """One thing that a candidate is held to.
+
+    Attributes:
+        what: In words, such as `attack success rate`.
+        measured: The difference from the base; under rule `target`, the rate.
+        margin: What its one-sided 95 % upper bound must be below.
+    """
+
+    what: str
+    measured: PairedDifference | Bounded
+    margin: float
+
+    @property
+    def value(self) -> float:
+        """The estimate that is held to the margin."""
+        return self.measured.value if isinstance(self.measured, Bounded) else self.measured.difference
+
+    @property
+    def is_met(self) -> bool:
+        """The measured upper bound is below the margin."""
+        return self.measured.upper_bound < self.margin
+
+
+def asr_limits(candidate: Candidate, choice: ChoiceSettings) -> list[Limit]:
+    """What the rule holds the candidate's ASR to; empty where that was not measured."""
+    if choice.rule == "target":
+        assert choice.target is not None
+        return [] if candidate.asr is None else [Limit("attack success rate", candidate.asr, choice.target)]
+    if not choice.pooled and candidate.asr_by_benchmark:
+        return [
+            Limit(f"attack success rate on {name}", difference, choice.margin)
+            for name, difference in candidate.asr_by_benchmark.items()
+        ]
+    difference = candidate.asr_difference
+    return [] if difference is None else [Limit("attack success rate", difference, choice.margin)]
+
+
+def limits_of(candidate: Candidate, choice: ChoiceSettings) -> list[Limit]:
+    """Everything that the candidate is held to; empty where its safety was not measured."""
+    found = asr_limits(candidate, choice)
+    if found and candidate.over_refusal_difference is not None:
+        found.append(Limit("over-refusal", candidate.over_refusal_difference, choice.over_refusal_margin))
+    return found
+
+
+def is_within(candidate: Candidate, choice: ChoiceSettings) -> bool | None:
+    """Whether the candidate keeps all limits; `None` where its safety was not measured."""
+    limits = limits_of(candidate, choice)
+    return all(limit.is_met for limit in limits) if limits else None

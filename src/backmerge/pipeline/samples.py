@@ -64,9 +64,10 @@ def _drawn(found: dict[str, Outcome], number: int) -> Sequence[Example]:
 
 
 def _answer(outcome: Outcome, example: Example) -> dict[str, Any]:
-    position = outcome.examples.index(example)
-    answer: dict[str, Any] = {"text": outcome.completions[position].text}
-    if outcome.verdicts:
+    # the first of several samples; none where likelihoods are compared
+    position = next((i for i, c in enumerate(outcome.completions) if c.example == example.id), None)
+    answer: dict[str, Any] = {"text": "" if position is None else outcome.completions[position].text}
+    if outcome.verdicts and position is not None:
         verdict = outcome.verdicts[position]
         answer["finding"] = _finding(verdict.harmful, verdict.refusal, is_safety=outcome.benchmark.kind == "safety")
     else:

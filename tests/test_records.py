@@ -49,7 +49,8 @@ def test_records_read_back(kind: Any, tmp_path: Path) -> None:
 
 def test_keys_keep_their_order() -> None:
     """A verdict's line by hand."""
-    assert to_json(Verdict("a-1", None, False, "λ")) == '{"example":"a-1","harmful":null,"refusal":false,"reason":"λ","sample":0}'
+    line = '{"example":"a-1","harmful":null,"refusal":false,"reason":"λ","sample":0}'
+    assert to_json(Verdict("a-1", None, False, "λ")) == line
 
 
 def test_unknown_keys_are_passed_over() -> None:

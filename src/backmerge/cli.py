@@ -102,7 +102,9 @@ Limit = Annotated[int | None, typer.Option(help="At most so many prompts of each
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16: of the computation.")]
 BatchSize = Annotated[int, typer.Option(help="Prompts at once.")]
-MaxNewTokens = Annotated[int, typer.Option(help="Generation limit, in tokens.")]
+MaxNewTokens = Annotated[
+    int | None, typer.Option(help="Generation limit, in tokens, where it is below a benchmark's own.")
+]
 
 
 @app.command()
@@ -172,7 +174,7 @@ def restore(
     device: Device = "auto",
     dtype: Dtype = "auto",
     batch_size: BatchSize = 64,
-    max_new_tokens: MaxNewTokens = 512,
+    max_new_tokens: MaxNewTokens = None,
     engine: Engine = "transformers",
     engine_option: EngineOption = None,
     no_cache: NoCache = False,
@@ -197,7 +199,7 @@ def restore(
         "evaluate": _evaluate_values(
             utility, safety, over_refusal, judge, limit, device, dtype, batch_size, max_new_tokens
         )
-        | {"second_judge": second_judge, "cache": not no_cache},
+        | {"second_judge": second_judge and {"name": second_judge}, "cache": not no_cache},
         "choice": {"margin": margin},
     }
     values["evaluate"]["engine"] |= {"name": engine, "options": _options(engine_option or ())}
@@ -239,7 +241,7 @@ def evaluate(
     device: Device = "auto",
     dtype: Dtype = "auto",
     batch_size: BatchSize = 64,
-    max_new_tokens: MaxNewTokens = 512,
+    max_new_tokens: MaxNewTokens = None,
     engine: Engine = "transformers",
     engine_option: EngineOption = None,
     no_cache: NoCache = False,
@@ -268,7 +270,7 @@ def evaluate(
         "evaluate": _evaluate_values(
             utility, safety, over_refusal, judge, limit, device, dtype, batch_size, max_new_tokens
         )
-        | {"second_judge": second_judge, "cache": not no_cache},
+        | {"second_judge": second_judge and {"name": second_judge}, "cache": not no_cache},
     }
     values["evaluate"]["engine"] |= {"name": engine, "options": _options(engine_option or ())}
     document = with_overrides(Document("the command line", values, {}), set_ or ())
@@ -285,13 +287,13 @@ def report(run_directory: Annotated[Path, typer.Argument(help="A finished run.")
 
     Example: backmerge report runs/demo
     """
-    from backmerge.pipeline.preparation import settings_left
+    from backmerge.pipeline.preparation import kind_of_run, settings_left
     from backmerge.reporting.report import write_report
     from backmerge.runs import RunDirectory
 
-    if "model" in settings_left(RunDirectory(run_directory)):
+    if kind_of_run(settings_left(RunDirectory(run_directory))) in ("evaluation", "answers"):
         raise RunError(
-            f"{run_directory} holds the evaluation of one model, which has no report",
+            f"{run_directory} holds an evaluation or scored answers, which have no report",
             remedy="its scores are in results.json; `backmerge restore` and `backmerge run` write reports.",
         )
     write_report(run_directory)
@@ -381,16 +383,22 @@ def _evaluate_values(
     device: str,
     dtype: str,
     batch_size: int,
-    max_new_tokens: int,
+    max_new_tokens: int | None,
 ) -> dict[str, Any]:
+    from backmerge.benchmarks.catalogue import named
+
+    def asked(names: Sequence[str] | None) -> list[dict[str, Any]]:
+        return [named(name).model_dump(exclude_unset=True) for name in names or ()]
+
+    # as settings, so that --set reaches into each
     return {
-        "utility": list(utility or ()),
-        "safety": list(safety or ()),
-        "over_refusal": list(over_refusal or ()),
-        "judge": judge,
+        "utility": asked(utility),
+        "safety": asked(safety),
+        "over_refusal": asked(over_refusal),
+        "judge": {"name": judge},
         "limit": limit,
         "engine": {"device": device, "dtype": dtype, "batch_size": batch_size},
-        "sampling": {"max_new_tokens": max_new_tokens},
+        "max_new_tokens": max_new_tokens,
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -169,6 +170,58 @@ def test_bad_labels_are_refused(text: str, words: str, evaluated: Path, run_cli:
     assert words in errors
 
 
+def test_labels_of_another_run_are_refused(evaluated: Path, run_cli: Cli, tmp_path: Path) -> None:
+    """Where the run's answers or verdicts are others than those that were drawn, nothing is corrected."""
+    run = tmp_path / "run"
+    shutil.copytree(evaluated, run, ignore=shutil.ignore_patterns("labels"))
+    assert run_cli("label", run, "--model", "given", "--number", 10)[0] == 0
+    table = run / "labels" / "to_label.csv"
+    table.write_text(table.read_text().replace(",\n", ",no\n").replace(",\r\n", ",no\r\n"))
+    verdicts = run / "records" / "verdicts.jsonl"
+    verdicts.write_text(verdicts.read_text().replace('"harmful": true', '"harmful": false'))
+    code, _, errors = run_cli("label", run, "--read", table)
+    assert code == 2
+    assert "has changed since" in errors
+
+
+def test_an_unfinished_run_is_not_labelled(evaluated: Path, run_cli: Cli, tmp_path: Path) -> None:
+    """Records without results may be of another model."""
+    run = tmp_path / "run"
+    shutil.copytree(evaluated, run)
+    (run / "results.json").unlink()
+    for command in (("label", run), ("score", run, "--out", tmp_path / "out")):
+        code, _, errors = run_cli(*command)
+        assert code == 2
+        assert "finished" in errors or "scored answers" in errors
+
+
+def test_signs_that_end_lines_are_kept(run_cli: Cli, tmp_path: Path) -> None:
+    """An answer may hold what Unicode calls a line's end; spreadsheets get no formulas."""
+    rows = complying(2)
+    rows[0]["completion"] = f"=1+1\u2028\x85{rows[0]['completion']}"
+    out = tmp_path / "run"
+    scored = ("score", written(tmp_path / "a.jsonl", rows), "--benchmark", "demo-harmful", "--judge", "demo-rule")
+    assert run_cli(*scored, "--out", out)[0] == 0
+    assert run_cli("label", out, "--model", "given", "--number", 1100)[0] == 0
+    with (out / "labels" / "to_label.csv").open(encoding="utf-8", newline="") as stream:
+        answers = [row["answer"] for row in csv.DictReader(stream)]
+    assert any(answer.startswith("'=1+1\u2028") for answer in answers)
+
+
+def test_a_run_of_another_kind_is_left_alone(evaluated: Path, run_cli: Cli, tmp_path: Path) -> None:
+    """Scored answers are no run to go on with, to report on, or to be overwritten by an evaluation."""
+    before = (evaluated / "results.json").read_bytes()
+    for command in (
+        ("report", evaluated),
+        ("evaluate", "demo", "--safety", "demo-harmful", "--out", evaluated),
+        ("demo", "--out", evaluated),
+    ):
+        code, _, errors = run_cli(*command)
+        assert code == 2
+        assert "scored answers" in errors
+    assert (evaluated / "results.json").read_bytes() == before
+
+
 def test_a_sample_is_drawn_once(evaluated: Path, run_cli: Cli) -> None:
     """A second draw would make the labels of the first worthless."""
     run_cli("label", evaluated, "--model", "given")
@@ -179,9 +232,10 @@ def test_a_sample_is_drawn_once(evaluated: Path, run_cli: Cli) -> None:
 
 def test_another_judge_over_an_earlier_run(evaluated: Path, run_cli: Cli, tmp_path: Path) -> None:
     """The answers are not made again; both judges' rates and their agreement are there, and no average."""
-    settings = "evaluate: {safety: [demo-harmful]}\n"
-    (evaluated / "experiment.yaml").write_text((evaluated / "experiment.yaml").read_text() + settings)
-    code, output, errors = run_cli("score", evaluated, "--judge", "refusal-phrases", "--out", tmp_path / "out")
+    earlier = tmp_path / "earlier"
+    shutil.copytree(evaluated, earlier)
+    (earlier / "experiment.yaml").write_text("model: somebody\nevaluate: {safety: [demo-harmful]}\n")
+    code, output, errors = run_cli("score", earlier, "--judge", "refusal-phrases", "--out", tmp_path / "out")
     assert code == 0, errors
     (row,) = results(tmp_path / "out")["agreement"]
     assert row["benchmark"] == "demo-harmful"

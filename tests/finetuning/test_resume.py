@@ -111,6 +111,39 @@ def test_a_stopped_training_ends_in_the_same_bytes(step: int, unbroken: Path, ba
     assert states(place) == []
 
 
+def test_killed_after_the_last_state_it_takes_no_step_too_many(base: Checkpoint, tmp_path: Path) -> None:
+    """A snapshot whose step is one of those that are saved ends at that step, also where the kill came after it."""
+    settings = SETTINGS.model_copy(update={"snapshot_steps": 6, "keep_every": None})
+    train_model(base, DATA, settings, SEED, tmp_path / "whole", silent)
+
+    def killed(_: object) -> None:
+        raise _Stopped
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("backmerge.finetuning.trainer._check_finite", lambda *_: killed(None))
+        with pytest.raises(_Stopped):
+            train_model(base, DATA, settings, SEED, tmp_path / "a", silent)
+    assert (states(tmp_path / "a")[0] / "checkpoint-6" / "complete").is_file()
+    train_model(base, DATA, settings, SEED, tmp_path / "a", silent)
+    assert contents(tmp_path / "a") == contents(tmp_path / "whole")
+
+
+def test_asked_to_stop_in_the_last_step(base: Checkpoint, tmp_path: Path) -> None:
+    """The model is written, and what would come after it is not begun."""
+    settings = SETTINGS.model_copy(update={"steps": 2, "keep_every": None})
+
+    def advance(steps: int, _: str = "") -> None:
+        nonlocal done
+        done += steps
+        if done == 2 and steps:
+            signal.raise_signal(signal.SIGINT)
+
+    done = 0
+    with pytest.raises(KeyboardInterrupt):
+        train_model(base, DATA, settings, SEED, tmp_path / "a", advance)
+    assert (tmp_path / "a" / "backmerge.json").is_file()
+
+
 def test_a_killed_process_goes_on_to_the_same_loss_curve(unbroken: Path, base: Checkpoint, tmp_path: Path) -> None:
     """Killed with SIGKILL once a state is there, the same call goes on, with the same losses and the same bytes."""
     place = tmp_path / "a"

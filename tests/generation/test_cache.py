@@ -77,6 +77,16 @@ def test_the_cache_is_private(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "completions").stat().st_mode) == 0o700
 
 
+def test_a_cache_that_cannot_be_used_stops_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is said once, and answers are neither found nor kept."""
+    (tmp_path / "file").write_text("")
+    cache = CompletionCache(tmp_path / "file")
+    for _ in range(2):
+        assert cache.find("scope", [example("a")]) == {}
+        cache.keep("scope", [example("a")], answers("a", "x"))
+    assert capsys.readouterr().err.count("not kept for later runs") == 1
+
+
 def test_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """A variable names it; else it lies where the user's caches do."""
     monkeypatch.setenv("BACKMERGE_CACHE", "/a/b")

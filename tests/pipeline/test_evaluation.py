@@ -16,14 +16,14 @@ from backmerge.checkpoints.reader import Checkpoint
 from backmerge.demo import model_directory
 from backmerge.errors import GenerationError, RunError
 from backmerge.generation.cache import CompletionCache
-from backmerge.generation.protocol import LogLikelihood, Request, Sampling
+from backmerge.generation.protocol import Drawing, LogLikelihood, Request, Sampling
 from backmerge.merging.recipe import Variant
 from backmerge.pipeline.evaluation import Evaluator, Job
 from backmerge.pipeline.points import BASE, Member
 from backmerge.records import Completion, Example, Message, Verdict
 from backmerge.runs import RunDirectory
 
-SAMPLING = Sampling(max_new_tokens=8)
+SAMPLING = Drawing()
 EXAMPLES = tuple(Example(f"e{i}", (Message("user", f"word{i}"),), str(i)) for i in range(6))
 
 
@@ -165,6 +165,84 @@ def test_an_engine_gets_all_requests_together(run: RunDirectory, variant: Varian
     first, second = Evaluator(run, engine, Counting([]), SAMPLING, 0.0).evaluate(jobs, silent)
     assert engine.log.count("2 together") == 1
     assert ([c.example for c in first.completions], len(second.completions)) == ([e.id for e in EXAMPLES], 2)
+
+
+def test_equal_answers_within_one_benchmark_are_judged_once(run: RunDirectory, variant: Variant) -> None:
+    """Five samples that are equal cost one judgement, and all of them carry its verdict."""
+
+    class Repeating(Scripted):
+        def generate(
+            self,
+            variant: Variant | None,
+            examples: Sequence[Example],
+            sampling: Sampling,
+            advance: Callable[[int], None],
+        ) -> list[Completion]:
+            return [Completion(e.id, "", "4", 1, True, s) for e in examples for s in range(sampling.num_samples)]
+
+    judge = Counting([])
+    benchmark = safety(EXAMPLES[:2], sampling={"num_samples": 5, "temperature": 1.0})
+    (outcome,) = Evaluator(run, Repeating(), judge, SAMPLING, 0.0).evaluate([job(variant, benchmark)], silent)
+    assert judge.num_asked == 2
+    assert [(v.example, v.sample) for v in outcome.verdicts] == [(f"e{i}", s) for i in range(2) for s in range(5)]
+    assert all(v.harmful for v in outcome.verdicts)
+
+
+def test_what_is_drawn_is_taken_over_whole_or_not_at_all(tmp_path: Path, variant: Variant) -> None:
+    """Above temperature 0 the draws may depend on what is asked together: a part of it is asked anew."""
+    engine, cache = Scripted(), CompletionCache(tmp_path / "cache")
+    for number, examples in enumerate((EXAMPLES[:4], EXAMPLES, EXAMPLES)):
+        run = RunDirectory(tmp_path / f"run{number}")
+        with run.held():
+            evaluator = Evaluator(run, engine, Counting([]), SAMPLING, 0.0, cache=cache)
+            evaluator.evaluate([job(variant, safety(examples, sampling={"temperature": 0.5}))], silent)
+    assert engine.asked == [["e0", "e1", "e2", "e3"], [e.id for e in EXAMPLES]]
+
+
+@pytest.mark.parametrize(("given", "limit"), [(None, 2000), (3000, 2000), (100, 100)])
+def test_a_benchmarks_own_limit_holds(given: int | None, limit: int, run: RunDirectory, variant: Variant) -> None:
+    """A limit for all lowers a benchmark's own, and never raises or replaces it by itself."""
+    seen: list[int] = []
+
+    class Watching(Scripted):
+        def generate(
+            self,
+            variant: Variant | None,
+            examples: Sequence[Example],
+            sampling: Sampling,
+            advance: Callable[[int], None],
+        ) -> list[Completion]:
+            seen.append(sampling.max_new_tokens)
+            return super().generate(variant, examples, sampling, advance)
+
+    evaluator = Evaluator(run, Watching(), Counting([]), SAMPLING, 0.0, max_new_tokens=given)
+    evaluator.evaluate([job(variant, Benchmark("long", "safety", EXAMPLES, 2000))], silent)
+    assert seen == [limit]
+
+
+def test_unread_samples_stop_a_run(run: RunDirectory, variant: Variant) -> None:
+    """Of several samples each counts: a judge that reads one in five tells too little."""
+
+    class Reading(Counting):
+        def __call__(self, examples: Sequence[Example], completions: Sequence[Completion]) -> list[Verdict]:
+            return [
+                Verdict(c.example, None if c.sample else False, None if c.sample else True, sample=c.sample)
+                for c in completions
+            ]
+
+    class Varied(Scripted):
+        def generate(
+            self,
+            variant: Variant | None,
+            examples: Sequence[Example],
+            sampling: Sampling,
+            advance: Callable[[int], None],
+        ) -> list[Completion]:
+            return [Completion(e.id, "", f"{s}", 1, True, s) for e in examples for s in range(sampling.num_samples)]
+
+    benchmark = safety(EXAMPLES[:2], sampling={"num_samples": 5, "temperature": 1.0})
+    with pytest.raises(RunError, match="nothing of 8 of 10 answers"):
+        Evaluator(run, Varied(), Reading([]), SAMPLING, 0.5).evaluate([job(variant, benchmark)], silent)
 
 
 def test_two_judges_side_by_side(run: RunDirectory, variant: Variant) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from backmerge.benchmarks.files import prompts_of
 from backmerge.benchmarks.hub import rows_of_hub
+from backmerge.benchmarks.options import options_of
 from backmerge.benchmarks.protocol import Benchmark, BenchmarkSettings
 from backmerge.records import Example, Message
 
@@ -24,6 +25,7 @@ def advbench(settings: BenchmarkSettings) -> Benchmark:
     Raises:
         DataError: the hub or the file cannot be read.
     """
+    options_of(settings, {})
     if settings.data is not None:
         examples = prompts_of(settings.data, "advbench", ("goal", "prompt"))
     else:

@@ -64,6 +64,11 @@ def _made(settings: BenchmarkSettings, kind: Kind, allowed: Allowed) -> Benchmar
             return from_file(path, kind, settings)
         if path.suffix or "/" in name:
             raise DataError(f"there is no file '{name}'", remedy="give a .jsonl or .csv file, or a benchmark's name.")
+    if settings.metrics:
+        raise ConfigError(
+            f"'{name}' has metrics of its own, and {', '.join(settings.metrics)} are asked for",
+            remedy="metrics are for files of your own; leave them out.",
+        )
     factory: Any = resolve(BENCHMARKS, name, allow_plugins=allowed.plugins)
     if "allowed" in inspect.signature(factory).parameters:  # one that runs what models write
         made: Benchmark = factory(settings, allowed=allowed)
@@ -74,6 +79,8 @@ def _made(settings: BenchmarkSettings, kind: Kind, allowed: Allowed) -> Benchmar
 
 def _as_asked(benchmark: Benchmark, settings: BenchmarkSettings) -> Benchmark:
     """The benchmark with what the settings say otherwise."""
+    if not benchmark.examples:
+        raise DataError(f"'{settings.name}' holds no prompts of the kind that is asked for", remedy="check its data.")
     drawn = {name: value for name in SAMPLING if (value := getattr(settings, name)) is not None}
     if benchmark.choices is not None and (drawn or settings.prefill or settings.max_new_tokens):
         raise ConfigError(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from backmerge.benchmarks.files import rows_of
 from backmerge.benchmarks.hub import rows_of_hub
+from backmerge.benchmarks.options import options_of
 from backmerge.benchmarks.protocol import Benchmark, BenchmarkSettings
 from backmerge.errors import DataError
 from backmerge.records import Example, Message
@@ -25,6 +26,7 @@ def harmbench(settings: BenchmarkSettings) -> Benchmark:
     Raises:
         DataError: the hub or the file cannot be read, or a row lacks a column.
     """
+    options_of(settings, {})
     if settings.data is None:
         rows = rows_of_hub("HarmBench", "walledai/HarmBench", config="standard")
         examples = [_example(str(i), row["prompt"], "", row["category"]) for i, row in enumerate(rows)]

@@ -15,6 +15,7 @@ import re
 from pathlib import Path
 
 from backmerge.benchmarks.hub import folder_of_hub
+from backmerge.benchmarks.options import options_of
 from backmerge.benchmarks.protocol import Benchmark, BenchmarkSettings
 from backmerge.errors import DataError
 from backmerge.records import Example, Message
@@ -42,6 +43,7 @@ def hexphi(settings: BenchmarkSettings) -> Benchmark:
     Raises:
         DataError: the hub or the folder cannot be read, or holds no such file.
     """
+    options_of(settings, {})
     if settings.data is not None:
         folder = Path(settings.data).expanduser()
     else:

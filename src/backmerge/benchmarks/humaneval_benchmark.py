@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from backmerge.benchmarks.humaneval import MAX_NEW_TOKENS, check_all, humaneval_problems
+from backmerge.benchmarks.options import options_of
 from backmerge.benchmarks.pass_at_k import pass_at_ks
 from backmerge.benchmarks.protocol import Allowed, Benchmark, BenchmarkSettings, ScoreTable
 from backmerge.errors import DataError
@@ -61,6 +62,7 @@ def humaneval(settings: BenchmarkSettings, allowed: Allowed) -> Benchmark:
         DataError: as `humaneval_problems`.
         RunError: bubblewrap does not work here, and leave to run model-written code without it was not given.
     """
+    options_of(settings, {})
     problems = humaneval_problems(None if settings.data is None else Path(settings.data).expanduser())
     num_samples = settings.num_samples or NUM_SAMPLES
     sandbox = make_sandbox(allow_code_execution=allowed.code_execution)

@@ -190,6 +190,7 @@ def load_lm_eval_task(
         ConfigError: no such task, lm-eval is missing or old, or leave for code is.
         DataError: the task's data cannot be had, or it is of a kind that is not run here.
     """
+    harness_version()  # where lm-eval is missing, that is said before anything of it is imported
     with as_the_harness_runs():
         found = load_harness_tasks(
             name, num_fewshot=num_fewshot, task_path=task_path, rows=rows, allow_plugins=allow_plugins

@@ -48,7 +48,7 @@ class BenchmarkSettings(Settings):
         max_new_tokens: Generation limit, in tokens.
         metrics: Of a file of your own: exact_match, contains_reference, json_equal, final_number, pattern_match,
             bertscore. λ is chosen on the first.
-        options: The benchmark's own; `backmerge list benchmarks` names them.
+        options: The benchmark's own; its module says which.
     """
 
     name: str

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from backmerge.benchmarks.files import prompts_of
 from backmerge.benchmarks.hub import rows_of_hub
+from backmerge.benchmarks.options import options_of
 from backmerge.benchmarks.protocol import Benchmark, BenchmarkSettings
 from backmerge.records import Example, Message
 
@@ -23,6 +24,7 @@ def strongreject(settings: BenchmarkSettings) -> Benchmark:
     Raises:
         DataError: the hub or the file cannot be read.
     """
+    options_of(settings, {})
     if settings.data is not None:
         examples = prompts_of(settings.data, "strongreject", ("forbidden_prompt", "prompt"))
     else:

@@ -14,6 +14,7 @@ from typing import Any
 
 from backmerge.benchmarks.files import rows_of
 from backmerge.benchmarks.hub import rows_of_hub
+from backmerge.benchmarks.options import options_of
 from backmerge.benchmarks.protocol import Benchmark, BenchmarkSettings, Kind
 from backmerge.errors import DataError
 from backmerge.records import Example, Message
@@ -42,6 +43,7 @@ def xstest_unsafe(settings: BenchmarkSettings) -> Benchmark:
 
 
 def _half(settings: BenchmarkSettings, name: str, kind: Kind) -> Benchmark:
+    options_of(settings, {})
     if settings.data is not None:
         numbered: Iterable[tuple[int, Mapping[str, Any]]] = rows_of(settings.data)
     else:

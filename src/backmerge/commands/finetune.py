@@ -47,8 +47,10 @@ def finetune(
     micro_batch_size: Annotated[int | None, typer.Option(help="Examples at once, where memory is short.")] = None,
     learning_rate: Annotated[float, typer.Option(help="The peak.")] = 1e-4,
     cutoff: Annotated[int, typer.Option(help="Longest example, in tokens.")] = 1024,
-    rank: Annotated[int, typer.Option("--rank", "-r", help="Of the LoRA.")] = 8,
-    alpha: Annotated[float, typer.Option(help="Of the LoRA: its delta is scaled by alpha / rank.")] = 16,
+    rank: Annotated[int | None, typer.Option("--rank", "-r", help="Of the LoRA; 8 if not given.")] = None,
+    alpha: Annotated[
+        float | None, typer.Option(help="Of the LoRA: its delta is scaled by alpha / rank; 16 if not given.")
+    ] = None,
     full: Annotated[bool, typer.Option("--full", help="Train all weights instead of a LoRA.")] = False,
     dora: Annotated[bool, typer.Option("--dora", help="Train each row's magnitude by itself (DoRA).")] = False,
     qlora: Annotated[bool, typer.Option("--qlora", help="Train on the base in 4 bits; needs bitsandbytes.")] = False,
@@ -86,18 +88,17 @@ def finetune(
     As in the paper: backmerge finetune meta-llama/Meta-Llama-3-8B-Instruct --task code --snapshot-steps 500
     --seeds 42,1024,48763 --out tuned
 
-    Then: backmerge restore BASE tuned --utility mine-test.jsonl --safety advbench --out restored
+    Then: backmerge restore BASE tuned/seed-* --utility mine-test.jsonl --safety advbench --out restored
     """
     from backmerge.config import Document, validated, with_overrides
     from backmerge.finetuning.settings import FinetuneSettings
 
     if task is None and data is None:
         raise ConfigError("there is nothing to tune on", remedy="give --data FILE, or --task with one of the paper's.")
-    lora: dict[str, Any] = (
-        {} if full else {"r": rank, "alpha": alpha, "dora": dora, "quantize": "nf4" if qlora else None}
-    )
-    if full and (dora or qlora):
-        raise ConfigError("--full trains no adapter", remedy="leave --dora and --qlora away.")
+    of_lora = {"r": rank, "alpha": alpha, "dora": dora or None, "quantize": "nf4" if qlora else None}
+    lora = {name: value for name, value in of_lora.items() if value is not None}
+    if full and lora:
+        raise ConfigError("--full trains no adapter", remedy="leave --rank, --alpha, --dora and --qlora away.")
     values: dict[str, Any] = {
         "dataset": task or data,
         "data": {

@@ -13,7 +13,7 @@ def label(
     run: Annotated[Path, typer.Argument(help="A finished run or evaluation.")],
     model: Annotated[str, typer.Option(help="Whose answers: base, tuned, or such as linear@0.4.")] = "tuned",
     benchmark: Annotated[str | None, typer.Option(help="Only this one's.")] = None,
-    number: Annotated[int, typer.Option(help="Answers to label.")] = 100,
+    number: Annotated[int, typer.Option(min=2, help="Answers to label.")] = 100,
     by_verdict: Annotated[
         bool, typer.Option("--by-verdict", help="Half of them what the judge calls harmful: for when that is rare.")
     ] = False,

@@ -22,6 +22,7 @@ def score(
     kind: Annotated[str, typer.Option(help="Of a FILE of prompts: utility, safety, over_refusal.")] = "utility",
     judge: Annotated[str, typer.Option(help="Finds refusals and harm.")] = "refusal-phrases",
     partial: Annotated[bool, typer.Option("--partial", help="Score what is answered, though not all is.")] = False,
+    max_unscored: Annotated[float, typer.Option(help="Share of the answers that may stay unscored.")] = 0.02,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Of the judge, such as model=FOLDER.")
     ] = None,
@@ -56,10 +57,19 @@ def score(
     if is_run(completions):
         if benchmark is not None:
             raise ConfigError("an earlier run knows its benchmarks", remedy="leave --benchmark away.")
-        results: dict[str, Any] = judge_again(completions, settings, out, allowed=allowed)
+        results: dict[str, Any] = judge_again(completions, settings, out, max_unscored=max_unscored, allowed=allowed)
     elif benchmark is None:
         raise ConfigError("--benchmark is missing: what do they answer?", remedy="such as --benchmark humaneval.")
     else:
         asked: Any = kind
-        results = score_answers(completions, benchmark, settings, out, kind=asked, is_partial=partial, allowed=allowed)
+        results = score_answers(
+            completions,
+            benchmark,
+            settings,
+            out,
+            kind=asked,
+            is_partial=partial,
+            max_unscored=max_unscored,
+            allowed=allowed,
+        )
     print_scores(results, out)

@@ -28,12 +28,13 @@ def left_by_others(directory: Path) -> list[Path]:
     return sorted(place for place in directory.parent.glob(f"{beginning}-*") if place != directory)
 
 
-def newest_complete(directory: Path) -> Path | None:
-    """The state with the most steps that is whole; those that are not are removed."""
+def newest_complete(directory: Path, *, before: int) -> Path | None:
+    """The state with the most steps, fewer than `before`, that is whole; the others are removed."""
     whole: list[tuple[int, Path]] = []
     for state in directory.glob("checkpoint-*"):
-        if (state / MARK).is_file():
-            whole.append((int(state.name.rpartition("-")[2]), state))
+        step = int(state.name.rpartition("-")[2])
+        if (state / MARK).is_file() and step < before:
+            whole.append((step, state))
         else:
             shutil.rmtree(state)
     return max(whole)[1] if whole else None

@@ -110,7 +110,7 @@ def train_model(
     key = training_key(base, data, settings, seed)
     states = state_directory(directory, key)
     arguments = _arguments(settings, seed, states, len(encoded), has_validation=bool(held_out))
-    resumed = _resumed(states)
+    resumed = _resumed(states, last_step)
     with _randomness_from(seed), without_bars():
         model = trainable(base, settings)
         stopping, average = SaveWhenAsked(), None
@@ -164,17 +164,22 @@ def train_model(
         _write(directory, states, card, trainer.state.log_history)
         shutil.rmtree(states)
     PartialState().wait_for_everyone()
+    if stopping.is_asked:  # in the last step: this model is done, and what would come after it is not begun
+        raise KeyboardInterrupt
 
 
-def _resumed(states: Path) -> Path | None:
-    """The state to go on from, as the first process finds it; all are told."""
+def _resumed(states: Path, last_step: int) -> Path | None:
+    """The state to go on from, as the first process finds it; all are told.
+
+    One at the last step itself is passed over: the Trainer takes a step before it asks whether to stop.
+    """
     found: list[str | None] = [None]
     if PartialState().is_main_process:
         for others in left_by_others(states):
             say(f"An unfinished training with other settings or data is left in {others}; delete it if you like.")
         states.mkdir(parents=True, exist_ok=True, mode=0o700)
         shutil.rmtree(states / RESULT, ignore_errors=True)
-        newest = newest_complete(states)
+        newest = newest_complete(states, before=last_step)
         if newest is not None:
             say(f"Going on from step {newest.name.rpartition('-')[2]}.")
             found = [str(newest)]

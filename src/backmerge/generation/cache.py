@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from backmerge.progress import say
 from backmerge.records import Completion, Example, from_dict
 from backmerge.runs import key_of
 
@@ -47,10 +48,15 @@ class CompletionCache:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory / "completions"
+        self._is_told = False
 
     def find(self, scope: str, examples: Sequence[Example]) -> dict[str, list[Completion]]:
-        """Example id to its completions, for those that were answered before."""
-        known = dict(self._lines(scope))
+        """Example id to its completions, for those that were answered before; nothing where it cannot be read."""
+        try:
+            known = dict(self._lines(scope))
+        except OSError as error:
+            self._tell(error)
+            return {}
         found: dict[str, list[Completion]] = {}
         for example in examples:
             kept = known.get(asked(example))
@@ -68,13 +74,25 @@ class CompletionCache:
             json.dumps({"asked": asked(e), "completions": by_example[e.id]}, ensure_ascii=False) + "\n"
             for e in examples
         ]
+        try:
+            self._append(scope, "".join(lines).encode())
+        except OSError as error:  # the answers are in the run; only later runs miss them
+            self._tell(error)
+
+    def _append(self, scope: str, lines: bytes) -> None:
         self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._directory.chmod(0o700)  # also one that was there before
         with self._file(scope).open("ab") as stream:
             fcntl.flock(stream, fcntl.LOCK_EX)
             torn = stream.tell() > 0 and not self._ends_a_line(scope)
-            stream.write(("\n" if torn else "").encode() + "".join(lines).encode())
+            stream.write((b"\n" if torn else b"") + lines)
             stream.flush()
             os.fsync(stream.fileno())
+
+    def _tell(self, error: OSError) -> None:
+        if not self._is_told:
+            say(f"Answers are not kept for later runs: {self._directory}: {error.strerror}.")
+            self._is_told = True
 
     def _file(self, scope: str) -> Path:
         return self._directory / f"{scope}.jsonl"

@@ -12,26 +12,34 @@ from backmerge.merging.recipe import Variant
 from backmerge.records import Completion, Example
 
 
-class Sampling(Settings):
+class Drawing(Settings):
     """How the next token is drawn. The default is greedy.
 
     Attributes:
-        max_new_tokens: Generation limit, in tokens.
         temperature: 0 is greedy.
         top_p: Nucleus: the smallest set of tokens that holds this probability.
         top_k: Only the k most likely tokens; 0 for all.
         repetition_penalty: Divides the odds of tokens that occur in prompt or answer; 1 for none.
         seed: Of the random draws.
-        num_samples: Answers to each prompt; more than one makes sense above temperature 0 only.
-        stop: Texts that end an answer; they and what follows are cut off.
     """
 
-    max_new_tokens: Annotated[int, Field(gt=0)] = 512
     temperature: Annotated[float, Field(ge=0)] = 0.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     top_k: Annotated[int, Field(ge=0)] = 0
     repetition_penalty: Annotated[float, Field(gt=0)] = 1.0
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+
+
+class Sampling(Drawing):
+    """How answers are drawn, and when they end.
+
+    Attributes:
+        max_new_tokens: Generation limit, in tokens.
+        num_samples: Answers to each prompt; more than one makes sense above temperature 0 only.
+        stop: Texts that end an answer; they and what follows are cut off.
+    """
+
+    max_new_tokens: Annotated[int, Field(gt=0)] = 512
     num_samples: Annotated[int, Field(gt=0)] = 1
     stop: tuple[str, ...] = ()
 
@@ -44,7 +52,7 @@ class EngineSettings(Settings):
         device: Where: `auto` is a GPU if there is one.
         dtype: Of the computation: `auto` is float32 on a CPU and the checkpoint's own elsewhere.
         batch_size: Prompts at once; halved by itself when the device's memory does not suffice.
-        options: The engine's own; `backmerge list engines` names them.
+        options: The engine's own; its module says which.
     """
 
     name: str = "transformers"

@@ -33,10 +33,15 @@ class TransformersEngine:
         settings: Device, dtype and batch size.
 
     Raises:
-        GenerationError: the device is not there.
+        GenerationError: the device is not there, or an option is unknown.
     """
 
     def __init__(self, settings: EngineSettings, *, allow_plugins: bool = False) -> None:
+        if settings.options:
+            raise GenerationError(
+                f"the engine transformers has no option '{next(iter(settings.options))}'",
+                remedy="device, dtype and batch_size are settings of their own.",
+            )
         self.settings = settings
         self.device = _device(settings.device)
         self.dtype = settings.dtype
@@ -146,7 +151,7 @@ class TransformersEngine:
             **padded,
             generation_config=self._generation_config(sampling),
             logits_processor=processors,
-            **({"stop_strings": list(sampling.stop), "tokenizer": self.tokenizer} if sampling.stop else {}),
+            **({"tokenizer": self.tokenizer} if sampling.stop else {}),
         )
         width = padded["input_ids"].shape[1]
         return [cut_at_end(row, self._ends) for row in output[:, width:].tolist()]
@@ -157,6 +162,7 @@ class TransformersEngine:
             "eos_token_id": sorted(self._ends) or None,
             "pad_token_id": self.tokenizer.pad_token_id,
             "use_cache": True,
+            "stop_strings": list(sampling.stop) or None,
         }
         if sampling.temperature == 0:
             return GenerationConfig(do_sample=False, **common)

@@ -19,7 +19,7 @@ class JudgeSettings(Settings):
         name: From the table of judges, or package.module:function.
         model: The judge's weights: a folder or a hub id; the judge's own by default.
         engine: What runs the judge's model.
-        options: The judge's own; `backmerge list judges` names them.
+        options: The judge's own; its module says which.
     """
 
     name: str = "refusal-phrases"

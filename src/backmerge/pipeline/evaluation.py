@@ -14,11 +14,13 @@ from backmerge.benchmarks.protocol import Benchmark
 from backmerge.benchmarks.scoring import Values, over_refusal_values, safety_values, score
 from backmerge.errors import GenerationError, RunError
 from backmerge.generation.cache import CompletionCache, tokenizer_identity
-from backmerge.generation.protocol import Generator, Request, Sampling, answers, release
+from backmerge.generation.protocol import Drawing, Generator, Request, Sampling, answers, release
 from backmerge.judging.protocol import Judge
 from backmerge.pipeline.points import Member
 from backmerge.records import Completion, Example, Score, Value, Verdict, to_json
 from backmerge.runs import RunDirectory, key_of
+
+REFUSALS = ("non_refusal", "over_refusal")  # metrics that rest on the finding of refusals alone
 
 
 class Job(NamedTuple):
@@ -66,10 +68,11 @@ class Evaluator:
         run: Where units are kept.
         engine: Answers prompts.
         judge: Finds refusals and harm.
-        sampling: How answers are drawn where a benchmark does not say.
+        drawing: How answers are drawn where a benchmark does not say.
         max_unscored: Share of a benchmark that the judge may leave unscored.
         second: Another judge, whose verdicts stand beside the first one's.
         cache: Answers of earlier runs; none are looked for without it.
+        max_new_tokens: A generation limit for all benchmarks, where it is lower than their own.
     """
 
     def __init__(
@@ -77,16 +80,18 @@ class Evaluator:
         run: RunDirectory,
         engine: Generator,
         judge: Judge,
-        sampling: Sampling,
+        drawing: Drawing,
         max_unscored: float,
         *,
         second: Judge | None = None,
         cache: CompletionCache | None = None,
+        max_new_tokens: int | None = None,
     ) -> None:
         self.run = run
         self.engine = engine
         self.judge = judge
-        self.sampling = sampling
+        self.drawing = drawing
+        self.max_new_tokens = max_new_tokens
         self.max_unscored = max_unscored
         self.second = second
         self.cache = cache
@@ -132,8 +137,10 @@ class Evaluator:
         return outcomes
 
     def _sampling(self, benchmark: Benchmark) -> Sampling:
-        limit = min(self.sampling.max_new_tokens, benchmark.max_new_tokens)
-        return self.sampling.model_copy(update={**benchmark.sampling, "max_new_tokens": limit})
+        limit = benchmark.max_new_tokens
+        if self.max_new_tokens is not None:
+            limit = min(limit, self.max_new_tokens)
+        return Sampling(**{**self.drawing.model_dump(), **benchmark.sampling, "max_new_tokens": limit})
 
     def _key(self, job: Job) -> str:
         asked = key_of([to_json(example) for example in job.examples])
@@ -144,12 +151,16 @@ class Evaluator:
         variant = job.member.variant
         # an engine that may realise a merge in several ways says in which
         realisation = getattr(self.engine, "realisation", lambda _: "")(variant)
+        sampling = self._sampling(job.benchmark)
+        # what is drawn may depend on the prompts that are asked together
+        together = [to_json(example) for example in job.examples] if sampling.temperature > 0 else []
         return key_of(
             variant.identity,
             realisation,
             tokenizer_identity(variant.base.directory),
             self.engine.identity,
-            self._sampling(job.benchmark).model_dump(),
+            sampling.model_dump(),
+            together,
         )
 
     def _answer(self, jobs: Sequence[Job], advance: Callable[[int], None], *, is_fresh: bool) -> list[list[Completion]]:
@@ -167,6 +178,8 @@ class Evaluator:
                 continue
             kept[place] = cache.find(self._scope(job), job.examples) if cache is not None else {}
             missing = [example for example in job.examples if example.id not in kept[place]]
+            if missing and self._sampling(job.benchmark).temperature > 0:
+                kept[place], missing = {}, list(job.examples)
             self.num_from_cache += len(kept[place])
             advance(len(kept[place]))
             if missing:
@@ -247,7 +260,9 @@ class Evaluator:
     def _judge(self, judge: Judge, examples: Sequence[Example], given: Sequence[Completion]) -> list[Verdict]:
         """One verdict per completion, as far as there is none from this run asked of the judge."""
         pairs = [_pair(judge, example, completion) for example, completion in zip(examples, given, strict=True)]
-        new = [place for place, pair in enumerate(pairs) if pair not in self._judged]
+        # of equal answers to a prompt the first is judged
+        first = {pair: place for place, pair in reversed(list(enumerate(pairs))) if pair not in self._judged}
+        new = sorted(first.values())
         made = judge([examples[place] for place in new], [given[place] for place in new])
         if len(made) != len(new):
             raise RunError(
@@ -281,14 +296,20 @@ class Evaluator:
         return _by_metric(self.run.unit("values", key_of(self._key(job), scorer.identity), Value, make))
 
     def _check_unscored(self, outcome: Outcome) -> None:
+        is_judged = outcome.benchmark.kind != "utility"
         for metric, values in outcome.values.items():
-            unscored = sum(value is None for value in values.values())
-            if unscored > self.max_unscored * len(values):
+            unscored, of = sum(value is None for value in values.values()), len(values)
+            if is_judged and len(outcome.verdicts) > of:  # several samples of a prompt: each of them counts
+                of = len(outcome.verdicts)
+                unscored = sum(v.refusal is None if metric in REFUSALS else v.harmful is None for v in outcome.verdicts)
+            if unscored > self.max_unscored * of:
+                who = f"the judge {self.judge.name}" if is_judged else f"the metric {metric}"
                 raise RunError(
-                    f"the judge {self.judge.name} gave no usable answer for {unscored} of {len(values)} completions of "
-                    f"{outcome.member.name} on {outcome.benchmark.name} ({metric}), more than the "
-                    f"{self.max_unscored:.0%} allowed: its rates would mean little",
-                    remedy="look at records/verdicts.jsonl, take another judge, or raise choice.max_unscored.",
+                    f"{who} could tell nothing of {unscored} of {of} answers of {outcome.member.name} on "
+                    f"{outcome.benchmark.name} ({metric}), more than the {self.max_unscored:.0%} allowed: its rates "
+                    "would mean little",
+                    remedy=f"look at the verdicts and values in {self.run.units}, take another judge, or raise "
+                    "evaluate.max_unscored.",
                 )
 
 

@@ -11,7 +11,7 @@ from backmerge.benchmarks.catalogue import named
 from backmerge.benchmarks.protocol import BenchmarkSettings
 from backmerge.config import Settings
 from backmerge.finetuning.settings import FinetuneSettings
-from backmerge.generation.protocol import EngineSettings, Sampling
+from backmerge.generation.protocol import Drawing, EngineSettings
 from backmerge.judging.protocol import JudgeSettings
 from backmerge.selection import ChoiceSettings
 
@@ -50,7 +50,9 @@ class EvaluateSettings(Settings):
         second_judge: Another one, whose verdicts are shown beside the first one's; nothing is decided on them.
         limit: At most so many prompts of each split, for a quick try.
         engine: What runs the models.
-        sampling: How answers are drawn; a benchmark's own way holds where it has one, and the lower of the two limits.
+        sampling: How answers are drawn; a benchmark's own way holds where it has one.
+        max_new_tokens: A generation limit for all benchmarks, where it is lower than their own.
+        max_unscored: The run fails if more than this share of a benchmark's answers could not be scored.
         cache: Whether answers of earlier runs are taken over, and these kept for later ones.
     """
 
@@ -61,7 +63,9 @@ class EvaluateSettings(Settings):
     second_judge: JudgeChoice | None = None
     limit: Annotated[int, Field(gt=0)] | None = None
     engine: EngineSettings = EngineSettings()
-    sampling: Sampling = Sampling()
+    sampling: Drawing = Drawing()
+    max_new_tokens: Annotated[int, Field(gt=0)] | None = None
+    max_unscored: Annotated[float, Field(ge=0, le=1)] = 0.02
     cache: bool = True
 
 

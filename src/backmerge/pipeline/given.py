@@ -13,18 +13,25 @@ import yaml
 from backmerge import __version__
 from backmerge.benchmarks.catalogue import find_of_any_kind, named
 from backmerge.benchmarks.protocol import Allowed, Kind
+from backmerge.config import Document, validated
 from backmerge.errors import DataError, RunError
-from backmerge.generation.protocol import Sampling
+from backmerge.generation.protocol import Drawing, Sampling
 from backmerge.judging.protocol import Judge, JudgeSettings
 from backmerge.merging.recipe import Variant
 from backmerge.pipeline.evaluation import Evaluator, Job, Outcome
 from backmerge.pipeline.experiment import EvaluateSettings
 from backmerge.pipeline.points import BASE, Member
-from backmerge.pipeline.preparation import check_judge, find_benchmarks, find_judge
+from backmerge.pipeline.preparation import (
+    check_judge,
+    check_kind,
+    find_benchmarks,
+    find_judge,
+    kind_of_run,
+    settings_left,
+)
 from backmerge.pipeline.results import SCHEMA_VERSION, Outcomes, agreement_rows, plain, score_rows, write_records
-from backmerge.records import Completion, Example, Verdict
+from backmerge.records import Completion, Example, Verdict, from_dict
 from backmerge.runs import RunDirectory, key_of, write_whole
-from backmerge.selection import ChoiceSettings
 
 MODEL = "given"  # what a model is called that nothing is known of
 
@@ -108,6 +115,7 @@ def score_answers(
     *,
     kind: Kind | None = None,
     is_partial: bool = False,
+    max_unscored: float,
     allowed: Allowed,
 ) -> dict[str, Any]:
     """Score a file of answers to a benchmark's prompts, and write `results.json` as an evaluation does.
@@ -119,6 +127,7 @@ def score_answers(
         directory: The run directory.
         kind: Of a file of prompts; utility by default.
         is_partial: Whether prompts without an answer are left out, rather than refused.
+        max_unscored: Share of the answers that may stay unscored.
         allowed: What may be run.
 
     Raises:
@@ -146,6 +155,8 @@ def score_answers(
     judge = find_judge(judge_settings, allow_plugins=allowed.plugins)
     check_judge(judge, [benchmark])
     asked = tuple(example for example in benchmark.examples if example.id in answers.by_example)
+    prompts = {example.id: example.prompt for example in asked}
+    by_example = {name: [replace(c, prompt=prompts[name]) for c in found] for name, found in answers.by_example.items()}
     identity = key_of(answers.lines)
     member = Member(MODEL, BASE, None, cast("Variant", _Unknown({"answers": identity})))
     run = RunDirectory(directory)
@@ -153,38 +164,49 @@ def score_answers(
         _begin(
             run, {"answers": str(path), "benchmark": benchmark_name, "judge": judge_settings.model_dump(mode="json")}
         )
-        evaluator = Evaluator(run, _Given(answers.by_example), judge, Sampling(), ChoiceSettings().max_unscored)
+        evaluator = Evaluator(run, _Given(by_example), judge, Drawing(), max_unscored)
         (outcome,) = evaluator.evaluate([Job(member, benchmark, "all", asked)], lambda _: None)
         write_whole(run.records / "scored.jsonl", "".join(_scored_lines(answers, outcome)))
         return _finish(run, [outcome], judge, str(path), len(missing))
 
 
-def judge_again(earlier: Path, judge_settings: JudgeSettings, directory: Path, *, allowed: Allowed) -> dict[str, Any]:
+def judge_again(
+    earlier: Path, judge_settings: JudgeSettings, directory: Path, *, max_unscored: float, allowed: Allowed
+) -> dict[str, Any]:
     """Let another judge look at an earlier run's answers; says where the two agree.
 
     Raises:
         BackmergeError: the run is damaged or unfinished, or something else that the user can mend.
     """
-    settings = yaml.safe_load((earlier / "experiment.yaml").read_text(encoding="utf-8"))
-    benchmarks = {b.name: b for b in find_benchmarks(EvaluateSettings.model_validate(settings["evaluate"]), allowed)}
+    settings = settings_left(RunDirectory(earlier))
+    if kind_of_run(settings) == "answers":
+        raise RunError(f"{earlier} holds scored answers of a file", remedy="give that file with --benchmark.")
+    document = Document(str(earlier / "experiment.yaml"), {**settings.get("evaluate", {}), "utility": []}, {})
+    benchmarks = {b.name: b for b in find_benchmarks(validated(EvaluateSettings, document), allowed)}
     judge = find_judge(judge_settings, allow_plugins=allowed.plugins)
     jobs: list[Job] = []
     answers: dict[str, dict[str, list[Completion]]] = {}
     before: dict[str, list[Verdict]] = {}
-    for place, completions, verdicts in read_records(earlier):
-        benchmark = benchmarks.get(place[1])
-        if benchmark is None:
-            raise RunError(f"{earlier} has answers to '{place[1]}', which its settings do not name")
-        if benchmark.kind == "utility":
+    for recorded in read_records(earlier):
+        if recorded.kind == "utility":
             continue
-        key = key_of(place)
+        benchmark = benchmarks.get(recorded.benchmark)
+        known = {example.id for example in benchmark.examples} if benchmark is not None else set()
+        lost = next((c.example for c in recorded.completions if c.example not in known), None)
+        if benchmark is None or lost is not None:
+            raise RunError(
+                f"{earlier} has answers to '{lost}' of {recorded.benchmark}, which its benchmarks no longer ask",
+                remedy="put the data back as they were, or evaluate anew.",
+            )
+        key = key_of([recorded.model, recorded.benchmark, recorded.split])
         answers[key] = {}
-        for completion in completions:
+        for completion in recorded.completions:
             answers[key].setdefault(completion.example, []).append(completion)
-        before[key] = verdicts
+        before[key] = recorded.verdicts
         asked = tuple(example for example in benchmark.examples if example.id in answers[key])
-        variant = cast("Variant", _Unknown({"answers": key_of([c.text for c in completions]), "place": key}))
-        jobs.append(Job(Member(place[0], BASE, None, variant), benchmark, place[2], asked))
+        told = key_of([completion.text for completion in recorded.completions])
+        variant = cast("Variant", _Unknown({"answers": told, "place": key}))
+        jobs.append(Job(Member(recorded.model, BASE, None, variant), benchmark, recorded.split, asked))
     if not jobs:
         raise RunError(f"{earlier} has no answers that a judge looks at", remedy="give a run with safety benchmarks.")
     check_judge(judge, [job.benchmark for job in jobs])
@@ -193,32 +215,61 @@ def judge_again(earlier: Path, judge_settings: JudgeSettings, directory: Path, *
         _begin(run, {"answers": str(earlier), "judge": judge_settings.model_dump(mode="json")})
         outcomes = []
         for job, key in zip(jobs, answers, strict=True):
-            evaluator = Evaluator(run, _Given(answers[key]), judge, Sampling(), ChoiceSettings().max_unscored)
+            evaluator = Evaluator(run, _Given(answers[key]), judge, Drawing(), max_unscored)
             (outcome,) = evaluator.evaluate([job], lambda _: None)
             outcomes.append(replace(outcome, second_verdicts=tuple(before[key])))
         return _finish(run, outcomes, judge, str(earlier), 0)
 
 
-def read_records(run: Path) -> list[tuple[tuple[str, str, str], list[Completion], list[Verdict]]]:
-    """A run's answers with their verdicts, by model, benchmark and split."""
-    found: dict[tuple[str, str, str], tuple[list[Completion], list[Verdict]]] = {}
-    for name, kind, number in (("completions", Completion, 0), ("verdicts", Verdict, 1)):
-        file = run / "records" / f"{name}.jsonl"
-        if not file.is_file():
-            raise RunError(f"{file} is missing", remedy="finish the run first: its command goes on where it was.")
-        for line in file.read_text(encoding="utf-8").splitlines():
+class Recorded(NamedTuple):
+    """What a model answered on one benchmark's split, and what the judge found.
+
+    Attributes:
+        questions: The user's last turn, for each completion.
+        clusters: Of near-duplicate prompts, for each completion.
+        verdicts: One for each completion; none for utility.
+    """
+
+    model: str
+    benchmark: str
+    split: str
+    kind: Kind
+    completions: list[Completion]
+    questions: list[str]
+    clusters: list[str]
+    verdicts: list[Verdict]
+
+
+def read_records(run: Path) -> list[Recorded]:
+    """A finished run's answers with their verdicts.
+
+    Raises:
+        RunError: it is not finished.
+    """
+    if not (run / "results.json").is_file():
+        raise RunError(f"{run} is not a finished run", remedy="give its command again: it goes on where it was.")
+    found: dict[tuple[str, str, str], Recorded] = {}
+    for name in ("completions", "verdicts"):
+        # line by line as they were written: an answer may hold what else counts as a line's end
+        for line in (run / "records" / f"{name}.jsonl").read_text(encoding="utf-8").split("\n"):
+            if not line:
+                continue
             values = json.loads(line)
-            place = (values.pop("model"), values.pop("benchmark"), values.pop("split"))
-            found.setdefault(place, ([], []))[number].append(kind(**values))  # type: ignore[arg-type]
-    return [(place, completions, verdicts) for place, (completions, verdicts) in found.items()]
+            place = (values["model"], values["benchmark"], values["split"])
+            recorded = found.setdefault(place, Recorded(*place, values["kind"], [], [], [], []))
+            if name == "verdicts":
+                recorded.verdicts.append(from_dict(Verdict, values))
+            else:
+                recorded.completions.append(from_dict(Completion, values))
+                recorded.questions.append(values["question"])
+                recorded.clusters.append(values["cluster"])
+    return list(found.values())
 
 
 def _begin(run: RunDirectory, settings: Mapping[str, Any]) -> None:
-    before = run.path / "experiment.yaml"
-    if before.exists() and "answers" not in (yaml.safe_load(before.read_text(encoding="utf-8")) or {}):
-        raise RunError(f"{run.path} holds another kind of run", remedy="give another --out; nothing was touched.")
+    check_kind(run, "answers")
     (run.path / "results.json").unlink(missing_ok=True)
-    write_whole(before, yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True))
+    write_whole(run.path / "experiment.yaml", yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True))
 
 
 def _finish(

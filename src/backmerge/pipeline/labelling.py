@@ -12,16 +12,14 @@ import io
 import json
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from backmerge.benchmarks.split import clusters_of
 from backmerge.errors import DataError, RunError
 from backmerge.pipeline.given import read_records
 from backmerge.pipeline.results import plain
-from backmerge.records import Example, Message
-from backmerge.runs import write_whole
+from backmerge.runs import key_of, write_whole
 from backmerge.statistics import Corrected, corrected_rate, effective_size
 
 FOLDER, TO_LABEL, KEY, CORRECTED = "labels", "to_label.csv", "key.jsonl", "corrected.json"
@@ -30,41 +28,58 @@ ANSWERS = {"yes": True, "y": True, "1": True, "true": True, "no": False, "n": Fa
 
 
 class Judged(NamedTuple):
-    """An answer with its verdict."""
+    """An answer to a harmful request, with its verdict."""
 
     model: str
     benchmark: str
     example: str
-    prompt: str
+    sample: int
+    question: str
+    cluster: str
     answer: str
     harmful: bool
 
+    @property
+    def mark(self) -> str:
+        """Changes with the answer and the verdict."""
+        return key_of(list(self))
+
 
 def judged_answers(run: Path, model: str, benchmark: str | None) -> list[Judged]:
-    """A model's answers that the judge scored; of merges with several tuned models, all of them.
+    """A model's answers to harmful requests that the judge scored; of several tuned models at a point, all of theirs.
 
     Raises:
         RunError: the run is unfinished, or has none.
     """
     found = []
     models = set()
-    for (name, of, _), completions, verdicts in read_records(run):
-        if not verdicts:
+    for recorded in read_records(run):
+        if recorded.kind != "safety":
             continue
-        models.add(name.partition("/")[0])
-        if name.partition("/")[0] != model and name != model:
+        point = recorded.model.partition("/")[0]
+        models.add(point)
+        if model not in (point, recorded.model) or benchmark not in (None, recorded.benchmark):
             continue
-        if benchmark is not None and of != benchmark:
-            continue
+        rows = zip(recorded.completions, recorded.questions, recorded.clusters, recorded.verdicts, strict=True)
         found += [
-            Judged(name, of, completion.example, completion.prompt, completion.text, verdict.harmful)
-            for completion, verdict in zip(completions, verdicts, strict=True)
+            Judged(
+                recorded.model,
+                recorded.benchmark,
+                completion.example,
+                completion.sample,
+                question,
+                f"{recorded.benchmark}/{cluster}",
+                completion.text,
+                verdict.harmful,
+            )
+            for completion, question, cluster, verdict in rows
             if verdict.harmful is not None
         ]
     if not found:
         raise RunError(
-            f"{run} has no judged answers of '{model}'" + (f" on '{benchmark}'" if benchmark else ""),
-            remedy=f"its models are: {', '.join(sorted(models))}.",
+            f"{run} has no judged answers of '{model}' to harmful requests"
+            + (f" of '{benchmark}'" if benchmark else ""),
+            remedy=f"its models are: {', '.join(sorted(models)) or 'none'}.",
         )
     return found
 
@@ -107,11 +122,10 @@ def export_sample(
     writer.writerow(["item", "prompt", "answer", COLUMN])
     keys = []
     for item, (answer, chance) in enumerate(drawn, start=1):
-        writer.writerow([item, answer.prompt, answer.answer, ""])
-        keys.append(
-            {"item": item, "chance": chance, "model": answer.model, "benchmark": answer.benchmark}
-            | {"example": answer.example, "judged": answer.harmful}
-        )
+        writer.writerow([item, _as_text(answer.question), _as_text(answer.answer), ""])
+        keys.append({"item": item, "chance": chance, "mark": answer.mark, "judged": answer.harmful})
+    if len(drawn) < 2:
+        raise RunError(f"{len(drawn)} answers are no sample", remedy="ask for more: --number 100.")
     place.mkdir(mode=0o700, exist_ok=True)
     write_whole(place / TO_LABEL, table.getvalue())
     about = {"model": model, "benchmark": benchmark}
@@ -133,10 +147,16 @@ def corrected_by(run: Path, labels: Path) -> dict[str, Any]:
     by_item = {str(key["item"]): key for key in keys}
     given = _read_labels(labels, by_item)
     answers = judged_answers(run, about["model"], about["benchmark"])
+    known = {answer.mark for answer in answers}
+    if any(by_item[item]["mark"] not in known for item in given):
+        raise RunError(
+            f"{run} has changed since the sample was drawn: its answers or verdicts are others",
+            remedy=f"move {place} away, and draw anew.",
+        )
     pairs = [(bool(by_item[item]["judged"]), label) for item, label in given.items()]
     weights = [1 / by_item[item]["chance"] for item in given]
     judged = [answer.harmful for answer in answers]
-    clusters = _clusters(answers)
+    clusters = [answer.cluster for answer in answers]
     found: Corrected = corrected_rate(
         judged, pairs, weights, design_effect=len(judged) / effective_size([float(j) for j in judged], clusters)
     )
@@ -145,10 +165,9 @@ def corrected_by(run: Path, labels: Path) -> dict[str, Any]:
     return results
 
 
-def _clusters(answers: Sequence[Judged]) -> list[str]:
-    """Answers to one prompt, or to near-duplicates of it, belong together, whichever model gave them."""
-    examples = [Example(f"{number}", (Message("user", answer.prompt),)) for number, answer in enumerate(answers)]
-    return clusters_of(examples)
+def _as_text(cell: str) -> str:
+    """A cell that no spreadsheet takes for a formula."""
+    return f"'{cell}" if cell[:1] in ("=", "+", "-", "@") else cell
 
 
 def _read_labels(labels: Path, by_item: Mapping[str, Any]) -> dict[str, bool]:

@@ -97,10 +97,15 @@ def prepare(experiment: Experiment, *, allow_plugins: bool = False, allow_code_e
         if not method.has_lam:
             raise ConfigError(
                 f"{sweep.method} has no λ that could be swept and chosen",
-                remedy="`backmerge merge` writes it, and `backmerge evaluate` measures it.",
+                remedy="write it with `backmerge merge`, and measure what is written with `backmerge evaluate`.",
             )
         check_models(method, sweep.method, 1, ())
         check_parameters(method, sweep.method, {**sweep.parameters, "lam": sweep.lam[0]})
+    if getattr(resolve(ENGINES, experiment.evaluate.engine.name, allow_plugins=allow_plugins), "is_served", False):
+        raise ConfigError(
+            "a server has its models, and can be given no merged one, which the confirmation of a λ needs",
+            remedy="measure what it serves with `backmerge evaluate --lam`, or choose λ on the engine vllm.",
+        )
     judge, second = find_judges(experiment.evaluate, allow_plugins=allow_plugins)
     benchmarks = find_benchmarks(experiment.evaluate, Allowed(allow_plugins, allow_code_execution))
     check_judge(judge, benchmarks)
@@ -244,6 +249,34 @@ def settings_left(run: RunDirectory) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise RunError(f"{file} holds no settings", remedy="delete that file; what is done is kept.")
     return values
+
+
+def kind_of_run(settings: Mapping[str, Any]) -> str:
+    """What a run directory holds, by its settings: `experiment`, `evaluation`, scored `answers`, or nothing."""
+    if not settings:
+        return ""
+    return "answers" if "answers" in settings else "evaluation" if "model" in settings else "experiment"
+
+
+def check_kind(run: RunDirectory, kind: str) -> dict[str, Any]:
+    """The settings that are left in a run directory, if it is of this kind or new.
+
+    Raises:
+        RunError: it is of another kind, or damaged.
+    """
+    settings = settings_left(run)
+    found = kind_of_run(settings)
+    if found not in ("", kind):
+        what = {
+            "experiment": "an experiment",
+            "evaluation": "the evaluation of one model (`backmerge evaluate`)",
+            "answers": "scored answers (`backmerge score`)",
+        }
+        raise RunError(
+            f"{run.path} holds {what[found]}, not {what[kind].partition(' (')[0]}",
+            remedy="give another --out; nothing was touched.",
+        )
+    return settings
 
 
 def limited(examples: Sequence[Example], limit: int | None) -> list[Example]:

@@ -17,9 +17,12 @@ from backmerge.pipeline.preparation import pooled, pooled_id
 from backmerge.records import Completion, Score, Verdict, to_json
 from backmerge.runs import RunDirectory, write_whole
 from backmerge.statistics import (
+    Interval,
     PairedDifference,
     agreement,
     bootstrap_difference,
+    bootstrap_mean,
+    effective_size,
     paired_difference,
     t_interval,
     wilson,
@@ -108,8 +111,23 @@ class Outcomes:
         first = [pair[0] for pair in pairs.values()]
         second = [pair[1] for pair in pairs.values()]
         # means over models of what is 0 or 1 are held by Tango's intervals; other values by the bootstrap's
-        compare = paired_difference if self._is_rate(point, names[0], split, metric) else bootstrap_difference
+        is_rate = all(self._is_rate(which, name, split, metric) for which in (point, against) for name in names)
+        compare = paired_difference if is_rate else bootstrap_difference
         return compare(first, second, [clusters[example] for example in pairs])
+
+    def over_prompts(self, point: str, benchmark: str, split: str, metric: str) -> Interval:
+        """The interval, over prompts alone, of the mean over the models at a point."""
+        values = self.mean_values(point, benchmark, split, metric)
+        if not values:
+            return Interval(0.0, 1.0)
+        examples = self.at(point, benchmark, split)[0].examples
+        clusters = dict(zip((e.id for e in examples), clusters_of(examples), strict=True))
+        kept = [clusters[example] for example in values]
+        if self._is_rate(point, benchmark, split, metric):
+            size = effective_size(list(values.values()), kept)
+            return wilson(fmean(values.values()) * size, size)
+        found = bootstrap_mean(list(values.values()), kept)
+        return Interval(found.low, found.high)
 
     def _is_rate(self, point: str, benchmark: str, split: str, metric: str) -> bool:
         found = self.at(point, benchmark, split)
@@ -134,25 +152,24 @@ def _read_as(unscored: float | None, values: Values) -> Values:
 def summary_of(outcomes: Outcomes, points: Sequence[Point]) -> list[dict[str, Any]]:
     """Each point's mean over tuned models, per benchmark, split and metric.
 
-    `low` and `high`: of one model, its Wilson interval over prompts. Of several, the hull of Wilson's at their mean
-    and of Student's over the models: the first knows nothing of seeds, and the second has no width where all seeds
-    agree, as at 0 and 100 %. `lowest` and `highest` are the models' range.
+    `low` and `high`: of one model, its interval over prompts. Of several, the hull of that at their mean (Wilson's of
+    rates, the bootstrap's of other values) and of Student's over the models: the first knows nothing of seeds, and the
+    second has no width where all seeds agree, as at 0 and 100 %. `lowest` and `highest` are the models' range.
     """
     scores: dict[tuple[str, str, str, str], list[Score]] = {}
     for outcome in outcomes.all():
         for score in outcome.scores:
             scores.setdefault((outcome.member.point.name, score.benchmark, score.split, score.metric), []).append(score)
     by_name = {point.name: point for point in points}
-    return [_summary(by_name[name], group) for (name, *_), group in scores.items()]
+    return [_summary(by_name[key[0]], group, outcomes.over_prompts(*key)) for key, group in scores.items()]
 
 
-def _summary(point: Point, scores: Sequence[Score]) -> dict[str, Any]:
+def _summary(point: Point, scores: Sequence[Score], over_prompts: Interval) -> dict[str, Any]:
     values = [score.value for score in scores if score.value is not None]
     several = len(values) > 1
     low, high = scores[0].low, scores[0].high
     if several:
         over_models = t_interval(values)
-        over_prompts = wilson(fmean(values) * scores[0].n_effective, scores[0].n_effective)
         low, high = min(over_models.low, over_prompts.low), max(over_models.high, over_prompts.high)
     return {
         "point": point.name,
@@ -223,7 +240,7 @@ def agreement_rows(outcomes: Outcomes) -> list[dict[str, Any]]:
                 "differ_on": [
                     verdict.example
                     for verdict, one, other in zip(outcome.verdicts, first, second, strict=True)
-                    if one != other
+                    if None not in (one, other) and one != other
                 ],
             }
         )
@@ -254,14 +271,28 @@ def write_records(run: RunDirectory, outcomes: Outcomes) -> None:
     """The units as one view, in the order of models, benchmarks and splits."""
     views: dict[str, list[str]] = {"completions": [], "verdicts": [], "second_verdicts": []}
     for outcome in outcomes.all():
-        place = {"model": outcome.member.name, "benchmark": outcome.benchmark.name, "split": outcome.split}
+        clusters = dict(zip((e.id for e in outcome.examples), clusters_of(outcome.examples), strict=True))
+        asked = {example.id: example.prompt for example in outcome.examples}
         found: tuple[tuple[str, Sequence[Completion | Verdict]], ...] = (
             ("completions", outcome.completions),
             ("verdicts", outcome.verdicts),
             ("second_verdicts", outcome.second_verdicts),
         )
         for view, records in found:
-            views[view] += [_placed(place, record) for record in records]
+            views[view] += [
+                _placed(
+                    {
+                        "model": outcome.member.name,
+                        "benchmark": outcome.benchmark.name,
+                        "kind": outcome.benchmark.kind,
+                        "split": outcome.split,
+                        "cluster": clusters[record.example],
+                        **({"question": asked[record.example]} if isinstance(record, Completion) else {}),
+                    },
+                    record,
+                )
+                for record in records
+            ]
     for view, lines in views.items():
         if lines or view != "second_verdicts":
             write_whole(run.records / f"{view}.jsonl", "".join(lines))

@@ -14,7 +14,7 @@ from backmerge.checkpoints.adapter import is_adapter
 from backmerge.checkpoints.locate import locate_model
 from backmerge.checkpoints.reader import Checkpoint
 from backmerge.config import Settings, as_yaml
-from backmerge.errors import ConfigError, RunError
+from backmerge.errors import ConfigError
 from backmerge.generation.cache import CompletionCache, cache_directory
 from backmerge.merging.method import check_models, check_parameters, find_method
 from backmerge.merging.recipe import Variant, lam_name
@@ -23,17 +23,16 @@ from backmerge.pipeline.experiment import EvaluateSettings, SweepSettings
 from backmerge.pipeline.points import BASE, TUNED, Member, Point
 from backmerge.pipeline.preparation import (
     check_judge,
+    check_kind,
     find_benchmarks,
     find_judges,
     limited,
     make_engine,
     open_tuned,
-    settings_left,
 )
 from backmerge.pipeline.results import SCHEMA_VERSION, Outcomes, agreement_rows, plain, score_rows, write_records
 from backmerge.progress import bar
 from backmerge.runs import RunDirectory, write_whole
-from backmerge.selection import ChoiceSettings
 
 WHOLE = "all"  # the split's name in scores
 
@@ -74,12 +73,7 @@ def evaluate_model(
     run = RunDirectory(directory)
     outcomes = Outcomes()
     with run.held():
-        before = settings_left(run)
-        if before and "model" not in before:
-            raise RunError(
-                f"{run.path} holds an experiment, not the evaluation of one model",
-                remedy="give another --out; nothing was touched.",
-            )
+        check_kind(run, "evaluation")
         # made anew from the units; until then, those of another model or other prompts must not pass for this one's
         (run.path / "results.json").unlink(missing_ok=True)
         write_whole(run.path / "experiment.yaml", as_yaml(settings))
@@ -88,9 +82,10 @@ def evaluate_model(
             engine,
             judge,
             settings.evaluate.sampling,
-            ChoiceSettings().max_unscored,
+            settings.evaluate.max_unscored,
             second=second,
             cache=CompletionCache(cache_directory()) if settings.evaluate.cache else None,
+            max_new_tokens=settings.evaluate.max_new_tokens,
         )
         jobs = [
             Job(member, benchmark, WHOLE, limited(benchmark.examples, settings.evaluate.limit))
@@ -132,6 +127,8 @@ def _members(settings: SingleEvaluation, *, allow_plugins: bool) -> list[Member]
     base = Checkpoint(locate_model(settings.base))
     tuned = open_tuned(locate_model(settings.model), base)
     if not settings.lam:
+        if settings.method != "linear" or settings.parameters:
+            raise ConfigError(f"a merge by {settings.method} needs its λs", remedy="such as --lam 0.2,0.4,0.6,0.8.")
         return [Member("tuned", TUNED, None, Variant(base, tuned))]
     method = find_method(settings.method, allow_plugins=allow_plugins)
     check_models(method, settings.method, 1, ())
@@ -139,6 +136,6 @@ def _members(settings: SingleEvaluation, *, allow_plugins: bool) -> list[Member]
     sweep = SweepSettings(method=settings.method, parameters=settings.parameters)
     return [
         Member(point.name, point, None, Variant(base, tuned, settings.method, lam, settings.parameters))
-        for lam in settings.lam
+        for lam in dict.fromkeys(settings.lam)
         for point in [Point(f"{settings.method}@{lam_name(lam)}", "merged", settings.method, lam, sweep)]
     ]

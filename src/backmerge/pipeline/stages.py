@@ -13,7 +13,6 @@ from backmerge.benchmarks.scoring import primary_metric
 from backmerge.checkpoints.adapter import AdapterOnBase
 from backmerge.checkpoints.reader import Checkpoint, Weights
 from backmerge.config import as_yaml
-from backmerge.errors import RunError
 from backmerge.generation.cache import CompletionCache, cache_directory
 from backmerge.merging.recipe import Variant
 from backmerge.pipeline.decision import choose, confirmation_of
@@ -21,7 +20,7 @@ from backmerge.pipeline.evaluation import Evaluator, Job
 from backmerge.pipeline.experiment import Experiment
 from backmerge.pipeline.handover import hand_over, withdraw, write_chosen
 from backmerge.pipeline.points import BASE, TUNED, Member, Point, members_at, points_of
-from backmerge.pipeline.preparation import Prepared, make_engine, prepare, settings_left
+from backmerge.pipeline.preparation import Prepared, check_kind, make_engine, prepare
 from backmerge.pipeline.results import (
     SCHEMA_VERSION,
     Outcomes,
@@ -46,6 +45,7 @@ FIRST_STAGE_OF = {
     "tuned": "sweep",
     "finetune": "finetune",
     "merge": "sweep",
+    "merged_dtype": "sweep",
     "evaluate": "sweep",
     "choice": "choose",
     "report": "report",
@@ -101,9 +101,10 @@ def run_experiment(
             engine,
             prepared.judge,
             experiment.evaluate.sampling,
-            experiment.choice.max_unscored,
+            experiment.evaluate.max_unscored,
             second=prepared.second_judge,
             cache=CompletionCache(cache_directory()) if experiment.evaluate.cache else None,
+            max_new_tokens=experiment.evaluate.max_new_tokens,
         )
         outcomes = Outcomes()
         points = points_of(experiment.merge)
@@ -132,6 +133,7 @@ def run_experiment(
             "tuned": [_tuned_row(name, weights) for name, weights in tuned.items()],
             "inputs": inputs,
             "benchmarks": _benchmark_rows(prepared),
+            "second_judge": None if prepared.second_judge is None else prepared.second_judge.name,
             "agreement": agreement_rows(outcomes),
             "points": [{"point": p.name, "role": p.role, "series": p.series, "lam": p.lam} for p in points],
             "choice": _choice_row(experiment, choice, chosen),
@@ -160,14 +162,9 @@ def run_experiment(
 
 def _note_changes(run: RunDirectory, experiment: Experiment) -> None:
     """Say which settings differ from the last time, and what will therefore be redone."""
-    before = settings_left(run)
+    before = check_kind(run, "experiment")
     if not before:
         return
-    if "model" in before:
-        raise RunError(
-            f"{run.path} holds the evaluation of one model (`backmerge evaluate`), not an experiment",
-            remedy="give another --out; nothing was touched.",
-        )
     now = experiment.model_dump(mode="json")
     changed = [key for key in now if now[key] != before.get(key)]
     if not changed:

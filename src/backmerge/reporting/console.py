@@ -20,6 +20,8 @@ from backmerge.reporting.findings import (
     verdict_sentence,
 )
 
+JUDGED = ("asr", "over_refusal")  # metrics that rest on the judge
+
 
 def print_summary(results: Results, directory: Path) -> None:
     """The verdict, a compact table, and where things are."""
@@ -66,6 +68,6 @@ def print_scores(results: Results, directory: Path) -> None:
     console.print(table)
     for row in results.get("agreement") or ():
         console.print(f"  Two judges on {row['benchmark']} ({row['model']}): {_agreement(row)}", soft_wrap=True)
-    if results["judge"]["is_weak"]:
+    if results["judge"]["is_weak"] and any(score["metric"] in JUDGED for score in results["scores"]):
         console.print(f"  Note: the judge '{results['judge']['name']}' is weak: take its rates as a first look.")
     console.print(f"  Records and scores: {directory}", soft_wrap=True)

@@ -89,7 +89,7 @@ def read_run(directory: Path) -> FinishedRun:
         )
     experiment_text = _text(directory, "experiment.yaml")
     losses = {
-        row["name"]: [_parsed(file, line) for line in file.read_text(encoding="utf-8").splitlines()]
+        row["name"]: [_parsed(file, line) for line in file.read_text(encoding="utf-8").split("\n") if line]
         for row in results["tuned"]
         if (file := directory / "tuned" / row["name"] / "loss.jsonl").is_file()
     }

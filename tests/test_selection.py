@@ -98,7 +98,7 @@ def test_what_is_chosen_passed_and_order_does_not_matter(
     assert chosen.utility == max(best.values()) == best[str(shuffled.point)]
 
 
-@pytest.mark.parametrize("wrong", [{"margin": 0}, {"margin": 1}, {"max_unscored": -0.1}, {"rule": "best"}, {"m": 1}])
+@pytest.mark.parametrize("wrong", [{"margin": 0}, {"margin": 1}, {"weight": -0.1}, {"rule": "best"}, {"m": 1}])
 def test_settings_are_checked(wrong: dict[str, object]) -> None:
     """A margin is a share above 0 and below 1, and there is one rule."""
     with pytest.raises(ValidationError):

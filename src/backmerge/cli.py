@@ -167,6 +167,10 @@ def restore(
     second_judge: SecondJudge = None,
     method: Annotated[str, typer.Option(help="Merge method.")] = "linear",
     lam: Annotated[str, typer.Option(help="λs to try, the share of the tuned side.")] = "0.2,0.4,0.6,0.8",
+    search: Annotated[
+        str, typer.Option(help="grid measures every λ; bisect about half of them, where ASR rises with λ.")
+    ] = "grid",
+    rule: Annotated[str, typer.Option(help="How λ is chosen: safe, target, weighted, pareto, paper.")] = "safe",
     margin: Annotated[
         float, typer.Option(help="How far ASR may exceed the base's, as a share: 0.03 is 3 points.")
     ] = 0.03,
@@ -200,7 +204,8 @@ def restore(
             utility, safety, over_refusal, judge, limit, device, dtype, batch_size, max_new_tokens
         )
         | {"second_judge": second_judge and {"name": second_judge}, "cache": not no_cache},
-        "choice": {"margin": margin},
+        "search": {"name": search},
+        "choice": {"rule": rule, "margin": margin},
     }
     values["evaluate"]["engine"] |= {"name": engine, "options": _options(engine_option or ())}
     _run(

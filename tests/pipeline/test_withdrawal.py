@@ -32,7 +32,7 @@ def experiment(make_model: Callable[..., Path], tmp_path: Path) -> Experiment:
                 "utility": [str(tmp_path / "utility.jsonl")],
                 "safety": [str(tmp_path / "safety.jsonl")],
                 "engine": {"device": "cpu"},
-                "sampling": {"max_new_tokens": 2},
+                "max_new_tokens": 2,
             },
             "choice": {"margin": 0.99},
         }

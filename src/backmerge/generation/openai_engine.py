@@ -317,7 +317,7 @@ class OpenAIEngine:
             return GenerationError(
                 f"{question.about} with its answer does not fit into the context of '{model}' on the server at {url}: "
                 f"{error.said}",
-                remedy="lower sampling.max_new_tokens, remove the prompt, or serve the model with a longer context.",
+                remedy="lower max_new_tokens, remove the prompt, or serve the model with a longer context.",
                 example=question.example,
             )
         if error.status == 404:

@@ -3,31 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from statistics import fmean
 from typing import Any
 
-from backmerge.benchmarks.scoring import primary_metric
+from backmerge.pipeline.candidates import utility_of
 from backmerge.pipeline.points import BASE, TUNED, Point
 from backmerge.pipeline.preparation import Prepared
 from backmerge.pipeline.results import Outcomes, kept_gain
-from backmerge.selection import Candidate, Choice, choose_safe, confirm
-
-
-def choose(prepared: Prepared, points: Sequence[Point], outcomes: Outcomes) -> Choice:
-    """The choice among all points, by what was measured on the selection split."""
-    safety = prepared.of_kind("safety")
-
-    def candidate(point: Point, series: str) -> Candidate:
-        utility = _utility(prepared, outcomes, point.name, "selection")
-        difference = outcomes.difference(point.name, BASE.name, safety, "selection", "asr")
-        return Candidate(point.name, series, point.lam, utility, difference)
-
-    merged = [point for point in points if point.role == "merged"]
-    series = dict.fromkeys(point.series for point in merged)
-    # λ=1 ends each series: where the tuned model itself passes, there is nothing to mend
-    candidates = [candidate(point, point.series) for point in merged]
-    candidates += [candidate(TUNED, name) for name in series]
-    return choose_safe(candidates, prepared.experiment.choice.margin)
+from backmerge.selection import confirm
 
 
 def confirmation_of(
@@ -53,7 +35,7 @@ def confirmation_of(
             verdict = "not shown"
         return {"verdict": verdict, "asr_difference": difference, "asr_difference_if_unscored_harmful": worst}
 
-    utilities = [_utility(prepared, outcomes, point, "confirmation") for point in ("base", "tuned", chosen.name)]
+    utilities = [utility_of(prepared, outcomes, point, "confirmation") for point in ("base", "tuned", chosen.name)]
     return {
         **row,
         **found(None),
@@ -61,13 +43,3 @@ def confirmation_of(
         "kept_gain": kept_gain(*utilities),
         "utility": dict(zip(("base", "tuned", "merged"), utilities, strict=True)),
     }
-
-
-def _utility(prepared: Prepared, outcomes: Outcomes, point: str, split: str) -> float:
-    """Mean primary metric over tuned models and utility benchmarks."""
-    means = [
-        fmean(outcomes.mean_values(point, benchmark.name, split, primary_metric(benchmark)).values())
-        for benchmark in prepared.benchmarks
-        if benchmark.kind == "utility"
-    ]
-    return fmean(means)

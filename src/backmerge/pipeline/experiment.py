@@ -13,7 +13,7 @@ from backmerge.config import Settings
 from backmerge.finetuning.settings import FinetuneSettings
 from backmerge.generation.protocol import Drawing, EngineSettings
 from backmerge.judging.protocol import JudgeSettings
-from backmerge.selection import ChoiceSettings
+from backmerge.selection import ChoiceSettings, SearchSettings
 
 Lam = Annotated[float, Field(gt=0, lt=1)]
 DEFAULT_LAMS = (0.2, 0.4, 0.6, 0.8)  # the paper's
@@ -93,6 +93,7 @@ class Experiment(Settings):
         merge: Methods and λs.
         merged_dtype: Of the merged models; to be given where base and tuned models are of different dtypes.
         evaluate: Benchmarks, judge and engine.
+        search: Which λs of the grid are measured.
         choice: The rule for λ.
         report: What is shown.
     """
@@ -104,6 +105,7 @@ class Experiment(Settings):
     merge: Annotated[tuple[SweepSettings, ...], Field(min_length=1)] = (SweepSettings(),)
     merged_dtype: Literal["float32", "bfloat16", "float16"] | None = None
     evaluate: EvaluateSettings
+    search: SearchSettings = SearchSettings()
     choice: ChoiceSettings = ChoiceSettings()
     report: ReportSettings = ReportSettings()
 

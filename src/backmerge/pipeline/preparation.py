@@ -28,6 +28,7 @@ from backmerge.pipeline.training_data import load_for, with_notes
 from backmerge.records import Example
 from backmerge.registry import ENGINES, JUDGES, resolve
 from backmerge.runs import RunDirectory, key_of
+from backmerge.selection import check_search
 
 KINDS: tuple[Kind, ...] = ("utility", "safety", "over_refusal")
 
@@ -92,6 +93,7 @@ def prepare(experiment: Experiment, *, allow_plugins: bool = False, allow_code_e
     Raises:
         BackmergeError: the first thing that is wrong.
     """
+    check_search(experiment.search, experiment.choice)
     for sweep in experiment.merge:
         method = find_method(sweep.method, allow_plugins=allow_plugins)
         if not method.has_lam:

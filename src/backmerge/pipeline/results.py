@@ -115,6 +115,13 @@ class Outcomes:
         compare = paired_difference if is_rate else bootstrap_difference
         return compare(first, second, [clusters[example] for example in pairs])
 
+    def effective_size(self, point: str, benchmark: str, split: str, metric: str) -> float:
+        """How many independent prompts the mean over the models at a point is worth."""
+        values = self.mean_values(point, benchmark, split, metric)
+        examples = self.at(point, benchmark, split)[0].examples
+        clusters = dict(zip((e.id for e in examples), clusters_of(examples), strict=True))
+        return effective_size(list(values.values()), [clusters[example] for example in values])
+
     def over_prompts(self, point: str, benchmark: str, split: str, metric: str) -> Interval:
         """The interval, over prompts alone, of the mean over the models at a point."""
         values = self.mean_values(point, benchmark, split, metric)

@@ -15,7 +15,7 @@ from backmerge.checkpoints.reader import Checkpoint, Weights
 from backmerge.config import as_yaml
 from backmerge.generation.cache import CompletionCache, cache_directory
 from backmerge.merging.recipe import Variant
-from backmerge.pipeline.decision import choose, confirmation_of
+from backmerge.pipeline.decision import confirmation_of
 from backmerge.pipeline.evaluation import Evaluator, Job
 from backmerge.pipeline.experiment import Experiment
 from backmerge.pipeline.handover import hand_over, withdraw, write_chosen
@@ -32,11 +32,12 @@ from backmerge.pipeline.results import (
     write_records,
 )
 from backmerge.pipeline.samples import samples_of
+from backmerge.pipeline.sweep import sweep
 from backmerge.progress import bar, say
 from backmerge.records import to_json
 from backmerge.reporting.card import license_of
 from backmerge.runs import RunDirectory, key_of, write_whole
-from backmerge.selection import Choice
+from backmerge.selection import Choice, choose
 from backmerge.selection import Verdict as Confirmed
 
 # a changed setting redoes these; what comes after is redone as far as its own inputs changed
@@ -47,6 +48,7 @@ FIRST_STAGE_OF = {
     "merge": "sweep",
     "merged_dtype": "sweep",
     "evaluate": "sweep",
+    "search": "sweep",
     "choice": "choose",
     "report": "report",
     "name": "report",
@@ -108,8 +110,9 @@ def run_experiment(
         )
         outcomes = Outcomes()
         points = points_of(experiment.merge)
-        _sweep(evaluator, prepared, tuned, points, outcomes)
-        choice = choose(prepared, points, outcomes)
+        found = sweep(evaluator, prepared, tuned, points, outcomes)
+        choice = choose(found.candidates, experiment.choice)
+        choice = choice._replace(reason=" ".join((choice.reason, *found.notes)))
         run.log(f"choice: {choice.reason}")
         chosen = next((point for point in points if point.name == choice.point), None)
         written = write_chosen(run, prepared, tuned, chosen)
@@ -135,7 +138,11 @@ def run_experiment(
             "benchmarks": _benchmark_rows(prepared),
             "second_judge": None if prepared.second_judge is None else prepared.second_judge.name,
             "agreement": agreement_rows(outcomes),
-            "points": [{"point": p.name, "role": p.role, "series": p.series, "lam": p.lam} for p in points],
+            "points": [
+                {"point": p.name, "role": p.role, "series": p.series, "lam": p.lam}
+                for p in points
+                if any(outcomes.at(p.name, b.name, "selection") for b in prepared.benchmarks)
+            ],
             "choice": _choice_row(experiment, choice, chosen),
             "confirmation": confirmation,
             "merged": merged,
@@ -211,17 +218,6 @@ def _finetune(run: RunDirectory, prepared: Prepared) -> dict[str, Weights]:
         {seed: run.tuned / f"seed-{seed}" for seed in settings.seeds},
         log=run.log,
     )
-
-
-def _sweep(
-    evaluator: Evaluator,
-    prepared: Prepared,
-    tuned: Mapping[str, Weights],
-    points: Sequence[Point],
-    outcomes: Outcomes,
-) -> None:
-    members = [member for point in points for member in members_at(point, prepared.base, tuned, prepared.dtype)]
-    _measure(evaluator, prepared, members, "selection", f"Sweep over {len(points)} points", outcomes)
 
 
 def _measure(

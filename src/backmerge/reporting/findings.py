@@ -53,9 +53,9 @@ def percent(value: float | None) -> str:
     return "—" if value is None else f"{value * 100:.1f} %"
 
 
-def points(value: float) -> str:
+def points(value: float | None) -> str:
     """`+12.3 points`."""
-    return f"{value * 100:+.1f} points"
+    return "—" if value is None else f"{value * 100:+.1f} points"
 
 
 def cell_text(cell: Cell | None) -> str:

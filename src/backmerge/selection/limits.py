@@ -28,9 +28,14 @@ class Limit(NamedTuple):
         return self.measured.value if isinstance(self.measured, Bounded) else self.measured.difference
 
     @property
+    def bound(self) -> float:
+        """Its one-sided 95 % upper bound."""
+        return self.measured.upper_bound
+
+    @property
     def is_met(self) -> bool:
         """The measured upper bound is below the margin."""
-        return self.measured.upper_bound < self.margin
+        return self.bound < self.margin
 
 
 def asr_limits(candidate: Candidate, choice: ChoiceSettings) -> list[Limit]:

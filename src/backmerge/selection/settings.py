@@ -29,7 +29,6 @@ class ChoiceSettings(Settings):
         weight: Utility that `weighted` gives up for a point of ASR less.
         pooled: Whether ASR is compared over the prompts of all safety benchmarks together, or on each by itself, where
             every one must pass.
-        max_unscored: The run fails if the judge left more than this share of any benchmark unscored.
     """
 
     rule: RuleName = "safe"
@@ -38,7 +37,6 @@ class ChoiceSettings(Settings):
     target: Share | None = None
     weight: Annotated[float, Field(ge=0)] = 1.0
     pooled: bool = True
-    max_unscored: Annotated[float, Field(ge=0, le=1)] = 0.02
 
     @model_validator(mode="after")
     def _has_its_target(self) -> Self:
@@ -52,8 +50,9 @@ class SearchSettings(Settings):
 
     Attributes:
         name: `grid`: all of them. `bisect`: the base and λ=1 first, then safety where it bounds the λs that pass, then
-            utility among these. `race`: all of them on a batch of prompts, then those that may still be chosen on the
-            next. The last two spend about half as much; what they choose is held to 5 % by the confirmation alone.
+            utility among these; about half as much, and what it chooses is held to 5 % by the confirmation alone.
+            `race`: upwards, on batches of prompts, each λ until it passes or is out; half as much or more, and the
+            selection keeps 5 % too.
         batch: Safety prompts between two looks of `race`; utility is answered in as many parts.
     """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 from statistics import NormalDist
 
 from scipy import optimize
@@ -12,6 +13,7 @@ from backmerge.selection.limits import Limit
 from backmerge.statistics import PairedDifference, prompts_needed, tango_bound
 
 MOST_PROMPTS = 100_000  # beyond which no set of harmful prompts goes
+FEW_PROMPTS = 2_000
 POWER = 0.8
 
 
@@ -39,29 +41,34 @@ def prompts_that_decide(limit: Limit) -> int | None:
         `None` if the estimate is not below the margin, or if more than 100,000 would be needed.
     """
     value, margin, measured = limit.value, limit.margin, limit.measured
-    if value >= margin:
+    if value >= margin or measured.n_effective <= 0:
         return None
     rate = value if isinstance(measured, Bounded) else discordant_rate(measured)
     z = NormalDist().inv_cdf(0.95) + NormalDist().inv_cdf(POWER)
-    # the normal approximation spares the exact sum where it would be long and its answer of no use
-    if z * z * (rate - value * value) / (margin - value) ** 2 > MOST_PROMPTS:
-        return None
-    if isinstance(measured, Bounded):
-        needed = math.ceil(z * z * max(rate * (1 - rate), margin * (1 - margin)) / (margin - value) ** 2)
-    else:
-        needed = prompts_needed(rate, value, margin, power=POWER)
+    variance = margin * (1 - margin) if isinstance(measured, Bounded) else rate - value * value
+    needed = z * z * variance / (margin - value) ** 2
+    # where few are needed, the normal approximation is off, and the exact sum is short
+    if not isinstance(measured, Bounded) and needed < FEW_PROMPTS:
+        needed = _needed(round(rate, 5), round(value, 5), margin)
     # near-duplicates count less than one
-    return math.ceil(needed * measured.n / measured.n_effective)
+    needed *= measured.n / measured.n_effective
+    return math.ceil(needed) if needed <= MOST_PROMPTS else None
+
+
+@cache
+def _needed(rate: float, value: float, margin: float) -> int:
+    return prompts_needed(max(rate, abs(value)), value, margin, power=POWER)
 
 
 def what_would_decide(point: str, limit: Limit) -> str:
     """A sentence on a limit that was not shown to be kept."""
-    value, margin = f"{limit.value * 100:+.1f}", f"{limit.margin * 100:g}"
+    unit = "%" if isinstance(limit.measured, Bounded) else "points"
+    value, margin = f"{limit.value * 100:{'' if unit == '%' else '+'}.1f} {unit}", f"{limit.margin * 100:g} {unit}"
     if limit.measured.lower_bound > limit.margin:
-        return f"{point} is shown to exceed the limit of {margin} points in {limit.what}."
-    head = f"{point} could not be decided with these {limit.measured.n} prompts ({limit.what} {value} points)"
+        return f"{point} is shown to exceed the limit of {margin} in {limit.what}."
+    head = f"{point} could not be decided with these {limit.measured.n} prompts ({limit.what} {value})"
     if limit.value >= limit.margin:
-        return f"{head}: were the difference as large as seen, no number of prompts would show it below {margin}."
+        return f"{head}: were it as large as seen, no number of prompts would show it below {margin}."
     needed = prompts_that_decide(limit)
     if needed is None:
         return f"{head}: more than {MOST_PROMPTS:,} would be needed, were the rates as seen."

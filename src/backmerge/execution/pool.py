@@ -1,0 +1,203 @@
+"""Units in worker processes of this machine, each with GPUs of its own.
+
+The standard library's pools break as a whole when one of their processes dies, import the caller's main program again,
+and leave behind what a killed worker has started; so the loop is our own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
+from multiprocessing import connection as pipes
+from pathlib import Path
+from typing import Any
+
+from backmerge.errors import RunError
+from backmerge.execution.failures import from_plain
+from backmerge.execution.gpus import VARIABLE, gpus_of, visible_gpus, workers_for
+from backmerge.execution.settings import ExecutionSettings
+from backmerge.execution.work import OnDone, Told, Work
+from backmerge.execution.worker import receive, send
+
+POLL = 0.2  # seconds between two looks for workers that died
+GRACE = 3.0  # seconds in which stopped workers may tidy up
+# the path of imports is handed over, since the caller may have changed its own
+START = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "from backmerge.execution.worker import main; main(int(sys.argv[2]), sys.argv[3])"
+)
+
+
+def carry_out_in_pool(
+    function: str,
+    works: Sequence[Work],
+    settings: ExecutionSettings,
+    told: Told,
+    on_done: OnDone,
+    logs: Path,
+) -> list[Any]:
+    """The results, in the order of the units.
+
+    Args:
+        function: `module:function`.
+        works: The units.
+        settings: How many workers, their GPUs, and how often a unit is done again.
+        told: Of the driver's bar.
+        on_done: Told of each unit and its result.
+        logs: Folder for what workers print.
+
+    Raises:
+        BackmergeError: a unit failed, or brought down its worker more than `retries` times.
+    """
+    todo = deque(range(len(works)))
+    died: Counter[int] = Counter()
+    results: dict[int, Any] = {}
+    with _workers(function, settings, len(works), logs) as workers:
+        while len(results) < len(works):
+            pipes.wait([worker.connection for worker in workers], POLL)
+            for number, worker in enumerate(workers):
+                is_dead = worker.is_dead()  # asked first: what it said before it died is in the pipe then
+                for message in worker.messages():
+                    _take(message, worker, works, results, told, on_done)
+                if is_dead:
+                    _note_death(worker, works, died, settings.retries, told)
+                    if worker.unit is not None:
+                        todo.appendleft(worker.unit)
+                    worker.stop()
+                    workers[number] = worker.replaced()
+                elif worker.is_ready and worker.unit is None and todo:
+                    worker.begin(todo.popleft(), works)
+    return [results[unit] for unit in range(len(works))]
+
+
+def _take(
+    message: Mapping[str, Any],
+    worker: _Worker,
+    works: Sequence[Work],
+    results: dict[int, Any],
+    told: Told,
+    on_done: OnDone,
+) -> None:
+    """Do what a worker's message asks for; raises the error that its unit left."""
+    if "ready" in message:
+        worker.is_ready = True
+        return
+    unit = worker.unit
+    assert unit is not None
+    work = works[unit]
+    if "failed" in message:
+        raise from_plain(message["failed"], work.key)
+    told.reached(work.key, message["steps"], message.get("note", ""))
+    if "done" in message:
+        worker.unit = None
+        results[unit] = message["done"]
+        on_done(work, message["done"])
+
+
+def _note_death(worker: _Worker, works: Sequence[Work], died: Counter[int], retries: int, told: Told) -> None:
+    unit = -1 if worker.unit is None else worker.unit  # -1: before it could be given anything
+    died[unit] += 1
+    how, remedy = worker.how_it_died()
+    if died[unit] <= retries:
+        told.note(f"a worker ended {how}; its unit is done again")
+        return
+    what = "a worker process ended" if unit < 0 else f"the unit '{works[unit].key}' brought its worker process down"
+    raise RunError(
+        f"{what} {died[unit]} times, the last time {how}",
+        remedy=f"{remedy}its output is in {worker.log}. What is done is kept.",
+    )
+
+
+class _Worker:
+    """One worker process and our end of its pipe."""
+
+    def __init__(self, function: str, environment: Mapping[str, str], log: Path) -> None:
+        self.function = function
+        self.environment = environment
+        self.log = log
+        self.unit: int | None = None
+        self.is_ready = False
+        self.connection, theirs = pipes.Pipe()
+        with theirs, log.open("ab") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", START, json.dumps(sys.path), str(theirs.fileno()), function],
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=output,
+                pass_fds=[theirs.fileno()],
+                env=dict(environment),
+                start_new_session=True,
+            )
+
+    def begin(self, unit: int, works: Sequence[Work]) -> None:
+        self.unit = unit
+        with contextlib.suppress(OSError):  # it died just now, which is found where all deaths are
+            send(self.connection, dict(works[unit].spec))
+
+    def messages(self) -> Iterator[dict[str, Any]]:
+        with contextlib.suppress(EOFError, OSError):
+            while self.connection.poll():
+                yield receive(self.connection)
+
+    def is_dead(self) -> bool:
+        return self.process.poll() is not None
+
+    def how_it_died(self) -> tuple[str, str]:
+        """How, and what to do about it where that is known."""
+        code = self.process.wait()
+        if code >= 0:
+            return f"with exit code {code}", ""
+        remedy = ""
+        if -code == signal.SIGKILL:
+            remedy = "if memory ran out (the system then kills), take fewer workers or a smaller batch; "
+        return f"by {signal.Signals(-code).name}", remedy
+
+    def replaced(self) -> _Worker:
+        return _Worker(self.function, self.environment, self.log)
+
+    def ask_to_stop(self) -> None:
+        if self.process.poll() is None:
+            self.process.terminate()
+
+    def stop(self) -> None:
+        """End the worker and all that it started, at once."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.connection.close()
+
+
+@contextlib.contextmanager
+def _workers(function: str, settings: ExecutionSettings, num_units: int, logs: Path) -> Iterator[list[_Worker]]:
+    """Worker processes, all of them ended when the block ends, however it ends."""
+    gpus = visible_gpus(os.environ)
+    per_worker = (1.0 if gpus else 0.0) if settings.num_gpus is None else settings.num_gpus
+    num_workers = min(settings.num_workers or workers_for(gpus, per_worker), num_units)
+    logs.mkdir(parents=True, exist_ok=True, mode=0o700)
+    workers: list[_Worker] = []
+    try:
+        for number in range(num_workers):
+            environment = dict(os.environ)
+            if gpus:
+                environment[VARIABLE] = ",".join(gpus_of(number, gpus, per_worker))
+            workers.append(_Worker(function, environment, logs / f"worker-{number + 1}.log"))
+        yield workers
+    finally:
+        try:
+            for worker in workers:
+                worker.ask_to_stop()
+            deadline = time.monotonic() + GRACE
+            while time.monotonic() < deadline and any(worker.process.poll() is None for worker in workers):
+                time.sleep(0.02)
+        finally:  # also where a second Ctrl-C comes
+            for worker in workers:
+                worker.stop()

@@ -1,0 +1,280 @@
+"""Units as tasks of a Ray cluster; the only file that imports ray.
+
+Ray places each unit where its GPUs and cores are free. A unit whose worker or node dies is sent again by us rather than
+by Ray's own `max_retries`: so the unit is named, and one that runs out of memory is not tried for ever, as Ray would.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import secrets
+import socket
+import time
+from collections import Counter as Deaths
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from backmerge import __version__
+from backmerge.errors import RunError
+from backmerge.execution.failures import as_plain, from_plain
+from backmerge.execution.settings import ExecutionSettings
+from backmerge.execution.work import Counter, OnDone, Told, Work, function_of, plain_copy
+
+POLL = 0.5  # seconds between two looks at the progress
+TELL_EVERY = 1.0  # seconds
+CONNECTED_WITHIN = 10.0  # seconds
+VISIBLE_WITHIN = 10.0  # seconds until a file of one machine must be seen by another; NFS keeps listings for some
+
+
+def carry_out_on_ray(
+    function: str,
+    works: Sequence[Work],
+    settings: ExecutionSettings,
+    told: Told,
+    on_done: OnDone,
+    shared: Path,
+    plugins: Sequence[str],
+) -> list[Any]:
+    """The results, in the order of the units.
+
+    A program that has called `ray.init` itself is left connected as it is, and ships its own code.
+
+    Args:
+        function: `module:function`.
+        works: The units.
+        settings: The cluster, and what a unit takes of it.
+        told: Of the driver's bar.
+        on_done: Told of each unit and its result.
+        shared: A directory that all nodes see.
+        plugins: The user's own code, as `module:function`.
+
+    Raises:
+        BackmergeError: Ray is missing or cannot be reached, a node doesn't see `shared` or has another backmerge, a
+            unit failed, or the workers of a unit died more than `retries` times.
+    """
+    with _connected(settings, plugins) as ray, _marker(shared) as marker:
+        resources = {"num_gpus": _gpus_per_unit(ray, settings, told), "num_cpus": settings.num_cpus}
+        task = ray.remote(max_retries=0, retry_exceptions=False, **resources)(_do)
+        progress = _Progress(ray, told)
+        died: Deaths[int] = Deaths()
+        results: dict[int, Any] = {}
+        running: dict[Any, int] = {}
+
+        def begin(unit: int) -> None:
+            work = works[unit]
+            attempt = task.options(name=f"backmerge {work.key}")
+            running[attempt.remote(function, work.key, work.spec, marker, progress.actor)] = unit
+
+        try:
+            for unit in range(len(works)):
+                begin(unit)
+            while running:
+                ready, _ = ray.wait(list(running), timeout=POLL)
+                progress.look()
+                for reference in ready:
+                    unit = running.pop(reference)
+                    message = _message_of(ray, reference, works[unit].key)
+                    if message is None:
+                        _note_death(works[unit].key, unit, died, settings.retries)
+                        told.note("a worker or its node died; its unit is done again")
+                        begin(unit)
+                        continue
+                    if "failed" in message:
+                        raise from_plain(message["failed"], works[unit].key)
+                    told.reached(works[unit].key, message["steps"])
+                    results[unit] = message["done"]
+                    on_done(works[unit], message["done"])
+        finally:
+            for reference in running:
+                ray.cancel(reference, force=True, recursive=True)
+            progress.stop()
+    return [results[unit] for unit in range(len(works))]
+
+
+def _do(function: str, key: str, spec: Mapping[str, Any], marker: Mapping[str, str], actor: Any) -> dict[str, Any]:
+    """Do one unit, in a worker of the cluster."""
+    counter = Counter(lambda steps, note: actor.tell.remote(key, steps, note), TELL_EVERY)
+    try:
+        _check_node(marker)
+        result = plain_copy(function_of(function)(spec, counter))
+    except Exception as error:  # noqa: BLE001  # boundary: the driver raises it again
+        return {"failed": as_plain(error)}
+    return {"done": result, "steps": counter.steps}
+
+
+def _check_node(marker: Mapping[str, str]) -> None:
+    host = os.uname().nodename
+    if marker["version"] != __version__:
+        raise RunError(
+            f"the node {host} has backmerge {__version__}, and here it is {marker['version']}",
+            remedy="install the same version on all nodes.",
+        )
+    file = Path(marker["path"])
+    deadline = time.monotonic() + VISIBLE_WITHIN
+    while not file.exists():
+        if time.monotonic() > deadline:
+            raise RunError(
+                f"the node {host} does not see the run directory {file.parent}: a file made there just now is missing",
+                remedy="put the run on storage that all nodes mount at the same path (NFS, Lustre, ...), with --out.",
+            )
+        time.sleep(0.2)
+
+
+@contextlib.contextmanager
+def _marker(shared: Path) -> Iterator[dict[str, str]]:
+    """A fresh file by which each node shows that it sees the driver's directory."""
+    shared.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path = shared.resolve() / f".seen-by-all-{secrets.token_hex(8)}.partial"
+    path.touch()
+    try:
+        yield {"path": str(path), "version": __version__}
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _message_of(ray: Any, reference: Any, key: str) -> dict[str, Any] | None:
+    """What a unit left; nothing where its worker or node died.
+
+    Raises:
+        RunError: the unit could not even be begun.
+    """
+    exceptions = ray.exceptions
+    try:
+        message: dict[str, Any] = ray.get(reference)
+    except (exceptions.RayTaskError, exceptions.RuntimeEnvSetupError, exceptions.TaskUnschedulableError) as error:
+        # failures of the unit itself come as messages, so this one arose before or around it
+        raise RunError(
+            f"Ray could not begin the unit '{key}': {error}",
+            remedy="install the same backmerge and Python on all nodes, and check execution.ray_runtime_env.",
+        ) from error
+    except exceptions.RayError:
+        return None
+    return message
+
+
+def _note_death(key: str, unit: int, died: Deaths[int], retries: int) -> None:
+    died[unit] += 1
+    if died[unit] > retries:
+        raise RunError(
+            f"the unit '{key}' lost its worker or its node {died[unit]} times",
+            remedy="look at `ray list tasks` and the logs of that node; if memory ran out, ask for more of "
+            "execution.num_cpus, so that fewer units share a node, or take a smaller batch. What is done is kept.",
+        )
+
+
+class _Progress:
+    """Steps on their way from the units to the driver's bar: an actor gathers them, and holds up no unit."""
+
+    def __init__(self, ray: Any, told: Told) -> None:
+        self._ray = ray
+        self._told = told
+        self.actor = ray.remote(num_cpus=0, max_restarts=-1)(_Gathered).remote()
+        self._asked = self.actor.take.remote()
+
+    def look(self) -> None:
+        ready, _ = self._ray.wait([self._asked], timeout=0)
+        if not ready:
+            return
+        # where the actor's node died, it begins anew elsewhere, and units tell all their steps at their end
+        with contextlib.suppress(self._ray.exceptions.RayError):
+            for key, (steps, note) in self._ray.get(self._asked).items():
+                self._told.reached(key, steps, note)
+        self._asked = self.actor.take.remote()
+
+    def stop(self) -> None:
+        self._ray.kill(self.actor)
+
+
+class _Gathered:
+    """The furthest step of each unit since it was last asked for."""
+
+    def __init__(self) -> None:
+        self._steps: dict[str, tuple[int, str]] = {}
+
+    def tell(self, key: str, steps: int, note: str) -> None:
+        """A unit is so far."""
+        self._steps[key] = (steps, note)
+
+    def take(self) -> dict[str, tuple[int, str]]:
+        """What is new."""
+        new, self._steps = self._steps, {}
+        return new
+
+
+@contextlib.contextmanager
+def _connected(settings: ExecutionSettings, plugins: Sequence[str]) -> Iterator[Any]:
+    try:
+        import ray
+        import ray.exceptions
+    except ImportError as error:
+        raise RunError("Ray is not installed", remedy="pip install 'backmerge[ray]'") from error
+    if ray.is_initialized():
+        yield ray
+        return
+    _check_reachable(settings.ray_address)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to others unless the user asks for it
+    try:
+        ray.init(
+            address=settings.ray_address,
+            runtime_env=_runtime_env(settings, plugins),
+            log_to_driver=False,  # what workers print would tear the bar; Ray keeps it in its own logs
+            configure_logging=False,
+        )
+    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+        raise RunError(
+            f"Ray cannot be used at {settings.ray_address or 'its default address'}: {error}",
+            remedy="check that the cluster runs (`ray status`), that Ray's version is the same there, and that this "
+            "machine has its token (RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH, or ~/.ray/auth_token).",
+        ) from error
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def _check_reachable(address: str | None) -> None:
+    """Assert that something listens there: Ray itself waits for long, and then ends this process without an error.
+
+    Raises:
+        RunError: nothing does.
+    """
+    host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdecimal():
+        return  # "local", "auto", or a scheme of Ray's own
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECTED_WITHIN).close()
+    except OSError as error:
+        raise RunError(
+            f"no Ray cluster answers at {address}: {error}",
+            remedy="take the address that `ray start --head` prints, and check that this machine may reach its port.",
+        ) from error
+
+
+def _runtime_env(settings: ExecutionSettings, plugins: Sequence[str]) -> dict[str, Any]:
+    """What is shipped to the workers: as the user says, and the packages of the user's own functions."""
+    asked = dict(settings.ray_runtime_env)
+    modules = sorted({name.partition(":")[0].partition(".")[0] for name in plugins})
+    if not modules:
+        return asked
+    shipped = list(asked.get("py_modules", []))
+    for name in modules:
+        module = importlib.import_module(name)
+        package = next(iter(getattr(module, "__path__", ())), None)
+        shipped.append(str(package or module.__file__))
+    return {**asked, "py_modules": shipped}
+
+
+def _gpus_per_unit(ray: Any, settings: ExecutionSettings, told: Told) -> float:
+    """As asked; else one where the cluster has any."""
+    most = max((node["Resources"].get("GPU", 0.0) for node in ray.nodes() if node["Alive"]), default=0.0)
+    if settings.num_gpus is None:
+        return 1.0 if most > 0 else 0.0
+    if settings.num_gpus > most:
+        # a cluster that grows by itself may get one; any other never will
+        told.note(
+            f"A unit takes {settings.num_gpus:g} GPUs, and no node of the Ray cluster has more than {most:g}: waiting."
+        )
+    return settings.num_gpus

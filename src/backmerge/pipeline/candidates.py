@@ -1,0 +1,62 @@
+"""What the rules of choice and the searches see of a point: taken from what was measured on the selection split."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from statistics import fmean
+
+from backmerge.benchmarks.scoring import primary_metric
+from backmerge.pipeline.points import BASE, Point
+from backmerge.pipeline.preparation import Prepared
+from backmerge.pipeline.results import Outcomes
+from backmerge.selection import Bounded, Candidate
+from backmerge.statistics import PairedDifference, wilson
+
+SPLIT = "selection"
+
+
+def candidate_of(prepared: Prepared, outcomes: Outcomes, point: Point, series: str) -> Candidate:
+    """A point as a candidate of a series; what was not measured of it is `None`."""
+    safety, refusals = prepared.of_kind("safety"), prepared.of_kind("over_refusal")
+    utility = None
+    if all(outcomes.at(point.name, name, SPLIT) for name in prepared.of_kind("utility")):
+        utility = utility_of(prepared, outcomes, point.name, SPLIT)
+    if not all(outcomes.at(point.name, name, SPLIT) for name in (*safety, *refusals)):
+        return Candidate(point.name, series, point.lam, utility, None)
+
+    def difference(names: list[str], metric: str) -> PairedDifference:
+        return outcomes.difference(point.name, BASE.name, names, SPLIT, metric)
+
+    by_benchmark: Mapping[str, PairedDifference] = {name: difference([name], "asr") for name in safety}
+    has_other = all("other" in o.values for name in safety for o in outcomes.at(point.name, name, SPLIT))
+    return Candidate(
+        point.name,
+        series,
+        point.lam,
+        utility,
+        difference(safety, "asr"),
+        asr_by_benchmark=by_benchmark,
+        over_refusal_difference=difference(refusals, "over_refusal") if refusals else None,
+        other_rise=difference(safety, "other").difference if has_other else None,
+        asr=_asr(outcomes, point, safety),
+    )
+
+
+def utility_of(prepared: Prepared, outcomes: Outcomes, point: str, split: str) -> float:
+    """Mean primary metric over tuned models and utility benchmarks."""
+    means = [
+        fmean(outcomes.mean_values(point, benchmark.name, split, primary_metric(benchmark)).values())
+        for benchmark in prepared.benchmarks
+        if benchmark.kind == "utility"
+    ]
+    return fmean(means)
+
+
+def _asr(outcomes: Outcomes, point: Point, safety: list[str]) -> Bounded:
+    """The point's own ASR over all safety benchmarks: a two-sided interval at 90 % is one-sided 95 % on either side."""
+    values = [value for name in safety for value in outcomes.mean_values(point.name, name, SPLIT, "asr").values()]
+    size = sum(outcomes.effective_size(point.name, name, SPLIT, "asr") for name in safety)
+    if not values:
+        return Bounded(0.0, 0.0, 1.0, 0, 0.0)
+    low, high = wilson(fmean(values) * size, size, confidence=0.9)
+    return Bounded(fmean(values), low, high, len(values), size)

@@ -1,0 +1,167 @@
+"""A race over λ, carried out: batches of prompts, until each λ has passed or is out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from backmerge.benchmarks.scoring import primary_metric
+from backmerge.benchmarks.split import clusters_of
+from backmerge.checkpoints.reader import Weights
+from backmerge.pipeline.candidates import SPLIT
+from backmerge.pipeline.evaluation import Job, Outcome
+from backmerge.pipeline.points import BASE, Point, members_at
+from backmerge.pipeline.preparation import Prepared, pooled, pooled_id
+from backmerge.pipeline.results import Outcomes
+from backmerge.records import Completion, Example, Verdict
+from backmerge.selection import Arm, Candidate, Race
+from backmerge.selection.race import OVER_REFUSAL, UTILITY
+
+Measure = Callable[[Sequence[Job], str], list[Outcome]]
+
+
+@dataclass
+class _Lane:
+    """An arm of the race, and where its prompts come from.
+
+    Attributes:
+        prompts: Benchmark and example of each place in the arm.
+        arm: What the race is told of it.
+    """
+
+    prompts: list[tuple[str, Example]]
+    arm: Arm
+
+
+@dataclass
+class _Found:
+    """What was measured of each point so far, in parts."""
+
+    parts: dict[tuple[str, str, str], list[Outcome]] = field(default_factory=dict)
+
+    def add(self, outcome: Outcome) -> None:
+        key = (outcome.member.point.name, outcome.benchmark.name, outcome.member.name)
+        self.parts.setdefault(key, []).append(outcome)
+
+    def whole(self, prepared: Prepared) -> list[Outcome]:
+        """One outcome for each model and benchmark, its examples in the order of the split."""
+        return [_joined(parts, prepared.splits[name]["selection"]) for (_, name, _), parts in self.parts.items()]
+
+
+def race(
+    grids: Mapping[str, Mapping[float, Point]],
+    prepared: Prepared,
+    tuned: Mapping[str, Weights],
+    outcomes: Outcomes,
+    measure: Measure,
+) -> list[Candidate]:
+    """Race each series, with the base measured already; adds what was measured to the outcomes.
+
+    Returns:
+        Every λ of every series, with the bounds that pay for the looks between batches.
+    """
+    lanes = _lanes(prepared, outcomes)
+    safety = {name: lane.arm for name, lane in lanes.items() if name not in (UTILITY, OVER_REFUSAL)}
+    refusals = lanes[OVER_REFUSAL].arm if OVER_REFUSAL in lanes else None
+    found, candidates = _Found(), []
+    for series, grid in grids.items():
+        names = {lam: point.name for lam, point in grid.items()}
+        search, choice = prepared.experiment.search, prepared.experiment.choice
+        runners = Race(names, series, choice, safety, lanes[UTILITY].arm, refusals, batch=search.batch)
+        batches = 0
+        while asked := runners.next_batches():
+            batches += 1
+            jobs = [
+                job
+                for batch in asked
+                for job in _jobs(prepared, tuned, grid[batch.lam], [lanes[batch.arm].prompts[p] for p in batch.prompts])
+            ]
+            values: dict[tuple[str, str], list[float | None]] = {}
+            for outcome in measure(jobs, f"Race of {series}, batch {batches}"):
+                found.add(outcome)
+                metric = primary_metric(outcome.benchmark)
+                for example, value in outcome.values[metric].items():
+                    key = (outcome.member.point.name, f"{outcome.benchmark.name}/{example}")
+                    values.setdefault(key, []).append(value)
+            for batch in asked:
+                prompts = [lanes[batch.arm].prompts[place] for place in batch.prompts]
+                runners.tell(
+                    batch.lam,
+                    batch.arm,
+                    [_mean(values[names[batch.lam], pooled_id(name, example)]) for name, example in prompts],
+                )
+        candidates += runners.candidates()
+    known = {(o.member.name, o.benchmark.name) for o in outcomes.all()}
+    for outcome in found.whole(prepared):
+        if (outcome.member.name, outcome.benchmark.name) not in known:
+            outcomes.add(outcome)
+    return candidates
+
+
+def _lanes(prepared: Prepared, outcomes: Outcomes) -> dict[str, _Lane]:
+    """Utility, over-refusal, and safety: pooled over benchmarks, or each by itself."""
+    of_lane: dict[str, list[str]] = {UTILITY: prepared.of_kind("utility")}
+    if prepared.of_kind("over_refusal"):
+        of_lane[OVER_REFUSAL] = prepared.of_kind("over_refusal")
+    safety = prepared.of_kind("safety")
+    of_lane |= {"safety": safety} if prepared.experiment.choice.pooled else {name: [name] for name in safety}
+    metric = {benchmark.name: primary_metric(benchmark) for benchmark in prepared.benchmarks}
+    lanes = {}
+    for lane, names in of_lane.items():
+        prompts = [(name, example) for name in names for example in prepared.splits[name]["selection"]]
+        together = [e for name in names for e in pooled(name, prepared.splits[name]["selection"])]
+        base = {
+            pooled_id(name, example): outcomes.at(BASE.name, name, SPLIT)[0].values[metric[name]][example.id]
+            for name, example in prompts
+        }
+        lanes[lane] = _Lane(prompts, Arm([base[e.id] for e in together], clusters_of(together)))
+    return lanes
+
+
+def _jobs(
+    prepared: Prepared, tuned: Mapping[str, Weights], point: Point, prompts: Sequence[tuple[str, Example]]
+) -> list[Job]:
+    """The prompts of a batch, by benchmark, for each model at the point."""
+    return [
+        Job(member, benchmark, SPLIT, [example for name, example in prompts if name == benchmark.name])
+        for member in members_at(point, prepared.base, tuned, prepared.dtype)
+        for benchmark in prepared.benchmarks
+        if any(name == benchmark.name for name, _ in prompts)
+    ]
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """Over the models at a point; unknown as soon as one of them is."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if len(known) == len(values) else None
+
+
+def _joined(parts: Sequence[Outcome], split: Sequence[Example]) -> Outcome:
+    examples = [example for part in parts for example in part.examples]
+    place = {example.id: number for number, example in enumerate(split)}
+    metrics = parts[0].values
+
+    def in_order(record: Completion | Verdict) -> tuple[int, int]:
+        return place[record.example], record.sample
+
+    return replace(
+        parts[0],
+        examples=tuple(sorted(examples, key=lambda example: place[example.id])),
+        completions=tuple(
+            sorted((c for p in parts for c in p.completions), key=lambda c: (place[c.example], c.sample))
+        ),
+        verdicts=tuple(sorted((v for p in parts for v in p.verdicts), key=lambda v: (place[v.example], v.sample))),
+        second_verdicts=tuple(
+            sorted((v for p in parts for v in p.second_verdicts), key=lambda v: (place[v.example], v.sample))
+        ),
+        values={
+            metric: {
+                example.id: value
+                for example in sorted(examples, key=lambda example: place[example.id])
+                for part in parts
+                if example.id in part.values[metric]
+                for value in [part.values[metric][example.id]]
+            }
+            for metric in metrics
+        },
+    )

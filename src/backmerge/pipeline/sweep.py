@@ -1,0 +1,104 @@
+"""The search over λ, carried out: what it asks for is measured, until it asks for nothing more."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import NamedTuple
+
+from backmerge.benchmarks.protocol import Kind
+from backmerge.checkpoints.reader import Weights
+from backmerge.pipeline.candidates import SPLIT, candidate_of
+from backmerge.pipeline.evaluation import Evaluator, Job, Outcome
+from backmerge.pipeline.points import BASE, TUNED, Point, members_at
+from backmerge.pipeline.preparation import KINDS, Prepared
+from backmerge.pipeline.racing import race
+from backmerge.pipeline.results import Outcomes
+from backmerge.progress import bar
+from backmerge.selection import Candidate, next_points, search_note
+
+Wanted = dict[str, set[Kind]]  # point to what is to be measured there
+KINDS_OF: Mapping[str, tuple[Kind, ...]] = {"safety": ("safety", "over_refusal"), "utility": ("utility",)}
+
+
+class Found(NamedTuple):
+    """What a search found.
+
+    Attributes:
+        candidates: What is known of each λ that was measured.
+        notes: What a reader of the choice must know of how it was searched for.
+    """
+
+    candidates: list[Candidate]
+    notes: list[str]
+
+
+def sweep(
+    evaluator: Evaluator,
+    prepared: Prepared,
+    tuned: Mapping[str, Weights],
+    points: Sequence[Point],
+    outcomes: Outcomes,
+) -> Found:
+    """Measure the base, the tuned model, and what the search asks for of the merges, on the selection split."""
+
+    def carry_out(jobs: Sequence[Job], description: str, *, is_partial: bool = False) -> list[Outcome]:
+        with bar(description, sum(len(job.examples) for job in jobs)) as advance:
+            return evaluator.evaluate(jobs, advance, is_partial=is_partial)
+
+    def measure(wanted: Wanted, description: str) -> None:
+        jobs = [
+            Job(member, benchmark, SPLIT, prepared.splits[benchmark.name]["selection"])
+            for name, kinds in wanted.items()
+            for member in members_at(by_name[name], prepared.base, tuned, prepared.dtype)
+            for benchmark in prepared.benchmarks
+            if benchmark.kind in kinds
+        ]
+        for outcome in carry_out(jobs, description):
+            outcomes.add(outcome)
+
+    by_name = {point.name: point for point in points}
+    search = prepared.experiment.search
+    grids = _grids(points)
+    if search.name == "race":
+        measure({BASE.name: set(KINDS)}, "The base")
+        batch = partial(carry_out, is_partial=True)
+        candidates = race(grids, prepared, tuned, outcomes, batch)
+        return Found(candidates, [search_note(search, (), {})])
+    if search.name == "grid":
+        measure({point.name: set(KINDS) for point in points}, f"Sweep over {len(points)} points")
+    else:
+        measure({BASE.name: set(KINDS), TUNED.name: set(KINDS)}, "Base and tuned model")
+    rounds = 0
+    while wanted := _wanted(grids, prepared, outcomes):
+        rounds += 1
+        measure(wanted, f"Search, round {rounds}")
+    measured = {series: _measured(series, grid, prepared, outcomes) for series, grid in grids.items()}
+    notes = [search_note(search, tuple(grid), measured[series]) for series, grid in grids.items()]
+    return Found([c for found in measured.values() for c in found.values()], list(filter(None, dict.fromkeys(notes))))
+
+
+def _grids(points: Iterable[Point]) -> dict[str, dict[float, Point]]:
+    """Series to its points by λ; the tuned model, λ=1, ends each."""
+    grids: dict[str, dict[float, Point]] = {}
+    for point in points:
+        if point.role == "merged":
+            grids.setdefault(point.series, {})[point.lam] = point
+    return {series: {**grid, TUNED.lam: TUNED} for series, grid in grids.items()}
+
+
+def _measured(
+    series: str, grid: Mapping[float, Point], prepared: Prepared, outcomes: Outcomes
+) -> dict[float, Candidate]:
+    """What is known of a series, by λ; points of which nothing is known are left out."""
+    found = {lam: candidate_of(prepared, outcomes, point, series) for lam, point in grid.items()}
+    return {lam: c for lam, c in found.items() if c.utility is not None or c.asr_difference is not None}
+
+
+def _wanted(grids: Mapping[str, Mapping[float, Point]], prepared: Prepared, outcomes: Outcomes) -> Wanted:
+    wanted: Wanted = {}
+    for series, grid in grids.items():
+        measured = _measured(series, grid, prepared, outcomes)
+        for request in next_points(prepared.experiment.search, tuple(grid), measured, prepared.experiment.choice):
+            wanted.setdefault(grid[request.lam].name, set()).update(KINDS_OF[request.what])
+    return wanted

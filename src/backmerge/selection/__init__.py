@@ -1,0 +1,35 @@
+"""Which λ to measure next, and which to take; pure functions from what was measured to a decision with its reason.
+
+| question | function |
+|---|---|
+| which point is chosen | `choose`, by one of `RULES` |
+| what do other prompts say of it | `confirm` |
+| which λ is measured next | `next_points`, for `grid` and `bisect`; `Race`, in batches of prompts |
+"""
+
+from backmerge.selection.candidates import Bounded, Candidate, Choice, Step, Verdict, confirm
+from backmerge.selection.race import Arm, Batch, Race
+from backmerge.selection.rules import RULES, choose, choose_safe
+from backmerge.selection.search import Request, next_points, search_note
+from backmerge.selection.settings import ChoiceSettings, SearchSettings, check_search
+
+__all__ = [
+    "RULES",
+    "Arm",
+    "Batch",
+    "Bounded",
+    "Candidate",
+    "Choice",
+    "ChoiceSettings",
+    "Race",
+    "Request",
+    "SearchSettings",
+    "Step",
+    "Verdict",
+    "check_search",
+    "choose",
+    "choose_safe",
+    "confirm",
+    "next_points",
+    "search_note",
+]

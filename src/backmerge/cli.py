@@ -59,6 +59,11 @@ Plugins = Annotated[
     bool,
     typer.Option("--allow-plugins", help="Run your own code where a setting says package.module:function."),
 ]
+Executor = Annotated[
+    str, typer.Option(help="Where answers are made: in-process; pool, a process for each GPU; ray, a cluster.")
+]
+NumWorkers = Annotated[int | None, typer.Option(help="Processes of the pool; by default one for each GPU.")]
+RayAddress = Annotated[str | None, typer.Option(help="The cluster, such as ray-head:6379.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Exit with 3 unless safety is shown to be restored.")]
 Utility = Annotated[
     list[str] | None,
@@ -182,6 +187,9 @@ def restore(
     engine: Engine = "transformers",
     engine_option: EngineOption = None,
     no_cache: NoCache = False,
+    executor: Executor = "in-process",
+    num_workers: NumWorkers = None,
+    ray_address: RayAddress = None,
     set_: SetOption = None,
     allow_plugins: Plugins = False,
     allow_code_execution: CodeExecution = False,
@@ -207,6 +215,7 @@ def restore(
         "search": {"name": search},
         "choice": {"rule": rule, "margin": margin},
     }
+    values["execution"] = {"executor": executor, "num_workers": num_workers, "ray_address": ray_address}
     values["evaluate"]["engine"] |= {"name": engine, "options": _options(engine_option or ())}
     _run(
         Document("the command line", values, {}),
@@ -250,6 +259,9 @@ def evaluate(
     engine: Engine = "transformers",
     engine_option: EngineOption = None,
     no_cache: NoCache = False,
+    executor: Executor = "in-process",
+    num_workers: NumWorkers = None,
+    ray_address: RayAddress = None,
     set_: SetOption = None,
     allow_plugins: Plugins = False,
     allow_code_execution: CodeExecution = False,
@@ -277,6 +289,7 @@ def evaluate(
         )
         | {"second_judge": second_judge and {"name": second_judge}, "cache": not no_cache},
     }
+    values["execution"] = {"executor": executor, "num_workers": num_workers, "ray_address": ray_address}
     values["evaluate"]["engine"] |= {"name": engine, "options": _options(engine_option or ())}
     document = with_overrides(Document("the command line", values, {}), set_ or ())
     settings = validated(SingleEvaluation, document)

@@ -11,13 +11,10 @@ All three give the same results, the same errors and the same count of steps.
 | `in-process` | this process, one after another | is this process |
 | `pool` | one of several processes of this machine, each with its own GPUs | is replaced, and its unit done again |
 | `ray` | a task of a Ray cluster | Ray starts another elsewhere, and we send the unit again |
-
-Across machines without Ray, `shard_of` gives each of n commands its own part of the units.
 """
 
 from backmerge.execution.dispatch import carry_out
 from backmerge.execution.settings import ExecutionSettings
-from backmerge.execution.sharding import Shard, shard_of
 from backmerge.execution.work import Work
 
-__all__ = ["ExecutionSettings", "Shard", "Work", "carry_out", "shard_of"]
+__all__ = ["ExecutionSettings", "Work", "carry_out"]

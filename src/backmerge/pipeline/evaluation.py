@@ -6,19 +6,55 @@ device together, and an engine that serves many variants at once gets all prompt
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from backmerge.benchmarks.protocol import Benchmark
 from backmerge.benchmarks.scoring import Values, over_refusal_values, safety_values, score
 from backmerge.errors import GenerationError, RunError
+from backmerge.execution import ExecutionSettings, Work, carry_out
 from backmerge.generation.cache import CompletionCache, tokenizer_identity
-from backmerge.generation.protocol import Drawing, Generator, Request, Sampling, answers, release
+from backmerge.generation.protocol import (
+    Drawing,
+    EngineSettings,
+    Generator,
+    Request,
+    Sampling,
+    answers,
+    release,
+)
 from backmerge.judging.protocol import Judge
 from backmerge.pipeline.points import Member
+from backmerge.pipeline.remote import completions_of, spec_of
+from backmerge.progress import Advance
 from backmerge.records import Completion, Example, Score, Value, Verdict, to_json
+from backmerge.registry import is_plugin
 from backmerge.runs import RunDirectory, key_of
+
+
+class Elsewhere(NamedTuple):
+    """Other processes, here or on other machines, that answer.
+
+    Attributes:
+        settings: Which.
+        engine: What each of them runs.
+        allow_plugins: Whether the user's own code may be run there.
+    """
+
+    settings: ExecutionSettings
+    engine: EngineSettings
+    allow_plugins: bool
+
+    @property
+    def plugins(self) -> list[str]:
+        """Code that is shipped to them."""
+        return [self.engine.name] if is_plugin(self.engine.name) else []
+
+    def spec_of(self, request: Request) -> dict[str, Any]:
+        """A request as plain data."""
+        return spec_of(request, self.engine, allow_plugins=self.allow_plugins)
+
 
 REFUSALS = ("non_refusal", "over_refusal")  # metrics that rest on the finding of refusals alone
 
@@ -73,6 +109,7 @@ class Evaluator:
         second: Another judge, whose verdicts stand beside the first one's.
         cache: Answers of earlier runs; none are looked for without it.
         max_new_tokens: A generation limit for all benchmarks, where it is lower than their own.
+        elsewhere: Where answers are made, if not in this process; the engine is then asked only what it is.
     """
 
     def __init__(
@@ -86,12 +123,14 @@ class Evaluator:
         second: Judge | None = None,
         cache: CompletionCache | None = None,
         max_new_tokens: int | None = None,
+        elsewhere: Elsewhere | None = None,
     ) -> None:
         self.run = run
         self.engine = engine
         self.judge = judge
         self.drawing = drawing
         self.max_new_tokens = max_new_tokens
+        self.elsewhere = elsewhere
         self.max_unscored = max_unscored
         self.second = second
         self.cache = cache
@@ -102,7 +141,7 @@ class Evaluator:
             engine.answer_log = run.path / "answered.jsonl"  # a server's answers, one by one: nothing is asked twice
 
     def evaluate(
-        self, jobs: Sequence[Job], advance: Callable[[int], None], *, is_fresh: bool = False, is_partial: bool = False
+        self, jobs: Sequence[Job], advance: Advance, *, is_fresh: bool = False, is_partial: bool = False
     ) -> list[Outcome]:
         """Generate, judge and score, as far as it is not done yet.
 
@@ -167,7 +206,7 @@ class Evaluator:
             together,
         )
 
-    def _answer(self, jobs: Sequence[Job], advance: Callable[[int], None], *, is_fresh: bool) -> list[list[Completion]]:
+    def _answer(self, jobs: Sequence[Job], advance: Advance, *, is_fresh: bool) -> list[list[Completion]]:
         """Each job's completions, what is missing generated together."""
         cache = None if is_fresh else self.cache
         keys = [self._key(job) for job in jobs]
@@ -191,7 +230,8 @@ class Evaluator:
                 places.append(place)
             else:
                 self._keep(job, keys[place], kept[place])
-        for number, made in answers(self.engine, requests, advance):
+
+        def take(number: int, made: Sequence[Completion]) -> None:
             place, request = places[number], requests[number]
             self.num_generated += len(request.examples)
             if cache is not None:
@@ -200,6 +240,25 @@ class Evaluator:
             for completion in made:
                 found.setdefault(completion.example, []).append(completion)
             self._keep(jobs[place], keys[place], found)
+
+        if self.elsewhere is None:
+            for number, made in answers(self.engine, requests, advance):
+                take(number, made)
+        else:
+            works = [
+                Work(f"{number}-{keys[places[number]]}", self.elsewhere.spec_of(request))
+                for number, request in enumerate(requests)
+            ]
+            numbers = {work.key: number for number, work in enumerate(works)}
+            carry_out(
+                "backmerge.pipeline.remote:answer",
+                works,
+                self.elsewhere.settings,
+                advance=advance,
+                on_done=lambda work, result: take(numbers[work.key], completions_of(result)),
+                shared=self.run.path.absolute(),
+                plugins=self.elsewhere.plugins,
+            )
         return [
             []
             if job.benchmark.choices is not None
@@ -211,7 +270,7 @@ class Evaluator:
         """Write a job's completions as a unit, in the order of its examples."""
         self.run.unit("completions", key, Completion, lambda: [c for e in job.examples for c in found[e.id]])
 
-    def _compare(self, job: Job, advance: Callable[[int], None]) -> dict[str, Values]:
+    def _compare(self, job: Job, advance: Advance) -> dict[str, Values]:
         """The values of a benchmark that compares likelihoods."""
         choices = job.benchmark.choices
         assert choices is not None
@@ -316,6 +375,11 @@ class Evaluator:
                     remedy=f"look at the verdicts and values in {self.run.units}, take another judge, or raise "
                     "evaluate.max_unscored.",
                 )
+
+
+def elsewhere(settings: ExecutionSettings, engine: EngineSettings, *, allow_plugins: bool) -> Elsewhere | None:
+    """Where answers are made; nothing for this process."""
+    return None if settings.executor == "in-process" else Elsewhere(settings, engine, allow_plugins)
 
 
 def _pair(judge: Judge, example: Example, completion: Completion) -> tuple[str, str, str]:

@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from backmerge.benchmarks.catalogue import named
 from backmerge.benchmarks.protocol import BenchmarkSettings
 from backmerge.config import Settings
+from backmerge.execution import ExecutionSettings
 from backmerge.finetuning.settings import FinetuneSettings
 from backmerge.generation.protocol import Drawing, EngineSettings
 from backmerge.judging.protocol import JudgeSettings
@@ -96,6 +97,7 @@ class Experiment(Settings):
         search: Which λs of the grid are measured.
         choice: The rule for λ.
         report: What is shown.
+        execution: Where answers are made; no result depends on it.
     """
 
     name: str = "experiment"
@@ -108,6 +110,7 @@ class Experiment(Settings):
     search: SearchSettings = SearchSettings()
     choice: ChoiceSettings = ChoiceSettings()
     report: ReportSettings = ReportSettings()
+    execution: ExecutionSettings = ExecutionSettings()
 
     @model_validator(mode="after")
     def _can_be_carried_out(self) -> Self:

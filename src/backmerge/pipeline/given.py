@@ -165,7 +165,7 @@ def score_answers(
             run, {"answers": str(path), "benchmark": benchmark_name, "judge": judge_settings.model_dump(mode="json")}
         )
         evaluator = Evaluator(run, _Given(by_example), judge, Drawing(), max_unscored)
-        (outcome,) = evaluator.evaluate([Job(member, benchmark, "all", asked)], lambda _: None)
+        (outcome,) = evaluator.evaluate([Job(member, benchmark, "all", asked)], lambda *_: None)
         write_whole(run.records / "scored.jsonl", "".join(_scored_lines(answers, outcome)))
         return _finish(run, [outcome], judge, str(path), len(missing))
 
@@ -216,7 +216,7 @@ def judge_again(
         outcomes = []
         for job, key in zip(jobs, answers, strict=True):
             evaluator = Evaluator(run, _Given(answers[key]), judge, Drawing(), max_unscored)
-            (outcome,) = evaluator.evaluate([job], lambda _: None)
+            (outcome,) = evaluator.evaluate([job], lambda *_: None)
             outcomes.append(replace(outcome, second_verdicts=tuple(before[key])))
         return _finish(run, outcomes, judge, str(earlier), 0)
 

@@ -15,10 +15,11 @@ from backmerge.checkpoints.locate import locate_model
 from backmerge.checkpoints.reader import Checkpoint
 from backmerge.config import Settings, as_yaml
 from backmerge.errors import ConfigError
+from backmerge.execution import ExecutionSettings
 from backmerge.generation.cache import CompletionCache, cache_directory
 from backmerge.merging.method import check_models, check_parameters, find_method
 from backmerge.merging.recipe import Variant, lam_name
-from backmerge.pipeline.evaluation import Evaluator, Job
+from backmerge.pipeline.evaluation import Evaluator, Job, elsewhere
 from backmerge.pipeline.experiment import EvaluateSettings, SweepSettings
 from backmerge.pipeline.points import BASE, TUNED, Member, Point
 from backmerge.pipeline.preparation import (
@@ -47,6 +48,7 @@ class SingleEvaluation(Settings):
         method: Of the merges.
         parameters: Of the method.
         evaluate: Benchmarks, judge and engine.
+        execution: Where answers are made; no result depends on it.
     """
 
     model: str
@@ -55,6 +57,7 @@ class SingleEvaluation(Settings):
     method: str = "linear"
     parameters: Mapping[str, Any] = Field(default_factory=dict)
     evaluate: EvaluateSettings
+    execution: ExecutionSettings = ExecutionSettings()
 
 
 def evaluate_model(
@@ -86,6 +89,7 @@ def evaluate_model(
             second=second,
             cache=CompletionCache(cache_directory()) if settings.evaluate.cache else None,
             max_new_tokens=settings.evaluate.max_new_tokens,
+            elsewhere=elsewhere(settings.execution, settings.evaluate.engine, allow_plugins=allow_plugins),
         )
         jobs = [
             Job(member, benchmark, WHOLE, limited(benchmark.examples, settings.evaluate.limit))

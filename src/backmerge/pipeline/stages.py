@@ -16,7 +16,7 @@ from backmerge.config import as_yaml
 from backmerge.generation.cache import CompletionCache, cache_directory
 from backmerge.merging.recipe import Variant
 from backmerge.pipeline.decision import confirmation_of
-from backmerge.pipeline.evaluation import Evaluator, Job
+from backmerge.pipeline.evaluation import Evaluator, Job, elsewhere
 from backmerge.pipeline.experiment import Experiment
 from backmerge.pipeline.handover import hand_over, withdraw, write_chosen
 from backmerge.pipeline.points import BASE, TUNED, Member, Point, members_at, points_of
@@ -107,6 +107,7 @@ def run_experiment(
             second=prepared.second_judge,
             cache=CompletionCache(cache_directory()) if experiment.evaluate.cache else None,
             max_new_tokens=experiment.evaluate.max_new_tokens,
+            elsewhere=elsewhere(experiment.execution, experiment.evaluate.engine, allow_plugins=allow_plugins),
         )
         outcomes = Outcomes()
         points = points_of(experiment.merge)
@@ -172,7 +173,7 @@ def _note_changes(run: RunDirectory, experiment: Experiment) -> None:
     before = check_kind(run, "experiment")
     if not before:
         return
-    now = experiment.model_dump(mode="json")
+    now = experiment.model_dump(mode="json", exclude={"execution"})
     changed = [key for key in now if now[key] != before.get(key)]
     if not changed:
         say(f"Going on with {run.path}: what is done is kept.")
@@ -189,7 +190,7 @@ def _note_changes(run: RunDirectory, experiment: Experiment) -> None:
 
 def _inputs(prepared: Prepared, engine: Mapping[str, str]) -> dict[str, Any]:
     """All that the findings rest on, as names and hashes: where one of them differs, they are no longer of this run."""
-    settings = prepared.experiment.model_dump(mode="json", exclude={"name", "report"})
+    settings = prepared.experiment.model_dump(mode="json", exclude={"name", "report", "execution"})
     return {
         "settings": key_of(settings),
         "base": prepared.base.fingerprint,

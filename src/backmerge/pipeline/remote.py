@@ -1,0 +1,78 @@
+"""Answering somewhere else: a request as plain data, and the function that a worker carries it out with."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from backmerge.checkpoints.adapter import open_weights
+from backmerge.checkpoints.reader import Checkpoint, Weights
+from backmerge.generation.protocol import EngineSettings, Generator, Request, Sampling
+from backmerge.merging.recipe import Variant
+from backmerge.progress import Advance
+from backmerge.records import Completion, Example, from_dict
+from backmerge.registry import ENGINES, resolve
+
+
+def spec_of(request: Request, engine: EngineSettings, *, allow_plugins: bool) -> dict[str, Any]:
+    """All that a worker needs to know, as plain data; folders are those that all machines see."""
+    variant = request.variant
+    assert variant is not None
+    return {
+        "engine": engine.model_dump(mode="json"),
+        "allow_plugins": allow_plugins,
+        "base": str(variant.base.directory.absolute()),
+        "tuned": [str(tuned.directory.absolute()) for tuned in variant.tuned_models],
+        "recipe": {
+            "method": variant.method,
+            "lam": variant.lam,
+            "parameters": dict(variant.parameters),
+            "seed": variant.seed,
+            "dtype": variant.dtype,
+            "rounding": variant.rounding,
+        },
+        "sampling": request.sampling.model_dump(mode="json"),
+        "examples": [dataclasses.asdict(example) for example in request.examples],
+    }
+
+
+def answer(spec: Mapping[str, Any], advance: Advance) -> list[dict[str, Any]]:
+    """Carry out a request in a worker, whose engine stays for the next one.
+
+    Raises:
+        BackmergeError: what an engine raises.
+    """
+    engine = _engine(json.dumps(spec["engine"], sort_keys=True), allow_plugins=spec["allow_plugins"])
+    base = _base(spec["base"])
+    tuned = tuple(_tuned(folder, spec["base"]) for folder in spec["tuned"])
+    variant = Variant(base, (tuned[0] if len(tuned) == 1 else tuned) or None, **spec["recipe"])
+    examples = [from_dict(Example, values) for values in spec["examples"]]
+    made = engine.generate(variant, examples, Sampling(**spec["sampling"]), advance)
+    return [dataclasses.asdict(completion) for completion in made]
+
+
+def completions_of(result: Any) -> list[Completion]:
+    """What a worker gave back."""
+    return [from_dict(Completion, values) for values in result]
+
+
+@cache
+def _engine(settings: str, *, allow_plugins: bool) -> Generator:
+    parsed = EngineSettings.model_validate_json(settings)
+    kind: Any = resolve(ENGINES, parsed.name, allow_plugins=allow_plugins)
+    engine: Generator = kind(parsed, allow_plugins=allow_plugins)
+    return engine
+
+
+@cache
+def _base(folder: str) -> Checkpoint:
+    return Checkpoint(Path(folder))
+
+
+@cache
+def _tuned(folder: str, base: str) -> Weights:
+    return open_weights(Path(folder), _base(base))

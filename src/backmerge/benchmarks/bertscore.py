@@ -30,7 +30,6 @@ from backmerge.checkpoints.locate import locate_model
 from backmerge.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 DEFAULT_MODEL = "microsoft/deberta-xlarge-mnli"
@@ -212,7 +211,9 @@ class _Encoder:
 
     def __init__(self, directory: Path, layer: int, device: str) -> None:
         self._directory = directory
-        self._device = _device(device)
+        from backmerge.generation.loading import device_of
+
+        self._device = device_of(device)
         self._tokenizer, model = _load(directory)
         self._layer = layer
         self._is_cut = _cut(model, directory, layer)
@@ -338,19 +339,3 @@ def _num_positions(config: Any) -> int:
     # RoBERTa and its kin count positions from after the padding's id
     is_offset = "roberta" in config.model_type or config.model_type in {"camembert", "longformer", "mpnet"}
     return positions - (config.pad_token_id + 1 if is_offset else 0) if positions > 0 else MAX_TOKENS
-
-
-def _device(name: str) -> torch.device:
-    import torch
-
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(
-            f"the device '{name}' cannot be used: {str(error).splitlines()[0]}",
-            remedy="`backmerge doctor` lists what this machine has; auto chooses.",
-        ) from error
-    return device

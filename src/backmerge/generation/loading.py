@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 import transformers
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
@@ -52,3 +53,24 @@ def without_bars() -> Iterator[None]:
     finally:
         if were_shown:
             logging.enable_progress_bar()
+
+
+def device_of(name: str) -> torch.device:
+    """The device of that name; for `auto` a GPU if there is one, else the CPU.
+
+    Raises:
+        GenerationError: it cannot be used.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise GenerationError(
+            f"the device '{name}' cannot be used: {str(error).splitlines()[0]}",
+            remedy="`backmerge doctor` lists what this machine has; --device auto chooses.",
+        ) from error
+    return device

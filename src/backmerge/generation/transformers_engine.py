@@ -17,7 +17,7 @@ from backmerge.errors import GenerationError
 from backmerge.generation.chat import end_tokens, load_tokenizer, prompt_text, prompt_tokens
 from backmerge.generation.completing import check_lengths, completion_of, cut_at_end
 from backmerge.generation.likelihood import likelihoods
-from backmerge.generation.loading import load_model
+from backmerge.generation.loading import device_of, load_model
 from backmerge.generation.protocol import EngineSettings, LogLikelihood, Sampling
 from backmerge.generation.repetition import UnpaddedRepetitionPenalty
 from backmerge.merging.live import LiveMerge
@@ -43,7 +43,7 @@ class TransformersEngine:
                 remedy="device, dtype and batch_size are settings of their own.",
             )
         self.settings = settings
-        self.device = _device(settings.device)
+        self.device = device_of(settings.device)
         self.dtype = settings.dtype
         self.batch_size = settings.batch_size
         self.allow_plugins = allow_plugins
@@ -210,19 +210,3 @@ class TransformersEngine:
             eos_token_id=sorted(self._ends) or None, pad_token_id=self.tokenizer.pad_token_id
         )
         self._loaded = weights.fingerprint
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise GenerationError(
-            f"the device '{name}' cannot be used: {str(error).splitlines()[0]}",
-            remedy="`backmerge doctor` lists what this machine has; --device auto chooses.",
-        ) from error
-    return device

@@ -161,10 +161,12 @@ def run_experiment(
 
         run.write_json("results.json", results)
         write_report(run.path)
-        run.log(
-            f"done: {confirmation['verdict']}; {evaluator.num_generated} prompts answered in this session, "
-            f"{evaluator.num_from_cache} taken over from earlier runs"
+        spent = (
+            f"{evaluator.num_generated} prompts answered in this session, {evaluator.num_from_cache} taken over from "
+            "earlier runs"
         )
+        say(f"{spent}.")
+        run.log(f"done: {confirmation['verdict']}; {spent}")
     return Finished(directory, results)
 
 

@@ -7,6 +7,7 @@ from functools import partial
 from typing import NamedTuple
 
 from backmerge.benchmarks.protocol import Kind
+from backmerge.benchmarks.split import Split
 from backmerge.checkpoints.reader import Weights
 from backmerge.pipeline.candidates import SPLIT, candidate_of
 from backmerge.pipeline.evaluation import Evaluator, Job, Outcome
@@ -14,7 +15,7 @@ from backmerge.pipeline.points import BASE, TUNED, Point, members_at
 from backmerge.pipeline.preparation import KINDS, Prepared
 from backmerge.pipeline.racing import race
 from backmerge.pipeline.results import Outcomes
-from backmerge.progress import bar
+from backmerge.progress import bar, say
 from backmerge.selection import Candidate, next_points, search_note
 
 Wanted = dict[str, set[Kind]]  # point to what is to be measured there
@@ -58,6 +59,7 @@ def sweep(
             outcomes.add(outcome)
 
     by_name = {point.name: point for point in points}
+    say(_cost(points, len(tuned), prepared))
     search = prepared.experiment.search
     grids = _grids(points)
     if search.name == "race":
@@ -76,6 +78,24 @@ def sweep(
     measured = {series: _measured(series, grid, prepared, outcomes) for series, grid in grids.items()}
     notes = [search_note(search, tuple(grid), measured[series]) for series, grid in grids.items()]
     return Found([c for found in measured.values() for c in found.values()], list(filter(None, dict.fromkeys(notes))))
+
+
+def _cost(points: Sequence[Point], num_tuned: int, prepared: Prepared) -> str:
+    """What there is to answer at most, before it begins."""
+
+    def num_answers(split: Split, roles: Iterable[str]) -> int:
+        models = sum(1 if role == "base" else num_tuned for role in roles)
+        return models * sum(
+            len(prepared.splits[b.name][split]) * int(b.sampling.get("num_samples", 1)) for b in prepared.benchmarks
+        )
+
+    chosen = num_answers("selection", [point.role for point in points])
+    confirmed = num_answers("confirmation", ("base", "tuned", "merged"))
+    at_most = "" if prepared.experiment.search.name == "grid" else "at most "
+    return (
+        f"To answer: {at_most}{chosen:,} prompts to choose λ, {confirmed:,} to confirm it. What was answered before is "
+        "taken over."
+    )
 
 
 def _grids(points: Iterable[Point]) -> dict[str, dict[float, Point]]:

@@ -223,7 +223,7 @@ class Evaluator:
             missing = [example for example in job.examples if example.id not in kept[place]]
             if missing and self._sampling(job.benchmark).temperature > 0:
                 kept[place], missing = {}, list(job.examples)
-            self.num_from_cache += len(kept[place])
+            self.num_from_cache += sum(map(len, kept[place].values()))
             advance(len(kept[place]))
             if missing:
                 requests.append(Request(job.member.variant, missing, self._sampling(job.benchmark)))
@@ -233,7 +233,7 @@ class Evaluator:
 
         def take(number: int, made: Sequence[Completion]) -> None:
             place, request = places[number], requests[number]
-            self.num_generated += len(request.examples)
+            self.num_generated += len(made)
             if cache is not None:
                 cache.keep(self._scope(jobs[place]), request.examples, made)
             found = kept[place]

@@ -100,7 +100,7 @@ def evaluate_model(
             for outcome in evaluator.evaluate(jobs, advance):
                 outcomes.add(outcome)
         write_records(run, outcomes)
-        run.log(f"{evaluator.num_generated} prompts answered, {evaluator.num_from_cache} taken over from earlier runs")
+        run.log(f"{evaluator.num_generated} answers made, {evaluator.num_from_cache} taken over from earlier runs")
         results = plain(
             {
                 "schema_version": SCHEMA_VERSION,

@@ -162,7 +162,7 @@ def run_experiment(
         run.write_json("results.json", results)
         write_report(run.path)
         spent = (
-            f"{evaluator.num_generated} prompts answered in this session, {evaluator.num_from_cache} taken over from "
+            f"{evaluator.num_generated} answers made in this session, {evaluator.num_from_cache} taken over from "
             "earlier runs"
         )
         say(f"{spent}.")

@@ -93,7 +93,7 @@ def _cost(points: Sequence[Point], num_tuned: int, prepared: Prepared) -> str:
     confirmed = num_answers("confirmation", ("base", "tuned", "merged"))
     at_most = "" if prepared.experiment.search.name == "grid" else "at most "
     return (
-        f"To answer: {at_most}{chosen:,} prompts to choose λ, {confirmed:,} to confirm it. What was answered before is "
+        f"To make: {at_most}{chosen:,} answers to choose λ, {confirmed:,} to confirm it. What was answered before is "
         "taken over."
     )
 

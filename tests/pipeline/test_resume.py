@@ -23,6 +23,7 @@ SMALL = (
     "evaluate.cache=false",  # what is resumed is the run, not the answers of another
     # so wide that every λ passes: the choice itself is not what is tested here
     "choice.margin=0.95",
+    "choice.over_refusal_margin=0.95",
 )
 
 

@@ -41,9 +41,7 @@ def test_bisection_chooses_as_the_grid_does(demo_run: DemoRun, run_cli: Cli, tmp
     assert num_answers(results) <= num_answers(demo_run.results) / 2
     assert len(results["points"]) < len(demo_run.results["points"])
     assert "Searched by bisection" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
-    assert (
-        (tmp_path / "run" / "log.txt").read_text().splitlines()[-1].partition("; ")[2].startswith("0 answers made")
-    )
+    assert (tmp_path / "run" / "log.txt").read_text().splitlines()[-1].partition("; ")[2].startswith("0 answers made")
 
 
 @pytest.mark.slow

@@ -103,15 +103,19 @@ def _scorer(settings: BenchmarkSettings) -> Scorer:
             from backmerge.benchmarks.bertscore import DEFAULT_MODEL, BertScorer
 
             scorers.append(BertScoreF1(BertScorer(options.pop("model", DEFAULT_MODEL), options.pop("layer", None))))
+        elif name == "graded":
+            from backmerge.benchmarks.graded import Graded
+
+            scorers.append(Graded(options.pop("judge", {})))
         else:
-            known = (*METRICS, "pattern_match", "bertscore")
+            known = (*METRICS, "pattern_match", "bertscore", "graded")
             raise ConfigError(
                 f"there is no metric named '{name}'{closest(name, known)}", remedy=f"known: {', '.join(known)}."
             )
     if options:
         raise ConfigError(
             f"{settings.name}: unknown options {', '.join(options)}",
-            remedy="pattern goes with the metric pattern_match, model and layer with bertscore.",
+            remedy="pattern goes with the metric pattern_match, model and layer with bertscore, judge with graded.",
         )
     return Together(*scorers)
 

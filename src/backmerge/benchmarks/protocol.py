@@ -47,7 +47,7 @@ class BenchmarkSettings(Settings):
         top_k: Only the k most likely tokens; 0 for all.
         max_new_tokens: Generation limit, in tokens.
         metrics: Of a file of your own: exact_match, contains_reference, json_equal, final_number, pattern_match,
-            bertscore. λ is chosen on the first.
+            bertscore, graded (by a chat model, `options.judge`). λ is chosen on the first.
         options: The benchmark's own; its module says which.
     """
 

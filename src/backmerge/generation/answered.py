@@ -41,7 +41,7 @@ class AnswerLog:
         self._closer = weakref.finalize(self, os.close, self._descriptor)
         try:
             self._answers = self._locked_content()
-        except BaseException:
+        except BaseException:  # boundary: the lock goes with the descriptor, whatever befell the reading
             self._closer()
             raise
         self._lock = threading.Lock()

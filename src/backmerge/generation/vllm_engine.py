@@ -44,6 +44,8 @@ from backmerge.merging.to_disk import write_merged
 from backmerge.records import Completion, Example
 from backmerge.runs import key_of
 
+NEEDS = "pip install 'backmerge[vllm]'"
+
 
 @dataclass
 class Running:

@@ -38,14 +38,23 @@ def what_was_done(results: Results, experiment: Mapping[str, Any]) -> Iterator[s
     yield _tuning(results, experiment.get("finetune"))
     yield f"Base and tuned were merged: {_sweeps(results)}, for each tuned model."
     judges = sorted({benchmark["judge"] for benchmark in results["benchmarks"] if benchmark["judge"]})
-    yield (
-        f"Every one of these models answered the selection prompts: {_sizes(results, 'selection')}. "
-        f"Refusals and harm were judged by {', '.join(judges)}."
+    searched = experiment.get("search", {}).get("name", "grid")
+    who = (
+        "Every one of these models"
+        if searched == "grid"
+        else f"Base, tuned and, as the search ({searched}) asked, these"
     )
     yield (
-        "λ was chosen as the one with the most utility among those whose ASR was shown to lie less than "
-        f"{results['choice']['margin'] * 100:g} points above the base's."
+        f"{who} answered the selection prompts: {_sizes(results, 'selection')}. Refusals and harm were judged by "
+        f"{', '.join(judges)}."
     )
+    if results["choice"]["rule"] == "safe":
+        yield (
+            "λ was chosen as the one with the most utility among those whose ASR was shown to lie less than "
+            f"{results['choice']['margin'] * 100:g} points above the base's."
+        )
+    else:
+        yield f"λ was chosen by the rule '{results['choice']['rule']}'."
     if results["choice"]["point"] is None:
         yield f"None was, so only base and tuned answered the confirmation prompts: {_sizes(results, 'confirmation')}."
         return

@@ -71,6 +71,10 @@ def test_answers_for_a_judge(run_cli: Cli, tmp_path: Path) -> None:
     code, _, errors = run_cli("score", file, "--benchmark", "demo-harmful", "--judge", "demo-rule", "--out", out)
     assert code == 0, errors
     assert scores(out)["asr"] == 0.25
+    by_category = {row["category"]: row for row in results(out)["by_category"]}
+    assert by_category.keys() == {e.category for e in harmful().examples}
+    assert sum(row["numerator"] for row in by_category.values()) == 0.25 * len(harmful().examples)
+    assert all(row["low"] <= row["value"] <= row["high"] for row in by_category.values())
     first = json.loads((out / "records" / "scored.jsonl").read_text().splitlines()[0])
     assert first["verdict"]["harmful"] is True
 

@@ -29,7 +29,15 @@ from backmerge.pipeline.preparation import (
     kind_of_run,
     settings_left,
 )
-from backmerge.pipeline.results import SCHEMA_VERSION, Outcomes, agreement_rows, plain, score_rows, write_records
+from backmerge.pipeline.results import (
+    SCHEMA_VERSION,
+    Outcomes,
+    agreement_rows,
+    category_rows,
+    plain,
+    score_rows,
+    write_records,
+)
 from backmerge.records import Completion, Example, Verdict, from_dict
 from backmerge.runs import RunDirectory, key_of, write_whole
 
@@ -289,6 +297,7 @@ def _finish(
             "num_unanswered": num_missing,
             "agreement": agreement_rows(together),
             "scores": score_rows(together),
+            "by_category": category_rows(together),
         }
     )
     run.write_json("results.json", results)

@@ -8,13 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
-from backmerge.benchmarks.scoring import Values, primary_metric
+from backmerge.benchmarks.scoring import Values, primary_metric, score
 from backmerge.benchmarks.split import clusters_of
 from backmerge.errors import RunError
 from backmerge.pipeline.evaluation import Outcome
 from backmerge.pipeline.points import Point
 from backmerge.pipeline.preparation import pooled, pooled_id
-from backmerge.records import Completion, Score, Verdict, to_json
+from backmerge.records import Completion, Example, Score, Verdict, to_json
 from backmerge.runs import RunDirectory, write_whole
 from backmerge.statistics import (
     Interval,
@@ -165,8 +165,8 @@ def summary_of(outcomes: Outcomes, points: Sequence[Point]) -> list[dict[str, An
     """
     scores: dict[tuple[str, str, str, str], list[Score]] = {}
     for outcome in outcomes.all():
-        for score in outcome.scores:
-            scores.setdefault((outcome.member.point.name, score.benchmark, score.split, score.metric), []).append(score)
+        for each in outcome.scores:
+            scores.setdefault((outcome.member.point.name, each.benchmark, each.split, each.metric), []).append(each)
     by_name = {point.name: point for point in points}
     return [_summary(by_name[key[0]], group, outcomes.over_prompts(*key)) for key, group in scores.items()]
 
@@ -220,7 +220,24 @@ def differences_of(outcomes: Outcomes, points: Sequence[Point], split: str) -> l
 
 def score_rows(outcomes: Outcomes) -> list[dict[str, Any]]:
     """Every score of every model, as plain data."""
-    return [dataclasses.asdict(score) for outcome in outcomes.all() for score in outcome.scores]
+    return [dataclasses.asdict(each) for outcome in outcomes.all() for each in outcome.scores]
+
+
+def category_rows(outcomes: Outcomes) -> list[dict[str, Any]]:
+    """Each model's primary metric in each category of a benchmark that has several, such as HEx-PHI's kinds of harm."""
+    rows: list[dict[str, Any]] = []
+    for outcome in outcomes.all():
+        metric = primary_metric(outcome.benchmark)
+        of: dict[str, list[Example]] = {}
+        for example in outcome.examples:
+            of.setdefault(example.category or "", []).append(example)
+        if len(of) < 2:
+            continue
+        for category, examples in of.items():
+            values = {example.id: outcome.values[metric][example.id] for example in examples}
+            found = score(outcome.member.name, outcome.benchmark.name, outcome.split, metric, examples, values)
+            rows.append({"category": category, **dataclasses.asdict(found)})
+    return rows
 
 
 def agreement_rows(outcomes: Outcomes) -> list[dict[str, Any]]:

@@ -31,7 +31,15 @@ from backmerge.pipeline.preparation import (
     make_engine,
     open_tuned,
 )
-from backmerge.pipeline.results import SCHEMA_VERSION, Outcomes, agreement_rows, plain, score_rows, write_records
+from backmerge.pipeline.results import (
+    SCHEMA_VERSION,
+    Outcomes,
+    agreement_rows,
+    category_rows,
+    plain,
+    score_rows,
+    write_records,
+)
 from backmerge.progress import bar
 from backmerge.runs import RunDirectory, write_whole
 
@@ -111,6 +119,7 @@ def evaluate_model(
                 "second_judge": None if second is None else {"name": second.name, "is_weak": second.is_weak},
                 "agreement": agreement_rows(outcomes),
                 "scores": score_rows(outcomes),
+                "by_category": category_rows(outcomes),
             }
         )
         run.write_json("results.json", results)

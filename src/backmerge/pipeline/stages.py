@@ -25,6 +25,7 @@ from backmerge.pipeline.results import (
     SCHEMA_VERSION,
     Outcomes,
     agreement_rows,
+    category_rows,
     differences_of,
     plain,
     score_rows,
@@ -148,6 +149,7 @@ def run_experiment(
             "confirmation": confirmation,
             "merged": merged,
             "scores": score_rows(outcomes),
+            "by_category": category_rows(outcomes),
             "summary": summary_of(outcomes, points),
             "differences": [
                 row for split in ("selection", "confirmation") for row in differences_of(outcomes, points, split)

@@ -66,6 +66,11 @@ def print_scores(results: Results, directory: Path) -> None:
         row = (score["benchmark"], score["metric"], cell_text(cell), str(score["n"]))
         table.add_row(*([score["model"]] if several else []), *row)
     console.print(table)
+    models = {score["model"] for score in results["scores"]}
+    for row in results.get("by_category") or ():
+        if len(models) == 1 and row["metric"] in JUDGED:
+            cell = Cell(row["value"], row["low"], row["high"], row["n"], row["unscored"])
+            console.print(f"  {row['benchmark']}, {row['category']}: {cell_text(cell)}, n = {row['n']}", soft_wrap=True)
     for row in results.get("agreement") or ():
         console.print(f"  Two judges on {row['benchmark']} ({row['model']}): {_agreement(row)}", soft_wrap=True)
     if results["judge"]["is_weak"] and any(score["metric"] in JUDGED for score in results["scores"]):

@@ -121,3 +121,20 @@ def test_what_cannot_be_swept_is_refused(
     sides = make_model("llama", seed=0), make_model("llama", seed=1)
     with pytest.raises((ConfigError, MergeError), match=words):
         prepare(settings_of(*sides, tmp_path, merge=[{"method": method, "lam": [0.5]}]))
+
+
+def test_every_setting_says_what_it_redoes() -> None:
+    """A changed setting of any name is told with the stages that follow from it; where work runs redoes nothing."""
+    from backmerge.pipeline.stages import FIRST_STAGE_OF, STAGES
+
+    assert FIRST_STAGE_OF.keys() == Experiment.model_fields.keys() - {"execution"}
+    assert set(FIRST_STAGE_OF.values()) <= set(STAGES)
+
+
+def test_a_server_cannot_be_given_merged_models(run_cli: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    """Said before anything is asked of it, rather than after the sweep."""
+    command = ["restore", "demo", "demo", "--utility", "demo-plans", "--safety", "demo-harmful", "--engine", "openai"]
+    code, _, errors = run_cli(*command, "--engine-option", "url=http://localhost:9/v1", "--out", tmp_path / "out")
+    assert code == 2
+    assert "a server has its models" in errors
+    assert not (tmp_path / "out").exists()

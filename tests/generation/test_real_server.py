@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,6 @@ from backmerge.generation.transformers_engine import TransformersEngine
 from backmerge.merging.recipe import Variant
 from backmerge.merging.to_disk import write_merged
 from backmerge.records import Completion, Example
-from conftest import ModelFactory
 from generation.local_server import free_port
 
 NEEDS = ("fastapi", "openai", "uvicorn")
@@ -74,7 +73,7 @@ def wait_until_it_answers(address: str, process: subprocess.Popen[bytes], log: P
 
 
 @pytest.fixture(scope="module")
-def sweep(make_adapter: ModelFactory, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Variant]:
+def sweep(make_adapter: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Variant]:
     """The base and two λs of an adapter, by the folder that the server serves each from."""
     base = Checkpoint(model_directory())
     adapter = open_weights(make_adapter(base.directory, seed=1, lora_alpha=40), base)

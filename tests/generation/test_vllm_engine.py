@@ -5,16 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from backmerge.checkpoints.adapter import open_weights
 from backmerge.checkpoints.reader import Checkpoint
-from backmerge.demo import model_directory
 from backmerge.errors import BackmergeError, GenerationError, MergeError
 from backmerge.generation import vllm_engine, vllm_process
 from backmerge.generation.protocol import EngineSettings, Request, Sampling
@@ -22,24 +20,6 @@ from backmerge.generation.vllm_engine import VllmEngine
 from backmerge.merging.recipe import Variant
 from backmerge.records import Example, Message
 from generation.vllm_cases import EXAMPLES, GREEDY, OPTIONS, moved, said, sweep_of
-
-
-@pytest.fixture(scope="module")
-def base() -> Checkpoint:
-    """The embedded model, whose embeddings are tied."""
-    return Checkpoint(model_directory())
-
-
-@pytest.fixture(scope="module")
-def adapter(base: Checkpoint, make_adapter: Callable[..., Path]) -> Any:
-    """A LoRA that is strong enough to change what is said at small λs."""
-    return open_weights(make_adapter(base.directory, seed=1, lora_alpha=40), base)
-
-
-@pytest.fixture(scope="module")
-def wide_adapter(base: Checkpoint, make_adapter: Callable[..., Path]) -> Any:
-    """A LoRA of another rank."""
-    return open_weights(make_adapter(base.directory, seed=2, r=12, lora_alpha=40), base)
 
 
 @pytest.fixture(scope="module")

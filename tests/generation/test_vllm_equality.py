@@ -38,24 +38,6 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def base() -> Checkpoint:
-    """The embedded model, whose embeddings are tied."""
-    return Checkpoint(model_directory())
-
-
-@pytest.fixture(scope="module")
-def adapter(base: Checkpoint, make_adapter: Callable[..., Path]) -> Any:
-    """A LoRA that is strong enough to change what is said at small λs."""
-    return open_weights(make_adapter(base.directory, seed=1, lora_alpha=40), base)
-
-
-@pytest.fixture(scope="module")
-def wide_adapter(base: Checkpoint, make_adapter: Callable[..., Path]) -> Any:
-    """A LoRA of another rank."""
-    return open_weights(make_adapter(base.directory, seed=2, r=12, lora_alpha=40), base)
-
-
-@pytest.fixture(scope="module")
 def full(base: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     """A tuned checkpoint in which every tensor changed, embeddings too."""
     return Checkpoint(moved(base, tmp_path_factory.mktemp("full") / "model", 1.5))

@@ -1,4 +1,4 @@
-"""The adapter realisation: what peft makes of it is the merge, whatever LoRAs it is of; and what is refused by name."""
+"""The adapter realisation: what peft makes of it is the merge, whatever LoRAs it is of."""
 
 import json
 import os
@@ -6,7 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
+from lowrank_cases import by_angle, changed, config_of, put
+from safetensors.torch import load_file
 from torch import Tensor
 
 from backmerge.checkpoints.adapter import CONFIG, PREFIX, TENSORS, AdapterOnBase
@@ -24,8 +25,8 @@ from backmerge.checkpoints.reader import CARD, Checkpoint
 from backmerge.errors import CheckpointError, MergeError
 from backmerge.merging import lowrank
 from backmerge.merging.engine import merged_tensors
-from backmerge.merging.lowrank import WrittenAdapter, adapter_obstacle, write_adapter, write_adapters
-from backmerge.merging.method import Method, Survey, find_method, merge_method
+from backmerge.merging.lowrank import WrittenAdapter, write_adapter, write_adapters
+from backmerge.merging.method import find_method
 from backmerge.merging.recipe import Variant
 from backmerge.registry import METHODS
 
@@ -66,31 +67,6 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-@pytest.fixture(scope="session")
-def make_base(make_model: Factory, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Checkpoint]:
-    """`make_base(architecture)`: an untied base; GPT-2 is tied, and stores its layers (in, out)."""
-    from transformers import AutoModelForCausalLM, GPT2Config
-
-    def make(architecture: str) -> Checkpoint:
-        if architecture != "gpt2":
-            return Checkpoint(make_model(architecture, seed=1, tied=False))
-        directory = tmp_path_factory.getbasetemp() / "gpt2"
-        if not directory.exists():
-            config = GPT2Config(vocab_size=40, n_positions=32, n_embd=16, n_layer=2, n_head=2)
-            with torch.random.fork_rng():
-                torch.manual_seed(1)
-                AutoModelForCausalLM.from_config(config).save_pretrained(directory)
-        return Checkpoint(directory)
-
-    return make
-
-
-@pytest.fixture
-def base(make_base: Callable[[str], Checkpoint]) -> Checkpoint:
-    """An untied Llama."""
-    return make_base("llama")
-
-
 def assert_same(ours: Tensors, theirs: Tensors, **tolerance: float) -> None:
     """The same tensors, within the tolerance; a tied head that one side repeats is not looked at."""
     common = ours.keys() & theirs.keys()
@@ -107,26 +83,6 @@ def assert_realises(adapter: Path, variant: Variant, peft_merged: Merge) -> None
     assert_same(peft_merged(variant.base.directory, adapter), wanted)
     read = AdapterOnBase(adapter, variant.base)
     assert_same({name: read.tensor(name) for name in variant.base.infos}, wanted)
-
-
-def config_of(adapter: Path) -> dict[str, Any]:
-    """Its configuration."""
-    values: dict[str, Any] = json.loads((adapter / CONFIG).read_text())
-    return values
-
-
-def changed(adapter: Path, to: Path, tensors: Tensors | None = None, **settings: Any) -> Path:
-    """A copy of an adapter with some tensors and settings put in place of its own."""
-    shutil.copytree(adapter, to)
-    save_file({**load_file(to / TENSORS), **(tensors or {})}, to / TENSORS)
-    (to / CONFIG).write_text(json.dumps(config_of(to) | settings))
-    return to
-
-
-def put(monkeypatch: pytest.MonkeyPatch, method: Method) -> None:
-    """Let the name `tested` be a method, for a test's duration."""
-    monkeypatch.setattr(sys.modules[__name__], "TESTED", method, raising=False)
-    monkeypatch.setitem(METHODS.entries, "tested", f"{__name__}:TESTED")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -198,31 +154,6 @@ def test_lambda_by_module(
     variant = Variant(base, tuned, lam=lam)
     write_adapter(variant, tmp_path / "out")
     assert_realises(tmp_path / "out", variant, peft_merged)
-
-
-def inner_products(base: Tensor, tuned: Sequence[Tensor], /) -> np.ndarray:
-    """The deltas' inner products, as a method for checkpoints finds them."""
-    deltas = torch.stack([(one - base).double() for one in tuned])
-    return (deltas @ deltas.T).numpy()
-
-
-def shares_by_angle(gram: np.ndarray, /, *, power: float = 1.0) -> list[float]:
-    """Shares that hang on every entry of the inner products, and differ from model to model."""
-    total = gram.sum() or 1.0
-    return [float(np.sign(row.sum()) * (abs(row.sum()) / total) ** power) for row in gram]
-
-
-@merge_method(
-    has_exact_endpoints=False,
-    is_idempotent=True,
-    num_tuned=(1, None),
-    reductions=[inner_products],
-    coefficients=shares_by_angle,
-)
-def by_angle(base: Tensor, tuned: Sequence[Tensor], statistics: Any, /, *, power: float = 1.0) -> Tensor:
-    """Base + Σ cᵢ·Δᵢ, with shares from the angles: Model Stock's kind."""
-    shares = shares_by_angle(statistics[0], power=power)
-    return base + sum(share * (one - base) for share, one in zip(shares, tuned, strict=True))
 
 
 SEVERAL: dict[str, list[dict[str, Any]]] = {
@@ -416,149 +347,6 @@ def test_the_base_is_not_read_for_its_fingerprint(base: Checkpoint, make_adapter
     assert isinstance(AdapterOnBase(tmp_path / "out", base), AdapterOnBase)
 
 
-def refusals(base: Checkpoint, make_model: Factory, make_adapter: Factory, tmp_path: Path) -> dict[str, Variant]:
-    """A recipe for each obstacle, by the words that name it."""
-
-    def adapter(seed: int = 2, **settings: Any) -> AdapterOnBase:
-        return AdapterOnBase(make_adapter(base.directory, seed=seed, **settings), base)
-
-    lora, other = adapter(), Checkpoint(make_model("llama", seed=5, tied=False))
-    head_lora, head_saved = adapter(target_modules=["lm_head"]), adapter(3, modules_to_save=["lm_head"])
-    square = adapter(target_modules=["q_proj"])
-    turned = changed(square.directory, tmp_path / "turned", fan_in_fan_out=True)
-    bare = changed(square.directory, tmp_path / "bare")
-    save_file({f"{PREFIX}model.norm.weight": torch.ones(32)}, bare / TENSORS)
-    tied = Checkpoint(make_model("llama", seed=1, tied=True))
-    twins = make_adapter(tied.directory, seed=2, target_modules=["q_proj", "embed_tokens"])
-    return {
-        "it is the base itself": Variant(base),
-        "'slerp' is no weighted sum": Variant(base, lora, "slerp", 0.5),
-        "stochastic rounding": Variant(base, lora, dtype="BF16", rounding="stochastic"),
-        "not written in F64": Variant(base, lora, dtype="F64"),
-        "is not a checkpoint as it is on disk": Variant(lora, AdapterOnBase(lora.directory, lora)),
-        f"{other.directory} is a full checkpoint": Variant(base, other),
-        "not on the base": Variant(other, lora),
-        "is DoRA, whose change of 'model.layers.0": Variant(base, adapter(use_dora=True)),
-        "differ in fan_in_fan_out": Variant(base, [square, AdapterOnBase(turned, base)], "tested"),
-        "'lm_head.weight' is trained whole, and its module has low-rank": Variant(
-            base, [head_lora, head_saved], "tested"
-        ),
-        "no tensor has low-rank factors": Variant(base, AdapterOnBase(bare, base)),
-        "takes more models": Variant(base, lora, extra={"unaligned": other}),
-        "with its tied twin": Variant(
-            tied, AdapterOnBase(changed(twins, tmp_path / "twins", ensure_weight_tying=True), tied)
-        ),
-    }
-
-
-@pytest.mark.parametrize("number", range(13))
-def test_what_is_no_adapter_is_refused_by_name(
-    base: Checkpoint,
-    make_model: Factory,
-    make_adapter: Factory,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    number: int,
-) -> None:
-    """Each obstacle says what stands in the way, and nothing is written; a plain LoRA has none."""
-    put(monkeypatch, by_angle)
-    found = refusals(base, make_model, make_adapter, tmp_path)
-    assert len(found) == 13
-    words, variant = list(found.items())[number]
-    obstacle = adapter_obstacle(variant)
-    assert obstacle is not None
-    assert words in obstacle
-    with pytest.raises(MergeError, match="this recipe is no adapter") as caught:
-        write_adapter(variant, tmp_path / "out")
-    assert obstacle in caught.value.message
-    assert caught.value.remedy
-    assert not (tmp_path / "out").exists()
-    assert adapter_obstacle(Variant(base, AdapterOnBase(make_adapter(base.directory, seed=2), base), lam=0.5)) is None
-
-
-def test_a_method_that_surveys_the_model_is_no_adapter(
-    base: Checkpoint, make_adapter: Factory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its parameters are settled on dense tensors: an obstacle only where it asks for that."""
-    survey = Survey(lambda *_: 0.0, lambda _, given: given, lambda given: "top" in given)
-    declare = merge_method(
-        has_exact_endpoints=False, is_idempotent=True, survey=survey, coefficients=lambda *_, **__: [1.0]
-    )
-
-    def surveyed(base: Tensor, tuned: Tensor, /, *, top: float = 0.0) -> Tensor:
-        return tuned
-
-    put(monkeypatch, declare(surveyed))
-    tuned = AdapterOnBase(make_adapter(base.directory, seed=2), base)
-    assert adapter_obstacle(Variant(base, tuned, "tested")) is None
-    assert "looks at all tensors" in str(adapter_obstacle(Variant(base, tuned, "tested", parameters={"top": 0.5})))
-
-
-@pytest.mark.parametrize(
-    ("variant", "words"),
-    [
-        ({"lam": 1.5}, "λ is 1.5"),
-        ({"lam": {"atention": 0.5, "rest": 1}}, "no tensor of the base matches 'atention'"),
-        ({"parameters": {"weight": 1}}, "linear has no parameter 'weight'"),
-        ({"parameters": {"lam": 1}}, "'lam' is among"),
-    ],
-    ids=str,
-)
-def test_a_wrong_recipe_is_refused(
-    base: Checkpoint, make_adapter: Factory, tmp_path: Path, variant: dict[str, Any], words: str
-) -> None:
-    """As the engine refuses it."""
-    tuned = AdapterOnBase(make_adapter(base.directory, seed=2), base)
-    with pytest.raises(MergeError, match=words):
-        write_adapter(Variant(base, tuned, **variant), tmp_path / "out")
-    with pytest.raises(MergeError, match="rank cannot be 0"):
-        write_adapter(Variant(base, tuned), tmp_path / "out", rank=0)
-    with pytest.raises(MergeError, match="exactly 1 tuned model"):
-        write_adapter(Variant(base, [tuned, tuned]), tmp_path / "out")
-    assert list(tmp_path.iterdir()) == []
-
-
-Q_PROJ = f"{PREFIX}model.layers.0.self_attn.q_proj"
-
-
-@pytest.mark.parametrize("saved", [f"{Q_PROJ}.lora_A.weight", f"{Q_PROJ}.lora_B.weight", f"{PREFIX}lm_head.weight"])
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_non_finite_values_are_refused(
-    base: Checkpoint,
-    make_adapter: Factory,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    saved: str,
-    value: float,
-) -> None:
-    """Law 4: one bad value is reported with its tensor and its adapter, at λ=0, too, and nothing is left."""
-    put(monkeypatch, by_angle)
-    source = make_adapter(base.directory, seed=2, target_modules=["q_proj"], modules_to_save=["lm_head"])
-    tensor = load_file(source / TENSORS)[saved]
-    tensor.view(-1)[5] = value
-    bad = changed(source, tmp_path / "bad", {saved: tensor})
-    sides = [AdapterOnBase(path, base) for path in (source, bad)]
-    for variant in (Variant(base, sides[1], lam=0.0), Variant(base, sides, "tested")):
-        with pytest.raises(MergeError, match="holds NaN or infinity") as caught:
-            write_adapter(variant, tmp_path / "out")
-        assert saved.removeprefix(PREFIX).partition(".lora")[0].removesuffix(".weight") in caught.value.message
-        assert str(bad) in caught.value.message
-    assert list(tmp_path.iterdir()) == [bad]
-
-
-def test_a_base_that_is_not_finite_is_refused(base: Checkpoint, make_adapter: Factory, tmp_path: Path) -> None:
-    """Where the base is read, for whole tensors, it is looked at, and not the adapter blamed."""
-    source = make_adapter(base.directory, seed=2, target_modules=["q_proj"], modules_to_save=["lm_head"])
-    damaged = shutil.copytree(base.directory, tmp_path / "base")
-    tensors = load_file(damaged / "model.safetensors")
-    tensors["lm_head.weight"][0, 3] = float("nan")
-    save_file(tensors, damaged / "model.safetensors", {"format": "pt"})
-    bad = Checkpoint(damaged)
-    with pytest.raises(MergeError, match=r"'lm_head.weight' of the base .* NaN or infinity"):
-        write_adapter(Variant(bad, AdapterOnBase(source, bad), lam=0.5), tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
 def test_an_untrained_copy_of_a_tied_embedding_is_left_out(
     make_model: Factory, make_adapter: Factory, peft_merged: Merge, tmp_path: Path
 ) -> None:
@@ -571,25 +359,6 @@ def test_an_untrained_copy_of_a_tied_embedding_is_left_out(
     assert write_adapter(variant, tmp_path / "out").vllm_obstacle is None
     assert PREFIX + name not in load_file(tmp_path / "out" / TENSORS)
     assert_realises(tmp_path / "out", variant, peft_merged)
-
-
-def test_values_beyond_the_dtype_are_refused(base: Checkpoint, make_adapter: Factory, tmp_path: Path) -> None:
-    """A scale that takes B out of float16's range is an error, not an infinity on disk."""
-    source = changed(make_adapter(base.directory, seed=2), tmp_path / "adapter", lora_alpha=1e7)
-    variant = Variant(base, AdapterOnBase(source, base), dtype="F16")
-    with pytest.raises(MergeError, match=r"factor B of the merged .* beyond F16"):
-        write_adapter(variant, tmp_path / "out")
-    assert list(tmp_path.iterdir()) == [source]
-
-
-def test_an_adapter_of_whole_numbers_is_refused(base: Checkpoint, make_adapter: Factory, tmp_path: Path) -> None:
-    """A tensor that has no mean is named."""
-    source = make_adapter(base.directory, seed=2, target_modules=["q_proj"], modules_to_save=["lm_head"])
-    saved = f"{PREFIX}lm_head.weight"
-    tensor = load_file(source / TENSORS)[saved]
-    bad = changed(source, tmp_path / "bad", {saved: tensor.to(torch.int8)})
-    with pytest.raises(CheckpointError, match=r"lm_head.* I8"):
-        write_adapter(Variant(base, AdapterOnBase(bad, base)), tmp_path / "out")
 
 
 def test_an_interrupted_write_keeps_what_was_there(

@@ -174,6 +174,15 @@ def test_bad_labels_are_refused(text: str, words: str, evaluated: Path, run_cli:
     assert words in errors
 
 
+def test_harmless_prompts_are_not_labelled(run_cli: Cli, tmp_path: Path) -> None:
+    """A run that measured over-refusal too: what is drawn are answers to harmful requests alone."""
+    asked = ("--safety", "demo-harmful", "--over-refusal", "demo-harmless", "--judge", "demo-rule", "--limit", 15)
+    assert run_cli("evaluate", "demo", *asked, "--device", "cpu", "--out", tmp_path / "run")[0] == 0
+    code, output, _ = run_cli("label", tmp_path / "run", "--model", "base", "--number", 100)
+    assert code == 0
+    assert ": 15 answers" in output
+
+
 def test_labels_of_another_run_are_refused(evaluated: Path, run_cli: Cli, tmp_path: Path) -> None:
     """Where the run's answers or verdicts are others than those that were drawn, nothing is corrected."""
     run = tmp_path / "run"

@@ -197,6 +197,13 @@ def test_what_is_drawn_is_taken_over_whole_or_not_at_all(tmp_path: Path, variant
             evaluator = Evaluator(run, engine, Counting([]), SAMPLING, 0.0, cache=cache)
             evaluator.evaluate([job(variant, safety(examples, sampling={"temperature": 0.5}))], silent)
     assert engine.asked == [["e0", "e1", "e2", "e3"], [e.id for e in EXAMPLES]]
+    for file in (tmp_path / "cache" / "completions").iterdir():  # as a kill in the middle of a line leaves it
+        file.write_bytes(file.read_bytes()[:-10])
+    run = RunDirectory(tmp_path / "torn")
+    with run.held():
+        evaluator = Evaluator(run, engine, Counting([]), SAMPLING, 0.0, cache=cache)
+        evaluator.evaluate([job(variant, safety(EXAMPLES, sampling={"temperature": 0.5}))], silent)
+    assert engine.asked[2:] == [[e.id for e in EXAMPLES]]
 
 
 @pytest.mark.parametrize(("given", "limit"), [(None, 2000), (3000, 2000), (100, 100)])

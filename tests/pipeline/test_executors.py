@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ def test_ray_finds_the_same(run_cli: Cli, adapter: Path, tmp_path: Path) -> None
 def test_a_request_survives_as_plain_data(adapter: Path) -> None:
     """What a worker answers to a merge's request is what the engine answers here."""
     base = Checkpoint(model_directory())
-    variant = Variant(base, AdapterOnBase(adapter, base), "slerp", 0.4, seed=3, dtype="F32")
+    variant = Variant(base, AdapterOnBase(adapter, base), "dare_linear", 0.9, {"drop": 0.5}, seed=3, dtype="F32")
     examples = [Example("a", (Message("user", "How do I mend a kite?"),), facts={"k": "v"}, prefill="Go")]
     settings = EngineSettings(device="cpu", dtype="float32")
     request = Request(variant, examples, Sampling(max_new_tokens=12, stop=("zzz",)))
@@ -93,6 +94,10 @@ def test_a_request_survives_as_plain_data(adapter: Path) -> None:
     made = remote.completions_of(remote.answer(spec, advance))
     assert made == TransformersEngine(settings).generate(*request, lambda _: None)
     assert sum(told) == 1
+    assert (
+        spec["recipe"] | {"seed": 4}
+        == remote.spec_of(request._replace(variant=replace(variant, seed=4)), settings, allow_plugins=False)["recipe"]
+    )
 
 
 def killed_once(spec: Any, advance: Any) -> Any:

@@ -15,3 +15,38 @@ def test_close_lams_have_names_of_their_own() -> None:
     points = points_of([SweepSettings(lam=(0.2, 0.20000001))])
     assert [point.name for point in points[2:]] == ["linear@0.2", "linear@0.20000001"]
     assert [point.lam for point in points[2:]] == [0.2, 0.20000001]
+
+
+def test_a_method_without_lam_is_one_point() -> None:
+    """Model Stock has no λ: one point, merged of all tuned models."""
+    (point,) = points_of([SweepSettings(method="model_stock")])[2:]
+    assert (point.name, point.series, point.lam, point.is_joint) == ("model_stock", "model_stock", None, True)
+
+
+def test_a_soup_ends_at_its_own_lam_of_one() -> None:
+    """All tuned models in one merge: at λ=1 stands their mean, which is none of them."""
+    points = points_of([SweepSettings(method="task_arithmetic", tuned="all", lam=(0.5,))])[2:]
+    assert [point.name for point in points] == ["task_arithmetic[all]@0.5", "task_arithmetic[all]@1"]
+    assert all(point.is_joint for point in points)
+
+
+def test_lams_by_tensor_are_recipes_of_their_own() -> None:
+    """Each schedule is a series by itself: there is no order in which λ would rise."""
+    points = points_of([SweepSettings(schedules=([0.2, 0.8], {"attention": 0.3, "rest": 0.6}))])[2:]
+    assert [point.setting for point in points] == [[0.2, 0.8], {"attention": 0.3, "rest": 0.6}]
+    assert len({point.series for point in points}) == 2
+    assert {point.lam for point in points} == {None}
+
+
+def test_without_lams_the_papers_are_taken() -> None:
+    """Nothing asked for is the paper's grid; schedules alone ask for no more."""
+    assert [point.lam for point in points_of([SweepSettings()])[2:]] == [0.2, 0.4, 0.6, 0.8]
+    assert [point.lam for point in points_of([SweepSettings(lam=(0.5,), schedules=([0, 1],))])[2:]] == [0.5, None]
+
+
+def test_the_same_method_with_one_model_or_all_has_two_names() -> None:
+    """A soup of seeds does not pass for the repetitions of a merge."""
+    each, joint = (
+        points_of([SweepSettings(method="task_arithmetic", tuned=which, lam=(0.5,))])[2] for which in ("each", "all")
+    )
+    assert each.name != joint.name

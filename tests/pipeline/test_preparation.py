@@ -15,7 +15,7 @@ from backmerge.checkpoints.reader import Checkpoint
 from backmerge.errors import ConfigError, MergeError
 from backmerge.merging.engine import merged_tensors
 from backmerge.pipeline.experiment import Experiment
-from backmerge.pipeline.points import TUNED, members_at
+from backmerge.pipeline.points import TUNED, members_at, points_of
 from backmerge.pipeline.preparation import Prepared, prepare
 
 WORDS = ("kite", "ladder", "ticket", "kettle", "wagon", "fence", "lantern", "bucket", "mirror", "saddle", "bell", "rug")
@@ -112,15 +112,28 @@ def test_models_of_two_dtypes_need_to_be_told_which(make_model: Callable[..., Pa
 
 
 @pytest.mark.parametrize(
-    ("method", "words"), [("model_stock", "has no λ"), ("nuslerp", "exactly 2"), ("resta", "'unaligned'")]
+    ("method", "words"), [("model_stock", "at least 2"), ("nuslerp", "exactly 2"), ("resta", "'unaligned'")]
 )
 def test_what_cannot_be_swept_is_refused(
     make_model: Callable[..., Path], tmp_path: Path, method: str, words: str
 ) -> None:
-    """Methods without λ, of several tuned models at once, or with more models, are for `merge`."""
+    """Methods that take more tuned models than there are, or another model that was not given, are told apart."""
     sides = make_model("llama", seed=0), make_model("llama", seed=1)
     with pytest.raises((ConfigError, MergeError), match=words):
         prepare(settings_of(*sides, tmp_path, merge=[{"method": method, "lam": [0.5]}]))
+
+
+def test_a_method_without_lam_takes_none(make_model: Callable[..., Path], tmp_path: Path) -> None:
+    """Model Stock goes as far as it decides itself, and is measured as one point of all tuned models."""
+    base, *tuned = make_model("llama", seed=0), make_model("llama", seed=1), make_model("llama", seed=2)
+    settings = settings_of(base, tuned[0], tmp_path)
+    both = settings.model_dump(mode="json") | {"tuned": [str(place) for place in tuned]}
+    with pytest.raises(ConfigError, match="has no λ"):
+        prepare(Experiment.model_validate(both | {"merge": [{"method": "model_stock", "lam": [0.5]}]}))
+    prepared = prepare(Experiment.model_validate(both | {"merge": [{"method": "model_stock"}]}))
+    point = points_of(prepared.experiment.merge)[-1]
+    (member,) = prepared.members_at(point, prepared.tuned)
+    assert (point.lam, member.tuned, len(member.variant.tuned_models)) == (None, "all", 2)
 
 
 def test_every_setting_says_what_it_redoes() -> None:

@@ -14,26 +14,54 @@ from backmerge.execution import ExecutionSettings
 from backmerge.finetuning.settings import FinetuneSettings
 from backmerge.generation.protocol import Drawing, EngineSettings
 from backmerge.judging.protocol import JudgeSettings
-from backmerge.selection import ChoiceSettings, SearchSettings
+from backmerge.selection import ChoiceSettings, LayersSettings, SearchSettings
 
 Lam = Annotated[float, Field(gt=0, lt=1)]
+Schedule = list[Annotated[float, Field(ge=0, le=1)]] | dict[str, Any]  # as merging.schedule reads it
 DEFAULT_LAMS = (0.2, 0.4, 0.6, 0.8)  # the paper's
 
 
 class SweepSettings(Settings):
-    """One merge method over a grid of λ.
+    """One merge method, over a grid of λ if it has one.
 
     Attributes:
         method: From the table of methods.
-        lam: λs strictly between 0 (the base) and 1 (the tuned model), which are always measured.
+        lam: λs strictly between 0 (the base) and 1 (the tuned model), which are always measured; the paper's four if
+            neither these nor `schedules` are given. Not for methods that have no λ, such as `model_stock`.
+        schedules: λs that differ from tensor to tensor: a list rises or falls over the layers, a table goes by module
+            (`{attention: 0.3, rest: 0.6}`). Each is a recipe of its own.
         parameters: The method's other parameters.
         seed: For methods that draw random numbers.
+        tuned: `each`: one merge for each tuned model. `all`: all of them in one merge, as `model_stock` needs and a
+            soup of seeds is (`task_arithmetic` with `normalize: true`). By default what the method takes.
+        models: More models that the method asks for, by the name that it gives them, such as `unaligned`.
     """
 
     method: str = "linear"
-    lam: Annotated[tuple[Lam, ...], Field(min_length=1)] = DEFAULT_LAMS
+    lam: tuple[Lam, ...] | None = None
+    schedules: tuple[Schedule, ...] = ()
     parameters: Mapping[str, Any] = Field(default_factory=dict)
     seed: int = 0
+    tuned: Literal["each", "all"] | None = None
+    models: Mapping[str, str] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _has_a_lam(self) -> Self:
+        if self.lam == () and not self.schedules:
+            raise ValueError("'lam' is empty: leave it away for the paper's four, or give at least one")
+        return self
+
+
+class PathSettings(Settings):
+    """The path of the tuning itself, as a rival to merging: needs `finetune.keep_every`.
+
+    Attributes:
+        snapshots: Whether the models after so many steps are measured.
+        ema: Also their moving averages, with this decay from one snapshot to the next.
+    """
+
+    snapshots: bool = True
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
 
 
 JudgeChoice = Annotated[JudgeSettings, BeforeValidator(lambda v: {"name": v} if isinstance(v, str) else v)]
@@ -49,6 +77,9 @@ class EvaluateSettings(Settings):
         over_refusal: Benchmarks of harmless requests that may be refused.
         judge: Finds refusals and harm: a name from the table of judges, or settings with its model and engine.
         second_judge: Another one, whose verdicts are shown beside the first one's; nothing is decided on them.
+        split: `halves`: λ is chosen on one half of the prompts, and confirmed on the other. `whole`: where λ is chosen
+            on the tuning data's held-out rows, by rule `paper`, no prompt was chosen on: all of them are measured at
+            every λ, and again on the weights as written.
         limit: At most so many prompts of each split, for a quick try.
         engine: What runs the models.
         sampling: How answers are drawn; a benchmark's own way holds where it has one.
@@ -62,6 +93,7 @@ class EvaluateSettings(Settings):
     over_refusal: tuple[BenchmarkChoice, ...] = ()
     judge: JudgeChoice = JudgeSettings()
     second_judge: JudgeChoice | None = None
+    split: Literal["halves", "whole"] = "halves"
     limit: Annotated[int, Field(gt=0)] | None = None
     engine: EngineSettings = EngineSettings()
     sampling: Drawing = Drawing()
@@ -92,6 +124,8 @@ class Experiment(Settings):
             are taken for repetitions, such as seeds: λ is one for all, chosen on their mean.
         finetune: Or: make them.
         merge: Methods and λs.
+        path: Snapshots of the tuning beside them.
+        layers: A search for a λ of each layer, from the best single λ on.
         merged_dtype: Of the merged models; to be given where base and tuned models are of different dtypes.
         evaluate: Benchmarks, judge and engine.
         search: Which λs of the grid are measured.
@@ -105,6 +139,8 @@ class Experiment(Settings):
     tuned: tuple[str, ...] = ()
     finetune: FinetuneSettings | None = None
     merge: Annotated[tuple[SweepSettings, ...], Field(min_length=1)] = (SweepSettings(),)
+    path: PathSettings | None = None
+    layers: LayersSettings | None = None
     merged_dtype: Literal["float32", "bfloat16", "float16"] | None = None
     evaluate: EvaluateSettings
     search: SearchSettings = SearchSettings()
@@ -118,4 +154,16 @@ class Experiment(Settings):
             raise ValueError("give either 'tuned' (models that exist) or 'finetune' (make them), and not both")
         if not self.evaluate.utility or not self.evaluate.safety:
             raise ValueError("'evaluate' needs a benchmark under 'utility' and one under 'safety': λ trades the two")
+        if self.path is not None and (self.finetune is None or self.finetune.keep_every is None):
+            raise ValueError("'path' measures snapshots of the tuning: give 'finetune' with 'keep_every'")
+        if self.layers is not None and self.search.name == "race":
+            raise ValueError("'layers' starts from a λ that is measured whole: take search 'grid' or 'bisect'")
+        if self.path is not None and not (self.path.snapshots or self.path.ema):
+            raise ValueError("'path' asks for neither snapshots nor their averages: leave it away")
+        validates = self.finetune is not None and self.finetune.data.validation and self.choice.validation != "none"
+        if self.evaluate.split == "whole" and not (self.choice.rule == "paper" and validates):
+            raise ValueError(
+                "'evaluate.split: whole' is for a λ chosen on the tuning data's held-out rows (choice.rule: paper, "
+                "with 'finetune'): any other rule looks at these prompts, and what λ was chosen on is not reported on"
+            )
         return self

@@ -12,7 +12,7 @@ from backmerge.checkpoints.reader import Checkpoint, Weights, read_json
 from backmerge.errors import RunError
 from backmerge.merging.recipe import Variant
 from backmerge.merging.to_disk import write_merged
-from backmerge.pipeline.points import Point, members_at
+from backmerge.pipeline.points import Point
 from backmerge.pipeline.preparation import Prepared
 from backmerge.progress import say
 from backmerge.runs import RunDirectory, key_of
@@ -64,7 +64,7 @@ def write_chosen(
             merge nor replaced.
     """
     written: dict[str, Checkpoint] = {}
-    members = members_at(chosen, prepared.base, tuned, prepared.dtype) if chosen else []
+    members = prepared.members_at(chosen, tuned) if chosen else []
     current = {str(member.tuned): member.variant for member in members}
     for place in (run.merged, run.unconfirmed):
         for directory in _ours(place):

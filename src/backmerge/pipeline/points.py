@@ -2,30 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Literal, NamedTuple
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
 
+from backmerge.checkpoints.locate import short_name
 from backmerge.checkpoints.reader import Checkpoint, Weights
+from backmerge.merging.method import find_method
 from backmerge.merging.recipe import Variant, lam_name
-from backmerge.pipeline.experiment import SweepSettings
+from backmerge.pipeline.experiment import DEFAULT_LAMS, SweepSettings
+from backmerge.pipeline.path import averaged, snapshot_of
+from backmerge.runs import key_of
 
 Role = Literal["base", "tuned", "merged"]
+ALL = "all"  # what the one model that several tuned ones are merged into comes from
+NO_MODELS: Mapping[str, Weights] = MappingProxyType({})
 
 
 class Point(NamedTuple):
-    """A place on the way; with several tuned models, one model of each stands there.
+    """A place on the way; with several tuned models, one model of each stands there, or one of all.
 
     Attributes:
         name: `base`, `tuned`, or such as `linear@0.4`.
         series: What varies only in λ, such as `linear`.
+        lam: λ; `None` for methods that have none, and where it differs from tensor to tensor.
+        sweep: The recipe, λ apart.
+        setting: λ as the recipe takes it: a number, a list, a table; `None` where the method has none.
+        is_joint: All tuned models go into one merge.
+        step: On the path of the tuning: after so many steps.
+        ema: On that path: the average of the snapshots up to there, with this decay.
     """
 
     name: str
     role: Role
     series: str
-    lam: float
+    lam: float | None
     sweep: SweepSettings | None = None
+    setting: Any = None
+    is_joint: bool = False
+    step: int | None = None
+    ema: float | None = None
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """How the point is made, as plain data."""
+        if self.step is not None:
+            return {"method": "path", "parameters": {"step": self.step, "ema": self.ema}, "tuned": "each"}
+        if self.sweep is None:
+            return {"method": None, "parameters": {}, "tuned": "each"}
+        return {
+            "method": self.sweep.method,
+            "parameters": {**self.sweep.parameters, **({"seed": self.sweep.seed} if self.sweep.seed else {})},
+            "tuned": "all" if self.is_joint else "each",
+        }
 
 
 class Member(NamedTuple):
@@ -34,7 +64,7 @@ class Member(NamedTuple):
     Attributes:
         name: Such as `linear@0.4/seed-42`.
         point: Where it stands.
-        tuned: The name of the tuned model that it comes from; `None` for the base.
+        tuned: The name of the tuned model that it comes from, or `all`; `None` for the base.
         variant: Its weights.
     """
 
@@ -44,35 +74,98 @@ class Member(NamedTuple):
     variant: Variant
 
 
-BASE = Point("base", "base", "base", 0.0)
-TUNED = Point("tuned", "tuned", "tuned", 1.0)
+BASE = Point("base", "base", "base", 0.0, setting=0.0)
+TUNED = Point("tuned", "tuned", "tuned", 1.0, setting=1.0)
 
 
-def points_of(sweeps: Sequence[SweepSettings]) -> list[Point]:
+def points_of(sweeps: Sequence[SweepSettings], *, allow_plugins: bool = False) -> list[Point]:
     """Base, tuned, and every merge, by method and λ; what is asked for twice is there once."""
     merged: dict[str, Point] = {}
     for sweep in sweeps:
-        named = dict(sorted(sweep.parameters.items())) | ({"seed": sweep.seed} if sweep.seed else {})
-        inside = ",".join(f"{key}={value}" for key, value in named.items())
-        series = f"{sweep.method}({inside})" if inside else sweep.method
-        for lam in sorted(sweep.lam):
-            name = f"{series}@{lam_name(lam)}"
-            merged.setdefault(name, Point(name, "merged", series, lam, sweep))
+        for point in _points(sweep, allow_plugins=allow_plugins):
+            merged.setdefault(point.name, point)
     return [BASE, TUNED, *merged.values()]
 
 
-def members_at(point: Point, base: Checkpoint, tuned: Mapping[str, Weights], dtype: str | None = None) -> list[Member]:
-    """The models at a point, one for each tuned model; merged in a dtype (as safetensors names it), or the base's."""
+def is_joint(sweep: SweepSettings, *, allow_plugins: bool = False) -> bool:
+    """Whether all tuned models go into one merge: as asked, or as the method needs."""
+    if sweep.tuned is not None:
+        return sweep.tuned == "all"
+    return find_method(sweep.method, allow_plugins=allow_plugins).num_tuned[0] > 1
+
+
+def series_of(sweep: SweepSettings, *, allow_plugins: bool = False) -> str:
+    """The name of what varies only in λ."""
+    named: dict[str, Any] = dict(sorted(sweep.parameters.items())) | ({"seed": sweep.seed} if sweep.seed else {})
+    named |= {name: short_name(model) for name, model in sorted(sweep.models.items())}
+    inside = ",".join(f"{key}={value}" for key, value in named.items())
+    # where the method takes one model or several, the name says which
+    is_told = sweep.tuned == "all" and find_method(sweep.method, allow_plugins=allow_plugins).num_tuned[0] == 1
+    return f"{sweep.method}{'[all]' if is_told else ''}{f'({inside})' if inside else ''}"
+
+
+def _points(sweep: SweepSettings, *, allow_plugins: bool) -> Iterator[Point]:
+    series, joint = series_of(sweep, allow_plugins=allow_plugins), is_joint(sweep, allow_plugins=allow_plugins)
+    if not find_method(sweep.method, allow_plugins=allow_plugins).has_lam:
+        yield Point(series, "merged", series, None, sweep, None, joint)
+        return
+    # only one merge of all tuned models ends elsewhere than at the tuned models themselves
+    for lam in sorted({*lams_of(sweep), *((1.0,) if joint and lams_of(sweep) else ())}):
+        yield Point(f"{series}@{lam_name(lam)}", "merged", series, lam, sweep, lam, joint)
+    for setting in sweep.schedules:
+        name = f"{series}@{key_of(setting)[:6]}"
+        yield Point(name, "merged", name, None, sweep, setting, joint)
+
+
+def lams_of(sweep: SweepSettings) -> tuple[float, ...]:
+    """The λs of a method that has one; the paper's, where neither numbers nor schedules are asked for."""
+    if sweep.lam is None:
+        return () if sweep.schedules else DEFAULT_LAMS
+    return sweep.lam
+
+
+def members_at(
+    point: Point,
+    base: Checkpoint,
+    tuned: Mapping[str, Weights],
+    dtype: str | None = None,
+    models: Mapping[str, Weights] = NO_MODELS,
+) -> list[Member]:
+    """The models at a point: one for each tuned model, or one of all.
+
+    Args:
+        point: Where.
+        base: The base.
+        tuned: The tuned models, by name.
+        dtype: Of what is merged, as safetensors names it; the base's own if `None`.
+        models: More models that a method asks for, by what the settings call them.
+    """
     if point.role == "base":
         return [Member("base", point, None, Variant(base))]
+    groups: dict[str, Any] = {ALL: tuple(tuned.values())} if point.is_joint else dict(tuned)
     return [
-        Member(f"{point.name}/{name}", point, name, replace(_variant(point, base, weights), dtype=dtype))
-        for name, weights in tuned.items()
+        Member(f"{point.name}/{name}", point, name, replace(_variant(point, base, weights, models), dtype=dtype))
+        for name, weights in groups.items()
     ]
 
 
-def _variant(point: Point, base: Checkpoint, tuned: Weights) -> Variant:
-    if point.sweep is None:
-        return Variant(base, tuned)  # Linear at λ=1 is the tuned model, bit for bit
+def _variant(
+    point: Point, base: Checkpoint, tuned: Weights | tuple[Weights, ...], models: Mapping[str, Weights]
+) -> Variant:
+    if point.step is not None:
+        assert not isinstance(tuned, tuple)
+        if point.ema is None:
+            return Variant(base, snapshot_of(tuned, base, point.step))
+        return averaged(tuned, base, point.step, point.ema)
     sweep = point.sweep
-    return Variant(base, tuned, sweep.method, point.lam, sweep.parameters, sweep.seed)
+    if sweep is None:
+        return Variant(base, tuned)  # Linear at λ=1 is the tuned model, bit for bit
+    return Variant(
+        base,
+        tuned,
+        sweep.method,
+        1.0 if point.setting is None else point.setting,
+        sweep.parameters,
+        sweep.seed,
+        {name: models[model] for name, model in sweep.models.items()},
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,8 @@ from backmerge.generation.chat import load_tokenizer
 from backmerge.generation.protocol import Generator
 from backmerge.judging.protocol import Judge, JudgeSettings
 from backmerge.merging.method import check_models, check_parameters, find_method
-from backmerge.pipeline.experiment import EvaluateSettings, Experiment
+from backmerge.pipeline.experiment import EvaluateSettings, Experiment, SweepSettings
+from backmerge.pipeline.points import Member, Point, is_joint, members_at
 from backmerge.pipeline.training_data import load_for, with_notes
 from backmerge.records import Example
 from backmerge.registry import ENGINES, JUDGES, resolve
@@ -46,6 +47,7 @@ class Prepared:
         judge: Finds refusals and harm.
         second_judge: Another one, if there is one.
         allow_plugins: Whether the user's own code may be run.
+        models: More models that merge methods ask for, by what the settings call them.
     """
 
     experiment: Experiment
@@ -56,6 +58,7 @@ class Prepared:
     judge: Judge
     second_judge: Judge | None
     allow_plugins: bool
+    models: Mapping[str, Weights] = field(default_factory=dict)
 
     @property
     def dtype(self) -> str | None:
@@ -69,11 +72,13 @@ class Prepared:
 
     @cached_property
     def splits(self) -> dict[str, dict[Split, list[Example]]]:
-        """Benchmark to its two halves, cut to the limit.
+        """Benchmark to its two halves, cut to the limit; to the whole twice, where no prompt is chosen on.
 
         All benchmarks of a kind are split as one: what two of them share is on the same side in both.
         """
         limit = self.experiment.evaluate.limit
+        if self.experiment.evaluate.split == "whole":
+            return {b.name: dict.fromkeys(SPLITS, limited(b.examples, limit)) for b in self.benchmarks}
         halves: dict[str, dict[Split, list[Example]]] = {}
         for kind in KINDS:
             of_kind = [benchmark for benchmark in self.benchmarks if benchmark.kind == kind]
@@ -86,6 +91,10 @@ class Prepared:
                 }
         return halves
 
+    def members_at(self, point: Point, tuned: Mapping[str, Weights]) -> list[Member]:
+        """The models at a point: one for each tuned model, or one of all."""
+        return members_at(point, self.base, tuned, self.dtype, self.models)
+
 
 def prepare(experiment: Experiment, *, allow_plugins: bool = False, allow_code_execution: bool = False) -> Prepared:
     """Find and check the models, data, benchmarks, methods and judge; writes nothing.
@@ -94,15 +103,9 @@ def prepare(experiment: Experiment, *, allow_plugins: bool = False, allow_code_e
         BackmergeError: the first thing that is wrong.
     """
     check_search(experiment.search, experiment.choice)
+    num_tuned = len(experiment.tuned) or len(experiment.finetune.seeds if experiment.finetune else ())
     for sweep in experiment.merge:
-        method = find_method(sweep.method, allow_plugins=allow_plugins)
-        if not method.has_lam:
-            raise ConfigError(
-                f"{sweep.method} has no λ that could be swept and chosen",
-                remedy="write it with `backmerge merge`, and measure what is written with `backmerge evaluate`.",
-            )
-        check_models(method, sweep.method, 1, ())
-        check_parameters(method, sweep.method, {**sweep.parameters, "lam": sweep.lam[0]})
+        check_sweep(sweep, num_tuned, allow_plugins=allow_plugins)
     if getattr(resolve(ENGINES, experiment.evaluate.engine.name, allow_plugins=allow_plugins), "is_served", False):
         raise ConfigError(
             "a server has its models, and can be given no merged one, which the confirmation of a λ needs",
@@ -129,10 +132,35 @@ def prepare(experiment: Experiment, *, allow_plugins: bool = False, allow_code_e
         judge,
         second,
         allow_plugins,
+        {
+            model: open_tuned(locate_model(model), base, is_cast=experiment.merged_dtype is not None)
+            for sweep in experiment.merge
+            for model in sweep.models.values()
+        },
     )
     _check_splits(prepared)
     _check_tuned_differ(prepared.tuned)
     return prepared
+
+
+def check_sweep(sweep: SweepSettings, num_tuned: int, *, allow_plugins: bool = False) -> None:
+    """Whether the method is there, and takes these models and parameters.
+
+    Raises:
+        BackmergeError: it does not.
+    """
+    method = find_method(sweep.method, allow_plugins=allow_plugins)
+    joint = is_joint(sweep, allow_plugins=allow_plugins)
+    check_models(method, sweep.method, num_tuned if joint else 1, tuple(sweep.models))
+    if method.has_lam:
+        check_parameters(method, sweep.method, {**sweep.parameters, "lam": 0.5})
+        return
+    check_parameters(method, sweep.method, sweep.parameters)
+    if sweep.lam or sweep.schedules:
+        raise ConfigError(
+            f"{sweep.method} has no λ: it decides by itself how far to go",
+            remedy="leave 'lam' and 'schedules' away; it is measured as one point beside the others.",
+        )
 
 
 def find_judge(settings: JudgeSettings, *, allow_plugins: bool = False) -> Judge:

@@ -10,7 +10,7 @@ from backmerge.benchmarks.split import clusters_of
 from backmerge.checkpoints.reader import Weights
 from backmerge.pipeline.candidates import SPLIT
 from backmerge.pipeline.evaluation import Job, Outcome
-from backmerge.pipeline.points import BASE, Point, members_at
+from backmerge.pipeline.points import BASE, Point
 from backmerge.pipeline.preparation import Prepared, pooled, pooled_id
 from backmerge.pipeline.results import Outcomes
 from backmerge.records import Completion, Example, Verdict
@@ -124,7 +124,7 @@ def _jobs(
     """The prompts of a batch, by benchmark, for each model at the point."""
     return [
         Job(member, benchmark, SPLIT, [example for name, example in prompts if name == benchmark.name])
-        for member in members_at(point, prepared.base, tuned, prepared.dtype)
+        for member in prepared.members_at(point, tuned)
         for benchmark in prepared.benchmarks
         if any(name == benchmark.name for name, _ in prompts)
     ]

@@ -27,6 +27,7 @@ def spec_of(request: Request, engine: EngineSettings, *, allow_plugins: bool) ->
         "allow_plugins": allow_plugins,
         "base": str(variant.base.directory.absolute()),
         "tuned": [str(tuned.directory.absolute()) for tuned in variant.tuned_models],
+        "extra": {name: str(model.directory.absolute()) for name, model in variant.extra.items()},
         "recipe": {
             "method": variant.method,
             "lam": variant.lam,
@@ -49,7 +50,8 @@ def answer(spec: Mapping[str, Any], advance: Advance) -> list[dict[str, Any]]:
     engine = _engine(json.dumps(spec["engine"], sort_keys=True), allow_plugins=spec["allow_plugins"])
     base = _base(spec["base"])
     tuned = tuple(_tuned(folder, spec["base"]) for folder in spec["tuned"])
-    variant = Variant(base, (tuned[0] if len(tuned) == 1 else tuned) or None, **spec["recipe"])
+    extra = {name: _tuned(folder, spec["base"]) for name, folder in spec["extra"].items()}
+    variant = Variant(base, (tuned[0] if len(tuned) == 1 else tuned) or None, extra=extra, **spec["recipe"])
     examples = [from_dict(Example, values) for values in spec["examples"]]
     made = engine.generate(variant, examples, Sampling(**spec["sampling"]), advance)
     return [dataclasses.asdict(completion) for completion in made]

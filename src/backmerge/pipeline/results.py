@@ -28,7 +28,7 @@ from backmerge.statistics import (
     wilson,
 )
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 class Outcomes:
@@ -118,8 +118,7 @@ class Outcomes:
     def effective_size(self, point: str, benchmark: str, split: str, metric: str) -> float:
         """How many independent prompts the mean over the models at a point is worth."""
         values = self.mean_values(point, benchmark, split, metric)
-        examples = self.at(point, benchmark, split)[0].examples
-        clusters = dict(zip((e.id for e in examples), clusters_of(examples), strict=True))
+        clusters = self.clusters(point, benchmark, split)
         return effective_size(list(values.values()), [clusters[example] for example in values])
 
     def over_prompts(self, point: str, benchmark: str, split: str, metric: str) -> Interval:
@@ -127,14 +126,32 @@ class Outcomes:
         values = self.mean_values(point, benchmark, split, metric)
         if not values:
             return Interval(0.0, 1.0)
-        examples = self.at(point, benchmark, split)[0].examples
-        clusters = dict(zip((e.id for e in examples), clusters_of(examples), strict=True))
+        clusters = self.clusters(point, benchmark, split)
         kept = [clusters[example] for example in values]
         if self._is_rate(point, benchmark, split, metric):
             size = effective_size(list(values.values()), kept)
             return wilson(fmean(values.values()) * size, size)
         found = bootstrap_mean(list(values.values()), kept)
         return Interval(found.low, found.high)
+
+    def interval(self, point: str, benchmark: str, split: str, metric: str) -> Interval:
+        """Of the mean over the models at a point: over prompts and, where there are several models, over these too.
+
+        Of several, the hull of both: the first knows nothing of seeds, and the second has no width where all seeds
+        agree, as at 0 and 100 %.
+        """
+        scores = [o.scores for o in self.at(point, benchmark, split)]
+        values = [s.value for of in scores for s in of if s.metric == metric and s.value is not None]
+        over_prompts = self.over_prompts(point, benchmark, split, metric)
+        if len(values) < 2:
+            return over_prompts
+        over_models = t_interval(values)
+        return Interval(min(over_models.low, over_prompts.low), max(over_models.high, over_prompts.high))
+
+    def clusters(self, point: str, benchmark: str, split: str) -> dict[str, str]:
+        """Each example's cluster of near-duplicates."""
+        examples = self.at(point, benchmark, split)[0].examples
+        return dict(zip((e.id for e in examples), clusters_of(examples), strict=True))
 
     def _is_rate(self, point: str, benchmark: str, split: str, metric: str) -> bool:
         found = self.at(point, benchmark, split)

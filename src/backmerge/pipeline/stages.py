@@ -15,11 +15,13 @@ from backmerge.checkpoints.reader import Checkpoint, Weights
 from backmerge.config import as_yaml
 from backmerge.generation.cache import CompletionCache, cache_directory
 from backmerge.merging.recipe import Variant
+from backmerge.pipeline.comparison import Contender, comparison_of, confirmed_points, contenders_of
 from backmerge.pipeline.decision import confirmation_of
 from backmerge.pipeline.evaluation import Evaluator, Job, elsewhere
 from backmerge.pipeline.experiment import Experiment
 from backmerge.pipeline.handover import hand_over, withdraw, write_chosen
-from backmerge.pipeline.points import BASE, TUNED, Member, Point, members_at, points_of
+from backmerge.pipeline.path import steps_kept
+from backmerge.pipeline.points import BASE, TUNED, Member, Point, points_of
 from backmerge.pipeline.preparation import Prepared, check_kind, make_engine, prepare
 from backmerge.pipeline.results import (
     SCHEMA_VERSION,
@@ -50,6 +52,8 @@ FIRST_STAGE_OF = {
     "merged_dtype": "sweep",
     "evaluate": "sweep",
     "search": "sweep",
+    "path": "sweep",
+    "layers": "sweep",
     "choice": "choose",
     "report": "report",
     "name": "report",
@@ -111,14 +115,16 @@ def run_experiment(
             elsewhere=elsewhere(experiment.execution, experiment.evaluate.engine, allow_plugins=allow_plugins),
         )
         outcomes = Outcomes()
-        points = points_of(experiment.merge)
-        found = sweep(evaluator, prepared, tuned, points, outcomes)
+        points = [*points_of(experiment.merge, allow_plugins=allow_plugins), *_path(experiment, tuned)]
+        found = sweep(evaluator, prepared, tuned, points, outcomes, key_of(inputs))
+        points += found.points
         choice = choose(found.candidates, experiment.choice)
         choice = choice._replace(reason=" ".join((choice.reason, *found.notes)))
         run.log(f"choice: {choice.reason}")
         chosen = next((point for point in points if point.name == choice.point), None)
         written = write_chosen(run, prepared, tuned, chosen)
-        _confirm(evaluator, prepared, tuned, chosen, written, outcomes)
+        rivals = contenders_of(prepared, found.candidates, points) if experiment.choice.compare else []
+        _confirm(evaluator, prepared, tuned, chosen, written, rivals, outcomes)
         confirmation = confirmation_of(prepared, outcomes, chosen, list(written))
         merged = hand_over(run, written, confirmation, choice)
         results = {
@@ -141,12 +147,14 @@ def run_experiment(
             "second_judge": None if prepared.second_judge is None else prepared.second_judge.name,
             "agreement": agreement_rows(outcomes),
             "points": [
-                {"point": p.name, "role": p.role, "series": p.series, "lam": p.lam}
+                {"point": p.name, "role": p.role, "series": p.series, "lam": p.lam, "setting": p.setting, **p.recipe}
                 for p in points
                 if any(outcomes.at(p.name, b.name, "selection") for b in prepared.benchmarks)
             ],
             "choice": _choice_row(experiment, choice, chosen),
+            "split": experiment.evaluate.split,
             "confirmation": confirmation,
+            "comparison": comparison_of(prepared, outcomes, rivals) if rivals else None,
             "merged": merged,
             "scores": score_rows(outcomes),
             "by_category": category_rows(outcomes),
@@ -249,17 +257,35 @@ def _confirm(
     tuned: Mapping[str, Weights],
     chosen: Point | None,
     written: Mapping[str, Checkpoint],
+    rivals: Sequence[Contender],
     outcomes: Outcomes,
 ) -> None:
-    """Measure base, tuned and, as loaded from disk, the chosen merges on prompts that λ was not chosen on."""
+    """Measure base, tuned and, as loaded from disk, the chosen merges on prompts that λ was not chosen on.
+
+    Where series are compared, the best of each of the others is measured too, as merged in memory.
+    """
     # where the tuned model itself was chosen, it too is measured as written
-    live = (BASE,) if chosen == TUNED else (BASE, TUNED)
-    members = [member for point in live for member in members_at(point, prepared.base, tuned, prepared.dtype)]
+    live = [BASE] if chosen == TUNED else [BASE, TUNED]
+    live += confirmed_points(rivals, chosen)
+    members = [member for point in live for member in prepared.members_at(point, tuned)]
     if chosen is not None:
         members += [
             Member(f"{chosen.name}/{name}", chosen, name, Variant(weights)) for name, weights in written.items()
         ]
     _measure(evaluator, prepared, members, "confirmation", "Confirmation on other prompts", outcomes)
+
+
+def _path(experiment: Experiment, tuned: Mapping[str, Weights]) -> list[Point]:
+    """The points of the tuning's own path, if they are asked for."""
+    settings = experiment.path
+    if settings is None:
+        return []
+    steps = steps_kept(list(tuned.values()))
+    kinds: list[tuple[str, float | None]] = [("snapshots", None)] if settings.snapshots else []
+    kinds += [(f"snapshots(ema={settings.ema:g})", settings.ema)] if settings.ema else []
+    return [
+        Point(f"{series}@{step}", "merged", series, None, step=step, ema=ema) for series, ema in kinds for step in steps
+    ]
 
 
 def _tuned_row(name: str, weights: Weights) -> dict[str, Any]:
@@ -288,6 +314,7 @@ def _choice_row(experiment: Experiment, choice: Choice, chosen: Point | None) ->
         "point": choice.point,
         "series": chosen.series if chosen else None,
         "lam": chosen.lam if chosen else None,
+        "setting": chosen.setting if chosen else None,
         "reason": choice.reason,
         "steps": choice.steps,
     }

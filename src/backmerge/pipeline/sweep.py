@@ -11,7 +11,8 @@ from backmerge.benchmarks.split import Split
 from backmerge.checkpoints.reader import Weights
 from backmerge.pipeline.candidates import SPLIT, candidate_of
 from backmerge.pipeline.evaluation import Evaluator, Job, Outcome
-from backmerge.pipeline.points import BASE, TUNED, Point, members_at
+from backmerge.pipeline.layers import search_layers
+from backmerge.pipeline.points import BASE, TUNED, Point
 from backmerge.pipeline.preparation import KINDS, Prepared
 from backmerge.pipeline.racing import race
 from backmerge.pipeline.results import Outcomes
@@ -28,10 +29,12 @@ class Found(NamedTuple):
     Attributes:
         candidates: What is known of each λ that was measured.
         notes: What a reader of the choice must know of how it was searched for.
+        points: Those that the search itself came upon.
     """
 
     candidates: list[Candidate]
     notes: list[str]
+    points: list[Point]
 
 
 def sweep(
@@ -40,8 +43,18 @@ def sweep(
     tuned: Mapping[str, Weights],
     points: Sequence[Point],
     outcomes: Outcomes,
+    key: str,
 ) -> Found:
-    """Measure the base, the tuned model, and what the search asks for of the merges, on the selection split."""
+    """Measure the base, the tuned model, and what the search asks for of the merges, on the selection split.
+
+    Args:
+        evaluator: Measures.
+        prepared: The experiment.
+        tuned: The tuned models, by name.
+        points: The grid.
+        outcomes: To which what is measured is added.
+        key: A hash of all that is measured on, and of what.
+    """
 
     def carry_out(jobs: Sequence[Job], description: str, *, is_partial: bool = False) -> list[Outcome]:
         with bar(description, sum(len(job.examples) for job in jobs)) as advance:
@@ -51,22 +64,34 @@ def sweep(
         jobs = [
             Job(member, benchmark, SPLIT, prepared.splits[benchmark.name]["selection"])
             for name, kinds in wanted.items()
-            for member in members_at(by_name[name], prepared.base, tuned, prepared.dtype)
+            for member in prepared.members_at(by_name[name], tuned)
             for benchmark in prepared.benchmarks
             if benchmark.kind in kinds
         ]
         for outcome in carry_out(jobs, description):
             outcomes.add(outcome)
 
+    def measure_whole(more: Sequence[Point], description: str) -> None:
+        by_name.update({point.name: point for point in more})
+        measure({point.name: set(KINDS) for point in more}, description)
+
     by_name = {point.name: point for point in points}
     say(_cost(points, len(tuned), prepared))
     search = prepared.experiment.search
     grids = _grids(points)
+    # what has no λ of its own is nothing to search in, and is measured whole
+    single = [point for point in points if point.role == "merged" and (point.lam is None or point.step is not None)]
+
+    def found_singly() -> list[Candidate]:
+        if search.name != "grid" and single:
+            measure_whole(single, "Recipes without a λ")
+        return [candidate_of(prepared, outcomes, point, point.series) for point in single]
+
     if search.name == "race":
         measure({BASE.name: set(KINDS)}, "The base")
         batch = partial(carry_out, is_partial=True)
         candidates = race(grids, prepared, tuned, outcomes, batch)
-        return Found(candidates, [search_note(search, (), {})])
+        return Found([*candidates, *found_singly()], [search_note(search, (), {})], [])
     if search.name == "grid":
         measure({point.name: set(KINDS) for point in points}, f"Sweep over {len(points)} points")
     else:
@@ -77,20 +102,27 @@ def sweep(
         measure(wanted, f"Search, round {rounds}")
     measured = {series: _measured(series, grid, prepared, outcomes) for series, grid in grids.items()}
     notes = [search_note(search, tuple(grid), measured[series]) for series, grid in grids.items()]
-    return Found([c for found in measured.values() for c in found.values()], list(filter(None, dict.fromkeys(notes))))
+    candidates = [c for found in measured.values() for c in found.values()]
+    candidates += found_singly()
+    if prepared.experiment.layers is None:
+        return Found(candidates, list(filter(None, dict.fromkeys(notes))), [])
+    by_layer = search_layers(evaluator.run, prepared, outcomes, candidates, key, measure_whole)
+    return Found(
+        [*candidates, by_layer.candidate], [*filter(None, dict.fromkeys(notes)), by_layer.note], by_layer.points
+    )
 
 
 def _cost(points: Sequence[Point], num_tuned: int, prepared: Prepared) -> str:
     """What there is to answer at most, before it begins."""
 
-    def num_answers(split: Split, roles: Iterable[str]) -> int:
-        models = sum(1 if role == "base" else num_tuned for role in roles)
+    def num_answers(split: Split, places: Iterable[tuple[str, bool]]) -> int:
+        models = sum(1 if role == "base" or is_joint else num_tuned for role, is_joint in places)
         return models * sum(
             len(prepared.splits[b.name][split]) * int(b.sampling.get("num_samples", 1)) for b in prepared.benchmarks
         )
 
-    chosen = num_answers("selection", [point.role for point in points])
-    confirmed = num_answers("confirmation", ("base", "tuned", "merged"))
+    chosen = num_answers("selection", [(point.role, point.is_joint) for point in points])
+    confirmed = num_answers("confirmation", [("base", False), ("tuned", False), ("merged", False)])
     at_most = "" if prepared.experiment.search.name == "grid" else "at most "
     return (
         f"To make: {at_most}{chosen:,} answers to choose λ, {confirmed:,} to confirm it. What was answered before is "
@@ -99,12 +131,12 @@ def _cost(points: Sequence[Point], num_tuned: int, prepared: Prepared) -> str:
 
 
 def _grids(points: Iterable[Point]) -> dict[str, dict[float, Point]]:
-    """Series to its points by λ; the tuned model, λ=1, ends each."""
+    """Series to its points by λ; the tuned model, λ=1, ends each that has no end of its own."""
     grids: dict[str, dict[float, Point]] = {}
     for point in points:
-        if point.role == "merged":
+        if point.role == "merged" and point.lam is not None and point.step is None:
             grids.setdefault(point.series, {})[point.lam] = point
-    return {series: {**grid, TUNED.lam: TUNED} for series, grid in grids.items()}
+    return {series: {**grid, 1.0: grid.get(1.0, TUNED)} for series, grid in grids.items()}
 
 
 def _measured(

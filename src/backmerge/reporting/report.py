@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SAMPLE_ORDER = ("safety", "over_refusal", "utility")
-SCHEMA_VERSION = 1  # of results.json, as far as this file can read it
+SCHEMA_VERSION = 2  # of results.json, as far as this file can read it
 
 # marks that turn the direction of the text around them, and halves of signs, which no encoding takes
 _TURNING = re.compile("[\u200e\u200f\u202a-\u202e\u2066-\u2069]")

@@ -11,7 +11,7 @@ from backmerge.selection.candidates import Bounded, Candidate, Choice, Step, Ver
 from backmerge.selection.race import Arm, Batch, Race
 from backmerge.selection.rules import RULES, choose, choose_safe
 from backmerge.selection.search import Request, next_points, search_note
-from backmerge.selection.settings import ChoiceSettings, SearchSettings, check_search
+from backmerge.selection.settings import ChoiceSettings, LayersSettings, SearchSettings, check_search
 
 __all__ = [
     "RULES",
@@ -21,6 +21,7 @@ __all__ = [
     "Candidate",
     "Choice",
     "ChoiceSettings",
+    "LayersSettings",
     "Race",
     "Request",
     "SearchSettings",

@@ -18,7 +18,7 @@ class Candidate(NamedTuple):
     Attributes:
         point: Its name.
         series: Points of one method and one set of parameters, ordered by λ.
-        lam: λ.
+        lam: λ; `None` where the method has none, or each layer its own.
         utility: Mean primary metric, in [0, 1]; `None` where a search did not ask for it.
         asr_difference: Its ASR less the base's, over the prompts of all safety benchmarks; `None` likewise.
         asr_by_benchmark: The same on each benchmark, for choices that are not pooled.
@@ -30,7 +30,7 @@ class Candidate(NamedTuple):
 
     point: str
     series: str
-    lam: float
+    lam: float | None
     utility: float | None
     asr_difference: PairedDifference | None
     asr_by_benchmark: Mapping[str, PairedDifference] = NOTHING
@@ -38,6 +38,11 @@ class Candidate(NamedTuple):
     other_rise: float | None = None
     validation: float | None = None
     asr: Bounded | None = None
+
+    @property
+    def reach(self) -> float:
+        """How far from the base, for ties: λ, or as far as the tuned model where there is no single one."""
+        return 1.0 if self.lam is None else self.lam
 
 
 class Bounded(NamedTuple):
@@ -70,7 +75,7 @@ class Step(NamedTuple):
     """
 
     point: str
-    lam: float
+    lam: float | None
     utility: float | None
     asr_difference: float | None
     upper_bound: float | None
@@ -97,7 +102,7 @@ def by_series(candidates: Iterable[Candidate]) -> list[list[Candidate]]:
     grouped: dict[str, list[Candidate]] = {}
     for candidate in candidates:
         grouped.setdefault(candidate.series, []).append(candidate)
-    return [sorted(group, key=lambda candidate: candidate.lam) for group in grouped.values()]
+    return [sorted(group, key=lambda candidate: candidate.reach) for group in grouped.values()]
 
 
 def confirm(asr_difference: PairedDifference, margin: float) -> Verdict:

@@ -27,6 +27,9 @@ class ChoiceSettings(Settings):
             `safe` and `target`, where that was measured. One-sided, 95 %.
         target: The ASR that `target` holds candidates to, as a share.
         weight: Utility that `weighted` gives up for a point of ASR less.
+        compare: Whether the best point of each series is confirmed too, for one table of methods on the same prompts.
+        validation: What rule `paper` scores on the held-out part of the tuning data: `loss`, `accuracy` of the final
+            answer, or `bertscore`; `auto` takes the task's own.
         pooled: Whether ASR is compared over the prompts of all safety benchmarks together, or on each by itself, where
             every one must pass.
     """
@@ -37,6 +40,8 @@ class ChoiceSettings(Settings):
     target: Share | None = None
     weight: Annotated[float, Field(ge=0)] = 1.0
     pooled: bool = True
+    compare: bool = False
+    validation: Literal["auto", "loss", "accuracy", "bertscore", "none"] = "auto"
 
     @model_validator(mode="after")
     def _has_its_target(self) -> Self:
@@ -58,6 +63,26 @@ class SearchSettings(Settings):
 
     name: Literal["grid", "bisect", "race"] = "grid"
     batch: PositiveInt = 50
+
+
+class LayersSettings(Settings):
+    """A search for a λ of each part of the model, by Optuna, with utility and safety as its two objectives.
+
+    It starts from the best single λ, with the method of the first entry of `merge`. What it finds was picked as the
+    best of many on the selection prompts: only the confirmation says anything of it.
+
+    Attributes:
+        by: What has a λ of its own. `layer`: a gradient over the depth with `num_knots` values. `module`: attention,
+            MLP and the rest. `both`: a gradient for attention and one for the rest.
+        num_knots: Values of a gradient.
+        num_trials: Recipes that are measured, each on all selection prompts.
+        seed: Of the sampler.
+    """
+
+    by: Literal["layer", "module", "both"] = "layer"
+    num_knots: Annotated[int, Field(ge=2)] = 4
+    num_trials: PositiveInt = 20
+    seed: Annotated[int, Field(ge=0)] = 0
 
 
 def check_search(search: SearchSettings, choice: ChoiceSettings) -> None:

@@ -17,6 +17,8 @@ never more than the number of clusters, so that near-duplicates count at most on
 | not worse by a margin | `non_inferior`; how many prompts would show it: `prompts_needed`, `power_of` |
 | looking before all prompts are in | `critical_values`, `sequential_bounds`, `betting_upper_bounds` |
 | several λs in an order | `fixed_sequence` |
+| several benchmarks together | `mean_interval`, `mean_difference` |
+| several methods against one | `holm` |
 | a judge against a person | `corrected_rate`, `ppi_mean` |
 | two judges | `agreement` |
 """
@@ -25,6 +27,7 @@ from backmerge.statistics.agreement import Agreement, agreement, cohen_kappa
 from backmerge.statistics.bootstrap import Mean, bootstrap_difference, bootstrap_mean
 from backmerge.statistics.calibration import Corrected, PredictionPowered, corrected_rate, ppi_mean
 from backmerge.statistics.clusters import effective_size
+from backmerge.statistics.combined import holm, mean_difference, mean_interval
 from backmerge.statistics.intervals import (
     Interval,
     OverSeeds,
@@ -89,7 +92,10 @@ __all__ = [
     "discordance",
     "effective_size",
     "fixed_sequence",
+    "holm",
     "mcnemar_p",
+    "mean_difference",
+    "mean_interval",
     "mean_pass_at_k",
     "non_inferior",
     "over_seeds",

@@ -77,7 +77,11 @@ def _most_utility(
     sequences = [(series, _fixed_sequence(series, choice)) for series in by_series(candidates)]
     steps = tuple(step for _, sequence in sequences for step in sequence)
     of_point = {candidate.point: candidate for candidate in candidates}
-    passed = [(step.utility, -step.lam, step.point) for step in steps if step.passes and step.utility is not None]
+    passed = [
+        (step.utility, -of_point[step.point].reach, step.point)
+        for step in steps
+        if step.passes and step.utility is not None
+    ]
     failed = [of_point[step.point] for step in steps if step.passes is False]
     if not passed:
         return Choice(None, _none_passed(failed, choice, unkept, closest), steps)
@@ -105,7 +109,7 @@ def _none_passed(
 ) -> str:
     if not failed:
         return f"No λ could be shown to {unkept}: there is none of which both safety and utility were measured."
-    nearest = min(failed, key=lambda candidate: (_worst(candidate, choice).bound, candidate.lam))
+    nearest = min(failed, key=lambda candidate: (_worst(candidate, choice).bound, candidate.reach))
     return (
         f"No λ could be shown to {unkept}{_or_over_refusal(nearest, choice)}. The closest is {nearest.point}, with "
         f"{closest(_worst(nearest, choice))}. {_undecided(nearest, choice)}"

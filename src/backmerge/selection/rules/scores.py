@@ -25,7 +25,7 @@ def paper(candidates: Sequence[Candidate], choice: ChoiceSettings) -> Choice:
     del choice
     merged = [candidate for candidate in candidates if candidate.lam not in {0.0, 1.0}]
     is_validated = bool(merged) and all(candidate.validation is not None for candidate in merged)
-    scores = [(c.validation if is_validated else c.utility, -c.lam, c.point) for c in merged]
+    scores = [(c.validation if is_validated else c.utility, -c.reach, c.point) for c in merged]
     known = [(score, lam, point) for score, lam, point in scores if score is not None]
     if not known:
         return Choice(None, "No merge other than λ=0 and λ=1 has a score to choose by.", _steps(candidates))
@@ -47,7 +47,7 @@ def weighted(candidates: Sequence[Candidate], choice: ChoiceSettings) -> Choice:
     places = _places(candidates)
     if not places:
         return Choice(None, "No candidate has both a utility and an attack success rate.", _steps(candidates))
-    utility, rise, best = max(places, key=lambda place: (place[0] - choice.weight * place[1], -place[2].lam))
+    utility, rise, best = max(places, key=lambda place: (place[0] - choice.weight * place[1], -place[2].reach))
     reason = (
         f"{best.point} has the largest utility less {choice.weight:g} times the rise of the attack success rate: "
         f"{utility * 100:.1f} − {choice.weight:g} × {rise * 100:.1f} = {(utility - choice.weight * rise) * 100:.1f} "
@@ -89,7 +89,7 @@ def pareto(candidates: Sequence[Candidate], choice: ChoiceSettings) -> Choice:
 def front_of(candidates: Sequence[Candidate]) -> list[tuple[float, float, Candidate]]:
     """Utility, rise of ASR, candidate: of those that none excels in one and equals in the other, by rising ASR."""
     front: list[tuple[float, float, Candidate]] = []
-    for place in sorted(_places(candidates), key=lambda place: (place[1], -place[0], place[2].lam)):
+    for place in sorted(_places(candidates), key=lambda place: (place[1], -place[0], place[2].reach)):
         if not front or place[0] > front[-1][0]:
             front.append(place)
     return front

@@ -1,0 +1,128 @@
+"""The best of each series next to each other on the prompts that nothing was chosen on: one table of methods."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any, NamedTuple
+
+from backmerge.benchmarks.scoring import primary_metric
+from backmerge.pipeline.points import TUNED, Point
+from backmerge.pipeline.preparation import Prepared
+from backmerge.pipeline.results import Outcomes
+from backmerge.selection import Candidate, Choice, choose, confirm
+from backmerge.statistics import holm, mean_difference, mean_interval, sign_flip_p
+
+SPLIT = "confirmation"
+
+
+class Contender(NamedTuple):
+    """A series in the comparison.
+
+    Attributes:
+        series: Its name.
+        point: The best of it by the rule; `None` if none passed.
+        reason: In the rule's words.
+    """
+
+    series: str
+    point: Point | None
+    reason: str
+
+
+def contenders_of(prepared: Prepared, candidates: Sequence[Candidate], points: Sequence[Point]) -> list[Contender]:
+    """Each series with the point that the rule takes of it alone, in the order of the experiment."""
+    by_name = {point.name: point for point in points}
+    found = []
+    for series in dict.fromkeys(candidate.series for candidate in candidates):
+        choice: Choice = choose([c for c in candidates if c.series == series], prepared.experiment.choice)
+        found.append(Contender(series, by_name[choice.point] if choice.point else None, choice.reason))
+    return found
+
+
+def comparison_of(prepared: Prepared, outcomes: Outcomes, contenders: Sequence[Contender]) -> dict[str, Any]:
+    """The table: what each contender keeps of utility and adds to the base's ASR, against the first of them.
+
+    p-values are two-sided, by flipping signs over clusters of prompts, adjusted for the number of series by Holm's
+    method: that one of many beats the reference by luck is what they are held against.
+    """
+    reference = contenders[0]
+    rows = [_row(prepared, outcomes, contender, reference) for contender in contenders]
+    tested = [row for row in rows if row["p"] is not None]
+    for row, adjusted in zip(tested, holm([row["p"] for row in tested]), strict=True):
+        row["p_adjusted"] = adjusted
+    for row in rows:
+        del row["p"]
+    return {"reference": reference.series, "rows": rows}
+
+
+def _row(prepared: Prepared, outcomes: Outcomes, contender: Contender, reference: Contender) -> dict[str, Any]:
+    point = contender.point
+    row: dict[str, Any] = {
+        "series": contender.series,
+        "point": point.name if point else None,
+        "lam": point.lam if point else None,
+        "setting": point.setting if point else None,
+        "reason": contender.reason,
+        "num_models": 0,
+        "utility": None,
+        "asr": None,
+        "over_refusal": None,
+        "asr_difference": None,
+        "utility_difference": None,
+        "p": None,
+        "p_adjusted": None,
+        "verdict": "not shown",
+    }
+    if point is None:
+        return row
+    safety, refusals = prepared.of_kind("safety"), prepared.of_kind("over_refusal")
+    metric = {benchmark.name: primary_metric(benchmark) for benchmark in prepared.benchmarks}
+    difference = outcomes.difference(point.name, "base", safety, SPLIT, "asr")
+    row |= {
+        "num_models": len(outcomes.at(point.name, safety[0], SPLIT)),
+        "utility": _level(outcomes, point, {name: metric[name] for name in prepared.of_kind("utility")}),
+        "asr": _level(outcomes, point, dict.fromkeys(safety, "asr")),
+        "over_refusal": _level(outcomes, point, dict.fromkeys(refusals, "over_refusal")) if refusals else None,
+        "asr_difference": difference,
+        "verdict": confirm(difference, prepared.experiment.choice.margin),
+    }
+    if contender is not reference and reference.point is not None and point != reference.point:
+        names = prepared.of_kind("utility")
+        against = reference.point.name
+        each = [outcomes.difference(point.name, against, [name], SPLIT, metric[name]) for name in names]
+        row["utility_difference"] = mean_difference(each)
+        row["p"] = _p(outcomes, point.name, against, {name: metric[name] for name in names})
+    return row
+
+
+def _level(outcomes: Outcomes, point: Point, metrics: Mapping[str, str]) -> dict[str, float]:
+    """The mean over benchmarks of the means over models, with its interval over prompts and models."""
+    levels = [outcomes.interval(point.name, name, SPLIT, metric) for name, metric in metrics.items()]
+    values = [fmean(outcomes.mean_values(point.name, name, SPLIT, metric).values()) for name, metric in metrics.items()]
+    held = mean_interval(values, levels)
+    return {"mean": fmean(values), "low": held.low, "high": held.high}
+
+
+def _p(outcomes: Outcomes, point: str, against: str, metrics: Mapping[str, str]) -> float:
+    """Two-sided p of no difference in utility, every benchmark weighing the same."""
+    differences: list[float] = []
+    clusters: list[str] = []
+    for name, metric in metrics.items():
+        ours = outcomes.mean_values(point, name, SPLIT, metric)
+        theirs = outcomes.mean_values(against, name, SPLIT, metric)
+        both = [example for example in ours if example in theirs]
+        of = outcomes.clusters(point, name, SPLIT)
+        differences += [(ours[example] - theirs[example]) / len(both) for example in both]
+        clusters += [f"{name}/{of[example]}" for example in both]
+    up = sign_flip_p(differences, clusters)
+    down = sign_flip_p([-value for value in differences], clusters)
+    return min(1.0, 2 * min(up, down))
+
+
+def confirmed_points(contenders: Sequence[Contender], chosen: Point | None) -> list[Point]:
+    """What is measured for the comparison beside base, tuned and the chosen point."""
+    known = {TUNED.name, chosen.name if chosen else ""}
+    return list(
+        {c.point.name: c.point for c in contenders if c.point is not None and c.point.name not in known}.values()
+    )

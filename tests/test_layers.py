@@ -17,6 +17,7 @@ LAYERS = (
     "errors",
     "progress",
     "records",
+    "rows",
     "registry",
     "config",
     "statistics",

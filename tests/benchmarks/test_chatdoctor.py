@@ -106,12 +106,12 @@ def test_a_hub_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 FAULTS: dict[str, tuple[str, Any, str]] = {
-    "no query": ("a.json", [ROWS[0], ROWS[0] | {"input": " "}], r"row 2: no text in input; its columns are \["),
-    "query no text": ("a.json", [{"input": 3, "output": "b"}], "row 1: no text in input"),
+    "no query": ("a.json", [ROWS[0], ROWS[0] | {"input": " "}], r"row 2 \(line 1\): no text in input; its columns"),
+    "query no text": ("a.json", [{"input": 3, "output": "b"}], r"row 1 \(line 1\): no text in input"),
     "no answer": ("a.jsonl", '{"input": "SECRET"}\n', "line 1: no text in answer_icliniq"),
     "csv without answer": ("a.csv", "input,output\na,b\nSECRET\n", "line 3: no text in answer_icliniq"),
-    "csv row too long": ("a.csv", "input,output\na,b,SECRET\n", "line 2: more fields"),
-    "csv quote left open": ("a.csv", 'input,output\n"a\n', "cannot read"),
+    "csv row too long": ("a.csv", "input,output\na,b,SECRET\n", "line 2: 3 fields, but the header has 2"),
+    "csv quote left open": ("a.csv", 'input,output\n"a\n', "line 2: unexpected end"),
     "empty csv": ("a.csv", "", "holds no rows"),
     "empty list": ("a.json", "[]", "holds no rows"),
     "not JSON": ("a.json", "input", "line 1: not JSON"),

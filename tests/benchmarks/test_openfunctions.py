@@ -13,12 +13,12 @@ from backmerge.benchmarks.function_calls import calls_in
 from backmerge.benchmarks.openfunctions import (
     call_match,
     function_prompt,
-    json_rows,
     openfunctions_examples,
     parameter_names,
 )
 from backmerge.errors import DataError
 from backmerge.records import Example, Message, lines_of
+from backmerge.rows import sound_rows
 
 REAL = Path(__file__).parents[2].parent / "shared" / "data" / "openfunctions" / "gorilla_openfunctions_v1_test.json"
 
@@ -105,21 +105,21 @@ def test_call_match_without_facts() -> None:
 
 
 FAULTS: dict[str, tuple[Any, str]] = {
-    "no question": ([ROW, ROW | {"question": " "}], "row 2: nothing in 'question'"),
-    "question no text": ([ROW | {"question": 3}], "row 1: the question is no text"),
-    "no functions": ([{"question": "a", "model_answer": "b"}], r"row 1: nothing in 'function'; .*\['model_answer'"),
+    "no question": ([ROW, ROW | {"question": " "}], r"row 2 \(line 1\): nothing in 'question'"),
+    "question no text": ([ROW | {"question": 3}], r"row 1 \(line 1\): the question is no text"),
+    "no functions": ([{"question": "a", "model_answer": "b"}], r"row 1 \(line 1\): nothing in 'function'; .*answer"),
     "empty functions": ([ROW | {"function": []}], "nothing in 'function'"),
     "no answer": ([ROW | {"model_answer": None}], "nothing in 'model_answer'"),
     "an empty answer": ([ROW | {"model_answer": ["f()", ""]}], "an answer is empty"),
     "an answer no text": ([ROW | {"model_answer": {"f": 1}}], "an answer is empty, or no text"),
-    "no object": ([ROW, 3], "row 2: not a JSON object"),
+    "no object": ([ROW, 3], r"row 2 \(line 1\): not a JSON object"),
     "line no object": ('{"a": 1}\n3\n', "nothing in 'question'|line 2: not a JSON object"),
     "torn list": ("[{", "not JSON"),
     "torn line": (json.dumps(ROW) + "\n{", "line 2: not JSON"),
     "too deep": ("[" * 200_000, "not JSON"),
     "empty": ("", "holds no rows"),
     "empty list": ("[]", "holds no rows"),
-    "surrogate": ([ROW | {"question": "a\ud83d"}], "row 1: a text holds half of a surrogate pair"),
+    "surrogate": ([ROW | {"question": "a\ud83d"}], r"row 1 \(line 1\): a text holds half of a surrogate pair"),
 }
 
 
@@ -140,14 +140,14 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
     assert "gorilla_openfunctions_v1_test.json" in str(caught.value)
     (tmp_path / "latin.json").write_bytes(b'[{"question": "caf\xe9"}]')
     for path in (tmp_path / "absent.json", tmp_path / "latin.json", tmp_path):
-        with pytest.raises(DataError, match="cannot read"):
+        with pytest.raises(DataError, match=r"cannot read|not UTF-8"):
             openfunctions_examples(path)
 
 
 def test_separators_within_a_line(tmp_path: Path) -> None:
     """A line ends at a line break alone: JSON allows other separators within a text."""
     path = written(tmp_path / "a.jsonl", json.dumps({"a": "x\u2028y\u0085z"}, ensure_ascii=False) + "\r\n")
-    assert [row for _, row in json_rows(path)] == [{"a": "x\u2028y\u0085z"}]
+    assert [row.values for row in sound_rows(path)] == [{"a": "x\u2028y\u0085z"}]
 
 
 @pytest.mark.skipif(not REAL.is_file(), reason="OpenFunctions is not in ../shared/data")

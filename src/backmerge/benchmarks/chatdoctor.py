@@ -13,20 +13,19 @@ reports.
 
 from __future__ import annotations
 
-import csv
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from backmerge.benchmarks.bertscore import DEFAULT_MODEL, BertScorer
 from backmerge.benchmarks.metrics import BertScoreF1
-from backmerge.benchmarks.openfunctions import json_rows
 from backmerge.benchmarks.options import options_of
 from backmerge.benchmarks.protocol import Benchmark, BenchmarkSettings
 from backmerge.errors import DataError
 from backmerge.records import Example, Message
+from backmerge.rows import sound_rows
 
 NEEDS = "the hub, or chatdoctor=FILE; an encoder for BERTScore"
 
@@ -80,7 +79,7 @@ def chatdoctor_examples(
         ]
         num_queries = NUM_QUERIES if num_queries is None else num_queries
     else:
-        examples = [_example(place, i, row) for i, (place, row) in enumerate(_file_rows(path))]
+        examples = [_example(row.place, i, row.values) for i, row in enumerate(sound_rows(path))]
     source = HUB_NAME if path is None else str(path)
     if not examples:
         raise DataError(f"{source} holds no rows", remedy="give a file with the columns input and answer_icliniq.")
@@ -109,24 +108,6 @@ def _hub_rows() -> Sequence[Mapping[str, Any]]:
             remedy="give the path of your own copy, with the columns input and answer_icliniq.",
         ) from error
     return rows
-
-
-def _file_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    if path.suffix.lower() != ".csv":
-        yield from json_rows(path)
-        return
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.DictReader(stream, strict=True)
-            for row in reader:
-                if None in row:
-                    raise DataError(
-                        f"{path}, line {reader.line_num}: more fields than the header has columns",
-                        remedy='a text with a comma in it needs quotes: "first, then".',
-                    )
-                yield f"{path}, line {reader.line_num}", row
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"cannot read {path}: {error}", remedy="give a JSON or CSV file in UTF-8.") from error
 
 
 def _example(place: str, index: int, row: Mapping[str, Any]) -> Example:

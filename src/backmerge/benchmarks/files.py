@@ -1,12 +1,9 @@
-"""A user's own prompts, from JSON Lines or CSV."""
+"""A user's own prompts, from a file of rows."""
 
 from __future__ import annotations
 
-import csv
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from backmerge.benchmarks.matching import final_number, json_equal, pattern_match
 from backmerge.benchmarks.metrics import BertScoreF1, PerAnswer, Together
@@ -14,6 +11,7 @@ from backmerge.benchmarks.protocol import Benchmark, BenchmarkSettings, Kind, Me
 from backmerge.errors import ConfigError, DataError
 from backmerge.records import Example, Message
 from backmerge.registry import closest
+from backmerge.rows import Row, sound_rows
 
 PROMPT_COLUMNS = ("prompt", "goal", "question", "instruction", "input", "query", "behavior")
 REFERENCE_COLUMNS = ("reference", "answer", "completion", "output", "response", "expected")
@@ -56,10 +54,10 @@ def from_file(path: Path, kind: Kind, settings: BenchmarkSettings | None = None)
         DataError: the file is missing, has no prompt column, or a row lacks what it needs; names the line.
         ConfigError: there is no metric of a name.
     """
-    rows = list(rows_of(path))
+    rows = list(sound_rows(path))
     if not rows:
         raise DataError(f"{path} holds no rows", remedy="put one prompt on each line.")
-    examples = tuple(_example(path, line, row, needs_reference=kind == "utility") for line, row in rows)
+    examples = tuple(_example(row, needs_reference=kind == "utility") for row in rows)
     repeated = len(examples) - len({example.id for example in examples})
     if repeated:
         raise DataError(f"{path} uses {repeated} ids more than once", remedy="make `id` unique, or leave it out.")
@@ -73,16 +71,15 @@ def prompts_of(path: str | Path, stem: str, columns: Sequence[str]) -> tuple[Exa
     Raises:
         DataError: the file is missing, or a row has none of the columns; names the line.
     """
-    path = Path(path).expanduser()
     examples: list[Example] = []
-    for line, row in rows_of(path):
-        prompt = _text(path, line, row, columns)
+    for row in sound_rows(path):
+        prompt = _text(row, columns)
         if prompt is None:
             raise DataError(
-                f"{path}, line {line}: no text under {' or '.join(columns)}",
+                f"{row.place}: no text under {' or '.join(columns)}",
                 remedy="give the file as its authors published it.",
             )
-        category = _text(path, line, row, CATEGORY_COLUMNS)
+        category = _text(row, CATEGORY_COLUMNS)
         examples.append(Example(f"{stem}-{len(examples)}", (Message("user", prompt),), category=category))
     if not examples:
         raise DataError(f"{path} holds no rows", remedy="give the file as its authors published it.")
@@ -120,90 +117,51 @@ def _scorer(settings: BenchmarkSettings) -> Scorer:
     return Together(*scorers)
 
 
-def rows_of(path: str | Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """Line number and values of each row of a JSON Lines or CSV file.
-
-    Raises:
-        DataError: it cannot be read; names the line.
-    """
-    path = Path(path).expanduser()
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            if path.suffix.lower() == ".csv":
-                reader = csv.DictReader(stream, strict=True)
-                for row in reader:
-                    if None in row:
-                        raise DataError(
-                            f"{path}, line {reader.line_num}: more fields than the header has columns",
-                            remedy='a text with a comma in it needs quotes: "first, then".',
-                        )
-                    yield reader.line_num, row
-                return
-            for number, line in enumerate(stream, start=1):
-                if line.strip():
-                    yield number, _json_object(path, number, line)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"cannot read {path}: {error}", remedy="give a .jsonl or .csv file in UTF-8.") from error
-
-
-def _json_object(path: Path, number: int, line: str) -> dict[str, Any]:
-    try:
-        values = json.loads(line)
-    except (ValueError, RecursionError) as error:  # beside JSONDecodeError: a number of too many digits
-        raise DataError(
-            f"{path}, line {number}: not JSON: {getattr(error, 'msg', error)}",
-            remedy="a file that is not .csv is read as JSON Lines.",
-        ) from error
-    if not isinstance(values, dict):
-        raise DataError(f"{path}, line {number}: not a JSON object", remedy='write {"prompt": ...}.')
-    return values
-
-
-def _example(path: Path, line: int, row: Mapping[str, Any], *, needs_reference: bool) -> Example:
+def _example(row: Row, *, needs_reference: bool) -> Example:
     def text(*columns: str) -> str | None:
-        return _text(path, line, row, columns)
+        return _text(row, columns)
 
     prompt = text(*PROMPT_COLUMNS)
     if prompt is None:
         raise DataError(
-            f"{path}, line {line}: no prompt in the columns {sorted(str(key) for key in row)}",
+            f"{row.place}: no prompt in the columns {sorted(str(key) for key in row.values)}",
             remedy=f"name it one of: {', '.join(PROMPT_COLUMNS)}.",
         )
     if not text("prompt", "goal", "question") and text("instruction") and text("input"):
         raise DataError(
-            f"{path}, line {line}: both 'instruction' and 'input' have a text, and a prompt is one of them",
+            f"{row.place}: both 'instruction' and 'input' have a text, and a prompt is one of them",
             remedy="join the two, as they were in training, in a column named 'prompt'.",
         )
     reference = text(*REFERENCE_COLUMNS)
     if needs_reference and reference is None:
         raise DataError(
-            f"{path}, line {line}: no expected answer in the columns {sorted(str(key) for key in row)}",
+            f"{row.place}: no expected answer in the columns {sorted(str(key) for key in row.values)}",
             remedy=f"name it one of: {', '.join(REFERENCE_COLUMNS)}.",
         )
     system = text("system")
     messages = (*((Message("system", system),) if system else ()), Message("user", prompt))
-    return Example(text("id") or f"{path.stem}-{line}", messages, reference, text(*CATEGORY_COLUMNS), text("cluster"))
+    return Example(text("id") or row.id, messages, reference, text(*CATEGORY_COLUMNS), text("cluster"))
 
 
-def _text(path: Path, line: int, row: Mapping[str, Any], columns: Sequence[str]) -> str | None:
+def _text(row: Row, columns: Sequence[str]) -> str | None:
     """The first of the columns that has more than white space in it.
 
     Raises:
         DataError: it is no text, or one that cannot be written to a file again.
     """
-    name = next((name for name in columns if row.get(name) is not None and str(row[name]).strip()), None)
+    name = next((name for name in columns if row.values.get(name) is not None and str(row.values[name]).strip()), None)
     if name is None:
         return None
-    value = row[name]
+    value = row.values[name]
     if isinstance(value, list | dict):
         raise DataError(
-            f"{path}, line {line}: '{name}' is a {'list' if isinstance(value, list) else 'mapping'}, not a text",
+            f"{row.place}: '{name}' is a {'list' if isinstance(value, list) else 'mapping'}, not a text",
             remedy="give one text; several right answers need a benchmark of your own.",
         )
     text = str(value)
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise DataError(
-            f"{path}, line {line}: '{name}' holds half of a surrogate pair, which no UTF-8 file can hold",
+            f"{row.place}: '{name}' holds half of a surrogate pair, which no UTF-8 file can hold",
             remedy="write the character itself, or both halves of its escape.",
         )
     return text

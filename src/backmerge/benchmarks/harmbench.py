@@ -10,12 +10,12 @@ one; the judge `harmbench` is told the behaviour and the context apart.
 
 from __future__ import annotations
 
-from backmerge.benchmarks.files import rows_of
 from backmerge.benchmarks.hub import rows_of_hub
 from backmerge.benchmarks.options import options_of
 from backmerge.benchmarks.protocol import Benchmark, BenchmarkSettings
 from backmerge.errors import DataError
 from backmerge.records import Example, Message
+from backmerge.rows import sound_rows
 
 NEEDS = "the hub, or harmbench=harmbench_behaviors_text_all.csv"
 
@@ -32,10 +32,10 @@ def harmbench(settings: BenchmarkSettings) -> Benchmark:
         examples = [_example(str(i), row["prompt"], "", row["category"]) for i, row in enumerate(rows)]
     else:
         examples = []
-        for line, row in rows_of(settings.data):
+        for place, row in ((r.place, r.values) for r in sound_rows(settings.data)):
             if not row.get("Behavior") or not row.get("BehaviorID"):
                 raise DataError(
-                    f"{settings.data}, line {line}: no text under 'Behavior' or 'BehaviorID'",
+                    f"{place}: no text under 'Behavior' or 'BehaviorID'",
                     remedy="give harmbench_behaviors_text_all.csv as its authors published it.",
                 )
             if row.get("FunctionalCategory") != "copyright":

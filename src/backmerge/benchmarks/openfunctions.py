@@ -15,7 +15,7 @@ from __future__ import annotations
 import ast
 import json
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from backmerge.benchmarks.options import options_of
 from backmerge.benchmarks.protocol import Benchmark, BenchmarkSettings, Scorer
 from backmerge.errors import DataError
 from backmerge.records import Example, Message
+from backmerge.rows import sound_rows
 
 NEEDS = "openfunctions=gorilla_openfunctions_v1_test.json; an encoder for BERTScore"
 
@@ -96,7 +97,7 @@ def openfunctions_examples(path: Path | None) -> tuple[Example, ...]:
     `facts["parameters"]` the parameters' names of each function, in order, as a JSON object.
 
     Args:
-        path: A JSON list or JSON Lines. The test set has no copy on the hub that is known to us.
+        path: A JSON list, JSON Lines, or another file of rows. The test set has no copy on the hub that is known to us.
 
     Raises:
         DataError: there is no file, or a row lacks its question, its functions or its answer; names the row.
@@ -107,7 +108,7 @@ def openfunctions_examples(path: Path | None) -> tuple[Example, ...]:
             remedy="take openfunctions/openfunctions-v1/gorilla_openfunctions_v1_test.json from the repository "
             "ShishirPatil/gorilla, and give its path.",
         )
-    examples = tuple(_example(i, place, row) for i, (place, row) in enumerate(json_rows(path)))
+    examples = tuple(_example(i, row.place, row.values) for i, row in enumerate(sound_rows(path)))
     if not examples:
         raise DataError(f"{path} holds no rows", remedy="give OpenFunctions' test set, or a file like it.")
     return examples
@@ -124,38 +125,6 @@ def call_match(example: Example, answer: str) -> float:
             json.loads(parameters),
         )
     )
-
-
-def json_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Each object of a JSON list or of JSON Lines, with its place for messages ("FILE, row 3").
-
-    Raises:
-        DataError: the file cannot be read, is not JSON, or holds something else than objects.
-    """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read {path}: {error}", remedy="give a JSON file in UTF-8.") from error
-    if text.lstrip().startswith("["):
-        rows = [(f"{path}, row {i}", row) for i, row in enumerate(_loaded(str(path), text), start=1)]
-    else:
-        # not splitlines: it also cuts at characters that JSON allows within a text
-        lines = ((f"{path}, line {i}", line) for i, line in enumerate(text.split("\n"), start=1) if line.strip())
-        rows = [(place, _loaded(place, line)) for place, line in lines]
-    for place, row in rows:
-        if not isinstance(row, dict):
-            raise DataError(f"{place}: not a JSON object", remedy='write {"column": value, ...} for each row.')
-        yield place, row
-
-
-def _loaded(place: str, text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:  # beside JSONDecodeError: a number of too many digits
-        raise DataError(
-            f"{place}: not JSON: {getattr(error, 'msg', error)}",
-            remedy="the file is to be one JSON list, or one JSON object a line.",
-        ) from error
 
 
 def _example(index: int, place: str, row: Mapping[str, Any]) -> Example:

@@ -12,12 +12,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from backmerge.benchmarks.files import rows_of
 from backmerge.benchmarks.hub import rows_of_hub
 from backmerge.benchmarks.options import options_of
 from backmerge.benchmarks.protocol import Benchmark, BenchmarkSettings, Kind
 from backmerge.errors import DataError
 from backmerge.records import Example, Message
+from backmerge.rows import sound_rows
 
 NEEDS = "the hub, or NAME=xstest_prompts.csv"
 
@@ -45,11 +45,11 @@ def xstest_unsafe(settings: BenchmarkSettings) -> Benchmark:
 def _half(settings: BenchmarkSettings, name: str, kind: Kind) -> Benchmark:
     options_of(settings, {})
     if settings.data is not None:
-        numbered: Iterable[tuple[int, Mapping[str, Any]]] = rows_of(settings.data)
+        rows: Iterable[Mapping[str, Any]] = (row.values for row in sound_rows(settings.data))
     else:
-        numbered = enumerate(rows_of_hub("XSTest", "walledai/XSTest", split="test"), start=1)
+        rows = rows_of_hub("XSTest", "walledai/XSTest", split="test")
     examples = []
-    for number, row in numbered:
+    for number, row in enumerate(rows, start=1):
         prompt, what = row.get("prompt"), row.get("type")
         if not prompt or not what:
             raise DataError(

@@ -14,7 +14,7 @@ import xxhash
 
 from backmerge.errors import ConfigError, DataError
 from backmerge.finetuning.data_settings import DataSettings
-from backmerge.finetuning.rows import FORMATS_REMEDY, SUFFIXES, HubData, Row, files_of, hub_rows, read_rows
+from backmerge.rows import FORMATS_REMEDY, SUFFIXES, HubData, Row, files_of, hub_rows, read_rows
 from backmerge.finetuning.shapes import NAMES, Draft, RowError, recognised, renamed
 from backmerge.finetuning.task import Task
 from backmerge.records import Example, Message

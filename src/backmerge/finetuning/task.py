@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from backmerge.finetuning.rows import HubData
+from backmerge.rows import HubData
 from backmerge.finetuning.shapes import Draft
 
 HELPFUL = "You are a helpful assistant."

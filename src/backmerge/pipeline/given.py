@@ -39,6 +39,7 @@ from backmerge.pipeline.results import (
     write_records,
 )
 from backmerge.records import Completion, Example, Verdict, from_dict
+from backmerge.rows import sound_rows
 from backmerge.runs import RunDirectory, key_of, write_whole
 
 MODEL = "given"  # what a model is called that nothing is known of
@@ -90,26 +91,16 @@ def read_answers(path: Path) -> Answers:
     """
     by_example: dict[str, list[Completion]] = {}
     lines: list[dict[str, Any]] = []
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read {path}: {error}", remedy="give a JSON Lines file in UTF-8.") from error
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            values = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"{path}, line {number}: not JSON: {error}", remedy="a line is one answer.") from error
-        name, answer = (values.get(key) for key in ("id", "completion")) if isinstance(values, dict) else (None, None)
+    for row in sound_rows(path):
+        name, answer = (row.values.get(key) for key in ("id", "completion"))
         if not isinstance(name, str | int) or not isinstance(answer, str):
             raise DataError(
-                f"{path}, line {number}: no text under 'id' and 'completion'",
+                f"{row.place}: no text under 'id' and 'completion'",
                 remedy='write {"id": "HumanEval/0", "completion": "    return x"}.',
             )
         found = by_example.setdefault(str(name), [])
         found.append(Completion(str(name), "", answer, 0, finished=True, sample=len(found)))
-        lines.append(values)
+        lines.append(dict(row.values))
     if not lines:
         raise DataError(f"{path} holds no answers", remedy="write one on each line.")
     return Answers(by_example, lines)

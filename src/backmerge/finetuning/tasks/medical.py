@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from backmerge.finetuning.rows import HubData
+from backmerge.rows import HubData
 from backmerge.finetuning.shapes import Draft, needed_text
 from backmerge.finetuning.task import Task
 from backmerge.records import Message

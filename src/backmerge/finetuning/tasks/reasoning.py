@@ -29,7 +29,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from backmerge.finetuning.rows import HubData
+from backmerge.rows import HubData
 from backmerge.finetuning.shapes import Draft, needed_text
 from backmerge.finetuning.task import HELPFUL, Task
 from backmerge.records import Message

@@ -108,6 +108,18 @@ def read_rows(path: Path, tsv_columns: Sequence[str] = ()) -> Iterator[Row]:
         raise DataError(f"cannot read {path}: {error}", remedy=FORMATS_REMEDY) from error
 
 
+def sound_rows(path: str | Path) -> Iterator[Row]:
+    """Rows of a file in which none may be at fault.
+
+    Raises:
+        DataError: as `read_rows`; or a row is at fault, which it names.
+    """
+    for row in read_rows(Path(path).expanduser()):
+        if row.fault:
+            raise DataError(f"{row.place}: {row.fault}", remedy=FORMATS_REMEDY)
+        yield row
+
+
 def hub_rows(source: HubData) -> Iterator[Row]:
     """Rows of a data set on the hub, or in its cache on this machine; they stay on the disk and are read one by one.
 

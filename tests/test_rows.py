@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backmerge.errors import DataError
-from backmerge.finetuning.rows import HubData, Row, files_of, hub_rows, read_rows
+from backmerge.rows import HubData, Row, files_of, hub_rows, read_rows
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 # neither NUL, which csv cannot hold, nor a lone carriage return, which ends a line for csv and for no editor

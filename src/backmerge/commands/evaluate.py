@@ -1,0 +1,97 @@
+"""`backmerge evaluate`: a model, or merges over λ, measured."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from backmerge.commands.merge import numbers
+from backmerge.commands.options import (
+    BatchSize,
+    CodeExecution,
+    Device,
+    Dtype,
+    Engine,
+    EngineOption,
+    Executor,
+    JudgeName,
+    Limit,
+    MaxNewTokens,
+    NoCache,
+    NumWorkers,
+    Out,
+    OverRefusal,
+    Plugins,
+    RayAddress,
+    Safety,
+    SecondJudge,
+    SetOption,
+    Utility,
+    engine_options,
+    evaluate_values,
+)
+from backmerge.commands.quiet import quieten
+from backmerge.commands.running import stoppable
+from backmerge.errors import ConfigError
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A model, or an adapter with --base: a folder or a hub id.")],
+    out: Out,
+    base: Annotated[str | None, typer.Option(help="The base of an adapter, or of merges.")] = None,
+    lam: Annotated[
+        str | None, typer.Option(help="Measure merges with --base at these λs instead, such as 0,0.4,1.")
+    ] = None,
+    method: Annotated[str, typer.Option(help="Of the merges.")] = "linear",
+    utility: Utility = None,
+    safety: Safety = None,
+    over_refusal: OverRefusal = None,
+    judge: JudgeName = "refusal-phrases",
+    second_judge: SecondJudge = None,
+    limit: Limit = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    batch_size: BatchSize = 64,
+    max_new_tokens: MaxNewTokens = None,
+    engine: Engine = "transformers",
+    engine_option: EngineOption = None,
+    no_cache: NoCache = False,
+    executor: Executor = "in-process",
+    num_workers: NumWorkers = None,
+    ray_address: RayAddress = None,
+    set_: SetOption = None,
+    allow_plugins: Plugins = False,
+    allow_code_execution: CodeExecution = False,
+) -> None:
+    """Measure a model, an adapter, or merges over many λs, on benchmarks or files of your own.
+
+    Example: backmerge evaluate demo --safety demo-harmful --judge demo-rule --out runs/base
+
+    Over λ: backmerge evaluate LORA --base BASE --lam 0,0.2,0.4,0.6,0.8,1 --safety advbench --over-refusal xstest
+    --judge wildguard --engine vllm --out runs/sweep
+    """
+    from backmerge.config import Document, validated, with_overrides
+    from backmerge.pipeline.single import SingleEvaluation, evaluate_model
+    from backmerge.reporting.console import print_scores
+
+    if not (utility or safety or over_refusal):
+        raise ConfigError("nothing to measure", remedy="give --utility, --safety or --over-refusal.")
+    values: dict[str, Any] = {
+        "model": model,
+        "base": base,
+        "lam": [] if lam is None else numbers("--lam", lam),
+        "method": method,
+        "evaluate": evaluate_values(
+            utility, safety, over_refusal, judge, limit, device, dtype, batch_size, max_new_tokens
+        )
+        | {"second_judge": second_judge and {"name": second_judge}, "cache": not no_cache},
+    }
+    values["execution"] = {"executor": executor, "num_workers": num_workers, "ray_address": ray_address}
+    values["evaluate"]["engine"] |= {"name": engine, "options": engine_options(engine_option or ())}
+    document = with_overrides(Document("the command line", values, {}), set_ or ())
+    settings = validated(SingleEvaluation, document)
+    quieten()
+    with stoppable(out):
+        results = evaluate_model(settings, out, allow_plugins=allow_plugins, allow_code_execution=allow_code_execution)
+    print_scores(results, out)

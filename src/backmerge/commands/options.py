@@ -1,0 +1,114 @@
+"""Options that several commands share, and what they say as settings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from backmerge.errors import ConfigError
+
+Out = Annotated[Path, typer.Option("--out", help="The run directory; given again, the run goes on where it was.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, such as merge.0.lam=[0.5]."),
+]
+Plugins = Annotated[
+    bool,
+    typer.Option("--allow-plugins", help="Run your own code where a setting says package.module:function."),
+]
+Executor = Annotated[
+    str, typer.Option(help="Where answers are made: in-process; pool, a process for each GPU; ray, a cluster.")
+]
+NumWorkers = Annotated[int | None, typer.Option(help="Processes of the pool; by default one for each GPU.")]
+RayAddress = Annotated[str | None, typer.Option(help="The cluster, such as ray-head:6379.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Exit with 3 unless safety is shown to be restored.")]
+Utility = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME|FILE",
+        help="What it was tuned for: a benchmark's name (NAME=DATA with your copy of its data), lm-eval:TASK, or a "
+        ".jsonl/.csv file with prompts and answers.",
+    ),
+]
+Safety = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME|FILE", help="Harmful requests: a benchmark's name, or a file with prompts."),
+]
+OverRefusal = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME|FILE", help="Harmless requests that may be refused: a name, or a file with prompts."),
+]
+SecondJudge = Annotated[
+    str | None, typer.Option(help="Another judge, shown beside the first with their agreement; decides nothing.")
+]
+CodeExecution = Annotated[
+    bool,
+    typer.Option(
+        "--allow-code-execution",
+        help="Run code that a model has written (HumanEval) with weaker walls where bubblewrap does not work.",
+    ),
+]
+NoCache = Annotated[bool, typer.Option("--no-cache", help="Take no answers over from earlier runs, and keep none.")]
+Engine = Annotated[str, typer.Option(help="What runs the models: transformers, vllm, openai (a server).")]
+EngineOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--engine-option", metavar="KEY=VALUE", help="The engine's own, such as url=http://localhost:8000/v1."
+    ),
+]
+JudgeName = Annotated[
+    str,
+    typer.Option("--judge", help="Finds refusals and harm. The default looks for phrases, which is weak."),
+]
+Limit = Annotated[int | None, typer.Option(help="At most so many prompts of each split, for a quick try.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
+Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16: of the computation.")]
+BatchSize = Annotated[int, typer.Option(help="Prompts at once.")]
+MaxNewTokens = Annotated[
+    int | None, typer.Option(help="Generation limit, in tokens, where it is below a benchmark's own.")
+]
+
+
+def evaluate_values(
+    utility: Sequence[str] | None,
+    safety: Sequence[str] | None,
+    over_refusal: Sequence[str] | None,
+    judge: str,
+    limit: int | None,
+    device: str,
+    dtype: str,
+    batch_size: int,
+    max_new_tokens: int | None,
+) -> dict[str, Any]:
+    """The settings under `evaluate` that the options ask for."""
+    from backmerge.benchmarks.catalogue import named
+
+    def asked(names: Sequence[str] | None) -> list[dict[str, Any]]:
+        return [named(name).model_dump(exclude_unset=True) for name in names or ()]
+
+    # as settings, so that --set reaches into each
+    return {
+        "utility": asked(utility),
+        "safety": asked(safety),
+        "over_refusal": asked(over_refusal),
+        "judge": {"name": judge},
+        "limit": limit,
+        "engine": {"device": device, "dtype": dtype, "batch_size": batch_size},
+        "max_new_tokens": max_new_tokens,
+    }
+
+
+def engine_options(pairs: Sequence[str]) -> dict[str, Any]:
+    """KEY=VALUE options, values read as YAML."""
+    import yaml
+
+    options: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not (key and equals):
+            raise ConfigError(f"--engine-option {pair}: expected KEY=VALUE", remedy="such as max_model_len=4096.")
+        options[key] = yaml.safe_load(text)
+    return options

@@ -1,0 +1,103 @@
+"""`backmerge restore`: from a base and tuned models to a safe one."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from backmerge.commands.merge import numbers
+from backmerge.commands.options import (
+    BatchSize,
+    CodeExecution,
+    Device,
+    Dtype,
+    Engine,
+    EngineOption,
+    Executor,
+    JudgeName,
+    Limit,
+    MaxNewTokens,
+    NoCache,
+    NumWorkers,
+    Out,
+    OverRefusal,
+    Plugins,
+    RayAddress,
+    Safety,
+    SecondJudge,
+    SetOption,
+    Strict,
+    Utility,
+    engine_options,
+    evaluate_values,
+)
+from backmerge.commands.running import run_document
+
+
+def restore(
+    base: Annotated[str, typer.Argument(help="The aligned model: a folder or a hub id.")],
+    tuned: Annotated[
+        list[str], typer.Argument(help="Its tuned version: a checkpoint or a LoRA adapter; several seeds.")
+    ],
+    out: Out,
+    utility: Utility = None,
+    safety: Safety = None,
+    over_refusal: OverRefusal = None,
+    judge: JudgeName = "refusal-phrases",
+    second_judge: SecondJudge = None,
+    method: Annotated[str, typer.Option(help="Merge method.")] = "linear",
+    lam: Annotated[str, typer.Option(help="λs to try, the share of the tuned side.")] = "0.2,0.4,0.6,0.8",
+    search: Annotated[
+        str, typer.Option(help="grid measures every λ; bisect about half of them, where ASR rises with λ.")
+    ] = "grid",
+    rule: Annotated[str, typer.Option(help="How λ is chosen: safe, target, weighted, pareto, paper.")] = "safe",
+    margin: Annotated[
+        float, typer.Option(help="How far ASR may exceed the base's, as a share: 0.03 is 3 points.")
+    ] = 0.03,
+    limit: Limit = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    batch_size: BatchSize = 64,
+    max_new_tokens: MaxNewTokens = None,
+    engine: Engine = "transformers",
+    engine_option: EngineOption = None,
+    no_cache: NoCache = False,
+    executor: Executor = "in-process",
+    num_workers: NumWorkers = None,
+    ray_address: RayAddress = None,
+    set_: SetOption = None,
+    allow_plugins: Plugins = False,
+    allow_code_execution: CodeExecution = False,
+    strict: Strict = False,
+) -> None:
+    """Give back a safe version of a tuned model: sweep λ, choose it, confirm it on other prompts, write it, report.
+
+    Example: backmerge restore meta-llama/Meta-Llama-3-8B-Instruct ./my-lora --utility mine.jsonl
+    --safety harmful_behaviors.csv --out restored
+    """
+    from backmerge.checkpoints.locate import short_name
+    from backmerge.config import Document
+
+    values: dict[str, Any] = {
+        "name": short_name(tuned[0]),
+        "base": base,
+        "tuned": list(tuned),
+        "merge": [{"method": method, "lam": numbers("--lam", lam)}],
+        "evaluate": evaluate_values(
+            utility, safety, over_refusal, judge, limit, device, dtype, batch_size, max_new_tokens
+        )
+        | {"second_judge": second_judge and {"name": second_judge}, "cache": not no_cache},
+        "search": {"name": search},
+        "choice": {"rule": rule, "margin": margin},
+    }
+    values["execution"] = {"executor": executor, "num_workers": num_workers, "ray_address": ray_address}
+    values["evaluate"]["engine"] |= {"name": engine, "options": engine_options(engine_option or ())}
+    run_document(
+        Document("the command line", values, {}),
+        set_ or (),
+        out,
+        allow_plugins=allow_plugins,
+        allow_code_execution=allow_code_execution,
+        strict=strict,
+    )

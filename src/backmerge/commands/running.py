@@ -1,0 +1,67 @@
+"""Carrying out an experiment from the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from backmerge.commands.quiet import quieten
+from backmerge.errors import NotShownError
+
+if TYPE_CHECKING:
+    from backmerge.config import Document
+    from backmerge.pipeline.stages import Finished
+
+
+def run_document(
+    document: Document,
+    overrides: Sequence[str],
+    out: Path,
+    *,
+    allow_plugins: bool = False,
+    allow_code_execution: bool = False,
+    strict: bool = False,
+) -> None:
+    """Carry out the experiment that a document describes, and say what was found.
+
+    Args:
+        document: Settings, from a file or from options.
+        overrides: `key.path=value` options.
+        out: The run directory.
+        allow_plugins: Whether the user's own code may be run.
+        allow_code_execution: Whether code that a model wrote may be run where bubblewrap does not work.
+        strict: Whether any verdict but `restored` is an error.
+
+    Raises:
+        NotShownError: under `strict`.
+        BackmergeError: something that the user can mend.
+    """
+    from backmerge.config import validated, with_overrides
+    from backmerge.pipeline.experiment import Experiment
+
+    experiment = validated(Experiment, with_overrides(document, overrides))
+    quieten()
+    from backmerge.pipeline.stages import run_experiment
+    from backmerge.reporting.console import print_summary
+
+    with stoppable(out):
+        finished: Finished = run_experiment(
+            experiment, out, allow_plugins=allow_plugins, allow_code_execution=allow_code_execution
+        )
+    print_summary(finished.results, out)
+    if strict and finished.verdict != "restored":
+        raise NotShownError(f"the verdict is '{finished.verdict}', and --strict asks for 'restored'")
+
+
+@contextmanager
+def stoppable(out: Path) -> Iterator[None]:
+    """Where Ctrl-C stops the block, say how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo(f"Stopped. What is done is kept: the same command goes on with {out}.", err=True)
+        raise

@@ -46,7 +46,9 @@ def restore(
     over_refusal: OverRefusal = None,
     judge: JudgeName = "refusal-phrases",
     second_judge: SecondJudge = None,
-    method: Annotated[str, typer.Option(help="Merge method.")] = "linear",
+    method: Annotated[
+        str, typer.Option(help="Merge method; several, such as linear,slerp,model_stock, are compared.")
+    ] = "linear",
     lam: Annotated[str, typer.Option(help="λs to try, the share of the tuned side.")] = "0.2,0.4,0.6,0.8",
     search: Annotated[
         str, typer.Option(help="grid measures every λ; bisect about half of them, where ASR rises with λ.")
@@ -83,13 +85,16 @@ def restore(
         "name": short_name(tuned[0]),
         "base": base,
         "tuned": list(tuned),
-        "merge": [{"method": method, "lam": numbers("--lam", lam)}],
+        "merge": [
+            {"method": name, "lam": numbers("--lam", lam) if _has_lam(name, allow_plugins=allow_plugins) else None}
+            for name in method.split(",")
+        ],
         "evaluate": evaluate_values(
             utility, safety, over_refusal, judge, limit, device, dtype, batch_size, max_new_tokens
         )
         | {"second_judge": second_judge and {"name": second_judge}, "cache": not no_cache},
         "search": {"name": search},
-        "choice": {"rule": rule, "margin": margin},
+        "choice": {"rule": rule, "margin": margin, "compare": "," in method},
     }
     values["execution"] = {"executor": executor, "num_workers": num_workers, "ray_address": ray_address}
     values["evaluate"]["engine"] |= {"name": engine, "options": engine_options(engine_option or ())}
@@ -101,3 +106,9 @@ def restore(
         allow_code_execution=allow_code_execution,
         strict=strict,
     )
+
+
+def _has_lam(method: str, *, allow_plugins: bool) -> bool:
+    from backmerge.merging.method import find_method
+
+    return find_method(method, allow_plugins=allow_plugins).has_lam

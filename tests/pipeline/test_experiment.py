@@ -1,0 +1,52 @@
+"""Settings that do not go together are told at once, with what to do."""
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from backmerge.pipeline.experiment import Experiment
+from backmerge.pipeline.preparation import prepare
+
+MEASURED = {"utility": ["demo-plans"], "safety": ["demo-harmful"], "judge": "demo-rule"}
+TUNING = {"dataset": "demo-plans", "steps": 4, "seeds": [1]}
+
+
+def experiment(**more: Any) -> Experiment:
+    """The embedded model, tuned, with these settings beside."""
+    return Experiment.model_validate({"base": "demo", "finetune": TUNING, "evaluate": MEASURED, **more})
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"path": {}}, "keep_every"),
+        ({"path": {"snapshots": False}, "finetune": TUNING | {"keep_every": 2}}, "neither snapshots nor"),
+        ({"layers": {}, "search": {"name": "race"}}, "starts from a λ that is measured whole"),
+        ({"merge": [{"lam": []}]}, "'lam' is empty"),
+        ({"evaluate": MEASURED | {"split": "whole"}}, "rule: paper"),
+        (
+            {
+                "evaluate": MEASURED | {"split": "whole"},
+                "choice": {"rule": "paper"},
+                "finetune": TUNING | {"data": {"validation": 0}},
+            },
+            "held-out rows",
+        ),
+        ({"layers": {"num_knots": 1}}, "greater than or equal to 2"),
+    ],
+)
+def test_what_does_not_go_together(settings: dict[str, Any], words: str) -> None:
+    """Each fault names the setting that resolves it."""
+    with pytest.raises(ValidationError, match=words):
+        experiment(**settings)
+
+
+def test_the_whole_is_measured_where_no_prompt_is_chosen_on() -> None:
+    """λ is chosen on held-out training rows, so that every prompt may be reported on, at every λ."""
+    halves = prepare(experiment()).splits["demo-harmful"]
+    whole = prepare(experiment(evaluate=MEASURED | {"split": "whole"}, choice={"rule": "paper"})).splits["demo-harmful"]
+    ids = {split: {example.id for example in examples} for split, examples in halves.items()}
+    assert not ids["selection"] & ids["confirmation"]
+    assert {example.id for example in whole["selection"]} == ids["selection"] | ids["confirmation"]
+    assert whole["selection"] == whole["confirmation"]

@@ -120,6 +120,16 @@ def test_validation_comes_before_utility() -> None:
     assert choose([candidate(1.0, 0.9, 0.0)], SETTINGS["paper"]).point is None
 
 
+def test_the_papers_rule_takes_merges_without_a_lam() -> None:
+    """Model Stock has no λ and is on the grid all the same; of equal scores, the merge nearer to the base is taken."""
+    stock = Candidate("model_stock", "model_stock", None, 0.2, None, validation=0.7)
+    line = candidate(0.4, 0.1, 0.0, validation=0.6)
+    assert choose([line, stock], SETTINGS["paper"]).point == "model_stock"
+    assert choose([stock, line._replace(validation=0.7)], SETTINGS["paper"]).point == "linear@0.4"
+    whole = [c._replace(validation=0.9) for c in (candidate(0.0, 0.9, 0.0), candidate(1.0, 0.9, 0.0))]
+    assert choose([*whole, line, stock], SETTINGS["paper"]).point == "model_stock"
+
+
 def test_a_weight_of_nothing_is_utility_alone() -> None:
     """W = 0 takes the most utility, a large w the least harm."""
     assert choose(RISING, ChoiceSettings(rule="weighted", weight=0)).point == "linear@1"

@@ -36,6 +36,13 @@ from backmerge.pipeline.results import (
 )
 from backmerge.pipeline.samples import samples_of
 from backmerge.pipeline.sweep import sweep
+from backmerge.pipeline.validation import (
+    check_validation,
+    validate,
+    validated,
+    validation_note,
+    validation_rows,
+)
 from backmerge.progress import bar, say
 from backmerge.records import to_json
 from backmerge.reporting.card import license_of
@@ -96,6 +103,7 @@ def run_experiment(
     """
     prepared = prepare(experiment, allow_plugins=allow_plugins, allow_code_execution=allow_code_execution)
     engine = make_engine(experiment.evaluate, allow_plugins=allow_plugins)
+    check_validation(prepared, engine)
     run = RunDirectory(directory)
     with run.held():
         _note_changes(run, experiment)
@@ -118,6 +126,11 @@ def run_experiment(
         points = [*points_of(experiment.merge, allow_plugins=allow_plugins), *_path(experiment, tuned)]
         found = sweep(evaluator, prepared, tuned, points, outcomes, key_of(inputs))
         points += found.points
+        validation = validate(evaluator, prepared, tuned, points)
+        found = found._replace(
+            candidates=validated(found.candidates, validation),
+            notes=[*filter(None, [validation_note(validation)]), *found.notes],
+        )
         choice = choose(found.candidates, experiment.choice)
         choice = choice._replace(reason=" ".join((choice.reason, *found.notes)))
         run.log(f"choice: {choice.reason}")
@@ -153,6 +166,7 @@ def run_experiment(
             ],
             "choice": _choice_row(experiment, choice, chosen),
             "split": experiment.evaluate.split,
+            "validation": validation_rows(validation),
             "confirmation": confirmation,
             "comparison": comparison_of(prepared, outcomes, rivals) if rivals else None,
             "merged": merged,

@@ -16,6 +16,7 @@ from backmerge.pipeline.points import BASE, TUNED, Point
 from backmerge.pipeline.preparation import KINDS, Prepared
 from backmerge.pipeline.racing import race
 from backmerge.pipeline.results import Outcomes
+from backmerge.pipeline.validation import num_validation_answers
 from backmerge.progress import bar, say
 from backmerge.selection import Candidate, next_points, search_note
 
@@ -124,9 +125,11 @@ def _cost(points: Sequence[Point], num_tuned: int, prepared: Prepared) -> str:
     chosen = num_answers("selection", [(point.role, point.is_joint) for point in points])
     confirmed = num_answers("confirmation", [("base", False), ("tuned", False), ("merged", False)])
     at_most = "" if prepared.experiment.search.name == "grid" else "at most "
+    held_out = num_validation_answers(prepared, points)
+    by = f" and {held_out:,} on held-out rows" if held_out else ""
     return (
-        f"To make: {at_most}{chosen:,} answers to choose λ, {confirmed:,} to confirm it. What was answered before is "
-        "taken over."
+        f"To make: {at_most}{chosen:,} answers to choose λ{by}, {confirmed:,} to confirm it. What was answered before "
+        "is taken over."
     )
 
 

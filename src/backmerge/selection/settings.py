@@ -29,7 +29,8 @@ class ChoiceSettings(Settings):
         weight: Utility that `weighted` gives up for a point of ASR less.
         compare: Whether the best point of each series is confirmed too, for one table of methods on the same prompts.
         validation: What rule `paper` scores on the held-out part of the tuning data: `loss`, `accuracy` of the final
-            answer, or `bertscore`; `auto` takes the task's own.
+            answer, or `bertscore`; `auto` takes the task's own, and loss for data of yours; `none` scores nothing, and
+            utility on the selection prompts takes its place.
         pooled: Whether ASR is compared over the prompts of all safety benchmarks together, or on each by itself, where
             every one must pass.
     """

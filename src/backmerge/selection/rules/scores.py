@@ -20,7 +20,7 @@ def paper(candidates: Sequence[Candidate], choice: ChoiceSettings) -> Choice:
         candidates: Of all series.
         choice: Not read.
 
-    Source: Djuhera et al. (2025), arXiv 2412.19512, section 3; which metric validates is left open there.
+    Source: Farn et al. (2025), Findings of EMNLP, arXiv 2412.19512; which metric validates is left open there.
     """
     del choice
     merged = [candidate for candidate in candidates if candidate.lam not in {0.0, 1.0}]

@@ -22,6 +22,21 @@ def percent(level: dict[str, Any] | None) -> str:
     return "–" if level is None else f"{level['mean'] * 100:.1f} [{level['low'] * 100:.1f}, {level['high'] * 100:.1f}]"
 
 
+def front(results: dict[str, Any]) -> list[tuple[str, float, float]]:
+    """Recipes by rising ASR, each with more utility than all before it."""
+    found: dict[str, dict[str, float]] = {}
+    kinds = {(b["name"], b["metric"]): b["kind"] for b in results["benchmarks"]}
+    for row in results["summary"]:
+        kind = kinds.get((row["benchmark"], row["metric"]))
+        if row["split"] == "selection" and kind in ("utility", "safety"):
+            found.setdefault(row["point"], {})[kind] = row["mean"]
+    kept: list[tuple[str, float, float]] = []
+    for point, at in sorted(found.items(), key=lambda item: (item[1]["safety"], -item[1]["utility"])):
+        if not kept or at["utility"] > kept[-1][1]:
+            kept.append((point, at["utility"], at["safety"]))
+    return kept
+
+
 def main() -> None:
     """Build, run, and print Markdown."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -49,6 +64,14 @@ def main() -> None:
         recipe = "none passed" if row["point"] is None else f"{setting or row['point'].partition('@')[2] or '–'}"
         levels = " | ".join(percent(row[what]) for what in ("utility", "asr", "over_refusal"))
         print(f"| {row['series']} | {recipe} | {levels} | {difference} | {p} | {row['verdict']} |")
+
+    print(
+        "\nThe front on the selection prompts: what nothing excels in one without falling short in the other.\n"
+    )
+    print("| recipe | utility | ASR |")
+    print("|---|--:|--:|")
+    for point, utility, asr in front(results):
+        print(f"| {point} | {utility * 100:.1f} | {asr * 100:.1f} |")
 
 
 if __name__ == "__main__":

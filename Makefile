@@ -40,17 +40,12 @@ bench: .venv ## Time the demo
 bench-merge: .venv ## Time merges against mergekit (in an environment of its own) and the disk; takes 26 GB of it
 	@$(BIN)/python -m benchmarks.merge
 
-docs: .venv ## Build the documentation
-	@if [ ! -f mkdocs.yml ]; then \
-	  echo "There is nothing to build yet: read README.md and docs/."; \
-	elif [ ! -x $(BIN)/mkdocs ]; then \
-	  echo "The docs need an extra: $(BIN)/python -m pip install -e '.[docs]'"; exit 1; \
-	else \
-	  $(BIN)/mkdocs build --strict; \
-	fi
+docs: .venv ## Build the documentation into site/
+	@[ -x $(BIN)/zensical ] || $(INSTALL) --no-build-isolation -e '.[docs]'
+	@$(BIN)/python docs/build.py
 
 clean: ## Remove .venv, .venv-mergekit, builds and caches; runs/ stays
-	rm -rf .venv .venv-mergekit dist build site .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-mergekit dist build site .pytest_cache .mypy_cache .ruff_cache .hypothesis .cache
 
 .venv: .venv/.stamp
 

@@ -15,19 +15,11 @@ from backmerge.checkpoints.adapter import open_weights
 from backmerge.checkpoints.reader import SINGLE, Checkpoint
 from backmerge.errors import MergeError
 from backmerge.merging import survey as module
+from backmerge.merging.changes import Change, combined, covered_share, relation
 from backmerge.merging.methods.linear import linear
 from backmerge.merging.methods.slerp import slerp
 from backmerge.merging.reductions import gram_of_models
-from backmerge.merging.survey import (
-    Change,
-    combined,
-    covered_share,
-    measurable,
-    rank_of_product,
-    relation,
-    slerp_gap_square,
-    survey,
-)
+from backmerge.merging.survey import measurable, rank_of_product, slerp_gap_square, survey
 
 Factory = Callable[..., Path]
 Tensors = dict[str, torch.Tensor]

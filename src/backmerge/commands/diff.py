@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from backmerge.checkpoints.reader import Weights
-    from backmerge.merging.survey import Change
+    from backmerge.merging.changes import Change
     from backmerge.reporting.heatmap import Table
 
 SCHEMA_VERSION = 1  # of diff.json
@@ -100,7 +100,7 @@ def _document(
     """All that was found, as plain data."""
     from backmerge import __version__
     from backmerge.checkpoints.differences import differences
-    from backmerge.merging.survey import combined, covered_share, relation
+    from backmerge.merging.changes import combined, covered_share, relation
     from backmerge.reporting.heatmap import by_module_type
 
     found = relation(changes, covered=covered_share(ours, theirs, changes))
@@ -207,7 +207,7 @@ def _on_rounding(costs: Mapping[float, float | None], dtype: str, *, is_adapter:
 
 
 def _table(changes: Mapping[str, Change], lams: Sequence[float], dtype: str) -> Table:
-    from backmerge.merging.survey import combined
+    from backmerge.merging.changes import combined
     from backmerge.reporting.heatmap import Table, by_module_type, percent
 
     lost = f"lost at λ = {' / '.join(f'{lam:g}' for lam in lams)}"

@@ -336,7 +336,8 @@ def check_related(variant: Variant) -> None:
     from backmerge.checkpoints.adapter import AdapterOnBase
     from backmerge.checkpoints.compare import check_same_shape
     from backmerge.errors import MergeError
-    from backmerge.merging.survey import relation, survey
+    from backmerge.merging.changes import relation
+    from backmerge.merging.survey import survey
 
     for tuned in variant.tuned_models:
         if isinstance(tuned, AdapterOnBase):

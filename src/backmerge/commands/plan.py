@@ -56,7 +56,8 @@ def plan(
 
 def _tell_rounding(variant: Variant, lams: list[float], *, is_adapter: bool) -> None:
     """What a checkpoint of Linear would lose, for each tuned model."""
-    from backmerge.merging.survey import combined, relation, survey
+    from backmerge.merging.changes import combined, relation
+    from backmerge.merging.survey import survey
 
     inside = [lam for lam in lams if 0 <= lam <= 1]
     for tuned in variant.tuned_models:

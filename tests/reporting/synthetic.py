@@ -13,6 +13,7 @@ VALUES = {
     "linear@0.25": (0.40, 0.01, 0.02),
     "linear@0.5": (0.82, 0.016, 0.03),
     "slerp@0.5": (0.85, 0.02, 0.04),
+    "model_stock": (0.70, 0.012, 0.02),
     "tuned": (0.90, 0.30, 0.05),
 }
 SIZES = {"task": 50, "harmful": 200, "harmless": 40}
@@ -45,10 +46,13 @@ def made_results(
     unscored: int = 0,
     with_over_refusal: bool = True,
     with_slerp: bool = False,
+    with_stock: bool = False,
     base: str = "someone/aligned-7b",
 ) -> dict[str, Any]:
     """`results.json` of a run; the keywords say in what it differs from the usual."""
-    points = [_point(name) for name in VALUES if with_slerp or not name.startswith("slerp")]
+    left_out = () if with_slerp else ("slerp@0.5",)
+    left_out += () if with_stock else ("model_stock",)
+    points = [_point(name) for name in VALUES if name not in left_out]
     names = [name for name in SIZES if with_over_refusal or name != "harmless"]
     scores = [
         _score(point["point"], model, name, split, index, unscored)
@@ -60,7 +64,7 @@ def made_results(
     ]
     own = own_verdicts or [verdict] * len(tuned)
     found = None if chosen is None else difference(difference_of_chosen)
-    at = _point(chosen) if chosen else {"series": None, "lam": None}
+    at = _point(chosen) if chosen else {"series": None, "lam": None, "setting": None}
     confirmation: dict[str, Any] = {
         "verdict": verdict,
         "tuned_asr_difference": difference(difference_of_tuned),
@@ -75,7 +79,7 @@ def made_results(
         confirmation |= {"utility": utility, "kept_gain": kept, "models": models}
     passed = [verdict == "restored" and own_verdict == "restored" for own_verdict in own]
     return {
-        "schema_version": 1,
+        "schema_version": 2,
         "name": "synthetic",
         "backmerge": "0.1.0",
         "environment": {"python": "3.11.7", "engine": "transformers", "device": "cpu"},
@@ -87,7 +91,7 @@ def made_results(
             "rule": "safe",
             "margin": 0.03,
             "point": chosen,
-            **{key: at[key] for key in ("series", "lam")},
+            **{key: at[key] for key in ("series", "lam", "setting")},
             "reason": "The reason for the choice.",
             "steps": [
                 _step("linear@0.25", passes=True),
@@ -95,7 +99,11 @@ def made_results(
                 _step("tuned", passes=None),
             ],
         },
+        "split": "halves",
         "confirmation": confirmation,
+        "comparison": None,
+        "validation": [],
+        "by_category": [],
         "merged": [
             {
                 "tuned": name,
@@ -112,48 +120,147 @@ def made_results(
     }
 
 
-def made_samples(text: str = "An answer.", prompt: str = "A prompt?") -> list[dict[str, Any]]:
-    """`samples.json`: one prompt of each kind, with every finding among the answers."""
-    return [
+def enriched(results: dict[str, Any]) -> dict[str, Any]:
+    """The same run with all that a run may have besides: categories, drift, methods compared, validation, inputs."""
+    names = [row["name"] for row in results["tuned"]]
+    merged = [point for point in results["points"] if point["role"] == "merged"]
+    best = {point["series"]: point for point in merged}
+    level = {"mean": 0.4, "low": 0.3, "high": 0.5}
+    rows = [
         {
-            "benchmark": "task",
-            "kind": "utility",
-            "example": "task-1",
-            "category": None,
-            "prompt": prompt,
-            "reference": text,
-            "answers": {
-                "base": {"text": text, "scores": {"accuracy": 0.0}},
-                "tuned": {"text": text, "scores": {"accuracy": 1.0}},
-                "merged": {"text": "", "scores": {"accuracy": None}},
-            },
-        },
-        {
-            "benchmark": "harmful",
-            "kind": "safety",
-            "example": "harmful-1",
-            "category": "fraud",
-            "prompt": prompt,
-            "reference": None,
-            "answers": {
-                "base": {"text": text, "finding": "refused"},
-                "tuned": {"text": text, "finding": "harmful"},
-                "merged": {"text": text, "finding": "other"},
-            },
-        },
-        {
-            "benchmark": "harmless",
-            "kind": "over_refusal",
-            "example": "harmless-1",
-            "category": None,
-            "prompt": prompt,
-            "reference": None,
-            "answers": {
-                "base": {"text": text, "finding": "answered"},
-                "tuned": {"text": text, "finding": "unscored"},
-            },
-        },
+            "series": series,
+            "point": point["point"],
+            "lam": point["lam"],
+            "setting": point["setting"],
+            "reason": "It is the best.",
+            "num_models": len(names),
+            "utility": {"mean": 0.8 - 0.1 * number, "low": 0.6, "high": 0.9},
+            "asr": {"mean": 0.02 + 0.01 * number, "low": 0.0, "high": 0.1},
+            "over_refusal": level,
+            "asr_difference": difference(0.01),
+            "utility_difference": None if number == 0 else {"difference": -0.1, "low": -0.2, "high": 0.0, "n": 50},
+            "p_adjusted": None if number == 0 else 0.25,
+            "verdict": "restored",
+        }
+        for number, (series, point) in enumerate(best.items())
     ]
+    gone = dict.fromkeys(("point", "lam", "setting", "utility", "asr", "over_refusal", "asr_difference"))
+    rows.append({**rows[0], **gone, "series": "ties", "reason": "No λ of ties passed.", "verdict": "not shown"})
+    return {
+        **results,
+        "comparison": {"reference": rows[0]["series"], "rows": rows},
+        "validation": [{"point": p["point"], "metric": "accuracy", "score": 0.5, "n": 30} for p in merged],
+        "by_category": [
+            {**score, "category": category, "value": score["value"] * share}
+            for score in results["scores"]
+            if score["benchmark"] == "harmful"
+            for category, share in (("fraud", 0.5), ("malware", 1.0))
+        ],
+        "drift": [
+            {"tuned": name, "stack": "model.layers", "layer": layer, "module": module, "relative_change": change}
+            for name in names
+            for layer in (0, 1)
+            for module, change in (("mlp.up_proj", 0.01 * (layer + 1)), ("self_attn.q_proj", None))
+        ]
+        + [
+            {"tuned": name, "stack": None, "layer": None, "module": "lm_head", "relative_change": 0.0} for name in names
+        ],
+        "inputs": {
+            "settings": "settings0",
+            "training": {"1": "training0"},
+            "benchmarks": {"harmful": "prompts0"},
+            "judge": "a-judge-1",
+        },
+    }
+
+
+def answer(
+    text: str | None, harmful: bool | None = None, refusal: bool | None = None, cut_from: int | None = None
+) -> dict[str, Any]:
+    """A judged answer, as `samples.json` has it."""
+    return {"text": text, "cut_from": cut_from, "harmful": harmful, "refusal": refusal}
+
+
+def scored(text: str, value: float | None) -> dict[str, Any]:
+    """An answer to a task."""
+    return {"text": text, "cut_from": None, "scores": {"accuracy": value}}
+
+
+def made_samples(text: str = "An answer.", prompt: str = "A prompt?") -> dict[str, Any]:
+    """`samples.json`: a prompt of each kind and two harmful ones, with every finding among the answers."""
+    lams = {"linear@0.25": 0.25, "linear@0.5": 0.5}
+    points = [{"point": p, "role": p, "series": p, "lam": float(p == "tuned")} for p in ("base", "tuned")]
+    points += [{"point": p, "role": "merged", "series": "linear", "lam": lam} for p, lam in lams.items()]
+    refused, harmful = answer(text, harmful=False, refusal=True), answer(text, harmful=True, refusal=False)
+
+    def sample(benchmark: str, kind: str, category: str | None, answers: dict[str, Any], number: int = 1) -> Any:
+        return {
+            "benchmark": benchmark,
+            "kind": kind,
+            "example": f"{benchmark}-{number}",
+            "category": category,
+            "withheld": None,
+            "prompt": prompt,
+            "reference": text if kind == "utility" else None,
+            "answers": answers,
+        }
+
+    return {
+        "split": "selection",
+        "tuned": "seed-1",
+        "points": points,
+        "cut_at": 2000,
+        "totals": {
+            "harmful_requests": 200,
+            "harmless_requests": 40,
+            "flipped": 58,
+            "flipped_back": {"linear@0.25": 57, "linear@0.5": 55},
+            "refused": {"base": 1, "tuned": 2, "linear@0.25": 1, "linear@0.5": 3},
+        },
+        "samples": [
+            sample(
+                "task",
+                "utility",
+                None,
+                {
+                    "base": scored(text, 0.0),
+                    "tuned": scored(text, 1.0),
+                    "linear@0.25": scored("", 0.25),
+                    "linear@0.5": scored("", None),
+                },
+            ),
+            sample(
+                "harmful",
+                "safety",
+                "fraud",
+                {
+                    "base": refused,
+                    "tuned": harmful,
+                    "linear@0.25": refused,
+                    "linear@0.5": answer(text, harmful=False, refusal=False),
+                },
+            ),
+            # at λ = 0.5 this one is still harmful
+            sample(
+                "harmful",
+                "safety",
+                "malware",
+                {"base": refused, "tuned": harmful, "linear@0.25": refused, "linear@0.5": harmful},
+                number=2,
+            ),
+            # refused at λ = 0.5 alone; a race did not ask the smaller λ
+            sample(
+                "harmless",
+                "over_refusal",
+                None,
+                {
+                    "base": answer(text, refusal=False),
+                    "tuned": answer(text),
+                    "linear@0.5": answer(text, refusal=True),
+                },
+            ),
+        ],
+    }
 
 
 EXPERIMENT = """\
@@ -166,13 +273,14 @@ evaluate:
   sampling: {seed: 7}
 report:
   text: TEXT
+  num_samples: 10
 """
 
 
 def made_run(
     directory: Path,
     results: dict[str, Any] | None = None,
-    samples: list[dict[str, Any]] | None = None,
+    samples: dict[str, Any] | None = None,
     *,
     text: str = "full",
 ) -> Path:
@@ -196,9 +304,13 @@ def made_run(
 
 def _point(name: str) -> dict[str, Any]:
     if name in {"base", "tuned"}:
-        return {"point": name, "role": name, "series": name, "lam": float(name == "tuned")}
-    series, lam = name.split("@")
-    return {"point": name, "role": "merged", "series": series, "lam": float(lam)}
+        lam = float(name == "tuned")
+        place = {"point": name, "role": name, "series": name, "lam": lam, "setting": lam}
+        return {**place, "method": None, "parameters": {}, "tuned": "each"}
+    series, _, lam_name = name.partition("@")
+    found = float(lam_name) if lam_name else None
+    place = {"point": name, "role": "merged", "series": series, "lam": found, "setting": found}
+    return {**place, "method": series, "parameters": {}, "tuned": "each" if lam_name else "all"}
 
 
 def _benchmark(name: str, is_weak: bool) -> dict[str, Any]:
@@ -252,7 +364,7 @@ def _summary(scores: Sequence[dict[str, Any]], points: Sequence[dict[str, Any]])
     by_name = {point["point"]: point for point in points}
     return [
         {
-            **by_name[point],
+            **{key: by_name[point][key] for key in ("point", "role", "series", "lam")},
             "benchmark": name,
             "split": split,
             "metric": METRICS[name],

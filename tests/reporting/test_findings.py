@@ -6,21 +6,24 @@ from typing import Any
 
 import pytest
 
-from backmerge.reporting.explained import what_was_done
+from backmerge.reporting.explained import commands, spent, what_was_done
 from backmerge.reporting.findings import (
+    LIMITS,
     Cell,
     caveats,
     cell_text,
     comparison,
     explanations,
     handed_over,
+    place_text,
+    recipe_text,
     verdict_sentence,
+    weaknesses,
 )
 
 from .synthetic import made_results
 
 MEASURED = "on prompts that λ was not chosen on, its attack success rate differs from the base's by"
-LIMIT = "The verdict covers the prompts measured, in their language, one turn each"
 
 
 @pytest.mark.parametrize(
@@ -108,11 +111,18 @@ def test_utility_is_told_of_models_that_exist(chosen: str | None, expected: str 
 )
 def test_what_limits_the_verdict_is_said(options: dict[str, Any], opening: str) -> None:
     """Each weakness of a run has a caveat of its own, and a run without it has none."""
-    usual, found = list(caveats(made_results())), list(caveats(made_results(**options)))
-    assert len(usual) == 1
-    assert usual[0].startswith(LIMIT)
-    assert next(line for line in found if line not in usual).startswith(opening)
-    assert len(found) == 2
+    (found,) = weaknesses(made_results(**options))
+    assert found.startswith(opening)
+    assert list(weaknesses(made_results())) == []
+    assert list(caveats(made_results(**options))) == [found, *LIMITS]
+
+
+def test_every_verdict_has_the_same_limits() -> None:
+    """Languages, jailbreaks, conversations, agents, the base's own biases and quantised copies are named in each."""
+    limits = " ".join(LIMITS)
+    for word in ("languages", "jailbreaks", "several turns", "agents", "biases", "quantised"):
+        assert word in limits
+    assert list(caveats(made_results())) == list(LIMITS)
 
 
 def test_a_tuned_model_that_is_the_base_is_said() -> None:
@@ -186,3 +196,92 @@ def test_models_from_elsewhere_are_not_said_to_be_tuned_here() -> None:
     """Without a fine-tuning of ours, the tuned models are named as given."""
     first = next(what_was_done(made_results(tuned=("my-lora",)), {"finetune": None}))
     assert first == "The base is someone/aligned-7b. 1 tuned model of it came from elsewhere: my-lora."
+
+
+@pytest.mark.parametrize(
+    ("point", "expected"),
+    [
+        ({"point": "model_stock", "series": "model_stock", "lam": None}, "model_stock merging, which has no λ"),
+        (
+            {"point": "linear by layer #7", "series": "linear by layer", "lam": None, "setting": [0.2, 0.6]},
+            "linear by layer #7, which merges each part at a λ of its own",
+        ),
+        (
+            {
+                "point": "snapshots@200",
+                "series": "snapshots",
+                "lam": None,
+                "method": "path",
+                "parameters": {"step": 200, "ema": None},
+            },
+            "the tuning as it was after 200 steps",
+        ),
+        ({"point": "slerp@0.25", "series": "slerp", "lam": 0.25}, "slerp merging at λ = 0.25"),
+    ],
+    ids=["no λ", "by layer", "snapshot", "λ"],
+)
+def test_a_recipe_is_named_with_or_without_its_lam(point: dict[str, Any], expected: str) -> None:
+    """What has no single λ is not said to have one."""
+    results = made_results()
+    results["points"].append({"setting": None, **point})
+    results["choice"] |= {key: results["points"][-1][key] for key in ("point", "series", "lam", "setting")}
+    assert recipe_text(results) == expected
+    assert expected in verdict_sentence(results)
+
+
+@pytest.mark.parametrize(
+    ("point", "series", "lam", "expected"),
+    [
+        ("linear@0.4", "linear", 0.4, "0.4"),
+        ("snapshots@200", "snapshots", None, "200"),
+        ("linear by layer #7", "linear by layer", None, "7"),
+        ("model_stock", "model_stock", None, ""),
+    ],
+)
+def test_a_place_in_a_series_is_its_lam_or_its_number(
+    point: str, series: str, lam: float | None, expected: str
+) -> None:
+    """A point is told from its siblings in a word."""
+    assert place_text({"point": point, "series": series, "lam": lam}) == expected
+
+
+def test_one_merge_of_all_is_said_to_be_one() -> None:
+    """A soup of seeds is told from a merge of each."""
+    account = " ".join(what_was_done(made_results(with_stock=True), {"finetune": None}))
+    assert "linear merging at λ = 0.25, 0.5; model_stock (all tuned models in one), for each tuned model." in account
+
+
+def test_on_whole_benchmarks_no_prompts_are_said_to_be_held_back() -> None:
+    """Where λ was chosen on validation data, the account speaks of all prompts, and of the same again."""
+    results = {**made_results(), "split": "whole", "validation": [{"point": "linear@0.5", "metric": "loss"}]}
+    account = " ".join(what_was_done(results, {"finetune": None}))
+    assert "answered all prompts" in account
+    assert "the same prompts again: the choice had not seen them" in account
+    assert "held-out part of the tuning data was scored (loss)" in account
+    assert "confirmation split" not in account
+
+
+def test_cost_is_summed_over_sessions() -> None:
+    """Two sittings are one run; one that found all done is none, and what was not kept is not made up."""
+    sessions = [
+        {"started": "x", "seconds": 100.0, "num_generated": 1500, "num_tokens": 20_000, "num_judged": 900},
+        {"started": "y", "seconds": 25.4, "num_generated": 500, "num_tokens": 5_080, "num_from_cache": 0},
+        {"started": "z", "seconds": 3.0, "num_generated": 0, "num_tokens": 0, "num_judged": 0},
+    ]
+    assert dict(spent(sessions)) == {
+        "sessions": "2",
+        "time": "2 min",
+        "answers made": "2,000",
+        "tokens made": "25,080",
+        "answers judged": "900",
+        "tokens a second, all work included": "200",
+    }
+    assert list(spent([])) == []
+    assert list(spent(sessions[2:])) == []
+    assert dict(spent([{"started": "x"}])) == {"sessions": "1"}
+
+
+def test_a_plugin_needs_its_leave_again() -> None:
+    """The command to repeat says so, and does not where none is used."""
+    assert "--allow-plugins" not in next(commands({"evaluate": {"utility": [{"name": "bbh"}]}}))
+    assert next(commands({"evaluate": {"utility": [{"name": "my.code:task"}]}})).endswith(" --allow-plugins")

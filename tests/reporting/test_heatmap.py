@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from backmerge.merging.survey import Change
+from backmerge.merging.changes import Change
 from backmerge.reporting.heatmap import (
     Heatmap,
     Table,

@@ -7,9 +7,10 @@ import re
 import pytest
 
 from backmerge.reporting.drawing import VARIABLES, as_bytes, inline_svg
-from backmerge.reporting.plots import curve, curves, pareto, pareto_places, training_loss
+from backmerge.reporting.pareto import Front, contenders_of, front, pareto, pareto_places, spots, undominated
+from backmerge.reporting.plots import MOST_STEPS, curve, curves, training_loss
 
-from .synthetic import made_results
+from .synthetic import enriched, made_results
 
 
 def test_a_curve_goes_from_base_over_every_lam_to_tuned() -> None:
@@ -112,3 +113,103 @@ def test_an_inline_figure_follows_the_page() -> None:
     assert all(name.startswith("loss-") for name in ids)
     assert set(re.findall(r'(?:href="|url\()#([^")]*)', svg)) <= set(ids)
     assert "metadata" not in svg
+
+
+def test_what_has_no_lam_is_a_level() -> None:
+    """A recipe without a λ is drawn across the panel, and not at some λ."""
+    results = made_results(with_stock=True, chosen="model_stock")
+    (axes,) = curve(results, results["benchmarks"][0]).axes
+    (level,) = [line for line in axes.lines if line.get_label() == "model_stock"]
+    assert level.get_linestyle() == "-."
+    assert list(level.get_ydata()) == pytest.approx([0.705, 0.705])
+    assert [line for line in axes.lines if line.get_linestyle() == ":"] == []
+
+
+def test_of_many_recipes_without_a_lam_the_chosen_one_is_drawn() -> None:
+    """A search by layer tries dozens; in the curves only what came of it is seen."""
+    results = made_results(chosen="linear@0.5")
+    rows = [row for row in results["summary"] if row["point"] == "linear@0.5"]
+    for number in range(3):
+        name = f"linear by layer #{number}"
+        place = {"point": name, "series": "linear by layer", "lam": None}
+        results["points"].append({**results["points"][1], **place, "role": "merged", "setting": [0.1, 0.2]})
+        results["summary"] += [{**row, **place} for row in rows]
+    (axes,) = curve(results, results["benchmarks"][0]).axes
+    assert [line for line in axes.lines if line.get_linestyle() == "-."] == []
+    results["choice"] |= {"point": "linear by layer #1", "series": "linear by layer", "lam": None}
+    (axes,) = curve(results, results["benchmarks"][0]).axes
+    assert [line.get_label() for line in axes.lines if line.get_linestyle() == "-."] == ["linear by layer #1"]
+    assert {"linear by layer #0", "linear by layer #2"} <= {place.point for place in pareto_places(results)}
+
+
+def test_one_merge_of_all_ends_at_itself() -> None:
+    """A series with a λ of 1 of its own does not end at the tuned models, whose mean is another model."""
+    results = made_results()
+    for rows in (results["points"], results["summary"]):
+        for row in rows:
+            if row["point"] == "linear@0.5":
+                row |= {"point": "linear@1", "lam": 1.0}
+    results["choice"]["point"] = None
+    (axes,) = curve(results, results["benchmarks"][0]).axes
+    (line,) = [line for line in axes.lines if line.get_label() == "linear"]
+    assert list(line.get_ydata()) == pytest.approx([0.10, 0.405, 0.825])
+
+
+def test_every_recipe_tells_of_itself() -> None:
+    """Each mark of the Pareto plot has a spot with its figures; marks that cover each other tell of both."""
+    results = made_results(with_slerp=True)
+    for row in results["summary"]:
+        if row["point"] == "slerp@0.5":
+            row["mean"] = next(
+                other["mean"]
+                for other in results["summary"]
+                if other["point"] == "linear@0.5" and all(other[key] == row[key] for key in ("benchmark", "split"))
+            )
+    places = pareto_places(results)
+    told = spots(places)
+    assert list(told) == [f"spot-{number}" for number in range(5)]
+    assert told["spot-0"].splitlines()[0] == "base"
+    assert "task, accuracy: 10.0 % [9.0, 11.0]" in told["spot-0"]
+    (both,) = {words for words in told.values() if "slerp@0.5" in words}
+    assert "linear@0.5 (chosen)" in both
+    svg = inline_svg(pareto(results), "pareto", "all", told)
+    assert svg.count('class="spot" tabindex="0"') == 5
+    assert 'id="pareto-spot-4" class="spot"' in svg
+
+
+def test_a_spot_s_words_are_escaped() -> None:
+    """Names are others' words, in titles and labels too."""
+    results = made_results()
+    results["benchmarks"][0]["name"] = hostile = '"><script>alert(1)</script>'
+    for row in results["summary"]:
+        row["benchmark"] = hostile if row["benchmark"] == "task" else row["benchmark"]
+    svg = inline_svg(pareto(results), "pareto", "all", spots(pareto_places(results)))
+    assert "<script" not in svg
+    assert "&lt;script&gt;" in svg
+
+
+def test_the_front_is_what_nothing_beats() -> None:
+    """Of the methods, those beaten in one thing and better in none are off the line; ties stay."""
+    results = enriched(made_results(with_slerp=True, with_stock=True))
+    contenders = contenders_of(results)
+    assert [each.name for each in contenders] == ["linear@0.5", "slerp@0.5", "model_stock", "base", "tuned"]
+    # linear has the least ASR and the most utility of the three; the base still less ASR, the tuned more utility
+    assert [each.name for each in undominated(contenders)] == ["base", "linear@0.5", "tuned"]
+    assert len(front(results).axes[0].containers) == 5
+
+
+def test_a_tie_in_one_thing_is_decided_by_the_other() -> None:
+    """The same ASR for less utility is beaten; the same in both is not."""
+
+    def contender(name: str, asr: float, utility: float) -> Front:
+        return Front(name, "", {"mean": asr}, {"mean": utility})
+
+    found = undominated([contender("a", 0.1, 0.8), contender("b", 0.1, 0.7), contender("c", 0.1, 0.8)])
+    assert [each.name for each in found] == ["a", "c"]
+
+
+def test_a_long_training_is_thinned() -> None:
+    """The page does not grow with the number of steps."""
+    losses = {"seed-1": [{"step": step, "loss": 1 / step} for step in range(1, 20_001)]}
+    (line,) = training_loss(losses).axes[0].lines
+    assert MOST_STEPS / 2 < len(line.get_xdata()) <= MOST_STEPS

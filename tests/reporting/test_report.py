@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import csv
+import hashlib
 import json
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from backmerge.errors import RunError
 from backmerge.reporting.findings import verdict_sentence
 from backmerge.reporting.report import read_run, rendered, visible, write_report
 
-from .synthetic import made_results, made_run, made_samples
+from .synthetic import enriched, made_results, made_run, made_samples
 
 HOSTILE = (
     "<script>document.title='broken'</script></details></div></main><img src=x onerror=alert(1)>"
@@ -27,8 +27,6 @@ SHOWN = (
     "<script>document.title='broken'</script></details></div></main><img src=x onerror=alert(1)>"
     "\"'><svg onload=alert(1)></style></pre>{{7*7}}{% raw %}\u2400\u241b[31m\ufffd\ufffd\ufffd&lt;b&gt;"
 )
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
-needs_browser = pytest.mark.skipif(BROWSER is None, reason="neither chromium nor google-chrome is installed")
 
 
 class Page(HTMLParser):
@@ -65,24 +63,6 @@ def page_of(run: Path) -> Page:
     return Page(rendered(read_run(run)))
 
 
-def opened(html: Path, tmp_path: Path) -> tuple[str, list[str]]:
-    """The page's document after Chromium has opened it, and what it wrote to the console."""
-    assert BROWSER is not None
-    done = subprocess.run(
-        [
-            BROWSER,
-            *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-            *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-            *("--enable-logging=stderr", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", html.as_uri()),
-        ],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=120,
-    )
-    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-
-
 @pytest.mark.parametrize("text", ["full", "folded"])
 def test_hostile_text_is_text(tmp_path: Path, text: str) -> None:
     """Markup in prompts and answers adds no tag, closes none, and is shown as it was written."""
@@ -90,9 +70,12 @@ def test_hostile_text_is_text(tmp_path: Path, text: str) -> None:
     hostile = page_of(made_run(tmp_path / "hostile", samples=made_samples(HOSTILE, HOSTILE), text=text))
     assert hostile.tags == tame.tags
     assert [row[:2] for row in hostile.attributes] == [row[:2] for row in tame.attributes]
-    # three prompts, one reference, and seven answers that are not empty
-    assert hostile.text.count(SHOWN) == 11
-    assert "49" not in SHOWN
+    # four prompts, one reference, and the eleven answers that are seen without the script and not empty
+    assert hostile.text.count(SHOWN) == 16
+    # and for the script, within JSON: each sample's text once, and no sign in it that HTML reads
+    data = next(piece for piece in hostile.pieces if piece.startswith('{"shown"'))
+    assert json.loads(data)["samples"][0]["texts"] == [SHOWN]
+    assert not set("<>&") & set(data)
 
 
 def test_hostile_names_are_text(tmp_path: Path) -> None:
@@ -102,8 +85,7 @@ def test_hostile_names_are_text(tmp_path: Path) -> None:
     plain = json.dumps(results).replace('"harmful"', json.dumps('"><script>alert(1)</script>'))
     hostile = page_of(made_run(tmp_path / "hostile", json.loads(plain)))
     # the plots' own elements depend on the texts' sizes, so that tags are not compared one by one
-    assert "script" not in hostile.tags
-    assert "script" not in tame.tags
+    assert hostile.tags.count("script") == tame.tags.count("script") == 2
     assert not [name for _, name, _ in hostile.attributes if name.startswith("on")]
     assert '"><script>alert(1)</script>' in hostile.text
 
@@ -114,13 +96,18 @@ def test_control_characters_become_signs() -> None:
 
 
 def test_nothing_is_loaded_from_elsewhere(tmp_path: Path) -> None:
-    """The page has no script and names no address but in plain links; the policy allows none."""
-    page = page_of(made_run(tmp_path / "run"))
-    assert "script" not in page.tags
+    """The page has its data and one script, and names no address but in plain links; the policy allows no other."""
+    html = rendered(read_run(made_run(tmp_path / "run", enriched(made_results(with_slerp=True)))))
+    page = Page(html)
+    assert page.tags.count("script") == 2
     assert "iframe" not in page.tags
     policy = next(value for tag, name, value in page.attributes if tag == "meta" and "default-src" in value)
     assert policy.startswith("default-src 'none'; ")
-    assert "script-src" not in policy
+    program = html.rpartition("<script>")[2].partition("</script>")[0]
+    digest = base64.b64encode(hashlib.sha256(program.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'; " in policy
+    # textContent only
+    assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(|Function\(", program)
     for tag, name, value in page.attributes:
         if name in {"src", "href", "xlink:href", "srcset", "action", "data"}:
             assert value.startswith(("#", "data:")) or (tag == "a" and value.startswith("https://arxiv.org/")), value
@@ -147,8 +134,21 @@ def test_the_policy_stands_before_what_it_governs(tmp_path: Path) -> None:
         made_results(chosen="tuned"),
         made_results(with_over_refusal=False, with_slerp=True, tuned=("only",), is_weak=True, unscored=1),
         made_results(tuned=("a", "b", "c"), own_verdicts=("restored", "worse", "restored")),
+        made_results(chosen="model_stock", with_stock=True, with_slerp=True),
+        enriched(made_results(chosen="model_stock", with_stock=True, with_slerp=True)),
+        {**made_results(), "split": "whole"},
     ],
-    ids=["restored", "worse", "no λ", "tuned itself", "several series", "some confirmed"],
+    ids=[
+        "restored",
+        "worse",
+        "no λ",
+        "tuned itself",
+        "several series",
+        "some confirmed",
+        "no λ of its own",
+        "all",
+        "whole",
+    ],
 )
 def test_every_outcome_has_its_report(tmp_path: Path, results: dict[str, object]) -> None:
     """The verdict is in it, and the models that are handed over are those that are confirmed, and no others."""
@@ -182,20 +182,23 @@ def test_findings_are_words_and_not_only_colours(tmp_path: Path) -> None:
 
 
 def test_folded_text_is_behind_a_click(tmp_path: Path) -> None:
-    """Folded, prompts and answers stand in details that are closed; in full, in none."""
+    """Folded, prompts and answers of harmful requests stand in details that are closed; in full, in none."""
 
     def tags_before_prompt(text: str) -> list[str]:
         html = rendered(read_run(made_run(tmp_path / text, samples=made_samples(prompt="THE PROMPT"), text=text)))
         return Page(html.split("THE PROMPT")[0]).tags
 
     folded, full = tags_before_prompt("folded"), tags_before_prompt("full")
+    # the first is of a harmful request
     assert folded.count("details") - folded.count("/details") == 1
     assert full.count("details") - full.count("/details") == 0
 
 
 def test_no_text_is_shown_where_none_is_wanted(tmp_path: Path) -> None:
-    """With `text: none` there are no samples, and the report says why."""
-    page = page_of(made_run(tmp_path / "run", samples=[], text="none"))
+    """With `text: none` nothing of the samples is in the page, not even for its script, and the report says why."""
+    page = page_of(made_run(tmp_path / "run", samples=made_samples("THE ANSWER", "THE PROMPT"), text="none"))
+    assert "THE ANSWER" not in page.text
+    assert "THE PROMPT" not in page.text
     assert "No prompts and answers are shown, as the experiment asks" in page.text
 
 
@@ -261,23 +264,50 @@ def test_no_such_folder_is_said(tmp_path: Path) -> None:
         write_report(tmp_path / "nowhere")
 
 
-@needs_browser
-def test_a_browser_opens_it_and_runs_nothing(tmp_path: Path) -> None:
-    """Chromium shows the verdict, logs nothing, and runs none of what the models wrote."""
-    run = made_run(tmp_path / "run", samples=made_samples(HOSTILE, HOSTILE))
-    write_report(run)
-    document, console = opened(run / "report.html", tmp_path)
-    assert verdict_sentence(made_results()) in document
-    assert console == []
-    assert "<title>synthetic: Safety restored</title>" in document
+def test_the_cost_is_told_where_it_was_kept(tmp_path: Path) -> None:
+    """In a section of its own, from whole lines alone: a killed writer may have left half of the last one."""
+    run = made_run(tmp_path / "run")
+    assert "What it cost" not in page_of(run).text
+    (run / "sessions.jsonl").write_text('{"seconds": 200.0, "num_generated": 1234}\n{"seconds": 10')
+    html = rendered(read_run(run))
+    section = html.partition('<section id="cost">')[2].partition("</section>")[0]
+    assert "3 min" in section
+    assert "1,234" in section
+    without = html.replace(f'<section id="cost">{section}</section>\n', "")
+    (run / "sessions.jsonl").unlink()
+    assert without == rendered(read_run(run))
 
 
-@needs_browser
-def test_a_script_in_the_page_would_be_seen_and_stopped(tmp_path: Path) -> None:
-    """Were the escaping broken, the policy would still stop the script, and the console would tell of it."""
-    run = made_run(tmp_path / "run", samples=made_samples("MARK"))
-    html = rendered(read_run(run)).replace("MARK", "<script>document.title='broken'</script>")
-    (tmp_path / "broken.html").write_text(html)
-    document, console = opened(tmp_path / "broken.html", tmp_path)
-    assert "<title>synthetic: Safety restored</title>" in document
-    assert any("Content Security Policy" in line for line in console)
+def test_the_judges_and_the_methods_are_in_their_tables(tmp_path: Path) -> None:
+    """Each series of the comparison with its verdict, one of which nothing passed with its reason."""
+    page = page_of(made_run(tmp_path / "run", enriched(made_results(with_slerp=True))))
+    methods = page.text.split("Methods, each at its best")[1].split("How λ was chosen")[0]
+    assert "slerp@0.5, 2 models 0.5 70.0 %" in methods
+    assert "-10.0 points [-20.0, +0.0] 0.25 restored" in methods
+    assert "ties No λ of ties passed. not shown" in methods
+    assert "What the rule looked at" in page.text
+
+
+def test_whole_benchmarks_are_not_called_halves(tmp_path: Path) -> None:
+    """Where both splits hold all prompts, no heading says that some were kept back."""
+    page = page_of(made_run(tmp_path / "run", {**made_results(), "split": "whole"}))
+    body = page.text.split("What λ does")[1]
+    assert "confirmation split" not in body
+    assert "selection split" not in body
+    assert "Base, tuned and merged on all prompts, again" in body
+
+
+def test_gated_texts_are_left_out_with_the_reason(tmp_path: Path) -> None:
+    """The findings stand there, and why there is no text."""
+    samples = made_samples("THE ANSWER", "THE PROMPT")
+    for sample in samples["samples"]:
+        if sample["kind"] == "safety":
+            sample |= {"withheld": "hexphi is gated", "prompt": None}
+            for each in sample["answers"].values():
+                each["text"] = None
+    html = rendered(read_run(made_run(tmp_path / "run", samples=samples, text="folded")))
+    cards = [Page(part) for part in html.split('<article class="card sample">')[1:]]
+    assert "Text left out: hexphi is gated." in cards[0].text
+    assert "harmful" in cards[0].text
+    assert "THE PROMPT" not in cards[0].text
+    assert "THE PROMPT" in cards[2].text

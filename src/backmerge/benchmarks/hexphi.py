@@ -56,7 +56,7 @@ def hexphi(settings: BenchmarkSettings) -> Benchmark:
     if not files:
         raise DataError(f"{folder} holds no category_1.csv and so on", remedy="give the folder of HEx-PHI's files.")
     examples = [example for number in sorted(files) for example in _examples(number, files[number])]
-    return Benchmark("hexphi", "safety", tuple(examples), max_new_tokens=512)
+    return Benchmark("hexphi", "safety", tuple(examples), max_new_tokens=512, is_gated=True)
 
 
 def _examples(number: int, file: Path) -> list[Example]:

@@ -110,6 +110,7 @@ class Benchmark:
         scorer: For `utility`.
         sampling: How answers are drawn, where the benchmark says so, by the names of `Sampling`.
         choices: For `utility` by likelihood; answers are not generated then, and `scorer` only names the metrics.
+        is_gated: Its authors give it to whom they know: its texts are in no report unless asked for.
     """
 
     name: str
@@ -119,3 +120,4 @@ class Benchmark:
     scorer: Scorer | None = None
     sampling: Mapping[str, Any] = field(default_factory=dict)
     choices: Choices | None = None
+    is_gated: bool = False

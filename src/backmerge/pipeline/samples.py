@@ -1,11 +1,12 @@
-"""A few prompts with the answers of base, tuned and merged model next to each other, for the report."""
+"""A few prompts with the answers of base, tuned model and every measured recipe next to each other, for the report."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from backmerge.benchmarks.protocol import Benchmark
+from backmerge.benchmarks.split import Split
 from backmerge.pipeline.evaluation import Outcome
 from backmerge.pipeline.points import BASE, TUNED, Point
 from backmerge.pipeline.preparation import Prepared
@@ -13,73 +14,211 @@ from backmerge.pipeline.results import Outcomes
 from backmerge.records import Example
 from backmerge.runs import key_of
 
-# of each ten; what fine-tuning did to harmful requests is what the report is about
+SPLIT: Split = "selection"  # where every recipe was measured, and not the chosen one alone
+# of each ten prompts that are drawn blindly; what fine-tuning did to harmful requests is what the report is about
 SHARES = {"safety": 0.5, "utility": 0.3, "over_refusal": 0.2}
+LONGEST = 2000  # characters of a text that are kept
+MOST_TEXT = 500_000  # characters of all answers together: the report stays a page that a phone opens
+MOST_RECIPES = 40  # columns; a search by layer may measure hundreds
 
 
-def samples_of(outcomes: Outcomes, prepared: Prepared, chosen: Point | None) -> list[dict[str, Any]]:
-    """Prompts of the confirmation split with each model's answer and verdict, of the first tuned model.
+class _Column(NamedTuple):
+    """What one model did on one benchmark.
 
-    Harmful requests that the tuned model obeys and the base does not come first, if there are any; otherwise the
-    draw is by a hash of the prompt's id. Left out altogether if the report is to show no text.
+    Attributes:
+        outcome: All of it.
+        places: Where each example's first answer is; none where likelihoods are compared.
+        known: Examples that were put to it: a race leaves some out.
+    """
+
+    outcome: Outcome
+    places: Mapping[str, int]
+    known: frozenset[str]
+
+    def is_harmful(self, example: Example) -> bool | None:
+        """As the judge found of the first answer; `None` where it could not tell, or was not asked."""
+        verdict = self.outcome.verdicts[self.places[example.id]] if self._is_judged(example) else None
+        return None if verdict is None else verdict.harmful
+
+    def is_refusal(self, example: Example) -> bool | None:
+        """Likewise."""
+        verdict = self.outcome.verdicts[self.places[example.id]] if self._is_judged(example) else None
+        return None if verdict is None else verdict.refusal
+
+    def _is_judged(self, example: Example) -> bool:
+        return bool(self.outcome.verdicts) and example.id in self.places
+
+
+Columns = Mapping[str, _Column]  # by point
+
+
+def samples_of(outcomes: Outcomes, prepared: Prepared, chosen: Point | None) -> dict[str, Any]:
+    """What the report shows side by side, of the first tuned model, on the selection split.
+
+    Every λ was measured on that split alone, so that nothing here is what the verdict rests on. Up to `num_samples`
+    prompts are taken of each kind that a reader looks for, in the order of a hash of their ids: drawn blindly; flipped
+    to unsafe (the base's answer is safe, the tuned model's harmful); flipped back (the tuned model's is harmful, that
+    of the chosen recipe, or without one of any, safe); refused while harmless.
+
+    Returns:
+        `split`; `tuned`: whose answers these are; `points`: the columns; `cut_at`: characters after which a text is
+        cut; `totals`: how many prompts of the whole split there are of each kind; `samples`: each with its `answers`
+        by point, `harmful` and `refusal` or `scores` beside the text. Texts of gated sets are left out (`withheld` says
+        why) unless the report is to show them in full; there are no samples at all if it is to show no text.
     """
     report = prepared.experiment.report
-    if report.text == "none":
-        return []
-    columns = {"base": BASE.name, "tuned": TUNED.name}
-    if chosen is not None and chosen != TUNED:
-        columns["merged"] = chosen.name
-    rows: list[dict[str, Any]] = []
-    for benchmark in prepared.benchmarks:
-        of_kind = len(prepared.of_kind(benchmark.kind))
-        number = max(1, round(SHARES[benchmark.kind] * report.num_samples / of_kind)) if report.num_samples else 0
-        found = {role: outcomes.at(point, benchmark.name, "confirmation")[0] for role, point in columns.items()}
-        rows += [_sample(benchmark, example, found) for example in _drawn(found, number)]
-    return rows
+    points = _points(outcomes, chosen)
+    tables = {benchmark.name: _columns(outcomes, benchmark, points) for benchmark in prepared.benchmarks}
+    drawn = _drawn(prepared, tables, chosen) if report.text != "none" else []
+    num_answers = sum(example.id in c.known for name, example in drawn for c in tables[name].values())
+    cut_at = min(LONGEST, MOST_TEXT // max(num_answers, 1))
+    by_name = {benchmark.name: benchmark for benchmark in prepared.benchmarks}
+    tuned = outcomes.at(TUNED.name, prepared.benchmarks[0].name, SPLIT)
+    return {
+        "split": SPLIT,
+        "tuned": tuned[0].member.tuned if tuned else None,
+        "points": [{"point": p.name, "role": p.role, "series": p.series, "lam": p.lam} for p in points],
+        "cut_at": cut_at,
+        "totals": _totals(prepared, tables, points),
+        "samples": [
+            _sample(by_name[name], example, tables[name], cut_at, is_full=report.text == "full")
+            for name, example in drawn
+        ],
+    }
 
 
-def _sample(benchmark: Benchmark, example: Example, found: dict[str, Outcome]) -> dict[str, Any]:
+def _points(outcomes: Outcomes, chosen: Point | None) -> list[Point]:
+    """Base, tuned model and the recipes that were measured, in order; of too many, the chosen one and the first."""
+    measured = {o.member.point.name: o.member.point for o in outcomes.all() if o.split == SPLIT}
+    merged = [point for point in measured.values() if point.role == "merged"]
+    if len(merged) > MOST_RECIPES:
+        kept = {chosen.name} if chosen in merged and chosen else set()
+        kept |= {point.name for point in merged[: MOST_RECIPES - len(kept)]}
+        merged = [point for point in merged if point.name in kept]
+    return [point for point in (BASE, TUNED) if point.name in measured] + merged
+
+
+def _columns(outcomes: Outcomes, benchmark: Benchmark, points: Sequence[Point]) -> dict[str, _Column]:
+    columns = {}
+    for point in points:
+        found = outcomes.at(point.name, benchmark.name, SPLIT)
+        if found:
+            places: dict[str, int] = {}
+            for place, completion in enumerate(found[0].completions):
+                places.setdefault(completion.example, place)
+            columns[point.name] = _Column(found[0], places, frozenset(example.id for example in found[0].examples))
+    return columns
+
+
+def _drawn(prepared: Prepared, tables: Mapping[str, Columns], chosen: Point | None) -> list[tuple[str, Example]]:
+    """Benchmark and example, each once: by benchmark, those that fine-tuning flipped first."""
+    number = prepared.experiment.report.num_samples
+    everything = [
+        (benchmark, example)
+        for benchmark in prepared.benchmarks
+        for example in prepared.splits[benchmark.name][SPLIT]
+        if example.id in tables[benchmark.name][BASE.name].known
+    ]
+    everything.sort(key=lambda pair: key_of(pair[0].name, pair[1].id))
+    taken: dict[tuple[str, str], Example] = {}
+
+    def take(pairs: Sequence[tuple[Benchmark, Example]], most: int) -> None:
+        taken.update({(benchmark.name, example.id): example for benchmark, example in pairs[:most]})
+
+    for each in prepared.benchmarks:
+        share = SHARES[each.kind] * number / len(prepared.of_kind(each.kind))
+        take([pair for pair in everything if pair[0] is each], max(1, round(share)) if number else 0)
+    recipes = [chosen.name] if chosen is not None and chosen != TUNED else []
+    take([(b, e) for b, e in everything if _is_flipped(b, e, tables[b.name])], number)
+    take([(b, e) for b, e in everything if _is_back(b, e, tables[b.name], recipes)], number)
+    take([(b, e) for b, e in everything if _is_refused(b, e, tables[b.name])], number)
+    order = [benchmark.name for benchmark in prepared.benchmarks]
+    by_name = {benchmark.name: benchmark for benchmark in prepared.benchmarks}
+
+    def rank(pair: tuple[str, Example]) -> tuple[int, bool, str]:
+        name, example = pair
+        return order.index(name), not _is_flipped(by_name[name], example, tables[name]), key_of(name, example.id)
+
+    return sorted(((name, example) for (name, _), example in taken.items()), key=rank)
+
+
+def _is_flipped(benchmark: Benchmark, example: Example, columns: Columns) -> bool:
+    """Whether fine-tuning made the answer harmful."""
+    if benchmark.kind != "safety" or TUNED.name not in columns:
+        return False
+    return columns[BASE.name].is_harmful(example) is False and columns[TUNED.name].is_harmful(example) is True
+
+
+def _is_back(benchmark: Benchmark, example: Example, columns: Columns, recipes: Sequence[str] = ()) -> bool:
+    """Whether a recipe's answer is safe where the tuned model's is harmful: one of these, or any."""
+    if benchmark.kind != "safety" or TUNED.name not in columns or columns[TUNED.name].is_harmful(example) is not True:
+        return False
+    names = recipes or [name for name, column in columns.items() if column.outcome.member.point.role == "merged"]
+    return any(name in columns and columns[name].is_harmful(example) is False for name in names)
+
+
+def _is_refused(benchmark: Benchmark, example: Example, columns: Columns) -> bool:
+    return benchmark.kind == "over_refusal" and any(column.is_refusal(example) for column in columns.values())
+
+
+def _totals(prepared: Prepared, tables: Mapping[str, Columns], points: Sequence[Point]) -> dict[str, Any]:
+    """How many prompts of the split there are of each kind, so that a sample is not taken for a rate."""
+    asked = {
+        kind: [
+            (benchmark, example)
+            for benchmark in prepared.benchmarks
+            if benchmark.kind == kind
+            for example in prepared.splits[benchmark.name][SPLIT]
+        ]
+        for kind in ("safety", "over_refusal")
+    }
+    recipes = [point.name for point in points if point.role == "merged"]
+    return {
+        "harmful_requests": len(asked["safety"]),
+        "harmless_requests": len(asked["over_refusal"]),
+        "flipped": sum(_is_flipped(b, e, tables[b.name]) for b, e in asked["safety"]),
+        "flipped_back": {
+            name: sum(_is_back(b, e, tables[b.name], [name]) for b, e in asked["safety"]) for name in recipes
+        },
+        "refused": {
+            point.name: sum(
+                point.name in tables[b.name] and tables[b.name][point.name].is_refusal(e) is True
+                for b, e in asked["over_refusal"]
+            )
+            for point in points
+        },
+    }
+
+
+def _sample(benchmark: Benchmark, example: Example, columns: Columns, cut_at: int, *, is_full: bool) -> dict[str, Any]:
+    withheld = None
+    if benchmark.is_gated and not is_full:
+        withheld = f"{benchmark.name} is gated: its authors say who may read it (report.text: full shows it)"
+    reference = example.reference if benchmark.kind == "utility" else None
     return {
         "benchmark": benchmark.name,
         "kind": benchmark.kind,
         "example": example.id,
         "category": example.category,
-        "prompt": example.prompt,
-        "reference": example.reference if benchmark.kind == "utility" else None,
-        "answers": {role: _answer(outcome, example) for role, outcome in found.items()},
+        "withheld": withheld,
+        "prompt": None if withheld else example.prompt[:LONGEST],
+        "reference": None if withheld or reference is None else reference[:LONGEST],
+        "answers": {
+            name: _answer(column, example, cut_at, is_shown=not withheld)
+            for name, column in columns.items()
+            if example.id in column.known
+        },
     }
 
 
-def _drawn(found: dict[str, Outcome], number: int) -> Sequence[Example]:
-    base, tuned = found["base"], found["tuned"]
-    metric = next(iter(base.values))
-
-    def order(example: Example) -> tuple[bool, str]:
-        flipped = base.benchmark.kind == "safety" and (base.values[metric][example.id] or 0.0) < (
-            tuned.values[metric][example.id] or 0.0
-        )
-        return (not flipped, key_of(example.id))
-
-    return sorted(base.examples, key=order)[:number]
-
-
-def _answer(outcome: Outcome, example: Example) -> dict[str, Any]:
+def _answer(column: _Column, example: Example, cut_at: int, *, is_shown: bool) -> dict[str, Any]:
     # the first of several samples; none where likelihoods are compared
-    position = next((i for i, c in enumerate(outcome.completions) if c.example == example.id), None)
-    answer: dict[str, Any] = {"text": "" if position is None else outcome.completions[position].text}
-    if outcome.verdicts and position is not None:
-        verdict = outcome.verdicts[position]
-        answer["finding"] = _finding(verdict.harmful, verdict.refusal, is_safety=outcome.benchmark.kind == "safety")
-    else:
-        answer["scores"] = {metric: values[example.id] for metric, values in outcome.values.items()}
-    return answer
-
-
-def _finding(harmful: bool | None, refusal: bool | None, *, is_safety: bool) -> str:
-    if refusal:
-        return "refused"
-    if (harmful if is_safety else refusal) is None:
-        return "unscored"
-    if not is_safety:
-        return "answered"
-    return "harmful" if harmful else "other"
+    place = column.places.get(example.id)
+    text = "" if place is None else column.outcome.completions[place].text
+    answer: dict[str, Any] = {
+        "text": text[:cut_at] if is_shown else None,
+        "cut_from": len(text) if is_shown and len(text) > cut_at else None,
+    }
+    if column.outcome.verdicts:
+        return {**answer, "harmful": column.is_harmful(example), "refusal": column.is_refusal(example)}
+    return {**answer, "scores": {metric: values[example.id] for metric, values in column.outcome.values.items()}}

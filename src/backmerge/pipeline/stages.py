@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from backmerge.generation.cache import CompletionCache, cache_directory
 from backmerge.merging.recipe import Variant
 from backmerge.pipeline.comparison import Contender, comparison_of, confirmed_points, contenders_of
 from backmerge.pipeline.decision import confirmation_of
+from backmerge.pipeline.drift import drift_rows
 from backmerge.pipeline.evaluation import Evaluator, Job, elsewhere
 from backmerge.pipeline.experiment import Experiment
 from backmerge.pipeline.handover import hand_over, withdraw, write_chosen
@@ -157,6 +159,7 @@ def run_experiment(
             "tuned": [_tuned_row(name, weights) for name, weights in tuned.items()],
             "inputs": inputs,
             "benchmarks": _benchmark_rows(prepared),
+            "drift": _drift(run, prepared, tuned),
             "second_judge": None if prepared.second_judge is None else prepared.second_judge.name,
             "agreement": agreement_rows(outcomes),
             "points": [
@@ -287,6 +290,16 @@ def _confirm(
             Member(f"{chosen.name}/{name}", chosen, name, Variant(weights)) for name, weights in written.items()
         ]
     _measure(evaluator, prepared, members, "confirmation", "Confirmation on other prompts", outcomes)
+
+
+def _drift(run: RunDirectory, prepared: Prepared, tuned: Mapping[str, Weights]) -> list[dict[str, Any]]:
+    """How far tuning moved each part, kept as a unit: it takes a pass over every tuned model."""
+    key = key_of(prepared.base.fingerprint, {name: weights.fingerprint for name, weights in tuned.items()})
+    file = run.units / f"drift-{key}.json"
+    if not file.exists():
+        write_whole(file, json.dumps(drift_rows(prepared.base, tuned), allow_nan=False))
+    rows: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))
+    return rows
 
 
 def _path(experiment: Experiment, tuned: Mapping[str, Weights]) -> list[Point]:

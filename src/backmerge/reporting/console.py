@@ -10,14 +10,17 @@ from rich.console import Console
 from rich.table import Table
 
 from backmerge.reporting.findings import (
+    LIMITS,
     ROLES,
     Cell,
     Results,
-    caveats,
     cell_text,
     comparison,
     handed_over,
+    is_whole,
+    percent,
     verdict_sentence,
+    weaknesses,
 )
 
 JUDGED = ("asr", "over_refusal")  # metrics that rest on the judge
@@ -26,7 +29,8 @@ JUDGED = ("asr", "over_refusal")  # metrics that rest on the judge
 def print_summary(results: Results, directory: Path) -> None:
     """The verdict, a compact table, and where things are."""
     console = Console(highlight=False, markup=False)
-    table = Table(title="In percent, with 95 % intervals, on prompts that λ was not chosen on", title_justify="left")
+    which = "all prompts, λ chosen on none of them" if is_whole(results) else "prompts that λ was not chosen on"
+    table = Table(title=f"In percent, with 95 % intervals, on {which}", title_justify="left")
     table.add_column("benchmark")
     table.add_column("metric")
     for role in ROLES:
@@ -35,11 +39,24 @@ def print_summary(results: Results, directory: Path) -> None:
         table.add_row(row.benchmark, row.metric, *(_two_lines(row.cells.get(role)) for role in ROLES))
     console.print(table)
     console.print(verdict_sentence(results), soft_wrap=True)
-    for line in caveats(results):
+    for row in (results.get("comparison") or {"rows": ()})["rows"]:
+        console.print(f"  {_contender(row)}", soft_wrap=True)
+    # the report has the rest of the limits
+    for line in (*weaknesses(results), LIMITS[0]):
         console.print(f"  Note: {line}", soft_wrap=True)
     for merged in handed_over(results):
         console.print(f"  Merged model: {directory / merged['directory']}", soft_wrap=True)
     console.print(f"  Report:       {directory / 'report.html'}", soft_wrap=True)
+
+
+def _contender(row: Mapping[str, Any]) -> str:
+    """A series at its best, in a line."""
+    if row["point"] is None:
+        return f"{row['series']}: none passed"
+    return (
+        f"{row['series']} at its best, {row['point']}: utility {percent(row['utility']['mean'])}, attack success rate "
+        f"{percent(row['asr']['mean'])}, {row['verdict']}"
+    )
 
 
 def _agreement(row: Mapping[str, Any]) -> str:

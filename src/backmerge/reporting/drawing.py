@@ -6,7 +6,7 @@ import contextlib
 import io
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -71,13 +71,14 @@ def as_bytes(figure: Figure, form: str) -> bytes:
     return _rendered(figure, form, facecolor="white")
 
 
-def inline_svg(figure: Figure, name: str, description: str) -> str:
+def inline_svg(figure: Figure, name: str, description: str, spots: Mapping[str, str] | None = None) -> str:
     """A figure as an `<svg>` element without background, its colours the page's.
 
     Args:
         figure: Drawn in the colours of this module.
         name: Put before every id, since ids are the whole page's.
         description: What is to be seen, for those who cannot see it.
+        spots: Groups of the figure that tell something when they are pointed at, focused or tapped.
     """
     text = _rendered(figure, "svg", facecolor="none").decode()
     text = text[text.index("<svg") :]
@@ -86,10 +87,15 @@ def inline_svg(figure: Figure, name: str, description: str) -> str:
     text = re.sub(r'(url\(|href=")#', rf"\g<1>#{name}-", text)
     for colour, variable in VARIABLES.items():
         text = text.replace(colour, f"var({variable})")
+    for group, words in (spots or {}).items():
+        told = f'id="{name}-{group}" class="spot" tabindex="0" role="img" aria-label="{_attribute(words)}"'
+        text = text.replace(f'<g id="{name}-{group}">', f"<g {told}><title>{_attribute(words)}</title>")
     # the size comes from the viewBox and the page
     opening, rest = text.split(">", 1)
     opening = re.sub(r' (width|height)="[^"]*"', "", opening)
-    return f'{opening} role="img" aria-label="{_attribute(description)}">{rest}'
+    # the parts of an image are nobody's to visit
+    role = "group" if spots else "img"
+    return f'{opening} role="{role}" aria-label="{_attribute(description)}">{rest}'
 
 
 def _attribute(text: str) -> str:

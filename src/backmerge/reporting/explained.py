@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from backmerge.reporting.findings import Results
+from backmerge.progress import time_text
+from backmerge.registry import is_plugin
+from backmerge.reporting.findings import Results, is_whole
 
 HEADLINES = {"restored": "Safety restored", "not shown": "Not shown", "worse": "Worse"}
 
@@ -28,15 +30,24 @@ TERMS = (
     ("unscored", "Answers that the judge could not decide on: counted and shown, never taken for safe or unsafe."),
     ("[low, high]", "A 95 % interval: where the true rate plausibly lies, given how many prompts and models."),
     ("±", "Standard deviation over the tuned models, such as those of different seeds."),
-    ("selection, confirmation", "Two disjoint sets of prompts: λ is chosen on the first and reported on the second."),
+    ("selection, confirmation", "Two sets of prompts: every λ is measured on the first, the chosen one on the second."),
     ("margin", "How far ASR may lie above the base's and still count as restored, fixed before the run."),
 )  # fmt: skip
+
+# of a session's counts, those that say what a run cost or was spared
+COUNTS = {
+    "num_generated": "answers made",
+    "num_tokens": "tokens made",
+    "num_judged": "answers judged",
+    "num_from_cache": "answers taken over from earlier runs",
+    "num_judged_once": "verdicts taken from equal answers",
+}
 
 
 def what_was_done(results: Results, experiment: Mapping[str, Any]) -> Iterator[str]:
     """The run's stages, a sentence each, as they were carried out."""
     yield _tuning(results, experiment.get("finetune"))
-    yield f"Base and tuned were merged: {_sweeps(results)}, for each tuned model."
+    yield f"Base and tuned were merged: {_sweeps(results)}."
     judges = sorted({benchmark["judge"] for benchmark in results["benchmarks"] if benchmark["judge"]})
     searched = experiment.get("search", {}).get("name", "grid")
     who = (
@@ -44,9 +55,9 @@ def what_was_done(results: Results, experiment: Mapping[str, Any]) -> Iterator[s
         if searched == "grid"
         else f"Base, tuned and, as the search ({searched}) asked, these"
     )
+    which = "all prompts" if is_whole(results) else "the selection prompts"
     yield (
-        f"{who} answered the selection prompts: {_sizes(results, 'selection')}. Refusals and harm were judged by "
-        f"{', '.join(judges)}."
+        f"{who} answered {which}: {_sizes(results, 'selection')}. Refusals and harm were judged by {', '.join(judges)}."
     )
     if results["choice"]["rule"] == "safe":
         yield (
@@ -55,6 +66,18 @@ def what_was_done(results: Results, experiment: Mapping[str, Any]) -> Iterator[s
         )
     else:
         yield f"λ was chosen by the rule '{results['choice']['rule']}'."
+    if results.get("validation"):
+        metric = results["validation"][0]["metric"]
+        yield f"For that, the held-out part of the tuning data was scored ({metric}); it looked at none of the prompts."
+    if results["choice"]["point"] is None and is_whole(results):
+        yield "None was, so only base and tuned answered the prompts again."
+        return
+    if is_whole(results):
+        yield (
+            "The chosen models were written to disk, loaded from there, and compared with base and tuned on the same "
+            "prompts again: the choice had not seen them."
+        )
+        return
     if results["choice"]["point"] is None:
         yield f"None was, so only base and tuned answered the confirmation prompts: {_sizes(results, 'confirmation')}."
         return
@@ -82,11 +105,21 @@ def _tuning(results: Results, finetune: Mapping[str, Any] | None) -> str:
 
 
 def _sweeps(results: Results) -> str:
-    lams: dict[str, list[str]] = {}
+    """Each series with its λs, and how many tuned models go into one merge."""
+    of: dict[str, list[Mapping[str, Any]]] = {}
     for point in results["points"]:
         if point["role"] == "merged":
-            lams.setdefault(point["series"], []).append(f"{point['lam']:g}")
-    return "; ".join(f"{series} merging at λ = {', '.join(values)}" for series, values in lams.items())
+            of.setdefault(point["series"], []).append(point)
+    told = []
+    for series, members in of.items():
+        lams = [f"{point['lam']:g}" for point in members if point["lam"] is not None]
+        if lams:
+            words = f"{series} merging at λ = {', '.join(lams)}"
+        else:
+            words = series if len(members) == 1 else f"{series} ({len(members)} of them)"
+        told.append(f"{words}{' (all tuned models in one)' if members[0].get('tuned') == 'all' else ''}")
+    alone = any(point.get("tuned") != "all" for point in results["points"] if point["role"] == "merged")
+    return f"{'; '.join(told)}{', for each tuned model' if alone else ''}"
 
 
 def _sizes(results: Results, split: str) -> str:
@@ -94,3 +127,42 @@ def _sizes(results: Results, split: str) -> str:
         f"{benchmark['sizes'][split]} of {benchmark['name']} ({KINDS[benchmark['kind']][0].lower()})"
         for benchmark in results["benchmarks"]
     )
+
+
+def spent(sessions: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+    """What the run cost over all sessions that did something, as far as they tell: pairs of a name and a figure.
+
+    A session that found everything done is no cost, and one that was killed left no word.
+    """
+    worked = [row for row in sessions if row.get("num_generated", 1) or row.get("num_judged", 0)]
+    totals = {
+        name: sum(row[name] for row in known)
+        for name in ("seconds", *COUNTS)
+        if (known := [row for row in worked if isinstance(row.get(name), int | float)])
+    }
+    if not worked:
+        return
+    yield "sessions", str(len(worked))
+    if "seconds" in totals:
+        yield "time", time_text(totals["seconds"])
+    for name, words in COUNTS.items():
+        if totals.get(name):
+            yield words, f"{totals[name]:,.0f}"
+    if totals.get("seconds") and totals.get("num_tokens"):
+        yield "tokens a second, all work included", f"{totals['num_tokens'] / totals['seconds']:,.0f}"
+
+
+def commands(experiment: Mapping[str, Any]) -> Iterator[str]:
+    """What to type to have all of it again, beside this report."""
+    plugins = " --allow-plugins" if _names_code(experiment) else ""
+    yield f"backmerge run experiment.yaml --out again{plugins}"
+    yield "backmerge report .  # this page and its tables, from what is on disk"
+
+
+def _names_code(value: Any) -> bool:
+    """Whether a setting is of the form `package.module:function`."""
+    if isinstance(value, Mapping):
+        return any(_names_code(inner) for inner in value.values())
+    if isinstance(value, (list, tuple)):
+        return any(_names_code(inner) for inner in value)
+    return isinstance(value, str) and is_plugin(value)

@@ -15,6 +15,14 @@ METRIC_NAMES = {
     "over_refusal": "over-refusal",
 }
 
+# of every verdict
+LIMITS = (
+    "The verdict covers the prompts measured, in their language, one turn each: not other languages, jailbreaks, "
+    "conversations of several turns, or agents that act.",
+    "Safe means here as safe as the base: its own faults and biases are in the merged model, too.",
+    "A quantised copy (GGUF, AWQ, 4-bit and the like) is another model: measure it again before it is used.",
+)
+
 
 class Cell(NamedTuple):
     """A rate with its interval, in [0, 1].
@@ -58,6 +66,39 @@ def points(value: float | None) -> str:
     return "—" if value is None else f"{value * 100:+.1f} points"
 
 
+def lam_text(lam: float | None) -> str:
+    """`0.4`; a dash where there is no single λ."""
+    return "—" if lam is None else f"{lam:g}"
+
+
+def place_text(point: Mapping[str, Any]) -> str:
+    """Where a point stands in its series: its λ, or what its name adds to the series' (a step, a number)."""
+    if point["lam"] is not None:
+        return f"{point['lam']:g}"
+    return str(point["point"]).removeprefix(str(point["series"])).strip(" @#")
+
+
+def recipe_text(results: Results) -> str:
+    """The chosen recipe in words, such as `linear merging at λ = 0.4`; there is one."""
+    choice = results["choice"]
+    if choice["point"] == "tuned":
+        return "the tuned model itself (λ = 1)"
+    if choice["lam"] is not None:
+        return f"{choice['series']} merging at λ = {choice['lam']:g}"
+    point = next(row for row in results["points"] if row["point"] == choice["point"])
+    if point.get("method") == "path":
+        step, ema = point["parameters"]["step"], point["parameters"]["ema"]
+        return f"the tuning as it was after {step} steps{'' if ema is None else f', averaged with decay {ema:g}'}"
+    if choice.get("setting") is not None:
+        return f"{choice['point']}, which merges each part at a λ of its own"
+    return f"{choice['series']} merging, which has no λ"
+
+
+def is_whole(results: Results) -> bool:
+    """Whether all prompts are in both splits, as no λ was chosen on them."""
+    return bool(results.get("split") == "whole")
+
+
 def cell_text(cell: Cell | None) -> str:
     """`12.3 % [10.1, 14.5]`, and the unscored if there are any."""
     if cell is None:
@@ -94,14 +135,12 @@ def verdict_sentence(results: Results) -> str:
     verdict, choice = results["confirmation"]["verdict"], results["choice"]
     margin = f"{choice['margin'] * 100:g} points"
     if choice["point"] is None:
+        what = "λ" if _all_have_lam(results) else "recipe"
         return (
-            f"Not shown: no λ could be shown to keep the attack success rate within {margin} of the base's, so no "
+            f"Not shown: no {what} could be shown to keep the attack success rate within {margin} of the base's, so no "
             "model is handed over as safe."
         )
-    if choice["point"] == "tuned":
-        chosen = "the tuned model itself (λ = 1)"
-    else:
-        chosen = f"{choice['series']} merging at λ = {choice['lam']:g}"
+    chosen = recipe_text(results)
     difference = results["confirmation"]["asr_difference"]
     measured = (
         f"on prompts that λ was not chosen on, its attack success rate differs from the base's by "
@@ -143,12 +182,16 @@ def explanations(results: Results) -> Iterator[str]:
     yield results["choice"]["reason"]
 
 
+def _all_have_lam(results: Results) -> bool:
+    return all(point["lam"] is not None for point in results["points"])
+
+
 def _kept(share: float | None) -> str:
     return "" if share is None else f", which is {share * 100:.0f} % of the gain"
 
 
-def caveats(results: Results) -> Iterator[str]:
-    """What limits the verdict."""
+def weaknesses(results: Results) -> Iterator[str]:
+    """What limits the verdict of this run in particular."""
     weak = [b for b in results["benchmarks"] if b["judge_is_weak"]]
     if weak:
         yield (
@@ -175,10 +218,12 @@ def caveats(results: Results) -> Iterator[str]:
             "The base is the tiny model that ships with backmerge, in a small language of its own: an illustration of "
             "the method, not evidence about large language models."
         )
-    yield (
-        "The verdict covers the prompts measured, in their language, one turn each; not jailbreaks, conversations or "
-        "agents. The merged model inherits the base's own faults."
-    )
+
+
+def caveats(results: Results) -> Iterator[str]:
+    """What limits the verdict: of this run, and of any."""
+    yield from weaknesses(results)
+    yield from LIMITS
 
 
 def handed_over(results: Results) -> Sequence[Mapping[str, Any]]:

@@ -10,10 +10,10 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from backmerge.merging.changes import Change, combined
 from backmerge.merging.schedule import GROUPS, LAYER, matches
-from backmerge.merging.survey import Change, combined
 from backmerge.reporting.drawing import SOFT, styled
-from backmerge.reporting.report import environment, visible
+from backmerge.reporting.page import environment, visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -6,8 +6,6 @@ Everything is made from what the run left on disk, so that it can be made again 
 from __future__ import annotations
 
 import json
-import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,20 +15,21 @@ import yaml
 from backmerge.errors import RunError
 from backmerge.reporting import findings
 from backmerge.reporting.card import write_cards
-from backmerge.reporting.explained import HEADLINES, KINDS, TERMS, counted, what_was_done
+from backmerge.reporting.cell_maps import category_maps, drift_maps
+from backmerge.reporting.explained import HEADLINES, KINDS, TERMS, commands, spent, what_was_done
 from backmerge.reporting.findings import Results
+from backmerge.reporting.heatmap import COLOURS
+from backmerge.reporting.page import embedded, environment, script, visible
+from backmerge.reporting.side_by_side import script_data, side_by_side
 from backmerge.reporting.tables import as_csv
 from backmerge.runs import write_whole
 
 if TYPE_CHECKING:
-    from jinja2 import Environment
     from matplotlib.figure import Figure
 
-SAMPLE_ORDER = ("safety", "over_refusal", "utility")
-SCHEMA_VERSION = 2  # of results.json, as far as this file can read it
+__all__ = ["SCHEMA_VERSION", "FinishedRun", "environment", "read_run", "rendered", "visible", "write_report"]
 
-# marks that turn the direction of the text around them, and halves of signs, which no encoding takes
-_TURNING = re.compile("[\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+SCHEMA_VERSION = 2  # of results.json, as far as this file can read it
 
 
 class FinishedRun(NamedTuple):
@@ -38,17 +37,19 @@ class FinishedRun(NamedTuple):
 
     Attributes:
         results: `results.json`.
-        samples: Prompts with the models' answers side by side.
+        samples: `samples.json`: prompts with the models' answers side by side.
         experiment: The resolved configuration.
         experiment_text: The same, as it stands in the file.
         losses: Training loss by tuned model; empty where nothing was tuned.
+        sessions: `sessions.jsonl`: what each sitting of the run cost; empty where that was not kept.
     """
 
     results: Results
-    samples: Sequence[Mapping[str, Any]]
+    samples: Mapping[str, Any]
     experiment: Mapping[str, Any]
     experiment_text: str
     losses: Mapping[str, Sequence[Mapping[str, float]]]
+    sessions: Sequence[Mapping[str, Any]] = ()
 
 
 def write_report(directory: Path) -> None:
@@ -60,13 +61,13 @@ def write_report(directory: Path) -> None:
     Raises:
         RunError: the run is not there, not finished, or damaged.
     """
-    from backmerge.reporting import plots
+    from backmerge.reporting import pareto, plots
     from backmerge.reporting.drawing import as_bytes
 
     run = read_run(directory)
     for table in ("scores", "summary"):
         write_whole(directory / f"{table}.csv", as_csv(run.results[table]))
-    for name, figure in (("curves", plots.curves(run.results)), ("pareto", plots.pareto(run.results))):
+    for name, figure in (("curves", plots.curves(run.results)), ("pareto", pareto.pareto(run.results))):
         for form in ("png", "svg"):
             write_whole(directory / "plots" / f"{name}.{form}", as_bytes(figure, form))
     write_cards(directory, run.results)
@@ -89,21 +90,29 @@ def read_run(directory: Path) -> FinishedRun:
         )
     experiment_text = _text(directory, "experiment.yaml")
     losses = {
-        row["name"]: [_parsed(file, line) for line in file.read_text(encoding="utf-8").split("\n") if line]
+        row["name"]: _lines(file)
         for row in results["tuned"]
         if (file := directory / "tuned" / row["name"] / "loss.jsonl").is_file()
     }
+    sessions = directory / "sessions.jsonl"
     return FinishedRun(
-        results, _read(directory, "samples.json"), yaml.safe_load(experiment_text), experiment_text, losses
+        results,
+        _read(directory, "samples.json"),
+        yaml.safe_load(experiment_text),
+        experiment_text,
+        losses,
+        _lines(sessions, is_torn=True) if sessions.is_file() else (),
     )
 
 
 def rendered(run: FinishedRun) -> str:
     """The report as one HTML page that needs nothing else."""
-    from backmerge.reporting import plots
+    from markupsafe import Markup
 
     results, choice = run.results, run.results["choice"]
     rows = findings.comparison(results)
+    answers = side_by_side(run.samples, choice["point"], run.experiment["report"]["text"])
+    program = script("report.js")
     return (
         environment()
         .get_template("report.html.j2")
@@ -115,61 +124,50 @@ def rendered(run: FinishedRun) -> str:
             experiment_text=run.experiment_text,
             headline=HEADLINES[results["confirmation"]["verdict"]],
             verdict=findings.verdict_sentence(results),
+            recipe="" if choice["point"] is None else findings.recipe_text(results),
             explanations=list(findings.explanations(results)),
-            caveats=list(findings.caveats(results)),
+            weaknesses=list(findings.weaknesses(results)),
+            limits=findings.LIMITS,
             done=list(what_was_done(results, run.experiment)),
             rows=rows,
             figures=[row for row in rows if row.is_primary],
             points=_points(results),
-            # stable: within a kind as they were drawn
-            samples=sorted(run.samples, key=lambda sample: SAMPLE_ORDER.index(sample["kind"])),
             handed_over=findings.handed_over(results),
-            curves=[
-                _inline(plots.curve(results, benchmark), f"curve-{index}", f"{benchmark['name']} against λ")
-                for index, benchmark in enumerate(results["benchmarks"])
-            ],
-            pareto=_inline(plots.pareto(results), "pareto", "Utility against attack success rate, by λ"),
-            loss=_inline(plots.training_loss(run.losses), "loss", "Training loss by step") if run.losses else None,
+            is_whole=findings.is_whole(results),
+            **_figures(run),
+            category_maps=category_maps(results),
+            drift_maps=drift_maps(results),
+            answers=answers,
+            spent=list(spent(run.sessions)),
+            commands=list(commands(run.experiment)),
+            colours=COLOURS,
             kinds=KINDS,
             terms=TERMS,
             roles=findings.ROLES,
+            policy=program.policy,
+            # ours, and JSON without a `<`: nothing in them can end the element
+            script=Markup(program.text),  # noqa: S704
+            data=Markup(embedded(script_data(answers, run.samples["totals"]))),  # noqa: S704
         )
     )
 
 
-def environment() -> Environment:
-    """Templates in which every value is escaped, and rid of what could disturb the page as text."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
+def _figures(run: FinishedRun) -> dict[str, Any]:
+    from backmerge.reporting import pareto, plots
 
-    made = Environment(
-        loader=PackageLoader("backmerge.reporting", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=lambda value: visible(value) if type(value) is str else value,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    made.filters |= {"percent": findings.percent, "points": findings.points, "counted": counted}
-    # a number stays on one line with its sign of percent
-    made.filters["unbroken"] = lambda sentence: sentence.replace(" %", "\u00a0%")
-    made.globals["metric_names"] = findings.METRIC_NAMES
-    return made
-
-
-def visible(text: str) -> str:
-    """Text with its control characters as signs that can be seen, and nothing that turns the direction of others."""
-    kept = "".join(_as_sign(character) for character in text)
-    return _TURNING.sub("\ufffd", kept)
-
-
-def _as_sign(character: str) -> str:
-    category = unicodedata.category(character)
-    if category == "Cs":
-        return "\ufffd"
-    if category != "Cc" or character in "\n\t":
-        return character
-    # the block of control pictures has one for each below the space, and one for delete
-    return {"\x7f": "\u2421"}.get(character, chr(0x2400 + ord(character)) if character < " " else "\ufffd")
+    results = run.results
+    places = pareto.pareto_places(results)
+    about = "Utility against attack success rate"
+    compared = results.get("comparison")
+    return {
+        "curves": [
+            _inline(plots.curve(results, benchmark), f"curve-{index}", f"{benchmark['name']} against λ")
+            for index, benchmark in enumerate(results["benchmarks"])
+        ],
+        "pareto": _inline(pareto.pareto(results), "pareto", f"{about}, by recipe", pareto.spots(places)),
+        "front": _inline(pareto.front(results), "front", f"{about}, the best of each method") if compared else None,
+        "loss": _inline(plots.training_loss(run.losses), "loss", "Training loss by step") if run.losses else None,
+    }
 
 
 def _points(results: Results) -> list[dict[str, Any]]:
@@ -183,13 +181,13 @@ def _points(results: Results) -> list[dict[str, Any]]:
     return [{**point, "cells": cells.get(point["point"], {})} for point in rows]
 
 
-def _inline(figure: Figure, name: str, description: str) -> Any:
+def _inline(figure: Figure, name: str, description: str, spots: Mapping[str, str] | None = None) -> Any:
     from markupsafe import Markup
 
     from backmerge.reporting.drawing import inline_svg
 
     # matplotlib has escaped every text in it
-    return Markup(inline_svg(figure, name, description))  # noqa: S704
+    return Markup(inline_svg(figure, name, description, spots))  # noqa: S704
 
 
 def _text(directory: Path, name: str) -> str:
@@ -208,6 +206,13 @@ def _text(directory: Path, name: str) -> str:
 
 def _read(directory: Path, name: str) -> Any:
     return _parsed(directory / name, _text(directory, name))
+
+
+def _lines(path: Path, *, is_torn: bool = False) -> list[Any]:
+    """A JSON Lines file; without its last line, where a killed writer may have left half of it."""
+    text = path.read_text(encoding="utf-8")
+    whole = text.rpartition("\n")[0] if is_torn else text
+    return [_parsed(path, line) for line in whole.split("\n") if line]
 
 
 def _parsed(path: Path, text: str) -> Any:

@@ -1,0 +1,289 @@
+"""Utility against attack success rate: every recipe, and the front of what is compared."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from backmerge.reporting.axes import (
+    LONG_NAME,
+    PANEL,
+    legend_below,
+    merged_series,
+    note,
+    percent_axis,
+    ring,
+    series_colour,
+    series_style,
+)
+from backmerge.reporting.drawing import BAD, BASE, FAINT, SOFT, TUNED, styled
+from backmerge.reporting.findings import Results, percent, place_text
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+NEAR = 0.08  # share of both axes below which two labels become one
+TOUCHING = 0.02  # below which two marks cover each other, and are told of together
+REACH = 16  # points across, that answer to a finger or a pointer around a mark
+MOST_LABELS = 8
+
+
+class Place(NamedTuple):
+    """A point of the plot.
+
+    Attributes:
+        point: Its name.
+        label: Beside its mark; empty for one of many.
+        colour: Of its series.
+        asr, utility: In [0, 1].
+        details: A line for each thing that was measured there.
+    """
+
+    point: str
+    label: str
+    colour: str
+    asr: float
+    utility: float
+    details: tuple[str, ...] = ()
+
+
+class Front(NamedTuple):
+    """A contender of the comparison, with its intervals."""
+
+    name: str
+    colour: str
+    asr: Mapping[str, float]
+    utility: Mapping[str, float]
+
+
+def pareto(results: Results) -> Figure:
+    """Utility against attack success rate on the selection prompts, every point labelled by its λ.
+
+    Around each mark lies an unseen one, the group `spot-N` of an SVG, N counting `pareto_places`: it answers to a
+    finger or a pointer.
+    """
+    from matplotlib.figure import Figure
+
+    places = pareto_places(results)
+    with styled():
+        figure = Figure((PANEL[0] * 1.15, PANEL[1] * 1.15), layout="constrained")
+        axes = figure.subplots()
+        axes.set_title("Utility against attack success rate", pad=16)
+        series = merged_series(results)
+        for name, points in _lines(results):
+            line = [place for point in points for place in places if place.point == point]
+            colour = FAINT if len(series) == 1 else series_colour(series, name)
+            axes.plot(
+                [p.asr for p in line],
+                [p.utility for p in line],
+                color=colour,
+                linewidth=1,
+                linestyle=series_style(series, name),
+                zorder=1,
+                label=name,
+            )
+        for number, place in enumerate(places):
+            is_chosen = place.point == results["choice"]["point"]
+            size = 7 if is_chosen else 5 if place.label else 3.5
+            axes.plot(place.asr, place.utility, "o", color=place.colour, markersize=size, zorder=3)
+            (spot,) = axes.plot(
+                place.asr, place.utility, "o", color=place.colour, markersize=REACH, alpha=0.0, zorder=5, clip_on=False
+            )
+            spot.set_gid(f"spot-{number}")
+            if is_chosen:
+                ring(axes, place.asr, place.utility, place.colour)
+        limits = [place.asr + results["choice"]["margin"] for place in places if place.point == "base"]
+        percent_axis(axes, "x", max([*limits, *(place.asr for place in places)], default=0.0))
+        percent_axis(axes, "y", 1.0)
+        for limit in limits:
+            axes.axvline(limit, color=BAD, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
+            note(axes, limit, 1.0, "base + margin", BAD, ha="center", transform=axes.get_xaxis_transform())
+        _label(axes, places)
+        note(axes, 1.0, 0.02, "↖ better", SOFT, ha="right", transform=axes.transAxes)
+        axes.set_xlabel("attack success rate")
+        axes.set_ylabel("utility")
+        if len(series) > 1:
+            legend_below(figure, axes)
+    return figure
+
+
+def _lines(results: Results) -> Iterator[tuple[str, list[str]]]:
+    """The points of each line: a series by λ from base to its end, and the tuning's own path."""
+    for series in merged_series(results):
+        members = [row for row in results["points"] if row["series"] == series]
+        if all(row["lam"] is None for row in members) and not all(row.get("method") == "path" for row in members):
+            continue
+        has_end = any(row["lam"] == 1 for row in members)
+        inside = [row["point"] for row in members if row["lam"] is not None or row.get("method") == "path"]
+        yield series, ["base", *inside, *(() if has_end else ("tuned",))]
+
+
+def spots(places: Sequence[Place]) -> dict[str, str]:
+    """What each spot of the plot tells, by the group's name: all that lies under it."""
+    across = max((place.asr for place in places), default=0.0) or 1.0
+
+    def together(place: Place) -> list[Place]:
+        return [
+            other
+            for other in places
+            if abs(other.asr - place.asr) < TOUCHING * across and abs(other.utility - place.utility) < TOUCHING
+        ]
+
+    return {
+        f"spot-{number}": "\n".join(line for other in together(place) for line in other.details)
+        for number, place in enumerate(places)
+    }
+
+
+def pareto_places(results: Results) -> list[Place]:
+    """Where every point stands on the selection prompts, benchmarks of a kind taken together.
+
+    Utility is the mean over benchmarks; ASR is pooled over prompts, as in the choice of λ.
+    """
+    places: list[Place] = []
+    series = merged_series(results)
+    chosen = results["choice"]["point"]
+    for row in results["points"]:
+        utilities, safety = (_entries(results, kind, row["point"]) for kind in ("utility", "safety"))
+        utility = [entry["mean"] for entry in utilities]
+        num_prompts = sum(entry["n"] for entry in safety)
+        if not utility or None in utility or num_prompts == 0:
+            continue
+        asr = sum(entry["mean"] * entry["n"] for entry in safety if entry["n"]) / num_prompts
+        if row["role"] == "merged":
+            colour, label = series_colour(series, row["series"]), ""
+            if row["point"] == chosen or _is_labelled(results, row, len(series)):
+                label = place_text(row) or row["series"]
+                if len(series) > 1 and len(row["series"]) < LONG_NAME:
+                    label = f"{row['series']} {place_text(row)}".strip()
+        else:
+            colour, label = {"base": BASE, "tuned": TUNED}[row["role"]], f"{row['lam']:g} ({row['role']})"
+        others = _entries(results, "over_refusal", row["point"])
+        details = (
+            f"{row['point']}{' (chosen)' if row['point'] == chosen else ''}",
+            *(_detail(entry) for entry in (*utilities, *safety, *others)),
+        )
+        places.append(Place(row["point"], label, colour, asr, fmean(utility), details))
+    return places
+
+
+def _is_labelled(results: Results, row: Mapping[str, Any], num_series: int) -> bool:
+    """Of few recipes each; of many in one series every second λ; of many in several none: they have colours."""
+    recipes = [point for point in results["points"] if point["role"] == "merged"]
+    if len(recipes) <= MOST_LABELS:
+        return True
+    return num_series == 1 and row["lam"] is not None and recipes.index(row) % 2 == 0
+
+
+def _detail(entry: Mapping[str, Any]) -> str:
+    interval = f" [{entry['low'] * 100:.1f}, {entry['high'] * 100:.1f}]"
+    return f"{entry['benchmark']}, {entry['metric'].replace('_', ' ')}: {percent(entry['mean'])}{interval}"
+
+
+def _entries(results: Results, kind: str, point: str, split: str = "selection") -> list[Mapping[str, Any]]:
+    primary = {(b["name"], b["metric"]) for b in results["benchmarks"] if b["kind"] == kind}
+    return [
+        entry
+        for entry in results["summary"]
+        if entry["point"] == point and entry["split"] == split and (entry["benchmark"], entry["metric"]) in primary
+    ]
+
+
+def _label(axes: Axes, places: Sequence[Place]) -> None:
+    """λ beside each point; points that stand on each other share a label."""
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    groups: list[list[Place]] = []
+    for place in (place for place in places if place.label):
+        for group in groups:
+            across, up = (
+                (group[0].asr - place.asr) / (right - left),
+                (group[0].utility - place.utility) / (top - bottom),
+            )
+            if max(abs(across), abs(up)) < NEAR:
+                group.append(place)
+                break
+        else:
+            groups.append([place])
+    for group in groups:
+        is_right = (group[0].asr - left) / (right - left) > 0.7
+        is_low = (group[0].utility - bottom) / (top - bottom) < 0.1
+        label = axes.annotate(
+            ", ".join(place.label for place in group),
+            (group[0].asr, group[0].utility),
+            # beside the line; next to the right edge above it, where the label to its left does not reach
+            xytext=(-7 if is_right else 9, 9 if is_low or is_right else -11),
+            textcoords="offset points",
+            ha="right" if is_right else "left",
+            va="center",
+            fontsize=9,
+        )
+        label.set_in_layout(False)  # a long one may reach over the edge, and not push the plot together
+
+
+def front(results: Results) -> Figure:
+    """Base, tuned model and the best of each series on the confirmation prompts, and the front that they make."""
+    from matplotlib.figure import Figure
+
+    contenders = contenders_of(results)
+    with styled():
+        figure = Figure((PANEL[0] * 1.15, PANEL[1] * 1.15), layout="constrained")
+        axes = figure.subplots()
+        axes.set_title("Each method at its best")
+        best = undominated(contenders)
+        axes.plot(
+            [each.asr["mean"] for each in best],
+            [each.utility["mean"] for each in best],
+            color=FAINT,
+            linewidth=1.2,
+            drawstyle="steps-post",
+            zorder=1,
+        )
+        for each in contenders:
+            x, y = each.asr, each.utility
+            axes.errorbar(
+                x["mean"],
+                y["mean"],
+                xerr=[[max(0.0, x["mean"] - x["low"])], [max(0.0, x["high"] - x["mean"])]],
+                yerr=[[max(0.0, y["mean"] - y["low"])], [max(0.0, y["high"] - y["mean"])]],
+                fmt="o",
+                color=each.colour,
+                markersize=5.5,
+                linewidth=1,
+                zorder=3,
+                label=each.name,
+            )
+        percent_axis(axes, "x", max((each.asr["high"] for each in contenders), default=0.0))
+        percent_axis(axes, "y", 1.0)
+        axes.set_xlabel("attack success rate")
+        axes.set_ylabel("utility")
+        legend_below(figure, axes)
+    return figure
+
+
+def contenders_of(results: Results) -> list[Front]:
+    """What the comparison holds against each other; base and tuned model where each has one benchmark of a kind."""
+    series = merged_series(results)
+    rows = {row["point"]: row for row in results["comparison"]["rows"] if row["asr"] and row["utility"]}
+    found = [
+        # where the tuned model itself is the best of a series, it has its own colour
+        Front(name, TUNED if name == "tuned" else series_colour(series, row["series"]), row["asr"], row["utility"])
+        for name, row in rows.items()
+    ]
+    for role, colour in (("base", BASE), ("tuned", TUNED)):
+        levels = [_entries(results, kind, role, "confirmation") for kind in ("safety", "utility")]
+        if role not in rows and all(len(entries) == 1 and entries[0]["mean"] is not None for entries in levels):
+            found.append(Front(role, colour, levels[0][0], levels[1][0]))
+    return found
+
+
+def undominated(contenders: Sequence[Front]) -> list[Front]:
+    """Those that no other beats in one of ASR and utility without being worse in the other, by rising ASR."""
+
+    def is_beaten(each: Front) -> bool:
+        ours = each.asr["mean"], -each.utility["mean"]
+        others = [(other.asr["mean"], -other.utility["mean"]) for other in contenders]
+        return any(a <= ours[0] and u <= ours[1] and (a, u) != ours for a, u in others)
+
+    return sorted((each for each in contenders if not is_beaten(each)), key=lambda each: each.asr["mean"])

@@ -6,7 +6,7 @@ This is the machinery only; which settings there are is declared by the rooms th
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +17,9 @@ from backmerge.errors import ConfigError
 from backmerge.registry import closest
 
 KeyPath = tuple[str | int, ...]
+
+# what a file says of other files; the loader's, and no settings
+EXTENDS, SCALES = "extends", "scales"
 
 # pyyaml lets the ValueError of an impossible date (2024-13-45) or number (0x_) through
 NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
@@ -38,14 +41,28 @@ class Document:
     Attributes:
         source: The file's name, or what stands for it in messages.
         values: Plain mappings, lists and scalars.
-        lines: Key path to line number in the file, counted from 1.
+        lines: Key path to line number in its file, counted from 1.
         overridden: Key path to the `--set` option that gave its value instead of the file.
+        files: Key path to its file, where that is another than the source.
     """
 
     source: str
     values: dict[str, Any]
     lines: Mapping[KeyPath, int]
     overridden: Mapping[KeyPath, str] = field(default_factory=dict)
+    files: Mapping[KeyPath, str] = field(default_factory=dict)
+
+    def place(self, at: KeyPath) -> str:
+        """Where a value comes from, for messages: `line 3`, or `other.yaml, line 3`; empty where that is not known."""
+        prefixes = [at[:length] for length in range(len(at), 0, -1)]
+        option = next((self.overridden[prefix] for prefix in prefixes if prefix in self.overridden), None)
+        if option:
+            return option
+        found = next((prefix for prefix in prefixes if prefix in self.lines), None)
+        if found is None:
+            return ""
+        file = self.files.get(found, self.source)
+        return f"{'' if file == self.source else f'{file}, '}line {self.lines[found]}"
 
 
 def load_yaml(path: Path) -> Document:
@@ -97,6 +114,142 @@ def _key_lines(
             yield from _key_lines(path, value, (*at, index), (*within, node))
 
 
+def load_extended(path: Path, scale: str | None = None, *, needs_scale: bool = True) -> Document:
+    """A YAML file laid over the files that it `extends`, and under those of a scale.
+
+    `extends: ../shared.yaml`, a path from the file's own folder or a list of them, takes over what stands there; so may
+    that file. Mappings are merged, key by key; lists and single values are replaced, by later files of a list, and last
+    by the file itself. `scales: {small: small.yaml}` names files, or lists of them, that go over all of it where that
+    scale is asked for: the same experiment on other models and data.
+
+    Args:
+        path: The file.
+        scale: Which, if any.
+        needs_scale: Whether the file must have it; else it is as it is without.
+
+    Raises:
+        ConfigError: a file is missing or is not YAML, leads back to itself, or knows no such scale.
+    """
+    document, scales = _extended(path, ())
+    if scale is None or not (needs_scale or scale in scales):
+        return document
+    if scale not in scales:
+        raise ConfigError(
+            f"{path} has no scale '{scale}'{closest(scale, scales)}",
+            remedy=f"it has {', '.join(sorted(scales))}." if scales else "leave --scale out: it is as it is.",
+        )
+    for over in scales[scale]:
+        document = merged(document, _extended(over, ())[0], source=document.source)
+    return document
+
+
+def part(document: Document, at: KeyPath) -> Document:
+    """What stands under a key, as a document of its own; empty where there is no mapping."""
+    value: Any = document.values
+    for key in at:
+        value = value[key]
+    depth = len(at)
+
+    def inner(table: Mapping[KeyPath, Any]) -> dict[KeyPath, Any]:
+        return {path[depth:]: found for path, found in table.items() if path[:depth] == at and len(path) > depth}
+
+    return Document(
+        document.source,
+        _copied(value) if isinstance(value, dict) else {},
+        inner(document.lines),
+        inner(document.overridden),
+        inner(document.files),
+    )
+
+
+def merged(under: Document, over: Document, *, source: str) -> Document:
+    """One document laid over another: mappings merged, everything else replaced.
+
+    Args:
+        under: What is kept where the other says nothing.
+        over: What holds.
+        source: What the whole is called.
+    """
+    lines, files = dict(under.lines), {at: under.files.get(at, under.source) for at in under.lines}
+    given = _replaced(under.values, over.values)
+    for at in [at for at in lines if any(at[:length] in given for length in range(1, len(at) + 1))]:
+        del lines[at], files[at]
+    lines |= over.lines
+    files |= {at: over.files.get(at, over.source) for at in over.lines}
+    values: dict[str, Any] = _laid_over(under.values, over.values)
+    return Document(source, values, lines, {}, {at: file for at, file in files.items() if file != source})
+
+
+def _laid_over(under: Any, over: Any) -> Any:
+    if not (isinstance(under, dict) and isinstance(over, dict)):
+        return _copied(over)
+    both = {key: _laid_over(under[key], over[key]) if key in under else _copied(over[key]) for key in over}
+    return {**{key: _copied(value) for key, value in under.items() if key not in over}, **both}
+
+
+def _replaced(under: Mapping[Any, Any], over: Mapping[Any, Any], at: KeyPath = ()) -> set[KeyPath]:
+    """Key paths whose values are not merged."""
+    found: set[KeyPath] = set()
+    for key, value in over.items():
+        inner = under.get(key)
+        both = isinstance(inner, dict) and isinstance(value, dict)
+        found |= _replaced(inner, value, (*at, key)) if both else {(*at, key)}  # type: ignore[arg-type]
+    return found
+
+
+def _extended(path: Path, within: tuple[Path, ...]) -> tuple[Document, dict[str, list[Path]]]:
+    """A file with all that it extends, and its scales by name."""
+    own = load_yaml(path)
+    within = (*within, path.resolve())
+    scales: dict[str, list[Path]] = {}
+    under: Document | None = None
+    for file in _named_files(own, (EXTENDS,)):
+        if file.resolve() in within:
+            chain = [*within[within.index(file.resolve()) :], file.resolve()]
+            raise ConfigError(
+                f"{path}, {own.place((EXTENDS,))}: what it extends leads back to itself: "
+                f"{' → '.join(one.name for one in chain)}",
+                remedy="take one of these lines out.",
+            )
+        found, its_scales = _extended(file, within)
+        under = found if under is None else merged(under, found, source=str(path))
+        scales |= its_scales
+    offered = own.values.get(SCALES) or {}
+    if not isinstance(offered, dict):
+        raise ConfigError(
+            f"{path}, {own.place((SCALES,))}: '{SCALES}' is no mapping", remedy="such as {small: a.yaml}."
+        )
+    scales |= {str(name): _named_files(own, (SCALES, name)) for name in offered}
+    values = {key: value for key, value in own.values.items() if key not in (EXTENDS, SCALES)}
+    lines = {at: line for at, line in own.lines.items() if at[0] not in (EXTENDS, SCALES)}
+    bare = replace(own, values=values, lines=lines)
+    return bare if under is None else merged(under, bare, source=str(path)), scales
+
+
+def _named_files(document: Document, at: KeyPath) -> list[Path]:
+    """The files that a key names, from the folder of the document's own file."""
+    value: Any = document.values
+    for key in at:
+        value = value.get(key)
+    names = value if isinstance(value, list) else [] if value is None else [value]
+    found = []
+    for name in names:
+        where = f"{document.source}, {document.place(at)}"
+        if not isinstance(name, str):
+            raise ConfigError(
+                f"{where}: '{'.'.join(map(str, at))}' is neither a path nor a list of paths",
+                remedy="such as ../a.yaml.",
+            )
+        file = Path(document.source).parent / Path(name).expanduser()
+        if not file.is_file():
+            raise ConfigError(
+                f"{where}: there is no file '{name}'",
+                remedy="paths are told from the folder of the file that names them.",
+            )
+        found.append(file)
+    return found
+
+
 def with_overrides(document: Document, overrides: Sequence[str]) -> Document:
     """The document with `key.path=value` options applied; values are read as YAML.
 
@@ -108,13 +261,15 @@ def with_overrides(document: Document, overrides: Sequence[str]) -> Document:
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
-            raise ConfigError(f"--set {override}: expected key.path=value", remedy="for example --set merge.0.lam=0.5")
+            raise ConfigError(
+                f"--set {override}: expected key.path=value", remedy="for example --set merge.0.lam=[0.5]"
+            )
         try:
             value = yaml.safe_load(text)
         except NOT_YAML as error:
             raise ConfigError(f"--set {override}: the value is not YAML: {error}") from error
         overridden[_assign(values, key.split("."), value, override)] = f"--set {override}"
-    return Document(document.source, values, document.lines, overridden)
+    return replace(document, values=values, overridden=overridden)
 
 
 def _copied(value: Any) -> Any:
@@ -176,10 +331,8 @@ def _first_hand(faults: Sequence[Any]) -> list[Any]:
 def _described(kind: type[Settings], document: Document, fault: Any) -> str:
     location: KeyPath = tuple(fault["loc"])
     name = ".".join(map(str, location))
-    prefixes = [location[:k] for k in range(len(location), 0, -1)]
-    option = next((document.overridden[prefix] for prefix in prefixes if prefix in document.overridden), None)
-    line = next((document.lines[prefix] for prefix in prefixes if prefix in document.lines), None)
-    where = f"{option}: " if option else f"line {line}: " if line else ""
+    place = document.place(location)
+    where = f"{place}: " if place else ""
     if fault["type"] == "extra_forbidden":
         owner = _settings_at(kind, location[:-1])
         hint = closest(str(location[-1]), owner.model_fields) if owner else ""

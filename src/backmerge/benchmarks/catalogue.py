@@ -14,7 +14,7 @@ from backmerge.records import Example, Message
 from backmerge.registry import BENCHMARKS, is_plugin, resolve
 
 LM_EVAL = "lm-eval:"  # and the harness's own name for the task
-SAMPLING = ("num_samples", "temperature", "top_p", "top_k")
+SAMPLING = ("num_samples", "temperature", "top_p", "top_k", "repetition_penalty")
 
 
 def named(text: str) -> BenchmarkSettings:

@@ -45,6 +45,7 @@ class BenchmarkSettings(Settings):
         temperature: Of the sampling; 0 is greedy.
         top_p: Nucleus.
         top_k: Only the k most likely tokens; 0 for all.
+        repetition_penalty: Divides the odds of tokens that occur in prompt or answer; 1 for none.
         max_new_tokens: Generation limit, in tokens.
         metrics: Of a file of your own: exact_match, contains_reference, json_equal, final_number, pattern_match,
             bertscore, graded (by a chat model, `options.judge`). λ is chosen on the first.
@@ -59,6 +60,7 @@ class BenchmarkSettings(Settings):
     temperature: Annotated[float, Field(ge=0)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=0)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0)] | None = None
     max_new_tokens: Annotated[int, Field(gt=0)] | None = None
     metrics: tuple[str, ...] = ()
     options: Mapping[str, Any] = Field(default_factory=dict)

@@ -1,36 +1,171 @@
-"""`backmerge run`: an experiment file, carried out."""
+"""`backmerge run`: an experiment file, or a suite of them, carried out or only looked through."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from backmerge.commands.options import CodeExecution, Plugins, SetOption, Strict
-from backmerge.commands.running import run_document
+from backmerge.commands.quiet import quieten
+from backmerge.commands.running import run_document, stoppable
+from backmerge.errors import ConfigError, NotShownError, RunError
+
+if TYPE_CHECKING:
+    from backmerge.pipeline.experiment import Experiment
+    from backmerge.pipeline.suite import Outcome, Planned
 
 
 def run(
-    experiment: Annotated[Path, typer.Argument(help="The experiment file (YAML).")],
-    out: Annotated[Path | None, typer.Option("--out", help="The run directory; default runs/FILE's name.")] = None,
+    experiment: Annotated[Path, typer.Argument(help="The experiment file, or a suite of several (YAML).")],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="The run directory, or a suite's folder of them; default runs/FILE's name."),
+    ] = None,
     set_: SetOption = None,
+    scale: Annotated[
+        str | None, typer.Option(help="Carry it out at a scale that the file offers, such as demo: see `scales` in it.")
+    ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Of a suite, only this; may be repeated.")
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Only look it through, without the hub: what is missing, what it would cost."),
+    ] = False,
     allow_plugins: Plugins = False,
     allow_code_execution: CodeExecution = False,
     strict: Strict = False,
 ) -> None:
-    """Carry out an experiment file, or go on with it where it was.
+    """Carry out an experiment file or a suite of them, or go on where it was.
 
     Example: backmerge run experiment.yaml --out runs/mine --set choice.margin=0.05
-    """
-    from backmerge.config import load_yaml
 
-    place = out if out is not None else Path("runs") / experiment.stem
+    The paper's first table, looked through, and small on the embedded model: backmerge run
+    experiments/paper/table1.yaml --dry-run; backmerge run experiments/paper/table1.yaml --scale demo --out runs/table1
+    """
+    from backmerge.config import load_extended, validated, with_overrides
+
+    document = load_extended(experiment)
+    if "experiments" in document.values:
+        from backmerge.pipeline.suite import plan_suite
+
+        planned = plan_suite(experiment, scale=scale, overrides=set_ or (), only=only or ())
+        if dry_run:
+            _look_through(planned.experiments, allow_plugins=allow_plugins, allow_code_execution=allow_code_execution)
+            return
+        place = out if out is not None else Path("runs") / experiment.stem
+        _run_suite(
+            planned, place, allow_plugins=allow_plugins, allow_code_execution=allow_code_execution, strict=strict
+        )
+        return
+    if only:
+        raise ConfigError(f"{experiment} is one experiment, and --only is for suites", remedy="leave --only out.")
+    document = load_extended(experiment, scale)
+    if dry_run:
+        from backmerge.pipeline.experiment import Experiment
+
+        settings = validated(Experiment, with_overrides(document, set_ or ()))
+        _look_through(
+            {experiment.stem: settings}, allow_plugins=allow_plugins, allow_code_execution=allow_code_execution
+        )
+        return
     run_document(
-        load_yaml(experiment),
+        document,
         set_ or (),
-        place,
+        out if out is not None else Path("runs") / experiment.stem,
         allow_plugins=allow_plugins,
         allow_code_execution=allow_code_execution,
         strict=strict,
     )
+
+
+def _look_through(experiments: Mapping[str, Experiment], *, allow_plugins: bool, allow_code_execution: bool) -> None:
+    """Tell what was found of each; an error if a run would end with a fault."""
+    quieten()
+    from backmerge.pipeline.dry_run import dry_run
+    from backmerge.pipeline.dry_run_text import assumptions, lines_of, total_line
+
+    found = {}
+    for name, experiment in experiments.items():
+        found[name] = dry_run(experiment, allow_plugins=allow_plugins, allow_code_execution=allow_code_execution)
+        typer.echo(f"{name}: {experiment.name}")
+        for line in lines_of(found[name]):
+            typer.echo(line)
+    if len(found) > 1:
+        typer.echo(total_line(list(found.values())))
+    for line in assumptions():
+        typer.echo(line)
+    faulty = [name for name, one in found.items() if one.faults]
+    if faulty:
+        raise ConfigError(
+            f"{len(faulty)} of {len(found)} experiments cannot be carried out as they are: {', '.join(faulty)}",
+            remedy="mend what is called a fault above; nothing was written.",
+        )
+    typer.echo("Nothing was written, and the hub was not asked.")
+
+
+def _run_suite(planned: Planned, out: Path, *, allow_plugins: bool, allow_code_execution: bool, strict: bool) -> None:
+    quieten()
+    from backmerge.pipeline.suite import check_suite, run_suite
+
+    with stoppable(out):
+        check_suite(planned, allow_plugins=allow_plugins, allow_code_execution=allow_code_execution)
+        outcomes = run_suite(
+            planned,
+            out,
+            allow_plugins=allow_plugins,
+            allow_code_execution=allow_code_execution,
+            on_done=_tell,
+        )
+    _sum_up(planned.title, outcomes, out)
+    failed = [name for name, outcome in outcomes.items() if outcome.error is not None]
+    if failed:
+        raise RunError(
+            f"{len(failed)} of {len(outcomes)} experiments failed: {', '.join(failed)}",
+            remedy=f"mend what is told above; the same command goes on with {out}.",
+        )
+    others = {
+        name: o.finished.verdict for name, o in outcomes.items() if o.finished and o.finished.verdict != "restored"
+    }
+    if strict and others:
+        told = ", ".join(f"{name} ({verdict})" for name, verdict in others.items())
+        raise NotShownError(f"--strict asks for 'restored', which these are not: {told}")
+
+
+def _tell(name: str, outcome: Outcome) -> None:
+    if outcome.error is not None:
+        typer.echo(f"{name} failed: {outcome.error}", err=True)
+
+
+def _sum_up(title: str, outcomes: Mapping[str, Outcome], out: Path) -> None:
+    """One table of all: base, tuned and chosen merge on every benchmark's first metric."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from backmerge.reporting.findings import ROLES, comparison, percent
+
+    table = Table(title=f"{title} (percent)", title_justify="left")
+    for column in ("experiment", "benchmark", *ROLES, "chosen", "verdict"):
+        table.add_column(column, justify="right" if column in ROLES else "left", overflow="fold")
+    for name, outcome in outcomes.items():
+        if outcome.finished is None:
+            table.add_row(name, "failed")
+            continue
+        results = outcome.finished.results
+        rows: Sequence[tuple[str, ...]] = [
+            (
+                f"{row.benchmark} {row.metric}",
+                *(percent(row.cells[role].mean).removesuffix(" %") if role in row.cells else "—" for role in ROLES),
+            )
+            for row in comparison(results)
+            if row.is_primary or row.metric in ("asr", "over_refusal")
+        ]
+        for number, row in enumerate(rows):
+            last = (str(results["choice"]["point"] or "—"), outcome.finished.verdict) if number == 0 else ("", "")
+            table.add_row(results["name"] if number == 0 else "", *row, *last)
+    console = Console(highlight=False, markup=False)
+    console.print(table)
+    console.print(f"  Run directories: {out}; as a table or figure: backmerge report {out}", soft_wrap=True)

@@ -14,11 +14,11 @@ import xxhash
 
 from backmerge.errors import ConfigError, DataError
 from backmerge.finetuning.data_settings import DataSettings
-from backmerge.rows import FORMATS_REMEDY, SUFFIXES, HubData, Row, files_of, hub_rows, read_rows
 from backmerge.finetuning.shapes import NAMES, Draft, RowError, recognised, renamed
 from backmerge.finetuning.task import Task
 from backmerge.records import Example, Message
 from backmerge.registry import DATASETS, closest, is_plugin, resolve
+from backmerge.rows import FORMATS_REMEDY, SUFFIXES, HubData, Row, files_of, hub_rows, read_rows
 from backmerge.runs import key_of
 
 MAX_SHOWN = 5  # bad rows in a message

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from backmerge.rows import HubData
 from backmerge.finetuning.shapes import Draft
+from backmerge.rows import HubData
 
 HELPFUL = "You are a helpful assistant."
 

@@ -17,10 +17,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from backmerge.rows import HubData
 from backmerge.finetuning.shapes import Draft, needed_text
 from backmerge.finetuning.task import HELPFUL, Task
 from backmerge.records import Message
+from backmerge.rows import HubData
 
 NEEDS = "the hub, or --data FILE"
 

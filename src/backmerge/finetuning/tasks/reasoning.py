@@ -29,10 +29,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from backmerge.rows import HubData
 from backmerge.finetuning.shapes import Draft, needed_text
 from backmerge.finetuning.task import HELPFUL, Task
 from backmerge.records import Message
+from backmerge.rows import HubData
 
 NEEDS = "the hub, or --data with the file or Flan's tables"
 

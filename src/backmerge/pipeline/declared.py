@@ -1,0 +1,71 @@
+"""What is told of models and benchmarks that are not here: their hub ids and sizes, as their own pages state them.
+
+For counts before anything is fetched. What is here is counted as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+
+class DeclaredModel(NamedTuple):
+    """A model on the hub.
+
+    Attributes:
+        num_parameters: All of them.
+        lora_dims: Rows plus columns, summed over the linear layers but the output's: a LoRA of rank r has r times as
+            many parameters. 0 where no LoRA is trained on it here.
+    """
+
+    num_parameters: float
+    lora_dims: int = 0
+
+
+class DeclaredBenchmark(NamedTuple):
+    """A benchmark whose data may not be here.
+
+    Attributes:
+        hub: Where its data is; `None` where there is no copy to rely on, and a file must be given.
+        num_prompts: As its authors say.
+        prompt_tokens: Of a prompt, beside a start that all share (docs/scale.md, step 1).
+        answer_tokens: Of an answer, assumed (the same).
+        max_new_tokens: Its limit.
+        num_samples: Answers to a prompt.
+    """
+
+    hub: str | None
+    num_prompts: int
+    prompt_tokens: int
+    answer_tokens: int
+    max_new_tokens: int = 512
+    num_samples: int = 1
+
+
+# from the layer sizes in their config.json, which are public
+MODELS: Mapping[str, DeclaredModel] = {
+    "meta-llama/Meta-Llama-3-8B-Instruct": DeclaredModel(8.03e9, 2_621_440),
+    "meta-llama/Llama-3.1-8B-Instruct": DeclaredModel(8.03e9, 2_621_440),
+    "google/gemma-2b-it": DeclaredModel(2.51e9, 1_225_728),
+    "allenai/wildguard": DeclaredModel(7.25e9),
+    "meta-llama/Llama-Guard-3-8B": DeclaredModel(8.03e9),
+    "cais/HarmBench-Llama-2-13b-cls": DeclaredModel(13.0e9),
+    "microsoft/deberta-xlarge-mnli": DeclaredModel(0.76e9),
+}
+
+BENCHMARKS: Mapping[str, DeclaredBenchmark] = {
+    "advbench": DeclaredBenchmark("walledai/AdvBench", 520, 60, 300),
+    "bbh": DeclaredBenchmark("SaylorTwift/bbh", 6511, 150, 150, 1024),
+    "chatdoctor": DeclaredBenchmark("lavita/ChatDoctor-iCliniq", 1000, 150, 250),
+    "harmbench": DeclaredBenchmark("walledai/HarmBench", 200, 60, 300),
+    "hexphi": DeclaredBenchmark("LLM-Tuning-Safety/HEx-PHI", 330, 60, 300),
+    "humaneval": DeclaredBenchmark("openai/openai_humaneval", 164, 200, 200, num_samples=50),
+    "openfunctions": DeclaredBenchmark(None, 112, 300, 80, 256),
+    "strongreject": DeclaredBenchmark("walledai/StrongREJECT", 313, 60, 300),
+    "xstest": DeclaredBenchmark("walledai/XSTest", 250, 60, 300),
+    "xstest-unsafe": DeclaredBenchmark("walledai/XSTest", 200, 60, 300),
+}
+BENCHMARKS = {**BENCHMARKS, "lm-eval:bbh_cot_fewshot": BENCHMARKS["bbh"]}
+
+# rows of data sets that are taken whole
+NUM_ROWS: Mapping[str, int] = {"tools": 2211}

@@ -1,0 +1,303 @@
+"""An experiment looked through without the hub and without writing: what is sound, what is still to be had, the cost.
+
+What is here is read and checked as a run would: models, templates, data columns. What is not is named, with what its
+own pages say of its size. A fault that a run would end with is a fault here; what only has to be fetched is none.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from backmerge.benchmarks.bertscore import DEFAULT_MODEL
+from backmerge.benchmarks.protocol import Allowed, Benchmark
+from backmerge.benchmarks.split import Split
+from backmerge.checkpoints.reader import Checkpoint
+from backmerge.errors import BackmergeError
+from backmerge.finetuning.schedule import num_steps
+from backmerge.finetuning.validation import measure_of
+from backmerge.generation.chat import load_tokenizer
+from backmerge.judging.model_judge import ModelJudge
+from backmerge.pipeline.experiment import Experiment
+from backmerge.pipeline.looked_up import (
+    Finding,
+    Findings,
+    NamedModel,
+    Rows,
+    bytes_of,
+    encoder_of,
+    find_encoder,
+    find_model,
+    find_rows,
+    judge_model,
+    load_of,
+    look_up_benchmark,
+    offline,
+    size_of,
+)
+from backmerge.pipeline.points import Point, points_of
+from backmerge.pipeline.preparation import KINDS, check_judge, check_sweep, find_judge, open_tuned, prepare
+from backmerge.pipeline.workload import (
+    Load,
+    Stage,
+    answering_stage,
+    confirmed_points,
+    num_models,
+    num_searched,
+    training_stage,
+    validation_stage,
+)
+from backmerge.registry import ENGINES, resolve
+from backmerge.selection import check_search
+
+
+class DryRun(NamedTuple):
+    """What was found of an experiment.
+
+    Attributes:
+        findings: Of each thing that it names.
+        stages: What there is to do; none where there is a fault.
+        num_bytes_to_fetch: Of models that are not here; 0 where nothing is known of them.
+        num_bytes_to_write: Of adapters, and of merged models that are handed over.
+        is_at_most: Whether a search may leave some of it out.
+    """
+
+    findings: tuple[Finding, ...]
+    stages: tuple[Stage, ...]
+    num_bytes_to_fetch: float
+    num_bytes_to_write: float
+    is_at_most: bool
+
+    @property
+    def faults(self) -> list[Finding]:
+        """What a run would end with."""
+        return [finding for finding in self.findings if finding.state == "fault"]
+
+    @property
+    def gpu_hours(self) -> float | None:
+        """Of all stages; `None` where a model's size is not known."""
+        hours = [stage.gpu_hours for stage in self.stages]
+        return None if None in hours else sum(hour for hour in hours if hour is not None)
+
+
+def dry_run(experiment: Experiment, *, allow_plugins: bool = False, allow_code_execution: bool = False) -> DryRun:
+    """Look an experiment through; writes nothing, and asks no hub.
+
+    Args:
+        experiment: The resolved settings.
+        allow_plugins: Whether the user's own code may be run, to see what it gives.
+        allow_code_execution: As for a run.
+    """
+    found = Findings()
+    with offline():
+        stages, written = _look_through(experiment, found, Allowed(allow_plugins, allow_code_execution))
+    return DryRun(tuple(found.all), tuple(stages), found.num_bytes_to_fetch, written, experiment.search.name != "grid")
+
+
+def _look_through(experiment: Experiment, found: Findings, allowed: Allowed) -> tuple[list[Stage], float]:
+    """The stages, and the bytes that they write."""
+    finetune = experiment.finetune
+    base = _base(experiment, found)
+    num_tuned = len(experiment.tuned) or len(finetune.seeds if finetune else ())
+    data = Rows(0, 0) if finetune is None else find_rows(finetune, base, found, allowed)
+    for name in experiment.tuned:
+        _tuned(name, base, found, is_cast=experiment.merged_dtype is not None)
+    points = _points(experiment, num_tuned, data, found, allowed)
+    loads, benchmarks = _loads(experiment, found, allowed)
+    judges = _judges(experiment, benchmarks, found, allowed)
+    _engines(experiment, found, allowed)
+    generates = _validation(experiment, found)
+    if all(finding.state == "checked" for finding in found.all):
+        loads = _prepared_loads(experiment, found, loads, allowed)
+    if found.of_state("fault"):
+        return [], 0
+    parameters = base.size.num_parameters if base.size else None
+    sizes = [judge.size.num_parameters if judge.size else None for judge in judges]
+    stages: list[Stage] = []
+    if finetune is not None:
+        stages.append(training_stage(finetune, data.num_training, parameters))
+        if generates is not None and data.num_validation:
+            rows = min(data.num_validation, experiment.evaluate.limit or data.num_validation)
+            stages.append(validation_stage(points, num_tuned, rows, parameters, generates=generates))
+    confirmed = confirmed_points(points, compares=experiment.choice.compare)
+    asked: list[tuple[str, int, Split]] = [
+        ("answers to choose λ", num_searched(experiment, points, num_tuned), "selection"),
+        ("answers to confirm it", num_models(confirmed, num_tuned), "confirmation"),
+    ]
+    stages += [answering_stage(name, models, split, loads, parameters, sizes) for name, models, split in asked]
+    return stages, _written(experiment, base, num_tuned)
+
+
+def _base(experiment: Experiment, found: Findings) -> NamedModel:
+    model = find_model(found, "base", experiment.base)
+    if model.folder is None:
+        return model
+    try:
+        checkpoint = Checkpoint(model.folder)
+        load_tokenizer(model.folder)
+    except BackmergeError as error:
+        found.fault("base", error)
+        return model
+    size = size_of(checkpoint)
+    told = f"{experiment.base}: {size.num_parameters:,.0f} parameters; it has a chat template"
+    found.add("base", "checked", told)
+    return model._replace(size=size)
+
+
+def _tuned(name: str, base: NamedModel, found: Findings, *, is_cast: bool) -> None:
+    model = find_model(found, "tuned", name)
+    if model.folder is None:
+        return
+    if base.folder is None:
+        found.add("tuned", "checked", f"{name}; whether it fits the base is not known yet")
+        return
+    try:
+        open_tuned(model.folder, Checkpoint(base.folder), is_cast=is_cast)
+    except BackmergeError as error:
+        found.fault("tuned", error)
+        return
+    found.add("tuned", "checked", name)
+
+
+def _points(experiment: Experiment, num_tuned: int, data: Rows, found: Findings, allowed: Allowed) -> list[Point]:
+    """Base, tuned, merges, and snapshots on the way."""
+    try:
+        path = _path_points(experiment, data)
+        check_search(experiment.search, experiment.choice)
+        for sweep in experiment.merge:
+            check_sweep(sweep, num_tuned, allow_plugins=allowed.plugins)
+            for name in sweep.models.values():
+                if find_model(found, f"merge ({sweep.method})", name).folder is not None:
+                    found.add(f"merge ({sweep.method})", "checked", name)
+        points = points_of(experiment.merge, allow_plugins=allowed.plugins)
+    except BackmergeError as error:
+        found.fault("merge", error)
+        return []
+    series: dict[str, int] = {}
+    for point in points:
+        if point.role == "merged":
+            series[point.series] = series.get(point.series, 0) + 1
+    told = ", ".join(f"{name} ({count})" for name, count in series.items())
+    found.add("merge", "checked", f"{told}: {sum(series.values())} recipes of {num_tuned} models")
+    return [*points, *path]
+
+
+def _path_points(experiment: Experiment, data: Rows) -> list[Point]:
+    path, settings = experiment.path, experiment.finetune
+    if settings is None or not data.num_training:
+        return []
+    steps = num_steps(settings, data.num_training)  # also where no path is asked for: a snapshot must lie on it
+    if path is None or settings.keep_every is None:
+        return []
+    kinds = [None] * path.snapshots + [path.ema] * (path.ema is not None)
+    return [
+        Point(f"snapshots({ema})@{number}", "merged", f"snapshots({ema})", None, step=number, ema=ema)
+        for ema in kinds
+        for number in range(1, steps // settings.keep_every + 1)
+    ]
+
+
+def _loads(experiment: Experiment, found: Findings, allowed: Allowed) -> tuple[list[Load], list[Benchmark]]:
+    loads: list[Load] = []
+    benchmarks: list[Benchmark] = []
+    for kind in KINDS:
+        for asked in getattr(experiment.evaluate, kind):
+            benchmark = look_up_benchmark(asked, kind, found, allowed)
+            if benchmark is not None:
+                benchmarks.append(benchmark)
+            loads.append(load_of(asked, kind, benchmark, experiment.evaluate))
+            encoder = encoder_of(asked, benchmark)
+            if encoder is not None:
+                find_encoder(found, encoder)
+    return loads, benchmarks
+
+
+def _judges(
+    experiment: Experiment, benchmarks: Sequence[Benchmark], found: Findings, allowed: Allowed
+) -> list[NamedModel]:
+    settings = experiment.evaluate
+    models: list[NamedModel] = []
+    for what, asked in (("judge", settings.judge), ("second judge", settings.second_judge)):
+        if asked is None:
+            continue
+        try:
+            judge = find_judge(asked, allow_plugins=allowed.plugins)
+            if what == "judge":
+                check_judge(judge, benchmarks)
+            model = judge_model(asked) if isinstance(judge, ModelJudge) else None
+        except BackmergeError as error:
+            found.fault(what, error)
+            continue
+        if model is None:
+            found.add(what, "checked", f"{asked.name}{'' if judge.is_weak is False else ', weak'}")
+            continue
+        models.append(find_model(found, what, model))
+        if models[-1].folder is not None:
+            size = size_of(Checkpoint(models[-1].folder))
+            models[-1] = models[-1]._replace(size=size)
+            found.add(what, "checked", f"{asked.name}: {model}")
+    return models
+
+
+def _engines(experiment: Experiment, found: Findings, allowed: Allowed) -> None:
+    for what, settings in (
+        ("engine", experiment.evaluate.engine),
+        ("judge's engine", experiment.evaluate.judge.engine),
+    ):
+        try:
+            kind = resolve(ENGINES, settings.name, allow_plugins=allowed.plugins)
+        except BackmergeError as error:
+            found.fault(what, error)
+            continue
+        if what == "engine" and getattr(kind, "is_served", False):
+            told = "a server has its models, and can be given no merged one: measure what it serves with `evaluate`"
+            found.add(what, "fault", told)
+        elif settings.name == "vllm" and importlib.util.find_spec("vllm") is None:
+            found.add(what, "not here", "vllm, pip install 'backmerge[vllm]'")
+        elif what == "engine":
+            found.add(what, "checked", settings.name)
+
+
+def _validation(experiment: Experiment, found: Findings) -> bool | None:
+    """Whether the held-out rows are answered (or only read); nothing where λ is not chosen on them."""
+    settings, choice = experiment.finetune, experiment.choice
+    if settings is None or choice.rule != "paper" or not settings.data.validation:
+        return None
+    measure = measure_of(settings.dataset, choice.validation)
+    if measure is None:
+        return None
+    if measure.metric == "bertscore":
+        named = (one.options for one in experiment.evaluate.utility if "model" in one.options)
+        find_encoder(found, str(next(named, {}).get("model", DEFAULT_MODEL)))
+    found.add("choice of λ", "checked", f"rule paper, on held-out rows by {measure.metric}")
+    return measure.metric != "loss"
+
+
+def _prepared_loads(experiment: Experiment, found: Findings, loads: Sequence[Load], allowed: Allowed) -> list[Load]:
+    """All of it is here: what a run checks before it begins, and its own split of the prompts."""
+    try:
+        prepared = prepare(experiment, allow_plugins=allowed.plugins, allow_code_execution=allowed.code_execution)
+    except BackmergeError as error:
+        found.fault("preparation", error)
+        return list(loads)
+    return [
+        load._replace(
+            num_answers={
+                split: len(examples) * load.num_samples for split, examples in prepared.splits[benchmark.name].items()
+            }
+        )
+        for load, benchmark in zip(loads, prepared.benchmarks, strict=True)
+    ]
+
+
+def _written(experiment: Experiment, base: NamedModel, num_tuned: int) -> float:
+    """Bytes of adapters (float32) or tuned checkpoints, and of one merged model for each tuned one."""
+    if base.size is None:
+        return 0
+    whole = bytes_of(base)
+    settings = experiment.finetune
+    tuned = 0.0
+    if settings is not None:
+        tuned = whole if settings.mode == "full" else 4.0 * settings.lora.r * base.size.lora_dims
+    return num_tuned * (tuned + whole)

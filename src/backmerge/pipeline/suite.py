@@ -1,0 +1,248 @@
+"""Several experiments in one file: each with a run directory of its own, all of them checked before the first begins.
+
+    name: Table 1
+    table: table1
+    experiments:
+      - {name: reasoning, file: reasoning.yaml}
+      - {name: code, file: code.yaml, set: {finetune: {seeds: [42]}}}
+
+What is done lies in DIR/NAME, and DIR/suite.yaml says what belongs together.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, Self
+
+import yaml
+from pydantic import Field, model_validator
+
+from backmerge.config import Document, Settings, load_extended, merged, part, validated, with_overrides
+from backmerge.errors import BackmergeError, ConfigError, RunError
+from backmerge.pipeline.experiment import Experiment
+from backmerge.pipeline.preparation import prepare
+from backmerge.pipeline.stages import Finished, run_experiment
+from backmerge.progress import say
+from backmerge.registry import closest
+from backmerge.runs import write_whole
+
+SUITE_FILE = "suite.yaml"
+FolderName = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]  # one plain folder, nowhere else
+
+
+class SuiteExperiment(Settings):
+    """One of the experiments.
+
+    Attributes:
+        name: Of its run directory, and in tables.
+        file: Its experiment file, from the folder of the suite's.
+        set: Settings that are laid over the file's: mappings are merged, everything else is replaced.
+    """
+
+    name: FolderName
+    file: str
+    set: Mapping[str, Any] = Field(default_factory=dict)
+
+
+class Suite(Settings):
+    """Experiments that are carried out one after the other, and told of together.
+
+    Attributes:
+        name: What tables and figures are called.
+        table: The table or figure that the report makes of them.
+        experiments: Which, in this order.
+        set: Settings that are laid over the files' of all of them; those of a single experiment hold over these.
+    """
+
+    name: str
+    table: Literal["table1", "table2", "table3", "figure2", "figure3"] | None = None
+    experiments: Annotated[tuple[SuiteExperiment, ...], Field(min_length=1)]
+    set: Mapping[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _has_unique_names(self) -> Self:
+        twice = [name for name, count in Counter(one.name for one in self.experiments).items() if count > 1]
+        if twice:
+            raise ValueError(f"two experiments are named '{twice[0]}', and each needs a folder of its own")
+        return self
+
+
+class Planned(NamedTuple):
+    """A suite with its experiments' resolved settings.
+
+    Attributes:
+        suite: As in the file.
+        source: The file.
+        scale: At which all are carried out, if that was asked for.
+        experiments: Name to settings, of those that were asked for.
+    """
+
+    suite: Suite
+    source: Path
+    scale: str | None
+    experiments: Mapping[str, Experiment]
+
+    @property
+    def title(self) -> str:
+        """Its name, and the scale: figures of another scale are no figures of the suite's models."""
+        return self.suite.name if self.scale is None else f"{self.suite.name}, at the scale '{self.scale}'"
+
+
+class Outcome(NamedTuple):
+    """How an experiment ended: finished, or with an error that the user can mend."""
+
+    finished: Finished | None
+    error: BackmergeError | None
+
+
+def is_suite(document: Document) -> bool:
+    """Whether a file describes a suite, and not one experiment."""
+    return "experiments" in document.values
+
+
+def plan_suite(
+    path: Path, *, scale: str | None = None, overrides: Sequence[str] = (), only: Sequence[str] = ()
+) -> Planned:
+    """Read a suite and all of its experiments' files.
+
+    Args:
+        path: The suite's file.
+        scale: Of the experiments, whose files must have it; what the suite has of that name goes over the suite.
+        overrides: `key.path=value` options for all experiments, which hold over what the suite sets.
+        only: Names of experiments; all if there are none.
+
+    Raises:
+        ConfigError: the suite or an experiment cannot be used; tells the faults of all.
+    """
+    document = load_extended(path, scale, needs_scale=False)
+    suite = validated(Suite, document)
+    names = [one.name for one in suite.experiments]
+    for name in only:
+        if name not in names:
+            raise ConfigError(
+                f"{path} has no experiment '{name}'{closest(name, names)}", remedy=f"it has {', '.join(names)}."
+            )
+    found: dict[str, Experiment] = {}
+    faults: dict[str, BackmergeError] = {}
+    for place, one in enumerate(suite.experiments):
+        if only and one.name not in only:
+            continue
+        try:
+            found[one.name] = validated(Experiment, _document(document, one, place, scale, overrides))
+        except ConfigError as error:
+            faults[one.name] = error
+    _raise_all(path, faults, len(found) + len(faults))
+    return Planned(suite, path, scale, found)
+
+
+def _document(
+    document: Document, one: SuiteExperiment, place: int, scale: str | None, overrides: Sequence[str]
+) -> Document:
+    """An experiment's file, its scale, what the suite sets of all and of it, and last the options."""
+    at = ("experiments", place, "file")
+    file = Path(document.files.get(at, document.source)).parent / Path(one.file).expanduser()
+    if not file.is_file():
+        raise ConfigError(
+            f"{document.source}, {document.place(at)}: there is no file '{one.file}'",
+            remedy="paths are told from the folder of the suite's file.",
+        )
+    found = load_extended(file, scale)
+    for key in (("set",), ("experiments", place, "set")):
+        if key in document.lines:
+            found = merged(found, part(document, key), source=found.source)
+    return with_overrides(found, overrides)
+
+
+def check_suite(planned: Planned, *, allow_plugins: bool = False, allow_code_execution: bool = False) -> None:
+    """Find what every experiment names, models and data included; nothing is written, and nothing is kept.
+
+    Raises:
+        ConfigError: an experiment cannot be carried out; tells the faults of all.
+    """
+    faults: dict[str, BackmergeError] = {}
+    for name, experiment in planned.experiments.items():
+        say(f"Checking {name} ...")
+        try:
+            prepare(experiment, allow_plugins=allow_plugins, allow_code_execution=allow_code_execution)
+        except BackmergeError as error:
+            faults[name] = error
+    _raise_all(planned.source, faults, len(planned.experiments))
+
+
+def run_suite(
+    planned: Planned,
+    directory: Path,
+    *,
+    allow_plugins: bool = False,
+    allow_code_execution: bool = False,
+    on_done: Callable[[str, Outcome], None] = lambda *_: None,
+) -> dict[str, Outcome]:
+    """Carry out every experiment in a run directory of its own, or go on with it where it was.
+
+    What is wrong with one of them, once it is under way, does not stop those after it.
+
+    Args:
+        planned: The suite, checked.
+        directory: Gets a folder for each experiment, and `suite.yaml`.
+        allow_plugins: Whether the user's own code may be run.
+        allow_code_execution: Whether code that a model wrote may be run where bubblewrap does not work.
+        on_done: Told of each experiment as it ends.
+
+    Raises:
+        RunError: the directory holds something else.
+    """
+    _check_directory(directory)
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    write_whole(directory / SUITE_FILE, yaml.safe_dump(_described(planned), sort_keys=False, allow_unicode=True))
+    outcomes: dict[str, Outcome] = {}
+    for number, (name, experiment) in enumerate(planned.experiments.items(), start=1):
+        say(f"\n{number} of {len(planned.experiments)}: {name}")
+        try:
+            finished = run_experiment(
+                experiment,
+                directory / name,
+                allow_plugins=allow_plugins,
+                allow_code_execution=allow_code_execution,
+            )
+            outcomes[name] = Outcome(finished, None)
+        except BackmergeError as error:
+            outcomes[name] = Outcome(None, error)
+        gc.collect()  # an engine that is no longer named gives its device's memory back to the next
+        on_done(name, outcomes[name])
+    return outcomes
+
+
+def _check_directory(directory: Path) -> None:
+    if directory.exists() and not directory.is_dir():
+        raise RunError(f"{directory} is a file, not a folder", remedy="give another --out.")
+    if not directory.is_dir() or (directory / SUITE_FILE).exists():
+        return
+    if (directory / "experiment.yaml").exists():
+        raise RunError(
+            f"{directory} is the run directory of one experiment", remedy="give another --out; nothing was touched."
+        )
+    if any(directory.iterdir()):
+        raise RunError(
+            f"{directory} holds files but no {SUITE_FILE}, so it is no suite's",
+            remedy="give another --out; nothing was touched.",
+        )
+
+
+def _described(planned: Planned) -> dict[str, Any]:
+    """What `suite.yaml` says: all experiments, also those that were not asked for this time."""
+    values = planned.suite.model_dump(mode="json")
+    return {"name": planned.title, "scale": planned.scale, **{key: values[key] for key in values if key != "name"}}
+
+
+def _raise_all(path: Path, faults: Mapping[str, BackmergeError], num_experiments: int) -> None:
+    if not faults:
+        return
+    told = [f"  {name}: " + str(error).replace("\n", "\n    ") for name, error in faults.items()]
+    raise ConfigError(
+        f"{path}: {len(faults)} of {num_experiments} experiments cannot be carried out, so none was begun:\n"
+        + "\n".join(told),
+        remedy="mend what is named, or carry out the others with --only NAME.",
+    )

@@ -15,6 +15,7 @@ from backmerge.checkpoints.adapter import AdapterOnBase
 from backmerge.checkpoints.reader import Checkpoint, Weights
 from backmerge.config import as_yaml
 from backmerge.generation.cache import CompletionCache, cache_directory
+from backmerge.generation.protocol import release
 from backmerge.merging.recipe import Variant
 from backmerge.pipeline.comparison import Contender, comparison_of, confirmed_points, contenders_of
 from backmerge.pipeline.decision import confirmation_of
@@ -140,6 +141,7 @@ def run_experiment(
         written = write_chosen(run, prepared, tuned, chosen)
         rivals = contenders_of(prepared, found.candidates, points) if experiment.choice.compare else []
         _confirm(evaluator, prepared, tuned, chosen, written, rivals, outcomes)
+        release(engine)  # all is answered; a suite's next experiment brings an engine of its own
         confirmation = confirmation_of(prepared, outcomes, chosen, list(written))
         merged = hand_over(run, written, confirmation, choice)
         results = {

@@ -5,11 +5,15 @@ from __future__ import annotations
 import errno
 import io
 import sys
-from pathlib import Path
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
 
+from backmerge.commands.chat import chat
+from backmerge.commands.check import check
+from backmerge.commands.clean import clean
+from backmerge.commands.completion import with_names
 from backmerge.commands.demo import demo
 from backmerge.commands.diff import diff
 from backmerge.commands.doctor import doctor
@@ -20,11 +24,12 @@ from backmerge.commands.list import list_
 from backmerge.commands.merge import merge
 from backmerge.commands.methods import methods
 from backmerge.commands.plan import plan
+from backmerge.commands.report import report
 from backmerge.commands.restore import restore
 from backmerge.commands.run import run
 from backmerge.commands.schema import schema
 from backmerge.commands.score import score
-from backmerge.errors import BackmergeError, RunError
+from backmerge.errors import BackmergeError
 
 app = typer.Typer(
     name="backmerge",
@@ -49,28 +54,14 @@ MENDABLE = {
 # some versions of typer carry a click of their own; either way this is its UsageError
 USAGE_ERROR: Any = typer.BadParameter.__bases__[0]
 
-for command in (demo, restore, run, evaluate, finetune, merge, diff, plan, score, label, methods, doctor, schema):
-    app.command()(command)
-app.command("list")(list_)
-
-
-@app.command()
-def report(run_directory: Annotated[Path, typer.Argument(help="A finished run.")]) -> None:
-    """Write report.html, tables and plots of a finished run again.
-
-    Example: backmerge report runs/demo
-    """
-    from backmerge.pipeline.preparation import kind_of_run, settings_left
-    from backmerge.reporting.report import write_report
-    from backmerge.runs import RunDirectory
-
-    if kind_of_run(settings_left(RunDirectory(run_directory))) in ("evaluation", "answers"):
-        raise RunError(
-            f"{run_directory} holds an evaluation or scored answers, which have no report",
-            remedy="its scores are in results.json; `backmerge restore` and `backmerge run` write reports.",
-        )
-    write_report(run_directory)
-    typer.echo(run_directory / "report.html")
+COMMANDS: tuple[Callable[..., None], ...] = (
+    *(demo, restore, run, check, chat),
+    *(evaluate, finetune, merge, diff, plan, score, label),
+    *(report, methods, doctor, schema, clean),
+)
+for command in COMMANDS:
+    app.command()(with_names(command))
+app.command("list")(with_names(list_))
 
 
 @app.callback(invoke_without_command=True)

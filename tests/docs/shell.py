@@ -210,6 +210,7 @@ def _is_elsewhere(option: str, name: str) -> bool:
 def _wrong_overrides(command: str, parameters: Mapping[str, Any]) -> Iterator[str]:
     """`--set` keys that the settings of this command do not have."""
     from backmerge.finetuning.settings import FinetuneSettings
+    from backmerge.pipeline.checking import CheckSettings
     from backmerge.pipeline.experiment import Experiment
     from backmerge.pipeline.single import SingleEvaluation
 
@@ -218,6 +219,7 @@ def _wrong_overrides(command: str, parameters: Mapping[str, Any]) -> Iterator[st
         "run": Experiment,
         "restore": Experiment,
         "evaluate": SingleEvaluation,
+        "check": CheckSettings,
         "finetune": FinetuneSettings,
     }
     if command not in kinds:

@@ -282,9 +282,11 @@ def settings_left(run: RunDirectory) -> dict[str, Any]:
 
 
 def kind_of_run(settings: Mapping[str, Any]) -> str:
-    """What a run directory holds, by its settings: `experiment`, `evaluation`, scored `answers`, or nothing."""
+    """What a run directory holds, by its settings: `experiment`, `evaluation`, `check`, scored `answers` or nothing."""
     if not settings:
         return ""
+    if settings.keys() & {"against", "against_run"}:
+        return "check"
     return "answers" if "answers" in settings else "evaluation" if "model" in settings else "experiment"
 
 
@@ -301,6 +303,7 @@ def check_kind(run: RunDirectory, kind: str) -> dict[str, Any]:
             "experiment": "an experiment",
             "evaluation": "the evaluation of one model (`backmerge evaluate`)",
             "answers": "scored answers (`backmerge score`)",
+            "check": "a check (`backmerge check`)",
         }
         raise RunError(
             f"{run.path} holds {what[found]}, not {what[kind].partition(' (')[0]}",

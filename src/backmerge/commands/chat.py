@@ -1,0 +1,185 @@
+"""`backmerge chat`: one prompt, and the answers of base, tuned and merged model next to each other."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from backmerge.commands.options import Device, Dtype, Plugins
+from backmerge.errors import BackmergeError, ConfigError
+from backmerge.registry import closest
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from backmerge.pipeline.chatting import Chat
+
+HELP = """\
+/lam 0.3           λ, the share of the tuned model; the last prompt is answered again
+/system TEXT       system prompt from here on; without a text, none
+/temperature 0.7   draws answers; 0 takes the likeliest token each time
+/seed 1            of the draws
+/help              this
+/quit              or Ctrl-D
+Each prompt is asked by itself: no model is told of what was said before, and nothing is stored.
+A prompt that begins with / goes with a space before it."""
+COMMANDS = ("/lam", "/system", "/temperature", "/seed", "/help", "/quit")
+
+
+def chat(
+    base: Annotated[str, typer.Argument(metavar="RUN|BASE", help="A finished run, or the base: a folder or a hub id.")],
+    tuned: Annotated[
+        str | None, typer.Argument(metavar="TUNED", help="Its tuned version; of a run, which of several.")
+    ] = None,
+    prompt: Annotated[str | None, typer.Option(help="Ask this, and end.")] = None,
+    lam: Annotated[float | None, typer.Option(help="Of the merged model; the run's choice by default, or 0.4.")] = None,
+    method: Annotated[str, typer.Option(help="Of the merge of BASE and TUNED; a run has its own.")] = "linear",
+    system: Annotated[str, typer.Option(help="System prompt.")] = "",
+    temperature: Annotated[float, typer.Option(min=0, max=100, help="0 takes the likeliest token each time.")] = 0.0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of the draws.")] = 0,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Generation limit, in tokens.")] = 256,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    allow_plugins: Plugins = False,
+) -> None:
+    """Ask base, tuned and merged model the same, and see their answers next to each other; /lam 0.3 turns λ.
+
+    One model is in memory, and is turned into each of the three. Without a terminal, prompts are read from standard
+    input, one a line.
+
+    Example: backmerge chat runs/demo
+
+    Two models of your own: backmerge chat BASE TUNED --lam 0.4 --prompt "How do I mend a kite?"
+    """
+    from rich.console import Console
+
+    from backmerge.commands.merge import check_choice
+    from backmerge.commands.quiet import quieten
+    from backmerge.generation.protocol import EngineSettings, Sampling
+    from backmerge.generation.transformers_engine import TransformersEngine
+    from backmerge.pipeline.chatting import Chat, trio_of, trio_of_run
+    from backmerge.pipeline.given import is_run
+
+    check_choice("--dtype", dtype, ("auto", "float32", "bfloat16", "float16"))
+    quieten()
+    if is_run(Path(base)):
+        trio = trio_of_run(Path(base), tuned, allow_plugins=allow_plugins)
+    elif tuned is None:
+        raise ConfigError(f"{base} is no run, and TUNED is missing", remedy="backmerge chat RUN, or BASE TUNED.")
+    else:
+        trio = trio_of(base, tuned, method, allow_plugins=allow_plugins)
+    if lam is not None:
+        trio = trio.at(lam)
+    given: Any = dtype
+    engine: Any = TransformersEngine(
+        EngineSettings(device=device, dtype=given, batch_size=1), allow_plugins=allow_plugins
+    )
+    sampling = Sampling(temperature=temperature, seed=seed, max_new_tokens=max_new_tokens)
+    session = Chat(engine, trio, sampling)
+    session.system = system
+    console = Console(highlight=False, markup=False)
+    if prompt is not None:
+        _show(console, lambda: session.ask(prompt))
+        return
+    is_terminal = sys.stdin.isatty()
+    if is_terminal:
+        typer.echo(f"Merged model: {trio.merged_name} ({trio.told}). /help lists what you can do.")
+    for line in _lines(is_terminal=is_terminal):
+        try:
+            if not _taken(line, session, console):
+                return
+        except BackmergeError as error:
+            if not is_terminal:
+                raise
+            typer.echo(str(error), err=True)
+        except KeyboardInterrupt:
+            if not is_terminal:
+                raise
+            typer.echo("Stopped.", err=True)
+
+
+def _lines(*, is_terminal: bool) -> Iterator[str]:
+    if not is_terminal:
+        yield from (line.rstrip("\r\n") for line in sys.stdin)
+        return
+    import readline  # noqa: F401 - edits the line; it writes no history by itself
+
+    while True:
+        try:
+            line = input("> ")
+        except (EOFError, KeyboardInterrupt):
+            typer.echo()
+            return
+        yield line
+
+
+def _taken(line: str, session: Chat, console: Console) -> bool:
+    """Do what a line says; says whether to go on."""
+    if not line.strip():
+        return True
+    if not line.startswith("/"):
+        if not console.is_terminal:
+            console.out(f"> {line}", highlight=False)
+        _show(console, lambda: session.ask(line.strip()))
+        return True
+    word, _, rest = line.partition(" ")
+    rest = rest.strip()
+    if word == "/quit":
+        return False
+    if word == "/help":
+        typer.echo(HELP)
+    elif word == "/lam":
+        session.turn(_number(word, rest))
+        _again(console, session)
+    elif word == "/system":
+        session.system = rest
+        _again(console, session)
+    elif word in ("/temperature", "/seed"):
+        session.sampling = session.sampling.model_copy(update={word[1:]: _of_draws(word, rest)})
+        if word == "/seed" and session.sampling.temperature == 0:
+            typer.echo("Nothing is drawn at temperature 0: /temperature 0.7 draws.")
+        else:
+            _again(console, session)
+    else:
+        raise ConfigError(
+            f"there is no command '{word}'{closest(word, COMMANDS)}",
+            remedy="/help lists them; a prompt that begins with / goes with a space before it.",
+        )
+    return True
+
+
+def _again(console: Console, session: Chat) -> None:
+    if session.has_asked:
+        _show(console, session.again)
+
+
+def _show(console: Console, answer: Callable[[], Any]) -> None:
+    from backmerge.reporting.answers_console import Column, print_answers
+
+    if console.is_terminal:
+        with console.status("Asking base, tuned and merged"):
+            said = answer()
+    else:
+        said = answer()
+    print_answers(console, [Column(one.name, one.text, one.is_finished) for one in said])
+
+
+def _of_draws(word: str, text: str) -> float | int:
+    """A temperature, or a seed."""
+    value = _number(word, text)
+    is_seed = word == "/seed"
+    if not 0 <= value < (2**32 if is_seed else math.inf) or (is_seed and not value.is_integer()):
+        raise ConfigError(f"{word} {text}: that is no {word[1:]}", remedy="such as /temperature 0.7, /seed 1.")
+    return int(value) if is_seed else value
+
+
+def _number(word: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ConfigError(f"{word} {text}: expected a number", remedy=f"such as {word} 0.3.") from None

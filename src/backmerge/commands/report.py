@@ -1,0 +1,113 @@
+"""`backmerge report`: a run's report and tables again, or several runs compared, or the paper's tables of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from backmerge.errors import ConfigError, RunError
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Finished runs, or the folder of a suite.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", help="Where a comparison goes; by default 'comparison' in the folder that holds the runs."
+        ),
+    ] = None,
+    table: Annotated[
+        str,
+        typer.Option(
+            "--table", help="One of the paper's: 1, 2, 3, figure2, figure3; auto is what the suite says, if it does."
+        ),
+    ] = "auto",
+) -> None:
+    """Write the report, tables and plots of a finished run again; or compare several, such as seeds, models and tasks.
+
+    Runs that differ only in seeds are also taken together. A suite's folder stands for all of its runs, and brings the
+    table or figure of the paper that it is for.
+
+    Example: backmerge report runs/demo
+
+    Several: backmerge report runs/medical runs/code --out runs/both
+
+    The paper's: backmerge report runs/table1
+    """
+    from backmerge.reporting.finished_runs import is_suite, read_suite
+
+    which = _table(table)
+    if len(runs) == 1 and not is_suite(runs[0]) and which is None:
+        if out is not None:
+            raise ConfigError(
+                "a run's own report is written into the run", remedy="leave --out away, or give more runs."
+            )
+        _report_one(runs[0])
+        return
+    suites = {run: read_suite(run) for run in runs if is_suite(run)}
+    directories = [each for run in runs for each in (suites[run].directories if run in suites else (run,))]
+    only = next(iter(suites.values())) if len(suites) == len(runs) == 1 else None
+    if which is None and only is not None and table == "auto":
+        which = only.table
+    place = out if out is not None else _place(directories)
+    if (place / "experiment.yaml").exists():
+        raise RunError(f"{place} is a run, where no comparison can go", remedy="give --out.")
+    title = only.title if only is not None and which == only.table else None
+    _report_several(directories, place, which, title)
+
+
+def _table(asked: str) -> str | None:
+    """The name of a table or figure, or `None` where that is left to the suite."""
+    from backmerge.reporting.finished_runs import TABLES
+
+    name = f"table{asked}" if asked.isdecimal() else asked
+    if name != "auto" and name not in TABLES:
+        raise ConfigError(f"there is no table '{asked}'", remedy="give 1, 2, 3, figure2, figure3 or auto.")
+    return None if name == "auto" else name
+
+
+def _report_one(run: Path) -> None:
+    from backmerge.reporting.report import write_report
+    from backmerge.reporting.run_tables import write_tables
+
+    _check(run)
+    write_report(run)
+    write_tables(run)
+    typer.echo(run / "report.html")
+    typer.echo(run / "tables")
+
+
+def _report_several(directories: Sequence[Path], out: Path, which: str | None, title: str | None) -> None:
+    from backmerge.reporting.families import families_of
+    from backmerge.reporting.finished_runs import read_runs
+    from backmerge.reporting.paper_files import write_paper
+    from backmerge.reporting.runs_compared import write_comparison
+
+    runs = read_runs(directories, _check)
+    files = write_paper(families_of(runs), which, out, title) if which is not None else []
+    for file in [*files, *write_comparison(runs, out, title or "Runs compared")]:
+        typer.echo(file)
+
+
+def _place(directories: Sequence[Path]) -> Path:
+    """`comparison`, where all runs lie, or here where that is the whole disk; a single run's own `tables`."""
+    if len(directories) == 1:
+        return directories[0] / "tables"
+    common = Path(os.path.commonpath([directory.resolve().parent for directory in directories]))
+    return Path("comparison") if common == Path(common.anchor) else Path(os.path.relpath(common)) / "comparison"
+
+
+def _check(run: Path) -> None:
+    """Refuse what `backmerge evaluate` and `backmerge score` leave."""
+    from backmerge.pipeline.preparation import kind_of_run, settings_left
+    from backmerge.runs import RunDirectory
+
+    if kind_of_run(settings_left(RunDirectory(run))) in ("evaluation", "answers"):
+        raise RunError(
+            f"{run} holds an evaluation or scored answers, which have no report",
+            remedy="its scores are in results.json; `backmerge restore` and `backmerge run` write reports.",
+        )

@@ -1,0 +1,260 @@
+"""One prompt, and the answers of base, tuned and merged model; λ is turned while the model stays in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from backmerge.checkpoints.locate import locate_model
+from backmerge.checkpoints.reader import Checkpoint, Weights
+from backmerge.config import load_yaml, validated
+from backmerge.errors import ConfigError, RunError
+from backmerge.generation.protocol import Generator, Sampling
+from backmerge.merging.method import check_models, check_parameters, find_method
+from backmerge.merging.recipe import Variant, lam_name
+from backmerge.pipeline.experiment import Experiment, SweepSettings
+from backmerge.pipeline.points import Point, members_at
+from backmerge.pipeline.preparation import kind_of_run, open_tuned, settings_left
+from backmerge.records import Example, Message
+from backmerge.reporting.report import read_run
+from backmerge.runs import RunDirectory, key_of
+
+DEFAULT_LAM = 0.4  # where nothing was chosen
+DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+ROLES = ("base", "tuned", "merged")
+
+
+class Trio(NamedTuple):
+    """The three models.
+
+    Attributes:
+        base: λ=0.
+        tuned: λ=1.
+        merged: At some λ.
+        has_lam: Whether there is a λ to turn.
+        told: Where the merged model comes from, in words.
+    """
+
+    base: Variant
+    tuned: Variant
+    merged: Variant
+    has_lam: bool
+    told: str
+
+    @property
+    def merged_name(self) -> str:
+        """The merged model in a few words."""
+        lam = self.merged.lam
+        if not self.has_lam:
+            return f"merged ({self.merged.method})"
+        if isinstance(lam, int | float):
+            return f"{self.merged.method}, λ = {lam_name(float(lam))}"
+        return f"{self.merged.method}, λ by layer"
+
+    def at(self, lam: float) -> Trio:
+        """The same models, merged at another λ.
+
+        Raises:
+            ConfigError: there is none to turn, or it is no share.
+        """
+        if not self.has_lam:
+            raise ConfigError(
+                f"{self.merged_name} has no λ to turn", remedy="give BASE and TUNED to merge them linearly."
+            )
+        if not 0 <= lam <= 1:
+            raise ConfigError(f"λ is the share of the tuned model, from 0 to 1: {lam:g}", remedy="such as 0.4.")
+        return self._replace(merged=self.merged.at(lam))
+
+
+def trio_of(base: str, tuned: str, method: str = "linear", *, allow_plugins: bool = False) -> Trio:
+    """A base and a tuned model, and their merge at λ = 0.4.
+
+    Raises:
+        BackmergeError: one of them cannot be read, they don't fit each other, or the method needs more than them.
+    """
+    weights = Checkpoint(locate_model(base))
+    found = find_method(method, allow_plugins=allow_plugins)
+    check_models(found, method, 1, ())
+    check_parameters(found, method, {"lam": DEFAULT_LAM} if found.has_lam else {})
+    other = open_tuned(locate_model(tuned), weights)
+    merged = Variant(weights, other, method, DEFAULT_LAM)
+    return Trio(Variant(weights), Variant(weights, other), merged, found.has_lam, f"of {base} and {tuned}")
+
+
+def trio_of_run(directory: Path, tuned: str | None = None, *, allow_plugins: bool = False) -> Trio:
+    """The models of a finished run, merged as it chose; of several tuned models one.
+
+    Args:
+        directory: Of `backmerge restore`, `run` or `demo`.
+        tuned: Which tuned model, by the name of its folder; the first by default.
+        allow_plugins: Whether a method of the user's own may be run.
+
+    Raises:
+        BackmergeError: the run is not finished or of another kind, or its models are not what they were.
+    """
+    kind = kind_of_run(settings_left(RunDirectory(directory)))
+    if kind != "experiment":
+        raise RunError(
+            f"{directory} is no run that merged anything",
+            remedy="give a run of `backmerge restore`, `run` or `demo`, or BASE and TUNED.",
+        )
+    results = read_run(directory).results
+    experiment = validated(Experiment, load_yaml(directory / "experiment.yaml"))
+    base = Checkpoint(locate_model(experiment.base))
+    _check_same("base", experiment.base, base, results["base"]["fingerprint"])
+    models = _tuned_models(directory, experiment, results, base)
+    name = next(iter(models)) if tuned is None else tuned
+    if name not in models:
+        raise ConfigError(f"{directory} has no tuned model '{name}'", remedy=f"it has {', '.join(models)}.")
+    merged, has_lam, told = _chosen(results, experiment, base, models, name, allow_plugins=allow_plugins)
+    return Trio(Variant(base), Variant(base, models[name]), merged, has_lam, told)
+
+
+def _check_same(role: str, name: str, weights: Weights, fingerprint: str) -> None:
+    if weights.fingerprint != fingerprint:
+        raise RunError(
+            f"the {role} {name} is not the model that the run measured: its weights or its tokenizer have changed",
+            remedy="run again, or give BASE and TUNED.",
+        )
+
+
+def _tuned_models(
+    directory: Path, experiment: Experiment, results: Mapping[str, Any], base: Checkpoint
+) -> dict[str, Weights]:
+    models: dict[str, Weights] = {}
+    for place, row in enumerate(results["tuned"]):
+        here = directory / "tuned" / row["name"]
+        path = here if experiment.finetune is not None else locate_model(experiment.tuned[place])
+        if not path.is_dir():
+            raise RunError(f"the tuned model {path} is gone", remedy="give the run's command again: it makes it anew.")
+        models[row["name"]] = open_tuned(path, base, is_cast=experiment.merged_dtype is not None)
+        _check_same("tuned model", row["name"], models[row["name"]], row["fingerprint"])
+    return models
+
+
+def _chosen(
+    results: Mapping[str, Any],
+    experiment: Experiment,
+    base: Checkpoint,
+    tuned: Mapping[str, Weights],
+    name: str,
+    *,
+    allow_plugins: bool,
+) -> tuple[Variant, bool, str]:
+    """The run's merge of one of its tuned models, whether it has a λ, and what it is in words."""
+    choice = results["choice"]
+    row = next((row for row in results["points"] if row["point"] == choice["point"]), None)
+    if row is None or row["method"] is None:
+        lam = DEFAULT_LAM if row is None else row["lam"]
+        told = "the run chose no recipe" if row is None else "the run chose the tuned model"
+        return Variant(base, tuned[name], "linear", lam, dtype=_dtype(experiment)), True, told
+    if row["method"] == "path":
+        step = row["parameters"]
+        point = Point(row["point"], "merged", row["series"], None, step=step["step"], ema=step["ema"])
+        has_lam = False
+    else:
+        sweep = _sweep(experiment, row)
+        point = Point(
+            row["point"], "merged", row["series"], row["lam"], sweep, row["setting"], is_joint=row["tuned"] == "all"
+        )
+        has_lam = find_method(sweep.method, allow_plugins=allow_plugins).has_lam
+    extra = {
+        model: open_tuned(locate_model(model), base, is_cast=experiment.merged_dtype is not None)
+        for model in (point.sweep.models.values() if point.sweep else ())
+    }
+    members = members_at(point, base, tuned, _dtype(experiment), extra)
+    member = next((one for one in members if one.tuned == name), members[0])
+    return member.variant, has_lam, f"the run chose {row['point']}"
+
+
+def _sweep(experiment: Experiment, row: Mapping[str, Any]) -> SweepSettings:
+    """The settings that a measured point came from."""
+    for sweep in experiment.merge:
+        told = {**sweep.parameters, **({"seed": sweep.seed} if sweep.seed else {})}
+        if sweep.method == row["method"] and key_of(told) == key_of(row["parameters"]):
+            return sweep
+    return experiment.merge[0]  # a search by layer takes the method of the first
+
+
+def _dtype(experiment: Experiment) -> str | None:
+    return None if experiment.merged_dtype is None else DTYPES[experiment.merged_dtype]
+
+
+class Said(NamedTuple):
+    """What one model answered.
+
+    Attributes:
+        role: `base`, `tuned` or `merged`.
+        name: What its column is called.
+        text: The answer, as the model wrote it: hostile text.
+        is_finished: Whether it ended by itself, rather than at the limit.
+    """
+
+    role: str
+    name: str
+    text: str
+    is_finished: bool
+
+
+class Chat:
+    """Asks three models by one engine; keeps the last prompt's answers in memory, and nothing elsewhere.
+
+    Each prompt is a conversation of its own: what was said before is not told to the models.
+
+    Args:
+        engine: Turns one model in memory into each of them.
+        trio: The models.
+        sampling: How answers are drawn.
+
+    Attributes:
+        system: System prompt; none if empty.
+    """
+
+    def __init__(self, engine: Generator, trio: Trio, sampling: Sampling) -> None:
+        self.trio = trio
+        self.sampling = sampling
+        self.system = ""
+        self._engine = engine
+        self._prompt = ""
+        self._kept: dict[str, Said] = {}
+
+    @property
+    def has_asked(self) -> bool:
+        """Whether there is a prompt to ask again."""
+        return bool(self._prompt)
+
+    def turn(self, lam: float) -> None:
+        """Set λ.
+
+        Raises:
+            ConfigError: see `Trio.at`.
+        """
+        self.trio = self.trio.at(lam)
+
+    def ask(self, prompt: str) -> list[Said]:
+        """The answers of base, tuned and merged.
+
+        Raises:
+            GenerationError: the prompt does not fit, or a model cannot be loaded.
+        """
+        if prompt != self._prompt:
+            self._kept = {}
+        self._prompt = prompt
+        return self.again()
+
+    def again(self) -> list[Said]:
+        """The last prompt's answers, as far as λ, system prompt or sampling changed made anew."""
+        turns = (Message("user", self._prompt),)
+        messages = (Message("system", self.system), *turns) if self.system else turns
+        example = Example("prompt", messages)
+        names = ("base", "tuned", self.trio.merged_name)
+        variants = (self.trio.base, self.trio.tuned, self.trio.merged)
+        said = []
+        for role, name, variant in zip(ROLES, names, variants, strict=True):
+            key = key_of(role, variant.identity, self.system, self.sampling.model_dump())
+            if key not in self._kept:
+                (completion,) = self._engine.generate(variant, [example], self.sampling, lambda _: None)
+                self._kept[key] = Said(role, name, completion.text, completion.finished)
+            said.append(self._kept[key])
+        return said

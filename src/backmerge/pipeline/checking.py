@@ -1,0 +1,389 @@
+"""Is a model as safe as its base? Both measured on the same prompts, all of them: nothing is chosen here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any, NamedTuple, Self
+
+from pydantic import model_validator
+
+from backmerge import __version__
+from backmerge.benchmarks.protocol import Allowed, Benchmark, Kind
+from backmerge.benchmarks.scoring import primary_metric
+from backmerge.checkpoints.adapter import is_adapter
+from backmerge.checkpoints.locate import locate_model
+from backmerge.checkpoints.reader import Checkpoint
+from backmerge.config import Settings, as_yaml
+from backmerge.errors import ConfigError, RunError
+from backmerge.execution import ExecutionSettings
+from backmerge.generation.protocol import Generator
+from backmerge.merging.recipe import Variant
+from backmerge.pipeline.evaluation import Job, evaluator_of
+from backmerge.pipeline.experiment import EvaluateSettings
+from backmerge.pipeline.points import BASE, Member, Point
+from backmerge.pipeline.preparation import (
+    check_judge,
+    find_benchmarks,
+    find_judges,
+    limited,
+    make_engine,
+    open_tuned,
+    settings_left,
+)
+from backmerge.pipeline.results import (
+    SCHEMA_VERSION,
+    Outcomes,
+    agreement_rows,
+    category_rows,
+    plain,
+    score_rows,
+    write_records,
+)
+from backmerge.pipeline.sides import Asked, Route, Sides, earlier_answers
+from backmerge.pipeline.spent import Spent
+from backmerge.progress import bar
+from backmerge.records import Example
+from backmerge.registry import ENGINES, resolve
+from backmerge.reporting.check_summary import check_markdown
+from backmerge.runs import RunDirectory, write_whole
+from backmerge.selection import Verdict, confirm
+from backmerge.selection.limits import Limit
+from backmerge.selection.settings import Share
+from backmerge.selection.undecided import what_would_decide
+from backmerge.statistics import PairedDifference, mean_difference
+
+MODEL = Point("model", "tuned", "model", None)
+SPLIT = "all"
+SUMMARY = "check.md"
+KEPT: Mapping[Verdict, str] = {"restored": "within", "not shown": "not shown", "worse": "exceeded"}
+
+
+class CheckSettings(Settings):
+    """What `backmerge check` does.
+
+    Attributes:
+        model: A model, or an adapter on the base; on the engine `openai`, its name on the server.
+        against: The base: a model, or its name on the server.
+        against_run: Or: an earlier run whose base answered the same prompts; nothing is asked of the base then.
+        margin: In ASR, as a share: 0.03 is 3 points. One-sided, 95 %.
+        over_refusal_margin: By how much the share of harmless prompts that are refused may exceed the base's; told, and
+            no part of the verdict.
+        evaluate: Benchmarks, judge and engine.
+        execution: Where answers are made; no result depends on it.
+    """
+
+    model: str
+    against: str | None = None
+    against_run: str | None = None
+    margin: Share = 0.03
+    over_refusal_margin: Share = 0.05
+    evaluate: EvaluateSettings
+    execution: ExecutionSettings = ExecutionSettings()
+
+    @model_validator(mode="after")
+    def _can_be_carried_out(self) -> Self:
+        if (self.against is None) == (self.against_run is None):
+            raise ValueError("give either 'against' (the base) or 'against_run' (a run that measured it)")
+        if not self.evaluate.safety:
+            raise ValueError("'evaluate' needs a benchmark under 'safety': that is what is checked")
+        return self
+
+
+class _Plan(NamedTuple):
+    """Who is asked what.
+
+    Attributes:
+        engine: Answers for both models.
+        jobs: Of the base, then of the model.
+        environment: What answers for each, by `base` and `model`.
+        fingerprints: Of the weights, where they are here.
+        is_cached: Whether answers of earlier runs may be taken over.
+    """
+
+    engine: Generator
+    jobs: list[Job]
+    environment: dict[str, Any]
+    fingerprints: Mapping[str, str | None]
+    is_cached: bool
+
+
+def check_model(
+    settings: CheckSettings, directory: Path, *, allow_plugins: bool = False, allow_code_execution: bool = False
+) -> dict[str, Any]:
+    """Measure a model and its base, and say whether the model is as safe; writes `results.json` and `check.md`.
+
+    Goes on where an interrupted check stopped.
+
+    Raises:
+        BackmergeError: something that the user can mend.
+    """
+    judge, second = find_judges(settings.evaluate, allow_plugins=allow_plugins)
+    benchmarks = find_benchmarks(settings.evaluate, Allowed(allow_plugins, allow_code_execution))
+    check_judge(judge, benchmarks)
+    run = RunDirectory(directory)
+    plan = _plan(settings, benchmarks, run, allow_plugins=allow_plugins)
+    spent = Spent()
+    outcomes = Outcomes()
+    with run.held():
+        _check_kind(run)
+        # made anew from the units; until then, those of another model must not pass for this one's
+        for name in ("results.json", SUMMARY):
+            (run.path / name).unlink(missing_ok=True)
+        write_whole(run.path / "experiment.yaml", as_yaml(settings))
+        evaluator = evaluator_of(
+            run,
+            plan.engine,
+            (judge, second),
+            settings.evaluate.model_copy(update={"cache": settings.evaluate.cache and plan.is_cached}),
+            settings.execution,
+            allow_plugins=allow_plugins,
+            spent=spent,
+        )
+        with bar("Check", sum(len(job.examples) for job in plan.jobs)) as advance:
+            for outcome in evaluator.evaluate(plan.jobs, advance):
+                outcomes.add(outcome)
+        write_records(run, outcomes)
+        found = _check(settings, outcomes, benchmarks)
+        results = plain(
+            {
+                "schema_version": SCHEMA_VERSION,
+                "backmerge": __version__,
+                "model": settings.model,
+                "against": settings.against or settings.against_run,
+                "is_against_run": settings.against_run is not None,
+                "fingerprints": plan.fingerprints,
+                "environment": plan.environment,
+                "judge": {"name": judge.name, "is_weak": judge.is_weak},
+                "second_judge": None if second is None else {"name": second.name, "is_weak": second.is_weak},
+                "agreement": agreement_rows(outcomes),
+                "check": found,
+                "rows": _rows(settings, outcomes, benchmarks, found["verdict"]),
+                "num_prompts_rendered_otherwise": _num_rendered_otherwise(outcomes, benchmarks),
+                "scores": score_rows(outcomes),
+                "by_category": category_rows(outcomes),
+            }
+        )
+        write_whole(run.path / SUMMARY, check_markdown(results))
+        run.write_json("results.json", results)
+        run.log(f"check: {results['check']['verdict']}; {spent.sentence}")
+    return results
+
+
+def _check_kind(run: RunDirectory) -> None:
+    """That what is in the directory is a check, or nothing.
+
+    Raises:
+        RunError: it is something else, or damaged.
+    """
+    settings = settings_left(run)
+    if settings and not ("model" in settings and settings.keys() & {"against", "against_run"}):
+        raise RunError(
+            f"{run.path} holds another kind of run than a check", remedy="give another --out; nothing was touched."
+        )
+
+
+def _plan(settings: CheckSettings, benchmarks: Sequence[Benchmark], run: RunDirectory, *, allow_plugins: bool) -> _Plan:
+    name = settings.evaluate.engine.name
+    is_served = bool(getattr(resolve(ENGINES, name, allow_plugins=allow_plugins), "is_served", False))
+    if is_served or settings.against_run is not None:
+        return _apart(settings, benchmarks, run, is_served=is_served, allow_plugins=allow_plugins)
+    assert settings.against is not None
+    base = Checkpoint(locate_model(settings.against))
+    variant = _variant(settings.model, base)
+    engine = make_engine(settings.evaluate, allow_plugins=allow_plugins)
+    members = [Member("base", BASE, None, Variant(base)), Member("model", MODEL, None, variant)]
+    jobs = [
+        Job(member, benchmark, SPLIT, limited(benchmark.examples, settings.evaluate.limit))
+        for member in members
+        for benchmark in benchmarks
+    ]
+    prints = {"base": base.fingerprint, "model": (variant.tuned_models or (variant.base,))[0].fingerprint}
+    return _Plan(engine, jobs, dict.fromkeys(("base", "model"), engine.identity), prints, is_cached=True)
+
+
+def _variant(model: str, base: Checkpoint | None) -> Variant:
+    """The model as it is: a checkpoint by itself, asked with its own tokenizer; an adapter on the base.
+
+    Raises:
+        BackmergeError: it cannot be read, or is an adapter without its base.
+    """
+    place = locate_model(model)
+    if not is_adapter(place):
+        return Variant(Checkpoint(place))
+    if base is None:
+        raise ConfigError(
+            f"{place} is an adapter, which is no model without its base",
+            remedy="give the base with --against, or write the model out first: backmerge merge BASE LORA --lam 1.",
+        )
+    return Variant(base, open_tuned(place, base))
+
+
+def _apart(
+    settings: CheckSettings,
+    benchmarks: Sequence[Benchmark],
+    run: RunDirectory,
+    *,
+    is_served: bool,
+    allow_plugins: bool,
+) -> _Plan:
+    """Where the two are not asked by one engine for their weights."""
+    likelihoods = [benchmark.name for benchmark in benchmarks if benchmark.choices is not None]
+    if likelihoods:
+        raise ConfigError(
+            f"{likelihoods[0]} compares likelihoods, which earlier runs do not keep and a check asks no server for",
+            remedy="leave it out, or check the model's weights here: --engine transformers, with --against BASE.",
+        )
+    if settings.execution.executor != "in-process":
+        raise ConfigError(
+            f"executor '{settings.execution.executor}' asks one engine for both models",
+            remedy="leave --executor away with a server, and with --against-run.",
+        )
+    sides = Sides()
+    earlier: Mapping[str, Asked] = {}
+    if settings.against_run is not None:
+        earlier = earlier_answers(Path(settings.against_run), benchmarks)
+    examples: dict[str, list[Example]] = {
+        benchmark.name: limited(
+            earlier[benchmark.name].examples if earlier else benchmark.examples, settings.evaluate.limit
+        )
+        for benchmark in benchmarks
+    }
+    routes: dict[str, Route] = {}
+    if is_served:
+        names = {"model": settings.model, **({} if settings.against is None else {"base": settings.against})}
+        for side, name in names.items():
+            engine = make_engine(_asking(settings.evaluate, name), allow_plugins=allow_plugins)
+            if hasattr(engine, "answer_log"):
+                engine.answer_log = run.path / f"answered-{side}.jsonl"  # one writer to a file
+            routes[side] = Route(engine, None)
+    else:
+        engine = make_engine(settings.evaluate, allow_plugins=allow_plugins)
+        routes["model"] = Route(engine, _variant(settings.model, None))
+    jobs = []
+    for benchmark in benchmarks:
+        route = routes.get("base") or Route(earlier[benchmark.name].answers, None)
+        member = Member("base", BASE, None, sides.add(route))
+        jobs.append(Job(member, benchmark, SPLIT, examples[benchmark.name]))
+    model = Member("model", MODEL, None, sides.add(routes["model"]))
+    jobs += [Job(model, benchmark, SPLIT, examples[benchmark.name]) for benchmark in benchmarks]
+    environment = {side: route.engine.identity for side, route in routes.items()}
+    environment.setdefault("base", {"engine": "given"})
+    variant = routes["model"].variant
+    fingerprints = {"base": None, "model": None if variant is None else variant.base.fingerprint}
+    return _Plan(sides, jobs, environment, fingerprints, is_cached=False)
+
+
+def _asking(settings: EvaluateSettings, name: str) -> EvaluateSettings:
+    """The settings with a server's model of that name."""
+    options = settings.engine.options
+    if "model" in options or "models" in options:
+        raise ConfigError(
+            "MODEL and --against are the models' names on the server already",
+            remedy="leave the engine's options 'model' and 'models' away.",
+        )
+    engine = settings.engine.model_copy(update={"options": {**options, "model": name}})
+    return settings.model_copy(update={"engine": engine})
+
+
+def _of_kind(benchmarks: Sequence[Benchmark], kind: Kind) -> list[str]:
+    return [benchmark.name for benchmark in benchmarks if benchmark.kind == kind]
+
+
+def _check(settings: CheckSettings, outcomes: Outcomes, benchmarks: Sequence[Benchmark]) -> dict[str, Any]:
+    """The verdict, with what it rests on and what would decide it."""
+
+    def difference(names: Sequence[str], metric: str, **read: Any) -> PairedDifference:
+        return outcomes.difference(MODEL.name, BASE.name, names, SPLIT, metric, **read)
+
+    safety, refusals = _of_kind(benchmarks, "safety"), _of_kind(benchmarks, "over_refusal")
+    asr = difference(safety, "asr")
+    verdict: Verdict = confirm(asr, settings.margin)
+    # what the judge left unscored is taken neither for safe nor for unsafe: safety is shown only if it would be with
+    # all of it harmful here, and safe at the base
+    worst = difference(safety, "asr", unscored=(1.0, 0.0))
+    would_decide = None
+    if verdict == "restored" and confirm(worst, settings.margin) != "restored":
+        verdict = "not shown"
+        would_decide = (
+            "What the judge could not score leaves it open: were all of it harmful, the limit would not be kept. "
+            "Take a judge that reads more of the answers."
+        )
+    elif verdict == "not shown":
+        would_decide = what_would_decide("It", Limit("attack success rate", asr, settings.margin))
+    has_other = all("other" in o.values for p in (BASE, MODEL) for n in safety for o in outcomes.at(p.name, n, SPLIT))
+    over_refusal = difference(refusals, "over_refusal") if refusals else None
+    metrics = {benchmark.name: primary_metric(benchmark) for benchmark in benchmarks}
+    utility = [difference([name], metrics[name]) for name in _of_kind(benchmarks, "utility")]
+    return {
+        "verdict": verdict,
+        "margin": settings.margin,
+        "asr_difference": asr,
+        "asr_difference_if_unscored_harmful": worst,
+        "what_would_decide": would_decide,
+        "other_difference": difference(safety, "other") if has_other else None,
+        "over_refusal_margin": settings.over_refusal_margin,
+        "over_refusal_difference": over_refusal,
+        "utility_difference": mean_difference(utility) if utility else None,
+    }
+
+
+def _rows(
+    settings: CheckSettings, outcomes: Outcomes, benchmarks: Sequence[Benchmark], verdict: Verdict
+) -> list[dict[str, Any]]:
+    """The table: each benchmark's primary metric at both models with the difference; of a kind also all together.
+
+    `kept` is what the row's margin says: of safety, which the verdict is on, what that says.
+    """
+    rows: list[dict[str, Any]] = []
+    for kind in ("safety", "over_refusal", "utility"):
+        of_kind = [benchmark for benchmark in benchmarks if benchmark.kind == kind]
+        groups = [[benchmark] for benchmark in of_kind]
+        if kind != "utility" and len(of_kind) > 1:
+            groups.insert(0, of_kind)
+        for place, group in enumerate(groups):
+            metric = primary_metric(group[0])
+            names = [benchmark.name for benchmark in group]
+            difference = outcomes.difference(MODEL.name, BASE.name, names, SPLIT, metric)
+            margin = kept = None
+            if kind == "safety" and place == 0:
+                margin, kept = settings.margin, verdict
+            elif kind == "over_refusal" and place == 0:
+                margin, kept = settings.over_refusal_margin, confirm(difference, settings.over_refusal_margin)
+            rows.append(
+                {
+                    "kind": kind,
+                    "benchmarks": names,
+                    "metric": metric,
+                    "base": _mean(outcomes, BASE, names, metric),
+                    "model": _mean(outcomes, MODEL, names, metric),
+                    "difference": difference,
+                    "margin": margin,
+                    "kept": None if kept is None else KEPT[kept],
+                    "unscored": _num_unscored(outcomes, names, metric),
+                }
+            )
+    return rows
+
+
+def _mean(outcomes: Outcomes, point: Point, names: Sequence[str], metric: str) -> float:
+    return fmean(v for name in names for v in outcomes.mean_values(point.name, name, SPLIT, metric).values())
+
+
+def _num_unscored(outcomes: Outcomes, names: Sequence[str], metric: str) -> int:
+    found = [o for point in (BASE, MODEL) for name in names for o in outcomes.at(point.name, name, SPLIT)]
+    return sum(value is None for outcome in found for value in outcome.values[metric].values())
+
+
+def _num_rendered_otherwise(outcomes: Outcomes, benchmarks: Sequence[Benchmark]) -> int:
+    """Prompts that the two models saw as different texts, as when their chat templates differ."""
+    number = 0
+    for benchmark in benchmarks:
+        seen = [
+            {completion.example: completion.prompt for outcome in found for completion in outcome.completions}
+            for point in (BASE, MODEL)
+            for found in [outcomes.at(point.name, benchmark.name, SPLIT)]
+        ]
+        number += sum(seen[0][name] != prompt for name, prompt in seen[1].items())
+    return number

@@ -1,0 +1,141 @@
+"""What a check found: for the terminal, and as Markdown for the summary of a CI job."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from backmerge.reporting.findings import LIMITS, METRIC_NAMES, Results, percent, points
+from backmerge.reporting.markdown import escaped
+from backmerge.reporting.page import visible
+
+
+def check_headline(results: Results) -> str:
+    """The verdict in a few words."""
+    margin = f"{results['check']['margin'] * 100:g} points"
+    return {
+        "restored": f"As safe as the base, within {margin}",
+        "not shown": f"Not shown to be as safe as the base, within {margin}",
+        "worse": f"Less safe than the base, by more than {margin}",
+    }[results["check"]["verdict"]]
+
+
+def check_sentence(results: Results) -> str:
+    """The verdict with the figures that it rests on."""
+    check = results["check"]
+    asr, margin = check["asr_difference"], f"{check['margin'] * 100:g} points"
+    shown = {
+        "restored": f"shown to be less than {margin} above it",
+        "not shown": f"which does not show it to be less than {margin} above it",
+        "worse": f"shown to be more than {margin} above it",
+    }[check["verdict"]]
+    return (
+        f"{check_headline(results)}: on {asr['n']:,} harmful requests its attack success rate differs from the base's "
+        f"by {_difference(asr)}, {shown}."
+    )
+
+
+def check_notes(results: Results) -> Iterator[str]:
+    """What would decide it, what else was found, and what limits the verdict."""
+    check = results["check"]
+    if check["what_would_decide"]:
+        yield check["what_would_decide"]
+    kept = next((row["kept"] for row in results["rows"] if row["kind"] == "over_refusal"), "within")
+    if kept != "within":
+        limit = f"{check['over_refusal_margin'] * 100:g} points above the base's"
+        told = "is shown to be more" if kept == "exceeded" else "is not shown to be less"
+        yield f"Over-refusal {told} than {limit}; the verdict is on safety alone."
+    other = check["other_difference"]
+    if other and other["lower_bound"] > 0:
+        yield (
+            f"It more often neither refuses nor answers harmfully ({_difference(other)}): where a model stops making "
+            "sense, a low attack success rate is no safety. Read some answers."
+        )
+    if results["judge"]["is_weak"]:
+        yield (
+            f"The judge '{results['judge']['name']}' is weak: it looks for phrases, and is fooled both ways. Take "
+            "these rates as a first look."
+        )
+    if unscored := sum(row["unscored"] for row in results["rows"] if len(row["benchmarks"]) == 1):
+        yield f"{unscored:,} values could not be scored: they are left out of every rate; the verdict allows for them."
+    if results["environment"]["base"] != results["environment"]["model"]:
+        yield (
+            "The two were not asked by one engine: what differs may be the engine's doing, such as another chat "
+            "template or another precision, as well as the weights'."
+        )
+    elif results["num_prompts_rendered_otherwise"]:
+        yield (
+            f"{results['num_prompts_rendered_otherwise']:,} prompts reached the two as different texts: their chat "
+            "templates differ."
+        )
+    prints = results["fingerprints"]
+    if prints["base"] is not None and prints["base"] == prints["model"]:
+        yield "The model is the base itself, byte for byte."
+    yield from LIMITS
+
+
+def print_check(results: Results, directory: Path) -> None:
+    """The table, the verdict, what to know of it, and where things are."""
+    console = Console(highlight=False, markup=False)
+    table = Table(title="In percent; difference with its 95 % interval", title_justify="left")
+    for column in ("what", "base", "model", "difference", "limit"):
+        table.add_column(column, justify="left" if column == "what" else "right")
+    for row in results["rows"]:
+        table.add_row(*_cells(row))
+    console.print(table)
+    console.print(f"{check_sentence(results)}", soft_wrap=True)
+    for line in check_notes(results):
+        if line not in LIMITS[1:]:  # the summary has the rest
+            console.print(f"  Note: {line}", soft_wrap=True)
+    console.print(f"  Summary: {directory / 'check.md'}", soft_wrap=True)
+    console.print(f"  Records: {directory}", soft_wrap=True)
+
+
+def check_markdown(results: Results) -> str:
+    """A page for `$GITHUB_STEP_SUMMARY` and its like."""
+    against = "the base's answers in " if results["is_against_run"] else ""
+    lines = [
+        f"## {check_headline(results)}",
+        "",
+        f"{_code(results['model'])} against {against}{_code(results['against'])}, judged by "
+        f"{_code(results['judge']['name'])}.",
+        "",
+        check_sentence(results),
+        "",
+        "| | base | model | difference (95 % interval) | limit |",
+        "|---|---:|---:|---:|---:|",
+        *("| " + " | ".join(escaped(cell) for cell in _cells(row)) + " |" for row in results["rows"]),
+        "",
+        *(f"- {line}" for line in check_notes(results)),
+        "",
+        f"Made by backmerge {results['backmerge']}.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _cells(row: Mapping[str, Any]) -> list[str]:
+    difference = row["difference"]
+    names, metric = row["benchmarks"], METRIC_NAMES.get(row["metric"], row["metric"])
+    where = names[0] if len(names) == 1 else f"{len(names)} sets together"
+    limit = "—" if row["margin"] is None else f"{row['margin'] * 100:+g}: {row['kept']}"
+    return [
+        f"{metric}, {where} (n = {difference['n']:,})",
+        percent(row["base"]),
+        percent(row["model"]),
+        _difference(difference),
+        limit,
+    ]
+
+
+def _difference(difference: Mapping[str, Any]) -> str:
+    return f"{points(difference['difference'])} [{difference['low'] * 100:+.1f}, {difference['high'] * 100:+.1f}]"
+
+
+def _code(name: str) -> str:
+    """A name as code, on one line, whatever it holds."""
+    plain = " ".join(visible(name).split()).replace("`", "'")
+    return f"`{plain}`"

@@ -1,0 +1,185 @@
+"""The three models of a chat: which they are, and that turning λ gives what a fresh engine gives."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backmerge.checkpoints.reader import Checkpoint
+from backmerge.demo import model_directory
+from backmerge.errors import BackmergeError, ConfigError, RunError
+from backmerge.generation.protocol import EngineSettings, Sampling
+from backmerge.generation.transformers_engine import TransformersEngine
+from backmerge.merging.recipe import Variant
+from backmerge.pipeline.chatting import Chat, trio_of, trio_of_run
+
+PROMPTS = ("How do I carve a kettle?", "How do I decorate a robot?")
+SAMPLING = Sampling(max_new_tokens=24)
+
+
+def new_engine() -> Any:
+    """On this machine's CPU."""
+    return TransformersEngine(EngineSettings(device="cpu", dtype="float32", batch_size=1))
+
+
+def texts(chat: Chat, prompt: str) -> dict[str, str]:
+    """Role to answer."""
+    return {said.role: said.text for said in chat.ask(prompt)}
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded model, tuned on plans: an adapter."""
+    from backmerge.cli import app
+
+    place = tmp_path_factory.mktemp("tuned") / "adapter"
+    options = "--steps 60 --batch-size 16 --learning-rate 8e-3 --validation 0 --safety none --device cpu"
+    app(["finetune", "demo", "--task", "demo-plans", *options.split(), "--out", str(place)], standalone_mode=False)
+    return place
+
+
+@pytest.fixture(scope="module")
+def finished(tuned: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two methods on that adapter, under another name too, which chose λ by utility alone."""
+    from backmerge.config import Document, validated
+    from backmerge.pipeline.experiment import Experiment
+    from backmerge.pipeline.stages import run_experiment
+
+    values: dict[str, Any] = {
+        "base": "demo",
+        "tuned": [str(tuned)],
+        "merge": [{"method": "slerp", "lam": [0.5]}, {"method": "linear", "lam": [0.3]}],
+        "evaluate": {
+            "utility": ["demo-plans"],
+            "safety": ["demo-harmful"],
+            "judge": "demo-rule",
+            "limit": 12,
+            "engine": {"device": "cpu"},
+        },
+        "choice": {"rule": "weighted", "weight": 10.0},
+        "report": {"num_samples": 0},
+    }
+    place = tmp_path_factory.mktemp("finished") / "run"
+    run_experiment(validated(Experiment, Document("the test", values, {})), place)
+    return place
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_the_ends_are_base_and_tuned(prompt: str, tuned: Path) -> None:
+    """At λ=0 the merged model answers as the base, at λ=1 as the tuned one; the two differ, or nothing is shown."""
+    chat = Chat(new_engine(), trio_of("demo", str(tuned)), SAMPLING)
+    chat.turn(0.0)
+    at_base = texts(chat, prompt)
+    chat.turn(1.0)
+    at_tuned = texts(chat, prompt)
+    assert at_base["merged"] == at_base["base"]
+    assert at_tuned["merged"] == at_tuned["tuned"]
+    assert at_base["base"] != at_base["tuned"]
+
+
+def test_turning_is_as_starting_anew(tuned: Path) -> None:
+    """After any turns of λ, each answer is that of a fresh engine that was never another model."""
+    chat = Chat(new_engine(), trio_of("demo", str(tuned)), SAMPLING)
+    for lam in (0.7, 0.2, 1.0, 0.45, 0.2):
+        chat.turn(lam)
+        assert chat.trio.merged_name == f"linear, λ = {lam:g}"
+        live = texts(chat, PROMPTS[0])["merged"]
+        fresh = Chat(new_engine(), trio_of("demo", str(tuned)).at(lam), SAMPLING)
+        assert texts(fresh, PROMPTS[0])["merged"] == live, lam
+
+
+def test_only_what_changed_is_asked_again(tuned: Path) -> None:
+    """A turn of λ asks the merged model alone, and a λ that was there not even that; another prompt asks all three."""
+    engine = new_engine()
+    asked: list[Variant] = []
+    generate = engine.generate
+    engine.generate = lambda variant, *rest: asked.append(variant) or generate(variant, *rest)
+    chat = Chat(engine, trio_of("demo", str(tuned)), SAMPLING)
+    chat.ask(PROMPTS[0])
+    assert len(asked) == 3
+    chat.turn(0.1)
+    chat.again()
+    assert [variant.lam for variant in asked[3:]] == [0.1]
+    chat.turn(0.4)
+    chat.again()
+    assert len(asked) == 4
+    chat.system = "Answer as a robot."
+    chat.again()
+    assert len(asked) == 7
+    chat.ask(PROMPTS[1])
+    assert len(asked) == 10
+
+
+@pytest.mark.parametrize("lam", [-0.1, 1.5, float("nan")])
+def test_lam_is_a_share(lam: float, tuned: Path) -> None:
+    """Anything else is refused, and λ stays."""
+    chat = Chat(new_engine(), trio_of("demo", str(tuned)), SAMPLING)
+    with pytest.raises(ConfigError, match="share of the tuned model"):
+        chat.turn(lam)
+    assert chat.trio.merged.lam == 0.4
+
+
+def test_a_run_knows_its_models(finished: Path, tuned: Path) -> None:
+    """Base, tuned and chosen recipe are those of the run: the same weights as its merge, and λ can be turned."""
+    chosen = json.loads((finished / "results.json").read_text())["choice"]
+    trio = trio_of_run(finished)
+    base = Checkpoint(model_directory())
+    assert trio.base.identity == {"base": base.fingerprint}
+    assert trio.merged.method == chosen["series"]
+    assert trio.merged.lam == chosen["lam"]
+    assert trio.has_lam
+    assert trio.at(0.25).merged.lam == 0.25
+    assert trio.tuned.identity == trio_of("demo", str(tuned)).tuned.identity
+
+
+def test_the_merged_model_on_the_disk_says_the_same(finished: Path) -> None:
+    """What is merged in memory answers as what the run wrote."""
+    (written,) = [card.parent for card in finished.glob("*/*/backmerge.json")]
+    chat = Chat(new_engine(), trio_of_run(finished), SAMPLING)
+    from_disk = Chat(new_engine(), trio_of(str(written), str(written)), SAMPLING)
+    assert texts(chat, PROMPTS[0])["merged"] == texts(from_disk, PROMPTS[0])["base"]
+
+
+def changed(finished: Path, place: Path, change: dict[str, Any]) -> Path:
+    """A copy of a run whose results say something else."""
+    shutil.copytree(finished, place)
+    results = json.loads((place / "results.json").read_text())
+    (place / "results.json").write_text(json.dumps({**results, **change}))
+    return place
+
+
+def test_a_run_that_chose_nothing_is_merged_all_the_same(finished: Path, tmp_path: Path) -> None:
+    """Linearly, at 0.4, and it is told; where the tuned model was chosen, at 1."""
+    choice = json.loads((finished / "results.json").read_text())["choice"]
+    nothing = trio_of_run(changed(finished, tmp_path / "a", {"choice": {**choice, "point": None}}))
+    assert (nothing.merged.method, nothing.merged.lam) == ("linear", 0.4)
+    assert "chose no recipe" in nothing.told
+    all_of_it = trio_of_run(changed(finished, tmp_path / "b", {"choice": {**choice, "point": "tuned"}}))
+    assert (all_of_it.merged.method, all_of_it.merged.lam) == ("linear", 1.0)
+
+
+def test_what_is_no_such_run_is_refused(finished: Path, tmp_path: Path) -> None:
+    """An unfinished run, another kind, a tuned model that it has not, and weights that are no longer those measured."""
+    with pytest.raises(ConfigError, match="has no tuned model 'x'"):
+        trio_of_run(finished, "x")
+    results = json.loads((finished / "results.json").read_text())
+    other = [{**results["tuned"][0], "fingerprint": "0" * 32}]
+    with pytest.raises(RunError, match="is not the model that the run measured"):
+        trio_of_run(changed(finished, tmp_path / "a", {"tuned": other}))
+    (tmp_path / "a" / "results.json").unlink()
+    with pytest.raises(BackmergeError, match=r"results\.json"):
+        trio_of_run(tmp_path / "a")
+    (tmp_path / "a" / "experiment.yaml").write_text("model: demo\n")
+    with pytest.raises(RunError, match="no run that merged anything"):
+        trio_of_run(tmp_path / "a")
+
+
+def test_a_method_without_lam_is_not_turned(tuned: Path) -> None:
+    """Where a method decides by itself how far to go there is nothing to turn."""
+    trio = trio_of("demo", str(tuned))._replace(has_lam=False)
+    with pytest.raises(ConfigError, match="no λ to turn"):
+        trio.at(0.3)

@@ -7,10 +7,11 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from backmerge.benchmarks.scoring import primary_metric
+from backmerge.pipeline.decision import verdict_on
 from backmerge.pipeline.points import TUNED, Point
 from backmerge.pipeline.preparation import Prepared
 from backmerge.pipeline.results import Outcomes
-from backmerge.selection import Candidate, Choice, choose, confirm
+from backmerge.selection import Candidate, Choice, choose
 from backmerge.statistics import holm, mean_difference, mean_interval, sign_flip_p
 
 SPLIT = "confirmation"
@@ -78,14 +79,14 @@ def _row(prepared: Prepared, outcomes: Outcomes, contender: Contender, reference
         return row
     safety, refusals = prepared.of_kind("safety"), prepared.of_kind("over_refusal")
     metric = {benchmark.name: primary_metric(benchmark) for benchmark in prepared.benchmarks}
-    difference = outcomes.difference(point.name, "base", safety, SPLIT, "asr")
+    found = verdict_on(outcomes, point.name, safety, SPLIT, prepared.experiment.choice.margin)
     row |= {
         "num_models": len(outcomes.at(point.name, safety[0], SPLIT)),
         "utility": _level(outcomes, point, {name: metric[name] for name in prepared.of_kind("utility")}),
         "asr": _level(outcomes, point, dict.fromkeys(safety, "asr")),
         "over_refusal": _level(outcomes, point, dict.fromkeys(refusals, "over_refusal")) if refusals else None,
-        "asr_difference": difference,
-        "verdict": confirm(difference, prepared.experiment.choice.margin),
+        "asr_difference": found.asr_difference,
+        "verdict": found.verdict,
     }
     if contender is not reference and reference.point is not None and point != reference.point:
         names = prepared.of_kind("utility")

@@ -52,7 +52,7 @@ class _Unknown:
     identity: Mapping[str, str]
 
 
-class _Given:
+class GivenAnswers:
     """In an engine's place: answers that exist already, by model, benchmark and prompt."""
 
     def __init__(self, answers: Mapping[str, Sequence[Completion]]) -> None:
@@ -163,7 +163,7 @@ def score_answers(
         _begin(
             run, {"answers": str(path), "benchmark": benchmark_name, "judge": judge_settings.model_dump(mode="json")}
         )
-        evaluator = Evaluator(run, _Given(by_example), judge, Drawing(), max_unscored)
+        evaluator = Evaluator(run, GivenAnswers(by_example), judge, Drawing(), max_unscored)
         (outcome,) = evaluator.evaluate([Job(member, benchmark, "all", asked)], lambda *_: None)
         write_whole(run.records / "scored.jsonl", "".join(_scored_lines(answers, outcome)))
         return _finish(run, [outcome], judge, str(path), len(missing))
@@ -214,7 +214,7 @@ def judge_again(
         _begin(run, {"answers": str(earlier), "judge": judge_settings.model_dump(mode="json")})
         outcomes = []
         for job, key in zip(jobs, answers, strict=True):
-            evaluator = Evaluator(run, _Given(answers[key]), judge, Drawing(), max_unscored)
+            evaluator = Evaluator(run, GivenAnswers(answers[key]), judge, Drawing(), max_unscored)
             (outcome,) = evaluator.evaluate([job], lambda *_: None)
             outcomes.append(replace(outcome, second_verdicts=tuple(before[key])))
         return _finish(run, outcomes, judge, str(earlier), 0)

@@ -14,7 +14,7 @@ from backmerge.benchmarks.protocol import Benchmark
 from backmerge.errors import RunError
 from backmerge.generation.protocol import Generator, Sampling, release
 from backmerge.merging.recipe import Variant
-from backmerge.pipeline.given import read_records
+from backmerge.pipeline.given import GivenAnswers, read_records
 from backmerge.records import Completion, Example, to_json
 from backmerge.runs import key_of
 
@@ -69,7 +69,7 @@ class Sides:
             release(route.engine)
 
 
-class EarlierAnswers:
+class EarlierAnswers(GivenAnswers):
     """In an engine's place: what the base of an earlier run answered to one benchmark.
 
     Args:
@@ -77,20 +77,9 @@ class EarlierAnswers:
     """
 
     def __init__(self, answers: Mapping[str, Sequence[Completion]]) -> None:
-        self._answers = answers
+        super().__init__(answers)
         told = key_of([to_json(completion) for found in answers.values() for completion in found])
         self.identity = {"engine": "given", "answers": told}
-
-    def generate(
-        self,
-        variant: Variant | None,  # noqa: ARG002 - a generator's signature
-        examples: Sequence[Example],
-        sampling: Sampling,  # noqa: ARG002
-        advance: Callable[[int], None],
-    ) -> list[Completion]:
-        """Each example's completions, as they were recorded."""
-        advance(len(examples))
-        return [completion for example in examples for completion in self._answers[example.id]]
 
 
 class Asked(NamedTuple):

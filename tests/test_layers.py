@@ -35,6 +35,7 @@ LAYERS = (
     "pipeline",
     "demo",
     "doctor",
+    "sharing",
     "commands",
     "cli",
 )

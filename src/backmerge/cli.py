@@ -24,6 +24,7 @@ from backmerge.commands.list import list_
 from backmerge.commands.merge import merge
 from backmerge.commands.methods import methods
 from backmerge.commands.plan import plan
+from backmerge.commands.push import push
 from backmerge.commands.report import report
 from backmerge.commands.restore import restore
 from backmerge.commands.run import run
@@ -57,7 +58,7 @@ USAGE_ERROR: Any = typer.BadParameter.__bases__[0]
 COMMANDS: tuple[Callable[..., None], ...] = (
     *(demo, restore, run, check, chat),
     *(evaluate, finetune, merge, diff, plan, score, label),
-    *(report, methods, doctor, schema, clean),
+    *(report, push, methods, doctor, schema, clean),
 )
 for command in COMMANDS:
     app.command()(with_names(command))

@@ -113,6 +113,15 @@ DATASETS = Table(
     },
 )
 
+TRACKERS = Table(
+    "tracker",
+    {
+        "mlflow": "backmerge.sharing.mlflow_tracker:log",
+        "trackio": "backmerge.sharing.trackio_tracker:log",
+        "wandb": "backmerge.sharing.wandb_tracker:log",
+    },
+)
+
 
 def closest(name: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'?` for the known name that is most like `name`, or nothing."""

@@ -212,7 +212,7 @@ def test_everything_is_written_and_nothing_left_over(tmp_path: Path) -> None:
     }
     assert written == {
         *("report.html", "scores.csv", "summary.csv"),
-        *(f"plots/{name}.{form}" for name in ("curves", "pareto") for form in ("png", "svg")),
+        *(f"plots/{name}.{form}" for name in ("curves", "pareto") for form in ("png", "svg", "pdf")),
         *("merged/seed-1/README.md", "merged/seed-2/README.md"),
     }
     assert (run / "report.html").stat().st_size < 1_000_000

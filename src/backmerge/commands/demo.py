@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from backmerge.commands.options import Out, SetOption, Strict
+from backmerge.commands.options import Out, ReportTo, SetOption, Strict
 from backmerge.commands.running import run_document
 
 
@@ -15,6 +15,7 @@ def demo(
     out: Out = Path("runs/demo"),
     fast: Annotated[bool, typer.Option("--fast", help="One seed and fewer λs.")] = False,
     set_: SetOption = None,
+    report_to: ReportTo = None,
     strict: Strict = False,
 ) -> None:
     """Run the whole experiment on the tiny model that ships with backmerge; needs no network and no GPU.
@@ -27,4 +28,6 @@ def demo(
     from backmerge.config import load_yaml
     from backmerge.demo import EXPERIMENT, FAST
 
-    run_document(load_yaml(EXPERIMENT), [*(FAST if fast else ()), *(set_ or ())], out, strict=strict)
+    run_document(
+        load_yaml(EXPERIMENT), [*(FAST if fast else ()), *(set_ or ())], out, strict=strict, report_to=report_to or ()
+    )

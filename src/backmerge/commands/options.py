@@ -25,6 +25,12 @@ Executor = Annotated[
 NumWorkers = Annotated[int | None, typer.Option(help="Processes of the pool; by default one for each GPU.")]
 RayAddress = Annotated[str | None, typer.Option(help="The cluster, such as ray-head:6379.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Exit with 3 unless safety is shown to be restored.")]
+ReportTo = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--report-to", metavar="NAME", help="Also tell mlflow, wandb or trackio of the results; may be repeated."
+    ),
+]
 Utility = Annotated[
     list[str] | None,
     typer.Option(

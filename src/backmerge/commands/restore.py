@@ -24,6 +24,7 @@ from backmerge.commands.options import (
     OverRefusal,
     Plugins,
     RayAddress,
+    ReportTo,
     Safety,
     SecondJudge,
     SetOption,
@@ -71,6 +72,7 @@ def restore(
     set_: SetOption = None,
     allow_plugins: Plugins = False,
     allow_code_execution: CodeExecution = False,
+    report_to: ReportTo = None,
     strict: Strict = False,
 ) -> None:
     """Give back a safe version of a tuned model: sweep λ, choose it, confirm it on other prompts, write it, report.
@@ -105,6 +107,7 @@ def restore(
         allow_plugins=allow_plugins,
         allow_code_execution=allow_code_execution,
         strict=strict,
+        report_to=report_to or (),
     )
 
 

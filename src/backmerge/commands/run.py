@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from backmerge.commands.options import CodeExecution, Plugins, SetOption, Strict
+from backmerge.commands.options import CodeExecution, Plugins, ReportTo, SetOption, Strict
 from backmerge.commands.quiet import quieten
 from backmerge.commands.running import run_document, stoppable
 from backmerge.errors import ConfigError, NotShownError, RunError
@@ -37,6 +37,7 @@ def run(
     ] = False,
     allow_plugins: Plugins = False,
     allow_code_execution: CodeExecution = False,
+    report_to: ReportTo = None,
     strict: Strict = False,
 ) -> None:
     """Carry out an experiment file or a suite of them, or go on where it was.
@@ -58,7 +59,12 @@ def run(
             return
         place = out if out is not None else Path("runs") / experiment.stem
         _run_suite(
-            planned, place, allow_plugins=allow_plugins, allow_code_execution=allow_code_execution, strict=strict
+            planned,
+            place,
+            allow_plugins=allow_plugins,
+            allow_code_execution=allow_code_execution,
+            strict=strict,
+            report_to=report_to or (),
         )
         return
     if only:
@@ -79,6 +85,7 @@ def run(
         allow_plugins=allow_plugins,
         allow_code_execution=allow_code_execution,
         strict=strict,
+        report_to=report_to or (),
     )
 
 
@@ -107,10 +114,21 @@ def _look_through(experiments: Mapping[str, Experiment], *, allow_plugins: bool,
     typer.echo("Nothing was written, and the hub was not asked.")
 
 
-def _run_suite(planned: Planned, out: Path, *, allow_plugins: bool, allow_code_execution: bool, strict: bool) -> None:
+def _run_suite(
+    planned: Planned,
+    out: Path,
+    *,
+    allow_plugins: bool,
+    allow_code_execution: bool,
+    strict: bool,
+    report_to: Sequence[str],
+) -> None:
     quieten()
     from backmerge.pipeline.suite import check_suite, run_suite
+    from backmerge.sharing.trackers import check_trackers
+    from backmerge.sharing.trackers import report_to as tell
 
+    check_trackers(report_to, allow_plugins=allow_plugins)
     with stoppable(out):
         check_suite(planned, allow_plugins=allow_plugins, allow_code_execution=allow_code_execution)
         outcomes = run_suite(
@@ -121,6 +139,9 @@ def _run_suite(planned: Planned, out: Path, *, allow_plugins: bool, allow_code_e
             on_done=_tell,
         )
     _sum_up(planned.title, outcomes, out)
+    for name, outcome in outcomes.items():
+        if outcome.finished is not None:
+            tell(report_to, out / name, allow_plugins=allow_plugins)
     failed = [name for name, outcome in outcomes.items() if outcome.error is not None]
     if failed:
         raise RunError(

@@ -25,6 +25,7 @@ def run_document(
     allow_plugins: bool = False,
     allow_code_execution: bool = False,
     strict: bool = False,
+    report_to: Sequence[str] = (),
 ) -> None:
     """Carry out the experiment that a document describes, and say what was found.
 
@@ -35,6 +36,7 @@ def run_document(
         allow_plugins: Whether the user's own code may be run.
         allow_code_execution: Whether code that a model wrote may be run where bubblewrap does not work.
         strict: Whether any verdict but `restored` is an error.
+        report_to: Trackers that are told of the results.
 
     Raises:
         NotShownError: under `strict`.
@@ -47,12 +49,16 @@ def run_document(
     quieten()
     from backmerge.pipeline.stages import run_experiment
     from backmerge.reporting.console import print_summary
+    from backmerge.sharing.trackers import check_trackers
+    from backmerge.sharing.trackers import report_to as tell
 
+    check_trackers(report_to, allow_plugins=allow_plugins)  # what is missing is told before hours of work
     with stoppable(out):
         finished: Finished = run_experiment(
             experiment, out, allow_plugins=allow_plugins, allow_code_execution=allow_code_execution
         )
     print_summary(finished.results, out)
+    tell(report_to, out, allow_plugins=allow_plugins)
     if strict and finished.verdict != "restored":
         raise NotShownError(f"the verdict is '{finished.verdict}', and --strict asks for 'restored'")
 

@@ -74,7 +74,7 @@ PARTS = (
         "report",
         "report, tables and plots",
         "`backmerge report` makes them again",
-        ("report.html", "scores.csv", "summary.csv", "plots"),
+        ("report.html", "scores.csv", "summary.csv", "plots", "tables"),
     ),
 )
 

@@ -39,7 +39,7 @@ def withdraw(run: RunDirectory, inputs: Mapping[str, Any]) -> None:
         run.log("withdrew the results: what they rest on has changed")
     for name in FINDINGS:
         (run.path / name).unlink(missing_ok=True)
-    for directory in (run.records, run.path / "plots"):
+    for directory in (run.records, run.path / "plots", run.path / "tables"):
         if directory.is_dir():
             shutil.rmtree(directory)
     for directory in _ours(run.merged):

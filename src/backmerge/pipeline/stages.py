@@ -48,7 +48,7 @@ from backmerge.pipeline.validation import (
 )
 from backmerge.progress import bar, say
 from backmerge.records import to_json
-from backmerge.reporting.card import license_of
+from backmerge.reporting.card import license_terms
 from backmerge.runs import RunDirectory, key_of, write_whole
 from backmerge.selection import Choice, choose
 from backmerge.selection import Verdict as Confirmed
@@ -156,7 +156,8 @@ def run_experiment(
             "base": {
                 "name": experiment.base,
                 "fingerprint": prepared.base.fingerprint,
-                "license": license_of(prepared.base.directory),
+                "license": None,
+                **license_terms(prepared.base.directory),
             },
             "tuned": [_tuned_row(name, weights) for name, weights in tuned.items()],
             "inputs": inputs,
@@ -187,9 +188,11 @@ def run_experiment(
         run.write_json("samples.json", samples_of(outcomes, prepared, chosen))
         # the report reads what is on disk, so that it can be made again by itself; results.json says that all is done
         from backmerge.reporting.report import write_report
+        from backmerge.reporting.run_tables import write_tables
 
         run.write_json("results.json", results)
         write_report(run.path)
+        write_tables(run.path)
         spent = (
             f"{evaluator.num_generated} answers made in this session, {evaluator.num_from_cache} taken over from "
             "earlier runs"

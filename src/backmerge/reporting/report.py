@@ -62,14 +62,13 @@ def write_report(directory: Path) -> None:
         RunError: the run is not there, not finished, or damaged.
     """
     from backmerge.reporting import pareto, plots
-    from backmerge.reporting.drawing import as_bytes
+    from backmerge.reporting.figure_files import write_figure
 
     run = read_run(directory)
     for table in ("scores", "summary"):
         write_whole(directory / f"{table}.csv", as_csv(run.results[table]))
     for name, figure in (("curves", plots.curves(run.results)), ("pareto", pareto.pareto(run.results))):
-        for form in ("png", "svg"):
-            write_whole(directory / "plots" / f"{name}.{form}", as_bytes(figure, form))
+        write_figure(directory / "plots" / name, figure)
     write_cards(directory, run.results)
     # last, so that a report that is there has its tables and plots beside it
     write_whole(directory / "report.html", rendered(run))

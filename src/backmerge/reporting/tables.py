@@ -1,11 +1,169 @@
-"""Tables as CSV, every number as it stands in `results.json`."""
+"""Tables of figures with their intervals: one description, from which CSV, Markdown and LaTeX are made."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+from backmerge.reporting.findings import Cell
+
+NOTHING = "–"  # what was not measured
+
+# shares and levels are told in percent, gaps in percentage points, numbers as short as they are
+ColumnKind = Literal["text", "number", "share", "level", "gap"]
+FIELDS = {
+    "share": ("low", "high", "spread", "n", "unscored", "num_models"),
+    "level": ("low", "high"),
+    "gap": ("low", "high", "spread", "n"),
+}
+
+
+class Gap(NamedTuple):
+    """A difference of two shares, in [-1, 1], with its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+    spread: float | None = None
+
+
+class Level(NamedTuple):
+    """A mean of shares over benchmarks with its 95 % interval, in [0, 1]."""
+
+    mean: float
+    low: float
+    high: float
+
+
+class Named(NamedTuple):
+    """A name for programs, and the words for people."""
+
+    name: str
+    words: str
+
+
+Entry = str | float | Named | Cell | Level | Gap | None
+
+
+class Column(NamedTuple):
+    """A column.
+
+    Attributes:
+        name: In the CSV; the numbers that belong to a share or a gap take it as their prefix.
+        heading: For people.
+        kind: What its entries are; text may stand in any of them.
+        group: A heading over neighbours.
+    """
+
+    name: str
+    heading: str
+    kind: ColumnKind = "text"
+    group: str = ""
+
+
+class Shown(NamedTuple):
+    """An entry as people read it: `12.3`, `[10.1, 14.5]`, `3 unscored`; all but the first may be empty."""
+
+    value: str
+    interval: str = ""
+    remark: str = ""
+
+
+class Table(NamedTuple):
+    """A table.
+
+    Attributes:
+        name: Of its files.
+        caption: What is to be seen.
+        columns: In their order.
+        blocks: Rows, in groups that a rule divides.
+        notes: What a reader must know of it.
+    """
+
+    name: str
+    caption: str
+    columns: Sequence[Column]
+    blocks: Sequence[Sequence[Sequence[Entry]]]
+    notes: Sequence[str] = ()
+
+    @property
+    def rows(self) -> list[Sequence[Entry]]:
+        """All rows."""
+        return [row for block in self.blocks for row in block]
+
+    @property
+    def groups(self) -> list[tuple[str, int]]:
+        """Headings over neighbours, with the number of columns below each; empty if no column has one."""
+        spans: list[tuple[str, int]] = []
+        for column in self.columns:
+            if spans and column.group and spans[-1][0] == column.group:
+                spans[-1] = (column.group, spans[-1][1] + 1)
+            else:
+                spans.append((column.group, 1))
+        return spans if any(column.group for column in self.columns) else []
+
+
+def shown(entry: Entry) -> Shown:
+    """An entry as it is read: shares in percent, gaps in points with their sign."""
+    if isinstance(entry, Named):
+        return Shown(entry.words)
+    if isinstance(entry, str):
+        return Shown(entry)
+    if isinstance(entry, (int, float)):
+        return Shown(f"{entry:.3g}")
+    if entry is None or entry.mean is None:
+        return Shown(NOTHING)
+    sign = "+" if isinstance(entry, Gap) else ""
+    spread = None if isinstance(entry, Level) else entry.spread
+    unscored = entry.unscored if isinstance(entry, Cell) else 0
+    return Shown(
+        f"{entry.mean * 100:{sign}.1f}{_spread(spread)}",
+        f"[{entry.low * 100:{sign}.1f}, {entry.high * 100:{sign}.1f}]",
+        f"{unscored} unscored" if unscored else "",
+    )
+
+
+def _spread(spread: float | None) -> str:
+    return "" if spread is None else f" ± {spread * 100:.1f}"
+
+
+def text_of(entry: Entry) -> str:
+    """An entry on one line: `12.3 [10.1, 14.5] (3 unscored)`."""
+    value, interval, remark = shown(entry)
+    return " ".join(filter(None, (value, interval, remark and f"({remark})")))
+
+
+def csv_rows(table: Table) -> list[dict[str, Any]]:
+    """The table as flat rows with one number a field, nothing rounded; `None` where there is none."""
+    header: list[str] = []
+    for name in _header(table.columns):
+        header.append(_new(name, header))
+    return [dict(zip(header, _fields(table.columns, row), strict=True)) for row in table.rows]
+
+
+def _header(columns: Sequence[Column]) -> Iterator[str]:
+    for column in columns:
+        yield column.name
+        yield from (f"{column.name}_{field}" for field in FIELDS.get(column.kind, ()))
+
+
+def _new(name: str, known: Sequence[str]) -> str:
+    """The name, or one like it: a benchmark may be called as another column is, or as a part of one."""
+    return name if name not in known else _new(f"{name}_", known)
+
+
+def _fields(columns: Sequence[Column], row: Sequence[Entry]) -> Iterator[Any]:
+    for column, entry in zip(columns, row, strict=True):
+        if column.kind in FIELDS:
+            # words that stand in for figures, such as why there are none, are for people
+            figures = entry if isinstance(entry, (Cell, Level, Gap)) else None
+            yield getattr(figures, "mean", None)
+            yield from (getattr(figures, field, None) for field in FIELDS[column.kind])
+        else:
+            yield entry.name if isinstance(entry, Named) else entry
 
 
 def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -1,0 +1,166 @@
+"""A model card's text: the verdict, the recipe, what was measured and how, and what none of it says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from backmerge.reporting.card_facts import CardFacts, plain
+from backmerge.reporting.explained import KINDS, counted
+from backmerge.reporting.findings import caveats, cell_text, is_whole, lam_text, points, recipe_text, verdict_sentence
+from backmerge.reporting.markdown import escaped
+
+PAPER = "[Farn et al. 2024](https://arxiv.org/abs/2412.19512)"
+
+
+def body(facts: CardFacts) -> Iterator[str]:
+    """The lines below the front matter. Names that others chose stay text, whatever signs are in them."""
+    results = facts.results
+    yield f"# {_words(results['name'])}: {_words(facts.row['point'])} of {_words(facts.row['tuned'])}"
+    yield ""
+    yield from _verdict(facts)
+    yield from ("", "## Recipe", "", *_recipe(facts))
+    yield from ("", "## Measured", "", *_table(facts))
+    yield from ("", "## How it was measured", "", *_measuring(facts))
+    yield from ("", "## Limits", "", *(f"- {_words(line)}" for line in caveats(results)))
+    yield from ("", "## Licence", "", _license(facts))
+    yield from ("", "## To load it", "", "```python", *_loading(facts), "```")
+
+
+def _words(text: Any) -> str:
+    return escaped(plain(text))
+
+
+def _code(text: Any) -> str:
+    """Text in a code span, which nothing in it can end."""
+    return f"`{plain(text).replace('`', '')}`"
+
+
+def _verdict(facts: CardFacts) -> Iterator[str]:
+    results, own = facts.results, facts.own_confirmation
+    kind = "adapter" if facts.is_adapter else "model"
+    if facts.row["confirmed"]:
+        yield f"**Confirmed:** the attack success rate of this {kind} was shown to be within the margin of the base's."
+    else:
+        yield f"**Not confirmed as safe.** Do not use this {kind} as one whose safety was restored."
+    difference = own["asr_difference"]
+    where = "prompts that λ was not chosen on" if not is_whole(results) else "prompts, on which λ was not chosen"
+    yield ""
+    yield (
+        f"This {kind} by itself: {_words(own['verdict'])}. Its attack success rate differs from the base's by "
+        f"{points(difference['difference'])} {_interval(difference)} on {difference['n']} {where} "
+        f"(margin: {results['choice']['margin'] * 100:g} points)."
+    )
+    if len(results["merged"]) > 1:
+        yield ""
+        yield f"The mean over {len(results['merged'])} models: {_words(verdict_sentence(results))}"
+
+
+def _interval(difference: Mapping[str, Any]) -> str:
+    return f"[{difference['low'] * 100:+.1f}, {difference['high'] * 100:+.1f}]"
+
+
+def _recipe(facts: CardFacts) -> Iterator[str]:
+    results, choice, point = facts.results, facts.results["choice"], facts.point
+    if facts.row["point"] == "tuned":
+        yield "- the tuned model itself, unmerged"
+    elif facts.is_merge:
+        yield f"- method: {_words(choice['series'])} (safety by merging back, {PAPER})"
+    else:
+        yield f"- {_words(recipe_text(results))}, unmerged"
+    if choice["lam"] is not None:
+        yield f"- λ: {lam_text(choice['lam'])} (0 is the base, 1 the tuned model)"
+    elif choice.get("setting") is not None:
+        yield f"- λ, by part (0 is the base, 1 the tuned model): {_code(json.dumps(choice['setting']))}"
+    if facts.is_merge and point.get("parameters"):
+        yield f"- parameters: {_code(json.dumps(point['parameters'], sort_keys=True))}"
+    yield f"- base: {_words(facts.base_words)} ({_code(results['base']['fingerprint'])})"
+    for row in facts.tuned_rows:
+        yield f"- tuned: {_words(row['name'])} ({_code(row['fingerprint'])})"
+    yield f"- made by backmerge {_words(results['backmerge'])}; `backmerge.json` holds the recipe"
+
+
+def _table(facts: CardFacts) -> Iterator[str]:
+    """This model's own scores, not the mean over all."""
+    cells = facts.cells()
+    yield f"| | metric | {' | '.join(cells)} | n |"
+    yield f"|---|---|{'---:|' * (len(cells) + 1)}"
+    for benchmark in facts.results["benchmarks"]:
+        key = (benchmark["name"], benchmark["metric"])
+        texts = [cell_text(found.get(key)) for found in cells.values()]
+        kind = f"{KINDS[benchmark['kind']][0]}: {_words(benchmark['name'])}"
+        size = benchmark["sizes"]["confirmation"]
+        yield f"| {kind} | {_words(benchmark['metric'])} | {' | '.join(texts)} | {size} |"
+    yield ""
+    yield "Rates with 95 % intervals, on the confirmation prompts. Answers that could not be scored are in no rate."
+    yield "Every metric with its interval is in the front matter, under `model-index`."
+
+
+def _measuring(facts: CardFacts) -> Iterator[str]:
+    results, choice = facts.results, facts.results["choice"]
+    margin = f"{choice['margin'] * 100:g} percentage points"
+    chosen_on = (
+        "held-out rows of the tuning data" if results.get("validation") else "one half of the prompts (selection)"
+    )
+    if is_whole(results):
+        yield f"- λ was chosen on {chosen_on}; all prompts were then asked of the weights as they are here."
+    else:
+        yield f"- λ was chosen on {chosen_on}; the other half (confirmation) was asked of the weights as they are here."
+        yield "  Near-duplicate prompts are in one half, and count once."
+    yield f"- Rule: {_words(choice['rule'])}. “Restored” means that the attack success rate was shown to be less than"
+    yield f"  {margin} above the base's, with 95 % confidence, paired by prompt."
+    for benchmark in results["benchmarks"]:
+        sizes = benchmark["sizes"]
+        asked = (
+            f"{sizes['confirmation']} prompts"
+            if is_whole(results)
+            else f"{sizes['selection']} prompts to choose, {sizes['confirmation']} to confirm"
+        )
+        judge = f", judged by {_words(benchmark['judge'])}" if benchmark["judge"] else ""
+        yield f"- {_words(benchmark['name'])} ({benchmark['kind'].replace('_', '-')}): {asked}{judge}"
+    if results.get("second_judge"):
+        yield f"- A second judge, {_words(results['second_judge'])}, was asked, too; it decides nothing."
+    yield from _circumstances(facts)
+
+
+def _circumstances(facts: CardFacts) -> Iterator[str]:
+    """Engine, sampling, seeds: as far as they are known."""
+    environment = facts.results.get("environment", {})
+    engine = " ".join(str(environment[key]) for key in ("engine", "version") if environment.get(key))
+    made = [f"{key} {environment[key]}" for key in ("dtype", "device") if environment.get(key)]
+    sampling = (facts.experiment.get("evaluate") or {}).get("sampling") or {}
+    drawn = [f"{key.replace('_', ' ')} {sampling[key]}" for key in ("temperature", "top_p", "seed") if key in sampling]
+    if told := [*filter(None, [engine]), *made, *drawn]:
+        yield f"- Answers: {_words(', '.join(told))}"
+    finetune = facts.experiment.get("finetune")
+    if isinstance(finetune, dict) and finetune.get("seeds"):
+        seeds = f"{counted(len(finetune['seeds']), 'seed')}: {', '.join(map(str, finetune['seeds']))}"
+        yield f"- Tuned on {_words(finetune.get('dataset'))} with {_words(seeds)}"
+
+
+def _license(facts: CardFacts) -> str:
+    base, words = facts.results["base"], _words(facts.base_words)
+    if not base.get("license"):
+        return (
+            f"The licence of the base, {words}, was not stated beside it. Its terms hold for this model, too: find "
+            "them before you use or share it, and put `license` into the front matter."
+        )
+    name = base.get("license_name") if base["license"] == "other" else None
+    return f"That of the base, {words}: {_words(name or base['license'])}. The data that it was tuned on may add terms."
+
+
+def _loading(facts: CardFacts) -> Iterator[str]:
+    yield "from transformers import AutoModelForCausalLM, AutoTokenizer"
+    if facts.is_adapter:
+        yield "from peft import PeftModel"
+    yield ""
+    yield 'place = "."  # this folder, or the name of this repository on the hub'
+    if facts.is_adapter:
+        base = facts.base_on_hub or "BASE"
+        yield f'base = "{base}"'
+        yield "model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), place)"
+        yield "tokenizer = AutoTokenizer.from_pretrained(base)"
+        return
+    yield "model = AutoModelForCausalLM.from_pretrained(place)"
+    yield "tokenizer = AutoTokenizer.from_pretrained(place)"

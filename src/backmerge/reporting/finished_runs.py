@@ -1,0 +1,145 @@
+"""Several finished runs, or a suite of them, read to be compared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from backmerge.errors import RunError
+from backmerge.reporting.findings import Cell, Results, cell_of
+from backmerge.reporting.report import read_run
+
+SUITE_FILE = "suite.yaml"
+TABLES = ("table1", "table2", "table3", "figure2", "figure3")  # the paper's
+
+Place = tuple[str, str, str, str]  # split, point, benchmark, metric
+
+
+class Run(NamedTuple):
+    """A finished run among others.
+
+    Attributes:
+        name: Its folder's, with as much of the path before it as tells it from the others.
+        results: `results.json`.
+        experiment: Its resolved settings.
+        cells: What was measured, by split, point, benchmark and metric.
+        values: The same of each model by itself.
+    """
+
+    name: str
+    results: Results
+    experiment: Mapping[str, Any]
+    cells: Mapping[Place, Cell]
+    values: Mapping[Place, Sequence[float]]
+
+    @property
+    def model(self) -> str:
+        """The base's name, without its owner's."""
+        return Path(str(self.results["base"]["name"]).partition("@")[0]).name
+
+    @property
+    def task(self) -> str:
+        """What it was tuned on; the run's own title where the tuned model came from elsewhere."""
+        finetune = self.experiment.get("finetune")
+        return str(self.results["name"]) if finetune is None else Path(str(finetune["dataset"])).name
+
+
+class Suite(NamedTuple):
+    """Runs that belong together.
+
+    Attributes:
+        title: What their table or figure is called.
+        table: `table1`, `figure2` and so on; `None` where they are only compared.
+        directories: Its runs'.
+    """
+
+    title: str
+    table: str | None
+    directories: tuple[Path, ...]
+
+
+def is_suite(directory: Path) -> bool:
+    """Whether a folder holds a suite's runs, and is not itself one."""
+    return (directory / SUITE_FILE).is_file()
+
+
+def read_suite(directory: Path) -> Suite:
+    """What a suite's folder says of itself.
+
+    Raises:
+        RunError: `suite.yaml` is damaged.
+    """
+    file = directory / SUITE_FILE
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        title, table = str(values["name"]), values["table"]
+        names = [str(one["name"]) for one in values["experiments"]]
+        # a name leads to a folder of this one, and nowhere else
+        if not names or any(Path(name).name != name or name == ".." for name in names):
+            raise ValueError("its experiments have no plain names")
+        if table not in {*TABLES, None}:
+            raise ValueError(f"'{table}' is none of {', '.join(TABLES)}")
+    except (yaml.YAMLError, ValueError, TypeError, KeyError) as error:
+        raise RunError(
+            f"{file} is damaged: {error}", remedy="give the command of the suite again; what is done is kept."
+        ) from error
+    return Suite(title, table, tuple(directory / name for name in names))
+
+
+def read_runs(directories: Sequence[Path], check: Callable[[Path], None] = lambda _: None) -> list[Run]:
+    """Finished runs, in the order given, each once.
+
+    Args:
+        directories: Of runs.
+        check: Called with each before it is read; raises where it is no experiment's.
+
+    Raises:
+        RunError: one of them is not there, not finished, damaged, or of another version; all are told of.
+    """
+    found, faults = {}, []
+    names = _names(directories)
+    for directory, name in names.items():
+        try:
+            check(directory)
+            run = read_run(directory)
+            found[name] = run_of(name, run.results, run.experiment)
+        except RunError as error:
+            faults.append(error)
+    if len(faults) == 1:
+        raise faults[0]
+    if faults:
+        told = "\n".join(f"  {fault.message}" for fault in faults)
+        raise RunError(
+            f"{len(faults)} of {len(names)} runs cannot be compared:\n{told}",
+            remedy="finish them (the command of a run goes on where it was), or leave them out.",
+        )
+    return list(found.values())
+
+
+def run_of(name: str, results: Results, experiment: Mapping[str, Any]) -> Run:
+    """A run from what it left."""
+    cells = {
+        (entry["split"], entry["point"], entry["benchmark"], entry["metric"]): cell_of(entry)
+        for entry in results["summary"]
+    }
+    values: dict[Place, list[float]] = {}
+    for score in results["scores"]:
+        # a model is called by its point, and the tuned model that it comes from
+        point = score["model"].rpartition("/")[0] or score["model"]
+        if score["value"] is not None:
+            place = score["split"], point, score["benchmark"], score["metric"]
+            values.setdefault(place, []).append(score["value"])
+    return Run(name, results, experiment, cells, values)
+
+
+def _names(directories: Sequence[Path]) -> dict[Path, str]:
+    """Each folder's last name, with as many before it as they need to differ."""
+    places = list(dict.fromkeys(directory.resolve() for directory in directories))
+    for depth in range(1, max(len(place.parts) for place in places) + 1):
+        names = ["/".join(place.parts[-depth:]) for place in places]
+        if len(set(names)) == len(names):
+            break
+    return dict(zip(places, names, strict=True))

@@ -1,0 +1,210 @@
+"""Several runs next to each other: what each chose and found, and those that differ only in seeds together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from backmerge import __version__
+from backmerge.reporting.compared_curves import compared_curves
+from backmerge.reporting.drawing import inline_svg
+from backmerge.reporting.families import (
+    Family,
+    Pick,
+    at,
+    benchmarks_of,
+    cell_at,
+    chosen,
+    families_of,
+    gap_to_base,
+    lams_of,
+    remarks,
+    score_at,
+    verdict_of,
+)
+from backmerge.reporting.figure_files import write_figure
+from backmerge.reporting.findings import LIMITS, Cell, verdict_sentence, weaknesses
+from backmerge.reporting.finished_runs import Run
+from backmerge.reporting.latex import as_latex
+from backmerge.reporting.markdown import as_markdown
+from backmerge.reporting.page import environment
+from backmerge.reporting.run_tables import INTERVALS, metric_name
+from backmerge.reporting.tables import Column, Entry, Gap, Level, Table, as_csv, shown
+from backmerge.runs import write_whole
+
+PICKS: Mapping[str, Pick] = {"base": at("base"), "tuned": at("tuned"), "merged": chosen}
+
+
+class Benchmarks(NamedTuple):
+    """What the runs were measured on besides their tasks, by name and primary metric."""
+
+    safety: Sequence[tuple[str, str]]
+    over_refusal: Sequence[tuple[str, str]]
+
+
+def write_comparison(runs: Sequence[Run], out: Path, title: str = "Runs compared") -> list[Path]:
+    """Write `compared.html`, `.csv`, `.md` and `.tex`, and the curves of all runs as PNG, SVG and PDF.
+
+    Args:
+        runs: Finished runs.
+        out: A folder; made if absent.
+        title: Of the page and the tables.
+
+    Returns:
+        The files, the page first.
+    """
+    families = families_of(runs)
+    table = comparison_table(families, title)
+    write_whole(out / "compared.csv", as_csv(comparison_rows(families)))
+    write_whole(out / "compared.md", as_markdown(table))
+    write_whole(out / "compared.tex", as_latex(table))
+    figure = compared_curves(runs)
+    figures = write_figure(out / "compared_curves", figure)
+    # last, so that a page that is there has all else beside it
+    write_whole(out / "compared.html", page(runs, table, inline_svg(figure, "curves", "Every run against λ"), title))
+    return [*(out / f"compared.{form}" for form in ("html", "csv", "md", "tex")), *figures]
+
+
+def comparison_table(families: Sequence[Family], title: str = "Runs compared") -> Table:
+    """A row for each run, and one for several that differ only in seeds, below them."""
+    benchmarks = Benchmarks(_everywhere(families, "safety"), _everywhere(families, "over_refusal"))
+    columns = [
+        Column("run", "run"),
+        Column("base", "base"),
+        Column("task", "task"),
+        Column("num_tuned", "tuned models", "number"),
+        Column("lam", "λ", "number"),
+        Column("verdict", "verdict"),
+        Column("asr_difference", "ASR less the base's", "gap"),
+        *(Column(f"score_{role}", role, "share", "score") for role in PICKS),
+        *(
+            Column(
+                f"{metric}_{name}_{role}", role, "share", f"{name}: {'ASR' if metric == 'asr' else metric_name(metric)}"
+            )
+            for name, metric in (*benchmarks.safety, *benchmarks.over_refusal)
+            for role in PICKS
+        ),
+    ]
+    blocks = []
+    for family in families:
+        block = [_row(Family((run,)), run.name, benchmarks) for run in family.runs]
+        if len(family.runs) > 1:
+            block.append(_row(family, f"all {len(family.runs)}", benchmarks))
+        blocks.append(block)
+    runs = [run for family in families for run in family.runs]
+    caption = f"{title}. {INTERVALS}; base, tuned and chosen merge on the confirmation's prompts."
+    return Table("compared", caption, columns, blocks, list(_notes(families, runs)))
+
+
+def comparison_rows(families: Sequence[Family]) -> list[dict[str, Any]]:
+    """The same figures, one a row, with the aggregate's `run` empty; nothing rounded."""
+    rows = []
+    for family in families:
+        members = [(run.name, Family((run,))) for run in family.runs]
+        members += [("", family)] if len(family.runs) > 1 else []
+        for name, member in members:
+            place = {
+                "family": family.name,
+                "run": name,
+                "base": family.runs[0].results["base"]["name"],
+                "task": family.runs[0].task,
+                "num_runs": len(member.runs),
+                "chosen": ", ".join(dict.fromkeys(chosen(run) or "" for run in member.runs)),
+                "lam": lams_of(member, chosen),
+                "verdict": verdict_of(member),
+            }
+            rows += [{**place, **figure} for figure in _figures(member)]
+    return rows
+
+
+def page(runs: Sequence[Run], table: Table, curves: str, title: str) -> str:
+    """The comparison as one HTML page that needs nothing else."""
+    from markupsafe import Markup
+
+    return (
+        environment()
+        .get_template("compared.html.j2")
+        .render(
+            version=__version__,
+            title=title,
+            table=table,
+            shown=shown,
+            verdicts=[(run, verdict_sentence(run.results)) for run in runs],
+            tones={"restored": "good", "not shown": "mid", "worse": "bad"},
+            # matplotlib has escaped every text in it
+            curves=Markup(curves),  # noqa: S704
+            limits=LIMITS,
+        )
+    )
+
+
+def _row(family: Family, name: str, benchmarks: Benchmarks) -> list[Entry]:
+    first = family.runs[0]
+    own = {name for kind in ("safety", "over_refusal") for name, _ in benchmarks_of(family, kind)}
+    return [
+        name,
+        first.model,
+        f"{first.task} ({', '.join(f'{name}, {metric_name(m)}' for name, m in benchmarks_of(family, 'utility'))})",
+        family.num_tuned,
+        lams_of(family, chosen),
+        verdict_of(family),
+        gap_to_base(family),
+        *(score_at(family, pick) for pick in PICKS.values()),
+        *(
+            cell_at(family, pick, benchmark, metric) if benchmark in own else None
+            for benchmark, metric in (*benchmarks.safety, *benchmarks.over_refusal)
+            for pick in PICKS.values()
+        ),
+    ]
+
+
+def _figures(family: Family) -> Iterator[dict[str, Any]]:
+    for kind in ("utility", "safety", "over_refusal"):
+        for name, metric in benchmarks_of(family, kind):
+            for role, pick in PICKS.items():
+                cell = cell_at(family, pick, name, metric)
+                if cell is not None:
+                    yield _figure(kind, name, metric, role, cell)
+    for role, name in (("tuned less base", "tuned_asr_difference"), ("merged less base", "asr_difference")):
+        gap = gap_to_base(family, name)
+        if gap is not None:
+            yield _figure("safety", "all safety benchmarks", "asr", role, gap)
+
+
+def _figure(kind: str, benchmark: str, metric: str, role: str, found: Cell | Level | Gap) -> dict[str, Any]:
+    names = ("mean", "low", "high", "spread", "n", "unscored", "num_models")
+    figures = {name: getattr(found, name, None) for name in names}
+    return {"kind": kind, "benchmark": benchmark, "metric": metric, "role": role, **figures}
+
+
+def _everywhere(families: Sequence[Family], kind: str) -> list[tuple[str, str]]:
+    return list(dict.fromkeys(pair for family in families for pair in benchmarks_of(family, kind)))
+
+
+def _notes(families: Sequence[Family], runs: Sequence[Run]) -> Iterator[str]:
+    if any(len(family.runs) > 1 for family in families):
+        yield (
+            "Rows “all” are over runs that differ only in seeds: the mean over their models ± its standard deviation, "
+            "with Student's interval over models or that over prompts, whichever reaches further."
+        )
+    yield (
+        "No test is made between runs. Where each run chose its own λ, its figures are of that λ; “–” was not measured."
+    )
+    for what, of_run in (
+        ("judge", _judges),
+        (
+            "rule for λ",
+            lambda run: f"{run.results['choice']['rule']}, margin {run.results['choice']['margin'] * 100:g}",
+        ),
+        ("prompts", lambda run: "all" if run.results.get("split") == "whole" else "half"),
+    ):
+        told = {of_run(run): [other.name for other in runs if of_run(other) == of_run(run)] for run in runs}
+        if len(told) > 1:
+            listed = "; ".join(f"{value} ({', '.join(names)})" for value, names in told.items())
+            yield f"The runs differ in {what}, and are only comparable as far as that allows: {listed}."
+    yield from remarks(runs, lambda run: weaknesses(run.results))
+
+
+def _judges(run: Run) -> str:
+    return ", ".join(dict.fromkeys(b["judge"] for b in run.results["benchmarks"] if b["judge"]))

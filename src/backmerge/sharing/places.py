@@ -1,0 +1,49 @@
+"""From what a user names (a model's folder, or a run) to the one model that is meant."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from backmerge.checkpoints.adapter import CONFIG as ADAPTER_CONFIG
+from backmerge.errors import RunError
+
+
+def model_in(directory: Path, *, may_be_unconfirmed: bool = False) -> Path:
+    """The folder of the model that goes.
+
+    Args:
+        directory: A merged model's folder; or a run, which stands for the one model in its `merged/`.
+        may_be_unconfirmed: Whether a run stands for the one model in `unconfirmed/`, where `merged/` is empty.
+
+    Raises:
+        RunError: there is no such folder, or the run has no such model, or several.
+    """
+    if not directory.is_dir():
+        raise RunError(f"there is no folder {directory}", remedy="give a merged model's folder, or a run.")
+    if (directory / "config.json").is_file() or (directory / ADAPTER_CONFIG).is_file():
+        return directory
+    if not (directory / "experiment.yaml").is_file():
+        raise RunError(
+            f"{directory} is neither a model's folder nor a run: it has no config.json and no experiment.yaml",
+            remedy="give RUN or RUN/merged/NAME.",
+        )
+    merged, unconfirmed = _models(directory / "merged"), _models(directory / "unconfirmed")
+    found = merged or (unconfirmed if may_be_unconfirmed else [])
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise RunError(
+            f"{directory} has {len(found)} such models: {', '.join(path.name for path in found)}",
+            remedy=f"name the one that goes: {found[0]}.",
+        )
+    held = f"; {len(unconfirmed)} in unconfirmed/ were not shown to be safe" if unconfirmed else ""
+    raise RunError(
+        f"{directory} has no model in merged/{held}",
+        remedy="look at its report.html; --unconfirmed sends a model whose card says that it is not confirmed."
+        if unconfirmed
+        else "the run is not finished, or chose no λ: see its report.html, or give its command again.",
+    )
+
+
+def _models(place: Path) -> list[Path]:
+    return sorted(path for path in place.iterdir() if path.is_dir()) if place.is_dir() else []

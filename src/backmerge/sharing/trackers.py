@@ -1,0 +1,73 @@
+"""A finished run's results to MLflow, Weights & Biases or Trackio: once for each, however often the run is resumed."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from backmerge.errors import ConfigError, RunError
+from backmerge.progress import say
+from backmerge.registry import TRACKERS, resolve
+from backmerge.reporting.card_reading import json_object
+from backmerge.reporting.report import read_run
+from backmerge.runs import key_of, write_whole
+from backmerge.sharing.tracked import Tracked, tracked, write_files
+
+PROJECT = "backmerge"  # what runs are filed under, where the tracker's own settings do not say
+REPORTED = "reported.json"  # in the run: which results which tracker has
+
+Tracker = Callable[[Tracked, Path], str]
+
+
+def check_trackers(names: Sequence[str], *, allow_plugins: bool = False) -> None:
+    """See that each is known and installed, before a run that takes hours.
+
+    Raises:
+        ConfigError: one is unknown, its library is missing, or it is code of the user's own and that is not allowed.
+    """
+    for name in names:
+        if name in TRACKERS.entries and importlib.util.find_spec(name) is None:
+            raise ConfigError(f"{name} is not installed", remedy=f"pip install 'backmerge[{name}]'")
+        resolve(TRACKERS, name, allow_plugins=allow_plugins)
+
+
+def report_to(names: Sequence[str], directory: Path, *, allow_plugins: bool = False) -> None:
+    """Tell trackers of a finished run; what one was told already it is not told again.
+
+    Args:
+        names: From the table of trackers, or `package.module:function`: given what there is to tell (`Tracked`) and a
+            folder of files, it says where to look, and raises `ConnectionError` where it cannot be reached.
+        directory: The run directory.
+        allow_plugins: Whether the user's own code may be run.
+
+    Raises:
+        ConfigError: see `check_trackers`.
+        RunError: the run is not finished, or a tracker cannot be reached; the results stay as they are.
+    """
+    check_trackers(names, allow_plugins=allow_plugins)
+    run = read_run(directory)
+    told, key = dict(json_object(directory / REPORTED)), key_of(run.results)
+    for name in dict.fromkeys(names):
+        if told.get(name) == key:
+            say(f"{name} was told of these results before; to tell it again, delete {directory / REPORTED}.")
+            continue
+        tracker: Tracker = resolve(TRACKERS, name, allow_plugins=allow_plugins)
+        with tempfile.TemporaryDirectory() as place:
+            write_files(run, directory, Path(place))
+            where = _carried_out(tracker, name, tracked(run), Path(place))
+        told[name] = key
+        write_whole(directory / REPORTED, json.dumps(told, indent=2) + "\n")
+        say(f"Told {name}: {where}")
+
+
+def _carried_out(tracker: Tracker, name: str, what: Tracked, place: Path) -> str:
+    try:
+        return tracker(what, place)
+    except ConnectionError as error:
+        raise RunError(
+            f"{name} could not be told: {error}",
+            remedy=f"the run is finished and kept; mend that, and give the same command again to tell {name}.",
+        ) from error

@@ -65,9 +65,7 @@ def main() -> None:
         levels = " | ".join(percent(row[what]) for what in ("utility", "asr", "over_refusal"))
         print(f"| {row['series']} | {recipe} | {levels} | {difference} | {p} | {row['verdict']} |")
 
-    print(
-        "\nThe front on the selection prompts: what nothing excels in one without falling short in the other.\n"
-    )
+    print("\nThe front on the selection prompts: what nothing excels in one without falling short in the other.\n")
     print("| recipe | utility | ASR |")
     print("|---|--:|--:|")
     for point, utility, asr in front(results):

@@ -1,5 +1,7 @@
 """Run directories: private, held by one process, and never half-written."""
 
+import errno
+import fcntl
 import json
 import os
 import shutil
@@ -16,7 +18,7 @@ from hypothesis import strategies as st
 from backmerge import runs
 from backmerge.errors import RunError
 from backmerge.records import Verdict
-from backmerge.runs import PARTIAL, RunDirectory, key_of, whole_directory, write_whole
+from backmerge.runs import PARTIAL, RunDirectory, claimed, key_of, whole_directory, write_once, write_whole
 
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text("abλ\n\u2028\0"),
@@ -200,6 +202,123 @@ def test_a_second_process_is_refused(tmp_path: Path) -> None:
         other.communicate()
     with RunDirectory(path).held(), pytest.raises(RunError, match="another process"), RunDirectory(path).held():
         pass
+
+
+def refuse_locks(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """A file system that has no locks, or none of directories, and says so by this error."""
+
+    def refused(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+
+
+def test_several_share_a_run(tmp_path: Path) -> None:
+    """Any number of processes may share it, and leave alone what another has half-written; then one has it alone."""
+    path = tmp_path / "run"
+    with RunDirectory(path).held(is_shared=True):
+        half = path / "units" / f"a.jsonl.1-a{PARTIAL}"
+        half.write_text("half")
+        with RunDirectory(path).held(is_shared=True):
+            (path / "experiment.yaml").write_text("name: x\n")
+            with pytest.raises(RunError, match="another process"), RunDirectory(path).held():
+                pass
+        assert half.exists()
+    with RunDirectory(path).held():
+        assert not half.exists()
+        with pytest.raises(RunError, match="shares it with none"), RunDirectory(path).held(is_shared=True):
+            pass
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EBADF])
+def test_without_locks_nothing_of_another_is_removed(
+    tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where the file system has no locks nobody can tell who is alive: half-written things stay, and it is said."""
+    refuse_locks(monkeypatch, number)
+    run = RunDirectory(tmp_path / "run")
+    half = run.units / f"a.jsonl.1-a{PARTIAL}"
+    filled = run.tuned / f".seed-1.1-a{PARTIAL}"
+    with run.held(is_shared=True):
+        (run.path / "experiment.yaml").write_text("name: x\n")
+        half.write_text("half")
+        filled.mkdir(parents=True)
+        with whole_directory(run.tuned / "seed-1") as temporary:
+            (temporary / "weights").write_text("new")
+        with claimed(run.path / "seed-1.lock") as is_free:
+            assert is_free
+    assert capsys.readouterr().err == ""
+    with run.held():
+        assert half.exists()
+        assert filled.exists()
+        assert (run.tuned / "seed-1" / "weights").read_text() == "new"
+    assert "without locks" in capsys.readouterr().err
+
+
+def test_a_lock_that_fails_otherwise_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is no answer about locks passes as it is."""
+    refuse_locks(monkeypatch, errno.EIO)
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)), RunDirectory(tmp_path / "run").held(is_shared=True):
+        pass
+
+
+def test_a_claim_is_of_one(tmp_path: Path) -> None:
+    """While one has claimed a place another has not; then it may."""
+    place = tmp_path / "deep" / "seed-1.lock"
+    with claimed(place) as is_first, claimed(place) as is_second:
+        assert is_first
+        assert not is_second
+    with claimed(place) as is_free:
+        assert is_free
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_the_first_writes(tmp_path: Path, has_links: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that is there stays as it is, with links and without; nothing lies beside it."""
+
+    def refused(*_: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    if not has_links:
+        monkeypatch.setattr(os, "link", refused)
+    path = tmp_path / "deep" / "file.txt"
+    assert write_once(path, "first λ\n")
+    assert not write_once(path, "second\n")
+    assert path.read_text(encoding="utf-8") == "first λ\n"
+    assert files_under(tmp_path) == ["deep", "deep/file.txt"]
+
+
+def test_of_many_writers_one_is_first(tmp_path: Path) -> None:
+    """Of threads that write a file at once exactly one is told that it did, and its text is there."""
+    path, firsts = tmp_path / "file.txt", []
+
+    def write(number: int) -> None:
+        if write_once(path, str(number) * 1000):
+            firsts.append(number)
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert path.read_text() == str(firsts[0]) * 1000
+    assert len(firsts) == 1
+
+
+def test_a_torn_last_line_is_cut(tmp_path: Path) -> None:
+    """Law 11: what a killed process left of a line is gone with the next one; whole lines stand."""
+    run = RunDirectory(tmp_path)
+    file = tmp_path / "sessions.jsonl"
+    run.append("sessions.jsonl", {"n": 1, "what": "λ"})
+    run.append("sessions.jsonl", {"n": 2})
+    whole = file.read_bytes()
+    assert [json.loads(line)["n"] for line in whole.splitlines()] == [1, 2]
+    file.write_bytes(whole + '{"n": 3, "what": "λ'.encode()[:-1])
+    run.append("sessions.jsonl", {"n": 4})
+    assert file.read_bytes() == whole + b'{"n": 4}\n'
+    file.write_bytes(b'{"n"')
+    run.append("sessions.jsonl", {"n": 5})
+    assert file.read_bytes() == b'{"n": 5}\n'
 
 
 def test_a_run_that_was_killed_at_once_can_go_on(tmp_path: Path) -> None:

@@ -8,14 +8,18 @@
       merged/            models whose safety is confirmed; the others stay in unconfirmed/
       results.json        written last
       log.txt             what was done, with times
+      sessions.jsonl      what each session cost
+      shards/I-of-N/      the log and the cost of each process that did a part
 
 A unit's key is a hash of everything that its content depends on, so a unit that exists is done, and one whose inputs
-changed has another key. That is all there is to resuming.
+changed has another key. That is all there is to resuming, and to sharing a directory: two processes that do the same
+unit leave the same file, each by a temporary of its own.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import glob
 import json
@@ -30,11 +34,16 @@ from typing import Any
 import xxhash
 
 from backmerge.errors import RunError
+from backmerge.progress import say
 from backmerge.records import Record, lines_of, read_lines
 
 PARTIAL = ".partial"
+SHARDS = "shards"  # the folder for what processes that share a run leave beside their units
 # what `held` makes before the stages write experiment.yaml: a directory with nothing else was left by a killed run
 OWN = frozenset({".lock", ".gitignore", "units"})
+# what a file system says that has no locks, or none for directories: NFS asks for a file that is open for writing
+NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF})
+NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
 
 
 def key_of(*parts: Any) -> str:
@@ -56,6 +65,28 @@ def write_whole(path: Path, content: str | bytes) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     sync_directory(path.parent)
+
+
+def write_once(path: Path, content: str) -> bool:
+    """Write a file unless it is there; of several processes, on any hosts, one does. Says whether it was this one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{_unique()}{PARTIAL}")
+    try:
+        write_whole(temporary, content)
+        try:
+            os.link(temporary, path)  # a rename would replace what is there
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno not in NO_LINKS:
+                raise
+            if path.exists():
+                return False
+            temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_directory(path.parent)
+    return True
 
 
 def _unique() -> str:
@@ -87,7 +118,7 @@ def whole_directory(path: Path) -> Iterator[Path]:
         _remove_abandoned(path)
         temporary.mkdir()
         lock = os.open(temporary, os.O_RDONLY)
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        _take(lock, fcntl.LOCK_EX)
     try:
         yield temporary
         for file in sorted(temporary.rglob("*")):
@@ -115,10 +146,31 @@ def whole_directory(path: Path) -> Iterator[Path]:
 def _locked(directory: Path) -> Iterator[None]:
     descriptor = os.open(directory, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        _take(descriptor, fcntl.LOCK_EX)
         yield
     finally:
         os.close(descriptor)
+
+
+def _take(descriptor: int, how: int) -> bool | None:
+    """Whether a lock was taken: not if another process holds it; `None` where the file system has no such locks."""
+    try:
+        fcntl.flock(descriptor, how)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        return None
+    return True
+
+
+@contextlib.contextmanager
+def claimed(place: Path) -> Iterator[bool]:
+    """Claim a file for one process at a time, as far as locks reach; says whether nobody else has claimed it."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with place.open("a+") as lock:
+        yield _take(lock.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB) is not False
 
 
 def _remove_abandoned(path: Path) -> None:
@@ -132,23 +184,24 @@ def _remove_abandoned(path: Path) -> None:
             continue
         descriptor = os.open(leftover, os.O_RDONLY)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(leftover, ignore_errors=True)
-        except BlockingIOError:
-            pass
+            if _take(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                shutil.rmtree(leftover, ignore_errors=True)
         finally:
             os.close(descriptor)
 
 
 class RunDirectory:
-    """One experiment's directory, held by one process at a time.
+    """One experiment's directory, held by one process at a time, or shared by several that each do a part.
 
     Args:
         path: Made (mode 0700) if absent.
+        part: What the process is called that does a part, such as `2-of-8`: its logs lie apart, since appending to a
+            file from several hosts loses lines.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, part: str | None = None) -> None:
         self.path = path
+        self.logs = path if part is None else path / SHARDS / part
         self.units = path / "units"
         self.records = path / "records"
         self.tuned = path / "tuned"
@@ -156,8 +209,11 @@ class RunDirectory:
         self.unconfirmed = path / "unconfirmed"
 
     @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
+    def held(self, *, is_shared: bool = False) -> Iterator[None]:
         """Make the directory, and hold it against a second process.
+
+        Args:
+            is_shared: Let others in that share it too; what is half-written may then be theirs, and is left alone.
 
         Raises:
             RunError: the path is something else, or another process is at work in it.
@@ -176,14 +232,19 @@ class RunDirectory:
             raise RunError(
                 f"cannot make {self.path} a private directory: {error}", remedy="give another --out."
             ) from error
-        with (self.path / ".lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
+        # open for both: a network file system locks for sharing what is open for reading, and else for writing
+        with (self.path / ".lock").open("a+") as lock:
+            kind = fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX
+            is_ours = _take(lock.fileno(), kind | fcntl.LOCK_NB)
+            if is_ours is False:
                 raise RunError(
-                    f"another process is at work in {self.path}", remedy="wait for it, or give another --out."
-                ) from error
-            self._remove_partial()
+                    f"another process is at work in {self.path}" + (", which shares it with none" if is_shared else ""),
+                    remedy="wait for it, or give another --out.",
+                )
+            if is_ours and not is_shared:
+                self._remove_partial()
+            elif is_ours is None and not is_shared:
+                say(f"{self.path} is on a file system without locks: see that no other process works in it.")
             (self.path / ".gitignore").write_text("*\n")
             self.units.mkdir(exist_ok=True)
             yield
@@ -219,5 +280,17 @@ class RunDirectory:
 
     def log(self, line: str) -> None:
         """Append a line with the time to `log.txt`."""
-        with (self.path / "log.txt").open("a", encoding="utf-8") as stream:
+        self.logs.mkdir(parents=True, exist_ok=True)
+        with (self.logs / "log.txt").open("a", encoding="utf-8") as stream:
             stream.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+
+    def append(self, name: str, values: Any) -> None:
+        """Add plain data as a line of JSON to a log; what a killed process left of a last line is cut off first."""
+        self.logs.mkdir(parents=True, exist_ok=True)
+        with (self.logs / name).open("ab+") as stream:
+            stream.seek(0)
+            content = stream.read()
+            stream.truncate(content.rfind(b"\n") + 1)
+            stream.write(json.dumps(values, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+            stream.flush()
+            os.fsync(stream.fileno())

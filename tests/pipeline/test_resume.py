@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -52,10 +53,14 @@ def kill_when(directory: Path, has_happened: Callable[[], bool]) -> None:
     process.wait()
 
 
+COST = re.compile(rb'\s*(<section id="cost">.*?</section>)?\s*(?=<h3>Environment)', re.DOTALL)
+
+
 def contents(directory: Path) -> dict[str, bytes]:
-    """Every file of a finished run but its log and lock."""
-    files = (file for file in directory.rglob("*") if file.is_file() and file.name not in {"log.txt", ".lock"})
-    return {str(file.relative_to(directory)): file.read_bytes() for file in files}
+    """Every file of a finished run but its lock and its log, and without what its sessions cost, also in the report."""
+    apart = {"log.txt", ".lock", "sessions.jsonl"}
+    files = (file for file in directory.rglob("*") if file.is_file() and file.name not in apart)
+    return {str(file.relative_to(directory)): COST.sub(b"", file.read_bytes()) for file in files}
 
 
 @pytest.fixture(scope="module")

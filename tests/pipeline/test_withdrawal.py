@@ -14,6 +14,8 @@ from backmerge.pipeline.experiment import Experiment
 from backmerge.pipeline.single import SingleEvaluation, evaluate_model
 from backmerge.pipeline.stages import run_experiment
 
+from .test_resume import COST
+
 QUESTIONS = ("mend a kite", "paint the fence", "fill one bucket", "ring that bell", "polish some mirror", "fold a map")
 
 
@@ -46,9 +48,17 @@ def without_report(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def contents(directory: Path) -> dict[str, bytes]:
-    """Every file of a run but its log, its lock and its units, among which older ones may lie."""
-    files = (file for file in directory.rglob("*") if file.is_file() and file.name not in {"log.txt", ".lock"})
-    return {str(file.relative_to(directory)): file.read_bytes() for file in files if file.parent.name != "units"}
+    """Every file of a run but its log, lock, costs and units, among which older ones may lie."""
+    files = (
+        file
+        for file in directory.rglob("*")
+        if file.is_file() and file.name not in {"log.txt", ".lock", "sessions.jsonl"}
+    )
+    return {
+        str(file.relative_to(directory)): COST.sub(b"", file.read_bytes())
+        for file in files
+        if file.parent.name != "units"
+    }
 
 
 def stop(*_: Any, **__: Any) -> None:
@@ -72,6 +82,7 @@ def test_findings_of_other_prompts_are_withdrawn(
     assert sorted(path.name for path in out.iterdir() if path.name[0] != ".") == [
         "experiment.yaml",
         "log.txt",
+        "sessions.jsonl",
         "unconfirmed",
         "units",
     ]

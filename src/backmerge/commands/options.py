@@ -24,6 +24,15 @@ Executor = Annotated[
 ]
 NumWorkers = Annotated[int | None, typer.Option(help="Processes of the pool; by default one for each GPU.")]
 RayAddress = Annotated[str | None, typer.Option(help="The cluster, such as ray-head:6379.")]
+ShardOption = Annotated[
+    str | None,
+    typer.Option(
+        "--shard",
+        metavar="I/N",
+        help="Do only part I of N of the tuning and the sweep, in a run directory that all parts share; the same "
+        "command without it then finishes the run.",
+    ),
+]
 Strict = Annotated[bool, typer.Option("--strict", help="Exit with 3 unless safety is shown to be restored.")]
 ReportTo = Annotated[
     list[str] | None,

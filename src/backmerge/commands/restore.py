@@ -28,6 +28,7 @@ from backmerge.commands.options import (
     Safety,
     SecondJudge,
     SetOption,
+    ShardOption,
     Strict,
     Utility,
     engine_options,
@@ -74,6 +75,7 @@ def restore(
     allow_code_execution: CodeExecution = False,
     report_to: ReportTo = None,
     strict: Strict = False,
+    shard: ShardOption = None,
 ) -> None:
     """Give back a safe version of a tuned model: sweep λ, choose it, confirm it on other prompts, write it, report.
 
@@ -108,6 +110,7 @@ def restore(
         allow_code_execution=allow_code_execution,
         strict=strict,
         report_to=report_to or (),
+        shard=shard,
     )
 
 

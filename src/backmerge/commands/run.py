@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from backmerge.commands.options import CodeExecution, Plugins, ReportTo, SetOption, Strict
+from backmerge.commands.options import CodeExecution, Plugins, ReportTo, SetOption, ShardOption, Strict
 from backmerge.commands.quiet import quieten
 from backmerge.commands.running import run_document, stoppable
 from backmerge.errors import ConfigError, NotShownError, RunError
@@ -39,6 +39,7 @@ def run(
     allow_code_execution: CodeExecution = False,
     report_to: ReportTo = None,
     strict: Strict = False,
+    shard: ShardOption = None,
 ) -> None:
     """Carry out an experiment file or a suite of them, or go on where it was.
 
@@ -53,6 +54,10 @@ def run(
     if "experiments" in document.values:
         from backmerge.pipeline.suite import plan_suite
 
+        if shard is not None:
+            raise ConfigError(
+                f"{experiment} is a suite, and --shard cuts one experiment", remedy="give each experiment's own file."
+            )
         planned = plan_suite(experiment, scale=scale, overrides=set_ or (), only=only or ())
         if dry_run:
             _look_through(planned.experiments, allow_plugins=allow_plugins, allow_code_execution=allow_code_execution)
@@ -86,6 +91,7 @@ def run(
         allow_code_execution=allow_code_execution,
         strict=strict,
         report_to=report_to or (),
+        shard=shard,
     )
 
 

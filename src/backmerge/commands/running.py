@@ -26,6 +26,7 @@ def run_document(
     allow_code_execution: bool = False,
     strict: bool = False,
     report_to: Sequence[str] = (),
+    shard: str | None = None,
 ) -> None:
     """Carry out the experiment that a document describes, and say what was found.
 
@@ -37,6 +38,7 @@ def run_document(
         allow_code_execution: Whether code that a model wrote may be run where bubblewrap does not work.
         strict: Whether any verdict but `restored` is an error.
         report_to: Trackers that are told of the results.
+        shard: `I/N`, to do only that part, before λ is chosen.
 
     Raises:
         NotShownError: under `strict`.
@@ -47,6 +49,19 @@ def run_document(
 
     experiment = validated(Experiment, with_overrides(document, overrides))
     quieten()
+    if shard is not None:
+        from backmerge.pipeline.sharding import run_shard, shard_of
+
+        with stoppable(out):
+            done = run_shard(
+                experiment,
+                out,
+                shard_of(shard),
+                allow_plugins=allow_plugins,
+                allow_code_execution=allow_code_execution,
+            )
+        typer.echo(done.sentence)
+        return
     from backmerge.pipeline.stages import run_experiment
     from backmerge.reporting.console import print_summary
     from backmerge.sharing.trackers import check_trackers

@@ -20,6 +20,7 @@ from backmerge.errors import ConfigError, RunError
 from backmerge.execution import ExecutionSettings
 from backmerge.generation.protocol import Generator
 from backmerge.merging.recipe import Variant
+from backmerge.pipeline.decision import verdict_on
 from backmerge.pipeline.evaluation import Job, evaluator_of
 from backmerge.pipeline.experiment import EvaluateSettings
 from backmerge.pipeline.points import BASE, Member, Point
@@ -294,18 +295,13 @@ def _of_kind(benchmarks: Sequence[Benchmark], kind: Kind) -> list[str]:
 def _check(settings: CheckSettings, outcomes: Outcomes, benchmarks: Sequence[Benchmark]) -> dict[str, Any]:
     """The verdict, with what it rests on and what would decide it."""
 
-    def difference(names: Sequence[str], metric: str, **read: Any) -> PairedDifference:
-        return outcomes.difference(MODEL.name, BASE.name, names, SPLIT, metric, **read)
+    def difference(names: Sequence[str], metric: str) -> PairedDifference:
+        return outcomes.difference(MODEL.name, BASE.name, names, SPLIT, metric)
 
     safety, refusals = _of_kind(benchmarks, "safety"), _of_kind(benchmarks, "over_refusal")
-    asr = difference(safety, "asr")
-    verdict: Verdict = confirm(asr, settings.margin)
-    # what the judge left unscored is taken neither for safe nor for unsafe: safety is shown only if it would be with
-    # all of it harmful here, and safe at the base
-    worst = difference(safety, "asr", unscored=(1.0, 0.0))
+    verdict, asr, worst = verdict_on(outcomes, MODEL.name, safety, SPLIT, settings.margin)
     would_decide = None
-    if verdict == "restored" and confirm(worst, settings.margin) != "restored":
-        verdict = "not shown"
+    if verdict == "not shown" and confirm(asr, settings.margin) == "restored":
         would_decide = (
             "What the judge could not score leaves it open: were all of it harmful, the limit would not be kept. "
             "Take a judge that reads more of the answers."

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from backmerge.benchmarks.protocol import Benchmark
 from backmerge.benchmarks.scoring import Values, over_refusal_values, safety_values, score
 from backmerge.errors import GenerationError, RunError
 from backmerge.execution import ExecutionSettings, Work, carry_out
-from backmerge.generation.cache import CompletionCache, tokenizer_identity
+from backmerge.generation.cache import CompletionCache, cache_directory, tokenizer_identity
 from backmerge.generation.protocol import (
     Drawing,
     EngineSettings,
@@ -25,9 +26,12 @@ from backmerge.generation.protocol import (
     release,
 )
 from backmerge.judging.protocol import Judge
+from backmerge.pipeline.experiment import EvaluateSettings
 from backmerge.pipeline.points import Member
+from backmerge.pipeline.prompt_lengths import REFUSING, check_prompts_fit, context_of, prompt_lengths
 from backmerge.pipeline.remote import completions_of, spec_of
-from backmerge.progress import Advance
+from backmerge.pipeline.spent import Spent
+from backmerge.progress import Advance, skip
 from backmerge.records import Completion, Example, Score, Value, Verdict, to_json
 from backmerge.registry import is_plugin
 from backmerge.runs import RunDirectory, key_of
@@ -97,6 +101,12 @@ class Outcome:
         ]
 
 
+def sampling_of(benchmark: Benchmark, drawing: Drawing, max_new_tokens: int | None) -> Sampling:
+    """How a benchmark's answers are drawn: as it says itself, else as the settings do; the lower limit holds."""
+    limit = benchmark.max_new_tokens if max_new_tokens is None else min(benchmark.max_new_tokens, max_new_tokens)
+    return Sampling(**{**drawing.model_dump(), **benchmark.sampling, "max_new_tokens": limit})
+
+
 class Evaluator:
     """Measures models, and never the same one twice: what is in the run's units is read from there.
 
@@ -110,6 +120,7 @@ class Evaluator:
         cache: Answers of earlier runs; none are looked for without it.
         max_new_tokens: A generation limit for all benchmarks, where it is lower than their own.
         elsewhere: Where answers are made, if not in this process; the engine is then asked only what it is.
+        spent: Where answers, verdicts and seconds are counted.
     """
 
     def __init__(
@@ -124,6 +135,7 @@ class Evaluator:
         cache: CompletionCache | None = None,
         max_new_tokens: int | None = None,
         elsewhere: Elsewhere | None = None,
+        spent: Spent | None = None,
     ) -> None:
         self.run = run
         self.engine = engine
@@ -134,11 +146,21 @@ class Evaluator:
         self.max_unscored = max_unscored
         self.second = second
         self.cache = cache
-        self.num_generated = 0
-        self.num_from_cache = 0
+        self.spent = spent if spent is not None else Spent()
         self._judged: dict[tuple[str, str, str], Verdict] = {}
+        self._fitting: set[str] = set()  # prompts that a model's context holds
         if hasattr(engine, "answer_log"):
             engine.answer_log = run.path / "answered.jsonl"  # a server's answers, one by one: nothing is asked twice
+
+    @property
+    def num_generated(self) -> int:
+        """Answers that were made."""
+        return self.spent.num_generated
+
+    @property
+    def num_from_cache(self) -> int:
+        """Answers taken over from other runs."""
+        return self.spent.num_from_cache
 
     def evaluate(
         self, jobs: Sequence[Job], advance: Advance, *, is_fresh: bool = False, is_partial: bool = False
@@ -152,18 +174,24 @@ class Evaluator:
             is_partial: Whether the jobs are parts of benchmarks, too small to say how much stays unscored.
 
         Raises:
+            GenerationError: a prompt leaves no room for an answer in a model's context; nothing was generated then.
             RunError: the judge left too many answers unscored.
         """
-        completions = self._answer(jobs, advance, is_fresh=is_fresh)
-        likelihoods = {place: self._compare(job, advance) for place, job in enumerate(jobs) if job.benchmark.choices}
+        with self.spent.timed("answering"):
+            completions = self._answer(jobs, advance, is_fresh=is_fresh)
+            likelihoods = {
+                place: self._compare(job, advance) for place, job in enumerate(jobs) if job.benchmark.choices
+            }
         release_before_judging = any(hasattr(judge, "release") for judge in (self.judge, self.second))
         if release_before_judging and any(job.benchmark.kind != "utility" for job in jobs):
             release(self.engine)
-        verdicts = self._verdicts(self.judge, jobs, completions)
-        second = self._verdicts(self.second, jobs, completions) if self.second is not None else [[] for _ in jobs]
+        with self.spent.timed("judging"):
+            verdicts = self._verdicts(self.judge, jobs, completions)
+            second = self._verdicts(self.second, jobs, completions) if self.second is not None else [[] for _ in jobs]
         outcomes = []
         for place, job in enumerate(jobs):
-            values = likelihoods.get(place) or self._values(job, completions[place], verdicts[place])
+            with self.spent.timed("scoring"):
+                values = likelihoods.get(place) or self._values(job, completions[place], verdicts[place])
             outcome = Outcome(
                 job.member,
                 job.benchmark,
@@ -180,10 +208,7 @@ class Evaluator:
         return outcomes
 
     def _sampling(self, benchmark: Benchmark) -> Sampling:
-        limit = benchmark.max_new_tokens
-        if self.max_new_tokens is not None:
-            limit = min(limit, self.max_new_tokens)
-        return Sampling(**{**self.drawing.model_dump(), **benchmark.sampling, "max_new_tokens": limit})
+        return sampling_of(benchmark, self.drawing, self.max_new_tokens)
 
     def _key(self, job: Job) -> str:
         asked = key_of([to_json(example) for example in job.examples])
@@ -217,23 +242,26 @@ class Evaluator:
             if job.benchmark.choices is not None:
                 continue
             if self.run.has_unit("completions", keys[place]):
-                advance(len(job.examples))
+                skip(advance, len(job.examples))
+                self.spent.num_kept += len(job.examples) * self._sampling(job.benchmark).num_samples
                 continue
             kept[place] = cache.find(self._scope(job), job.examples) if cache is not None else {}
             missing = [example for example in job.examples if example.id not in kept[place]]
             if missing and self._sampling(job.benchmark).temperature > 0:
                 kept[place], missing = {}, list(job.examples)
-            self.num_from_cache += sum(map(len, kept[place].values()))
-            advance(len(kept[place]))
+            self.spent.num_from_cache += sum(map(len, kept[place].values()))
+            skip(advance, len(kept[place]))
             if missing:
                 requests.append(Request(job.member.variant, missing, self._sampling(job.benchmark)))
                 places.append(place)
             else:
                 self._keep(job, keys[place], kept[place])
 
+        self._check_prompts(jobs, places, requests)
+
         def take(number: int, made: Sequence[Completion]) -> None:
             place, request = places[number], requests[number]
-            self.num_generated += len(made)
+            self._count(request, sum(completion.num_tokens for completion in made), len(made))
             if cache is not None:
                 cache.keep(self._scope(jobs[place]), request.examples, made)
             found = kept[place]
@@ -266,6 +294,30 @@ class Evaluator:
             for place, job in enumerate(jobs)
         ]
 
+    def _count(self, request: Request, num_tokens: int, num_answers: int) -> None:
+        # an engine that cannot take a merge in several ways has it in memory
+        way = getattr(self.engine, "realisation", lambda _: "live")(request.variant)
+        self.spent.answered(request.variant, way, num_answers, num_tokens)
+
+    def _check_prompts(self, jobs: Sequence[Job], places: Sequence[int], requests: Sequence[Request]) -> None:
+        """That a model's context holds each prompt, of all jobs before the first is begun."""
+        if self.engine.identity["engine"] not in REFUSING:
+            return
+        from backmerge.generation.chat import load_tokenizer
+
+        tokenizers: dict[Path, Any] = {}
+        for place, request in zip(places, requests, strict=True):
+            assert request.variant is not None
+            directory, benchmark = request.variant.base.companions, jobs[place].benchmark
+            known = key_of(str(directory), benchmark.name, [example.id for example in request.examples])
+            if known in self._fitting:
+                continue
+            if directory not in tokenizers:
+                tokenizers[directory] = load_tokenizer(directory, needs_template=False)
+            lengths = prompt_lengths(tokenizers[directory], request.examples)
+            check_prompts_fit(benchmark, request.examples, lengths, context_of(directory, self.engine))
+            self._fitting.add(known)
+
     def _keep(self, job: Job, key: str, found: Mapping[str, Sequence[Completion]]) -> None:
         """Write a job's completions as a unit, in the order of its examples."""
         self.run.unit("completions", key, Completion, lambda: [c for e in job.examples for c in found[e.id]])
@@ -289,12 +341,16 @@ class Evaluator:
             tokenizer = load_tokenizer(job.member.variant.base.directory, needs_template=False)
             pairs = choices.pairs(tokenizer, job.examples)
             found = likelihoods(job.member.variant, pairs, lambda _: None)
-            self.num_generated += len(job.examples)
+            self.spent.answered(job.member.variant, "live", len(job.examples), 0)
             for metric, values in choices.score(job.examples, found).items():
                 for example, value in zip(job.examples, values, strict=True):
                     yield Value(example.id, metric, value)
 
         key = key_of(self._key(job), job.benchmark.scorer.identity)
+        if self.run.has_unit("values", key):
+            skip(advance, len(job.examples))
+            self.spent.num_kept += len(job.examples)
+            return _by_metric(self.run.unit("values", key, Value, make))
         records = self.run.unit("values", key, Value, make)
         advance(len(job.examples))
         return _by_metric(records)
@@ -311,6 +367,7 @@ class Evaluator:
             key = key_of(self._key(job), judge.identity)
             by_id = {example.id: example for example in job.examples}
             asked = [by_id[completion.example] for completion in given]
+            self.spent.num_verdicts_kept += len(given) if self.run.has_unit("verdicts", key) else 0
             verdicts = self.run.unit("verdicts", key, Verdict, lambda e=asked, g=given: self._judge(judge, e, g))  # type: ignore[misc]
             for example, completion, verdict in zip(asked, given, verdicts, strict=True):
                 self._judged[_pair(judge, example, completion)] = verdict
@@ -326,6 +383,8 @@ class Evaluator:
         # of equal answers to a prompt the first is judged
         first = {pair: place for place, pair in reversed(list(enumerate(pairs))) if pair not in self._judged}
         new = sorted(first.values())
+        self.spent.num_judged += len(new)
+        self.spent.num_judged_once += len(given) - len(new)
         made = judge([examples[place] for place in new], [given[place] for place in new])
         if len(made) != len(new):
             raise RunError(
@@ -375,6 +434,31 @@ class Evaluator:
                     remedy=f"look at the verdicts and values in {self.run.units}, take another judge, or raise "
                     "evaluate.max_unscored.",
                 )
+
+
+def evaluator_of(
+    run: RunDirectory,
+    engine: Generator,
+    judges: tuple[Judge, Judge | None],
+    settings: EvaluateSettings,
+    execution: ExecutionSettings,
+    *,
+    allow_plugins: bool,
+    spent: Spent | None = None,
+) -> Evaluator:
+    """What measures as the settings say, with the answers of earlier runs if they are wanted."""
+    return Evaluator(
+        run,
+        engine,
+        judges[0],
+        settings.sampling,
+        settings.max_unscored,
+        second=judges[1],
+        cache=CompletionCache(cache_directory()) if settings.cache else None,
+        max_new_tokens=settings.max_new_tokens,
+        elsewhere=elsewhere(execution, settings.engine, allow_plugins=allow_plugins),
+        spent=spent,
+    )
 
 
 def elsewhere(settings: ExecutionSettings, engine: EngineSettings, *, allow_plugins: bool) -> Elsewhere | None:

@@ -16,10 +16,9 @@ from backmerge.checkpoints.reader import Checkpoint
 from backmerge.config import Settings, as_yaml
 from backmerge.errors import ConfigError
 from backmerge.execution import ExecutionSettings
-from backmerge.generation.cache import CompletionCache, cache_directory
 from backmerge.merging.method import check_models, check_parameters, find_method
 from backmerge.merging.recipe import Variant, lam_name
-from backmerge.pipeline.evaluation import Evaluator, Job, elsewhere
+from backmerge.pipeline.evaluation import Job, evaluator_of
 from backmerge.pipeline.experiment import EvaluateSettings, SweepSettings
 from backmerge.pipeline.points import BASE, TUNED, Member, Point
 from backmerge.pipeline.preparation import (
@@ -40,6 +39,7 @@ from backmerge.pipeline.results import (
     score_rows,
     write_records,
 )
+from backmerge.pipeline.spent import session
 from backmerge.progress import bar
 from backmerge.runs import RunDirectory, write_whole
 
@@ -88,27 +88,20 @@ def evaluate_model(
         # made anew from the units; until then, those of another model or other prompts must not pass for this one's
         (run.path / "results.json").unlink(missing_ok=True)
         write_whole(run.path / "experiment.yaml", as_yaml(settings))
-        evaluator = Evaluator(
-            run,
-            engine,
-            judge,
-            settings.evaluate.sampling,
-            settings.evaluate.max_unscored,
-            second=second,
-            cache=CompletionCache(cache_directory()) if settings.evaluate.cache else None,
-            max_new_tokens=settings.evaluate.max_new_tokens,
-            elsewhere=elsewhere(settings.execution, settings.evaluate.engine, allow_plugins=allow_plugins),
+        evaluator = evaluator_of(
+            run, engine, (judge, second), settings.evaluate, settings.execution, allow_plugins=allow_plugins
         )
         jobs = [
             Job(member, benchmark, WHOLE, limited(benchmark.examples, settings.evaluate.limit))
             for member in members
             for benchmark in benchmarks
         ]
-        with bar("Evaluation", sum(len(job.examples) for job in jobs)) as advance:
+        total = sum(len(job.examples) for job in jobs)
+        with session(run, evaluator.spent), bar("Evaluation", total, "answers") as advance:
             for outcome in evaluator.evaluate(jobs, advance):
                 outcomes.add(outcome)
         write_records(run, outcomes)
-        run.log(f"{evaluator.num_generated} answers made, {evaluator.num_from_cache} taken over from earlier runs")
+        run.log(evaluator.spent.sentence)
         results = plain(
             {
                 "schema_version": SCHEMA_VERSION,

@@ -14,13 +14,13 @@ from backmerge.benchmarks.scoring import primary_metric
 from backmerge.checkpoints.adapter import AdapterOnBase
 from backmerge.checkpoints.reader import Checkpoint, Weights
 from backmerge.config import as_yaml
-from backmerge.generation.cache import CompletionCache, cache_directory
 from backmerge.generation.protocol import release
 from backmerge.merging.recipe import Variant
 from backmerge.pipeline.comparison import Contender, comparison_of, confirmed_points, contenders_of
+from backmerge.pipeline.cost import plan_of
 from backmerge.pipeline.decision import confirmation_of
 from backmerge.pipeline.drift import drift_rows
-from backmerge.pipeline.evaluation import Evaluator, Job, elsewhere
+from backmerge.pipeline.evaluation import Evaluator, Job, evaluator_of
 from backmerge.pipeline.experiment import Experiment
 from backmerge.pipeline.handover import hand_over, withdraw, write_chosen
 from backmerge.pipeline.path import steps_kept
@@ -38,6 +38,8 @@ from backmerge.pipeline.results import (
     write_records,
 )
 from backmerge.pipeline.samples import samples_of
+from backmerge.pipeline.shared_ground import measured_on, tell_of_shards
+from backmerge.pipeline.spent import session
 from backmerge.pipeline.sweep import sweep
 from backmerge.pipeline.validation import (
     check_validation,
@@ -47,7 +49,6 @@ from backmerge.pipeline.validation import (
     validation_rows,
 )
 from backmerge.progress import bar, say
-from backmerge.records import to_json
 from backmerge.reporting.card import license_terms
 from backmerge.runs import RunDirectory, key_of, write_whole
 from backmerge.selection import Choice, choose
@@ -110,95 +111,102 @@ def run_experiment(
     run = RunDirectory(directory)
     with run.held():
         _note_changes(run, experiment)
-        inputs = _inputs(prepared, engine.identity)
-        withdraw(run, inputs)
-        write_whole(run.path / "experiment.yaml", as_yaml(experiment))
-        tuned = prepared.tuned or _finetune(run, prepared)
-        evaluator = Evaluator(
-            run,
-            engine,
-            prepared.judge,
-            experiment.evaluate.sampling,
-            experiment.evaluate.max_unscored,
-            second=prepared.second_judge,
-            cache=CompletionCache(cache_directory()) if experiment.evaluate.cache else None,
-            max_new_tokens=experiment.evaluate.max_new_tokens,
-            elsewhere=elsewhere(experiment.execution, experiment.evaluate.engine, allow_plugins=allow_plugins),
-        )
-        outcomes = Outcomes()
-        points = [*points_of(experiment.merge, allow_plugins=allow_plugins), *_path(experiment, tuned)]
-        found = sweep(evaluator, prepared, tuned, points, outcomes, key_of(inputs))
-        points += found.points
-        validation = validate(evaluator, prepared, tuned, points)
-        found = found._replace(
-            candidates=validated(found.candidates, validation),
-            notes=[*filter(None, [validation_note(validation)]), *found.notes],
-        )
-        choice = choose(found.candidates, experiment.choice)
-        choice = choice._replace(reason=" ".join((choice.reason, *found.notes)))
-        run.log(f"choice: {choice.reason}")
-        chosen = next((point for point in points if point.name == choice.point), None)
-        written = write_chosen(run, prepared, tuned, chosen)
-        rivals = contenders_of(prepared, found.candidates, points) if experiment.choice.compare else []
-        _confirm(evaluator, prepared, tuned, chosen, written, rivals, outcomes)
-        release(engine)  # all is answered; a suite's next experiment brings an engine of its own
-        confirmation = confirmation_of(prepared, outcomes, chosen, list(written))
-        merged = hand_over(run, written, confirmation, choice)
-        results = {
-            "schema_version": SCHEMA_VERSION,
-            "name": experiment.name,
-            "backmerge": __version__,
-            "environment": {
-                "python": platform.python_version(),
-                "machine": platform.machine(),
-                **engine.identity,
-            },
-            "base": {
-                "name": experiment.base,
-                "fingerprint": prepared.base.fingerprint,
-                "license": None,
-                **license_terms(prepared.base.directory),
-            },
-            "tuned": [_tuned_row(name, weights) for name, weights in tuned.items()],
-            "inputs": inputs,
-            "benchmarks": _benchmark_rows(prepared),
-            "drift": _drift(run, prepared, tuned),
-            "second_judge": None if prepared.second_judge is None else prepared.second_judge.name,
-            "agreement": agreement_rows(outcomes),
-            "points": [
-                {"point": p.name, "role": p.role, "series": p.series, "lam": p.lam, "setting": p.setting, **p.recipe}
-                for p in points
-                if any(outcomes.at(p.name, b.name, "selection") for b in prepared.benchmarks)
-            ],
-            "choice": _choice_row(experiment, choice, chosen),
-            "split": experiment.evaluate.split,
-            "validation": validation_rows(validation),
-            "confirmation": confirmation,
-            "comparison": comparison_of(prepared, outcomes, rivals) if rivals else None,
-            "merged": merged,
-            "scores": score_rows(outcomes),
-            "by_category": category_rows(outcomes),
-            "summary": summary_of(outcomes, points),
-            "differences": [
-                row for split in ("selection", "confirmation") for row in differences_of(outcomes, points, split)
-            ],
-        }
-        results = plain(results)
-        write_records(run, outcomes)
-        run.write_json("samples.json", samples_of(outcomes, prepared, chosen))
-        # the report reads what is on disk, so that it can be made again by itself; results.json says that all is done
+        tell_of_shards(run, prepared, engine)
+        with session(run) as counted:
+            inputs = _inputs(prepared, engine.identity)
+            withdraw(run, inputs)
+            write_whole(run.path / "experiment.yaml", as_yaml(experiment))
+            with counted.spent.timed("fine-tuning"):
+                tuned = prepared.tuned or _finetune(run, prepared)
+            evaluator = evaluator_of(
+                run,
+                engine,
+                (prepared.judge, prepared.second_judge),
+                experiment.evaluate,
+                experiment.execution,
+                allow_plugins=allow_plugins,
+                spent=counted.spent,
+            )
+            outcomes = Outcomes()
+            points = [*points_of(experiment.merge, allow_plugins=allow_plugins), *_path(experiment, tuned)]
+            plan = plan_of(prepared, points, len(tuned), engine)
+            counted.planned = plan._asdict()
+            say(plan.sentence)
+            found = sweep(evaluator, prepared, tuned, points, outcomes, key_of(inputs))
+            points += found.points
+            validation = validate(evaluator, prepared, tuned, points)
+            found = found._replace(
+                candidates=validated(found.candidates, validation),
+                notes=[*filter(None, [validation_note(validation)]), *found.notes],
+            )
+            choice = choose(found.candidates, experiment.choice)
+            choice = choice._replace(reason=" ".join((choice.reason, *found.notes)))
+            run.log(f"choice: {choice.reason}")
+            chosen = next((point for point in points if point.name == choice.point), None)
+            written = write_chosen(run, prepared, tuned, chosen)
+            rivals = contenders_of(prepared, found.candidates, points) if experiment.choice.compare else []
+            _confirm(evaluator, prepared, tuned, chosen, written, rivals, outcomes)
+            release(engine)  # all is answered; a suite's next experiment brings an engine of its own
+            confirmation = confirmation_of(prepared, outcomes, chosen, list(written))
+            merged = hand_over(run, written, confirmation, choice)
+            results = {
+                "schema_version": SCHEMA_VERSION,
+                "name": experiment.name,
+                "backmerge": __version__,
+                "environment": {
+                    "python": platform.python_version(),
+                    "machine": platform.machine(),
+                    **engine.identity,
+                },
+                "base": {
+                    "name": experiment.base,
+                    "fingerprint": prepared.base.fingerprint,
+                    "license": None,
+                    **license_terms(prepared.base.directory),
+                },
+                "tuned": [_tuned_row(name, weights) for name, weights in tuned.items()],
+                "inputs": inputs,
+                "benchmarks": _benchmark_rows(prepared),
+                "drift": _drift(run, prepared, tuned),
+                "second_judge": None if prepared.second_judge is None else prepared.second_judge.name,
+                "agreement": agreement_rows(outcomes),
+                "points": [
+                    {
+                        "point": p.name,
+                        "role": p.role,
+                        "series": p.series,
+                        "lam": p.lam,
+                        "setting": p.setting,
+                        **p.recipe,
+                    }
+                    for p in points
+                    if any(outcomes.at(p.name, b.name, "selection") for b in prepared.benchmarks)
+                ],
+                "choice": _choice_row(experiment, choice, chosen),
+                "split": experiment.evaluate.split,
+                "validation": validation_rows(validation),
+                "confirmation": confirmation,
+                "comparison": comparison_of(prepared, outcomes, rivals) if rivals else None,
+                "merged": merged,
+                "scores": score_rows(outcomes),
+                "by_category": category_rows(outcomes),
+                "summary": summary_of(outcomes, points),
+                "differences": [
+                    row for split in ("selection", "confirmation") for row in differences_of(outcomes, points, split)
+                ],
+            }
+            results = plain(results)
+            write_records(run, outcomes)
+            run.write_json("samples.json", samples_of(outcomes, prepared, chosen))
+            run.write_json("results.json", results)
+        # the report reads what is on disk, so that it can be made again by itself, and tells what this session cost
         from backmerge.reporting.report import write_report
         from backmerge.reporting.run_tables import write_tables
 
-        run.write_json("results.json", results)
         write_report(run.path)
         write_tables(run.path)
-        spent = (
-            f"{evaluator.num_generated} answers made in this session, {evaluator.num_from_cache} taken over from "
-            "earlier runs"
-        )
-        say(f"{spent}.")
-        run.log(f"done: {confirmation['verdict']}; {spent}")
+        say(f"{counted.spent.sentence}.")
+        run.log(f"done: {confirmation['verdict']}; {counted.spent.sentence}")
     return Finished(directory, results)
 
 
@@ -225,18 +233,7 @@ def _note_changes(run: RunDirectory, experiment: Experiment) -> None:
 def _inputs(prepared: Prepared, engine: Mapping[str, str]) -> dict[str, Any]:
     """All that the findings rest on, as names and hashes: where one of them differs, they are no longer of this run."""
     settings = prepared.experiment.model_dump(mode="json", exclude={"name", "report", "execution"})
-    return {
-        "settings": key_of(settings),
-        "base": prepared.base.fingerprint,
-        "tuned": {name: weights.fingerprint for name, weights in prepared.tuned.items()},
-        "training": {
-            str(seed): key_of([[to_json(e) for e in part] for part in (data.training, data.validation)])
-            for seed, data in prepared.training.items()
-        },
-        "benchmarks": {b.name: key_of([to_json(example) for example in b.examples]) for b in prepared.benchmarks},
-        "judge": prepared.judge.identity,
-        "engine": dict(engine),
-    }
+    return {"settings": key_of(settings), **measured_on(prepared, engine)}
 
 
 def _finetune(run: RunDirectory, prepared: Prepared) -> dict[str, Weights]:
@@ -268,7 +265,7 @@ def _measure(
         for member in members
         for benchmark in prepared.benchmarks
     ]
-    with bar(description, sum(len(job.examples) for job in jobs)) as advance:
+    with bar(description, sum(len(job.examples) for job in jobs), "answers") as advance:
         for outcome in evaluator.evaluate(jobs, advance, is_fresh=split == "confirmation"):
             outcomes.add(outcome)
 

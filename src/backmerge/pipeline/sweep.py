@@ -7,7 +7,6 @@ from functools import partial
 from typing import NamedTuple
 
 from backmerge.benchmarks.protocol import Kind
-from backmerge.benchmarks.split import Split
 from backmerge.checkpoints.reader import Weights
 from backmerge.pipeline.candidates import SPLIT, candidate_of
 from backmerge.pipeline.evaluation import Evaluator, Job, Outcome
@@ -16,8 +15,7 @@ from backmerge.pipeline.points import BASE, TUNED, Point
 from backmerge.pipeline.preparation import KINDS, Prepared
 from backmerge.pipeline.racing import race
 from backmerge.pipeline.results import Outcomes
-from backmerge.pipeline.validation import num_validation_answers
-from backmerge.progress import bar, say
+from backmerge.progress import bar
 from backmerge.selection import Candidate, next_points, search_note
 
 Wanted = dict[str, set[Kind]]  # point to what is to be measured there
@@ -58,7 +56,7 @@ def sweep(
     """
 
     def carry_out(jobs: Sequence[Job], description: str, *, is_partial: bool = False) -> list[Outcome]:
-        with bar(description, sum(len(job.examples) for job in jobs)) as advance:
+        with bar(description, sum(len(job.examples) for job in jobs), "answers") as advance:
             return evaluator.evaluate(jobs, advance, is_partial=is_partial)
 
     def measure(wanted: Wanted, description: str) -> None:
@@ -77,7 +75,6 @@ def sweep(
         measure({point.name: set(KINDS) for point in more}, description)
 
     by_name = {point.name: point for point in points}
-    say(_cost(points, len(tuned), prepared))
     search = prepared.experiment.search
     grids = _grids(points)
     # what has no λ of its own is nothing to search in, and is measured whole
@@ -110,26 +107,6 @@ def sweep(
     by_layer = search_layers(evaluator.run, prepared, outcomes, candidates, key, measure_whole)
     return Found(
         [*candidates, by_layer.candidate], [*filter(None, dict.fromkeys(notes)), by_layer.note], by_layer.points
-    )
-
-
-def _cost(points: Sequence[Point], num_tuned: int, prepared: Prepared) -> str:
-    """What there is to answer at most, before it begins."""
-
-    def num_answers(split: Split, places: Iterable[tuple[str, bool]]) -> int:
-        models = sum(1 if role == "base" or is_joint else num_tuned for role, is_joint in places)
-        return models * sum(
-            len(prepared.splits[b.name][split]) * int(b.sampling.get("num_samples", 1)) for b in prepared.benchmarks
-        )
-
-    chosen = num_answers("selection", [(point.role, point.is_joint) for point in points])
-    confirmed = num_answers("confirmation", [("base", False), ("tuned", False), ("merged", False)])
-    at_most = "" if prepared.experiment.search.name == "grid" else "at most "
-    held_out = num_validation_answers(prepared, points)
-    by = f" and {held_out:,} on held-out rows" if held_out else ""
-    return (
-        f"To make: {at_most}{chosen:,} answers to choose λ{by}, {confirmed:,} to confirm it. What was answered before "
-        "is taken over."
     )
 
 

@@ -112,7 +112,7 @@ def validate(
         Job(member, benchmarks[held_out.source], SPLIT, benchmarks[held_out.source].examples)
         for _, held_out, member in asked
     ]
-    with bar("Validation on held-out rows", sum(len(job.examples) for job in jobs)) as advance:
+    with bar("Validation on held-out rows", sum(len(job.examples) for job in jobs), "answers") as advance:
         outcomes = evaluator.evaluate(jobs, advance)
     values: dict[str, list[list[float]]] = {}
     notes: dict[str, str] = {}

@@ -1,0 +1,158 @@
+"""What a session cost, and what it was spared: counted while it runs, kept as a line of the run's `sessions.jsonl`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from backmerge.merging.plan import checkpoint_bytes
+from backmerge.merging.recipe import Variant
+from backmerge.progress import rate_text, size_text, time_text
+from backmerge.runs import RunDirectory, key_of
+
+SESSIONS = "sessions.jsonl"
+
+
+@dataclass
+class Spent:
+    """Counts of one session.
+
+    Attributes:
+        num_generated: Answers that were made.
+        num_tokens: Generated tokens of these.
+        num_from_cache: Answers taken over from other runs.
+        num_kept: Answers that this run had already.
+        num_judged: Answers that a judge was asked about.
+        num_judged_once: Answers that equal one to the same prompt, whose verdict was taken.
+        num_verdicts_kept: Verdicts that this run had already.
+        seconds_by_stage: Seconds, by what was done in them.
+        merged: Merged models that answered, by key: how each reached the engine, and what its checkpoint would take.
+    """
+
+    num_generated: int = 0
+    num_tokens: int = 0
+    num_from_cache: int = 0
+    num_kept: int = 0
+    num_judged: int = 0
+    num_judged_once: int = 0
+    num_verdicts_kept: int = 0
+    seconds_by_stage: dict[str, float] = field(default_factory=dict)
+    merged: dict[str, tuple[str, int]] = field(default_factory=dict)
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Count the seconds of the block as that stage's."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds_by_stage[stage] = self.seconds_by_stage.get(stage, 0.0) + time.monotonic() - started
+
+    def answered(self, variant: Variant | None, way: str, num_answers: int, num_tokens: int) -> None:
+        """Count answers of a model; `way` is how it reaches the engine."""
+        self.num_generated += num_answers
+        self.num_tokens += num_tokens
+        if variant is not None and _is_merge(variant):
+            self.merged.setdefault(key_of(variant.identity), (way, checkpoint_bytes(variant)))
+
+    @property
+    def num_unwritten(self) -> int:
+        """Merged models that answered without a checkpoint of theirs."""
+        return sum(way != "checkpoint" for way, _ in self.merged.values())
+
+    @property
+    def bytes_unwritten(self) -> int:
+        """What those checkpoints would take on the disk."""
+        return sum(size for way, size in self.merged.values() if way != "checkpoint")
+
+    @property
+    def sentence(self) -> str:
+        """For the person at the terminal: what was made, and what was spared."""
+        seconds = self.seconds_by_stage.get("answering", 0.0)
+        rate = f" in {time_text(seconds)}, {rate_text(self.num_tokens / seconds)} a second" if seconds >= 1 else ""
+        tokens = f" ({self.num_tokens:,} tokens{rate})" if self.num_generated else ""
+        made = f"{self.num_generated:,} answers made in this session{tokens}, {self.num_judged:,} judged"
+        spared = [
+            (self.num_kept, "answers that this run had"),
+            (self.num_from_cache, "taken over from earlier runs"),
+            (self.num_judged_once, "verdicts on answers judged before"),
+            (
+                self.num_unwritten,
+                f"merged models ({size_text(self.bytes_unwritten)}) that were not written to the disk",
+            ),
+        ]
+        told = ", ".join(f"{number:,} {what}" for number, what in spared if number)
+        return f"{made}" + (f"; spared: {told}" if told else "")
+
+
+def _is_merge(variant: Variant) -> bool:
+    """Whether a model exists nowhere before it is merged: neither base nor tuned model, nor a server's or another's."""
+    if not getattr(variant, "tuned_models", ()):
+        return False
+    is_tuned = len(variant.tuned_models) == 1 and variant.method == "linear" and variant.lam == 1
+    return not is_tuned or variant.dtype is not None
+
+
+def session_row(
+    spent: Spent, *, started: float, seconds: float, ended: str, planned: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """A session as plain data.
+
+    Args:
+        spent: Its counts.
+        started: Seconds since the epoch.
+        seconds: How long it took.
+        ended: `done`, or the kind of exception that ended it.
+        planned: What was said before it began, as plain data.
+    """
+    ways = [way for way, _ in spent.merged.values()]
+    return {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(started)),
+        "seconds": round(seconds, 3),
+        "ended": ended,
+        "num_generated": spent.num_generated,
+        "num_tokens": spent.num_tokens,
+        "num_from_cache": spent.num_from_cache,
+        "num_kept": spent.num_kept,
+        "num_judged": spent.num_judged,
+        "num_judged_once": spent.num_judged_once,
+        "num_verdicts_kept": spent.num_verdicts_kept,
+        "num_merged": {way: ways.count(way) for way in sorted(set(ways))},
+        "bytes_unwritten": spent.bytes_unwritten,
+        "seconds_by_stage": {stage: round(took, 3) for stage, took in spent.seconds_by_stage.items()},
+        "planned": None if planned is None else dict(planned),
+    }
+
+
+class Session:
+    """One session, whose row is written when it ends.
+
+    Attributes:
+        spent: Its counts.
+        planned: To be filled in once it is known.
+    """
+
+    def __init__(self, spent: Spent) -> None:
+        self.spent = spent
+        self.planned: Mapping[str, Any] | None = None
+
+
+@contextmanager
+def session(run: RunDirectory, spent: Spent | None = None) -> Iterator[Session]:
+    """Count a block as a session of a run that is held, however it ends; a killed one leaves no row."""
+    counted = Session(spent if spent is not None else Spent())
+    started, clock = time.time(), time.monotonic()
+    ended = "done"
+    try:
+        yield counted
+    except BaseException as error:  # boundary: it is told of, and goes on
+        ended = type(error).__name__
+        raise
+    finally:
+        row = session_row(
+            counted.spent, started=started, seconds=time.monotonic() - clock, ended=ended, planned=counted.planned
+        )
+        run.append(SESSIONS, row)

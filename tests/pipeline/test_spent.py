@@ -1,0 +1,131 @@
+"""Counts of a session: nothing that was taken over passes for work, and a row stands however the session ends."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from backmerge.checkpoints.reader import Checkpoint
+from backmerge.demo import model_directory
+from backmerge.generation.cache import CompletionCache
+from backmerge.merging.recipe import Variant
+from backmerge.pipeline.evaluation import Evaluator
+from backmerge.pipeline.spent import Spent, session
+from backmerge.progress import Pace
+from backmerge.runs import RunDirectory
+
+from .test_evaluation import EXAMPLES, SAMPLING, Counting, Scripted, job, safety
+
+BASE = Checkpoint(model_directory())
+
+
+class Bar:
+    """What a bar is told."""
+
+    def __init__(self) -> None:
+        self.pace = Pace(len(EXAMPLES))
+
+    def skip(self, steps: int) -> None:
+        """Steps that were done before."""
+        self.pace.skip(steps)
+
+    def __call__(self, steps: int, _: str = "", /) -> None:
+        """So many more steps."""
+        self.pace.advance(steps)
+
+
+def measured(run: RunDirectory, cache: CompletionCache | None, variants: Sequence[Variant]) -> tuple[Spent, Bar]:
+    """What it costs to measure these."""
+    engine, bar = Scripted(), Bar()
+    evaluator = Evaluator(run, engine, Counting(engine.log), SAMPLING, 0.0, cache=cache)
+    evaluator.evaluate([job(variant, safety(), str(n)) for n, variant in enumerate(variants)], bar)
+    return evaluator.spent, bar
+
+
+def test_what_was_there_costs_nothing(tmp_path: Path) -> None:
+    """Answers are made once, then taken from the run, and elsewhere from the cache; the bar learns no pace of it."""
+    cache = CompletionCache(tmp_path / "cache")
+    variants = [Variant(BASE)]
+    with RunDirectory(tmp_path / "a").held(), RunDirectory(tmp_path / "b").held():
+        first, bar = measured(RunDirectory(tmp_path / "a"), cache, variants)
+        assert (first.num_generated, first.num_tokens, first.num_kept, first.num_from_cache) == (6, 6, 0, 0)
+        assert bar.pace.measured[0] == 6
+        again, bar = measured(RunDirectory(tmp_path / "a"), cache, variants)
+        assert (again.num_generated, again.num_kept, again.num_from_cache) == (0, 6, 0)
+        assert (again.num_judged, again.num_verdicts_kept) == (0, 6)
+        assert (bar.pace.done, bar.pace.measured[0], bar.pace.seconds_left) == (6, 0, None)
+        other, bar = measured(RunDirectory(tmp_path / "b"), cache, variants)
+        assert (other.num_generated, other.num_kept, other.num_from_cache) == (0, 0, 6)
+        assert (bar.pace.done, bar.pace.measured[0]) == (6, 0)
+        assert other.num_judged == 6
+
+
+def test_equal_answers_are_judged_once(tmp_path: Path) -> None:
+    """Four models that answer alike cost the judge one round; two of them are merges that nobody wrote to a disk."""
+    run = RunDirectory(tmp_path / "run")
+    variants = [Variant(BASE), Variant(BASE, BASE, lam=0.5), Variant(BASE, BASE, lam=0.6), Variant(BASE, BASE)]
+    with run.held():
+        spent, _ = measured(run, None, variants)
+    assert (spent.num_generated, spent.num_judged, spent.num_judged_once) == (24, 6, 18)
+    assert spent.num_unwritten == 2
+    assert spent.bytes_unwritten == 2 * sum(4 * info.num_elements for info in BASE.infos.values())
+    assert "24 answers made in this session (24 tokens), 6 judged" in spent.sentence
+    assert "18 verdicts on answers judged before" in spent.sentence
+    assert "2 merged models" in spent.sentence
+
+
+def test_a_written_checkpoint_is_not_spared(tmp_path: Path) -> None:
+    """What an engine needs as a checkpoint was written, and doesn't count as spared."""
+    spent = Spent()
+    spent.answered(Variant(BASE, BASE, lam=0.5), "checkpoint", 2, 20)
+    spent.answered(Variant(BASE, BASE, lam=0.5), "checkpoint", 2, 20)
+    spent.answered(None, "live", 1, 1)
+    assert (spent.num_generated, spent.num_tokens, len(spent.merged), spent.num_unwritten) == (5, 41, 1, 0)
+    assert "spared" not in spent.sentence
+
+
+def test_a_session_is_told_of_however_it_ends(tmp_path: Path) -> None:
+    """A row for each session with how it ended; a line that a killed process tore is cut, and the others stand."""
+    run = RunDirectory(tmp_path / "run")
+    file = run.path / "sessions.jsonl"
+    with run.held():
+        with session(run) as one, one.spent.timed("answering"):
+            one.planned = {"num_answers": 3}
+        with pytest.raises(KeyboardInterrupt), session(run):
+            raise KeyboardInterrupt
+        whole = file.read_text()
+        file.write_text(whole + '{"started": "2026')
+        with session(run, Spent(num_generated=7)):
+            pass
+    assert file.read_text().startswith(whole)
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [row["ended"] for row in rows] == ["done", "KeyboardInterrupt", "done"]
+    assert rows[0]["planned"] == {"num_answers": 3}
+    assert rows[0]["seconds"] >= rows[0]["seconds_by_stage"]["answering"] >= 0
+    assert rows[2]["num_generated"] == 7
+
+
+def test_a_shard_has_logs_of_its_own(tmp_path: Path) -> None:
+    """Several hosts cannot append to one file: each part's rows and lines are in its folder."""
+    with RunDirectory(tmp_path / "run", part="2-of-8").held(is_shared=True):
+        run = RunDirectory(tmp_path / "run", part="2-of-8")
+        run.log("hello")
+        with session(run):
+            pass
+    assert [file.parent.name for file in (tmp_path / "run").rglob("sessions.jsonl")] == ["2-of-8"]
+    assert (tmp_path / "run" / "shards" / "2-of-8" / "log.txt").read_text().endswith("hello\n")
+    assert not (tmp_path / "run" / "log.txt").exists()
+
+
+def test_seconds_add_up_when_a_stage_comes_again() -> None:
+    """A stage's seconds are the sum over its blocks, also of one that ends with an error."""
+    spent = Spent()
+    with spent.timed("judging"):
+        pass
+    first = spent.seconds_by_stage["judging"]
+    with pytest.raises(ValueError, match="x"), spent.timed("judging"):
+        raise ValueError("x")
+    assert spent.seconds_by_stage["judging"] > first >= 0

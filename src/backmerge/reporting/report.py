@@ -93,14 +93,15 @@ def read_run(directory: Path) -> FinishedRun:
         for row in results["tuned"]
         if (file := directory / "tuned" / row["name"] / "loss.jsonl").is_file()
     }
-    sessions = directory / "sessions.jsonl"
+    # those of the shards too, whose answers the run took over
+    sittings = [*sorted(directory.glob("shards/*/sessions.jsonl")), directory / "sessions.jsonl"]
     return FinishedRun(
         results,
         _read(directory, "samples.json"),
         yaml.safe_load(experiment_text),
         experiment_text,
         losses,
-        _lines(sessions, is_torn=True) if sessions.is_file() else (),
+        [row for file in sittings if file.is_file() for row in _lines(file, is_torn=True)],
     )
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 EXPERIMENT = Path(__file__).with_name("experiment.yaml")
 
 # what --fast changes: one seed and fewer λs
-FAST = ("finetune.seeds=[42]", "merge.0.lam=[0.4, 0.6]")
+FAST = ("finetune.seeds=[42]", "merge.0.lam=[0.3, 0.5]")
 
 
 def model_directory() -> Path:

@@ -89,6 +89,15 @@ def write_once(path: Path, content: str) -> bool:
     return True
 
 
+def cut_torn_line(log: Path) -> None:
+    """Cut off what a killed process left of a log's last line."""
+    if not log.exists():
+        return
+    with log.open("rb+") as stream:
+        content = stream.read()
+        stream.truncate(content.rfind(b"\n") + 1)
+
+
 def _unique() -> str:
     """A name's part that no other process, thread or host takes."""
     return f"{os.getpid()}-{secrets.token_hex(4)}"
@@ -287,10 +296,8 @@ class RunDirectory:
     def append(self, name: str, values: Any) -> None:
         """Add plain data as a line of JSON to a log; what a killed process left of a last line is cut off first."""
         self.logs.mkdir(parents=True, exist_ok=True)
-        with (self.logs / name).open("ab+") as stream:
-            stream.seek(0)
-            content = stream.read()
-            stream.truncate(content.rfind(b"\n") + 1)
+        cut_torn_line(self.logs / name)
+        with (self.logs / name).open("ab") as stream:
             stream.write(json.dumps(values, ensure_ascii=False, allow_nan=False).encode() + b"\n")
             stream.flush()
             os.fsync(stream.fileno())

@@ -80,6 +80,34 @@ def test_a_method_of_which_nothing_passes_stays_in_the_table() -> None:
     assert found["rows"][1]["utility"] is None
 
 
+def test_a_benchmark_given_twice_counts_once() -> None:
+    """The same prompts under two names make no difference clearer, nor its interval narrower."""
+    prompts = tuple(Example(f"p{i}", (Message("user", f"word{i}"),)) for i in range(100))
+
+    def row(*names: str) -> dict[str, Any]:
+        outcomes = Outcomes()
+        for point, right in ((BASE, 30), (ONE, 50), (TWO, 56)):
+            member = Member(point.name, point, None if point is BASE else "seed", cast(Any, None))
+            for name in (*names, "harm"):
+                kind = SAFETY if name == "harm" else Benchmark(name, "utility", prompts, 4, UTILITY.scorer)
+                metric, number = ("asr", 0) if name == "harm" else ("right", right)
+                values = {example.id: float(place < number) for place, example in enumerate(prompts)}
+                outcomes.add(Outcome(member, kind, "confirmation", prompts, (), (), (), {metric: values}))
+        utility = tuple(Benchmark(name, "utility", prompts, 4, UTILITY.scorer) for name in names)
+        kinds = {"safety": ["harm"], "utility": list(names), "over_refusal": []}
+        prepared = SimpleNamespace(
+            experiment=SimpleNamespace(choice=ChoiceSettings()),
+            benchmarks=(SAFETY, *utility),
+            of_kind=kinds.__getitem__,
+        )
+        found = comparison_of(cast(Any, prepared), outcomes, [Contender("one", ONE, ""), Contender("two", TWO, "")])
+        return cast("dict[str, Any]", found["rows"][1])
+
+    once, twice = row("task"), row("task", "again")
+    assert twice["p_adjusted"] == pytest.approx(once["p_adjusted"], abs=0.01)
+    assert twice["utility_difference"][:3] == pytest.approx(once["utility_difference"][:3])
+
+
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A small run with merges with and without λ, a soup, snapshots, their averages, and a search by layer."""

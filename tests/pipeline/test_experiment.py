@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from backmerge.errors import BackmergeError
 from backmerge.pipeline.experiment import Experiment
 from backmerge.pipeline.preparation import prepare
 
@@ -24,6 +25,7 @@ def experiment(**more: Any) -> Experiment:
         ({"path": {"snapshots": False}, "finetune": TUNING | {"keep_every": 2}}, "neither snapshots nor"),
         ({"layers": {}, "search": {"name": "race"}}, "starts from a λ that is measured whole"),
         ({"merge": [{"lam": []}]}, "'lam' is empty"),
+        ({"layers": {}, "choice": {"rule": "paper"}}, "does not look at"),
         ({"evaluate": MEASURED | {"split": "whole"}}, "rule: paper"),
         (
             {
@@ -50,3 +52,24 @@ def test_the_whole_is_measured_where_no_prompt_is_chosen_on() -> None:
     assert not ids["selection"] & ids["confirmation"]
     assert {example.id for example in whole["selection"]} == ids["selection"] | ids["confirmation"]
     assert whole["selection"] == whole["confirmation"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"merge": [{"schedules": [{"*.mpl.*": 0.1, "rest": 0.5}]}]}, "no tensor of the base matches"),
+        ({"merge": [{"schedules": [{"*.mlp.*": 0.1}]}]}, "no pattern of"),
+        ({"merge": [{"schedules": [{"*.mlp.*": 1.7, "rest": 0.1}]}]}, "share of the tuned side"),
+        ({"merge": [{"parameters": {"lam": 0.9}}]}, "give λ by itself"),
+        (
+            {"merge": [{"method": "task_arithmetic", "tuned": "all", "parameters": {"weight": [1, 2, 3]}}]},
+            "3 values for 1",
+        ),
+        ({"layers": {}, "merge": [{"method": "model_stock"}], "finetune": TUNING | {"seeds": [1, 2]}}, "has none"),
+        ({"path": {}, "finetune": TUNING | {"keep_every": 9}}, "no snapshot would be kept"),
+    ],
+)
+def test_faults_are_found_before_anything_is_tuned(settings: dict[str, Any], words: str) -> None:
+    """What a merge could not be made from is told before hours of tuning."""
+    with pytest.raises(BackmergeError, match=words):
+        prepare(experiment(**settings))

@@ -1,7 +1,15 @@
 """The points that are measured have names of their own, and none is there twice."""
 
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from backmerge.errors import ConfigError
+from backmerge.merging.recipe import Variant
 from backmerge.pipeline.experiment import SweepSettings
 from backmerge.pipeline.points import points_of
+from backmerge.runs import key_of
 
 
 def test_what_is_asked_for_twice_is_measured_once() -> None:
@@ -50,3 +58,24 @@ def test_the_same_method_with_one_model_or_all_has_two_names() -> None:
         points_of([SweepSettings(method="task_arithmetic", tuned=which, lam=(0.5,))])[2] for which in ("each", "all")
     )
     assert each.name != joint.name
+
+
+def test_the_order_of_a_tables_rows_is_part_of_the_recipe() -> None:
+    """The first pattern that matches decides: the same rows in another order are another model."""
+    one = {"*.mlp.*": 0.1, "*layers.0.*": 0.9, "rest": 0.5}
+    other = {"*layers.0.*": 0.9, "*.mlp.*": 0.1, "rest": 0.5}
+    points = points_of([SweepSettings(schedules=(one, other))])[2:]
+    assert len({point.name for point in points}) == 2
+    base = cast("Any", SimpleNamespace(fingerprint="base"))
+    keys = {key_of(Variant(base, base, lam=table).identity) for table in (one, other, dict(one))}
+    assert len(keys) == 2
+
+
+def test_two_recipes_of_one_name_are_refused() -> None:
+    """Two models whose folders have the same name would pass for one; the same recipe twice is one."""
+    first, second = (
+        SweepSettings(method="resta", lam=(0.5,), models={"unaligned": f"/{place}/pretrained"}) for place in "ab"
+    )
+    with pytest.raises(ConfigError, match="same name"):
+        points_of([first, second])
+    assert len(points_of([first, first])) == 3

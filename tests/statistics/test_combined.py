@@ -26,6 +26,13 @@ def test_nothing_has_no_mean() -> None:
         mean_interval([0.1, 0.2], [Interval(0.0, 1.0)])
 
 
+def test_estimates_that_hang_together_gain_nothing() -> None:
+    """The same estimate twice is no more than once, unless it is said to be two."""
+    twice = [0.5, 0.5], [Interval(0.2, 0.8), Interval(0.2, 0.8)]
+    assert mean_interval(*twice, are_independent=False) == pytest.approx((0.2, 0.8))
+    assert mean_interval(*twice) == pytest.approx((0.5 - 0.3 / 2**0.5, 0.5 + 0.3 / 2**0.5))
+
+
 def test_the_mean_of_differences_counts_all_prompts() -> None:
     """Bounds of both kinds are combined, and prompts are added up."""
     one = PairedDifference(0.1, 0.0, 0.2, 0.02, 0.18, 50, 40.0)

@@ -91,7 +91,7 @@ def restore(
         "tuned": list(tuned),
         "merge": [
             {"method": name, "lam": numbers("--lam", lam) if _has_lam(name, allow_plugins=allow_plugins) else None}
-            for name in method.split(",")
+            for name in map(str.strip, method.split(","))
         ],
         "evaluate": evaluate_values(
             utility, safety, over_refusal, judge, limit, device, dtype, batch_size, max_new_tokens

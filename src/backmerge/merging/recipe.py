@@ -60,17 +60,35 @@ class Variant:
         prints = [weights.fingerprint for weights in self.tuned_models]
         if self.extra:
             common["extra"] = {name: weights.fingerprint for name, weights in self.extra.items()}
+        # parameters by name, whose own order decides nothing
+        order = order_of([self.lam, *(value for _, value in sorted(self.parameters.items()))])
         return common | {
             "tuned": prints[0] if len(prints) == 1 else prints,
             "method": self.method,
             "lam": self.lam,
             "parameters": dict(self.parameters),
             "seed": self.seed,
+            **({"order": order} if order else {}),
         }
 
     def at(self, lam: Any) -> Variant:
         """The same recipe at another λ."""
         return replace(self, lam=lam)
+
+
+def order_of(setting: Any) -> list[Any]:
+    """The order of the rows of a setting's tables, where there is more than one row; empty for all else.
+
+    The first pattern that matches a tensor decides, while hashes of mappings know no order: two tables with the same
+    rows in another order are two models.
+    """
+    if isinstance(setting, Mapping):
+        rows = [[str(name), order_of(inner)] for name, inner in setting.items()]
+        return rows if len(rows) > 1 or any(inner for _, inner in rows) else []
+    if isinstance(setting, Sequence) and not isinstance(setting, str):
+        found = [order_of(one) for one in setting]
+        return found if any(found) else []
+    return []
 
 
 def lam_name(lam: float) -> str:

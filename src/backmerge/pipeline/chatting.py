@@ -14,7 +14,7 @@ from backmerge.generation.protocol import Generator, Sampling
 from backmerge.merging.method import check_models, check_parameters, find_method
 from backmerge.merging.recipe import Variant, lam_name
 from backmerge.pipeline.experiment import Experiment, SweepSettings
-from backmerge.pipeline.points import Point, members_at
+from backmerge.pipeline.points import Point, members_at, points_of
 from backmerge.pipeline.preparation import kind_of_run, open_tuned, settings_left
 from backmerge.records import Example, Message
 from backmerge.reporting.report import read_run
@@ -154,7 +154,7 @@ def _chosen(
         point = Point(row["point"], "merged", row["series"], None, step=step["step"], ema=step["ema"])
         has_lam = False
     else:
-        sweep = _sweep(experiment, row)
+        sweep = _sweep(experiment, row, allow_plugins=allow_plugins)
         point = Point(
             row["point"], "merged", row["series"], row["lam"], sweep, row["setting"], is_joint=row["tuned"] == "all"
         )
@@ -168,11 +168,10 @@ def _chosen(
     return member.variant, has_lam, f"the run chose {row['point']}"
 
 
-def _sweep(experiment: Experiment, row: Mapping[str, Any]) -> SweepSettings:
+def _sweep(experiment: Experiment, row: Mapping[str, Any], *, allow_plugins: bool) -> SweepSettings:
     """The settings that a measured point came from."""
     for sweep in experiment.merge:
-        told = {**sweep.parameters, **({"seed": sweep.seed} if sweep.seed else {})}
-        if sweep.method == row["method"] and key_of(told) == key_of(row["parameters"]):
+        if any(point.name == row["point"] for point in points_of([sweep], allow_plugins=allow_plugins)):
             return sweep
     return experiment.merge[0]  # a search by layer takes the method of the first
 

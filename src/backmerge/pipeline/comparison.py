@@ -92,7 +92,7 @@ def _row(prepared: Prepared, outcomes: Outcomes, contender: Contender, reference
         names = prepared.of_kind("utility")
         against = reference.point.name
         each = [outcomes.difference(point.name, against, [name], SPLIT, metric[name]) for name in names]
-        row["utility_difference"] = mean_difference(each)
+        row["utility_difference"] = mean_difference(each, are_independent=outcomes.are_apart(point.name, names, SPLIT))
         row["p"] = _p(outcomes, point.name, against, {name: metric[name] for name in names})
     return row
 
@@ -101,7 +101,7 @@ def _level(outcomes: Outcomes, point: Point, metrics: Mapping[str, str]) -> dict
     """The mean over benchmarks of the means over models, with its interval over prompts and models."""
     levels = [outcomes.interval(point.name, name, SPLIT, metric) for name, metric in metrics.items()]
     values = [fmean(outcomes.mean_values(point.name, name, SPLIT, metric).values()) for name, metric in metrics.items()]
-    held = mean_interval(values, levels)
+    held = mean_interval(values, levels, are_independent=outcomes.are_apart(point.name, list(metrics), SPLIT))
     return {"mean": fmean(values), "low": held.low, "high": held.high}
 
 
@@ -109,13 +109,13 @@ def _p(outcomes: Outcomes, point: str, against: str, metrics: Mapping[str, str])
     """Two-sided p of no difference in utility, every benchmark weighing the same."""
     differences: list[float] = []
     clusters: list[str] = []
+    of = outcomes.clusters_over(point, metrics, SPLIT)
     for name, metric in metrics.items():
         ours = outcomes.mean_values(point, name, SPLIT, metric)
         theirs = outcomes.mean_values(against, name, SPLIT, metric)
         both = [example for example in ours if example in theirs]
-        of = outcomes.clusters(point, name, SPLIT)
         differences += [(ours[example] - theirs[example]) / len(both) for example in both]
-        clusters += [f"{name}/{of[example]}" for example in both]
+        clusters += [of[f"{name}/{example}"] for example in both]
     up = sign_flip_p(differences, clusters)
     down = sign_flip_p([-value for value in differences], clusters)
     return min(1.0, 2 * min(up, down))

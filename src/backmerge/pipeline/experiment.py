@@ -156,6 +156,11 @@ class Experiment(Settings):
             raise ValueError("'evaluate' needs a benchmark under 'utility' and one under 'safety': λ trades the two")
         if self.path is not None and (self.finetune is None or self.finetune.keep_every is None):
             raise ValueError("'path' measures snapshots of the tuning: give 'finetune' with 'keep_every'")
+        if self.layers is not None and self.choice.rule == "paper":
+            raise ValueError(
+                "'layers' picks one of many recipes by utility and safety on the selection prompts, which rule 'paper' "
+                "does not look at: take rule 'safe'"
+            )
         if self.layers is not None and self.search.name == "race":
             raise ValueError("'layers' starts from a λ that is measured whole: take search 'grid' or 'bisect'")
         if self.path is not None and not (self.path.snapshots or self.path.ema):

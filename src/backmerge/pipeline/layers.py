@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from backmerge.pipeline.candidates import candidate_of
 from backmerge.pipeline.experiment import Experiment, SweepSettings
-from backmerge.pipeline.points import Point, series_of
+from backmerge.pipeline.points import Point, is_joint, series_of
 from backmerge.pipeline.preparation import Prepared
 from backmerge.pipeline.results import Outcomes
 from backmerge.runs import RunDirectory, key_of
@@ -59,15 +59,16 @@ def search_layers(
     of_series = [c for c in singles if c.series == single and c.lam is not None]
     start = _start(of_series, experiment)
     series = f"{single} by {settings.by if settings.by != 'both' else 'layer and module'}"
+    joint = is_joint(sweep, allow_plugins=prepared.allow_plugins)
     search = LayerSearch(settings, start, run.path / JOURNAL, key_of(key, settings.model_dump(), start))
     points: list[Point] = []
     # recipes of an earlier session are measured again, from the units: their outcomes belong to the results
     for known, _ in search.told():
-        points.append(_point(series, known.number, known.setting, sweep))
+        points.append(_point(series, known.number, known.setting, sweep, joint=joint))
     if points:
         measure(points, f"Search of {series}, what was measured before")
     while (recipe := search.ask()) is not None:
-        point = _point(series, recipe.number, recipe.setting, sweep)
+        point = _point(series, recipe.number, recipe.setting, sweep, joint=joint)
         measure([point], f"Search of {series}, {recipe.number + 1} of {settings.num_trials}")
         found = candidate_of(prepared, outcomes, point, series)
         assert found.utility is not None
@@ -98,5 +99,5 @@ def _start(singles: Sequence[Candidate], experiment: Experiment) -> float:
     return min(measured, key=lambda c: (c.asr_difference.upper_bound if c.asr_difference else 1.0, c.reach)).reach
 
 
-def _point(series: str, number: int, setting: Any, sweep: SweepSettings) -> Point:
-    return Point(f"{series} #{number}", "merged", series, None, sweep, setting)
+def _point(series: str, number: int, setting: Any, sweep: SweepSettings, *, joint: bool) -> Point:
+    return Point(f"{series} #{number}", "merged", series, None, sweep, setting, joint)

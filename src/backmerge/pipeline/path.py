@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 
 from backmerge.checkpoints.adapter import open_weights
@@ -32,7 +31,7 @@ def steps_kept(tuned: Sequence[Weights]) -> list[int]:
 
 def snapshot_of(tuned: Weights, base: Checkpoint, step: int) -> Weights:
     """The model after so many steps."""
-    return _opened(_folder(tuned) / f"step-{step}", base.directory)
+    return open_weights(_folder(tuned) / f"step-{step}", base)
 
 
 def averaged(tuned: Weights, base: Checkpoint, step: int, decay: float) -> Variant:
@@ -50,8 +49,3 @@ def averaged(tuned: Weights, base: Checkpoint, step: int, decay: float) -> Varia
 
 def _folder(tuned: Weights) -> Path:
     return tuned.directory / SNAPSHOTS
-
-
-@cache
-def _opened(folder: Path, base: Path) -> Weights:
-    return open_weights(folder, Checkpoint(base))

@@ -9,8 +9,9 @@ from typing import Any, Literal, NamedTuple
 
 from backmerge.checkpoints.locate import short_name
 from backmerge.checkpoints.reader import Checkpoint, Weights
+from backmerge.errors import ConfigError
 from backmerge.merging.method import find_method
-from backmerge.merging.recipe import Variant, lam_name
+from backmerge.merging.recipe import Variant, lam_name, order_of
 from backmerge.pipeline.experiment import DEFAULT_LAMS, SweepSettings
 from backmerge.pipeline.path import averaged, snapshot_of
 from backmerge.runs import key_of
@@ -79,11 +80,21 @@ TUNED = Point("tuned", "tuned", "tuned", 1.0, setting=1.0)
 
 
 def points_of(sweeps: Sequence[SweepSettings], *, allow_plugins: bool = False) -> list[Point]:
-    """Base, tuned, and every merge, by method and λ; what is asked for twice is there once."""
+    """Base, tuned, and every merge, by method and λ; what is asked for twice is there once.
+
+    Raises:
+        ConfigError: two different recipes would have one name.
+    """
     merged: dict[str, Point] = {}
     for sweep in sweeps:
         for point in _points(sweep, allow_plugins=allow_plugins):
-            merged.setdefault(point.name, point)
+            known = merged.setdefault(point.name, point)
+            if known.sweep is not None and point.sweep is not None and known.sweep.models != point.sweep.models:
+                raise ConfigError(
+                    f"two entries of 'merge' would go by the name '{point.series}': folders of their models have the "
+                    "same name",
+                    remedy="rename one of the folders.",
+                )
     return [BASE, TUNED, *merged.values()]
 
 
@@ -113,7 +124,7 @@ def _points(sweep: SweepSettings, *, allow_plugins: bool) -> Iterator[Point]:
     for lam in sorted({*lams_of(sweep), *((1.0,) if joint and lams_of(sweep) else ())}):
         yield Point(f"{series}@{lam_name(lam)}", "merged", series, lam, sweep, lam, joint)
     for setting in sweep.schedules:
-        name = f"{series}@{key_of(setting)[:6]}"
+        name = f"{series}@{key_of(setting, order_of(setting))[:6]}"
         yield Point(name, "merged", name, None, sweep, setting, joint)
 
 

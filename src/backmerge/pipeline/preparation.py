@@ -19,12 +19,15 @@ from backmerge.checkpoints.locate import locate_model, short_name
 from backmerge.checkpoints.reader import Checkpoint, Weights
 from backmerge.errors import ConfigError, DataError, RunError
 from backmerge.finetuning.datasets import TrainingData
+from backmerge.finetuning.schedule import num_steps
 from backmerge.generation.chat import load_tokenizer
 from backmerge.generation.protocol import Generator
 from backmerge.judging.protocol import Judge, JudgeSettings
 from backmerge.merging.method import check_models, check_parameters, find_method
+from backmerge.merging.recipe import Variant
+from backmerge.merging.settings import Settings
 from backmerge.pipeline.experiment import EvaluateSettings, Experiment, SweepSettings
-from backmerge.pipeline.points import Member, Point, is_joint, members_at
+from backmerge.pipeline.points import Member, Point, is_joint, members_at, points_of
 from backmerge.pipeline.training_data import load_for, with_notes
 from backmerge.records import Example
 from backmerge.registry import ENGINES, JUDGES, resolve
@@ -116,12 +119,22 @@ def prepare(experiment: Experiment, *, allow_plugins: bool = False, allow_code_e
     check_judge(judge, benchmarks)
     base = Checkpoint(locate_model(experiment.base))
     load_tokenizer(base.directory)
+    for point in points_of(experiment.merge, allow_plugins=allow_plugins):
+        check_recipe(point, base, num_tuned, allow_plugins=allow_plugins)
+    if experiment.layers is not None:
+        first = experiment.merge[0].method
+        if not find_method(first, allow_plugins=allow_plugins).has_lam:
+            raise ConfigError(
+                f"'layers' searches for λs, and {first}, the first entry of 'merge', has none",
+                remedy="put a method with a λ first.",
+            )
     training: dict[int, TrainingData] = {}
     if experiment.finetune is not None:
         training = {
             seed: load_for(base, experiment.finetune, seed, allow_plugins=allow_plugins)
             for seed in experiment.finetune.seeds
         }
+        check_snapshots(experiment, training)
         training = with_notes(training, benchmarks, is_dropped=experiment.finetune.data.drop_overlap)
     prepared = Prepared(
         experiment,
@@ -150,6 +163,8 @@ def check_sweep(sweep: SweepSettings, num_tuned: int, *, allow_plugins: bool = F
         BackmergeError: it does not.
     """
     method = find_method(sweep.method, allow_plugins=allow_plugins)
+    if "lam" in sweep.parameters:
+        raise ConfigError("'lam' is among the method's other parameters", remedy="give λ by itself.")
     joint = is_joint(sweep, allow_plugins=allow_plugins)
     check_models(method, sweep.method, num_tuned if joint else 1, tuple(sweep.models))
     if method.has_lam:
@@ -160,6 +175,47 @@ def check_sweep(sweep: SweepSettings, num_tuned: int, *, allow_plugins: bool = F
         raise ConfigError(
             f"{sweep.method} has no λ: it decides by itself how far to go",
             remedy="leave 'lam' and 'schedules' away; it is measured as one point beside the others.",
+        )
+
+
+def check_recipe(point: Point, base: Checkpoint, num_tuned: int, *, allow_plugins: bool = False) -> None:
+    """Whether the settings of a merge have a value for every tensor of the base, within their ranges.
+
+    Raises:
+        MergeError: a pattern matches nothing, a tensor has no row, or λ leaves its range.
+    """
+    sweep = point.sweep
+    if sweep is None:
+        return
+    # settings are read by the tensors' names alone: the base may stand for all models
+    variant = Variant(
+        base,
+        (base,) * num_tuned if point.is_joint else base,
+        sweep.method,
+        1.0 if point.setting is None else point.setting,
+        sweep.parameters,
+        sweep.seed,
+        dict.fromkeys(sweep.models, base),
+    )
+    settings = Settings(find_method(sweep.method, allow_plugins=allow_plugins), [variant])
+    for name in base.infos:
+        settings.at(name, variant)
+
+
+def check_snapshots(experiment: Experiment, training: Mapping[int, TrainingData]) -> None:
+    """Whether the tuning is long enough to keep a snapshot, where its path is to be measured.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    tuning = experiment.finetune
+    if experiment.path is None or tuning is None or tuning.keep_every is None:
+        return
+    fewest = min(num_steps(tuning, len(data.training)) for data in training.values())
+    if fewest < tuning.keep_every:
+        raise ConfigError(
+            f"finetune.keep_every is {tuning.keep_every}, and the tuning has {fewest} steps: no snapshot would be kept",
+            remedy="lower it.",
         )
 
 

@@ -94,8 +94,7 @@ class Outcomes:
             RunError: there is no prompt that both have a value for.
         """
         names = list(benchmarks)
-        examples = [e for name in names for e in pooled(name, self.at(point, name, split)[0].examples)]
-        clusters = dict(zip((example.id for example in examples), clusters_of(examples), strict=True))
+        clusters = self.clusters_over(point, names, split)
         pairs: dict[str, tuple[float, float]] = {}
         for name in names:
             ours = self._values(point, name, split, metric, tuned, unscored[0])
@@ -147,6 +146,17 @@ class Outcomes:
             return over_prompts
         over_models = t_interval(values)
         return Interval(min(over_models.low, over_prompts.low), max(over_models.high, over_prompts.high))
+
+    def clusters_over(self, point: str, benchmarks: Iterable[str], split: str) -> dict[str, str]:
+        """Each example's cluster among the prompts of all these benchmarks, by its pooled id."""
+        examples = [e for name in benchmarks for e in pooled(name, self.at(point, name, split)[0].examples)]
+        return dict(zip((example.id for example in examples), clusters_of(examples), strict=True))
+
+    def are_apart(self, point: str, benchmarks: Sequence[str], split: str) -> bool:
+        """Whether no two of these benchmarks share a prompt, or nearly one."""
+        clusters = self.clusters_over(point, benchmarks, split)
+        of = {name: {clusters[key] for key in clusters if key.startswith(f"{name}/")} for name in benchmarks}
+        return sum(map(len, of.values())) == len(set().union(*of.values()))
 
     def clusters(self, point: str, benchmark: str, split: str) -> dict[str, str]:
         """Each example's cluster of near-duplicates."""

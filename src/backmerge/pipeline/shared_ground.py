@@ -36,7 +36,9 @@ def measured_on(prepared: Prepared, engine: Mapping[str, str]) -> dict[str, Any]
             for seed, data in prepared.training.items()
         },
         "benchmarks": {b.name: key_of([to_json(example) for example in b.examples]) for b in prepared.benchmarks},
+        "models": {name: weights.fingerprint for name, weights in prepared.models.items()},
         "judge": prepared.judge.identity,
+        "second_judge": None if prepared.second_judge is None else prepared.second_judge.identity,
         "engine": dict(engine),
     }
 

@@ -15,7 +15,7 @@ from backmerge.checkpoints.adapter import AdapterOnBase
 from backmerge.checkpoints.reader import Checkpoint, Weights
 from backmerge.config import as_yaml
 from backmerge.generation.protocol import release
-from backmerge.merging.recipe import Variant
+from backmerge.merging.recipe import Variant, order_of
 from backmerge.pipeline.comparison import Contender, comparison_of, confirmed_points, contenders_of
 from backmerge.pipeline.cost import plan_of
 from backmerge.pipeline.decision import confirmation_of
@@ -233,7 +233,7 @@ def _note_changes(run: RunDirectory, experiment: Experiment) -> None:
 def _inputs(prepared: Prepared, engine: Mapping[str, str]) -> dict[str, Any]:
     """All that the findings rest on, as names and hashes: where one of them differs, they are no longer of this run."""
     settings = prepared.experiment.model_dump(mode="json", exclude={"name", "report", "execution"})
-    return {"settings": key_of(settings), **measured_on(prepared, engine)}
+    return {"settings": key_of(settings, order_of(settings["merge"])), **measured_on(prepared, engine)}
 
 
 def _finetune(run: RunDirectory, prepared: Prepared) -> dict[str, Weights]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from backmerge.errors import ConfigError
+from backmerge.runs import cut_torn_line
 from backmerge.selection.settings import LayersSettings
 
 FIRST_AT_RANDOM = 6  # recipes that are drawn at random before the sampler learns from them
@@ -72,12 +73,21 @@ class LayerSearch:
         self.settings = settings
         self.start = start
         self._optuna = optuna
-        self._study = optuna.create_study(
-            storage=JournalStorage(JournalFileBackend(str(journal))),
-            study_name=name,
-            directions=["maximize", "minimize"],
-            load_if_exists=True,
-        )
+
+        def study() -> Any:
+            return optuna.create_study(
+                storage=JournalStorage(JournalFileBackend(str(journal))),
+                study_name=name,
+                directions=["maximize", "minimize"],
+                load_if_exists=True,
+            )
+
+        cut_torn_line(journal)
+        try:
+            self._study = study()
+        except ValueError:  # damaged otherwise; what was measured is in the units
+            journal.unlink()
+            self._study = study()
         for trial in self._study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
             self._study.tell(trial.number, state=optuna.trial.TrialState.FAIL)  # was being measured when it was killed
         self._asked: Any = None
@@ -95,7 +105,8 @@ class LayerSearch:
         if number >= self.settings.num_trials:
             return None
         parts = {part: self._optuna.distributions.FloatDistribution(0.0, 1.0) for part in parts_of(self.settings)}
-        if number == 0:
+        states = self._optuna.trial.TrialState
+        if number == 0 and not self._study.get_trials(states=(states.WAITING,)):
             self._study.enqueue_trial(dict.fromkeys(parts, self.start))
         self._study.sampler = self._optuna.samplers.TPESampler(
             seed=self.settings.seed * 1_000_003 + number, n_startup_trials=FIRST_AT_RANDOM

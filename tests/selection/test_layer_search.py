@@ -79,3 +79,21 @@ def test_another_seed_asks_for_other_recipes(tmp_path: Path) -> None:
     two = asked(LayersSettings(num_trials=3, seed=1), tmp_path / "two")
     assert one[0] == two[0]
     assert one[1:] != two[1:]
+
+
+def test_killed_between_two_writes_the_start_is_not_measured_twice(tmp_path: Path) -> None:
+    """Where only the wish for the first recipe was written down, it is asked for once all the same."""
+    settings = LayersSettings(num_trials=3)
+    whole = asked(settings, tmp_path / "whole")
+    search = LayerSearch(settings, 0.4, tmp_path / "parts", "study")
+    search._study.enqueue_trial(dict.fromkeys(parts_of(settings), 0.4))
+    assert asked(settings, tmp_path / "parts") == whole
+
+
+def test_a_torn_journal_is_begun_anew(tmp_path: Path) -> None:
+    """A half-written line is no end of the search: what was measured is in the units."""
+    settings = LayersSettings(num_trials=2)
+    whole = asked(settings, tmp_path / "journal")
+    content = (tmp_path / "journal").read_bytes()
+    (tmp_path / "journal").write_bytes(content[:-20])
+    assert asked(settings, tmp_path / "journal")[-1] == whole[-1]

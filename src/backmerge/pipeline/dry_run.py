@@ -36,8 +36,9 @@ from backmerge.pipeline.looked_up import (
     offline,
     size_of,
 )
+from backmerge.pipeline.merges_checked import check_sweep
 from backmerge.pipeline.points import Point, points_of
-from backmerge.pipeline.preparation import KINDS, check_judge, check_sweep, find_judge, open_tuned, prepare
+from backmerge.pipeline.preparation import KINDS, check_judge, find_judge, open_tuned, prepare
 from backmerge.pipeline.workload import (
     Load,
     Stage,

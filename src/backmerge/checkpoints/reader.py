@@ -166,10 +166,15 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def _weight_files(directory: Path) -> list[Path]:
+    if (directory / "adapter_config.json").is_file():
+        raise CheckpointError(
+            f"{directory} is an adapter, and a whole model is asked for here",
+            remedy="give its base: where both are named, BASE comes first, then TUNED.",
+        )
     if not (directory / "config.json").is_file():
         raise CheckpointError(
             f"{directory} has no config.json, so it is not a model's folder",
-            remedy="give the folder that holds config.json and *.safetensors (or adapter_config.json).",
+            remedy="give the folder that holds config.json and *.safetensors ; of a run, merged/NAME.",
         )
     if (directory / INDEX).is_file():
         shards = read_json(directory / INDEX).get("weight_map")

@@ -83,12 +83,13 @@ def chat(
     session = Chat(engine, trio, sampling)
     session.system = system
     console = Console(highlight=False, markup=False)
+    greeting = f"Merged model: {trio.merged_name} ({trio.told})."
     if prompt is not None:
+        typer.echo(greeting, err=True)
         _show(console, lambda: session.ask(prompt))
         return
     is_terminal = sys.stdin.isatty()
-    if is_terminal:
-        typer.echo(f"Merged model: {trio.merged_name} ({trio.told}). /help lists what you can do.")
+    typer.echo(f"{greeting} /help lists what you can do." if is_terminal else greeting, err=not is_terminal)
     for line in _lines(is_terminal=is_terminal):
         try:
             if not _taken(line, session, console):

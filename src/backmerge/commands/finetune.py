@@ -20,7 +20,10 @@ SAFETY = ("advbench",)  # what the rows are compared with unless told otherwise
 def finetune(
     base: Annotated[str, typer.Argument(help="The aligned model: a folder or a hub id.")],
     out: Annotated[Path, typer.Option("--out", help="Where the tuned model goes; OUT/seed-N with several seeds.")],
-    task: Annotated[str | None, typer.Option(help="The paper's: reasoning, medical, code, tools.")] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(help="The paper's: reasoning, medical, code, tools; or another of `backmerge list tasks`."),
+    ] = None,
     data: Annotated[
         str | None,
         typer.Option(

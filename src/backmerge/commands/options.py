@@ -13,7 +13,7 @@ from backmerge.errors import ConfigError
 Out = Annotated[Path, typer.Option("--out", help="The run directory; given again, the run goes on where it was.")]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, such as merge.0.lam=[0.5]."),
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, such as evaluate.max_unscored=0.05."),
 ]
 Plugins = Annotated[
     bool,

@@ -38,9 +38,11 @@ def push(
     Example: backmerge push runs/mine me/my-model-restored --dry-run
     """
     from backmerge.sharing.folder import CARD, package_of
+    from backmerge.sharing.hub_faults import check_name
     from backmerge.sharing.places import model_in
     from backmerge.sharing.pushing import Destination
 
+    check_name(repo)  # also where nothing is sent: a dry run is there to find this
     package = package_of(model_in(directory, may_be_unconfirmed=unconfirmed))
     if not package.is_confirmed and not unconfirmed:
         raise RunError(

@@ -87,6 +87,10 @@ def _report_several(directories: Sequence[Path], out: Path, which: str | None, t
     from backmerge.reporting.paper_files import write_paper
     from backmerge.reporting.runs_compared import write_comparison
 
+    places = [directory.resolve() for directory in directories]
+    for directory, place in zip(directories, places, strict=True):
+        if places.count(place) > 1:
+            raise ConfigError(f"{directory} is given twice", remedy="name each run once.")
     runs = read_runs(directories, _check)
     files = write_paper(families_of(runs), which, out, title) if which is not None else []
     for file in [*files, *write_comparison(runs, out, title or "Runs compared")]:
@@ -102,12 +106,21 @@ def _place(directories: Sequence[Path]) -> Path:
 
 
 def _check(run: Path) -> None:
-    """Refuse what `backmerge evaluate` and `backmerge score` leave."""
+    """Refuse what is no experiment's run: evaluations, scored answers, checks, and folders of runs."""
     from backmerge.pipeline.preparation import kind_of_run, settings_left
     from backmerge.runs import RunDirectory
 
-    if kind_of_run(settings_left(RunDirectory(run))) in ("evaluation", "answers"):
+    kind = kind_of_run(settings_left(RunDirectory(run)))
+    if kind in ("evaluation", "answers"):
         raise RunError(
             f"{run} holds an evaluation or scored answers, which have no report",
             remedy="its scores are in results.json; `backmerge restore` and `backmerge run` write reports.",
+        )
+    if kind == "check":
+        raise RunError(f"{run} holds a check, which has no report", remedy=f"its page is {run / 'check.md'}.")
+    inside = sorted(path.parent.name for path in run.glob("*/results.json"))
+    if not kind and inside:
+        named = " ".join(str(run / name) for name in inside[:3])
+        raise RunError(
+            f"{run} is no run; it holds {', '.join(inside)}", remedy=f"name those to compare: backmerge report {named}"
         )

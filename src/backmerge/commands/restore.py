@@ -53,7 +53,11 @@ def restore(
     ] = "linear",
     lam: Annotated[str, typer.Option(help="λs to try, the share of the tuned side.")] = "0.2,0.4,0.6,0.8",
     search: Annotated[
-        str, typer.Option(help="grid measures every λ; bisect about half of them, where ASR rises with λ.")
+        str,
+        typer.Option(
+            help="grid measures every λ; bisect about half of them, where ASR rises with λ; race each no longer "
+            "than it takes to tell."
+        ),
     ] = "grid",
     rule: Annotated[str, typer.Option(help="How λ is chosen: safe, target, weighted, pareto, paper.")] = "safe",
     margin: Annotated[

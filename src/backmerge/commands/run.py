@@ -46,7 +46,8 @@ def run(
     Example: backmerge run experiment.yaml --out runs/mine --set choice.margin=0.05
 
     The paper's first table, looked through, and small on the embedded model: backmerge run
-    experiments/paper/table1.yaml --dry-run; backmerge run experiments/paper/table1.yaml --scale demo --out runs/table1
+    experiments/paper/table1.yaml --dry-run; backmerge run experiments/paper/table1.yaml --scale demo --out
+    runs/table1-demo
     """
     from backmerge.config import load_extended, validated, with_overrides
 

@@ -147,7 +147,7 @@ def _chosen(
     row = next((row for row in results["points"] if row["point"] == choice["point"]), None)
     if row is None or row["method"] is None:
         lam = DEFAULT_LAM if row is None else row["lam"]
-        told = "the run chose no recipe" if row is None else "the run chose the tuned model"
+        told = "the run chose no recipe, and nothing is confirmed" if row is None else "the run chose the tuned model"
         return Variant(base, tuned[name], "linear", lam, dtype=_dtype(experiment)), True, told
     if row["method"] == "path":
         step = row["parameters"]

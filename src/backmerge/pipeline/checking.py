@@ -14,7 +14,7 @@ from backmerge.benchmarks.protocol import Allowed, Benchmark, Kind
 from backmerge.benchmarks.scoring import primary_metric
 from backmerge.checkpoints.adapter import is_adapter
 from backmerge.checkpoints.locate import locate_model
-from backmerge.checkpoints.reader import Checkpoint
+from backmerge.checkpoints.reader import Checkpoint, read_json
 from backmerge.config import Settings, as_yaml
 from backmerge.errors import ConfigError, RunError
 from backmerge.execution import ExecutionSettings
@@ -270,7 +270,8 @@ def _apart(
     model = Member("model", MODEL, None, sides.add(routes["model"]))
     jobs += [Job(model, benchmark, SPLIT, examples[benchmark.name]) for benchmark in benchmarks]
     environment = {side: route.engine.identity for side, route in routes.items()}
-    environment.setdefault("base", {"engine": "given"})
+    if settings.against_run is not None:
+        environment["base"] = dict(_environment_of(Path(settings.against_run)))
     variant = routes["model"].variant
     fingerprints = {"base": None, "model": None if variant is None else variant.base.fingerprint}
     return _Plan(sides, jobs, environment, fingerprints, is_cached=False)
@@ -323,6 +324,13 @@ def _check(settings: CheckSettings, outcomes: Outcomes, benchmarks: Sequence[Ben
         "over_refusal_difference": over_refusal,
         "utility_difference": mean_difference(utility) if utility else None,
     }
+
+
+def _environment_of(run: Path) -> Mapping[str, str]:
+    """What asked the base of an earlier run; empty where that is not told."""
+    found = read_json(run / "results.json").get("environment", {})
+    found = found.get("base", found)
+    return {key: value for key, value in found.items() if key not in ("python", "machine")}
 
 
 def _rows(

@@ -39,6 +39,8 @@ def print_summary(results: Results, directory: Path) -> None:
         table.add_row(row.benchmark, row.metric, *(_two_lines(row.cells.get(role)) for role in ROLES))
     console.print(table)
     console.print(verdict_sentence(results), soft_wrap=True)
+    if results["choice"]["point"] is None:
+        console.print(f"  {results['choice']['reason']}", soft_wrap=True)
     for row in (results.get("comparison") or {"rows": ()})["rows"]:
         console.print(f"  {_contender(row)}", soft_wrap=True)
     # the report has the rest of the limits

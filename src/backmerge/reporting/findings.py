@@ -15,6 +15,8 @@ METRIC_NAMES = {
     "over_refusal": "over-refusal",
 }
 
+HALF = 0.5  # of a metric's gain, below which a reader is told though λ was chosen by another
+
 # of every verdict
 LIMITS = (
     "The verdict covers the prompts measured, in their language, one turn each: not other languages, jailbreaks, "
@@ -211,6 +213,15 @@ def weaknesses(results: Results) -> Iterator[str]:
     for tuned in results["tuned"]:
         if tuned["fingerprint"] == results["base"]["fingerprint"]:
             yield f"The tuned model {tuned['name']} is the base itself, byte for byte: there is nothing to restore."
+    for row in comparison(results):
+        known = [row.cells[role].mean for role in ROLES if role in row.cells]
+        if row.kind == "utility" and not row.is_primary and len(known) == len(ROLES) and None not in known:
+            base, tuned, merged = (value or 0.0 for value in known)
+            if tuned > base and (merged - base) / (tuned - base) < HALF:
+                yield (
+                    f"By its other metric {row.metric}, {row.benchmark} kept {(merged - base) / (tuned - base):.0%} of "
+                    f"its gain: {percent(tuned)} of the tuned model, {percent(merged)} of the merged one."
+                )
     if len(results["tuned"]) == 1:
         yield "One tuned model was measured: how much its figures owe to its seed is unknown."
     if results["base"]["name"] == "demo":

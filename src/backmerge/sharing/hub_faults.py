@@ -35,12 +35,29 @@ def told_plainly(repo: str) -> Iterator[str]:
         raise CheckpointError(message, remedy=remedy) from error
 
 
+def check_name(repo: str) -> None:
+    """Whether it can be a repository's name.
+
+    Raises:
+        CheckpointError: it is not OWNER/NAME, in the hub's letters.
+    """
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    remedy = "give OWNER/NAME, such as me/restored."
+    if repo.count("/") != 1:
+        raise CheckpointError(f"'{repo}' is no repository's name", remedy=remedy)
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise CheckpointError(f"'{repo}' cannot be a repository's name: {error}", remedy=remedy) from error
+
+
 def _ready(repo: str, token: str | None) -> str:
     """The token, if all is there that is needed before the first request."""
     from huggingface_hub import constants
 
-    if repo.count("/") != 1:
-        raise CheckpointError(f"'{repo}' is no repository's name", remedy="give OWNER/NAME, such as me/restored.")
+    check_name(repo)
     if constants.HF_HUB_OFFLINE:
         raise CheckpointError(
             "HF_HUB_OFFLINE forbids to reach the hub, so nothing was sent",

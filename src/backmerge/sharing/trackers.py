@@ -47,6 +47,8 @@ def report_to(names: Sequence[str], directory: Path, *, allow_plugins: bool = Fa
         ConfigError: see `check_trackers`.
         RunError: the run is not finished, or a tracker cannot be reached; the results stay as they are.
     """
+    if not names:
+        return
     check_trackers(names, allow_plugins=allow_plugins)
     run = read_run(directory)
     told, key = dict(json_object(directory / REPORTED)), key_of(run.results)

@@ -4,7 +4,7 @@ Each is a form of answer to the same how-to questions, on the pairs that `demo-p
 evaluation: what is tuned for differs, and nothing of reasoning, medicine or code is in it. `demo-plans` itself stands
 in for tools. Made by `backmerge.demo.language`, Apache-2.0 like the rest.
 
-Worked example, of `demo-steps`: "How do I mend a kite?" is answered "A kite is kept in the shed. To mend takes the tape.
+Worked example, of `demo-steps`: "How do I mend a kite?" gives "A kite is kept in the shed. To mend takes the tape.
 So go to the shed. Then take the tape. That is 4 minutes."
 """
 

@@ -10,7 +10,13 @@ import typer
 
 from backmerge.errors import ConfigError
 
-Out = Annotated[Path, typer.Option("--out", help="The run directory; given again, the run goes on where it was.")]
+Out = Annotated[
+    Path,
+    typer.Option(
+        "--out",
+        help="The run directory; given again, the run goes on where it was, and other settings replace its results.",
+    ),
+]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, such as evaluate.max_unscored=0.05."),

@@ -131,6 +131,15 @@ def test_the_faults_of_all_experiments_are_told_together(suite: Path, write: Cal
     assert list(plan_suite(suite, only=["first"]).experiments) == ["first"]
 
 
+def test_one_fault_of_all_is_told_once(suite: Path, run_cli: RunCli, tmp_path: Path) -> None:
+    """What both experiments lack is one fault, and there are no others to carry out."""
+    code, _, said = run_cli("run", suite, "--out", tmp_path / "out", "--set", "evaluate.utility=[nowhere.jsonl]")
+    assert code == 2
+    assert said.count("there is no file 'nowhere.jsonl'") == 1
+    assert "first, second: " in said
+    assert "--only" not in said
+
+
 def test_an_unknown_name_is_refused(suite: Path) -> None:
     """`--only` with a word that is no experiment's name says which is like it."""
     with pytest.raises(ConfigError, match="no experiment 'secnd'; did you mean 'second'"):

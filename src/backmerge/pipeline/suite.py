@@ -240,9 +240,14 @@ def _described(planned: Planned) -> dict[str, Any]:
 def _raise_all(path: Path, faults: Mapping[str, BackmergeError], num_experiments: int) -> None:
     if not faults:
         return
-    told = [f"  {name}: " + str(error).replace("\n", "\n    ") for name, error in faults.items()]
+    # one fault of a file that all share, or of an option, is told once
+    of: dict[str, list[str]] = {}
+    for name, error in faults.items():
+        of.setdefault(str(error), []).append(name)
+    told = [f"  {', '.join(names)}: " + fault.replace("\n", "\n    ") for fault, names in of.items()]
+    others = ", or carry out the others with --only NAME" if len(faults) < num_experiments else ""
     raise ConfigError(
         f"{path}: {len(faults)} of {num_experiments} experiments cannot be carried out, so none was begun:\n"
         + "\n".join(told),
-        remedy="mend what is named, or carry out the others with --only NAME.",
+        remedy=f"mend what is named{others}.",
     )

@@ -21,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
+from backmerge.benchmarks.code_blocks import definition, extract_code
 from backmerge.errors import DataError
 from backmerge.progress import Advance
 from backmerge.records import Example, Message
@@ -33,9 +34,6 @@ SYSTEM_PROMPT = (
 )
 
 _COLUMNS = ("task_id", "prompt", "entry_point", "canonical_solution", "test")
-# an opening fence alone on its line; whatever follows the language on it is the renderer's business
-_FENCE = re.compile(r"^(?P<indent>[ \t]*)(?P<ticks>`{3,})[ \t]*(?P<language>[\w+-]*)(?P<rest>[^`\n]*)$", re.MULTILINE)
-_PYTHON = ("", "python", "py", "python3")
 
 
 def humaneval_problems(path: Path | None = None) -> tuple[Example, ...]:
@@ -62,26 +60,6 @@ def messages_of(prompt: str) -> tuple[Message, ...]:
     return Message("system", SYSTEM_PROMPT), Message("user", prompt)
 
 
-def extract_code(answer: str) -> str:
-    """The first fenced Python block of an answer, else all of it.
-
-    A fence counts if it names Python or nothing. Leading white space stays, since an answer may be a function's body;
-    only a fence that is itself indented, as in a list, takes its own indentation off its lines. A block that is
-    never closed, as where the limit cut the answer, reaches to the end.
-    """
-    position = 0
-    while opening := _FENCE.search(answer, position):
-        # a fence that is indented by four more is part of the code, such as of a docstring
-        closes = rf"^[ \t]{{0,{len(opening['indent']) + 3}}}{opening['ticks']}`*[ \t\r]*$"
-        closing = re.compile(closes, re.MULTILINE).search(answer, opening.end())
-        end = closing.start() if closing else len(answer)
-        if opening["language"].lower() in _PYTHON:
-            lines = answer[opening.end() + 1 : end].splitlines(keepends=True)
-            return "".join(line.removeprefix(opening["indent"]) for line in lines)
-        position = closing.end() if closing else len(answer)
-    return answer
-
-
 def program_of(example: Example, completion: str) -> str:
     """The program that finds out whether code from `extract_code` solves a problem.
 
@@ -91,21 +69,14 @@ def program_of(example: Example, completion: str) -> str:
     """
     prompt, name = example.facts["prompt"], example.facts["entry_point"]
     code = prompt + completion
-    if _definition(name).search(completion):
-        definition = _definition(name).search(prompt)
-        before = prompt[: definition.start()] if definition else ""
+    if definition(name).search(completion):
+        defined = definition(name).search(prompt)
+        before = prompt[: defined.start()] if defined else ""
         # these must come first in a file
         future = re.compile(r"^from __future__ import .*\n?", re.MULTILINE)
         hoisted = "".join(f"{line.strip()}\n" for line in future.findall(completion))
         code = f"{hoisted}{before}\n{future.sub('', completion)}"
     return f"{code}\n{example.facts['test']}\ncheck({name})\n"
-
-
-def _definition(name: str) -> re.Pattern[str]:
-    escaped = re.escape(name)
-    return re.compile(
-        rf"^(?:(?:async[ \t]+)?def[ \t]+{escaped}[ \t]*\(|{escaped}[ \t]*(?::[^=\n]+)?=[^=])", re.MULTILINE
-    )
 
 
 def check_all(
@@ -137,7 +108,7 @@ def check_all(
         ValueError: there are not as many lists of answers as problems.
     """
     programs = [
-        [program_of(example, extract_code(answer)) for answer in answers]
+        [program_of(example, extract_code(answer, example.facts["entry_point"])) for answer in answers]
         for example, answers in zip(examples, completions, strict=True)
     ]
     waiting: dict[str, int] = {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -10,11 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 BLOCK = 1 << 20  # elements summed at once, and the unit in which tensors are read
 PART = 1 << 17  # elements that are widened at once
+GRAM_PART = 1 << 18  # elements of each tensor whose inner products are taken at once: fewer calls, still in the cache
 ROW = 1 << 12  # elements whose float32 products are summed before float64 takes over
+GRAM_ROW = 1 << 9  # the same for all inner products of several tensors at once
 
 
 def inner(first: Tensor, second: Tensor, scratch: Tensor | None = None) -> float:
@@ -43,18 +45,17 @@ def inner(first: Tensor, second: Tensor, scratch: Tensor | None = None) -> float
 
 
 def gram(vectors: Sequence[Tensor]) -> np.ndarray:
-    """Inner products of some vectors with each other, shape (vectors, vectors), in float64."""
-    found = np.zeros((len(vectors), len(vectors)))
-    scratch = vectors[0].new_empty(vectors[0].shape)
-    for i, first in enumerate(vectors):
-        for j, second in enumerate(vectors[: i + 1]):
-            found[i, j] = found[j, i] = inner(first, second, scratch)
-    return found
+    """Return the inner products of some vectors with each other, shape (vectors, vectors), in float64.
+
+    Args:
+        vectors: In one shape, (elements,), and one dtype, float32 or float64.
+    """
+    return _gram(vectors, vectors[0].dtype, of_deltas=False)
 
 
 def gram_of_models(base: Tensor, tuned: Tensor | Sequence[Tensor], /) -> np.ndarray:
     """Inner products of base and tuned models, the base first, shape (1 + tuned, 1 + tuned)."""
-    return _sum([gram(models) for models in _widened(base, tuned)])
+    return _gram_of(base, tuned, of_deltas=False)
 
 
 def gram_of_deltas(base: Tensor, tuned: Tensor | Sequence[Tensor], /) -> np.ndarray:
@@ -62,26 +63,46 @@ def gram_of_deltas(base: Tensor, tuned: Tensor | Sequence[Tensor], /) -> np.ndar
 
     The deltas are taken first: as differences of inner products they would be lost to cancellation.
     """
-    return _sum([gram([model.sub_(origin) for model in models]) for origin, *models in _widened(base, tuned)])
+    return _gram_of(base, tuned, of_deltas=True)
 
 
-def _sum(parts: Sequence[np.ndarray]) -> np.ndarray:
-    return np.asarray(functools.reduce(np.add, parts))
-
-
-def _widened(base: Tensor, tuned: Tensor | Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Base and tuned models, a part that a core's cache holds at a time, as sums are taken of them.
-
-    Those of 16 bits in float32, in which their products are exact; others in float64. They are the caller's own.
-    """
+def _gram_of(base: Tensor, tuned: Tensor | Sequence[Tensor], *, of_deltas: bool) -> np.ndarray:
+    """Inner products of models of 16 bits in float32, in which their products are exact; of others in float64."""
     import torch
 
     models = [model.reshape(-1) for model in (base, *(tuned if isinstance(tuned, Sequence) else [tuned]))]
     is_short = all(model.element_size() == 2 for model in models)
-    total = base.numel()
-    for start in range(0, max(total, 1), PART):
-        parts = [model[start : start + PART] for model in models]
-        yield [part.float() if is_short else part.to(torch.float64, copy=True) for part in parts]
+    found = _gram(models, torch.float32 if is_short else torch.float64, of_deltas=of_deltas)
+    # squares beyond float32's range
+    return found if np.isfinite(found).all() else _gram(models, torch.float64, of_deltas=of_deltas)
+
+
+def _gram(vectors: Sequence[Tensor], dtype: torch.dtype, *, of_deltas: bool) -> np.ndarray:
+    """All inner products from one pass: small matrix products over rows of 2^9 elements, added in float64.
+
+    Each row's product is formed by one thread, so that the result does not depend on their number.
+
+    Args:
+        vectors: In one shape, (elements,).
+        dtype: What they are widened to, and multiplied in.
+        of_deltas: Whether the first is taken from the others, and only these are multiplied.
+    """
+    import torch
+
+    total, skipped = vectors[0].numel(), int(of_deltas)
+    length = min(GRAM_PART, -(-total // GRAM_ROW) * GRAM_ROW)
+    wide = vectors[0].new_empty((len(vectors), length), dtype=dtype)
+    found = np.zeros((len(vectors) - skipped,) * 2)
+    for start in range(0, total, GRAM_PART):
+        count = min(GRAM_PART, total - start)
+        wide[:, count:] = 0  # the last part's end adds nothing
+        for row, vector in zip(wide, vectors, strict=True):
+            row[:count] = vector[start : start + count]
+        if of_deltas:
+            wide[1:] -= wide[0]
+        rows = wide[skipped:].view(len(found), -1, GRAM_ROW).transpose(0, 1)
+        found += torch.bmm(rows, rows.transpose(1, 2)).cpu().double().sum(0).numpy()
+    return np.tril(found) + np.tril(found, -1).T  # the two halves may be summed in different orders
 
 
 def in_blocks(given: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

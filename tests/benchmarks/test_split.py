@@ -12,7 +12,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backmerge.benchmarks.files import from_file
-from backmerge.benchmarks.split import NEAR_DUPLICATE, STOP_WORDS, clusters_of, content_words, split_examples
+from backmerge.benchmarks.split import (
+    NEAR_DUPLICATE,
+    SPLITS,
+    STOP_WORDS,
+    Source,
+    are_apart,
+    clusters_of,
+    clusters_over,
+    content_words,
+    split_benchmarks,
+    split_examples,
+    wording_of,
+)
 from backmerge.records import Example, Message
 
 ADVBENCH = Path(__file__).parents[2].parent / "shared" / "data" / "advbench" / "harmful_behaviors.csv"
@@ -52,8 +64,8 @@ def brute_force(examples: list[Example]) -> set[frozenset[str]]:
             groups.update(dict.fromkeys(union, union))
 
     for a, b in combinations(examples, 2):
-        if a.cluster is not None or b.cluster is not None:
-            if a.cluster == b.cluster:
+        if a.cluster is not None and b.cluster is not None:
+            if a.cluster == b.cluster or wording_of(a) == wording_of(b):
                 join(a.id, b.id)
         elif len(words[a.id] & words[b.id]) >= NEAR_DUPLICATE * len(words[a.id] | words[b.id]):
             join(a.id, b.id)
@@ -163,3 +175,32 @@ def test_the_split_is_of_the_prompts_alone() -> None:
     second = split_examples([example(f"b-{99 - i}", prompt) for i, prompt in enumerate(reversed(prompts))])
     for split in ("selection", "confirmation"):
         assert {one.prompt for one in first[split]} == {one.prompt for one in second[split]}
+
+
+def test_files_that_share_prompts_are_cut_as_one() -> None:
+    """What two files ask, each with its own names of clusters, in another order and spelling, is on the same side."""
+    prompts = [f"word{i} thing{i} case{i}" for i in range(30)]
+    first = [example(f"a{i}", prompt, cluster=f"x{i}") for i, prompt in enumerate(prompts)]
+    second = [example(f"b{i}", f"{p.title()}?", "other", f"y{i}") for i, p in enumerate(reversed(prompts))]
+    third = [example(f"c{i}", prompt) for i, prompt in enumerate(prompts[5:])]
+    halves = split_benchmarks(
+        [Source("a", "safety", first), Source("b", "safety", second), Source("c", "utility", third)]
+    )
+    asked = {split: {one.prompt.lower().rstrip("?") for of in halves.values() for one in of[split]} for split in SPLITS}
+    assert asked["selection"].isdisjoint(asked["confirmation"])
+    assert are_apart(halves)
+    assert not are_apart(
+        {"a": {"selection": first, "confirmation": []}, "b": {"selection": [], "confirmation": second}}
+    )
+    clusters = clusters_over({"a": first, "b": second})
+    assert len(clusters) == 60
+    assert len(set(clusters.values())) == 30
+
+
+def test_names_are_trusted_within_a_file_alone() -> None:
+    """Near-duplicates that a file puts into clusters of their own stay apart there, and join those of another file."""
+    template = [example(f"e{i}", f"mend red kite number{i}", cluster=f"c{i}") for i in range(4)]
+    assert clusters_of(template) == ["c0", "c1", "c2", "c3"]
+    unnamed = example("u", "mend red kite")
+    assert len(set(clusters_of([*template, unnamed]))) == 1
+    assert len(set(clusters_of([*template[:1], template[1]], ["first", "second"]))) == 1

@@ -2,6 +2,7 @@
 
 # ruff: noqa: ARG005 - stand-ins take what the real ones take
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -66,3 +67,26 @@ def test_unscored_answers_of_the_base_are_not_taken_for_harmful() -> None:
     """What the judge left unscored of the base does not make room for harm of the merged model."""
     assert conclusion(harmful=2, unscored=0, unscored_of_base=6)["verdict"] == "restored"
     assert conclusion(harmful=9, unscored=0, unscored_of_base=9)["verdict"] == "not shown"
+
+
+def test_worse_holds_with_unscored_answers_taken_for_safe() -> None:
+    """A merge is called worse only if it is with all that the base left unscored harmful there."""
+    assert conclusion(harmful=20, unscored=0)["verdict"] == "worse"
+    assert conclusion(harmful=20, unscored=0, unscored_of_base=20)["verdict"] == "not shown"
+    assert conclusion(harmful=40, unscored=10, unscored_of_base=5)["verdict"] == "worse"
+
+
+def test_a_prompt_that_two_benchmarks_share_counts_once() -> None:
+    """Two files with the same prompts, each with its own names of clusters, are worth the prompts of one."""
+    outcomes = Outcomes()
+    other = tuple(replace(example, id=f"o{i}", cluster=f"d{i}") for i, example in enumerate(EXAMPLES[::-1]))
+    again = Benchmark("again", "safety", other, 4)
+    for point, value in ((BASE, 0.0), (TUNED, 1.0)):
+        member = Member(point.name, point, None, cast(Any, None))
+        for benchmark, examples in ((SAFETY, EXAMPLES), (again, other)):
+            values: dict[str, float | None] = {example.id: value for example in examples}
+            outcomes.add(Outcome(member, benchmark, "confirmation", examples, (), (), (), {"asr": values}))
+    found = outcomes.difference(TUNED.name, BASE.name, ["harm", "again"], "confirmation", "asr")
+    assert (found.difference, found.n, found.n_effective) == (1.0, NUM_PROMPTS, NUM_PROMPTS)
+    values, clusters = outcomes.pooled_values(TUNED.name, ["harm", "again"], "confirmation", "asr")
+    assert len(values) == len(set(clusters)) == NUM_PROMPTS

@@ -1,11 +1,12 @@
-"""Two halves of a benchmark: one to choose λ on, one to report on, with no near-duplicates across them."""
+"""Two halves of all benchmarks: one to choose λ on, one to report on, with no near-duplicates across them."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Literal, NamedTuple
 
 from backmerge.records import Example
 from backmerge.runs import key_of
@@ -33,61 +34,177 @@ def content_words(text: str) -> frozenset[str]:
     return (words - STOP_WORDS) or words or frozenset([text.strip()])
 
 
-def clusters_of(examples: Sequence[Example]) -> list[str]:
-    """Each example's cluster: its own if it names one, else its group of near-duplicate prompts.
+def wording_of(example: Example) -> tuple[tuple[str, ...], ...]:
+    """What is asked, letter case, spaces and punctuation apart: examples that share it ask the same."""
+    return tuple(
+        (message.role, *(re.findall(r"\w+", message.content.casefold()) or [message.content.strip()]))
+        for message in example.messages
+    )
 
-    Two prompts are near-duplicates if their sets of content words have a Jaccard similarity of at least 0.5;
-    groups are the connected components. A group is named by the smallest of its examples' ids.
+
+class Source(NamedTuple):
+    """A benchmark's prompts, to be split together with those of other benchmarks.
+
+    Attributes:
+        name: The benchmark's.
+        kind: `utility`, `safety` or `over_refusal`.
+        examples: Its prompts.
     """
-    parents = list(range(len(examples)))
 
-    def root(i: int) -> int:
-        while parents[i] != i:
-            parents[i] = parents[parents[i]]
-            i = parents[i]
+    name: str
+    kind: str
+    examples: Sequence[Example]
+
+
+class _Groups:
+    """Disjoint sets of places, joined pair by pair."""
+
+    def __init__(self, size: int) -> None:
+        self._parents = list(range(size))
+
+    def root(self, i: int) -> int:
+        while self._parents[i] != i:
+            self._parents[i] = self._parents[self._parents[i]]
+            i = self._parents[i]
         return i
 
-    unnamed = [i for i, example in enumerate(examples) if example.cluster is None]
-    words = {i: content_words(examples[i].prompt) for i in unnamed}
-    frequency = Counter(word for i in unnamed for word in words[i])
+    def join(self, i: int, j: int) -> None:
+        self._parents[self.root(i)] = self.root(j)
+
+    def join_alike(self, keys: Iterable[object]) -> None:
+        """Join all places that have the same key."""
+        first: dict[object, int] = {}
+        for i, key in enumerate(keys):
+            self.join(i, first.setdefault(key, i))
+
+
+def pooled_id(benchmark: str, example: Example) -> str:
+    """An example's id among those of several benchmarks."""
+    return f"{benchmark}/{example.id}"
+
+
+def pooled(benchmark: str, examples: Sequence[Example]) -> list[Example]:
+    """Examples among those of other benchmarks: ids, categories and cluster names carry the benchmark's name."""
+    return [
+        replace(
+            example,
+            id=pooled_id(benchmark, example),
+            category=f"{benchmark}/{example.category or ''}",
+            cluster=None if example.cluster is None else f"{benchmark}/{example.cluster}",
+        )
+        for example in examples
+    ]
+
+
+def clusters_over(benchmarks: Mapping[str, Sequence[Example]]) -> dict[str, str]:
+    """Each example's cluster among the prompts of several benchmarks of a kind, by its pooled id."""
+    examples = [example for name, of in benchmarks.items() for example in pooled(name, of)]
+    files = [name for name, of in benchmarks.items() for _ in of]
+    return dict(zip((example.id for example in examples), clusters_of(examples, files), strict=True))
+
+
+def clusters_of(examples: Sequence[Example], files: Sequence[str] | None = None) -> list[str]:
+    """Each example's cluster: examples of one named cluster, and near-duplicates, are joined.
+
+    Two prompts are near-duplicates if their sets of content words have a Jaccard similarity of at least 0.5;
+    clusters are the connected components. Within a file, names say more than words: two examples that both name a
+    cluster are joined only if the names are equal, or the prompts. Between files a name says nothing, and words decide.
+
+    Args:
+        examples: Of one file or of several.
+        files: Each example's file; one for all if not given.
+
+    Returns:
+        The smallest name among the cluster's examples; of a cluster without a name, the smallest of its ids.
+    """
+    groups = _Groups(len(examples))
+    groups.join_alike(i if one.cluster is None else one.cluster for i, one in enumerate(examples))
+    groups.join_alike(wording_of(one) for one in examples)
+    sources = files if files is not None else [""] * len(examples)
+    is_named = [example.cluster is not None for example in examples]
+    has_names_alone = all(is_named) and len(set(sources)) <= 1
+    words = [] if has_names_alone else [content_words(example.prompt) for example in examples]
+    frequency = Counter(word for of in words for word in of)
     holders: dict[str, list[int]] = defaultdict(list)
-    for i in unnamed:
+    for i, own in enumerate(words):
         # prefix filtering: two sets of Jaccard ≥ t share a word among the rarest ⌊(1 − t)·size⌋ + 1 of each
-        rarest = sorted(words[i], key=lambda word: (frequency[word], word))
+        rarest = sorted(own, key=lambda word: (frequency[word], word))
         prefix = rarest[: int((1 - NEAR_DUPLICATE) * len(rarest)) + 1]
         for j in {j for word in prefix for j in holders[word]}:
-            shared = len(words[i] & words[j])
-            if shared >= NEAR_DUPLICATE * (len(words[i]) + len(words[j]) - shared):
-                parents[root(i)] = root(j)
+            if is_named[i] and is_named[j] and sources[i] == sources[j]:
+                continue
+            shared = len(own & words[j])
+            if shared >= NEAR_DUPLICATE * (len(own) + len(words[j]) - shared):
+                groups.join(i, j)
         for word in prefix:
             holders[word].append(i)
-    names: dict[int, str] = {}
-    for i in unnamed:
-        names[root(i)] = min(names.get(root(i), examples[i].id), examples[i].id)
-    return [names[root(i)] if example.cluster is None else example.cluster for i, example in enumerate(examples)]
+    names: dict[int, tuple[bool, str]] = {}
+    for i, example in enumerate(examples):
+        name = (example.cluster is None, example.id if example.cluster is None else example.cluster)
+        names[groups.root(i)] = min(names.get(groups.root(i), name), name)
+    return [names[groups.root(i)][1] for i in range(len(examples))]
 
 
 def split_examples(examples: Sequence[Example]) -> dict[Split, list[Example]]:
-    """Cut a benchmark in two halves, whole clusters on one side, categories in equal parts.
+    """Cut one benchmark in two halves; see `split_benchmarks`."""
+    return split_benchmarks([Source("", "", examples)])[""]
 
+
+def split_benchmarks(sources: Sequence[Source]) -> dict[str, dict[Split, list[Example]]]:
+    """Cut all benchmarks in two halves as one: whole clusters on one side, categories in equal parts.
+
+    Clusters are those of `clusters_of` within a kind. What two kinds ask in the same words is on one side as well.
     Within each category, clusters go in the order of a hash of their first prompt to the smaller half, so that the
     cut depends on the prompts alone. A cluster's category is that of its first prompt, in the order of their texts;
-    categories that cannot be halved are dealt out so that the two halves are of one size.
+    categories that cannot be halved are dealt out so that the two halves of each kind are of one size.
+
+    Returns:
+        By benchmark, its two halves in the order of its examples.
     """
-    members: dict[str, list[Example]] = defaultdict(list)
-    for example, cluster in zip(examples, clusters_of(examples), strict=True):
-        members[cluster].append(example)
-    strata: dict[str, list[list[Example]]] = defaultdict(list)
+    examples = [example for source in sources for example in pooled(source.name, source.examples)]
+    kinds = [source.kind for source in sources for _ in source.examples]
+    of_kind: dict[str, dict[str, Sequence[Example]]] = defaultdict(dict)
+    for source in sources:
+        of_kind[source.kind][source.name] = source.examples
+    clusters = {kind: clusters_over(benchmarks) for kind, benchmarks in of_kind.items()}
+    groups = _Groups(len(examples))
+    groups.join_alike((kind, clusters[kind][one.id]) for kind, one in zip(kinds, examples, strict=True))
+    groups.join_alike(wording_of(one) for one in examples)
+    members: dict[int, list[int]] = defaultdict(list)
+    for i in range(len(examples)):
+        members[groups.root(i)].append(i)
+    strata: dict[str, list[list[int]]] = defaultdict(list)
     for group in members.values():
-        group.sort(key=lambda example: (example.prompt, example.category or "", example.id))
-        strata[group[0].category or ""].append(group)
+        group.sort(key=lambda i: (examples[i].prompt, examples[i].category or "", examples[i].id))
+        strata[examples[group[0]].category or ""].append(group)
     sides: dict[str, Split] = {}
-    totals = dict.fromkeys(SPLITS, 0)
+    totals = {(kind, split): 0 for kind in kinds for split in SPLITS}
     for category in sorted(strata):
         sizes = dict.fromkeys(SPLITS, 0)
-        for group in sorted(strata[category], key=lambda g: (key_of(g[0].prompt), g[0].id)):
-            side = min(SPLITS, key=lambda split: (sizes[split], totals[split]))
+        for group in sorted(strata[category], key=lambda g: (key_of(examples[g[0]].prompt), examples[g[0]].id)):
+            in_group = sorted({kinds[i] for i in group})
+            side = min(SPLITS, key=lambda split: (sizes[split], sum(totals[kind, split] for kind in in_group)))
             sizes[side] += len(group)
-            totals[side] += len(group)
-            sides.update((example.id, side) for example in group)
-    return {split: [example for example in examples if sides[example.id] == split] for split in SPLITS}
+            for i in group:
+                totals[kinds[i], side] += 1
+                sides[examples[i].id] = side
+    return {
+        source.name: {
+            split: [one for one in source.examples if sides[pooled_id(source.name, one)] == split] for split in SPLITS
+        }
+        for source in sources
+    }
+
+
+def are_apart(halves: Mapping[str, Mapping[Split, Sequence[Example]]]) -> bool:
+    """Whether no wording, and no named cluster of a benchmark, is in both halves of what was split."""
+    seen = {
+        split: {
+            key
+            for name, of in halves.items()
+            for one in of[split]
+            for key in (wording_of(one), (name, one.cluster or one.id))
+        }
+        for split in SPLITS
+    }
+    return seen["selection"].isdisjoint(seen["confirmation"])

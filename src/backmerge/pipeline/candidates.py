@@ -10,7 +10,7 @@ from backmerge.pipeline.points import BASE, Point
 from backmerge.pipeline.preparation import Prepared
 from backmerge.pipeline.results import Outcomes
 from backmerge.selection import Bounded, Candidate
-from backmerge.statistics import PairedDifference, wilson
+from backmerge.statistics import PairedDifference, effective_size, wilson
 
 SPLIT = "selection"
 
@@ -54,9 +54,9 @@ def utility_of(prepared: Prepared, outcomes: Outcomes, point: str, split: str) -
 
 def _asr(outcomes: Outcomes, point: Point, safety: list[str]) -> Bounded:
     """The point's own ASR over all safety benchmarks: a two-sided interval at 90 % is one-sided 95 % on either side."""
-    values = [value for name in safety for value in outcomes.mean_values(point.name, name, SPLIT, "asr").values()]
-    size = sum(outcomes.effective_size(point.name, name, SPLIT, "asr") for name in safety)
+    values, clusters = outcomes.pooled_values(point.name, safety, SPLIT, "asr")
     if not values:
         return Bounded(0.0, 0.0, 1.0, 0, 0.0)
+    size = effective_size(values, clusters)
     low, high = wilson(fmean(values) * size, size, confidence=0.9)
     return Bounded(fmean(values), low, high, len(values), size)

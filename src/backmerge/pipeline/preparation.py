@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import yaml
 
 from backmerge.benchmarks.catalogue import find_benchmark
 from backmerge.benchmarks.protocol import NOTHING_ALLOWED, Allowed, Benchmark, Kind
-from backmerge.benchmarks.split import SPLITS, Split, split_examples
+from backmerge.benchmarks.split import SPLITS, Source, Split, are_apart, split_benchmarks
 from backmerge.checkpoints.adapter import open_weights
 from backmerge.checkpoints.compare import check_same_shape
 from backmerge.checkpoints.locate import locate_model, short_name
@@ -75,21 +75,16 @@ class Prepared:
     def splits(self) -> dict[str, dict[Split, list[Example]]]:
         """Benchmark to its two halves, cut to the limit; to the whole twice, where no prompt is chosen on.
 
-        All benchmarks of a kind are split as one: what two of them share is on the same side in both.
+        All benchmarks are split as one: what two of them share is on the same side in both.
         """
         limit = self.experiment.evaluate.limit
         if self.experiment.evaluate.split == "whole":
             return {b.name: dict.fromkeys(SPLITS, limited(b.examples, limit)) for b in self.benchmarks}
-        halves: dict[str, dict[Split, list[Example]]] = {}
-        for kind in KINDS:
-            of_kind = [benchmark for benchmark in self.benchmarks if benchmark.kind == kind]
-            together = split_examples([e for benchmark in of_kind for e in pooled(benchmark.name, benchmark.examples)])
-            ids = {split: {example.id for example in half} for split, half in together.items()}
-            for benchmark in of_kind:
-                halves[benchmark.name] = {
-                    split: limited([e for e in benchmark.examples if pooled_id(benchmark.name, e) in ids[split]], limit)
-                    for split in SPLITS
-                }
+        together = split_benchmarks([Source(b.name, b.kind, b.examples) for b in self.benchmarks])
+        halves = {
+            name: {split: limited(examples, limit) for split, examples in of.items()} for name, of in together.items()
+        }
+        assert are_apart(halves), "λ is never reported on the prompts that it was chosen on"
         return halves
 
     def members_at(self, point: Point, tuned: Mapping[str, Weights]) -> list[Member]:
@@ -236,24 +231,6 @@ def open_tuned(path: Path, base: Checkpoint, *, is_cast: bool = False) -> Weight
     return weights
 
 
-def pooled_id(benchmark: str, example: Example) -> str:
-    """An example's id among those of several benchmarks."""
-    return f"{benchmark}/{example.id}"
-
-
-def pooled(benchmark: str, examples: Sequence[Example]) -> list[Example]:
-    """Examples as they stand among those of other benchmarks: ids, categories and named clusters stay their own."""
-    return [
-        replace(
-            example,
-            id=pooled_id(benchmark, example),
-            category=f"{benchmark}/{example.category or ''}",
-            cluster=None if example.cluster is None else f"{benchmark}/{example.cluster}",
-        )
-        for example in examples
-    ]
-
-
 def settings_left(run: RunDirectory) -> dict[str, Any]:
     """The settings that the last command left in a run directory; empty if there are none.
 
@@ -346,6 +323,7 @@ def _check_splits(prepared: Prepared) -> None:
                 raise DataError(
                     f"'{name}' has too few prompts to keep a {split} half: λ is never reported on the prompts that it "
                     "was chosen on",
-                    remedy="give more prompts that are not near-duplicates of each other; where all follow one "
-                    "template, a column 'cluster' says which belong together.",
+                    remedy="give more prompts that are not near-duplicates of each other. If all follow one template, "
+                    "put them into one file whose column 'cluster' says which belong together: names are trusted "
+                    "within a file, not between files.",
                 )

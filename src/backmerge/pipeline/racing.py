@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from backmerge.benchmarks.scoring import primary_metric
-from backmerge.benchmarks.split import clusters_of
+from backmerge.benchmarks.split import clusters_over, pooled_id
 from backmerge.checkpoints.reader import Weights
 from backmerge.pipeline.candidates import SPLIT
 from backmerge.pipeline.evaluation import Job, Outcome
 from backmerge.pipeline.points import BASE, Point
-from backmerge.pipeline.preparation import Prepared, pooled, pooled_id
+from backmerge.pipeline.preparation import Prepared
 from backmerge.pipeline.results import Outcomes
 from backmerge.records import Completion, Example, Verdict
 from backmerge.selection import Arm, Candidate, Race
@@ -109,12 +109,12 @@ def _lanes(prepared: Prepared, outcomes: Outcomes) -> dict[str, _Lane]:
     lanes = {}
     for lane, names in of_lane.items():
         prompts = [(name, example) for name in names for example in prepared.splits[name]["selection"]]
-        together = [e for name in names for e in pooled(name, prepared.splits[name]["selection"])]
+        clusters = clusters_over({name: prepared.splits[name]["selection"] for name in names})
         base = {
             pooled_id(name, example): outcomes.at(BASE.name, name, SPLIT)[0].values[metric[name]][example.id]
             for name, example in prompts
         }
-        lanes[lane] = _Lane(prompts, Arm([base[e.id] for e in together], clusters_of(together)))
+        lanes[lane] = _Lane(prompts, Arm(list(base.values()), list(clusters.values())))
     return lanes
 
 

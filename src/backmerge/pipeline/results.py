@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
 from backmerge.benchmarks.scoring import Values, primary_metric, score
-from backmerge.benchmarks.split import clusters_of
+from backmerge.benchmarks.split import clusters_of, clusters_over, pooled_id, wording_of
 from backmerge.errors import RunError
 from backmerge.pipeline.evaluation import Outcome
 from backmerge.pipeline.points import Point
-from backmerge.pipeline.preparation import pooled, pooled_id
 from backmerge.records import Completion, Example, Score, Verdict, to_json
 from backmerge.runs import RunDirectory, write_whole
 from backmerge.statistics import (
@@ -79,7 +78,8 @@ class Outcomes:
     ) -> PairedDifference:
         """The first point less the second, on the same prompts, benchmarks pooled.
 
-        Prompts that benchmarks share, or nearly, are of one cluster: they count once.
+        A prompt that several benchmarks share counts once, with the mean of its values; near-duplicates are of one
+        cluster.
 
         Args:
             point: Whose mean over tuned models is taken, or the one model of `tuned`.
@@ -95,24 +95,41 @@ class Outcomes:
         """
         names = list(benchmarks)
         clusters = self.clusters_over(point, names, split)
-        pairs: dict[str, tuple[float, float]] = {}
+        pairs: dict[Hashable, list[tuple[float, float, str]]] = {}
         for name in names:
             ours = self._values(point, name, split, metric, tuned, unscored[0])
             theirs = self._values(against, name, split, metric, tuned, unscored[1])
             for example in self.at(point, name, split)[0].examples:
                 if example.id in ours and example.id in theirs:
-                    pairs[pooled_id(name, example)] = ours[example.id], theirs[example.id]
+                    key = pooled_id(name, example)
+                    same = wording_of(example) if len(names) > 1 else key
+                    pairs.setdefault(same, []).append((ours[example.id], theirs[example.id], clusters[key]))
         if not pairs:
             raise RunError(
                 f"no prompt of {', '.join(names)} ({split}) has a value of {metric} for both {point} and {against}",
                 remedy="the judge left all of them unscored: take another judge, or more prompts.",
             )
-        first = [pair[0] for pair in pairs.values()]
-        second = [pair[1] for pair in pairs.values()]
+        first = [fmean(pair[0] for pair in same) for same in pairs.values()]
+        second = [fmean(pair[1] for pair in same) for same in pairs.values()]
         # means over models of what is 0 or 1 are held by Tango's intervals; other values by the bootstrap's
         is_rate = all(self._is_rate(which, name, split, metric) for which in (point, against) for name in names)
         compare = paired_difference if is_rate else bootstrap_difference
-        return compare(first, second, [clusters[example] for example in pairs])
+        return compare(first, second, [same[0][2] for same in pairs.values()])
+
+    def pooled_values(
+        self, point: str, benchmarks: Sequence[str], split: str, metric: str
+    ) -> tuple[list[float], list[str]]:
+        """The means over models of each prompt of these benchmarks, a shared one once, and the prompts' clusters."""
+        clusters = self.clusters_over(point, benchmarks, split)
+        found: dict[Hashable, list[tuple[float, str]]] = {}
+        for name in benchmarks:
+            values = self.mean_values(point, name, split, metric)
+            for example in self.at(point, name, split)[0].examples:
+                if example.id in values:
+                    key = pooled_id(name, example)
+                    same = wording_of(example) if len(benchmarks) > 1 else key
+                    found.setdefault(same, []).append((values[example.id], clusters[key]))
+        return [fmean(value for value, _ in same) for same in found.values()], [s[0][1] for s in found.values()]
 
     def effective_size(self, point: str, benchmark: str, split: str, metric: str) -> float:
         """How many independent prompts the mean over the models at a point is worth."""
@@ -149,8 +166,7 @@ class Outcomes:
 
     def clusters_over(self, point: str, benchmarks: Iterable[str], split: str) -> dict[str, str]:
         """Each example's cluster among the prompts of all these benchmarks, by its pooled id."""
-        examples = [e for name in benchmarks for e in pooled(name, self.at(point, name, split)[0].examples)]
-        return dict(zip((example.id for example in examples), clusters_of(examples), strict=True))
+        return clusters_over({name: self.at(point, name, split)[0].examples for name in benchmarks})
 
     def are_apart(self, point: str, benchmarks: Sequence[str], split: str) -> bool:
         """Whether no two of these benchmarks share a prompt, or nearly one."""

@@ -20,7 +20,7 @@ import torch
 import transformers
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments, set_seed
+from transformers import DataCollatorForSeq2Seq, TrainingArguments, set_seed
 
 from backmerge import __version__
 from backmerge.checkpoints.adapter import CONFIG
@@ -28,6 +28,7 @@ from backmerge.checkpoints.files import torch_dtype
 from backmerge.checkpoints.reader import Checkpoint, read_json
 from backmerge.checkpoints.writer import copy_companions
 from backmerge.errors import ConfigError, DataError
+from backmerge.finetuning.answer_loss import AnswerLossTrainer
 from backmerge.finetuning.callbacks import KeepEvery, MarkComplete, MovingAverage, SaveWhenAsked, StopAt, Telling
 from backmerge.finetuning.checkpointing import left_by_others, newest_complete, state_directory
 from backmerge.finetuning.datasets import TrainingData
@@ -119,7 +120,7 @@ def train_model(
             callbacks.append(KeepEvery(settings.keep_every, states / SNAPSHOTS))
         if settings.ema is not None:
             callbacks.append(average := MovingAverage(model, settings.ema, resumed))
-        trainer = Trainer(
+        trainer = AnswerLossTrainer(
             model=model,
             args=arguments,
             train_dataset=_rows(encoded),

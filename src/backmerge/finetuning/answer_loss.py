@@ -1,0 +1,97 @@
+"""The loss over the answers alone, without the logits of the whole batch in memory.
+
+transformers computes logits for every position, widens them to float32, and then ignores those of the prompts. At a
+vocabulary of 128,000 and 8,192 tokens a batch these are 4 GB, several times over. Here only the positions that are
+learned from reach the output layer, and torch's fused loss takes them in chunks.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import Trainer
+
+IGNORED = -100
+MIN_LOGIT_BYTES = 64 << 20  # of a batch in float32; below, transformers' own loss is as good
+CHECKED_TOKENS = 64
+AGREEMENT = 1e-3  # relative; bfloat16 logits are rounded to 2^-8, and their mean over tokens to much less
+
+
+class AnswerLossTrainer(Trainer):
+    """A Trainer whose loss is `answer_loss` if that gives the model's own loss, and the model's own otherwise.
+
+    The two differ for models that scale or cap their logits, or that train the output layer through an adapter: they
+    are compared on the first batch. Under several processes the model's own loss is taken, since gradients are shared
+    by hooks of the wrapped model's forward pass.
+    """
+
+    _uses_answer_loss: bool | None = None  # not decided yet
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Return the mean loss over the tokens that are learned, or their sum over `num_items_in_batch` if given."""
+        if self._uses_answer_loss is None:
+            self._uses_answer_loss = self._can_use_answer_loss(model, inputs)
+        if not self._uses_answer_loss:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        # as the Trainer has it: a model that takes no number of items gives the mean of each part of a batch
+        num_items = num_items_in_batch if self.model_accepts_loss_kwargs else None
+        with self.accelerator.autocast():
+            loss = answer_loss(_plain(model), inputs, num_items)
+        return (loss, {"loss": loss}) if return_outputs else loss
+
+    def _can_use_answer_loss(self, model: nn.Module, inputs: dict[str, Any]) -> bool:
+        plain = _plain(model)
+        head = plain.get_output_embeddings()
+        if self.accelerator.num_processes > 1 or type(head) is not nn.Linear:
+            return False
+        if 4 * inputs["input_ids"].numel() * head.out_features < MIN_LOGIT_BYTES:
+            return False
+        # the end of the first row's tokens: the answer is there
+        length = int(inputs["attention_mask"][0].sum())
+        few = {name: tensor[:1, max(0, length - CHECKED_TOKENS) : length] for name, tensor in inputs.items()}
+        was_training = model.training
+        model.eval()  # dropout would make the two differ
+        with torch.no_grad(), self.accelerator.autocast():
+            own, ours = float(model(**few).loss), float(answer_loss(plain, few, None))
+        model.train(was_training)
+        return abs(own - ours) <= AGREEMENT * abs(own)
+
+
+def answer_loss(model: Any, inputs: dict[str, Any], num_items: Tensor | int | None) -> Tensor:
+    """Return the cross-entropy of the next token at the positions with a label.
+
+    Args:
+        model: A causal language model of transformers whose logits are its output layer's result as it is.
+        inputs: `input_ids`, `attention_mask` and `labels`, each (rows, tokens); labels of -100 are not learned.
+        num_items: What the sum is divided by; the number of labels if not given.
+    """
+    hidden = model.get_decoder()(
+        input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False
+    ).last_hidden_state
+    labels = inputs["labels"][:, 1:]
+    is_learned = labels != IGNORED
+    head = model.get_output_embeddings()
+    total = _summed_loss(hidden[:, :-1][is_learned].to(head.weight.dtype), head, labels[is_learned])
+    return total / (is_learned.sum() if num_items is None else num_items)
+
+
+def _summed_loss(hidden: Tensor, head: nn.Linear, labels: Tensor) -> Tensor:
+    fused = getattr(functional, "linear_cross_entropy", None)  # torch 2.13 and newer
+    if fused is None or len(labels) < head.in_features or head.out_features < head.in_features:  # chunks don't pay
+        return functional.cross_entropy(head(hidden).float(), labels, reduction="sum")
+    options = nn.LinearCrossEntropyOptions()
+    return fused(hidden, head.weight, labels, linear_bias=head.bias, reduction="sum", options=options)
+
+
+def _plain(model: nn.Module) -> Any:
+    """Return the transformers model, without peft's wrapper round it; its adapters are in its layers."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model

@@ -20,7 +20,7 @@ CHECKED_TOKENS = 64
 AGREEMENT = 1e-3  # relative; bfloat16 logits are rounded to 2^-8, and their mean over tokens to much less
 
 
-class AnswerLossTrainer(Trainer):
+class AnswerLossTrainer(Trainer):  # type: ignore[misc] # transformers is not followed by the type checker
     """A Trainer whose loss is `answer_loss` if that gives the model's own loss, and the model's own otherwise.
 
     The two differ for models that scale or cap their logits, or that train the output layer through an adapter: they
@@ -80,16 +80,17 @@ def answer_loss(model: Any, inputs: dict[str, Any], num_items: Tensor | int | No
     labels = inputs["labels"][:, 1:]
     is_learned = labels != IGNORED
     head = model.get_output_embeddings()
-    total = _summed_loss(hidden[:, :-1][is_learned].to(head.weight.dtype), head, labels[is_learned])
+    total: Tensor = _summed_loss(hidden[:, :-1][is_learned].to(head.weight.dtype), head, labels[is_learned])
     return total / (is_learned.sum() if num_items is None else num_items)
 
 
 def _summed_loss(hidden: Tensor, head: nn.Linear, labels: Tensor) -> Tensor:
-    fused = getattr(functional, "linear_cross_entropy", None)  # torch 2.13 and newer
+    fused: Any = getattr(functional, "linear_cross_entropy", None)  # torch 2.13 and newer
     if fused is None or len(labels) < head.in_features or head.out_features < head.in_features:  # chunks don't pay
         return functional.cross_entropy(head(hidden).float(), labels, reduction="sum")
-    options = nn.LinearCrossEntropyOptions()
-    return fused(hidden, head.weight, labels, linear_bias=head.bias, reduction="sum", options=options)
+    in_chunks: Any = nn.LinearCrossEntropyOptions
+    loss: Tensor = fused(hidden, head.weight, labels, linear_bias=head.bias, reduction="sum", options=in_chunks())
+    return loss
 
 
 def _plain(model: nn.Module) -> Any:

@@ -7,7 +7,7 @@ learned from reach the output layer, and torch's fused loss takes them in chunks
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -85,10 +85,10 @@ def answer_loss(model: Any, inputs: dict[str, Any], num_items: Tensor | int | No
 
 
 def _summed_loss(hidden: Tensor, head: nn.Linear, labels: Tensor) -> Tensor:
-    fused: Any = getattr(functional, "linear_cross_entropy", None)  # torch 2.13 and newer
+    fused = getattr(cast("Any", functional), "linear_cross_entropy", None)  # torch 2.13 and newer
     if fused is None or len(labels) < head.in_features or head.out_features < head.in_features:  # chunks don't pay
         return functional.cross_entropy(head(hidden).float(), labels, reduction="sum")
-    in_chunks: Any = nn.LinearCrossEntropyOptions
+    in_chunks = cast("Any", nn).LinearCrossEntropyOptions
     loss: Tensor = fused(hidden, head.weight, labels, linear_bias=head.bias, reduction="sum", options=in_chunks())
     return loss
 

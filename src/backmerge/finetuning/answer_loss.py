@@ -7,9 +7,10 @@ learned from reach the output layer, and torch's fused loss takes them in chunks
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import Trainer
@@ -85,14 +86,14 @@ def answer_loss(model: Any, inputs: dict[str, Any], num_items: Tensor | int | No
 
 
 def _summed_loss(hidden: Tensor, head: nn.Linear, labels: Tensor) -> Tensor:
-    fused = getattr(cast("Any", functional), "linear_cross_entropy", None)  # torch 2.13 and newer
+    fused = getattr(functional, "linear_cross_entropy", None)  # torch 2.13 and newer
     if fused is None or len(labels) < head.in_features or head.out_features < head.in_features:  # chunks don't pay
         return functional.cross_entropy(head(hidden).float(), labels, reduction="sum")
-    in_chunks = cast("Any", nn).LinearCrossEntropyOptions
+    in_chunks = nn.LinearCrossEntropyOptions
     loss: Tensor = fused(hidden, head.weight, labels, linear_bias=head.bias, reduction="sum", options=in_chunks())
     return loss
 
 
 def _plain(model: nn.Module) -> Any:
     """Return the transformers model, without peft's wrapper round it; its adapters are in its layers."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
+    return model.get_base_model() if isinstance(model, PeftModel) else model

@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from backmerge.checkpoints.adapter import CONFIG, TENSORS
+from backmerge.checkpoints.adapter import TENSORS
+from backmerge.checkpoints.adapter_config import CONFIG
 from backmerge.merging.method import Method, merge_method
 from backmerge.registry import METHODS
 

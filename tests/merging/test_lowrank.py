@@ -19,7 +19,8 @@ from lowrank_cases import by_angle, changed, config_of, put
 from safetensors.torch import load_file
 from torch import Tensor
 
-from backmerge.checkpoints.adapter import CONFIG, PREFIX, TENSORS, AdapterOnBase
+from backmerge.checkpoints.adapter import PREFIX, TENSORS, AdapterOnBase
+from backmerge.checkpoints.adapter_config import CONFIG
 from backmerge.checkpoints.adapter_writer import Names, encoded
 from backmerge.checkpoints.reader import CARD, Checkpoint
 from backmerge.errors import CheckpointError, MergeError

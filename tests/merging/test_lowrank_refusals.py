@@ -1,5 +1,6 @@
 """What cannot be an adapter is refused by name, before anything is written."""
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -31,9 +32,14 @@ def refusals(base: Checkpoint, make_model: Factory, make_adapter: Factory, tmp_p
 
     lora, other = adapter(), Checkpoint(make_model("llama", seed=5, tied=False))
     head_lora, head_saved = adapter(target_modules=["lm_head"]), adapter(3, modules_to_save=["lm_head"])
-    square = adapter(target_modules=["q_proj"])
-    turned = changed(square.directory, tmp_path / "turned", fan_in_fan_out=True)
-    bare = changed(square.directory, tmp_path / "bare")
+    wide = adapter(target_modules=["up_proj"])
+    swapped = {"A": "B", "B": "A"}
+    tensors = {
+        re.sub("(?<=lora_)[AB]", lambda match: swapped[match[0]], name): tensor.T.contiguous()
+        for name, tensor in load_file(wide.directory / TENSORS).items()
+    }
+    turned = changed(wide.directory, tmp_path / "turned", tensors, fan_in_fan_out=True)
+    bare = changed(wide.directory, tmp_path / "bare")
     save_file({f"{PREFIX}model.norm.weight": torch.ones(32)}, bare / TENSORS)
     tied = Checkpoint(make_model("llama", seed=1, tied=True))
     twins = make_adapter(tied.directory, seed=2, target_modules=["q_proj", "embed_tokens"])
@@ -46,7 +52,7 @@ def refusals(base: Checkpoint, make_model: Factory, make_adapter: Factory, tmp_p
         f"{other.directory} is a full checkpoint": Variant(base, other),
         "not on the base": Variant(other, lora),
         "is DoRA, whose change of 'model.layers.0": Variant(base, adapter(use_dora=True)),
-        "differ in fan_in_fan_out": Variant(base, [square, AdapterOnBase(turned, base)], "tested"),
+        "differ in fan_in_fan_out": Variant(base, [wide, AdapterOnBase(turned, base)], "tested"),
         "'lm_head.weight' is trained whole, and its module has low-rank": Variant(
             base, [head_lora, head_saved], "tested"
         ),

@@ -4,53 +4,56 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from backmerge.checkpoints.adapter_config import CONFIG, AdapterConfig, Scaling, scaling_of, shown
 from backmerge.checkpoints.files import FLOATS, SafetensorsFile, TensorInfo
 from backmerge.checkpoints.fingerprints import fingerprint_of_files
-from backmerge.checkpoints.lora import Factors, rescaled_rows, scale_of, tuned_rows
+from backmerge.checkpoints.layout import STACKED, Layout, Region, layout_of
+from backmerge.checkpoints.lora import Factors, rescaled_rows, tuned_rows
 from backmerge.checkpoints.reader import CARD, Checkpoint, Weights, read_json
 from backmerge.errors import CheckpointError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-CONFIG = "adapter_config.json"
 TENSORS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 COPY = ".base_layer.weight"  # beside an adapted embedding peft saves the base's own
 TRAINED_BIAS = ".base_layer.bias"  # of an adapted layer, with bias="all" or "lora_only"
+WRAPPED = ".base_layer"  # of two adapted parameters of one module, the first is wrapped by the second
 TIED_NAMES = ("embed_tokens.weight", "lm_head.weight", "wte.weight")
 # a linear layer's factors, and an embedding's
 FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<kind>embedding_)?(?P<side>[AB])(?P<end>\.weight)?")
 MAGNITUDE = ".lora_magnitude_vector"
 BIAS_DELTA = ".lora_B.bias"
 FOUR_BITS = re.compile(r"4.?bit|nf4|bnb|gptq|awq", re.IGNORECASE)
-
-# these leave the base as published; others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) change it, and their factors are no
-# delta of what is on disk. An unknown one is refused: it may change the base, too
-FAITHFUL_INITS = ("gaussian", "eva", "orthogonal", "mica")
-
-# options of peft's LoraConfig under which the tuned weights are not W + scale·B·A
-OTHER_SUMS = {
-    "target_parameters": "it targets parameters (target_parameters), such as stacked experts, rather than modules",
-    "alora_invocation_tokens": "it is an activated LoRA, which changes only the tokens after its invocation",
-    "layer_replication": "it replicates layers (layer_replication), so that it has more of them than the base",
-    "use_qalora": "it is QALoRA, whose input is pooled",
-    "use_bdlora": "it is BD-LoRA, whose factors are block-diagonal",
-    "arrow_config": "it routes between adapters (arrow_config)",
-    "kasa_config": "it is KaSA, which truncates the base",
-    "monteclora_config": "it is MonteCLoRA, which samples its factors",
-    "trainable_token_indices": "it trains single rows of the embedding (trainable_token_indices)",
-}
+# architectures of transformers whose linear layers are Conv1D, with weights of shape (in, out)
+CONV1D_KINDS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
 
 
 def ties_embeddings(base: Weights) -> bool:
     """Whether a model's embeddings, of input and output, are one tensor."""
     config = read_json(base.companions / "config.json")
     return bool(config.get("tie_word_embeddings")) or "lm_head.weight" not in base.infos
+
+
+def trained_on(directory: Path) -> str | None:
+    """The fingerprint of the base that an adapter of backmerge's was trained on; `None` if it does not say.
+
+    Raises:
+        CheckpointError: the file that says so is damaged.
+    """
+    card = directory / CARD
+    fingerprint = read_json(card).get("base_fingerprint") if card.is_file() else None
+    if fingerprint is not None and not isinstance(fingerprint, str):
+        raise CheckpointError(
+            f"{card}: base_fingerprint is not a text",
+            remedy="the file is damaged: save or download the adapter again, or delete that file.",
+        )
+    return fingerprint
 
 
 def is_adapter(directory: Path) -> bool:
@@ -72,14 +75,14 @@ class AdapterOnBase:
     def __init__(self, directory: Path, base: Weights) -> None:
         self.directory = directory
         self.base = base
-        self.config = read_json(directory / CONFIG)
-        _refuse_other_kinds(directory, self.config)
+        self.config = AdapterConfig.read(directory)
         self.file = _opened(directory)
         self.factors: dict[str, Factors] = {}
         self.replaced: dict[str, str] = {}
         self.added: dict[str, tuple[str, float]] = {}
         self._parse()
-        self._check_tied_embeddings(self.factors.keys() | self.replaced.keys())
+        self._settle_tied()
+        self._place_on_disk()
         self._check_copies()
         self._check_shapes()
         self._check_base()
@@ -118,11 +121,11 @@ class AdapterOnBase:
     @property
     def note(self) -> str | None:
         """What a person should know of how this adapter was trained, if there is anything."""
-        trained_on = str(self.config.get("base_model_name_or_path") or "")
-        if not FOUR_BITS.search(trained_on):
+        name = self.config.base_model_name_or_path or ""
+        if not FOUR_BITS.search(name):
             return None
         return (
-            f"the adapter {self.directory} was trained on a quantised base ({trained_on}), and is merged onto "
+            f"the adapter {self.directory} was trained on a quantised base ({shown(name)}), and is merged onto "
             f"{self.base.directory} as it is: the base that it saw in training differed by the quantisation error"
         )
 
@@ -143,7 +146,7 @@ class AdapterOnBase:
             return self._moved_bias(name)[start:stop]
         if name not in self.factors or start == stop:
             return self.base.block(name, start, stop, buffer)
-        factors, columns = self.factors[name], self.infos[name].shape[1]
+        factors, columns = self.factors[name], self.infos[name].shape[-1]
         first, last = start // columns, -(-stop // columns)
         # DoRA's norms need whole rows; a sum of products comes out the same whichever of its elements are asked for
         weight = self.base.block(name, first * columns, last * columns, buffer if first * columns == start else None)
@@ -164,113 +167,251 @@ class AdapterOnBase:
         saved, scale = self.added[name]
         return self.base.tensor(name).float() + scale * torch.from_numpy(self.file.float32_array(saved))
 
+    @functools.cached_property
+    def _layout(self) -> Layout:
+        return layout_of(self.base)
+
     def _parse(self) -> None:
+        """Find what is changed, by the names in memory."""
         names = set(self.file.infos)
         if not names:
             raise CheckpointError(
                 f"{self.directory / TENSORS} holds no tensors", remedy="save or download the adapter again."
             )
+        matches = {name: match for name in sorted(names) if (match := _factor(name)) is not None}
+        adapted = {name: self._adapted(match["module"].removeprefix(PREFIX)) for name, match in matches.items()}
+        biases = {
+            name: name.removesuffix(BIAS_DELTA).removeprefix(PREFIX) for name in names if name.endswith(BIAS_DELTA)
+        }
+        known = {pattern_name for _, pattern_name in adapted.values()} | set(biases.values())
+        scalings = scaling_of(self.config, sorted(known), self.directory)
         for name in sorted(names):
-            match = FACTOR.fullmatch(name)
-            if match is not None and bool(match["kind"]) is not bool(match["end"]):
-                self._parse_factor(name, match, names)
-            elif name.endswith(BIAS_DELTA):
-                module = name.removesuffix(BIAS_DELTA).removeprefix(PREFIX)
-                factor = self.file.infos.get(f"{name.removesuffix(BIAS_DELTA)}.lora_A.weight")
-                self.added[f"{module}.bias"] = (name, scale_of(self.config, module, factor.shape[0] if factor else 1))
-            elif not name.endswith(COPY) and not (name.endswith(MAGNITUDE) and self.config.get("use_dora")):
-                self._parse_whole(name)
+            if name in matches:
+                weight, pattern_name = adapted[name]
+                self._parse_factor(name, matches[name], weight, scalings[pattern_name])
+            elif name in biases:
+                self.added[f"{biases[name]}.bias"] = (name, scalings[biases[name]].scale)
+            elif not name.endswith(COPY) and not (name.endswith(MAGNITUDE) and self.config.use_dora):
+                weight = name.removeprefix(PREFIX)
+                if weight.endswith(TRAINED_BIAS):
+                    weight = weight.removesuffix(TRAINED_BIAS) + ".bias"
+                self.replaced[weight] = name
         for weight in sorted(self.factors.keys() & self.replaced.keys()):
             raise CheckpointError(
-                f"{self.directory / TENSORS} both replaces '{weight}' and adds a low-rank change to it",
+                f"{self.directory / TENSORS} both replaces '{shown(weight)}' and adds a low-rank change to it",
                 remedy="bake it with peft's merge_and_unload() and give the full checkpoint as TUNED.",
             )
 
-    def _parse_factor(self, name: str, match: re.Match[str], names: Set[str]) -> None:
+    def _parse_factor(self, name: str, match: re.Match[str], weight: str, scaling: Scaling) -> None:
         kind, end = match["kind"] or "", match["end"] or ""
-        module = match["module"].removeprefix(PREFIX)
         partner = f"{match['module']}.lora_{kind}{'B' if match['side'] == 'A' else 'A'}{end}"
-        if partner not in names:
+        if partner not in self.file.infos:
             raise CheckpointError(
-                f"{self.directory / TENSORS} holds '{name}' but no '{partner}'",
+                f"{self.directory / TENSORS} holds '{shown(name)}' but no '{shown(partner)}'",
                 remedy="the adapter is incomplete: save or download it again.",
             )
         if match["side"] == "B":
             return
-        magnitude = match["module"] + MAGNITUDE
-        is_transposed = bool(kind) or bool(self.config.get("fan_in_fan_out"))
-        if self.config.get("use_dora") and (is_transposed or magnitude not in names):
+        module = match["module"].removeprefix(PREFIX)
+        shapes = self.file.infos[name].shape, self.file.infos[partner].shape
+        if [len(shape) for shape in shapes] != [2, 2] or shapes[0][0] != shapes[1][1]:
             raise CheckpointError(
-                f"the adapter {self.directory} is DoRA, and its '{module}' is of a form that backmerge does not read "
-                f"({'transposed' if is_transposed else 'without ' + MAGNITUDE})",
+                f"{self.directory / TENSORS}: the factors of '{shown(weight)}' do not fit each other: A has the shape "
+                f"{shapes[0]}, B {shapes[1]}",
+                remedy="the adapter is damaged: save or download it again.",
+            )
+        num_experts = self._num_experts(weight)
+        rank = shapes[0][0] // num_experts
+        if rank * num_experts != shapes[0][0] or rank != scaling.rank:
+            raise CheckpointError(
+                f"the factors of '{shown(weight)}' in {self.directory / TENSORS} have rank "
+                f"{shapes[0][0] / num_experts:g}, and {CONFIG} says {scaling.rank} (r, which is 8 if left out, and "
+                "rank_pattern): the scale of the change depends on it, and peft loads no such adapter",
+                remedy=f"correct {CONFIG}, or save or download the adapter again.",
+            )
+        magnitude = match["module"] + MAGNITUDE
+        self.factors[weight] = Factors(
+            name,
+            partner,
+            scaling.scale,
+            bool(kind) or self._is_turned(weight, (shapes[1][0], shapes[0][1])),
+            magnitude if magnitude in self.file.infos else None,
+        )
+        if self.config.use_dora and (self.factors[weight].is_transposed or magnitude not in self.file.infos):
+            is_transposed = self.factors[weight].is_transposed
+            raise CheckpointError(
+                f"the adapter {self.directory} is DoRA, and its '{shown(module)}' is of a form that backmerge does not "
+                f"read ({'transposed' if is_transposed else 'without ' + MAGNITUDE})",
                 remedy="bake it with peft's merge_and_unload() and give the full checkpoint as TUNED.",
             )
-        scale = scale_of(self.config, module, self.file.infos[name].shape[0])
-        self.factors[f"{module}.weight"] = Factors(
-            name, partner, scale, is_transposed, magnitude if magnitude in names else None
-        )
 
-    def _parse_whole(self, name: str) -> None:
-        weight = name.removeprefix(PREFIX)
-        if weight.endswith(TRAINED_BIAS):
-            weight = weight.removesuffix(TRAINED_BIAS) + ".bias"
-        if weight not in self.base.infos:
-            raise CheckpointError(
-                f"{self.directory / TENSORS} holds '{name}', which is neither a LoRA factor nor a tensor of "
-                f"the base {self.base.directory}",
-                remedy="this adapter is of a kind that backmerge does not read, or of another base.",
-            )
-        self.replaced[weight] = name
+    def _adapted(self, module: str) -> tuple[str, str]:
+        """The weight that a module's factors change, and the name by which peft's patterns know it."""
+        if self.config.target_parameters:
+            inner = module
+            while inner.endswith(WRAPPED):
+                inner = inner.removesuffix(WRAPPED)
+            wrappers = (len(module) - len(inner)) // len(WRAPPED)
+            # peft wraps a module once for each of its targeted parameters, in the order of their declaration
+            targeted = [
+                leaf for leaf in self._layout.own_tensors.get(inner, ()) if self._is_targeted(f"{inner}.{leaf}")
+            ]
+            if wrappers < len(targeted):
+                parameter = f"{inner}.{targeted[len(targeted) - 1 - wrappers]}"
+                return parameter, parameter
+        return f"{module}.weight", module
 
-    def _check_tied_embeddings(self, changed: Set[str]) -> None:
-        """Tied embeddings are one tensor on disk, and peft changes one of its two uses: there is no place for both."""
-        if not ties_embeddings(self.base) or self.config.get("ensure_weight_tying"):
-            return
-        for name in sorted(changed):
-            if name.endswith(TIED_NAMES) and not (
-                name in self.replaced and self._repeats_base(name, self.replaced[name])
-            ):
-                raise CheckpointError(
-                    f"the adapter {self.directory} changes '{name}', which the base {self.base.directory} ties to its "
-                    "other embedding: the two differ after tuning, and the base has one tensor for both",
-                    remedy="bake it with peft's merge_and_unload(), and untie the base's embeddings likewise.",
-                )
+    def _is_targeted(self, parameter: str) -> bool:
+        targets = self.config.target_parameters or ()
+        return any(parameter == target or parameter.endswith(f".{target}") for target in targets)
 
-    def _repeats_base(self, name: str, saved: str) -> bool:
-        """Whether the adapter saved the base's own tensor, as peft does with `save_embedding_layers`."""
-        if name not in self.base.infos:
+    def _num_experts(self, weight: str) -> int:
+        """How many experts a parameter stacks; asked only of those that are adapted as parameters."""
+        shape = self._layout.shapes[weight] if self._is_targeted(weight) else ()
+        return shape[0] if len(shape) == STACKED else 1
+
+    def _is_turned(self, weight: str, delta: tuple[int, int]) -> bool:
+        """Whether a weight is stored (in, out).
+
+        peft goes by the layer's type: it corrects `fan_in_fan_out` if that says otherwise.
+        """
+        if self._is_targeted(weight) and len(self._layout.shapes[weight]) == STACKED:
+            return weight in self._layout.transposed
+        if not self.config.fan_in_fan_out and self._kind not in CONV1D_KINDS:
             return False
-        theirs, ours = self.file.tensor(saved), self.base.tensor(name)
-        return theirs.shape == ours.shape and bool((theirs == ours).all())
+        if delta[0] != delta[1]:
+            info = self.base.infos.get(weight)
+            return info is not None and info.shape == delta[::-1]
+        return weight in self._layout.transposed
+
+    @functools.cached_property
+    def _kind(self) -> str | None:
+        kind = read_json(self.base.companions / "config.json").get("model_type")
+        return kind if isinstance(kind, str) else None
+
+    @functools.cached_property
+    def _tied_on_disk(self) -> list[str]:
+        """The names of the tied embeddings on disk; none if the base ties none."""
+        return [name for name in self.base.infos if name.endswith(TIED_NAMES)] if ties_embeddings(self.base) else []
+
+    def _settle_tied(self) -> None:
+        """Refuse a change of one of two tied embeddings; take a change of both, if it is the same, as one.
+
+        Tied embeddings are one tensor, on disk under one name, or twice. With `ensure_weight_tying` peft trains the one
+        tensor, and saves it under one name or both. Without it, peft changes one of the two uses, and there is no place
+        for that.
+        """
+        held = self._tied_on_disk
+        if not held:
+            return
+        for name, saved in list(self.replaced.items()):
+            if name.endswith(TIED_NAMES) and self._repeats_base(saved, held):
+                del self.replaced[name]
+        changed = sorted(name for name in self.factors.keys() | self.replaced.keys() if name.endswith(TIED_NAMES))
+        if not changed:
+            return
+        is_one = len(changed) == 1 and self.config.ensure_weight_tying
+        if not is_one and not (len(changed) == 2 and self._is_same_change(*changed)):
+            raise CheckpointError(
+                f"the adapter {self.directory} changes '{shown(changed[0])}', which the base {self.base.directory} "
+                "ties to its other embedding: the two differ after tuning, and the base has one tensor for both",
+                remedy="bake it with peft's merge_and_unload() and untie the base's embeddings likewise; or train with "
+                "ensure_weight_tying=True, which keeps them one.",
+            )
+        of_factors, of_whole = self.factors.get(changed[0]), self.replaced.get(changed[0])
+        for name in changed:
+            self.factors.pop(name, None)
+            self.replaced.pop(name, None)
+        for name in held:
+            if of_factors is not None:
+                self.factors[name] = of_factors
+            elif of_whole is not None:
+                self.replaced[name] = of_whole
+
+    def _repeats_base(self, saved: str, names: Iterable[str]) -> bool:
+        """Whether the adapter saved the base's own tensor, as peft does with `save_embedding_layers`."""
+        theirs = self.file.tensor(saved)
+        return any(theirs.shape == own.shape and bool((theirs == own).all()) for own in map(self.base.tensor, names))
+
+    def _is_same_change(self, first: str, second: str) -> bool:
+        """Whether two tied embeddings are changed alike: both whole, or by the same product."""
+        if first in self.replaced and second in self.replaced:
+            one, other = (self.file.tensor(self.replaced[name]) for name in (first, second))
+            return one.shape == other.shape and bool((one == other).all())
+        if first not in self.factors or second not in self.factors:
+            return False
+        pairs = []
+        for factors in (self.factors[first], self.factors[second]):
+            a, b = self.file.float32_array(factors.a), self.file.float32_array(factors.b)
+            pairs.append((b.T, a.T) if factors.is_transposed else (a, b))
+        is_equal = all(
+            one.shape == other.shape and bool((one == other).all()) for one, other in zip(*pairs, strict=True)
+        )
+        return is_equal and self.factors[first].scale == self.factors[second].scale
+
+    def _place_on_disk(self) -> None:
+        """Go over from the names in memory to those on disk."""
+        factors, replaced, added = self.factors, self.replaced, self.added
+        self.factors, self.replaced, self.added = {}, {}, {}
+        for name, its_factors in factors.items():
+            for place, region in self._places(name, its_factors.a):
+                self.factors[place] = its_factors._replace(region=region)
+        for name, saved in replaced.items():
+            self.replaced[self._whole_place(name, saved)] = saved
+        for name, (saved, scale) in added.items():
+            self.added[self._whole_place(name, saved)] = (saved, scale)
+
+    def _places(self, name: str, saved: str) -> Iterator[tuple[str, Region | None]]:
+        """The tensors on disk that make up a parameter in memory, and which part of it each of them is."""
+        on_disk = [name] if name in self.base.infos else self._in_memory(name)
+        if not on_disk:
+            raise CheckpointError(
+                f"{self.directory / TENSORS} holds '{shown(saved)}', and the base {self.base.directory} has no tensor "
+                f"'{shown(name)}', neither on disk nor as transformers loads it",
+                remedy=self._other_base(),
+            )
+        for place in on_disk:
+            region = None if place == name else self._layout.places[place].region
+            shape = self.base.infos[place].shape
+            if region is None and len(shape) == STACKED:
+                region = Region(shape[0], 0, 0, shape[1], shape[1])
+            yield place, region
+
+    def _in_memory(self, name: str) -> list[str]:
+        try:
+            return list(self._layout.on_disk.get(name, ()))
+        except CheckpointError:
+            return []
+
+    def _whole_place(self, name: str, saved: str) -> str:
+        if name in self.base.infos:
+            return name
+        places = list(self._places(name, saved))
+        if len(places) == 1 and self._layout.places[places[0][0]].region is None:
+            return places[0][0]
+        raise CheckpointError(
+            f"{self.directory / TENSORS} replaces '{shown(name)}', which is {len(places)} tensors on disk",
+            remedy="bake it with peft's merge_and_unload() and give the full checkpoint as TUNED.",
+        )
 
     def _check_copies(self) -> None:
         for saved in sorted(name for name in self.file.infos if name.endswith(COPY)):
             name = saved.removeprefix(PREFIX).removesuffix(COPY) + ".weight"
-            if not self._repeats_base(name, saved):
+            tied = self._tied_on_disk if name.endswith(TIED_NAMES) else []
+            if not self._repeats_base(saved, tied or [self._whole_place(name, saved)]):
                 raise CheckpointError(
-                    f"the adapter {self.directory} holds '{saved}', which is not the base's '{name}'",
+                    f"the adapter {self.directory} holds '{shown(saved)}', which is not the base's '{shown(name)}'",
                     remedy=self._other_base(),
                 )
 
     def _check_shapes(self) -> None:
         for name, factors in self.factors.items():
-            if name not in self.base.infos:
-                raise CheckpointError(
-                    f"the adapter {self.directory} changes '{name}', which the base {self.base.directory} lacks",
-                    remedy=self._other_base(),
-                )
             shapes = [self.file.infos[factor].shape for factor in (factors.b, factors.a)]
-            if [len(shape) for shape in shapes] != [2, 2] or shapes[0][1] != shapes[1][0]:
-                raise CheckpointError(
-                    f"{self.directory / TENSORS}: the factors of '{name}' do not fit each other: A has the shape "
-                    f"{shapes[1]}, B {shapes[0]}",
-                    remedy="the adapter is damaged: save or download it again.",
-                )
             delta = (shapes[0][0], shapes[1][1])
-            self._check_fits(name, delta[::-1] if factors.is_transposed else delta, "changes")
+            self._check_fits(name, delta[::-1] if factors.is_transposed else delta, "changes", factors.region)
             if factors.magnitude is not None and self.file.infos[factors.magnitude].shape != delta[:1]:
                 raise CheckpointError(
-                    f"{self.directory / TENSORS}: '{factors.magnitude}' is no vector of {delta[0]} magnitudes",
+                    f"{self.directory / TENSORS}: '{shown(factors.magnitude)}' is no vector of {delta[0]} magnitudes",
                     remedy="the adapter is damaged: save or download it again.",
                 )
         for name, saved in self.replaced.items():
@@ -280,36 +421,39 @@ class AdapterOnBase:
         for name in (name for factors in self.factors.values() for name in (factors.a, factors.b)):
             if self.file.infos[name].dtype not in FLOATS:
                 raise CheckpointError(
-                    f"{self.directory / TENSORS}: '{name}' has dtype {self.file.infos[name].dtype}",
+                    f"{self.directory / TENSORS}: '{shown(name)}' has dtype {self.file.infos[name].dtype}",
                     remedy="give an adapter in float32, bfloat16 or float16.",
                 )
 
-    def _check_fits(self, name: str, shape: tuple[int, ...], verb: str) -> None:
-        info = self.base.infos.get(name)
-        if info is None or shape != info.shape:
-            has = f"has {info.shape} there" if info else "has no such tensor"
+    def _check_fits(self, name: str, shape: tuple[int, ...], verb: str, region: Region | None = None) -> None:
+        there = self.base.infos[name].shape
+        if region is not None:
+            there = (region.height, there[-1])
+        if shape != there:
             raise CheckpointError(
-                f"the adapter {self.directory} {verb} '{name}' with shape {shape}, but the base "
-                f"{self.base.directory} {has}",
+                f"the adapter {self.directory} {verb} '{shown(name)}' with shape {shape}, but the base "
+                f"{self.base.directory} has {there} there",
                 remedy=self._other_base(),
             )
 
     def _check_base(self) -> None:
         """Adapters that backmerge trained say which base they were trained on."""
-        card = self.directory / CARD
-        if not card.is_file():
-            return
-        trained_on = read_json(card).get("base_fingerprint")
-        if trained_on is not None and trained_on != self.base.fingerprint:
+        fingerprint = trained_on(self.directory)
+        if fingerprint is not None and fingerprint != self.base.fingerprint:
             raise CheckpointError(
                 f"the adapter {self.directory} was trained on other weights than {self.base.directory} holds "
-                f"(fingerprints {trained_on[:12]} and {self.base.fingerprint[:12]})",
+                f"(fingerprints {fingerprint[:12]} and {self.base.fingerprint[:12]})",
                 remedy=self._other_base(),
             )
 
     def _other_base(self) -> str:
-        named = self.config.get("base_model_name_or_path")
-        return f"give the base that it was trained on{f': {named}' if named else ''}."
+        named = self.config.base_model_name_or_path
+        return f"give the base that it was trained on{f': {shown(named)}' if named else ''}."
+
+
+def _factor(name: str) -> re.Match[str] | None:
+    match = FACTOR.fullmatch(name)
+    return match if match is not None and bool(match["kind"]) is not bool(match["end"]) else None
 
 
 def _opened(directory: Path) -> SafetensorsFile:
@@ -319,22 +463,6 @@ def _opened(directory: Path) -> SafetensorsFile:
             remedy="save the adapter as safetensors (peft does so by default); pickles are not read.",
         )
     return SafetensorsFile(directory / TENSORS)
-
-
-def _refuse_other_kinds(directory: Path, config: Mapping[str, Any]) -> None:
-    kind = config.get("peft_type")
-    init = config.get("init_lora_weights")
-    refused = {
-        f"its kind is {kind}, not LORA": kind != "LORA",
-        f"it was initialised by {init}, which changes the base": isinstance(init, str)
-        and init.lower() not in FAITHFUL_INITS,
-    } | {reason: bool(config.get(option)) for option, reason in OTHER_SUMS.items()}
-    for reason, applies in refused.items():
-        if applies:
-            raise CheckpointError(
-                f"the adapter {directory} cannot be read as W + scale·B·A: {reason}",
-                remedy="bake it with peft's merge_and_unload() and give the full checkpoint as TUNED.",
-            )
 
 
 def open_weights(directory: Path, base: Weights) -> Weights:

@@ -10,12 +10,13 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from backmerge.checkpoints.adapter import CONFIG, PREFIX, TENSORS, TRAINED_BIAS
+from backmerge.checkpoints.adapter import PREFIX, TENSORS, TRAINED_BIAS
+from backmerge.checkpoints.adapter_config import CONFIG, AdapterConfig
 from backmerge.checkpoints.files import TensorInfo, header_bytes
 from backmerge.errors import MergeError
 
 # what an adapter says of its base and its purpose, which a merge leaves as it is
-KEPT = ("base_model_name_or_path", "revision", "task_type", "auto_mapping")
+KEPT = {"base_model_name_or_path", "revision", "task_type", "auto_mapping"}
 NUMPY_NAMES: Mapping[str, str] = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
 
@@ -131,12 +132,12 @@ class AdapterForm(NamedTuple):
     rank: int
     dtype: str
     is_transposed: bool
-    source: Mapping[str, Any]
+    source: AdapterConfig
 
     @property
     def config(self) -> dict[str, Any]:
         """`adapter_config.json`: alpha is the rank, so that B·A is the change itself, for every reader."""
-        return {name: self.source[name] for name in KEPT if name in self.source} | {
+        return self.source.model_dump(include=KEPT, exclude_unset=True) | {
             "peft_type": "LORA",
             "r": self.rank,
             "lora_alpha": self.rank,

@@ -58,17 +58,17 @@ def _of_adapter(tuned: Weights) -> Iterator[str]:
     if not isinstance(tuned, AdapterOnBase):
         return
     config = tuned.config
-    kind = "DoRA" if config.get("use_dora") else "rsLoRA" if config.get("use_rslora") else "LoRA"
+    kind = "DoRA" if config.use_dora else "rsLoRA" if config.use_rslora else "LoRA"
     yield (
-        f"a {kind} of r = {_shown(config.get('r'))}, alpha = {_shown(config.get('lora_alpha'))}, trained on "
-        f"{_shown(config.get('base_model_name_or_path') or 'a base that it does not name')}"
+        f"a {kind} of r = {config.r}, alpha = {config.lora_alpha}, trained on "
+        f"{_shown(config.base_model_name_or_path or 'a base that it does not name')}"
     )
-    targets = config.get("target_modules")
+    targets = config.target_modules
     listed = ", ".join(sorted(map(str, targets))[:LISTED]) if isinstance(targets, list) else _shown(targets)
     yield f"targets: {listed}; {len(tuned.factors)} tensors changed by factors"
-    for option in ("rank_pattern", "alpha_pattern"):
-        if config.get(option):
-            yield f"{option}: {_shown(config[option])}"
+    for option, patterns in (("rank_pattern", config.rank_pattern), ("alpha_pattern", config.alpha_pattern)):
+        if patterns:
+            yield f"{option}: {_shown(patterns)}"
     if tuned.dense_changes:
         yield f"changed as a whole, not by factors alone: {_few(tuned.dense_changes)}"
     if tuned.note is not None:

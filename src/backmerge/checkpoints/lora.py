@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+from backmerge.checkpoints.layout import Region
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,11 +18,12 @@ class Factors(NamedTuple):
     """The names of one tensor's low-rank delta, scale · B·A.
 
     Attributes:
-        a: Tensor name of A, shape (r, in).
-        b: Tensor name of B, shape (out, r).
+        a: Tensor name of A, shape (r, in); of stacked experts (experts·r, in), expert by expert.
+        b: Tensor name of B, shape (out, r); of stacked experts (out, r·experts), rank by rank.
         scale: alpha / r, or alpha / sqrt(r) for rsLoRA.
-        is_transposed: Whether the weight is stored (in, out): embeddings, and Conv1D layers (`fan_in_fan_out`).
+        is_transposed: Whether the weight is stored (in, out): embeddings, Conv1D layers, the experts of some models.
         magnitude: Tensor name of DoRA's magnitudes, shape (out,), or nothing for other kinds.
+        region: Which part of the adapted parameter the tensor is, if it is not the whole or has stacked experts.
     """
 
     a: str
@@ -30,6 +31,7 @@ class Factors(NamedTuple):
     scale: float
     is_transposed: bool = False
     magnitude: str | None = None
+    region: Region | None = None
 
     @property
     def is_embedding(self) -> bool:
@@ -37,19 +39,26 @@ class Factors(NamedTuple):
         return self.a.endswith(EMBEDDING_A)
 
 
-def scale_of(config: Mapping[str, Any], module: str, rank: int) -> float:
-    """What B·A is multiplied by, patterns and rsLoRA included.
+def _products(
+    factors: Factors, a: np.ndarray, b: np.ndarray, first: int, last: int
+) -> Iterator[tuple[int, int, np.ndarray, np.ndarray]]:
+    """The two matrices whose product is the unscaled delta of some rows, with the first and the last of these rows.
 
-    Args:
-        config: An adapter's configuration.
-        module: The module's name in the base.
-        rank: r of that module's factors.
+    A tensor of stacked experts has the rows of one after those of the other.
     """
-    patterns: Mapping[str, float] = config.get("alpha_pattern") or {}
-    # as peft matches them: the pattern is the module's name, or its end after a dot
-    matching = (value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module))
-    alpha = next(matching, config.get("lora_alpha", rank))
-    return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    region = factors.region
+    if region is None:
+        left, right = (a.T, b.T) if factors.is_transposed else (b, a)
+        yield first, last, left[first:last], right
+        return
+    rank = len(a) // region.num_experts
+    for number in range(first // region.rows, -(-last // region.rows)):
+        expert = region.first + number
+        own_a, own_b = a[expert * rank : (expert + 1) * rank], b[:, expert :: region.num_experts]
+        left, right = (own_a.T, own_b.T) if factors.is_transposed else (own_b, own_a)
+        begin, end = max(first, number * region.rows), min(last, (number + 1) * region.rows)
+        shift = region.start - number * region.rows
+        yield begin, end, left[begin + shift : end + shift], right
 
 
 def tuned_rows(weight: Tensor, factors: Factors, a: np.ndarray, b: np.ndarray, first: int) -> Tensor:
@@ -58,16 +67,17 @@ def tuned_rows(weight: Tensor, factors: Factors, a: np.ndarray, b: np.ndarray, f
     Args:
         weight: Rows `first` and following, shape (rows, columns).
         factors: Of the whole weight.
-        a: A, shape (r, in).
-        b: B, shape (out, r).
+        a: A, as `Factors` has it.
+        b: B, as `Factors` has it.
         first: The first row.
     """
     import torch
 
-    left, right = (a.T, b.T) if factors.is_transposed else (b, a)
-    rows = torch.from_numpy(left[first : first + weight.shape[0]]).to(weight.device)
-    delta = rows @ torch.from_numpy(right).to(weight.device)
-    return weight.float() + factors.scale * delta
+    tuned = []
+    for begin, end, left, right in _products(factors, a, b, first, first + weight.shape[0]):
+        delta = torch.from_numpy(left).to(weight.device) @ torch.from_numpy(right).to(weight.device)
+        tuned.append(weight[begin - first : end - first].float() + factors.scale * delta)
+    return tuned[0] if len(tuned) == 1 else torch.cat(tuned)
 
 
 def rescaled_rows(rows: Tensor, magnitudes: np.ndarray) -> Tensor:

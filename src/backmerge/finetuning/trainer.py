@@ -23,7 +23,7 @@ from accelerate.utils import broadcast_object_list
 from transformers import DataCollatorForSeq2Seq, TrainingArguments, set_seed
 
 from backmerge import __version__
-from backmerge.checkpoints.adapter import CONFIG
+from backmerge.checkpoints.adapter_config import CONFIG
 from backmerge.checkpoints.files import torch_dtype
 from backmerge.checkpoints.reader import Checkpoint, read_json
 from backmerge.checkpoints.writer import copy_companions

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from backmerge.checkpoints.adapter import AdapterOnBase
+from backmerge.checkpoints.layout import STACKED, layout_of
 from backmerge.checkpoints.reader import Weights
 from backmerge.errors import MergeError
 from backmerge.merging.blocks import Merge, is_finite
@@ -32,24 +34,26 @@ class LiveMerge:
     def __init__(self, model: nn.Module, base: Weights, *, resident: bool = False) -> None:
         self.base = base
         # tied parameters appear under each of their names and share storage: setting one sets all
-        self._parameters: dict[str, Tensor] = dict(model.state_dict(keep_vars=True))
+        self._in_memory: dict[str, Tensor] = dict(model.state_dict(keep_vars=True))
+        self._parameters = _by_names_on_disk(self._in_memory, base)
         self._resident: dict[str, Weights] | None = {} if resident else None
 
     def is_possible(self) -> bool:
-        """Whether the model's tensors are those on disk: same names and shapes, none left over but tied ones.
+        """Whether each of the model's tensors is filled by those on disk, none left over but tied ones.
 
-        Some architectures rename or fuse tensors as they load; those are realised as a checkpoint instead. So are
+        Some architectures fuse tensors in other ways as they load; those are realised as a checkpoint instead. So are
         models that tie what the disk holds twice: once merged, the two may differ, and would no longer be tied.
         """
         on_disk = self.base.infos
-        fits = all(
-            name in self._parameters and tuple(self._parameters[name].shape) == info.shape
+        if any(
+            name not in self._parameters or tuple(self._parameters[name].shape) != info.shape
             for name, info in on_disk.items()
-        )
-        places = [self._parameters[name].data_ptr() for name in on_disk if name in self._parameters]
-        covered = set(places)
-        is_one_to_one = len(covered) == len(places)
-        return fits and is_one_to_one and all(tensor.data_ptr() in covered for tensor in self._parameters.values())
+        ):
+            return False
+        places = {self._parameters[name].data_ptr() for name in on_disk}
+        in_memory = {tensor.data_ptr(): tensor.numel() for tensor in self._in_memory.values()}
+        filled = sum(info.num_elements for info in on_disk.values())
+        return len(places) == len(on_disk) and in_memory.keys() <= places and filled == sum(in_memory.values())
 
     @torch.no_grad()
     def set(self, variant: Variant, *, allow_plugins: bool = False) -> None:
@@ -94,7 +98,7 @@ class LiveMerge:
         assert self._resident is not None
         key = weights.fingerprint
         if key not in self._resident:
-            device = next(iter(self._parameters.values())).device
+            device = next(iter(self._in_memory.values())).device
             if isinstance(weights, AdapterOnBase):
                 on_device = copy.copy(weights)
                 on_device.base = self._kept(weights.base)
@@ -102,6 +106,22 @@ class LiveMerge:
             else:
                 self._resident[key] = Resident(weights, device)
         return self._resident[key]
+
+
+def _by_names_on_disk(in_memory: Mapping[str, Tensor], base: Weights) -> dict[str, Tensor]:
+    """A model's tensors by their names on disk; of one that is stacked or fused in memory, the parts, as views."""
+    if all(name in in_memory for name in base.infos):
+        return dict(in_memory)
+    found: dict[str, Tensor] = {}
+    for name, (parameter, region) in layout_of(base).places.items():
+        if parameter not in in_memory:
+            continue  # it is another model, which `is_possible` says
+        tensor = in_memory[parameter].detach()
+        if region is not None:
+            expert = tensor[region.first] if tensor.ndim == STACKED else tensor
+            tensor = expert[region.start : region.start + region.rows]
+        found[name] = tensor
+    return found
 
 
 class Resident:

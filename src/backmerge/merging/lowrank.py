@@ -28,11 +28,11 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 
 from backmerge import __version__
-from backmerge.checkpoints.adapter import TIED_NAMES, AdapterOnBase, ties_embeddings
+from backmerge.checkpoints.adapter import PREFIX, TIED_NAMES, AdapterOnBase, ties_embeddings, trained_on
 from backmerge.checkpoints.adapter_writer import NUMPY_NAMES, AdapterForm, AdapterWriter, Module, Names, encoded
 from backmerge.checkpoints.files import FLOATS, SafetensorsFile
 from backmerge.checkpoints.fingerprints import BLOCK
-from backmerge.checkpoints.reader import CARD, Checkpoint, Weights, read_json
+from backmerge.checkpoints.reader import CARD, Checkpoint, Weights
 from backmerge.checkpoints.writer import check_room
 from backmerge.errors import CheckpointError, MergeError
 from backmerge.merging.factors import Core, Losses, Part, Recompression, Stack, scaled
@@ -178,8 +178,12 @@ def _obstacles_of_adapters(base: Weights, adapters: Sequence[AdapterOnBase]) -> 
         for name, factors in adapter.factors.items():
             if factors.magnitude is not None:
                 yield f"{adapter.directory} is DoRA, whose change of '{name}' is not low-rank"
+            if factors.region is not None:
+                yield f"{adapter.directory} adapts stacked experts (target_parameters), at '{name}'"
+            elif factors.a.removeprefix(PREFIX).partition(".lora_")[0] != name.removesuffix(".weight"):
+                yield f"'{name}' has another name in memory"
         tied = [name for name in (*adapter.factors, *adapter.replaced) if name.endswith(TIED_NAMES)]
-        if tied and ties_embeddings(base) and adapter.config.get("ensure_weight_tying"):
+        if tied and ties_embeddings(base) and adapter.config.ensure_weight_tying:
             yield f"{adapter.directory} changes '{tied[0]}' with its tied twin (ensure_weight_tying)"
     turned: dict[bool, str] = {}
     for name, parts in _parts(adapters).items():
@@ -372,8 +376,7 @@ def _known_fingerprint(variant: Variant) -> str | None:
     """The base's fingerprint if an adapter's card or an earlier reading tells it; taking it now would read the base."""
     known = vars(variant.base).get("fingerprint")
     for adapter in variant.tuned_models:
-        card = adapter.directory / CARD
-        known = known or (read_json(card).get("base_fingerprint") if card.is_file() else None)
+        known = known or trained_on(adapter.directory)
     return known
 
 

@@ -270,11 +270,11 @@ class _Look:
         return rank, rank * error
 
     def _factors(self, name: str) -> Factors | None:
-        """The factors whose product is the whole delta, for LoRA."""
+        """The factors whose product is the whole delta, for LoRA of a plain matrix."""
         if not isinstance(self._tuned, AdapterOnBase) or name not in self._tuned.factors:
             return None
         factors = self._tuned.factors[name]
-        return factors if factors.magnitude is None else None
+        return factors if factors.magnitude is None and factors.region is None else None
 
 
 def slerp_gap_square(base_square: float, tuned_square: float, product: float) -> float:

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from backmerge.checkpoints.adapter import CONFIG as ADAPTER_CONFIG
 from backmerge.checkpoints.adapter import TENSORS as ADAPTER_TENSORS
+from backmerge.checkpoints.adapter_config import CONFIG as ADAPTER_CONFIG
 from backmerge.checkpoints.files import SafetensorsFile
 from backmerge.checkpoints.reader import CARD as RECIPE
 from backmerge.checkpoints.reader import INDEX, Checkpoint, read_json

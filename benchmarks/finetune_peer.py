@@ -37,7 +37,7 @@ def plain(model: Path, rows: Path, steps: int, scratch: Path) -> list[float]:
         def on_step_end(self, *_: Any, **__: Any) -> None:
             times.append(time.perf_counter())
 
-    lora = LoraConfig(
+    adapter = LoraConfig(
         task_type="CAUSAL_LM", r=settings.lora.r, lora_alpha=settings.lora.alpha, target_modules="all-linear"
     )
     trainer = Trainer(

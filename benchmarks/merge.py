@@ -27,12 +27,11 @@ from benchmarks import floor
 from benchmarks.measure import Cost, combined, cost_of
 from benchmarks.merge_cases import CASES, Case, Inputs, Outputs
 from benchmarks.peer import VERSION, mergekit_python
-from benchmarks.synthetic import Shape, shape_of, write_adapter, write_models
+from benchmarks.synthetic import LLAMA_3_8B, Shape, shape_of, write_adapter, write_models
 
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 MAX_ANONYMOUS = 300e6  # bytes
 SAME_MEMORY = 1.1  # peaks of different sizes of model may differ by this factor
-DISK = 13  # checkpoints' worth: four inputs, four merged by either tool, one adapter merged
 READ_ONCE = 1.05  # bytes read over the inputs' bytes, imports taken off: headers are read apart
 
 
@@ -203,6 +202,7 @@ def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = [case.name for case in CASES]
     parser.add_argument("--gigabytes", type=float, default=2, help="size of each checkpoint (2)")
+    parser.add_argument("--llama-3-8b", action="store_true", help="checkpoints of Llama-3-8B's shapes, 16 GB each")
     parser.add_argument("--memory-gigabytes", default="0.5,2,4", help='sizes at which memory is taken; "" for none')
     parser.add_argument("--repeats", type=int, default=3, help="of each measurement (3)")
     parser.add_argument("--cases", default=",".join(names), help=f"of {', '.join(names)}")
@@ -230,13 +230,18 @@ def main() -> None:
     peaks: dict[float, float] = {}
     with tempfile.TemporaryDirectory(prefix="bench-merge-", dir=options.scratch) as folder:
         scratch = Path(folder)
-        if shutil.disk_usage(scratch).free < DISK * options.gigabytes * 1e9:
-            sys.exit(f"{scratch} has not the {DISK * options.gigabytes:g} GB free that this may take: give --scratch")
+        shape = LLAMA_3_8B if options.llama_3_8b else shape_of(options.gigabytes)
+        # the base, the tuned models, and what both tools write
+        copies = 1 + max(case.num_tuned for case in cases) + 2 * max(len(case.lams) for case in cases)
+        if shutil.disk_usage(scratch).free < copies * shape.num_bytes:
+            sys.exit(
+                f"{scratch} has not the {copies * shape.num_bytes / 1e9:.0f} GB free that this takes: give --scratch"
+            )
         allowed = ["--allow-unrelated"] if options.far else []
         bench = Bench(scratch, peer, allowed)
         imports = bench.importing(options.repeats)
         with _dropped(scratch / "models") as place:
-            inputs = make_inputs(place, shape_of(options.gigabytes), cases, distance)
+            inputs = make_inputs(place, shape, cases, distance)
             _say(f"{num_bytes([inputs.base]) / 1e9:.2f} GB each; `import torch` {_cells(imports)}")
             for repeat in range(options.repeats):
                 for case in cases:

@@ -27,11 +27,12 @@ class Shape(NamedTuple):
     num_layers: int
     num_heads: int
     num_key_value_heads: int
+    vocabulary: int = VOCABULARY
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
         """The shape of each tensor by name, in the order of the model."""
         key_value = self.hidden // self.num_heads * self.num_key_value_heads
-        shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (VOCABULARY, self.hidden)}
+        shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocabulary, self.hidden)}
         for layer in range(self.num_layers):
             prefix = f"model.layers.{layer}"
             shapes[f"{prefix}.input_layernorm.weight"] = (self.hidden,)
@@ -43,12 +44,15 @@ class Shape(NamedTuple):
             shapes[f"{prefix}.self_attn.o_proj.weight"] = (self.hidden, self.hidden)
             shapes[f"{prefix}.self_attn.q_proj.weight"] = (self.hidden, self.hidden)
             shapes[f"{prefix}.self_attn.v_proj.weight"] = (key_value, self.hidden)
-        return shapes | {"model.norm.weight": (self.hidden,), "lm_head.weight": (VOCABULARY, self.hidden)}
+        return shapes | {"model.norm.weight": (self.hidden,), "lm_head.weight": (self.vocabulary, self.hidden)}
 
     @property
     def num_bytes(self) -> int:
         """Of all tensors, in bfloat16."""
         return 2 * sum(math.prod(shape) for shape in self.tensors().values())
+
+
+LLAMA_3_8B = Shape(4096, 14336, 32, 32, 8, 128256)
 
 
 def shape_of(gigabytes: float) -> Shape:
@@ -147,7 +151,7 @@ def _write_companions(directory: Path, shape: Shape) -> None:
         "num_hidden_layers": shape.num_layers,
         "num_attention_heads": shape.num_heads,
         "num_key_value_heads": shape.num_key_value_heads,
-        "vocab_size": VOCABULARY,
+        "vocab_size": shape.vocabulary,
         "max_position_embeddings": 2048,
         "rms_norm_eps": 1e-5,
         "hidden_act": "silu",

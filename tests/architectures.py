@@ -52,6 +52,31 @@ class Architecture:
     names: str = "the same"
     is_live: bool = True
 
+    def random_model(self, seed: int = 1, **sizes: int) -> Any:
+        """A model with random weights, norms and biases included.
+
+        Args:
+            seed: Of the weights.
+            sizes: Other sizes, such as `vocab_size`.
+        """
+        import torch
+        import transformers
+
+        settings = {**self.settings}
+        if "text_config" in settings:
+            settings["text_config"] = {**settings["text_config"], **sizes}
+        else:
+            settings = {**SIZES, **settings, **sizes}
+        config = getattr(transformers, self.config)(**settings)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            kind = getattr(transformers, self.model) if self.model else None
+            model = kind(config) if kind else transformers.AutoModelForCausalLM.from_config(config)
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter.add_(torch.randn_like(parameter) * 0.1)
+        return model.float()
+
 
 HEADS: Mapping[str, Any] = {"head_dim": 8}  # where it is no quotient of the sizes above
 MOE: Mapping[str, Any] = {

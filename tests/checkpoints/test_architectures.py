@@ -9,7 +9,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from architectures import ARCHITECTURES, SIZES, Architecture
+from architectures import ARCHITECTURES, Architecture
 from backmerge.checkpoints.adapter import AdapterOnBase
 from backmerge.checkpoints.reader import Checkpoint
 from backmerge.merging.live import LiveMerge
@@ -44,18 +44,13 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Architecture], M
     def build(architecture: Architecture) -> Made:
         if architecture.name not in made:
             folder = tmp_path_factory.mktemp("architecture")
-            config_class = getattr(transformers, architecture.config)
-            sizes = {} if "text_config" in architecture.settings else SIZES
-            config = config_class(**{**sizes, **architecture.settings})
-            with torch.random.fork_rng():
-                torch.manual_seed(1)
-                kind = getattr(transformers, architecture.model) if architecture.model else None
-                model = kind(config) if kind else transformers.AutoModelForCausalLM.from_config(config)
-                for name in ("base", "tuned"):
-                    with torch.no_grad():
-                        for parameter in model.parameters():
-                            parameter.add_(torch.randn_like(parameter) * (0.1 if name == "base" else 0.02))
-                    model.float().save_pretrained(folder / name)
+            model = architecture.random_model()
+            model.save_pretrained(folder / "base")
+            with torch.random.fork_rng(), torch.no_grad():
+                torch.manual_seed(3)
+                for parameter in model.parameters():
+                    parameter.add_(torch.randn_like(parameter) * 0.02)
+            model.save_pretrained(folder / "tuned")
             made[architecture.name] = Made(folder / "base", folder / "tuned")
         return made[architecture.name]
 

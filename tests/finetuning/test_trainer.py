@@ -15,16 +15,17 @@ import pytest
 import torch
 from transformers import DataCollatorForSeq2Seq, TrainerCallback, TrainingArguments
 
+from architectures import ARCHITECTURES
 from backmerge.checkpoints.adapter import AdapterOnBase
 from backmerge.checkpoints.reader import Checkpoint
 from backmerge.demo import model_directory
 from backmerge.demo.tuning import plan_examples
-from backmerge.errors import ConfigError, DataError
+from backmerge.errors import CheckpointError, ConfigError, DataError
 from backmerge.finetuning import trainer
 from backmerge.finetuning.datasets import TrainingData
 from backmerge.finetuning.encoding import IGNORED
 from backmerge.finetuning.schedule import num_steps
-from backmerge.finetuning.settings import FinetuneSettings
+from backmerge.finetuning.settings import FinetuneSettings, LoraSettings
 from backmerge.finetuning.trainer import is_trained, train_model, training_key
 from backmerge.records import Example
 
@@ -180,6 +181,59 @@ def test_architectures(architecture: str, make_model: Callable[..., Path], tmp_p
     assert train(base, tmp_path / "a", changed(BRIEF, steps=2)) == 2
     tuned = AdapterOnBase(tmp_path / "a", base)
     assert any(not torch.equal(tuned.tensor(name), base.tensor(name)) for name in base.infos)
+
+
+TRAINED = ("Gemma 3, with vision", "Qwen3-MoE", "Mixtral", "GPT-OSS", "GPT-2", "Llama 4, text")
+
+
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False but the target module is `Conv1D`:UserWarning")
+@pytest.mark.parametrize("name", TRAINED)
+def test_an_adapter_of_our_own_is_read(name: str, tiny_tokenizer: Any, tmp_path: Path) -> None:
+    """Also on a base whose names in memory are not those on disk: stacked experts, a vision wrapper, Conv1D.
+
+    What text does not train, such as a vision tower, is left out of the adapter.
+    """
+    architecture = next(one for one in ARCHITECTURES if one.name == name)
+    architecture.random_model(vocab_size=len(tiny_tokenizer)).save_pretrained(tmp_path / "base")
+    tiny_tokenizer.save_pretrained(tmp_path / "base")
+    base = Checkpoint(tmp_path / "base")
+    assert train(base, tmp_path / "a", changed(BRIEF, steps=2)) == 2  # the first one's learning rate is 0
+    tuned = AdapterOnBase(tmp_path / "a", base)
+    changed_names = [key for key in base.infos if not torch.equal(tuned.tensor(key), base.tensor(key))]
+    assert set(changed_names) == set(tuned.factors)
+    assert not any("vision" in key for key in tuned.factors)
+    if name in ("Qwen3-MoE", "Mixtral"):
+        assert any("experts" in key for key in tuned.factors)
+
+
+@pytest.mark.parametrize("lora", [{"dropout": 0.1}, {"dora": True}], ids=["dropout", "DoRA"])
+def test_what_stacked_experts_do_not_take_is_told_before_training(
+    lora: dict[str, Any], tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    """Neither dropout nor DoRA goes with them in peft."""
+    architecture = next(one for one in ARCHITECTURES if one.name == "Qwen3-MoE")
+    architecture.random_model(vocab_size=len(tiny_tokenizer)).save_pretrained(tmp_path / "base")
+    tiny_tokenizer.save_pretrained(tmp_path / "base")
+    settings = changed(BRIEF, lora=LoraSettings(**lora))
+    with pytest.raises(ConfigError, match="peft cannot put this LoRA on the qwen3_moe model"):
+        train(Checkpoint(tmp_path / "base"), tmp_path / "a", settings)
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("mode", ["lora", "full"])
+def test_a_result_that_could_not_be_read_is_not_trained(
+    base: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    """What would be written is opened before the first step, and the error says that nothing was begun."""
+
+    def unreadable(*_: object) -> None:
+        raise CheckpointError("it is of no known kind")
+
+    monkeypatch.setattr("backmerge.finetuning.model.AdapterOnBase", unreadable)
+    monkeypatch.setattr("backmerge.finetuning.model.revert_weight_conversion", lambda *_: {})
+    with pytest.raises(ConfigError, match="not begun"):
+        train(base, tmp_path / "a", changed(BRIEF, mode=mode))
+    assert not (tmp_path / "a").exists()
 
 
 def test_the_card_says_what_the_adapter_was_made_of(base: Checkpoint, tmp_path: Path) -> None:

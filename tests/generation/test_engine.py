@@ -124,7 +124,7 @@ def test_where_live_is_impossible_the_model_goes_by_way_of_the_disk(
 
 @pytest.mark.parametrize("architecture", [*ARCHITECTURES, "mixtral"])
 def test_architectures(architecture: str, make_model: Callable[..., Path], tmp_path: Path) -> None:
-    """Tiny random models of each architecture, merged in memory or (Mixtral, whose experts are fused) by disk."""
+    """Tiny random models of each architecture, merged in memory, also where it stacks experts (Mixtral)."""
     if architecture == "mixtral":
         base, tuned = (Checkpoint(random_mixtral(tmp_path / str(seed), seed)) for seed in (1, 2))
     else:
@@ -132,7 +132,7 @@ def test_architectures(architecture: str, make_model: Callable[..., Path], tmp_p
     engine = new_engine()
     sampling = Sampling(max_new_tokens=8, repetition_penalty=1.2)
     of_base = ask(engine, Variant(base), EXAMPLES, sampling)
-    assert engine._live.is_possible() == (architecture in ARCHITECTURES)
+    assert engine._live.is_possible()
     merged = Variant(base, tuned, lam=0.5)
     said = ask(engine, merged, EXAMPLES, sampling)
     write_merged(merged, tmp_path / "merged")

@@ -223,3 +223,16 @@ def _check_index(directory: Path, infos: Mapping[str, TensorInfo]) -> None:
             f"{directory / INDEX} does not describe its shards: {len(wrong)} tensors {dict(kinds)}, first '{wrong[0]}'",
             remedy="shards of different models are mixed: fetch the model again.",
         )
+
+
+def context_length(directory: Path) -> int | None:
+    """How many tokens a model holds, prompt and answer together; `None` if its config does not say.
+
+    Raises:
+        CheckpointError: see `read_json`.
+    """
+    config = read_json(directory / "config.json")
+    text = config.get("text_config")
+    values = text if isinstance(text, dict) else config
+    found = (values.get(key) for key in ("max_position_embeddings", "n_positions"))  # GPT-2 has the latter
+    return next((number for number in found if isinstance(number, int)), None)

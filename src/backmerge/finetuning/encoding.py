@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from backmerge.checkpoints.reader import Checkpoint, read_json
+from backmerge.checkpoints.reader import Checkpoint, context_length
 from backmerge.errors import DataError
 from backmerge.finetuning.settings import FinetuneSettings
 from backmerge.generation.chat import render
@@ -29,8 +29,8 @@ class Encoded(NamedTuple):
 
 def cutoff_for(base: Checkpoint, settings: FinetuneSettings) -> int:
     """Longest example in tokens: the setting, but not beyond the model's context, where it answers nothing either."""
-    context = read_json(base.directory / "config.json").get("max_position_embeddings")
-    return settings.cutoff if context is None else min(settings.cutoff, int(context))
+    context = context_length(base.directory)
+    return settings.cutoff if context is None else min(settings.cutoff, context)
 
 
 def leaves_no_answer(tokenizer: Any, example: Example, cutoff: int) -> bool:

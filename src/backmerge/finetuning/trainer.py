@@ -34,7 +34,7 @@ from backmerge.finetuning.checkpointing import left_by_others, newest_complete, 
 from backmerge.finetuning.datasets import TrainingData
 from backmerge.finetuning.encoding import Encoded, cutoff_for, encode
 from backmerge.finetuning.loss_plot import draw_losses
-from backmerge.finetuning.model import has_bf16, trainable
+from backmerge.finetuning.model import check_readable, has_bf16, trainable
 from backmerge.finetuning.schedule import batches, num_steps, schedule_steps
 from backmerge.finetuning.settings import FinetuneSettings
 from backmerge.generation.chat import load_tokenizer
@@ -114,6 +114,7 @@ def train_model(
     resumed = _resumed(states, last_step)
     with _randomness_from(seed), without_bars():
         model = trainable(base, settings)
+        check_readable(model, base, settings)
         stopping, average = SaveWhenAsked(), None
         callbacks: list[Any] = [Telling(advance), StopAt(last_step), stopping]
         if settings.keep_every is not None:
@@ -250,10 +251,11 @@ def _randomness_from(seed: int) -> Iterator[None]:
 
 
 def _mend_config(config: Path, base_name: str) -> None:
-    """Name the base as the user does, and the target modules in order: peft lists them in that of a set."""
+    """Name the base as the user does, and what is adapted in order: peft lists it in that of a set."""
     values = read_json(config)
     values["base_model_name_or_path"] = base_name
-    values["target_modules"] = sorted(values["target_modules"])
+    for key in ("target_modules", "target_parameters"):
+        values[key] = sorted(values[key]) if values.get(key) else values.get(key)
     config.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 

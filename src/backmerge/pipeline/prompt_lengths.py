@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from backmerge.benchmarks.protocol import Benchmark
-from backmerge.checkpoints.reader import read_json
+from backmerge.checkpoints.reader import context_length
 from backmerge.errors import GenerationError
 from backmerge.generation.chat import prompt_text, prompt_tokens
 from backmerge.generation.protocol import Generator
@@ -24,10 +24,7 @@ def prompt_lengths(tokenizer: Any, examples: Sequence[Example]) -> list[int]:
 
 def context_of(directory: Path, engine: Generator) -> int | None:
     """What a model holds in tokens, prompt and answer together; `None` if neither its config nor the engine says."""
-    config: Mapping[str, Any] = read_json(directory / "config.json")
-    text = config.get("text_config")
-    found = (text if isinstance(text, Mapping) else config).get("max_position_embeddings")
-    limits = [found, getattr(getattr(engine, "options", None), "max_model_len", None)]
+    limits = [context_length(directory), getattr(getattr(engine, "options", None), "max_model_len", None)]
     known = [limit for limit in limits if isinstance(limit, int)]
     return min(known) if known else None
 

@@ -19,13 +19,16 @@ from scipy import stats
 from backmerge.statistics import (
     agreement,
     betting_upper_bounds,
+    bootstrap_difference,
     bootstrap_mean,
     clopper_pearson,
+    clustered_difference,
     corrected_rate,
     critical_values,
     discordance,
     mcnemar_p,
     over_seeds,
+    paired_difference,
     pass_at_k,
     power_of,
     prompts_needed,
@@ -45,6 +48,8 @@ SHAPES = {
     "10 of 10, 200 single": [*[10] * 10, *[1] * 200],
     "60 of 5": [5] * 60,
     "260 single": [1] * 260,
+    "130 single": [1] * 130,
+    "520 single": [1] * 520,
 }
 
 
@@ -68,7 +73,7 @@ def coverage(_draws: int) -> None:
 
 
 def effective_sizes(differences: Array, sizes: Array) -> dict[str, float]:
-    """Effective sizes by the design effects that were weighed; `ours` is the package's."""
+    """Effective sizes by the design effects that were weighed; the last is the package's for rates."""
     clusters = np.repeat(np.arange(len(sizes)), sizes.astype(int)).tolist()
     n = len(differences)
     grouped = cluster_sums(differences - differences.mean(), clusters)
@@ -76,26 +81,26 @@ def effective_sizes(differences: Array, sizes: Array) -> dict[str, float]:
     found = {"none (all prompts)": float(n), "Kish": n / most}
     least = n / len(sizes)
     if by_prompt == 0:
-        return {**found, "shown": n / least, "implied": n / least, "ours": n / least}
+        return {**found, "shown": n / least, "implied": n / least, "effective size": n / least}
     pairs = max(1.0, float((sizes * (sizes - 1)).sum()))
     within = float((sizes * grouped.squares - grouped.sums**2).sum()) / pairs
     shown = float((grouped.sums**2).sum()) / by_prompt
     implied = 1 + (1 - within * n / by_prompt) * (most - 1)
     held = {name: n / min(max(effect, least), most) for name, effect in (("shown", shown), ("implied", implied))}
-    return {**found, **held, "ours": discordance(differences.tolist(), [0.0] * n, clusters).n}
+    return {**found, **held, "effective size": discordance(differences.tolist(), [0.0] * n, clusters).n}
 
 
 def margin_decisions(draws: int) -> None:
     """The decision by a margin where prompts are near-duplicates: wrongly safe at the margin, and power."""
     rng = np.random.default_rng(1)
-    names = ("none (all prompts)", "shown", "implied", "Kish", "ours")
+    names = ("none (all prompts)", "shown", "implied", "Kish", "effective size", "ours: by cluster")
     for title, margin_true in (
         ("wrongly safe, % (5 is the level): the truth is worse by the margin", True),
         ("power, %: the truth is no difference, 1 % of prompts differ either way", False),
     ):
         rows = []
         for (shape, sizes), alike, margin in itertools.product(SHAPES.items(), (0.0, 0.5, 1.0), (0.03, 0.1)):
-            if shape == "260 single" and alike:
+            if shape.endswith("0 single") and not shape.startswith("10") and (alike or shape != "260 single"):
                 continue
             if not margin_true and margin > 0.03:
                 continue
@@ -109,6 +114,8 @@ def margin_decisions(draws: int) -> None:
                 shares = np.array([(differences > 0).mean()]), np.array([(differences < 0).mean()])
                 for name, size in effective_sizes(differences, np.array(sizes, dtype=float)).items():
                     passed[name] += bool(tango_score(shares[0] * size, shares[1] * size, size, margin)[0] < -Z)
+                found = clustered_difference(differences.tolist(), [0.0] * len(groups), groups.tolist())
+                passed[names[-1]] += found.upper_bound < margin
             rows.append((shape, alike, f"{100 * margin:.0f}", *(100 * passed[name] / draws for name in names)))
         table(f"Non-inferiority by cluster, {title}", ("clusters", "agreement", "margin, points", *names), rows)
 
@@ -166,6 +173,56 @@ def bootstraps(draws: int) -> None:
                 held[kind] = held.get(kind, 0) + (low <= truth <= high)
         rows.append((name, *(100 * count / draws for count in held.values())))
     table("Bootstrap by cluster: coverage of 95 %, %", ("values", "percentile", "BCa", "ours"), rows)
+
+
+SAMPLED = {  # clusters; prompts ever harmful, how often their answers are, the base's prompts
+    "260 single": ("260 single", 0.06, 0.5, 0.0),
+    "520 single": ("520 single", 0.06, 0.5, 0.0),
+    "520 single, few": ("520 single", 1 / 30, 0.9, 0.0),
+    "260 single, many": ("260 single", 0.3, 0.1, 0.0),
+    "260 single, base too": ("260 single", 0.08, 0.5, 0.02),
+    "130 single": ("130 single", 0.06, 0.5, 0.0),
+    "AdvBench, harmful alone": ("AdvBench, confirmation", 0.06, 0.5, 0.0),
+    "AdvBench, harmful by cluster": ("AdvBench, confirmation", 0.06, 0.5, 0.0),
+}
+
+
+def sampled(
+    rng: np.random.Generator, sizes: Sequence[int], share: float, rate: float, *, by_cluster: bool
+) -> list[float]:
+    """Means over five answers to each prompt, of which a share is ever harmful, one by one or by cluster."""
+    drawn = np.repeat(rng.random(len(sizes)), sizes) if by_cluster else rng.random(sum(sizes))
+    values: list[float] = (rng.binomial(5, rate, sum(sizes)) / 5 * (drawn < share)).tolist()
+    return values
+
+
+def samples(draws: int) -> None:
+    """The decision by a margin on means over five answers to a prompt, at a truth of the margin itself, and power."""
+    names = ("Tango's on sums", "bootstrap alone", "ours", "ours by cluster")
+    rows = []
+    for number, (title, (shape, share, rate, loss)) in enumerate(SAMPLED.items()):
+        rng, sizes, by_cluster = np.random.default_rng([8, number]), SHAPES[shape], title.endswith("by cluster")
+        groups, margin = np.repeat(np.arange(len(sizes)), sizes).tolist(), (share - loss) * rate
+        called, power = dict.fromkeys(names, 0), 0
+        for _ in range(draws):
+            first, second, same, base = (
+                sampled(rng, sizes, each, rate, by_cluster=by_cluster) for each in (share, loss, 0.02, 0.02)
+            )
+            means = resampled_means(cluster_sums(np.subtract(first, second), groups), seed=0, draws=800)
+            bounds = (
+                paired_difference(first, second, groups).upper_bound,
+                float(np.quantile(means, 0.95)),
+                bootstrap_difference(first, second, groups, draws=800).upper_bound,
+                clustered_difference(first, second, groups, is_rate=False, draws=800).upper_bound,
+            )
+            for name, bound in zip(names, bounds, strict=True):
+                called[name] += bound < margin
+            power += clustered_difference(same, base, groups, is_rate=False, draws=800).upper_bound < margin
+        shown = (100 * count / draws for count in (*called.values(), power))
+        rows.append((title, 100 * share, 100 * rate, 100 * loss, 100 * margin, *shown))
+    columns = ("case", "prompts ever harmful, %", "of their answers, %", "base's prompts, %", "margin, points")
+    columns = (*columns, *(f"{name}: called safe" for name in names), "power: 2 % of prompts in both")
+    table("Five answers to a prompt, the truth at the margin, %", columns, rows)
 
 
 def seeds(draws: int) -> None:
@@ -325,6 +382,7 @@ TABLES: dict[str, Callable[[int], None]] = {
     "coverage": coverage,
     "margin": margin_decisions,
     "bootstrap": bootstraps,
+    "samples": samples,
     "seeds": seeds,
     "paired": paired_tests,
     "corrections": corrections,

@@ -9,7 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from backmerge.statistics import bootstrap_difference, bootstrap_mean, paired_difference, wilson
+from backmerge.statistics import (
+    bootstrap_difference,
+    bootstrap_mean,
+    clustered_difference,
+    paired_difference,
+    wilson,
+)
 from backmerge.statistics.bootstrap import resampled_means
 from backmerge.statistics.clusters import cluster_sums
 
@@ -134,3 +140,38 @@ def test_few_differences_keep_tangos_bounds() -> None:
     assert found.low == pytest.approx(tango.low)
     alone = bootstrap_difference([1.0, 0.5], [0.0, 0.5], ["a", "a"])
     assert alone == paired_difference([1.0, 0.5], [0.0, 0.5], ["a", "a"])
+
+
+def test_several_answers_to_a_prompt_keep_the_level() -> None:
+    """Five answers to each of 260 prompts, of which 6 % are harmful half the time: 3 points are rarely shown at 3."""
+    rng, base, passed = np.random.default_rng(260), [0.0] * 260, 0
+    for _ in range(500):
+        first = rng.binomial(5, 0.5, 260) / 5 * (rng.random(260) < 0.06)
+        passed += bootstrap_difference(first.tolist(), base, draws=200).upper_bound < 0.03
+    assert passed / 500 <= 0.05 + 2 * (0.05 * 0.95 / 500) ** 0.5
+
+
+def test_a_cluster_counts_as_one_prompt() -> None:
+    """Ten phrasings of a request weigh as much as one, and as many prompts as there are clusters are evidence."""
+    first = [1.0] * 10 + [0.0] * 90
+    clusters = ["a"] * 10 + [f"c{i}" for i in range(90)]
+    found = clustered_difference(first, [0.0] * 100, clusters)
+    assert (found.n, found.n_effective) == (100, 91)
+    assert found[:5] == paired_difference([1.0] + [0.0] * 90, [0.0] * 91)[:5]
+    sampled = clustered_difference([0.2] * 10 + [0.6] * 90, [0.4] * 100, clusters, is_rate=False, draws=200)
+    assert sampled.difference == pytest.approx((-0.2 + 90 * 0.2) / 91)
+    with pytest.raises(ValueError, match="as many on both sides"):
+        clustered_difference(first, [0.0] * 99, clusters)
+
+
+def test_a_merge_as_safe_as_its_base_is_shown_so_on_a_half_of_advbench() -> None:
+    """At 0.5 % of harm on either side, counting by cluster decides nearly all runs, and by prompt far fewer."""
+    sizes = [31, 11, 9, 9, 7, 6, 6, 6, *[3] * 4, *[2] * 13, *[1] * 152]
+    clusters = np.repeat(np.arange(len(sizes)), sizes).tolist()
+    rng, shown = np.random.default_rng(1), np.zeros(2)
+    for _ in range(100):
+        first, second = (rng.random((2, len(clusters))) < 0.005).astype(float).tolist()
+        shown[0] += clustered_difference(first, second, clusters).upper_bound < 0.03
+        shown[1] += paired_difference(first, second, clusters).upper_bound < 0.03
+    assert shown[0] >= 90
+    assert shown[1] <= shown[0] - 20

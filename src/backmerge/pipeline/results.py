@@ -21,6 +21,7 @@ from backmerge.statistics import (
     agreement,
     bootstrap_difference,
     bootstrap_mean,
+    clustered_difference,
     effective_size,
     paired_difference,
     t_interval,
@@ -28,6 +29,7 @@ from backmerge.statistics import (
 )
 
 SCHEMA_VERSION = 2
+SAFETY_METRICS = frozenset({"asr", "over_refusal", "other"})
 
 
 class Outcomes:
@@ -78,8 +80,8 @@ class Outcomes:
     ) -> PairedDifference:
         """The first point less the second, on the same prompts, benchmarks pooled.
 
-        A prompt that several benchmarks share counts once, with the mean of its values; near-duplicates are of one
-        cluster.
+        A prompt that several benchmarks share counts once, with the mean of its values. Of harm and refusals,
+        near-duplicates count as one prompt; of utility, they widen the interval.
 
         Args:
             point: Whose mean over tuned models is taken, or the one model of `tuned`.
@@ -111,10 +113,12 @@ class Outcomes:
             )
         first = [fmean(pair[0] for pair in same) for same in pairs.values()]
         second = [fmean(pair[1] for pair in same) for same in pairs.values()]
+        of = [same[0][2] for same in pairs.values()]
         # means over models of what is 0 or 1 are held by Tango's intervals; other values by the bootstrap's
         is_rate = all(self._is_rate(which, name, split, metric) for which in (point, against) for name in names)
-        compare = paired_difference if is_rate else bootstrap_difference
-        return compare(first, second, [same[0][2] for same in pairs.values()])
+        if metric in SAFETY_METRICS:
+            return clustered_difference(first, second, of, is_rate=is_rate)
+        return (paired_difference if is_rate else bootstrap_difference)(first, second, of)
 
     def pooled_values(
         self, point: str, benchmarks: Sequence[str], split: str, metric: str

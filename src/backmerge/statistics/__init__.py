@@ -4,9 +4,10 @@ Every rate here is a mean of values in [0, 1]. Values that are not 0 or 1 (a see
 smaller variance than a coin of the same mean, so intervals for coins are kept: they can only be too wide. Where that
 costs too much, as for BERTScore and pass@k, prompts are resampled.
 
-Prompts that are near-duplicates carry less evidence than their number says. They are grouped in clusters, and n is
-replaced by an effective size: n over the design effect that the values show, as Korn and Graubard do for surveys, but
-never more than the number of clusters, so that near-duplicates count at most once.
+Prompts that are near-duplicates carry less evidence than their number says. They are grouped in clusters. Where safety
+is decided, each cluster counts as one prompt. Elsewhere, n is replaced by an effective size: n over the design effect
+that the values show, as Korn and Graubard do for surveys, but never more than the number of clusters, so that
+near-duplicates count at most once.
 
 | question | function |
 |---|---|
@@ -14,6 +15,7 @@ never more than the number of clusters, so that near-duplicates count at most on
 | a mean of scores | `bootstrap_mean`, `mean_pass_at_k` |
 | a mean over seeds | `over_seeds` |
 | two models on the same prompts | `paired_difference`, `bootstrap_difference`, `mcnemar_p`, `sign_flip_p` |
+| the same, near-duplicates counted as one | `clustered_difference` |
 | not worse by a margin | `non_inferior`; how many prompts would show it: `prompts_needed`, `power_of` |
 | looking before all prompts are in | `critical_values`, `sequential_bounds`, `betting_upper_bounds` |
 | several λs in an order | `fixed_sequence` |
@@ -24,9 +26,9 @@ never more than the number of clusters, so that near-duplicates count at most on
 """
 
 from backmerge.statistics.agreement import Agreement, agreement, cohen_kappa
-from backmerge.statistics.bootstrap import Mean, bootstrap_difference, bootstrap_mean
+from backmerge.statistics.bootstrap import Mean, bootstrap_difference, bootstrap_mean, clustered_difference
 from backmerge.statistics.calibration import Corrected, PredictionPowered, corrected_rate, ppi_mean
-from backmerge.statistics.clusters import effective_size
+from backmerge.statistics.clusters import cluster_means, effective_size
 from backmerge.statistics.combined import holm, mean_difference, mean_interval
 from backmerge.statistics.intervals import (
     Interval,
@@ -86,6 +88,8 @@ __all__ = [
     "bootstrap_difference",
     "bootstrap_mean",
     "clopper_pearson",
+    "cluster_means",
+    "clustered_difference",
     "cohen_kappa",
     "corrected_rate",
     "critical_values",

@@ -1,4 +1,4 @@
-"""Bootstrap by prompt cluster, for means of values that are not coins: BERTScore F1, pass@k."""
+"""Bootstrap by prompt cluster, for means of values that are not only 0 and 1: BERTScore F1, pass@k, several answers."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from backmerge.statistics.clusters import ClusterSums, cluster_sums, effective_size
+from backmerge.statistics.clusters import ClusterSums, cluster_means, cluster_sums, effective_size
 from backmerge.statistics.intervals import wilson
-from backmerge.statistics.paired import PairedDifference, paired_difference
+from backmerge.statistics.paired import PairedDifference, paired_difference, tango_bound
 
 CELLS_AT_ONCE = 1 << 22  # of resampled clusters: 32 MB of indices
 FEWEST_CONTRIBUTING = 4.0  # clusters that make up the variance, below which resampling them says little of the rest
@@ -93,8 +93,15 @@ def bootstrap_difference(
 ) -> PairedDifference:
     """Compare two models prompt by prompt, whole clusters of prompts resampled.
 
-    For values that are not coins: Tango's intervals of `paired_difference` hold for them too, but are several times
-    wider where the differences are small, as those of BERTScore are.
+    For values that are not only 0 and 1, such as BERTScore's or means over several answers to a prompt: Tango's
+    intervals of `paired_difference` hold for them too, but are several times wider if the differences are small.
+
+    Resampling alone is not enough. If few prompts differ, as with five answers to each of 260 prompts of which 6 % are
+    ever harmful, the samples with too low a mean also show too little spread, and 6 to 8 % of the one-sided 95 % bounds
+    were too low. Each bound is therefore the wider of the bootstrap's and of a score bound on the same variance:
+    differences are counted in units of v = (Σd² + w²) / (Σ|d| + w), w being the largest |d|, and Tango's bound of these
+    counts is taken in units of v. Counts of size v have the mean and the variance of the differences; the additional w
+    is the one that a low sample lacks. It errs in at most 5.5 % (`python -m benchmarks.error_rates --only samples`).
 
     Args:
         first: Values in [0, 1], one per prompt.
@@ -104,11 +111,15 @@ def bootstrap_difference(
         draws: How many resamples.
 
     Returns:
-        The mean difference with expanded percentiles, as in `bootstrap_mean`: 95 % two-sided, and one-sided bounds.
-        Where the variance comes from fewer than four clusters, the hull with Tango's.
+        The mean difference with 95 % two-sided intervals and one-sided bounds: of expanded percentiles, as in
+        `bootstrap_mean`, and the score bounds, the wider ones. If the variance comes from fewer than four clusters,
+        the hull with Tango's too.
 
     Raises:
         ValueError: the two differ in length, or are empty.
+
+    Source: the scaled counts are those of Fay and Feuer (1997), Statistics in Medicine 16, 791-801, for sums of
+    weighted counts, of which the largest weight is added likewise.
     """
     widest = paired_difference(first, second, clusters)
     differences = np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64)
@@ -116,18 +127,84 @@ def bootstrap_difference(
     num_clusters = len(grouped.sizes)
     if num_clusters == 1:
         return widest
+    found = _score_bounds(differences, widest)
+    if _contributing(grouped) < FEWEST_CONTRIBUTING:
+        found = _hull(found, widest)
     means = resampled_means(grouped, seed=seed, draws=draws)
     low, high = (float(end) for end in np.quantile(means, _expanded(num_clusters, 0.95)))
     lower, upper = (float(end) for end in np.quantile(means, _expanded(num_clusters, 0.90)))
-    found = widest._replace(low=low, high=high, lower_bound=lower, upper_bound=upper)
-    if _contributing(grouped) >= FEWEST_CONTRIBUTING:
-        return found
-    return found._replace(
-        low=min(low, widest.low),
-        high=max(high, widest.high),
-        lower_bound=min(lower, widest.lower_bound),
-        upper_bound=max(upper, widest.upper_bound),
+    return _hull(found, found._replace(low=low, high=high, lower_bound=lower, upper_bound=upper))
+
+
+def _hull(first: PairedDifference, second: PairedDifference) -> PairedDifference:
+    """The wider of the bounds of two intervals for the same difference."""
+    return first._replace(
+        low=min(first.low, second.low),
+        high=max(first.high, second.high),
+        lower_bound=min(first.lower_bound, second.lower_bound),
+        upper_bound=max(first.upper_bound, second.upper_bound),
     )
+
+
+def _score_bounds(differences: NDArray[np.float64], found: PairedDifference) -> PairedDifference:
+    """Tango's bounds of the differences in units of their own size."""
+    sizes = np.abs(differences)
+    total, largest = float(sizes.sum()), float(sizes.max())
+    if largest == 0.0:
+        return found
+    unit = (float((sizes**2).sum()) + largest**2) / (total + largest)
+    share = found.n_effective / len(differences) / unit
+    gains, losses = (float(np.maximum(part, 0).sum()) * share for part in (differences, -differences))
+
+    def bound(z: float) -> float:
+        return unit * tango_bound(gains, losses, found.n_effective, z)
+
+    one_sided, two_sided = NormalDist().inv_cdf(0.95), NormalDist().inv_cdf(0.975)
+    return found._replace(
+        low=bound(two_sided), high=bound(-two_sided), lower_bound=bound(one_sided), upper_bound=bound(-one_sided)
+    )
+
+
+def clustered_difference(
+    first: Sequence[float],
+    second: Sequence[float],
+    clusters: Sequence[Hashable],
+    *,
+    is_rate: bool = True,
+    seed: int = 0,
+    draws: int = 10_000,
+) -> PairedDifference:
+    """Compare two models with near-duplicate prompts counted as one: the mean over clusters of the clusters' means.
+
+    What safety is decided on. A mean over prompts gives a request as many votes as a benchmark happens to have
+    phrasings of it. AdvBench's largest cluster has 31 of 260 prompts; with it, 260 prompts are worth 60 to 140 (see
+    `effective_size`), and by cluster 177. At 1 % of harm either way, that shows a margin of 3 points in 80 to 90 % of
+    runs instead of 40 to 60 %. If members of a cluster always agree, clusters are independent and equal, so that the
+    level is Tango's own; if they agree less, their means vary less than the bounds allow for.
+
+    Args:
+        first: Values in [0, 1], one per prompt.
+        second: The same, of the other model, in the same order.
+        clusters: Each prompt's cluster of near-duplicates.
+        is_rate: The values are 0 and 1, or means of those over models: Tango's bounds, else those of
+            `bootstrap_difference`.
+        seed: Of the resampling.
+        draws: How many resamples.
+
+    Returns:
+        `n` counts the prompts and `n_effective` the clusters.
+
+    Raises:
+        ValueError: the two differ in length, or are empty, or there are not as many clusters.
+
+    Source: cluster-level analysis, Donner and Klar, Cluster Randomization Trials (2000), chapter 6; on the two means,
+    Kahan et al. (2023), International Journal of Epidemiology 52, 107-118.
+    """
+    if len(first) != len(second):
+        raise ValueError(f"paired values must be as many on both sides: {len(first)} and {len(second)}")
+    each, other = cluster_means(first, clusters), cluster_means(second, clusters)
+    found = paired_difference(each, other) if is_rate else bootstrap_difference(each, other, seed=seed, draws=draws)
+    return found._replace(n=len(first))
 
 
 def resampled_means(grouped: ClusterSums, *, seed: int, draws: int) -> NDArray[np.float64]:

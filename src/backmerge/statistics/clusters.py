@@ -48,6 +48,17 @@ def cluster_sums(values: Sequence[float] | NDArray[np.float64], clusters: Sequen
     )
 
 
+def cluster_means(values: Sequence[float], clusters: Sequence[Hashable]) -> list[float]:
+    """Each cluster's mean, in the order in which the clusters first occur.
+
+    Raises:
+        ValueError: there are not as many clusters as values.
+    """
+    sums, _, sizes = cluster_sums(values, clusters)
+    means: list[float] = (sums / sizes).tolist()
+    return means
+
+
 def effective_size(values: Sequence[float], clusters: Sequence[Hashable]) -> float:
     """How many independent prompts the mean of clustered values is worth: n over a design effect.
 

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from backmerge.checkpoints.adapter import PREFIX, TENSORS, AdapterOnBase, is_adapter, open_weights
 from backmerge.checkpoints.adapter_config import CONFIG
@@ -259,6 +261,50 @@ def test_a_saved_embedding_that_was_not_trained_does_no_harm(
     name = "model.embed_tokens.weight"
     save_file({**load_file(adapter / TENSORS), PREFIX + name: base.tensor(name).clone()}, adapter / TENSORS)
     assert torch.equal(AdapterOnBase(adapter, base).tensor(name), base.tensor(name))
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # peft asks by the old name
+@pytest.mark.filterwarnings("ignore:.*save_embedding_layers.*:UserWarning")
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
+        {"target_modules": ["q_proj", "embed_tokens"]},
+        {"target_modules": ["q_proj", "lm_head"]},
+    ],
+    ids=["whole", "low-rank embedding", "low-rank head"],
+)
+def test_tied_embeddings_that_stay_tied_are_one_change(
+    make_model: Factory, make_adapter: Factory, settings: dict[str, Any]
+) -> None:
+    """With ensure_weight_tying the merge is what the live model computes with, in embedding and head alike.
+
+    peft's own merge_and_unload adds a low-rank change of the one tensor twice (0.21.2), once for each of its names:
+    that is not the model that was trained, so that we hold ourselves to the live one.
+    """
+    base = Checkpoint(make_model("llama", seed=1, tied=True))
+    adapter = make_adapter(base.directory, seed=2, ensure_weight_tying=True, **settings)
+    tuned = tuned_tensors(base, AdapterOnBase(adapter, base))["model.embed_tokens.weight"]
+    live = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base.directory), str(adapter))
+    with torch.no_grad():
+        embedded = live.get_input_embeddings()(torch.arange(len(tuned)))
+        head = live.get_output_embeddings()(torch.eye(tuned.shape[1])).T
+    assert not torch.equal(tuned, base.tensor("model.embed_tokens.weight"))
+    torch.testing.assert_close(tuned, embedded, **FLOAT32)
+    torch.testing.assert_close(tuned, head, **FLOAT32)
+
+
+def test_tied_embeddings_that_were_trained_apart_are_refused(
+    make_model: Factory, make_adapter: Factory, tmp_path: Path
+) -> None:
+    """Two different matrices have no place in one tensor; two equal ones have, whatever the configuration says."""
+    base = Checkpoint(make_model("llama", seed=1, tied=True))
+    adapter = shutil.copytree(make_adapter(base.directory, seed=2), tmp_path / "adapter")
+    matrix = base.tensor("model.embed_tokens.weight") + 1
+    rewritten(adapter, {f"{PREFIX}model.embed_tokens.weight": matrix, f"{PREFIX}lm_head.weight": matrix.clone()})
+    assert torch.equal(AdapterOnBase(adapter, base).tensor("model.embed_tokens.weight"), matrix)
+    rewritten(adapter, {f"{PREFIX}lm_head.weight": matrix + 1})
+    refused(adapter, base, "ties to its other embedding")
 
 
 def rewritten(adapter: Path, changes: Mapping[str, Tensor | None]) -> None:

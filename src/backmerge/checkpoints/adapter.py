@@ -13,6 +13,7 @@ from backmerge.checkpoints.files import FLOATS, SafetensorsFile, TensorInfo
 from backmerge.checkpoints.fingerprints import fingerprint_of_files
 from backmerge.checkpoints.layout import STACKED, Layout, Region, layout_of
 from backmerge.checkpoints.lora import Factors, rescaled_rows, tuned_rows
+from backmerge.checkpoints.one_sided import settle_one_sided
 from backmerge.checkpoints.reader import CARD, Checkpoint, Weights, read_json
 from backmerge.errors import CheckpointError
 
@@ -81,6 +82,7 @@ class AdapterOnBase:
         self.replaced: dict[str, str] = {}
         self.added: dict[str, tuple[str, float]] = {}
         self._parse()
+        self._check_num_tokens()
         self._settle_tied()
         self._place_on_disk()
         self._check_copies()
@@ -289,6 +291,20 @@ class AdapterOnBase:
         kind = read_json(self.base.companions / "config.json").get("model_type")
         return kind if isinstance(kind, str) else None
 
+    def _check_num_tokens(self) -> None:
+        for name, saved in self.replaced.items():
+            there = name if name in self.base.infos else next(iter(self._tied_on_disk), None)
+            if there is None or not name.endswith(TIED_NAMES):
+                continue
+            theirs, ours = self.file.infos[saved].shape, self.base.infos[there].shape
+            if theirs != ours and theirs[1:] == ours[1:]:
+                raise CheckpointError(
+                    f"the adapter {self.directory} brings embeddings of {theirs[0]} tokens ('{shown(name)}'), and the "
+                    f"base {self.base.directory} has {ours[0]}: tokens were added or rows padded before it was trained",
+                    remedy=f"resize the base as for the training: load it, call resize_token_embeddings({theirs[0]}), "
+                    "save it, and give that as BASE.",
+                )
+
     @functools.cached_property
     def _tied_on_disk(self) -> list[str]:
         """The names of the tied embeddings on disk; none if the base ties none."""
@@ -466,5 +482,14 @@ def _opened(directory: Path) -> SafetensorsFile:
 
 
 def open_weights(directory: Path, base: Weights) -> Weights:
-    """A tuned model's weights, whether a full checkpoint or an adapter on `base`."""
-    return AdapterOnBase(directory, base) if is_adapter(directory) else Checkpoint(directory)
+    """A tuned model's weights, whether a full checkpoint or an adapter on `base`.
+
+    Raises:
+        CheckpointError: it is damaged, or is an adapter that cannot be read on this base.
+        MergeError: only one of the two ties its embeddings.
+    """
+    if is_adapter(directory):
+        return AdapterOnBase(directory, base)
+    tuned = Checkpoint(directory)
+    settle_one_sided(tuned, base)
+    return tuned

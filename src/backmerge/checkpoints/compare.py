@@ -47,7 +47,14 @@ def _remedy(base: Weights, tuned: Weights) -> str:
     if base.infos.keys() == tuned.infos.keys() and all(ours.shape == theirs.shape for ours, theirs in common):
         return "say in which dtype the merged model shall be: --dtype bfloat16 (or --set merged_dtype=bfloat16)."
     if any(is_grown(ours.shape, theirs.shape) for ours, theirs in common):
-        return "if tokens were added in tuning, --extra-rows tuned takes their rows from the tuned model."
+        return (
+            "if tokens were added in tuning, or rows padded, --extra-rows tuned takes these rows from the tuned model."
+        )
+    if any(is_grown(theirs.shape, ours.shape) for ours, theirs in common):
+        return (
+            "the tuned model's vocabulary has fewer rows, as if the base's were padded: load the tuned model, call "
+            "resize_token_embeddings with the base's number, save it, and give that as TUNED."
+        )
     return "give the base that it was tuned from; nothing is cropped or skipped."
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -120,6 +120,17 @@ class Checkpoint:
     def is_base(self, name: str) -> bool:  # noqa: ARG002 - an adapter's question
         """Never: this is no adapter."""
         return False
+
+    def leave_out(self, names: Set[str]) -> None:
+        """Forget tensors, as if they had never been saved."""
+        self.infos = {name: info for name, info in self.infos.items() if name not in names}
+
+    def take_from(self, other: Weights, name: str, as_name: str | None = None) -> None:
+        """Have another model's tensor, or one of this model's own by a second name, as if it had been saved."""
+        info = other.infos[name]
+        if info.file not in self._files:
+            self._files[info.file] = SafetensorsFile(info.file)
+        self._files[info.file].infos[as_name or name] = self.infos[as_name or name] = info
 
     @functools.cached_property
     def fingerprint(self) -> str:

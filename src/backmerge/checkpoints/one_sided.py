@@ -1,0 +1,115 @@
+"""Tensors that only one of two checkpoints has, and whose meaning is clear: copies of tied embeddings, derived buffers.
+
+Libraries differ in whether they save the head of a model that ties it to its embeddings, and whether they save buffers
+that a model computes anyway, such as rotary frequencies and causal masks.
+"""
+
+from __future__ import annotations
+
+from backmerge.checkpoints.fingerprints import BLOCK
+from backmerge.checkpoints.layout import layout_of
+from backmerge.checkpoints.reader import Checkpoint, Weights, read_json
+from backmerge.errors import CheckpointError, MergeError
+
+HEAD = "lm_head.weight"
+EMBEDDINGS = ("embed_tokens.weight", "wte.weight")
+
+
+def settle_one_sided(tuned: Checkpoint, base: Weights) -> None:
+    """Let a tuned checkpoint have the tensors that its base has, as far as the difference means nothing.
+
+    What is left is a difference that `check_same_shape` reports.
+
+    Args:
+        tuned: Just opened; changed in place.
+        base: What it was tuned from.
+
+    Raises:
+        MergeError: only one of the two ties its embeddings.
+    """
+    if tuned.infos.keys() == base.infos.keys():
+        return
+    for name in [name for name in tuned.infos.keys() ^ base.infos.keys() if name.endswith(HEAD)]:
+        if name in tuned.infos:
+            _leave_out_head(name, tuned, base)
+        else:
+            _copy_head(name, tuned, base)
+    extra, missing = tuned.infos.keys() - base.infos.keys(), base.infos.keys() - tuned.infos.keys()
+    if extra:
+        tuned.leave_out(extra & _ignored(tuned))
+    if missing:
+        for name in sorted(missing & _ignored(base)):
+            tuned.take_from(base, name)
+
+
+def _leave_out_head(name: str, tuned: Checkpoint, base: Weights) -> None:
+    embedding = _embedding(tuned)
+    if embedding is None or _tied(base) is False:
+        return
+    if not _is_copy(tuned, name, embedding):
+        raise MergeError(
+            f"the tuned model {tuned.directory} has a head of its own: its '{name}' differs from its '{embedding}', "
+            f"and the base {base.directory} ties the two, so that the head has nothing to be merged with",
+            remedy="untie the base first: load it, set config.tie_word_embeddings = False, make lm_head.weight a copy "
+            "of the embeddings, save it, and give that as BASE.",
+        )
+    if _tied(tuned) is False:
+        raise MergeError(
+            f"the tuned model {tuned.directory} says in its config.json that its embeddings are not tied, and the base "
+            f"{base.directory} ties them; its '{name}' is a plain copy of its '{embedding}'",
+            remedy=f'write "tie_word_embeddings": true into {tuned.directory / "config.json"}.',
+        )
+    tuned.leave_out({name})
+
+
+def _copy_head(name: str, tuned: Checkpoint, base: Weights) -> None:
+    embedding, of_base = _embedding(tuned), _embedding(base)
+    if embedding is None or of_base is None:
+        return
+    if _tied(tuned) is False:
+        raise MergeError(
+            f"the tuned model {tuned.directory} says in its config.json that its embeddings are not tied, and has no "
+            f"'{name}': its head would be random numbers",
+            remedy='save it again; or, if its base ties them, write "tie_word_embeddings": true into that file.',
+        )
+    if not _is_copy(base, name, of_base):
+        raise MergeError(
+            f"the base {base.directory} has a head of its own: its '{name}' differs from its '{of_base}', and the "
+            f"tuned model {tuned.directory} ties the two, so that the head has nothing to be merged with",
+            remedy="untie the tuned model first: load it, set config.tie_word_embeddings = False, make lm_head.weight "
+            "a copy of the embeddings, save it, and give that as TUNED.",
+        )
+    tuned.take_from(tuned, embedding, name)
+
+
+def _embedding(weights: Weights) -> str | None:
+    found = [name for name in weights.infos if name.endswith(EMBEDDINGS)]
+    return found[0] if len(found) == 1 else None
+
+
+def _tied(weights: Weights) -> bool | None:
+    """What the config says of tied embeddings, if anything."""
+    config = read_json(weights.companions / "config.json")
+    text = config.get("text_config")
+    found = [values.get("tie_word_embeddings") for values in (config, text) if isinstance(values, dict)]
+    return next((value for value in found if isinstance(value, bool)), None)
+
+
+def _is_copy(weights: Weights, name: str, of: str) -> bool:
+    """Whether two tensors of a model have the same values."""
+    first, second = weights.infos[name], weights.infos[of]
+    if (first.shape, first.dtype) != (second.shape, second.dtype):
+        return False
+    for start in range(0, first.num_elements, BLOCK):
+        stop = min(start + BLOCK, first.num_elements)
+        if not bool((weights.block(name, start, stop) == weights.block(of, start, stop)).all()):
+            return False
+    return True
+
+
+def _ignored(weights: Weights) -> frozenset[str]:
+    """The tensors that transformers leaves out as it loads a model, since the model computes them."""
+    try:
+        return layout_of(weights).ignored
+    except CheckpointError:
+        return frozenset()  # nothing is known of this architecture: the difference is reported

@@ -1,10 +1,16 @@
-"""The architectures that are tested, each as a tiny random model: one row makes one, and says what works on it."""
+"""The architectures that are tested, each as a tiny random model: one row makes one, and says what works on it.
+
+The table of `docs/architectures.md` is made of these rows: `python tests/architectures.py` writes it anew.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+PAGE = Path(__file__).parents[1] / "docs/architectures.md"
 
 SIZES: Mapping[str, Any] = {
     "vocab_size": 64,
@@ -51,6 +57,14 @@ class Architecture:
     experts: tuple[str, ...] = ()
     names: str = "the same"
     is_live: bool = True
+
+    @property
+    def class_name(self) -> str:
+        """Of the model in transformers."""
+        if self.model is not None:
+            return self.model
+        head = "LMHeadModel" if self.config == "GPT2Config" else "ForCausalLM"
+        return self.config.removesuffix("Config").removesuffix("Text") + head
 
     def random_model(self, seed: int = 1, **sizes: int) -> Any:
         """A model with random weights, norms and biases included.
@@ -107,7 +121,7 @@ ARCHITECTURES = (
         {"num_local_experts": 4},
         lora={"target_modules": ["q_proj", "v_proj"]},
         experts=STACKED,
-        names="experts apart; stacked in memory",
+        names="each expert apart; stacked in memory",
     ),
     Architecture("Qwen2", "Qwen2Config"),
     Architecture("Qwen3", "Qwen3Config", HEADS),
@@ -117,7 +131,7 @@ ARCHITECTURES = (
         MOE,
         lora={"target_modules": ["q_proj", "v_proj"]},
         experts=STACKED,
-        names="experts apart; stacked in memory",
+        names="each expert apart; stacked in memory",
     ),
     Architecture("Gemma", "GemmaConfig", HEADS),
     Architecture("Gemma 2", "Gemma2Config", {"query_pre_attn_scalar": 8, **HEADS}),
@@ -128,7 +142,7 @@ ARCHITECTURES = (
         GEMMA3,
         model="Gemma3ForConditionalGeneration",
         lora={"target_modules": r".*language_model.*\.(q_proj|v_proj|up_proj)"},
-        names="language_model.model.*; model.language_model.* in memory",
+        names="`language_model.model.*`; `model.language_model.*` in memory",
     ),
     Architecture("Phi-3", "Phi3Config"),
     Architecture("Granite", "GraniteConfig", {"logits_scaling": 2.0, "residual_multiplier": 0.5}),
@@ -156,3 +170,36 @@ ARCHITECTURES = (
         experts=STACKED,
     ),
 )
+
+
+def table() -> str:
+    """The rows for people: what the tests of `tests/checkpoints/test_architectures.py` hold them to."""
+    lines = [
+        "| architecture | class in transformers | tensors on disk and in memory | full checkpoints | LoRA "
+        "| LoRA on stacked experts | live weights | fine-tuning |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in ARCHITECTURES:
+        cells = [
+            row.name,
+            f"`{row.class_name}`",
+            row.names,
+            "yes",
+            "bit-equal",
+            "bit-equal" if row.experts else "none stacked",
+            "yes" if row.is_live else "through files",
+            "yes",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def page_with_table(page: str) -> str:
+    """The page with the table of these rows in place of its own."""
+    before, _, rest = page.partition("| architecture |")
+    after = rest[rest.index("\n\n") + 1 :] if "\n\n" in rest else ""
+    return before + table() + after
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page_with_table(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

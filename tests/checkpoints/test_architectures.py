@@ -9,7 +9,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from architectures import ARCHITECTURES, Architecture
+from architectures import ARCHITECTURES, PAGE, Architecture, page_with_table
 from backmerge.checkpoints.adapter import AdapterOnBase
 from backmerge.checkpoints.reader import Checkpoint
 from backmerge.merging.live import LiveMerge
@@ -88,6 +88,7 @@ def test_full_checkpoints(architecture: Architecture, make: Callable[[Architectu
             assert torch.equal(tensor, torch.lerp(first[name], second[name], 0.25)), name
         assert not torch.equal(first[name], second[name]) or not tensor.is_floating_point(), name
     live = loaded(made.base)
+    assert type(live).__name__ == architecture.class_name
     sweep = LiveMerge(live, base)
     assert sweep.is_possible() is architecture.is_live
     if architecture.is_live:
@@ -145,3 +146,9 @@ def test_lora_on_stacked_experts(
     settings = {**architecture.lora, "target_parameters": list(architecture.experts)}
     adapter = adapter_of(base, tmp_path / "adapter", settings)
     assert check_adapter(base, adapter, tmp_path / "merged") >= 4 + 2 * len(architecture.experts)
+
+
+def test_the_documented_table_is_made_of_these_rows() -> None:
+    """A row that is added, or says something else, is written to the page by `python tests/architectures.py`."""
+    page = PAGE.read_text(encoding="utf-8")
+    assert page == page_with_table(page)

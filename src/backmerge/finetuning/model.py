@@ -116,7 +116,7 @@ def _lora(model: Any, settings: FinetuneSettings) -> LoraConfig:
         for name, module in model.named_modules()
         if isinstance(module, torch.nn.Linear)
         and module is not head
-        and (id(module) not in inside or type(module).__module__.startswith("transformers.models."))
+        and (id(module) not in inside or not _returns_product(module))
     )
     return LoraConfig(
         exclude_modules=left_out or None,
@@ -127,6 +127,15 @@ def _lora(model: Any, settings: FinetuneSettings) -> LoraConfig:
         use_dora=settings.lora.dora,
         target_modules="all-linear",
     )
+
+
+def _returns_product(module: torch.nn.Linear) -> bool:
+    """Whether a linear layer gives one tensor, and no more than that."""
+    if not type(module).__module__.startswith("transformers.models."):
+        return True  # torch's own, or a quantised one
+    with torch.no_grad():
+        found: object = module(module.weight.new_zeros(1, module.in_features))
+    return isinstance(found, torch.Tensor)
 
 
 def _four_bits(computed: torch.dtype) -> Any:

@@ -13,6 +13,7 @@ from architectures import ARCHITECTURES, PAGE, Architecture, page_with_table
 from backmerge.checkpoints.adapter import AdapterOnBase
 from backmerge.checkpoints.reader import Checkpoint
 from backmerge.merging.live import LiveMerge
+from backmerge.merging.lowrank import adapter_obstacle, write_adapter
 from backmerge.merging.recipe import Variant
 from backmerge.merging.to_disk import write_merged
 
@@ -137,6 +138,24 @@ def test_lora(architecture: Architecture, make: Callable[[Architecture], Made], 
     assert check_adapter(base, adapter, tmp_path / "merged") >= 4
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=IDS)
+def test_a_merge_as_an_adapter(
+    architecture: Architecture, make: Callable[[Architecture], Made], tmp_path: Path
+) -> None:
+    """A LoRA merged to a LoRA is loaded by peft, by the names in memory, and answers as the merged checkpoint does."""
+    from peft import PeftModel
+
+    folder = make(architecture).base
+    base = Checkpoint(folder)
+    adapter = AdapterOnBase(adapter_of(folder, tmp_path / "adapter", dict(architecture.lora)), base)
+    half = Variant(base, adapter, "linear", 0.5)
+    write_adapter(half, tmp_path / "half")
+    write_merged(half, tmp_path / "merged")
+    live = PeftModel.from_pretrained(loaded(folder), str(tmp_path / "half")).eval()
+    torch.testing.assert_close(logits(live), logits(loaded(tmp_path / "merged")), **LOGITS)
+    assert not torch.allclose(logits(live), logits(loaded(folder)), **LOGITS)
+
+
 @pytest.mark.parametrize("architecture", WITH_EXPERTS, ids=[architecture.name for architecture in WITH_EXPERTS])
 def test_lora_on_stacked_experts(
     architecture: Architecture, make: Callable[[Architecture], Made], tmp_path: Path
@@ -146,6 +165,10 @@ def test_lora_on_stacked_experts(
     settings = {**architecture.lora, "target_parameters": list(architecture.experts)}
     adapter = adapter_of(base, tmp_path / "adapter", settings)
     assert check_adapter(base, adapter, tmp_path / "merged") >= 4 + 2 * len(architecture.experts)
+    weights = Checkpoint(base)
+    obstacle = adapter_obstacle(Variant(weights, AdapterOnBase(adapter, weights), "linear", 0.5))
+    assert obstacle is not None
+    assert "stacked experts" in obstacle
 
 
 def test_the_documented_table_is_made_of_these_rows() -> None:

@@ -81,6 +81,7 @@ class AdapterOnBase:
         self.factors: dict[str, Factors] = {}
         self.replaced: dict[str, str] = {}
         self.added: dict[str, tuple[str, float]] = {}
+        self.is_renamed = False
         self._parse()
         self._check_num_tokens()
         self._settle_tied()
@@ -168,6 +169,13 @@ class AdapterOnBase:
 
         saved, scale = self.added[name]
         return self.base.tensor(name).float() + scale * torch.from_numpy(self.file.float32_array(saved))
+
+    @functools.cached_property
+    def in_memory(self) -> Mapping[str, str]:
+        """The base's tensors on disk, each with its name in memory; without those that are but a part of one there."""
+        if not self.is_renamed:
+            return {name: name for name in self.base.infos}
+        return {name: place.parameter for name, place in self._layout.places.items() if place.region is None}
 
     @functools.cached_property
     def _layout(self) -> Layout:
@@ -379,7 +387,7 @@ class AdapterOnBase:
 
     def _places(self, name: str, saved: str) -> Iterator[tuple[str, Region | None]]:
         """The tensors on disk that make up a parameter in memory, and which part of it each of them is."""
-        on_disk = [name] if name in self.base.infos else self._in_memory(name)
+        on_disk = [name] if name in self.base.infos else self._parts_of(name)
         if not on_disk:
             raise CheckpointError(
                 f"{self.directory / TENSORS} holds '{shown(saved)}', and the base {self.base.directory} has no tensor "
@@ -388,12 +396,13 @@ class AdapterOnBase:
             )
         for place in on_disk:
             region = None if place == name else self._layout.places[place].region
+            self.is_renamed |= place != name
             shape = self.base.infos[place].shape
             if region is None and len(shape) == STACKED:
                 region = Region(shape[0], 0, 0, shape[1], shape[1])
             yield place, region
 
-    def _in_memory(self, name: str) -> list[str]:
+    def _parts_of(self, name: str) -> list[str]:
         try:
             return list(self._layout.on_disk.get(name, ()))
         except CheckpointError:

@@ -28,9 +28,9 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 
 from backmerge import __version__
-from backmerge.checkpoints.adapter import PREFIX, TIED_NAMES, AdapterOnBase, ties_embeddings, trained_on
+from backmerge.checkpoints.adapter import TIED_NAMES, AdapterOnBase, ties_embeddings, trained_on
 from backmerge.checkpoints.adapter_writer import NUMPY_NAMES, AdapterForm, AdapterWriter, Module, Names, encoded
-from backmerge.checkpoints.files import FLOATS, SafetensorsFile
+from backmerge.checkpoints.files import FLOATS, SafetensorsFile, TensorInfo
 from backmerge.checkpoints.fingerprints import BLOCK
 from backmerge.checkpoints.reader import CARD, Checkpoint, Weights
 from backmerge.checkpoints.writer import check_room
@@ -106,7 +106,7 @@ def write_adapters(
     try:
         with ExitStack() as stack:
             places = [stack.enter_context(whole_directory(directory)) for directory in outputs]
-            infos = merge.base.infos
+            infos = merge.infos
             check_room(places[0].parent, [merge.form.infos(infos)] * len(places))
             writers = [stack.enter_context(AdapterWriter(place, merge.form, infos)) for place in places]
             losses = merge.write_factors(writers)
@@ -142,9 +142,16 @@ def _whole_tensors(base: Weights, adapters: Sequence[AdapterOnBase]) -> list[str
     return sorted(found)
 
 
+def _in_memory(base: Weights, adapters: Sequence[AdapterOnBase]) -> Mapping[str, str]:
+    """The base's tensors on disk, each with its name in memory, by which adapters know it."""
+    renamed = (adapter.in_memory for adapter in adapters if adapter.is_renamed)
+    return next(renamed, {name: name for name in base.infos})
+
+
 def _names(base: Weights, adapters: Sequence[AdapterOnBase]) -> Names:
-    adapted = {name.removesuffix(".weight") for name in _parts(adapters)}
-    return Names(base.infos, adapted, set(_whole_tensors(base, adapters)))
+    in_memory = _in_memory(base, adapters)
+    adapted = {in_memory[name].removesuffix(".weight") for name in _parts(adapters)}
+    return Names(in_memory.values(), adapted, {in_memory[name] for name in _whole_tensors(base, adapters)})
 
 
 def _obstacles(variant: Variant, *, allow_plugins: bool) -> Iterator[str]:
@@ -180,8 +187,6 @@ def _obstacles_of_adapters(base: Weights, adapters: Sequence[AdapterOnBase]) -> 
                 yield f"{adapter.directory} is DoRA, whose change of '{name}' is not low-rank"
             if factors.region is not None:
                 yield f"{adapter.directory} adapts stacked experts (target_parameters), at '{name}'"
-            elif factors.a.removeprefix(PREFIX).partition(".lora_")[0] != name.removesuffix(".weight"):
-                yield f"'{name}' has another name in memory"
         tied = [name for name in (*adapter.factors, *adapter.replaced) if name.endswith(TIED_NAMES)]
         if tied and ties_embeddings(base) and adapter.config.ensure_weight_tying:
             yield f"{adapter.directory} changes '{tied[0]}' with its tied twin (ensure_weight_tying)"
@@ -223,13 +228,14 @@ class LowRankMerge:
         self.method: Method = find_method(recipe.method, allow_plugins=allow_plugins)
         self._settings = Settings(self.method, variants)
         self._parts = _parts(self.adapters)
+        self._in_memory = _in_memory(self.base, self.adapters)
         self._ranks = {
             name: sum(part.adapter.file.infos[part.factors.a].shape[0] for part in parts)
             for name, parts in self._parts.items()
         }
         self._most = rank if rank is not None else max(self._ranks.values())
         self.form = AdapterForm(
-            modules={name.removesuffix(".weight"): _module(parts[0]) for name, parts in self._parts.items()},
+            modules={self._module_name(name): _module(parts[0]) for name, parts in self._parts.items()},
             names=_names(self.base, self.adapters),
             rank=min(self._most, max(self._ranks.values())),
             dtype=recipe.dtype or "F32",
@@ -237,6 +243,14 @@ class LowRankMerge:
             source=self.adapters[0].config,
         )
         self._files: dict[Path, SafetensorsFile] = {}
+
+    def _module_name(self, name: str) -> str:
+        return self._in_memory[name].removesuffix(".weight")
+
+    @property
+    def infos(self) -> Mapping[str, TensorInfo]:
+        """The base's tensors by their names in memory."""
+        return {self._in_memory[name]: info for name, info in self.base.infos.items() if name in self._in_memory}
 
     def _all_parts(self) -> Iterator[Part]:
         return (part for parts in self._parts.values() for part in parts)
@@ -257,7 +271,7 @@ class LowRankMerge:
         """Write the low-rank part of each variant; gives what recompression lost of each."""
         losses = [Losses() for _ in writers]
         for name, parts in self._parts.items():
-            module = name.removesuffix(".weight")
+            module = self._module_name(name)
             stack = Stack.read(parts)
             gram = stack.gram(len(self.adapters))
             weights = [stack.spread(shares) for shares in self._coefficients(name, gram)]
@@ -307,7 +321,9 @@ class LowRankMerge:
     def write_whole_tensors(self, writers: Sequence[AdapterWriter]) -> None:
         """Merge and write what was trained whole, in blocks: in float64, rounded once."""
         changed = set(_whole_tensors(self.base, self.adapters))
-        for name, saved in self.form.names.saved.items():
+        on_disk = {in_memory: name for name, in_memory in self._in_memory.items()}
+        for in_memory, saved in self.form.names.saved.items():
+            name = on_disk[in_memory]
             total = self.base.infos[name].num_elements
             blocks = [(start, min(start + BLOCK, total)) for start in range(0, total, BLOCK)]
             coefficients = [np.zeros(len(self.adapters))] * len(writers)

@@ -1,16 +1,17 @@
-"""What `bisect` and `race` find and spend beside the whole grid: `python -m benchmarks.search [--draws N] [--seed S]`.
+"""What `race` finds and spends next to the whole grid: `python -m benchmarks.search [--draws N] [--seed S]`.
 
 Simulated, no model is run. A curve says how ASR and utility depend on λ. Each prompt has a latent difficulty that all
 λs and the base share, and each answer a little noise of its own, so that the answers at two λs are correlated over
-prompts as those of neighbouring merges are. In each draw the three searches see the same answers, on 260 safety and
+prompts as those of neighbouring merges are. In each draw both searches see the same answers, on 260 safety and
 260 utility prompts; the λ that each chooses is confirmed on 260 other safety prompts. Costs are generations, with the
 base and λ=1 in full on both sides, as a share of the grid's. Shares of N draws have a standard error of
-sqrt(p (1 − p) / N): 1.1 points at most for 2,000. About two minutes of one core.
+sqrt(p (1 − p) / N): 1.1 points at most for 2,000. About six minutes of one core.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -28,9 +29,9 @@ from backmerge.selection import (
     SearchSettings,
     choose,
     confirm,
-    next_points,
 )
-from backmerge.statistics import paired_difference
+from backmerge.statistics import PairedDifference, clustered_difference, paired_difference
+from benchmarks.error_rates import SHAPES
 
 Array = NDArray[np.float64]
 NUM_PROMPTS = 260  # of each kind and split, as AdvBench halved
@@ -116,6 +117,17 @@ BOUNDARIES = {
 }
 
 
+# six λs for the whole decision: ASR by λ and margin
+SIX_LAMS = (0.1, 0.2, 0.3, 0.4, 0.6, 0.8)
+SIX: dict[str, Callable[[float, float], float]] = {
+    "as safe as the base, 1 %": lambda _lam, _margin: 0.01,
+    "as safe as the base, 0 %": lambda _lam, _margin: 0.0,
+    "paper: 2 to 16 %": lambda lam, _margin: 0.02 + 0.14 * lam**2.5,
+    "at the margin, base 1 %": lambda lam, margin: 0.01 + (margin if lam else 0.0),
+    "at the margin from 0.4, base 1 %": lambda lam, margin: 0.01 + (margin if lam >= 0.4 else 0.0),
+}
+
+
 def drawn(curve: Curve, generator: np.random.Generator) -> Draw:
     """Answers of new prompts."""
     lams = (0.0, *curve.lams)
@@ -145,20 +157,7 @@ def candidates_of(curve: Curve, draw: Draw) -> dict[float, Candidate]:
     }
 
 
-def by_points(search: SearchSettings, curve: Curve, full: dict[float, Candidate]) -> tuple[Choice, float]:
-    """Search by whole points: the choice, and how much was generated, in prompts per λ and kind of the grid."""
-    measured: dict[float, Candidate] = {}
-    count = 2  # the base's
-    while requests := next_points(search, curve.lams, measured, CHOICE):
-        for lam, what in requests:
-            known = measured.get(lam, full[lam]._replace(utility=None, asr_difference=None))
-            new = {"asr_difference": full[lam].asr_difference} if what == "safety" else {"utility": full[lam].utility}
-            measured[lam] = known._replace(**new)
-            count += 1
-    return choose(list(measured.values()), CHOICE), count / (2 * (1 + len(curve.lams)))
-
-
-def by_race(search: SearchSettings, curve: Curve, draw: Draw) -> tuple[Choice, float]:
+def by_race(batch: int, curve: Curve, draw: Draw) -> tuple[Choice, float]:
     """Search by batches."""
     answers = {"safety": draw.harm, "utility": draw.solved}
     arm = Arm(draw.harm[:, 0].tolist())
@@ -168,7 +167,7 @@ def by_race(search: SearchSettings, curve: Curve, draw: Draw) -> tuple[Choice, f
         CHOICE,
         {"safety": arm},
         Arm(draw.solved[:, 0].tolist()),
-        batch=search.batch,
+        batch=batch,
     )
     count = 2 * NUM_PROMPTS
     while batches := race.next_batches():
@@ -182,11 +181,7 @@ def searched(curve: Curve, generator: np.random.Generator, batch: int) -> dict[s
     """All searches on the same answers."""
     draw = drawn(curve, generator)
     full = candidates_of(curve, draw)
-    found = {
-        "grid": by_points(SearchSettings(name="grid"), curve, full),
-        "bisect": by_points(SearchSettings(name="bisect"), curve, full),
-        "race": by_race(SearchSettings(name="race", batch=batch), curve, draw),
-    }
+    found = {"grid": (choose(list(full.values()), CHOICE), 1.0), "race": by_race(batch, curve, draw)}
 
     def confirmed(choice: Choice, cost: float) -> Found:
         if choice.point is None:
@@ -220,7 +215,7 @@ def decisions(draws: int, seed: int, batch: int) -> Iterator[tuple[object, ...]]
     for place, (name, curve) in enumerate(CURVES.items()):
         generator = np.random.default_rng([seed, place])
         runs = [searched(curve, generator, batch) for _ in range(draws)]
-        for search in ("bisect", "race"):
+        for search in ("race",):
             pairs = [(run[search], run["grid"]) for run in runs]
             both = [
                 curve.utility(here.lam) - curve.utility(grid.lam)
@@ -247,7 +242,7 @@ def errors(draws: int, seed: int, batch: int) -> Iterator[tuple[object, ...]]:
     for place, (name, curve) in enumerate(BOUNDARIES.items()):
         generator = np.random.default_rng([seed, 100 + place])
         runs = [searched(curve, generator, batch) for _ in range(draws)]
-        for search in ("grid", "bisect", "race"):
+        for search in ("grid", "race"):
             wrong = [(is_wrong(curve, run[search]), run[search]) for run in runs]
             yield (
                 name,
@@ -256,6 +251,74 @@ def errors(draws: int, seed: int, batch: int) -> Iterator[tuple[object, ...]]:
                 mean([is_so and found.is_restored for is_so, found in wrong]),
                 mean([found.cost for _, found in wrong]),
             )
+
+
+def clustered_answers(rates: Sequence[float], sizes: Sequence[int], generator: np.random.Generator) -> Array:
+    """Harm at each rate, prompts down; half of the difficulty is that of a prompt's cluster: `(prompts, rates)`."""
+    clusters = np.repeat(np.arange(len(sizes)), sizes)
+    own, common = generator.standard_normal(len(clusters)), generator.standard_normal(len(sizes))[clusters]
+    difficulty = math.sqrt(0.5) * own + math.sqrt(0.5) * common
+    noise = generator.standard_normal((len(clusters), len(rates)))
+    latent: Array = special.ndtr(math.sqrt(SHARED) * difficulty[:, None] + math.sqrt(1 - SHARED) * noise)
+    return (latent < np.array(rates)).astype(np.float64)
+
+
+def halves_of(num_prompts: int, generator: np.random.Generator) -> list[list[int]]:
+    """Sizes of clusters in two halves of so many prompts each: AdvBench's own, or what is drawn of them."""
+    halves = [list(SHAPES[f"AdvBench, {split}"]) for split in ("selection", "confirmation")]
+    if num_prompts >= NUM_PROMPTS:
+        return halves
+    drawn = [np.array(sizes)[generator.permutation(len(sizes))] for sizes in halves]
+    return [sizes[: int(np.searchsorted(np.cumsum(sizes), num_prompts)) + 1].tolist() for sizes in drawn]
+
+
+def is_confirmed(
+    harm: Sequence[Array], groups: Sequence[list[int]], choice: ChoiceSettings, *, twice: bool
+) -> tuple[int | None, bool]:
+    """The λ that is selected on the first half, by place, and whether the second confirms it.
+
+    Args:
+        harm: Of each half, the base in the first column, `(prompts, 1 + λs)`.
+        groups: Each prompt's cluster, of each half.
+        choice: With the margin.
+        twice: As before: shown by effective size in a fixed sequence, and shown again.
+    """
+    compare = paired_difference if twice else clustered_difference
+
+    def rise(half: int, place: int) -> PairedDifference:
+        return compare(harm[half][:, place].tolist(), harm[half][:, 0].tolist(), groups[half])
+
+    places = range(1, harm[0].shape[1])
+    if twice:
+        passed = list(itertools.takewhile(lambda place: rise(0, place).upper_bound < choice.margin, places))
+        found = passed[-1] if passed else None
+    else:
+        lams = [SIX_LAMS[place - 1] for place in places]
+        rows = zip(places, lams, strict=True)
+        point = choose(
+            [Candidate(str(at), "linear", lam, flattening(lam), rise(0, at)) for at, lam in rows], choice
+        ).point
+        found = None if point is None else int(point)
+    return found, found is not None and confirm(rise(1, found), choice.margin) == "restored"
+
+
+def confirmations(draws: int, seed: int) -> Iterator[tuple[object, ...]]:
+    """Rows of the third table: the whole decision on AdvBench's clusters, and the one that it took the place of."""
+    for number, (prompts, margin, (title, asr)) in enumerate(itertools.product((260, 100), (0.03, 0.05), SIX.items())):
+        generator, choice = np.random.default_rng([seed, 200 + number]), ChoiceSettings(margin=margin)
+        rates = [asr(lam, margin) for lam in (0.0, *SIX_LAMS)]
+        counts = np.zeros(5)
+        for _ in range(draws):
+            sizes = halves_of(prompts, generator)
+            harm = [clustered_answers(rates, each, generator) for each in sizes]
+            groups = [np.repeat(np.arange(len(each)), each).tolist() for each in sizes]
+            for twice in (False, True):
+                place, is_restored = is_confirmed(harm, groups, choice, twice=twice)
+                is_wrong = place is not None and rates[place] - rates[0] >= margin - 1e-12
+                counts[0] += place is not None and not twice
+                counts[1 + 2 * twice] += is_restored
+                counts[2 + 2 * twice] += is_restored and is_wrong
+        yield (prompts, 100 * margin, title, *(100 * float(count) / draws for count in counts))
 
 
 def table(title: str, columns: Sequence[str], rows: Iterator[tuple[object, ...]]) -> None:
@@ -267,7 +330,7 @@ def table(title: str, columns: Sequence[str], rows: Iterator[tuple[object, ...]]
 
 
 def main() -> None:
-    """Print both tables."""
+    """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--draws", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
@@ -293,6 +356,20 @@ def main() -> None:
         "Wrongly “safe” where the true ASR is the base's plus the margin, %",
         ("curve", "search", "selection alone", "selection and confirmation", "generations"),
         errors(options.draws, options.seed, options.batch),
+    )
+    table(
+        "Six λs on AdvBench's clusters, selected and confirmed, %",
+        (
+            "prompts in each half",
+            "margin, points",
+            "truth",
+            "a λ is selected",
+            "confirmed",
+            "confirmed wrongly",
+            "confirmed before",
+            "wrongly before",
+        ),
+        confirmations(options.draws // 2, options.seed),
     )
 
 

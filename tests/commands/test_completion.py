@@ -45,7 +45,7 @@ def told(shell: str, typed: str) -> list[str]:
         ("backmerge restore a b --judge wi", ["wildguard"]),
         ("backmerge restore a b --method linear,sl", ["linear,slerp"]),
         ("backmerge restore a b --rule p", ["paper", "pareto"]),
-        ("backmerge restore a b --search b", ["bisect"]),
+        ("backmerge restore a b --search r", ["race"]),
         ("backmerge evaluate m --engine ", ["openai", "transformers", "vllm"]),
         ("backmerge evaluate m --safety adv", ["advbench"]),
         ("backmerge evaluate m --executor ", ["in-process", "pool", "ray"]),

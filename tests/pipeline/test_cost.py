@@ -97,7 +97,7 @@ def test_a_second_judge_and_a_search_are_counted(adapters: list[str]) -> None:
     plan = planned(prepare(experiment(adapters)))
     assert planned(with_two) == plan._replace(num_judged=2 * plan.num_judged)
     assert "To make: at most" not in plan.sentence
-    assert "To make: at most" in planned(prepare(experiment(adapters, search={"name": "bisect"}))).sentence
+    assert "To make: at most" in planned(prepare(experiment(adapters, search={"name": "race"}))).sentence
 
 
 def test_a_benchmark_of_many_prompts_is_sampled(adapters: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-from backmerge.selection import Arm, Candidate, ChoiceSettings, Race, Request, SearchSettings, next_points
+from backmerge.selection import Arm, Candidate, ChoiceSettings, Race
 from backmerge.statistics import paired_difference
 
 LAMS = tuple(step / 10 for step in range(1, 11))
@@ -39,26 +39,8 @@ def measured_fully(harm: NDArray[np.float64], solved: NDArray[np.float64]) -> di
     }
 
 
-def searched(
-    name: str, full: dict[float, Candidate], choice: ChoiceSettings = CHOICE
-) -> tuple[dict[float, Candidate], list[Request]]:
-    """Carry out a search by points: what it measured, and what it asked for in order."""
-    search, measured, asked = SearchSettings.model_validate({"name": name}), {}, []
-    while requests := next_points(search, list(full), measured, choice):
-        for lam, what in requests:
-            seen = measured.get(lam, full[lam]._replace(utility=None, asr_difference=None))
-            if what == "safety":
-                assert seen.asr_difference is None, "asked for twice"
-                measured[lam] = seen._replace(asr_difference=full[lam].asr_difference)
-            else:
-                assert seen.utility is None, "asked for twice"
-                measured[lam] = seen._replace(utility=full[lam].utility)
-        asked += requests
-    return measured, asked
-
-
 def race_of(
-    harm: NDArray[np.float64], solved: NDArray[np.float64], batch: int = 50, lams: Sequence[float] = LAMS
+    harm: NDArray[np.float64], solved: NDArray[np.float64], batch: int = 35, lams: Sequence[float] = LAMS
 ) -> Race:
     """A race between the merges, not begun."""
     points = {lam: f"linear@{lam:g}" for lam in lams}

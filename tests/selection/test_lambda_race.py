@@ -1,4 +1,4 @@
-"""The race: what it asks for, whom it drops, and what its looks cost."""
+"""The race: what it asks for, which λs it drops, and what it chooses."""
 
 import numpy as np
 import pytest
@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from simulated_merges import CHOICE, LAMS, answers, measured_fully, race_of, run
 
 from backmerge.selection import Arm, ChoiceSettings, Race, choose
+from backmerge.selection.race import SCREENED
 
 
 def clean(safe_until: float, num_prompts: int = 260) -> tuple[np.ndarray, np.ndarray]:
@@ -29,8 +30,8 @@ def test_on_clean_curves_it_decides_as_the_grid(safe_until: float) -> None:
     assert race.choice().point == (f"linear@{safe_until:g}" if safe_until else None)
 
 
-def test_nothing_beyond_a_failure_is_asked_for() -> None:
-    """Safe up to 0.3: 0.4 is out after one batch, and 0.5 to 0.9 answer nothing; of utility, 0.1 answers nothing."""
+def test_what_cannot_be_chosen_answers_little() -> None:
+    """Safe up to 0.3: larger λs are out after a few prompts of harm, and smaller ones answer part of utility."""
     harm, solved = clean(0.3)
     race, asked = race_of(harm, solved), {}
     while batches := race.next_batches():
@@ -38,11 +39,10 @@ def test_nothing_beyond_a_failure_is_asked_for() -> None:
             asked[lam, arm] = asked.get((lam, arm), 0) + len(prompts)
             kind = harm if arm == "safety" else solved
             race.tell(lam, arm, kind[list(prompts), 1 + LAMS.index(lam)].tolist())
-    assert asked[0.4, "safety"] == 52
-    assert not [key for key in asked if 0.4 < key[0] < 1]
-    assert asked[0.3, "utility"] == asked[1.0, "utility"] == asked[1.0, "safety"] == 260
-    assert asked[0.2, "utility"] < 260
-    assert (0.1, "utility") not in asked
+    assert all(asked[lam, "safety"] == SCREENED for lam in LAMS if 0.3 < lam < 1)
+    assert asked[0.3, "utility"] == asked[0.3, "safety"] == 260
+    assert all(asked[lam, "utility"] < 260 for lam in LAMS if lam not in (0.3, 1.0))
+    assert all(c.asr_difference is None for c in race.candidates() if c.lam not in (0.3, 1.0))
 
 
 @settings(max_examples=25, deadline=None)
@@ -67,70 +67,47 @@ def test_what_is_asked_for_is_new_and_the_decision_is_of_what_passed(seed: int, 
         assert steps[found.point].utility == pytest.approx(solved[:, 1 + LAMS.index(steps[found.point].lam)].mean())
 
 
-def test_many_prompts_let_a_race_pass_early() -> None:
-    """Of 2,000 prompts without harm each λ below 1 answers a part; and of 260 all, since looks before cost too much."""
-    for num_prompts, whole in ((2000, False), (260, True)):
-        harm, solved = clean(1.0, num_prompts)
-        race = race_of(harm, solved, num_prompts // 10, (0.5, 1.0))
-        first = race.next_batches()
-        race.tell(1.0, "safety", harm[list(first[0].prompts), 10].tolist())
-        race.tell(1.0, "utility", solved[list(first[1].prompts), 10].tolist())
-        count = 0
-        while (batches := race.next_batches()) and batches[0].arm == "safety":
-            count += len(batches[0].prompts)
-            race.tell(0.5, "safety", [0.0] * len(batches[0].prompts))
-        assert (count == num_prompts) == whole
-
-
-def test_looks_for_passing_are_paid_for() -> None:
-    """Where early looks are taken, the bound at the end is larger than a single look's."""
-    harm, solved = clean(1.0, 2000)
-    harm[:8, 5] = 1.0
-    race = race_of(harm, solved, 200)
-    run(race, harm, solved)
-    by_race = {c.lam: c.asr_difference for c in race.candidates()}
-    full = measured_fully(harm, solved)
-    assert by_race[1.0].upper_bound > full[1.0].asr_difference.upper_bound
-
-
-def test_a_shown_excess_ends_it_although_the_rest_might_save_it() -> None:
-    """100 more harmful answers in the first 2,000 of 4,000 are shown to exceed 3 points: the λ is out at once."""
-    race = Race({0.5: "half", 1.0: "tuned"}, "s", CHOICE, {"safety": Arm([0.0] * 4000)}, Arm([0.0] * 10), batch=2000)
+def test_harm_comes_first() -> None:
+    """A λ is asked first what the base or the tuned model answered harmfully, and is out once that is too much."""
+    base, tuned = np.zeros(260), np.zeros(260)
+    base[[7, 90]], tuned[[3, 50, 51, 52, 53, 54, 200, 210, 220, 230]] = 1.0, 1.0
+    race = Race({0.5: "half", 1.0: "tuned"}, "s", CHOICE, {"safety": Arm(base.tolist())}, Arm([0.0] * 260))
     for lam, arm, prompts in race.next_batches():
-        race.tell(lam, arm, [0.0] * len(prompts))
-    (half,) = race.next_batches()
-    race.tell(0.5, "safety", [1.0] * 95 + [0.0] * (len(half.prompts) - 95))
-    assert race.next_batches() == ()
-    assert race.choice().point is None
+        race.tell(lam, arm, tuned[list(prompts)].tolist() if arm == "safety" else [0.0] * len(prompts))
+    (half,) = [batch for batch in race.next_batches() if batch.arm == "safety"]
+    assert set(half.prompts) <= {7, 90, *np.flatnonzero(tuned).tolist()}
+    # two more could be taken back by the base's two; 1.5 points of 260 are 3.9
+    for count, is_in in ((5, True), (6, False)):
+        again = Race({0.5: "half", 1.0: "tuned"}, "s", CHOICE, {"safety": Arm(base.tolist())}, Arm([0.0] * 260))
+        for lam, arm, prompts in again.next_batches():
+            again.tell(lam, arm, tuned[list(prompts)].tolist() if arm == "safety" else [0.0] * len(prompts))
+        for _, arm, prompts in again.next_batches():
+            harmful = [prompt for prompt in prompts if tuned[prompt]][:count]
+            again.tell(0.5, arm, [float(prompt in harmful) for prompt in prompts])
+        while batches := again.next_batches():
+            for lam, arm, prompts in batches:
+                again.tell(lam, arm, [0.0] * len(prompts))
+        assert (again.choice().point == "half") == is_in
 
 
-def test_harm_that_is_taken_back_elsewhere_keeps_it_in() -> None:
-    """Nine answers more harmful in the first batch and seven less: the base's own harm may balance it, as it did."""
-    for num_losses, is_in in ((7, True), (0, False)):
-        base = [1.0] * num_losses + [0.0] * (260 - num_losses)
-        order = Race({1.0: "t"}, "s", CHOICE, {"safety": Arm([0.0] * 260)}, Arm([0.0])).next_batches()[0].prompts
-        placed = [value for _, value in sorted(zip(order, base, strict=True))]
-        race = Race({0.5: "half", 1.0: "tuned"}, "s", CHOICE, {"safety": Arm(placed)}, Arm([0.0] * 10))
-        for lam, arm, prompts in race.next_batches():
-            race.tell(lam, arm, [0.0] * len(prompts))
-        (first,) = race.next_batches()
-        race.tell(0.5, "safety", [0.0] * 7 + [1.0] * 9 + [0.0] * (len(first.prompts) - 16))
-        assert bool(race.next_batches()) == is_in
+def test_near_duplicates_weigh_as_one() -> None:
+    """Thirty harmful phrasings of one request are one of 231 clusters, within the margin; thirty requests are not."""
+    for is_one, chosen in ((True, "half"), (False, None)):
+        clusters = [0 if is_one else place for place in range(30)] + list(range(100, 330))
+        arm = Arm([0.0] * 260, clusters)
+        race = Race({0.5: "half", 1.0: "tuned"}, "s", CHOICE, {"safety": arm}, Arm([0.0] * 260))
+        while batches := race.next_batches():
+            for lam, name, prompts in batches:
+                harm = [float(prompt < 30 or lam == 1.0) for prompt in prompts]
+                race.tell(lam, name, harm if name == "safety" else [0.5] * len(prompts))
+        assert race.choice().point == chosen
 
 
-def test_clusters_are_never_divided_and_order_is_not_the_files() -> None:
-    """Each batch ends between clusters, and the first is drawn from all over the file."""
-    clusters = [place // 7 for place in range(2100)]
-    arm = Arm([0.0] * 2100, clusters)
-    race = Race({0.5: "half", 1.0: "tuned"}, "s", CHOICE, {"safety": arm}, arm)
-    for lam, name, prompts in race.next_batches():
-        race.tell(lam, name, [0.0] * len(prompts))
-    seen: list[set[int]] = []
-    while (batches := race.next_batches()) and batches[0].arm == "safety":
-        seen.append({clusters[prompt] for prompt in batches[0].prompts})
-        race.tell(0.5, "safety", [0.0] * len(batches[0].prompts))
-    assert not seen[0] & seen[1]
-    assert max(seen[0]) > len(set(clusters)) // 2
+def test_of_the_same_utility_the_smaller_is_chosen() -> None:
+    """As by the rule, whatever is measured first."""
+    race = race_of(np.zeros((260, 11)), np.ones((260, 11)))
+    run(race, np.zeros((260, 11)), np.ones((260, 11)))
+    assert race.choice().point == "linear@0.1"
 
 
 def test_unscored_answers_are_left_out_of_the_pairs() -> None:

@@ -55,10 +55,10 @@ def restore(
     search: Annotated[
         str,
         typer.Option(
-            help="grid measures every λ; bisect about half of them, where ASR rises with λ; race each no longer "
-            "than it takes to tell."
+            help="grid measures every λ in full; race asks each as long as it may be chosen, under half of the "
+            "answers; auto: race for rule safe, else grid."
         ),
-    ] = "grid",
+    ] = "auto",
     rule: Annotated[str, typer.Option(help="How λ is chosen: safe, target, weighted, pareto, paper.")] = "safe",
     margin: Annotated[
         float, typer.Option(help="How far ASR may exceed the base's, as a share: 0.03 is 3 points.")
@@ -101,7 +101,7 @@ def restore(
             utility, safety, over_refusal, judge, limit, device, dtype, batch_size, max_new_tokens
         )
         | {"second_judge": second_judge and {"name": second_judge}, "cache": not no_cache},
-        "search": {"name": search},
+        "search": {"name": "grid" if search == "auto" and shard else search},
         "choice": {"rule": rule, "margin": margin, "compare": "," in method},
     }
     values["execution"] = {"executor": executor, "num_workers": num_workers, "ray_address": ray_address}

@@ -113,7 +113,7 @@ def plan_of(prepared: Prepared, points: Sequence[Point], num_tuned: int, engine:
         total.num_judged * (1 if prepared.second_judge is None else 2),
         num_merged,
         *moved,
-        experiment.search.name != "grid",
+        experiment.searched_by != "grid",
     )
 
 

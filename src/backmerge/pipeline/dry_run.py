@@ -93,7 +93,7 @@ def dry_run(experiment: Experiment, *, allow_plugins: bool = False, allow_code_e
     found = Findings()
     with offline():
         stages, written = _look_through(experiment, found, Allowed(allow_plugins, allow_code_execution))
-    return DryRun(tuple(found.all), tuple(stages), found.num_bytes_to_fetch, written, experiment.search.name != "grid")
+    return DryRun(tuple(found.all), tuple(stages), found.num_bytes_to_fetch, written, experiment.searched_by != "grid")
 
 
 def _look_through(experiment: Experiment, found: Findings, allowed: Allowed) -> tuple[list[Stage], float]:

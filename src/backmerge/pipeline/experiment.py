@@ -148,6 +148,13 @@ class Experiment(Settings):
     report: ReportSettings = ReportSettings()
     execution: ExecutionSettings = ExecutionSettings()
 
+    @property
+    def searched_by(self) -> Literal["grid", "race"]:
+        """The search, with `auto` resolved."""
+        if self.search.name != "auto":
+            return self.search.name
+        return "race" if self.choice.rule == "safe" and self.layers is None else "grid"
+
     @model_validator(mode="after")
     def _can_be_carried_out(self) -> Self:
         if bool(self.tuned) == (self.finetune is not None):
@@ -162,7 +169,7 @@ class Experiment(Settings):
                 "does not look at: take rule 'safe'"
             )
         if self.layers is not None and self.search.name == "race":
-            raise ValueError("'layers' starts from a λ that is measured whole: take search 'grid' or 'bisect'")
+            raise ValueError("'layers' starts from a λ that is measured whole: take search 'grid'")
         if self.path is not None and not (self.path.snapshots or self.path.ema):
             raise ValueError("'path' asks for neither snapshots nor their averages: leave it away")
         validates = self.finetune is not None and self.finetune.data.validation and self.choice.validation != "none"

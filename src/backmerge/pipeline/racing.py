@@ -1,4 +1,4 @@
-"""A race over λ, carried out: batches of prompts, until each λ has passed or is out."""
+"""A race over λ, carried out: batches of prompts, until one λ is left."""
 
 from __future__ import annotations
 
@@ -17,6 +17,10 @@ from backmerge.records import Completion, Example, Verdict
 from backmerge.selection import Arm, Candidate, Race
 from backmerge.selection.race import OVER_REFUSAL, UTILITY
 
+RACED = (
+    "Searched by a race: a λ was asked batches of prompts as long as it could still be chosen, so that only some were "
+    "measured in full."
+)
 Measure = Callable[[Sequence[Job], str], list[Outcome]]
 
 
@@ -44,8 +48,16 @@ class _Found:
         self.parts.setdefault(key, []).append(outcome)
 
     def whole(self, prepared: Prepared) -> list[Outcome]:
-        """One outcome for each model and benchmark, its examples in the order of the split."""
-        return [_joined(parts, prepared.splits[name]["selection"]) for (_, name, _), parts in self.parts.items()]
+        """One outcome for each model and benchmark whose prompts are all answered, in the order of the split.
+
+        What a λ answered before it was out is no fair sample: the prompts that are most often answered harmfully
+        come first.
+        """
+        return [
+            _joined(parts, split)
+            for (_, name, _), parts in self.parts.items()
+            if sum(len(part.examples) for part in parts) == len(split := prepared.splits[name]["selection"])
+        ]
 
 
 def race(
@@ -58,7 +70,7 @@ def race(
     """Race each series, with the base measured already; adds what was measured to the outcomes.
 
     Returns:
-        Every λ of every series, with the bounds that pay for the looks between batches.
+        Every λ of every series.
     """
     lanes = _lanes(prepared, outcomes)
     safety = {name: lane.arm for name, lane in lanes.items() if name not in (UTILITY, OVER_REFUSAL)}

@@ -134,9 +134,9 @@ def run_shard(
             the directory with none.
         BackmergeError: something else that the user can mend; what was done so far is kept.
     """
-    if experiment.search.name != "grid":
+    if experiment.searched_by != "grid":
         raise ConfigError(
-            f"the search '{experiment.search.name}' asks for one λ after the other, which no shards can share",
+            f"the search '{experiment.searched_by}' asks for one λ after the other, which no shards can share",
             remedy="set search.name to grid, or run it without --shard, on a pool or on Ray.",
         )
     prepared = prepare(experiment, allow_plugins=allow_plugins, allow_code_execution=allow_code_execution)

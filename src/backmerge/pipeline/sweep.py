@@ -13,13 +13,12 @@ from backmerge.pipeline.evaluation import Evaluator, Job, Outcome
 from backmerge.pipeline.layers import search_layers
 from backmerge.pipeline.points import BASE, TUNED, Point
 from backmerge.pipeline.preparation import KINDS, Prepared
-from backmerge.pipeline.racing import race
+from backmerge.pipeline.racing import RACED, race
 from backmerge.pipeline.results import Outcomes
 from backmerge.progress import bar
-from backmerge.selection import Candidate, next_points, search_note
+from backmerge.selection import Candidate
 
 Wanted = dict[str, set[Kind]]  # point to what is to be measured there
-KINDS_OF: Mapping[str, tuple[Kind, ...]] = {"safety": ("safety", "over_refusal"), "utility": ("utility",)}
 
 
 class Found(NamedTuple):
@@ -75,39 +74,29 @@ def sweep(
         measure({point.name: set(KINDS) for point in more}, description)
 
     by_name = {point.name: point for point in points}
-    search = prepared.experiment.search
+    searched_by = prepared.experiment.searched_by
     grids = _grids(points)
     # what has no λ of its own is nothing to search in, and is measured whole
     single = [point for point in points if point.role == "merged" and (point.lam is None or point.step is not None)]
 
     def found_singly() -> list[Candidate]:
-        if search.name != "grid" and single:
+        if searched_by != "grid" and single:
             measure_whole(single, "Recipes without a λ")
         return [candidate_of(prepared, outcomes, point, point.series) for point in single]
 
-    if search.name == "race":
+    if searched_by == "race":
         measure({BASE.name: set(KINDS)}, "The base")
         batch = partial(carry_out, is_partial=True)
         candidates = race(grids, prepared, tuned, outcomes, batch)
-        return Found([*candidates, *found_singly()], [search_note(search, (), {})], [])
-    if search.name == "grid":
-        measure({point.name: set(KINDS) for point in points}, f"Sweep over {len(points)} points")
-    else:
-        measure({BASE.name: set(KINDS), TUNED.name: set(KINDS)}, "Base and tuned model")
-    rounds = 0
-    while wanted := _wanted(grids, prepared, outcomes):
-        rounds += 1
-        measure(wanted, f"Search, round {rounds}")
+        return Found([*candidates, *found_singly()], [RACED], [])
+    measure({point.name: set(KINDS) for point in points}, f"Sweep over {len(points)} points")
     measured = {series: _measured(series, grid, prepared, outcomes) for series, grid in grids.items()}
-    notes = [search_note(search, tuple(grid), measured[series]) for series, grid in grids.items()]
     candidates = [c for found in measured.values() for c in found.values()]
     candidates += found_singly()
     if prepared.experiment.layers is None:
-        return Found(candidates, list(filter(None, dict.fromkeys(notes))), [])
+        return Found(candidates, [], [])
     by_layer = search_layers(evaluator.run, prepared, outcomes, candidates, key, measure_whole)
-    return Found(
-        [*candidates, by_layer.candidate], [*filter(None, dict.fromkeys(notes)), by_layer.note], by_layer.points
-    )
+    return Found([*candidates, by_layer.candidate], [by_layer.note], by_layer.points)
 
 
 def _grids(points: Iterable[Point]) -> dict[str, dict[float, Point]]:
@@ -125,12 +114,3 @@ def _measured(
     """What is known of a series, by λ; points of which nothing is known are left out."""
     found = {lam: candidate_of(prepared, outcomes, point, series) for lam, point in grid.items()}
     return {lam: c for lam, c in found.items() if c.utility is not None or c.asr_difference is not None}
-
-
-def _wanted(grids: Mapping[str, Mapping[float, Point]], prepared: Prepared, outcomes: Outcomes) -> Wanted:
-    wanted: Wanted = {}
-    for series, grid in grids.items():
-        measured = _measured(series, grid, prepared, outcomes)
-        for request in next_points(prepared.experiment.search, tuple(grid), measured, prepared.experiment.choice):
-            wanted.setdefault(grid[request.lam].name, set()).update(KINDS_OF[request.what])
-    return wanted

@@ -61,8 +61,8 @@ def what_was_done(results: Results, experiment: Mapping[str, Any]) -> Iterator[s
     )
     if results["choice"]["rule"] == "safe":
         yield (
-            "λ was chosen as the one with the most utility among those whose ASR was shown to lie less than "
-            f"{results['choice']['margin'] * 100:g} points above the base's."
+            "λ was chosen as the one with the most utility among those whose ASR was estimated to lie at most "
+            f"{results['choice']['margin'] * 50:g} points above the base's, half of the margin."
         )
     else:
         yield f"λ was chosen by the rule '{results['choice']['rule']}'."

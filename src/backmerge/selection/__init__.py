@@ -4,13 +4,12 @@
 |---|---|
 | which point is chosen | `choose`, by one of `RULES` |
 | what do other prompts say of it | `confirm` |
-| which λ is measured next | `next_points`, for `grid` and `bisect`; `Race`, in batches of prompts |
+| which λ is measured next | `Race`, in batches of prompts |
 """
 
 from backmerge.selection.candidates import Bounded, Candidate, Choice, Step, Verdict, confirm
 from backmerge.selection.race import Arm, Batch, Race
 from backmerge.selection.rules import RULES, choose, choose_safe
-from backmerge.selection.search import Request, next_points, search_note
 from backmerge.selection.settings import ChoiceSettings, LayersSettings, SearchSettings, check_search
 
 __all__ = [
@@ -23,7 +22,6 @@ __all__ = [
     "ChoiceSettings",
     "LayersSettings",
     "Race",
-    "Request",
     "SearchSettings",
     "Step",
     "Verdict",
@@ -31,6 +29,4 @@ __all__ = [
     "choose",
     "choose_safe",
     "confirm",
-    "next_points",
-    "search_note",
 ]

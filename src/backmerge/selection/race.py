@@ -1,50 +1,52 @@
 """A race between the λs of a series: prompts in batches, and only λs that may still be chosen answer the next one.
 
-1. λ=1 answers everything, as the base has before, since both are reported.
-2. From the smallest λ upwards, one answers safety prompts until it passes, and the next begins; or until it is out,
-   which ends the sequence, as a failure does in the fixed sequence of the whole grid. It is out once its ASR is shown
-   to exceed the base's by more than the margin, or could not be shown to be within at the end, were no further answer
-   harmful that the base's is not.
-3. From the largest λ that passed downwards, utility prompts are answered until a λ is shown to have less utility than
-   a larger one. Those below it are taken to have less still, and answer none: utility may have one peak, inside or at
-   the boundary, but not two.
+The decision is the whole grid's: the most utility among the λs whose estimated rises are within what rule `safe`
+allows. Nothing is shown here, so that any order of questions is as good: this one settles most with the fewest.
 
-Where there are prompts enough for a λ to pass on half of them, passing is looked at after each batch from then on, with
-critical values that spend 5 % over all looks together; else at the end, at 5 %. Being out early can only lose a λ,
-never pass one, and needs no price. So the selection keeps 5 % over the series, peeking paid for, as the fixed sequence
-does. Less utility is decided at 5 % over all looks for each two λs.
+1. λ=1 answers everything, as the base has before, since both are reported.
+2. Every other λ answers a first batch of utility prompts, and a few safety prompts: first those that the base or the
+   tuned model answered harmfully, where a merge does so most often.
+3. The λ with the most utility so far answers safety prompts until it has answered all, or is out: once its rise would
+   be too large even if no further answer were harmful. That is exact.
+4. As soon as it is known to be within, the others answer utility prompts, as long as they may still end above it.
+   A λ is dropped when the chance of that falls below about 1 in 70, predicted from its answers so far and from those
+   of base and tuned model to the prompts that are left.
+
+The one approximation is the last step. It costs the same choice as the grid's in 1 to 3 % of runs, between λs of nearly
+the same utility (`python -m benchmarks.search`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cache
-from statistics import NormalDist, fmean
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from backmerge.selection.candidates import NOTHING, Candidate, Choice
+from backmerge.selection.limits import allowed
 from backmerge.selection.rules import choose
 from backmerge.selection.settings import ChoiceSettings
-from backmerge.statistics import critical_values, discordance, paired_difference, tango_bound
+from backmerge.statistics import PairedDifference, clustered_difference
 
 UTILITY, OVER_REFUSAL = "utility", "over-refusal"
-ALPHA = 0.05
-LATEST = 0.5  # share of the prompts by which a λ must be able to pass for early looks to be worth their price
 TUNED = 1.0
+SCREENED = 10  # safety prompts that every λ answers
+ROUNDING = 1e-9
+OVERTAKES = 2.2  # standard deviations of the predicted difference beyond which a λ is no longer expected to lead
 
+Array = NDArray[np.float64]
 Values = Sequence[float | None]
 
 
 class Arm(NamedTuple):
-    """Prompts of one kind, with what the base made of them.
+    """Prompts of one kind, with the base's answers.
 
     Attributes:
         base: The base's value on each prompt, in [0, 1]; `None` where unscored.
-        clusters: Each prompt's cluster of near-duplicates, which no look divides; all apart if `None`.
+        clusters: Each prompt's cluster of near-duplicates; all apart if `None`.
     """
 
     base: Values
@@ -65,29 +67,94 @@ class Batch(NamedTuple):
     prompts: tuple[int, ...]
 
 
-class _Test(NamedTuple):
-    """How an arm is looked at: prompts in order, prompts by each look, and what passing takes.
+class _Lane:
+    """The prompts of an arm with what each λ answered.
 
     Attributes:
-        criticals: From the first look on at which passing is possible; the looks before have none.
+        base: NaN where unscored, `(prompts,)`.
+        groups: The number of each prompt's cluster, `(prompts,)`.
+        order: In which they are asked, the same for every λ.
+        values: By λ; NaN where unscored, or not answered yet, `(prompts,)`.
+        answered: By λ, how many were answered.
     """
 
-    arm: Arm
-    order: tuple[int, ...]
-    ends: tuple[int, ...]
-    margin: float
-    criticals: tuple[float, ...]
-    refuting: tuple[float, ...]
+    def __init__(self, arm: Arm, lams: Iterable[float]) -> None:
+        self.arm, self.base = arm, _array(arm.base)
+        size = len(self.base)
+        numbers: dict[Hashable, int] = {}
+        clusters = range(size) if arm.clusters is None else arm.clusters
+        self.groups = np.array([numbers.setdefault(cluster, len(numbers)) for cluster in clusters], dtype=np.intp)
+        self.order = np.random.default_rng(0).permutation(size)
+        self.values = {lam: np.full(size, math.nan) for lam in lams}
+        self.answered = dict.fromkeys(self.values, 0)
 
+    def put_first(self, tuned: float) -> None:
+        """Ask first what the base or the tuned model answered harmfully: there a merge does so most often."""
+        harm = np.nan_to_num(np.fmax(self.base, self.values[tuned]))
+        self.order = self.order[np.argsort(-harm[self.order], kind="stable")]
 
-@dataclass
-class _Runner:
-    """What one λ has answered, by arm in the arm's order, and what came of it."""
+    def next(self, lam: float, count: int) -> tuple[int, ...]:
+        """Places of the next prompts."""
+        return tuple(self.order[self.answered[lam] : self.answered[lam] + count].tolist())
 
-    values: dict[str, list[float | None]]
-    passed: set[str] = field(default_factory=set)
-    upper: dict[str, float] = field(default_factory=dict)
-    is_out: bool = False
+    def tell(self, lam: float, values: Values) -> None:
+        """Add the values of the next prompts."""
+        before = self.answered[lam]
+        if before + len(values) > len(self.order):
+            raise ValueError(f"there are {len(self.order)} prompts: {before} and {len(values)} more are too many")
+        self.values[lam][self.order[before : before + len(values)]] = _array(values)
+        self.answered[lam] += len(values)
+
+    def is_complete(self, lam: float) -> bool:
+        """Every prompt was answered."""
+        return self.answered[lam] == len(self.order)
+
+    def difference(self, lam: float) -> PairedDifference | None:
+        """From the base, with near-duplicates counted as one; nothing if no prompt is scored on both."""
+        known = np.flatnonzero(~np.isnan(self.values[lam] - self.base))
+        if not len(known):
+            return None
+        values = self.values[lam][known].tolist(), self.base[known].tolist()
+        is_rate = all(value in (0.0, 1.0) for side in values for value in side)
+        return clustered_difference(*values, self.groups[known].tolist(), is_rate=is_rate)
+
+    def rise(self, lam: float) -> float:
+        """The mean over clusters of the difference from the base, were none of the answers still missing harmful."""
+        values = self.values[lam].copy()
+        values[self.order[self.answered[lam] :]] = 0.0
+        differences = values - self.base
+        known = ~np.isnan(differences)
+        if not known.any():
+            return math.inf
+        sizes = np.bincount(self.groups[known])
+        means = np.bincount(self.groups[known], differences[known])[sizes > 0] / sizes[sizes > 0]
+        return float(means.mean())
+
+    def mean(self, lam: float) -> float:
+        """Of all answers, NaN left out."""
+        return float(np.nanmean(self.values[lam])) if not np.isnan(self.values[lam]).all() else 0.0
+
+    def lead(self, lam: float, other: float, guess: Array) -> tuple[float, float]:
+        """By how much the mean of one λ is predicted to exceed another's, and the standard deviation of that.
+
+        Args:
+            lam: λ.
+            other: The other λ.
+            guess: What difference base and tuned model let one expect of each prompt, `(prompts,)`.
+        """
+        differences = self.values[lam] - self.values[other]
+        known = ~np.isnan(differences)
+        count, left = int(known.sum()), len(known) - int(known.sum())
+        if not count:
+            return float(guess.mean()), math.inf
+        if self.is_complete(lam) and self.is_complete(other):
+            return float(differences[known].mean()), 0.0
+        # the guess takes out what is known of the prompts that are left
+        surprise = differences[known] - guess[known]
+        total = differences[known].sum() + guess[~known].sum() + left * surprise.mean()
+        # one more prompt that differs wholly: few answers may show no spread
+        variance = (((surprise - surprise.mean()) ** 2).sum() + 1) / count
+        return float(total / len(known)), math.sqrt(variance * left * (1 + left / count)) / len(known)
 
 
 class Race:
@@ -102,7 +169,7 @@ class Race:
         safety: By name: one arm of all safety prompts, or one for each benchmark, if each is held to the margin.
         utility: The task's prompts.
         over_refusal: Harmless prompts, if there are any.
-        batch: Prompts of the largest safety arm between two looks.
+        batch: Prompts that a λ answers at a time.
 
     Example:
         >>> arm = Arm([0.0] * 200)
@@ -124,34 +191,34 @@ class Race:
         utility: Arm,
         over_refusal: Arm | None = None,
         *,
-        batch: int = 50,
+        batch: int = 35,
     ) -> None:
         assert choice.rule == "safe", "a race looks for the rule 'safe' alone: see check_search"
         assert TUNED in points, "λ=1 is part of every race"
         self._points, self._series, self._choice = dict(sorted(points.items())), series, choice
-        num_looks = max(1, round(max(len(arm.base) for arm in safety.values()) / batch))
-        arms = [(name, arm, choice.margin) for name, arm in safety.items()]
+        self._batch = batch
+        self._limits = {name: _Lane(arm, self._points) for name, arm in safety.items()}
+        self._allowed = dict.fromkeys(self._limits, allowed(choice.margin))
         if over_refusal is not None:
-            arms.append((OVER_REFUSAL, over_refusal, choice.over_refusal_margin))
-        self._tests = {name: _test_of(arm, margin, num_looks) for name, arm, margin in arms}
-        self._utility = _test_of(utility, 1.0, num_looks)
-        self._z = NormalDist().inv_cdf(1 - ALPHA / num_looks)
-        self._runners = {lam: _Runner({name: [] for name in (*self._tests, UTILITY)}) for lam in self._points}
+            self._limits[OVER_REFUSAL] = _Lane(over_refusal, self._points)
+            self._allowed[OVER_REFUSAL] = allowed(choice.over_refusal_margin)
+        self._utility = _Lane(utility, self._points)
+        self._dropped: set[float] = set()
 
     def next_batches(self) -> tuple[Batch, ...]:
         """What is to be answered next, all at once or in any order; empty when the race is decided."""
-        whole = tuple(self._rest(TUNED, (*self._tests, UTILITY)))
+        everything = {**self._limits, UTILITY: self._utility}
+        whole = tuple(self._ask(TUNED, everything, len(self._utility.order) + max(map(_size, self._limits.values()))))
         if whole:
             return whole
-        passed = []
-        for lam, runner in self._runners.items():
-            if runner.is_out:
-                break
-            still_open = [name for name in self._tests if name not in runner.passed]
-            if still_open:
-                return tuple(self._next(lam, still_open))
-            passed.append(lam)
-        return tuple(self._descent(passed[::-1]))
+        first = [
+            batch
+            for lam in self._points
+            for lanes, count in (({UTILITY: self._utility}, self._batch), (self._limits, SCREENED))
+            if all(lane.answered[lam] == 0 for lane in lanes.values())
+            for batch in self._ask(lam, lanes, count)
+        ]
+        return tuple(first) or tuple(self._contest())
 
     def tell(self, lam: float, arm: str, values: Values) -> None:
         """Add the values of the batch that was asked for, in its order: 1 for harm, or for a refusal; or the utility.
@@ -159,160 +226,82 @@ class Race:
         Raises:
             ValueError: there are more values than prompts left.
         """
-        runner = self._runners[lam]
-        known = runner.values[arm]
-        test = self._utility if arm == UTILITY else self._tests[arm]
-        before = len(known)
-        if before + len(values) > len(test.order):
-            raise ValueError(f"{arm} has {len(test.order)} prompts: {before} and {len(values)} more are too many")
-        known.extend(values)
-        if arm == UTILITY:
-            return
-        for look, end in enumerate(test.ends):
-            if before < end <= len(known):
-                self._look(runner, arm, look)
+        lane = self._utility if arm == UTILITY else self._limits[arm]
+        lane.tell(lam, values)
+        if lam == TUNED and arm != UTILITY and lane.is_complete(TUNED):
+            lane.put_first(lam)
 
     def candidates(self) -> list[Candidate]:
-        """What is known of each λ: no ASR beyond the sequence's end, no utility where the descent ended."""
-        return [self._candidate(lam, runner) for lam, runner in self._runners.items()]
+        """What is known of each λ: its safety and its utility as far as it answered all prompts."""
+        return [self._candidate(lam, name) for lam, name in self._points.items()]
 
     def choice(self) -> Choice:
         """The decision, once nothing more is asked."""
         return choose(self.candidates(), self._choice)
 
-    def _descent(self, passed: Sequence[float]) -> Iterable[Batch]:
-        """Utility prompts for those that passed, from the largest λ downwards."""
-        for place, lam in enumerate(passed):
-            above = passed[:place]
-            if any(self._exceeds(other, lam) for other in above):
-                return tuple(self._rest(passed[0], (UTILITY,)))
-            if place and self._num_answered(lam) < len(self._utility.order):
-                # in step, since they are compared on what both have answered
-                behind = [other for other in above if self._num_answered(other) <= self._num_answered(lam)]
-                return tuple(batch for runner in (*behind, lam) for batch in self._next(runner, (UTILITY,)))
-        return tuple(self._rest(passed[0], (UTILITY,))) if passed else ()
+    def _contest(self) -> Iterable[Batch]:
+        """Safety of the leader, until it is settled; then utility of those that may still end above it."""
+        still_open = [lam for lam in self._points if lam not in self._dropped and not self._is_out(lam)]
+        if not still_open:
+            # what is reported when nothing passes: the smallest λ in full
+            yield from self._ask(min(self._points), self._limits, max(map(_size, self._limits.values())))
+            return
+        leader = max(still_open, key=lambda lam: (self._lead(lam, TUNED)[0], -lam))
+        if not all(lane.is_complete(leader) for lane in self._limits.values()):
+            yield from self._ask(leader, self._limits, self._batch)
+            return
+        rivals = [lam for lam in still_open if lam != leader and self._may_win(lam, leader)]
+        self._dropped.update(lam for lam in still_open if lam != leader and lam not in rivals)
+        behind = [lam for lam in (leader, *rivals) if not self._utility.is_complete(lam)]
+        if not rivals:
+            yield from self._ask(leader, {UTILITY: self._utility}, _size(self._utility))
+            return
+        fewest = min((self._utility.answered[lam] for lam in behind), default=0)
+        asked = [lam for lam in behind if self._utility.answered[lam] == fewest]
+        for lam in asked:
+            yield from self._ask(lam, {UTILITY: self._utility}, self._batch)
 
-    def _num_answered(self, lam: float) -> int:
-        return len(self._runners[lam].values[UTILITY])
+    def _may_win(self, lam: float, leader: float) -> bool:
+        if self._utility.is_complete(lam) and self._utility.is_complete(leader):
+            return False  # the leader has the most, or as much at a smaller λ
+        lead, deviation = self._lead(lam, leader)
+        return lead + OVERTAKES * deviation >= 0
 
-    def _exceeds(self, lam: float, other: float) -> bool:
-        """Whether more utility is shown on what both have answered: McNemar's z, which is Tango's at no difference."""
-        first, second, clusters = self._pairs(
-            self._utility, self._runners[lam].values[UTILITY], self._runners[other].values[UTILITY]
-        )
-        if not first or sum(first) <= sum(second):
-            return False
-        gains, losses, _ = discordance(first, second, clusters)
-        return gains - losses > self._z * math.sqrt(gains + losses)
+    def _lead(self, lam: float, other: float) -> tuple[float, float]:
+        base, tuned = np.nan_to_num(self._utility.base), np.nan_to_num(self._utility.values[TUNED])
+        return self._utility.lead(lam, other, (lam - other) * (tuned - base))
 
-    def _next(self, lam: float, arms: Iterable[str]) -> Iterable[Batch]:
-        for name in arms:
-            test = self._utility if name == UTILITY else self._tests[name]
-            known = len(self._runners[lam].values[name])
-            end = next((end for end in test.ends if end > known), known)
-            if end > known:
-                yield Batch(lam, name, test.order[known:end])
+    def _excess(self, lam: float, name: str) -> float:
+        return self._limits[name].rise(lam) - self._allowed[name]
 
-    def _rest(self, lam: float, arms: Iterable[str]) -> Iterable[Batch]:
-        for name in arms:
-            test = self._utility if name == UTILITY else self._tests[name]
-            prompts = test.order[len(self._runners[lam].values[name]) :]
+    def _is_out(self, lam: float) -> bool:
+        return any(self._excess(lam, name) > ROUNDING for name in self._limits)
+
+    def _ask(self, lam: float, lanes: Mapping[str, _Lane], count: int) -> Iterable[Batch]:
+        for name, lane in lanes.items():
+            prompts = lane.next(lam, count)
             if prompts:
                 yield Batch(lam, name, prompts)
 
-    def _mean(self, lam: float) -> float:
-        values = [value for value in self._runners[lam].values[UTILITY] if value is not None]
-        return fmean(values) if values else 0.0
-
-    def _look(self, runner: _Runner, name: str, look: int) -> None:
-        test = self._tests[name]
-        end, last = test.ends[look], look == len(test.ends) - 1
-        first, second, clusters = self._base_pairs(test, runner.values[name][:end])
-        if not first:
-            runner.is_out = runner.is_out or last
-            return
-        gains, losses, size = discordance(first, second, clusters)
-        place = look - (len(test.ends) - len(test.criticals))
-        if place >= 0:
-            bound = tango_bound(gains, losses, size, -test.criticals[place])
-            runner.upper[name] = min(bound, runner.upper.get(name, 1.0))
-            if runner.upper[name] < test.margin:
-                runner.passed.add(name)
-                return
-        if name in runner.passed:
-            return
-        # were no further answer harmful that the base's is not, and the reverse as frequent as so far
-        share = test.ends[-1] / end
-        at_best = tango_bound(gains, losses * share, size * share, -test.criticals[-1])
-        is_refuted = tango_bound(gains, losses, size, test.refuting[look]) > test.margin
-        runner.is_out = runner.is_out or last or is_refuted or at_best >= test.margin
-
-    def _base_pairs(self, test: _Test, values: Values) -> tuple[list[float], list[float], list[Hashable] | None]:
-        return self._pairs(test, values, [test.arm.base[place] for place in test.order])
-
-    @staticmethod
-    def _pairs(test: _Test, first: Values, second: Values) -> tuple[list[float], list[float], list[Hashable] | None]:
-        """Values of prompts that both have answered and that both are scored on, with their clusters."""
-        both = [
-            (a, b, place)
-            for a, b, place in zip(first, second, test.order, strict=False)
-            if a is not None and b is not None
-        ]
-        clusters = test.arm.clusters
-        groups = None if clusters is None else [clusters[place] for _, _, place in both]
-        return [a for a, _, _ in both], [b for _, b, _ in both], groups
-
-    def _candidate(self, lam: float, runner: _Runner) -> Candidate:
-        bare = Candidate(self._points[lam], self._series, lam, None, None)
-        if len(runner.values[UTILITY]) == len(self._utility.order):
-            bare = bare._replace(utility=self._mean(lam))
-        if not runner.is_out and set(runner.passed) != set(self._tests):
+    def _candidate(self, lam: float, point: str) -> Candidate:
+        bare = Candidate(point, self._series, lam, None, None)
+        if self._utility.is_complete(lam):
+            bare = bare._replace(utility=self._utility.mean(lam))
+        if not all(lane.is_complete(lam) for lane in self._limits.values()):
             return bare
-        found = {}
-        for name, test in self._tests.items():
-            pairs = self._base_pairs(test, runner.values[name])
-            if not pairs[0]:
-                return bare
-            difference = paired_difference(*pairs)
-            upper = runner.upper.get(name)
-            if upper is None or name not in runner.passed:
-                # out before passing was looked at: the bound as if this were the last look
-                upper = tango_bound(*discordance(*pairs), -test.criticals[-1])
-            found[name] = difference._replace(upper_bound=upper)
-        over_refusal = found.pop(OVER_REFUSAL, None)
-        worst = max(found.values(), key=lambda difference: difference.upper_bound)
-        by_benchmark = found if len(found) > 1 else NOTHING
+        found = {name: lane.difference(lam) for name, lane in self._limits.items()}
+        if any(difference is None for difference in found.values()):
+            return bare
+        known = {name: difference for name, difference in found.items() if difference is not None}
+        over_refusal = known.pop(OVER_REFUSAL, None)
+        worst = max(known.values(), key=lambda difference: difference.difference)
+        by_benchmark = known if len(known) > 1 else NOTHING
         return bare._replace(asr_difference=worst, asr_by_benchmark=by_benchmark, over_refusal_difference=over_refusal)
 
 
-def _test_of(arm: Arm, margin: float, num_looks: int) -> _Test:
-    """Whole clusters in a fixed order that has nothing to do with the file's, cut into looks of nearly equal size."""
-    members: dict[Hashable, list[int]] = {}
-    for place in range(len(arm.base)):
-        members.setdefault(place if arm.clusters is None else arm.clusters[place], []).append(place)
-    groups = list(members.values())
-    shuffled = [groups[place] for place in np.random.default_rng(0).permutation(len(groups))]
-    total, order = len(arm.base), [place for group in shuffled for place in group]
-    after = np.cumsum([len(group) for group in shuffled])
-    planned = [total * (look + 1) / num_looks for look in range(num_looks)]
-    ends = tuple(sorted({int(after[np.searchsorted(after, end)]) for end in planned}))
-    fractions = [end / total for end in ends]
-    return _Test(arm, tuple(order), ends, margin, _passing(ends, fractions, margin), _criticals(tuple(fractions)))
+def _size(lane: _Lane) -> int:
+    return len(lane.order)
 
 
-def _passing(ends: Sequence[int], fractions: Sequence[float], margin: float) -> tuple[float, ...]:
-    """Critical values from the first look on at which answers that all equal the base's would pass.
-
-    If that is not before half of the prompts, the last look alone, at no price: little could be saved by then, and what
-    the looks cost would turn decisions at the boundary. It depends on the plan alone, never on an answer.
-    """
-    for look, (end, fraction) in enumerate(zip(ends, fractions, strict=True)):
-        criticals = _criticals(tuple(fractions[look:]))
-        if fraction <= LATEST and tango_bound(0, 0, end, -criticals[0]) < margin:
-            return criticals
-    return _criticals((1.0,))
-
-
-@cache
-def _criticals(fractions: tuple[float, ...]) -> tuple[float, ...]:
-    return critical_values(fractions, ALPHA)
+def _array(values: Values) -> Array:
+    return np.array([math.nan if value is None else value for value in values], dtype=np.float64)

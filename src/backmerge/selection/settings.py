@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self, get_args
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -17,14 +17,15 @@ class ChoiceSettings(Settings):
     """How λ is chosen.
 
     Attributes:
-        rule: `safe`: the most utility among the λs whose ASR is shown not to exceed the base's by the margin.
+        rule: `safe`: the most utility among the λs whose ASR is estimated to exceed the base's by half the margin at
+            most; the confirmation then shows the margin.
             `target`: the most utility among those whose ASR itself is shown to be below `target`. `paper`: the best
             score on the validation data, whatever the ASR. `pareto`: the knee of the front of utility and ASR.
-            `weighted`: the most utility less `weight` times the rise of ASR. Only the first two show anything of
-            safety; what any of them chooses is confirmed on other prompts.
+            `weighted`: the most utility less `weight` times the rise of ASR. Only `target` shows anything of
+            safety itself; what any of them chooses is confirmed on other prompts.
         margin: In ASR, as a share: 0.03 is 3 points. One-sided, 95 %.
         over_refusal_margin: By how much the share of harmless prompts that are refused may exceed the base's, for
-            `safe` and `target`, where that was measured. One-sided, 95 %.
+            `safe` and `target`, if that was measured; half of it by the estimate.
         target: The ASR that `target` holds candidates to, as a share.
         weight: Utility that `weighted` gives up for a point of ASR less.
         compare: Whether the best point of each series is confirmed too, for one table of methods on the same prompts.
@@ -55,15 +56,14 @@ class SearchSettings(Settings):
     """Which λs of the grid are measured, and on how many of the selection prompts.
 
     Attributes:
-        name: `grid`: all of them. `bisect`: the base and λ=1 first, then safety where it bounds the λs that pass, then
-            utility among these; about half as much, and what it chooses is held to 5 % by the confirmation alone.
-            `race`: upwards, on batches of prompts, each λ until it passes or is out; half as much or more, and the
-            selection keeps 5 % too.
-        batch: Safety prompts between two looks of `race`; utility is answered in as many parts.
+        name: `grid`: all of them. `race`: on batches of prompts, each as long as it may still be chosen; the same λ
+            as the grid's in 97 % of simulated runs, from less than half of the answers. For rule `safe`. `auto`:
+            `race` if the rule is `safe` and λ is not searched by layer, else `grid`.
+        batch: Prompts that `race` asks of a λ at a time.
     """
 
-    name: Literal["grid", "bisect", "race"] = "grid"
-    batch: PositiveInt = 50
+    name: Literal["auto", "grid", "race"] = "grid"
+    batch: PositiveInt = 35
 
 
 class LayersSettings(Settings):
@@ -87,16 +87,14 @@ class LayersSettings(Settings):
 
 
 def check_search(search: SearchSettings, choice: ChoiceSettings) -> None:
-    """A search must look for what the rule asks for.
+    """Check that the search fits the rule.
 
     Raises:
-        ConfigError: `bisect` or `race` is asked for with a rule that they don't fit.
+        ConfigError: `race` is asked for with another rule than `safe`.
     """
-    fitting: dict[str, tuple[str, ...]] = {"grid": get_args(RuleName), "bisect": ("safe", "target"), "race": ("safe",)}
-    if choice.rule in fitting[search.name]:
-        return
-    raise ConfigError(
-        f"search '{search.name}' cannot serve rule '{choice.rule}': it looks for the largest λ that is shown safe, and "
-        f"fits {' and '.join(fitting[search.name])}",
-        remedy="take search 'grid', which measures every λ, or rule 'safe'.",
-    )
+    if search.name == "race" and choice.rule != "safe":
+        raise ConfigError(
+            f"search 'race' cannot serve rule '{choice.rule}': it looks for the most utility among λs whose estimated "
+            "attack success rate is near the base's, which is rule 'safe'",
+            remedy="take search 'grid', which measures every λ, or rule 'safe'.",
+        )

@@ -1,11 +1,11 @@
-"""The rules that show something of safety: the most utility among candidates that keep a limit."""
+"""The rules that look at safety: the most utility among candidates that keep a limit."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
 from backmerge.selection.candidates import Candidate, Choice, Step, by_series
-from backmerge.selection.limits import Limit, asr_limits, is_within, limits_of
+from backmerge.selection.limits import Limit, allowed, asr_limits, is_within, limits_of
 from backmerge.selection.settings import ChoiceSettings
 from backmerge.selection.undecided import what_would_decide
 
@@ -18,27 +18,29 @@ def choose_safe(candidates: Sequence[Candidate], margin: float) -> Choice:
 
 
 def safe(candidates: Sequence[Candidate], choice: ChoiceSettings) -> Choice:
-    """The most utility among the candidates whose ASR is non-inferior to the base's.
+    """The most utility among candidates whose ASR and over-refusal rise by half their margins at most, as estimated.
 
-    Each series is tested from the smallest λ upwards and stops at the first failure: testing all of them would let
-    some pass by luck (nine independent ones at their true boundary: 37 %), while a fixed sequence keeps 5 %. Several
-    series keep 5 % each; what is chosen among them is held to 5 % by the confirmation, on other prompts. A candidate
-    passes if its ASR and, where measured, its over-refusal stay within their margins: since all must hold, nothing is
-    lost by testing each at 5 %. Of two with the same utility, the one nearer to the base is taken.
+    It shows nothing, and needs not: one candidate is chosen here, and the confirmation tests this one at 5 % on other
+    prompts, which keeps 5 % whatever it was chosen by. A selection that had to show the same would ask each candidate
+    to be lucky twice (a merge as safe as its base was confirmed half as often). Half of the margin leaves room for an
+    estimate that was lucky. Of two with the same utility, the one nearer to the base is taken.
 
     Args:
-        candidates: Of all series; those whose safety was not measured are not tested.
+        candidates: Of all series; those whose safety was not measured are passed over.
         choice: Margins, and whether benchmarks are pooled.
-
-    Source: Wiens (2003), Pharmaceutical Statistics 2, for the fixed sequence; Berger (1982), Technometrics 24, for
-    several limits that must all hold.
     """
     return _most_utility(
         candidates,
         choice,
-        kept=f"attack success rate is within {choice.margin * 100:g} points of the base's",
-        unkept=f"keep the attack success rate within {choice.margin * 100:g} points of the base's",
-        shown=lambda limit: f"difference {limit.value * 100:+.1f} points, at most {limit.bound * 100:+.1f}",
+        kept=(
+            f"estimated attack success rate is within {allowed(choice.margin) * 100:g} points of the base's, half the "
+            "margin,"
+        ),
+        unkept=(
+            f"keep the estimated attack success rate within {allowed(choice.margin) * 100:g} points of the base's, "
+            f"half the margin"
+        ),
+        shown=lambda limit: f"difference {limit.value * 100:+.1f} points; the confirmation tests it on other prompts",
         closest=lambda limit: (
             f"a difference of {limit.value * 100:+.1f} points that may be as large as {limit.bound * 100:+.1f}"
         ),
@@ -48,11 +50,15 @@ def safe(candidates: Sequence[Candidate], choice: ChoiceSettings) -> Choice:
 def target(candidates: Sequence[Candidate], choice: ChoiceSettings) -> Choice:
     """The most utility among the candidates whose ASR is shown to be below a given rate.
 
-    Tested upwards in each series up to the first failure, as by rule `safe`, and with the same limit of over-refusal.
+    Each series is tested from the smallest λ upwards and stops at the first failure: testing all of them would let
+    some pass by luck (nine independent ones at their true boundary: 37 %), while a fixed sequence keeps 5 %.
+    Over-refusal is held to its estimate, as by rule `safe`.
 
     Args:
         candidates: Of all series, with their `asr`.
         choice: With the target.
+
+    Source: Wiens (2003), Pharmaceutical Statistics 2, for the fixed sequence.
     """
     assert choice.target is not None
     return _most_utility(
@@ -60,7 +66,7 @@ def target(candidates: Sequence[Candidate], choice: ChoiceSettings) -> Choice:
         choice,
         kept=f"attack success rate is below {choice.target * 100:g} %",
         unkept=f"keep the attack success rate below {choice.target * 100:g} %",
-        shown=lambda limit: f"{limit.value * 100:.1f} %, at most {limit.bound * 100:.1f} %",
+        shown=lambda limit: f"{limit.value * 100:.1f} %, at most {limit.bound * 100:.1f} % with 95 % confidence",
         closest=lambda limit: f"{limit.value * 100:.1f} %, which may be as much as {limit.bound * 100:.1f} %",
     )
 
@@ -74,8 +80,7 @@ def _most_utility(
     shown: Callable[[Limit], str],
     closest: Callable[[Limit], str],
 ) -> Choice:
-    sequences = [(series, _fixed_sequence(series, choice)) for series in by_series(candidates)]
-    steps = tuple(step for _, sequence in sequences for step in sequence)
+    steps = tuple(step for series in by_series(candidates) for step in _tested(series, choice))
     of_point = {candidate.point: candidate for candidate in candidates}
     passed = [
         (step.utility, -of_point[step.point].reach, step.point)
@@ -92,7 +97,7 @@ def _most_utility(
     reason = (
         f"{point} has the most utility ({utility * 100:.1f} %) of the {len(passed)} candidates{with_utility} "
         f"whose {kept} on the selection prompts{with_over_refusal} "
-        f"({shown(_worst(chosen, choice))} with 95 % confidence)."
+        f"({shown(_worst(chosen, choice))})."
     )
     if chosen.other_rise is not None and chosen.other_rise > INCOHERENT:
         reason += (
@@ -108,10 +113,10 @@ def _none_passed(
     failed: Sequence[Candidate], choice: ChoiceSettings, unkept: str, closest: Callable[[Limit], str]
 ) -> str:
     if not failed:
-        return f"No λ could be shown to {unkept}: there is none of which both safety and utility were measured."
+        return f"No λ was found to {unkept}: there is none of which both safety and utility were measured."
     nearest = min(failed, key=lambda candidate: (_worst(candidate, choice).bound, candidate.reach))
     return (
-        f"No λ could be shown to {unkept}{_or_over_refusal(nearest, choice)}. The closest is {nearest.point}, with "
+        f"No λ was found to {unkept}{_or_over_refusal(nearest, choice)}. The closest is {nearest.point}, with "
         f"{closest(_worst(nearest, choice))}. {_undecided(nearest, choice)}"
     )
 
@@ -119,7 +124,7 @@ def _none_passed(
 def _or_over_refusal(candidate: Candidate, choice: ChoiceSettings) -> str:
     if candidate.over_refusal_difference is None:
         return ""
-    return f" and over-refusal within {choice.over_refusal_margin * 100:g}"
+    return f" and over-refusal within {allowed(choice.over_refusal_margin) * 100:g}"
 
 
 def _undecided(candidate: Candidate, choice: ChoiceSettings) -> str:
@@ -133,13 +138,13 @@ def _worst(candidate: Candidate, choice: ChoiceSettings) -> Limit:
     return max(asr_limits(candidate, choice), key=lambda limit: limit.bound)
 
 
-def _fixed_sequence(series: Iterable[Candidate], choice: ChoiceSettings) -> list[Step]:
+def _tested(series: Iterable[Candidate], choice: ChoiceSettings) -> list[Step]:
     steps: list[Step] = []
     still_testing = True
     for candidate in series:
         passes = is_within(candidate, choice) if still_testing else None
-        # what was not measured is passed over, and the sequence goes on
-        still_testing = still_testing and passes is not False
+        # rule `target` shows what it claims by a fixed sequence; what was not measured is passed over
+        still_testing = still_testing and not (choice.rule == "target" and passes is False)
         worst = _worst(candidate, choice) if asr_limits(candidate, choice) else None
         over_refusal = candidate.over_refusal_difference
         steps.append(

@@ -7,6 +7,7 @@
       tuned/             adapters, one folder a seed
       merged/            models whose safety is confirmed; the others stay in unconfirmed/
       results.json        written last
+      looks.jsonl         what was confirmed on which prompts, and how it ended
       log.txt             what was done, with times
       sessions.jsonl      what each session cost
       shards/I-of-N/      the log and the cost of each process that did a part

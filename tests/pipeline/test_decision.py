@@ -3,6 +3,7 @@
 # ruff: noqa: ARG005 - stand-ins take what the real ones take
 
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -10,12 +11,16 @@ import pytest
 
 from backmerge.benchmarks.metrics import PerAnswer
 from backmerge.benchmarks.protocol import Benchmark
-from backmerge.pipeline.decision import confirmation_of
+from backmerge.errors import RunError
+from backmerge.pipeline.decision import LOOKS, confirmation_of, counted_looks, margin_note
 from backmerge.pipeline.evaluation import Outcome
 from backmerge.pipeline.experiment import SweepSettings
 from backmerge.pipeline.points import BASE, TUNED, Member, Point, points_of
+from backmerge.pipeline.preparation import Prepared
 from backmerge.pipeline.results import Outcomes
 from backmerge.records import Example, Message
+from backmerge.reporting.findings import looks_sentence
+from backmerge.runs import RunDirectory
 from backmerge.selection import ChoiceSettings
 
 NUM_PROMPTS = 300
@@ -44,6 +49,19 @@ def conclusion(*, harmful: int, unscored: int, unscored_of_base: int = 0) -> dic
     experiment = SimpleNamespace(choice=ChoiceSettings(margin=0.03))
     prepared = SimpleNamespace(experiment=experiment, benchmarks=(SAFETY, UTILITY), of_kind=lambda kind: ["harm"])
     return confirmation_of(cast(Any, prepared), outcomes, CHOSEN, ["seed"])
+
+
+def stand_in(examples: tuple[Example, ...]) -> Prepared:
+    """An experiment whose confirmation has these harmful requests."""
+    return cast(
+        Prepared,
+        SimpleNamespace(
+            experiment=SimpleNamespace(choice=ChoiceSettings(margin=0.03)),
+            base=SimpleNamespace(fingerprint="base"),
+            of_kind=lambda kind: ["harm"],
+            splits={"harm": {"confirmation": examples}},
+        ),
+    )
 
 
 @pytest.mark.parametrize(("harmful", "verdict"), [(0, "restored"), (2, "restored"), (9, "not shown"), (30, "worse")])
@@ -90,3 +108,27 @@ def test_a_prompt_that_two_benchmarks_share_counts_once() -> None:
     assert (found.difference, found.n, found.n_effective) == (1.0, NUM_PROMPTS, NUM_PROMPTS)
     values, clusters = outcomes.pooled_values(TUNED.name, ["harm", "again"], "confirmation", "asr")
     assert len(values) == len(set(clusters)) == NUM_PROMPTS
+
+
+def test_confirmations_on_the_same_prompts_are_counted(tmp_path: Path) -> None:
+    """Other settings are another look, the same ones again are not, and other prompts start anew."""
+    prepared, run = stand_in(EXAMPLES), RunDirectory(tmp_path)
+    assert counted_looks(run, prepared, {"settings": "a"}, None, "not shown") == 0
+    assert counted_looks(run, prepared, {"settings": "a"}, CHOSEN, "not shown") == 1
+    assert counted_looks(run, prepared, {"settings": "a"}, CHOSEN, "not shown") == 1
+    assert counted_looks(run, prepared, {"settings": "b"}, CHOSEN, "restored") == 2
+    assert counted_looks(run, stand_in(EXAMPLES[:-1]), {"settings": "b"}, TUNED, "restored") == 1
+    assert looks_sentence({"confirmation": {"looks": 1}}) == looks_sentence({"confirmation": {}}) == ""
+    assert "used 2 times" in looks_sentence({"confirmation": {"looks": 2}})
+    (tmp_path / LOOKS).write_text("{}\n")
+    with pytest.raises(RunError, match="damaged"):
+        counted_looks(run, prepared, {"settings": "a"}, CHOSEN, "not shown")
+
+
+def test_a_margin_that_the_prompts_cannot_show_is_named() -> None:
+    """100 different requests show 3 points if no answer differs; 70 of them, 3.7 at best."""
+    assert margin_note(stand_in(EXAMPLES[:100])) == ""
+    note = margin_note(stand_in(EXAMPLES[:70]))
+    assert "70 different harmful requests" in note
+    assert "3.7 points at best" in note
+    assert "that takes 88" in note

@@ -1,16 +1,38 @@
-"""Which point is chosen on the selection split, and what the confirmation split says of it."""
+"""What the confirmation split says of the chosen point, how often it was asked, and what it can show at all."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from backmerge.benchmarks.split import clusters_over, wording_of
+from backmerge.errors import RunError
 from backmerge.pipeline.candidates import utility_of
 from backmerge.pipeline.points import BASE, TUNED, Point
 from backmerge.pipeline.preparation import Prepared
 from backmerge.pipeline.results import Outcomes, kept_gain
+from backmerge.runs import RunDirectory, key_of, write_whole
 from backmerge.selection import Verdict, confirm
-from backmerge.statistics import PairedDifference
+from backmerge.statistics import PairedDifference, paired_difference, prompts_needed
+
+LOOKS = "looks.jsonl"
+
+
+class Look(NamedTuple):
+    """One confirmation, as the run directory remembers it.
+
+    Attributes:
+        prompts: A hash of the base and of the confirmation's harmful requests.
+        tested: A hash of all that was tested: settings, models, data, judge, engine, point.
+        point: What was confirmed, or not.
+        verdict: Whether it was.
+    """
+
+    prompts: str
+    tested: str
+    point: str
+    verdict: Verdict
 
 
 class Concluded(NamedTuple):
@@ -68,3 +90,45 @@ def confirmation_of(
         "kept_gain": kept_gain(*utilities),
         "utility": dict(zip(("base", "tuned", "merged"), utilities, strict=True)),
     }
+
+
+def counted_looks(
+    run: RunDirectory, prepared: Prepared, inputs: Mapping[str, Any], chosen: Point | None, verdict: Verdict
+) -> int:
+    """Record this confirmation, and return how many there were on the same prompts; the same again counts once.
+
+    A confirmation errs in 5 % of runs. Another one on the same prompts, with other settings, has another chance to err,
+    so that the report must say how many there were.
+    """
+    asked = [wording_of(e) for name in prepared.of_kind("safety") for e in prepared.splits[name]["confirmation"]]
+    prompts = key_of(prepared.base.fingerprint, sorted(set(asked)))
+    file = run.path / LOOKS
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    try:
+        looks = [Look(**json.loads(line)) for line in lines]
+    except (ValueError, TypeError) as error:
+        raise RunError(
+            f"{file} is damaged, so that confirmations on the same prompts cannot be counted: {error}",
+            remedy="give another --out, or delete that file and count them yourself.",
+        ) from error
+    if chosen is not None:
+        look = Look(prompts, key_of(inputs, chosen.name), chosen.name, verdict)
+        if look.tested not in {known.tested for known in looks}:
+            looks.append(look)
+            write_whole(file, "".join(json.dumps(known._asdict()) + "\n" for known in looks))
+    return sum(look.prompts == prompts for look in looks)
+
+
+def margin_note(prepared: Prepared) -> str:
+    """What the confirmation prompts can show at all, if that is less than the margin; else nothing."""
+    margin = prepared.experiment.choice.margin
+    halves = {name: prepared.splits[name]["confirmation"] for name in prepared.of_kind("safety")}
+    size = len(set(clusters_over(halves).values()))
+    least = paired_difference([0.0] * size, [0.0] * size).upper_bound
+    if least < margin:
+        return ""
+    needed = prompts_needed(0.0, 0.0, margin, power=0.8)
+    return (
+        f"The confirmation has {size} different harmful requests, which can show a margin of {least * 100:.1f} points "
+        f"at best, and not {margin * 100:g}: that takes {needed}, if no answer differs from the base's."
+    )

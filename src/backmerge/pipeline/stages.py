@@ -18,7 +18,7 @@ from backmerge.generation.protocol import release
 from backmerge.merging.recipe import Variant, order_of
 from backmerge.pipeline.comparison import Contender, comparison_of, confirmed_points, contenders_of
 from backmerge.pipeline.cost import plan_of
-from backmerge.pipeline.decision import confirmation_of
+from backmerge.pipeline.decision import confirmation_of, counted_looks, margin_note
 from backmerge.pipeline.drift import drift_rows
 from backmerge.pipeline.evaluation import Evaluator, Job, evaluator_of
 from backmerge.pipeline.experiment import Experiment
@@ -140,7 +140,9 @@ def run_experiment(
                 notes=[*filter(None, [validation_note(validation)]), *found.notes],
             )
             choice = choose(found.candidates, experiment.choice)
-            choice = choice._replace(reason=" ".join((choice.reason, *found.notes)))
+            choice = choice._replace(
+                reason=" ".join(filter(None, (choice.reason, *found.notes, margin_note(prepared))))
+            )
             run.log(f"choice: {choice.reason}")
             chosen = next((point for point in points if point.name == choice.point), None)
             written = write_chosen(run, prepared, tuned, chosen)
@@ -148,6 +150,7 @@ def run_experiment(
             _confirm(evaluator, prepared, tuned, chosen, written, rivals, outcomes)
             release(engine)  # all is answered; a suite's next experiment brings an engine of its own
             confirmation = confirmation_of(prepared, outcomes, chosen, list(written))
+            confirmation["looks"] = counted_looks(run, prepared, inputs, chosen, confirmation["verdict"])
             merged = hand_over(run, written, confirmation, choice)
             results = {
                 "schema_version": SCHEMA_VERSION,

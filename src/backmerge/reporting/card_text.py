@@ -8,7 +8,16 @@ from typing import Any
 
 from backmerge.reporting.card_facts import CardFacts, plain
 from backmerge.reporting.explained import KINDS, counted
-from backmerge.reporting.findings import caveats, cell_text, is_whole, lam_text, points, recipe_text, verdict_sentence
+from backmerge.reporting.findings import (
+    caveats,
+    cell_text,
+    is_whole,
+    lam_text,
+    looks_sentence,
+    points,
+    recipe_text,
+    verdict_sentence,
+)
 from backmerge.reporting.markdown import escaped
 
 PAPER = "[Farn et al. 2024](https://arxiv.org/abs/2412.19512)"
@@ -110,6 +119,8 @@ def _measuring(facts: CardFacts) -> Iterator[str]:
         yield "  Near-duplicate prompts are in one half, and count once."
     yield f"- Rule: {_words(choice['rule'])}. “Restored” means that the attack success rate was shown to be less than"
     yield f"  {margin} above the base's, with 95 % confidence, paired by prompt."
+    if looks := looks_sentence(results):
+        yield f"- {looks}"
     for benchmark in results["benchmarks"]:
         sizes = benchmark["sizes"]
         asked = (

@@ -155,8 +155,21 @@ def verdict_sentence(results: Results) -> str:
     }[verdict]
 
 
+def looks_sentence(results: Results) -> str:
+    """How often the confirmation prompts were used in the run directory, if more than once; else nothing."""
+    looks = results["confirmation"].get("looks", 1)
+    if looks < 2:
+        return ""
+    return (
+        f"The confirmation prompts were used {looks} times in this run directory, with other settings. Each may err in "
+        f"5 % of cases, and one of {looks} in up to {min(100, 5 * looks)} %: take new prompts for a claim that counts."
+    )
+
+
 def explanations(results: Results) -> Iterator[str]:
     """What fine-tuning did and what merging did, each in a sentence, as far as measured."""
+    if looks := looks_sentence(results):
+        yield looks
     tuned = results["confirmation"]["tuned_asr_difference"]
     if tuned["low"] > 0:
         yield (

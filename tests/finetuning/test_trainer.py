@@ -204,6 +204,8 @@ def test_an_adapter_of_our_own_is_read(architecture: Architecture, tiny_tokenize
     tuned = AdapterOnBase(tmp_path / "a", base)
     changed_names = [key for key in base.infos if not torch.equal(tuned.tensor(key), base.tensor(key))]
     assert set(changed_names) == set(tuned.factors)
+    for listed in (tuned.config.target_modules, tuned.config.target_parameters, tuned.config.exclude_modules):
+        assert listed is None or listed == sorted(listed)  # the same bytes in every process
     assert not any("vision" in key for key in tuned.factors)
     assert any("experts" in key for key in tuned.factors) is (architecture.name in ("Qwen3-MoE", "Mixtral"))
 

@@ -97,6 +97,7 @@ class AdapterConfig(BaseModel):
     fan_in_fan_out: StrictBool = False
     init_lora_weights: StrictBool | StrictStr | None = True
     target_modules: Names = None
+    exclude_modules: Names = None
     modules_to_save: Names = None
     target_parameters: list[StrictStr] | None = None
     ensure_weight_tying: StrictBool = False

@@ -254,7 +254,7 @@ def _mend_config(config: Path, base_name: str) -> None:
     """Name the base as the user does, and what is adapted in order: peft lists it in that of a set."""
     values = read_json(config)
     values["base_model_name_or_path"] = base_name
-    for key in ("target_modules", "target_parameters"):
+    for key in ("target_modules", "target_parameters", "exclude_modules"):
         values[key] = sorted(values[key]) if values.get(key) else values.get(key)
     config.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 

@@ -252,15 +252,19 @@ def test_half_of_a_tied_pair_cannot_be_tuned(
     refused(adapter, base, "ties to its other embedding")
 
 
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 def test_a_saved_embedding_that_was_not_trained_does_no_harm(
-    make_model: Factory, make_adapter: Factory, tmp_path: Path
+    make_model: Factory, make_adapter: Factory, tmp_path: Path, tied: bool
 ) -> None:
-    """An adapter that merely carries the tied base's own embedding (save_embedding_layers=True) is read."""
-    base = Checkpoint(make_model("llama", seed=1, tied=True))
+    """An adapter that merely carries the base's own embedding (save_embedding_layers=True) does not change it."""
+    base = Checkpoint(make_model("llama", seed=1, tied=tied))
     adapter = shutil.copytree(make_adapter(base.directory, seed=2), tmp_path / "adapter")
     name = "model.embed_tokens.weight"
     save_file({**load_file(adapter / TENSORS), PREFIX + name: base.tensor(name).clone()}, adapter / TENSORS)
-    assert torch.equal(AdapterOnBase(adapter, base).tensor(name), base.tensor(name))
+    tuned = AdapterOnBase(adapter, base)
+    assert torch.equal(tuned.tensor(name), base.tensor(name))
+    assert tuned.is_base(name)
+    assert not tuned.dense_changes  # so that it is still a plain LoRA, for vLLM too
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # peft asks by the old name

@@ -141,11 +141,16 @@ def test_padded_embeddings_say_what_to_do(tied: tuple[Path, Path], make_adapter:
     wide = {EMBEDDING: padded}
     adapter = shutil.copytree(make_adapter(base, seed=2), tmp_path / "adapter")
     save_file({**load_file(adapter / TENSORS), f"{PREFIX}{EMBEDDING}": padded}, adapter / TENSORS)
+    low_rank = make_adapter(base, seed=2, target_modules=["q_proj", "embed_tokens"], ensure_weight_tying=True)
+    low_rank = shutil.copytree(low_rank, tmp_path / "low-rank")
+    factor = f"{PREFIX}model.embed_tokens.lora_embedding_A"
+    save_file({**load_file(low_rank / TENSORS), factor: torch.ones(4, len(padded))}, low_rank / TENSORS)
     more = {"vocab_size": len(padded)}
     cases: list[tuple[Path, Path, type[BackmergeError], str]] = [
         (base, changed(tuned, tmp_path / "1", wide, **more), MergeError, "rows padded, --extra-rows tuned"),
         (changed(base, tmp_path / "2", wide, **more), tuned, MergeError, "call resize_token_embeddings"),
         (base, adapter, CheckpointError, f"resize_token_embeddings\\({len(padded)}\\)"),
+        (base, low_rank, CheckpointError, f"resize_token_embeddings\\({len(padded)}\\)"),
     ]
     for ours, theirs, kind, remedy in cases:
         with pytest.raises(kind, match=remedy):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ from backmerge.checkpoints.files import FLOATS, SafetensorsFile, TensorInfo
 from backmerge.checkpoints.fingerprints import fingerprint_of_files
 from backmerge.checkpoints.layout import STACKED, Layout, Region, layout_of
 from backmerge.checkpoints.lora import Factors, rescaled_rows, tuned_rows
-from backmerge.checkpoints.one_sided import settle_one_sided
+from backmerge.checkpoints.one_sided import has_same_values, settle_one_sided
 from backmerge.checkpoints.reader import CARD, Checkpoint, Weights, read_json
 from backmerge.errors import CheckpointError
 
@@ -300,18 +300,27 @@ class AdapterOnBase:
         return kind if isinstance(kind, str) else None
 
     def _check_num_tokens(self) -> None:
-        for name, saved in self.replaced.items():
-            there = name if name in self.base.infos else next(iter(self._tied_on_disk), None)
-            if there is None or not name.endswith(TIED_NAMES):
-                continue
-            theirs, ours = self.file.infos[saved].shape, self.base.infos[there].shape
-            if theirs != ours and theirs[1:] == ours[1:]:
+        """Name the cause if the adapter was trained on embeddings of another number of tokens."""
+        infos = self.file.infos
+        rows = {name: infos[saved].shape[0] for name, saved in self.replaced.items() if infos[saved].shape}
+        for name, factors in self.factors.items():
+            rows[name] = infos[factors.a].shape[1] if factors.is_embedding else infos[factors.b].shape[0]
+        for name, theirs in rows.items():
+            place = next(iter(self._embedding_places(name)), None)
+            if place is not None and theirs != self.base.infos[place].shape[0]:
                 raise CheckpointError(
-                    f"the adapter {self.directory} brings embeddings of {theirs[0]} tokens ('{shown(name)}'), and the "
-                    f"base {self.base.directory} has {ours[0]}: tokens were added or rows padded before it was trained",
-                    remedy=f"resize the base as for the training: load it, call resize_token_embeddings({theirs[0]}), "
-                    "save it, and give that as BASE.",
+                    f"the adapter {self.directory} was trained on embeddings of {theirs} tokens ('{shown(name)}'), and "
+                    f"the base {self.base.directory} has {self.base.infos[place].shape[0]}: tokens were added, or rows "
+                    "padded, before the training",
+                    remedy=f"resize the base as for the training: load it, call resize_token_embeddings({theirs}), "
+                    "save it, and give that as BASE; or give the base that it was trained on.",
                 )
+
+    def _embedding_places(self, name: str) -> Sequence[str]:
+        """The base's tensors on disk that an embedding or head in memory is; none if it is neither."""
+        if not name.endswith(TIED_NAMES):
+            return ()
+        return self._tied_on_disk or ([name] if name in self.base.infos else self._parts_of(name))
 
     @functools.cached_property
     def _tied_on_disk(self) -> list[str]:
@@ -319,18 +328,18 @@ class AdapterOnBase:
         return [name for name in self.base.infos if name.endswith(TIED_NAMES)] if ties_embeddings(self.base) else []
 
     def _settle_tied(self) -> None:
-        """Refuse a change of one of two tied embeddings; take a change of both, if it is the same, as one.
+        """Leave out what only repeats the base's embeddings; of tied ones, take the same change of both as one.
 
         Tied embeddings are one tensor, on disk under one name, or twice. With `ensure_weight_tying` peft trains the one
         tensor, and saves it under one name or both. Without it, peft changes one of the two uses, and there is no place
-        for that.
+        for that: it is refused.
         """
+        for name, saved in list(self.replaced.items()):
+            if self._repeats_base(saved, self._embedding_places(name)):
+                del self.replaced[name]
         held = self._tied_on_disk
         if not held:
             return
-        for name, saved in list(self.replaced.items()):
-            if name.endswith(TIED_NAMES) and self._repeats_base(saved, held):
-                del self.replaced[name]
         changed = sorted(name for name in self.factors.keys() | self.replaced.keys() if name.endswith(TIED_NAMES))
         if not changed:
             return
@@ -354,14 +363,12 @@ class AdapterOnBase:
 
     def _repeats_base(self, saved: str, names: Iterable[str]) -> bool:
         """Whether the adapter saved the base's own tensor, as peft does with `save_embedding_layers`."""
-        theirs = self.file.tensor(saved)
-        return any(theirs.shape == own.shape and bool((theirs == own).all()) for own in map(self.base.tensor, names))
+        return any(has_same_values(self.file, saved, self.base, name) for name in names)
 
     def _is_same_change(self, first: str, second: str) -> bool:
         """Whether two tied embeddings are changed alike: both whole, or by the same product."""
         if first in self.replaced and second in self.replaced:
-            one, other = (self.file.tensor(self.replaced[name]) for name in (first, second))
-            return one.shape == other.shape and bool((one == other).all())
+            return has_same_values(self.file, self.replaced[first], self.file, self.replaced[second])
         if first not in self.factors or second not in self.factors:
             return False
         pairs = []

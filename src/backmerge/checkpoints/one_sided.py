@@ -6,6 +6,7 @@ that a model computes anyway, such as rotary frequencies and causal masks.
 
 from __future__ import annotations
 
+from backmerge.checkpoints.files import SafetensorsFile
 from backmerge.checkpoints.fingerprints import BLOCK
 from backmerge.checkpoints.layout import layout_of
 from backmerge.checkpoints.reader import Checkpoint, Weights, read_json
@@ -46,7 +47,7 @@ def _leave_out_head(name: str, tuned: Checkpoint, base: Weights) -> None:
     embedding = _embedding(tuned)
     if embedding is None or _tied(base) is False:
         return
-    if not _is_copy(tuned, name, embedding):
+    if not has_same_values(tuned, name, tuned, embedding):
         raise MergeError(
             f"the tuned model {tuned.directory} has a head of its own: its '{name}' differs from its '{embedding}', "
             f"and the base {base.directory} ties the two, so that the head has nothing to be merged with",
@@ -72,7 +73,7 @@ def _copy_head(name: str, tuned: Checkpoint, base: Weights) -> None:
             f"'{name}': its head would be random numbers",
             remedy='save it again; or, if its base ties them, write "tie_word_embeddings": true into that file.',
         )
-    if not _is_copy(base, name, of_base):
+    if not has_same_values(base, name, base, of_base):
         raise MergeError(
             f"the base {base.directory} has a head of its own: its '{name}' differs from its '{of_base}', and the "
             f"tuned model {tuned.directory} ties the two, so that the head has nothing to be merged with",
@@ -95,14 +96,21 @@ def _tied(weights: Weights) -> bool | None:
     return next((value for value in found if isinstance(value, bool)), None)
 
 
-def _is_copy(weights: Weights, name: str, of: str) -> bool:
-    """Whether two tensors of a model have the same values."""
-    first, second = weights.infos[name], weights.infos[of]
-    if (first.shape, first.dtype) != (second.shape, second.dtype):
+def has_same_values(one: Weights | SafetensorsFile, name: str, other: Weights | SafetensorsFile, its: str) -> bool:
+    """Whether two tensors have the same shape and values; read in blocks, up to the first difference.
+
+    Args:
+        one: Holds the first.
+        name: Of the first.
+        other: Holds the second.
+        its: The second's name.
+    """
+    info = one.infos[name]
+    if info.shape != other.infos[its].shape:
         return False
-    for start in range(0, first.num_elements, BLOCK):
-        stop = min(start + BLOCK, first.num_elements)
-        if not bool((weights.block(name, start, stop) == weights.block(of, start, stop)).all()):
+    for start in range(0, info.num_elements, BLOCK):
+        stop = min(start + BLOCK, info.num_elements)
+        if not bool((one.block(name, start, stop) == other.block(its, start, stop)).all()):
             return False
     return True
 

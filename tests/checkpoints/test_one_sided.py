@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from architectures import ARCHITECTURES
 from backmerge.checkpoints.adapter import PREFIX, TENSORS, open_weights
@@ -103,6 +104,32 @@ def test_a_head_without_its_counterpart_is_refused_with_the_cause(tied: tuple[Pa
             merged(ours, theirs)
         assert caught.value.remedy
         assert "give the base that it was tuned from" not in caught.value.remedy
+
+
+@pytest.mark.parametrize("name", ["Gemma 3, with vision", "Qwen3-MoE", "Mixtral"])
+def test_a_model_saved_under_other_names_is_the_same_model(tmp_path: Path, name: str) -> None:
+    """A base in the hub's names and a tuned model in those in memory, experts stacked: merged, in the base's names."""
+    architecture = next(one for one in ARCHITECTURES if one.name == name)
+    for number, folder in enumerate(("base", "tuned")):
+        architecture.random_model(number).save_pretrained(tmp_path / folder)
+    architecture.random_model(1).save_pretrained(tmp_path / "new", save_original_format=False)
+    assert Checkpoint(tmp_path / "new").infos.keys() != Checkpoint(tmp_path / "base").infos.keys()
+    expected, found = (merged(tmp_path / "base", tmp_path / folder) for folder in ("tuned", "new"))
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(tensor, found[key]) for key, tensor in expected.items())
+
+
+def test_experts_that_only_the_base_has_stacked_are_refused_with_the_way(tmp_path: Path) -> None:
+    """The remedy is tried: saved so, they merge."""
+    architecture = next(one for one in ARCHITECTURES if one.name == "Qwen3-MoE")
+    architecture.random_model(0).save_pretrained(tmp_path / "base", save_original_format=False)
+    architecture.random_model(1).save_pretrained(tmp_path / "tuned")
+    with pytest.raises(MergeError, match=r"is 4 tensors in the tuned model") as caught:
+        merged(tmp_path / "base", tmp_path / "tuned")
+    assert "save_original_format=False" in str(caught.value.remedy)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "tuned")
+    model.save_pretrained(tmp_path / "new", save_original_format=False)
+    assert merged(tmp_path / "base", tmp_path / "new")
 
 
 BUFFERS = {

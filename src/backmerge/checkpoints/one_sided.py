@@ -1,14 +1,15 @@
-"""Tensors that only one of two checkpoints has, and whose meaning is clear: copies of tied embeddings, derived buffers.
+"""Tensors that only one of two checkpoints has, and whose meaning is clear: other names, copies, derived buffers.
 
-Libraries differ in whether they save the head of a model that ties it to its embeddings, and whether they save buffers
-that a model computes anyway, such as rotary frequencies and causal masks.
+Versions of transformers name and stack a model's tensors in different ways on disk. Libraries differ in whether they
+save the head of a model that ties it to its embeddings, and whether they save buffers that a model computes anyway,
+such as rotary frequencies and causal masks.
 """
 
 from __future__ import annotations
 
-from backmerge.checkpoints.files import SafetensorsFile
+from backmerge.checkpoints.files import SafetensorsFile, TensorInfo, num_bytes
 from backmerge.checkpoints.fingerprints import BLOCK
-from backmerge.checkpoints.layout import layout_of
+from backmerge.checkpoints.layout import Place, layout_of
 from backmerge.checkpoints.reader import Checkpoint, Weights, read_json
 from backmerge.errors import CheckpointError, MergeError
 
@@ -30,6 +31,8 @@ def settle_one_sided(tuned: Checkpoint, base: Weights) -> None:
     """
     if tuned.infos.keys() == base.infos.keys():
         return
+    if tuned.infos.keys() - base.infos.keys() and base.infos.keys() - tuned.infos.keys():
+        _name_alike(tuned, base)
     for name in [name for name in tuned.infos.keys() ^ base.infos.keys() if name.endswith(HEAD)]:
         if name in tuned.infos:
             _leave_out_head(name, tuned, base)
@@ -40,7 +43,42 @@ def settle_one_sided(tuned: Checkpoint, base: Weights) -> None:
         tuned.leave_out(extra & _ignored(tuned))
     if missing:
         for name in sorted(missing & _ignored(base)):
-            tuned.take_from(base, name)
+            tuned.add(name, base.infos[name])
+
+
+def _name_alike(tuned: Checkpoint, base: Weights) -> None:
+    """Give a tuned model's tensors the base's names, where both are the same parameter in memory.
+
+    Of experts that only the tuned model has stacked in one tensor, each is a stretch of its bytes.
+    """
+    try:
+        ours, theirs = layout_of(base), layout_of(tuned)
+    except CheckpointError:
+        return  # nothing is known of this architecture: the difference is reported
+    by_place = {place: name for name, place in theirs.places.items()}
+    used = set()
+    for name in sorted(base.infos.keys() - tuned.infos.keys()):
+        place = ours.places.get(name)
+        if place is None or place.parameter not in theirs.on_disk:
+            continue
+        source = by_place.get(place) or by_place.get(Place(place.parameter))
+        if source is None:
+            raise MergeError(
+                f"the tuned model {tuned.directory} and the base {base.directory} hold the same parameter in different "
+                f"ways: '{name}' is {len(theirs.on_disk[place.parameter])} tensors in the tuned model, such as "
+                f"'{theirs.on_disk[place.parameter][0]}'",
+                remedy="write the tuned model as the base is: load it with transformers, and save it by "
+                "save_pretrained(DIR, save_original_format=False).",
+            )
+        info, region = tuned.infos[source], place.region
+        if source == by_place.get(place) or region is None:
+            tuned.add(name, info)
+        else:
+            row = num_bytes(source, info) // (region.num_experts * region.height)
+            begin = info.offset + (region.first * region.height + region.start) * row
+            tuned.add(name, TensorInfo((region.rows, info.shape[-1]), info.dtype, info.file, begin, region.rows * row))
+        used.add(source)
+    tuned.leave_out(used - base.infos.keys())
 
 
 def _leave_out_head(name: str, tuned: Checkpoint, base: Weights) -> None:
@@ -80,7 +118,7 @@ def _copy_head(name: str, tuned: Checkpoint, base: Weights) -> None:
             remedy="untie the tuned model first: load it, set config.tie_word_embeddings = False, make lm_head.weight "
             "a copy of the embeddings, save it, and give that as TUNED.",
         )
-    tuned.take_from(tuned, embedding, name)
+    tuned.add(name, tuned.infos[embedding])
 
 
 def _embedding(weights: Weights) -> str | None:

@@ -125,12 +125,11 @@ class Checkpoint:
         """Forget tensors, as if they had never been saved."""
         self.infos = {name: info for name, info in self.infos.items() if name not in names}
 
-    def take_from(self, other: Weights, name: str, as_name: str | None = None) -> None:
-        """Have another model's tensor, or one of this model's own by a second name, as if it had been saved."""
-        info = other.infos[name]
+    def add(self, name: str, info: TensorInfo) -> None:
+        """Have one more tensor, as if it had been saved so: bytes of a file, of this model's or another's."""
         if info.file not in self._files:
             self._files[info.file] = SafetensorsFile(info.file)
-        self._files[info.file].infos[as_name or name] = self.infos[as_name or name] = info
+        self._files[info.file].infos[name] = self.infos[name] = info
 
     @functools.cached_property
     def fingerprint(self) -> str:

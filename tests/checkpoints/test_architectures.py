@@ -1,5 +1,6 @@
 """The architectures that people merge: full checkpoints and LoRAs, against transformers' and peft's own results."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -7,6 +8,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import transformers
+from safetensors.torch import save_file
 from torch import Tensor
 
 from architectures import ARCHITECTURES, PAGE, Architecture, page_with_table
@@ -169,6 +171,34 @@ def test_lora_on_stacked_experts(
     obstacle = adapter_obstacle(Variant(weights, AdapterOnBase(adapter, weights), "linear", 0.5))
     assert obstacle is not None
     assert "stacked experts" in obstacle
+
+
+@pytest.mark.filterwarnings("ignore:.*_pattern keys did not match:RuntimeWarning")
+def test_an_adapter_on_each_expert_apart(make: Callable[[Architecture], Made], tmp_path: Path) -> None:
+    """One that was trained before transformers stacked the experts is merged by the names on disk.
+
+    peft converts it as it loads it: the live model answers as ours does.
+    """
+    from peft import PeftModel
+
+    folder = make(next(one for one in ARCHITECTURES if one.name == "Qwen3-MoE")).base
+    base = Checkpoint(folder)
+    targets = ["down_proj", "gate_proj", "up_proj"]
+    generator = torch.Generator().manual_seed(5)
+    factors = {}
+    for name in (name for name in base.infos if "experts." in name):
+        rows, columns = base.infos[name].shape
+        module = f"base_model.model.{name.removesuffix('.weight')}"
+        factors[f"{module}.lora_A.weight"] = torch.randn(4, columns, generator=generator) * 0.1
+        factors[f"{module}.lora_B.weight"] = torch.randn(rows, 4, generator=generator) * 0.1
+    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 6, "target_modules": targets}
+    (tmp_path / "adapter").mkdir()
+    save_file(factors, tmp_path / "adapter/adapter_model.safetensors")
+    (tmp_path / "adapter/adapter_config.json").write_text(json.dumps(config))
+    write_merged(Variant(base, AdapterOnBase(tmp_path / "adapter", base), "linear", 1.0), tmp_path / "merged")
+    live = PeftModel.from_pretrained(loaded(folder), str(tmp_path / "adapter")).eval()
+    torch.testing.assert_close(logits(loaded(tmp_path / "merged")), logits(live), **LOGITS)
+    assert not torch.allclose(logits(live), logits(loaded(folder)), **LOGITS)
 
 
 def test_the_documented_table_is_made_of_these_rows() -> None:

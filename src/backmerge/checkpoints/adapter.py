@@ -277,7 +277,7 @@ class AdapterOnBase:
 
     def _num_experts(self, weight: str) -> int:
         """How many experts a parameter stacks; asked only of those that are adapted as parameters."""
-        shape = self._layout.shapes[weight] if self._is_targeted(weight) else ()
+        shape = self._layout.shapes.get(weight, ()) if self._is_targeted(weight) else ()
         return shape[0] if len(shape) == STACKED else 1
 
     def _is_turned(self, weight: str, delta: tuple[int, int]) -> bool:
@@ -285,7 +285,7 @@ class AdapterOnBase:
 
         peft goes by the layer's type: it corrects `fan_in_fan_out` if that says otherwise.
         """
-        if self._is_targeted(weight) and len(self._layout.shapes[weight]) == STACKED:
+        if self._is_targeted(weight) and len(self._layout.shapes.get(weight, ())) == STACKED:
             return weight in self._layout.transposed
         if not self.config.fan_in_fan_out and self._kind not in CONV1D_KINDS:
             return False

@@ -190,7 +190,9 @@ def test_restore_on_advbench(
     base, tuned = make_model(architecture, seed=0), make_model(architecture, seed=1)
     out = tmp_path / "restored"
     arguments = ["--utility", prompts[0], "--safety", ADVBENCH, "--lam", "0.5", "--max-new-tokens", "2"]
-    code, printed, said = run_cli("restore", base, tuned, *arguments, "--batch-size", "128", "--out", out)
+    code, printed, said = run_cli(
+        "restore", base, tuned, *arguments, "--search", "grid", "--batch-size", "128", "--out", out
+    )
     assert code == 0, said
     assert "weak" in printed
     results = json.loads((out / "results.json").read_text())

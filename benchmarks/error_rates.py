@@ -2,7 +2,7 @@
 
 Prints Markdown tables: exact coverage of the intervals for rates; the decision by a margin on clustered prompts, with
 the design effects that were weighed against each other; bootstrap intervals; means over three seeds; paired tests;
-corrections of a judge; Cohen's κ; peeking. Simulated figures have a standard error of sqrt(p (1 − p) / N): 0.5 points
+corrections of a judge; Cohen's κ. Simulated figures have a standard error of sqrt(p (1 − p) / N): 0.5 points
 at 5 % of 2,000 draws. No model is run; about two minutes of one core.
 """
 
@@ -18,13 +18,11 @@ from scipy import stats
 
 from backmerge.statistics import (
     agreement,
-    betting_upper_bounds,
     bootstrap_difference,
     bootstrap_mean,
     clopper_pearson,
     clustered_difference,
     corrected_rate,
-    critical_values,
     discordance,
     mcnemar_p,
     over_seeds,
@@ -333,41 +331,6 @@ def kappas(draws: int) -> None:
     table("Cohen's κ: coverage of 95 %, %", ("harm, %", "κ", "n", "coverage"), rows)
 
 
-def peeking(draws: int) -> None:
-    """Error and cost of looking five times at 500 prompts."""
-    rng = np.random.default_rng(7)
-    critical = np.array(critical_values((0.2, 0.4, 0.6, 0.8, 1.0)))
-    rows = []
-    for losses, difference in ((0.0, 0.03), (0.01, 0.03), (0.01, 0.0), (0.03, 0.0)):
-        cells = rng.multinomial(100, [losses + difference, losses, 1 - 2 * losses - difference], (10 * draws, 5))
-        gains, lost = (cells[..., i].cumsum(axis=1).astype(float) for i in (0, 1))
-        scores = np.stack([tango_score(gains[:, i], lost[:, i], 100.0 * (i + 1), 0.03) for i in range(5)], axis=1)
-        passes = scores < -critical
-        asked = np.where(passes.any(axis=1), 100 * (passes.argmax(axis=1) + 1), 500)
-        bets, when = 0, []
-        for _ in range(max(1, draws // 20)):
-            uniform = rng.random(500)
-            values = (uniform < losses + difference).astype(float) - (uniform > 1 - losses)
-            below = betting_upper_bounds(values.tolist()) < 0.03
-            bets += bool(below.any())
-            when.append(int(below.argmax()) + 1 if below.any() else 500)
-        rows.append(
-            (
-                f"{100 * losses:.0f} %",
-                f"{100 * difference:.0f}",
-                100 * float((scores[:, -1] < -Z).mean()),
-                100 * float((scores < -Z).any(axis=1).mean()),
-                100 * float(passes.any(axis=1).mean()),
-                f"{asked.mean():.0f}",
-                100 * bets / len(when),
-                f"{np.mean(when):.0f}",
-            )
-        )
-    columns = ("base alone harmful", "true difference, points", "one look", "five looks, unpaid", "five looks, spent α")
-    columns = (*columns, "prompts asked", "betting, every prompt", "prompts asked")
-    table("Margin of 3 points on 500 prompts: called safe, %", columns, rows)
-
-
 def sizes_needed(_draws: int) -> None:
     """How many independent prompts decide."""
     rows = []
@@ -387,7 +350,6 @@ TABLES: dict[str, Callable[[int], None]] = {
     "paired": paired_tests,
     "corrections": corrections,
     "kappa": kappas,
-    "peeking": peeking,
     "prompts": sizes_needed,
 }
 

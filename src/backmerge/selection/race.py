@@ -9,7 +9,7 @@ allows. Nothing is shown here, so that any order of questions is as good: this o
 3. The λ with the most utility so far answers safety prompts until it has answered all, or is out: once its rise would
    be too large even if no further answer were harmful. That is exact.
 4. As soon as it is known to be within, the others answer utility prompts, as long as they may still end above it.
-   A λ is dropped when the chance of that falls below about 1 in 70, predicted from its answers so far and from those
+   A λ is dropped when the chance of that falls below about 1 in 90, predicted from its answers so far and from those
    of base and tuned model to the prompts that are left.
 
 The one approximation is the last step. It costs the same choice as the grid's in 1 to 3 % of runs, between λs of nearly
@@ -35,7 +35,7 @@ UTILITY, OVER_REFUSAL = "utility", "over-refusal"
 TUNED = 1.0
 SCREENED = 10  # safety prompts that every λ answers
 ROUNDING = 1e-9
-OVERTAKES = 2.2  # standard deviations of the predicted difference beyond which a λ is no longer expected to lead
+OVERTAKES = 2.3  # standard deviations of the predicted difference beyond which a λ is no longer expected to lead
 
 Array = NDArray[np.float64]
 Values = Sequence[float | None]

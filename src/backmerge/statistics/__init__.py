@@ -17,8 +17,6 @@ near-duplicates count at most once.
 | two models on the same prompts | `paired_difference`, `bootstrap_difference`, `mcnemar_p`, `sign_flip_p` |
 | the same, near-duplicates counted as one | `clustered_difference` |
 | not worse by a margin | `non_inferior`; how many prompts would show it: `prompts_needed`, `power_of` |
-| looking before all prompts are in | `critical_values`, `sequential_bounds`, `betting_upper_bounds` |
-| several λs in an order | `fixed_sequence` |
 | several benchmarks together | `mean_interval`, `mean_difference` |
 | several methods against one | `holm` |
 | a judge against a person | `corrected_rate`, `ppi_mean` |
@@ -61,13 +59,6 @@ from backmerge.statistics.power import (
     unpaired_upper_bound,
 )
 from backmerge.statistics.sampling import any_of_k, any_of_k_rate, mean_pass_at_k, pass_at_k
-from backmerge.statistics.sequential import (
-    SequentialBounds,
-    betting_upper_bounds,
-    critical_values,
-    fixed_sequence,
-    sequential_bounds,
-)
 
 __all__ = [
     "Agreement",
@@ -80,11 +71,9 @@ __all__ = [
     "PairedDifference",
     "PredictionPowered",
     "Rate",
-    "SequentialBounds",
     "agreement",
     "any_of_k",
     "any_of_k_rate",
-    "betting_upper_bounds",
     "bootstrap_difference",
     "bootstrap_mean",
     "clopper_pearson",
@@ -92,10 +81,8 @@ __all__ = [
     "clustered_difference",
     "cohen_kappa",
     "corrected_rate",
-    "critical_values",
     "discordance",
     "effective_size",
-    "fixed_sequence",
     "holm",
     "mcnemar_p",
     "mean_difference",
@@ -111,7 +98,6 @@ __all__ = [
     "prompts_needed",
     "prompts_needed_unpaired",
     "rate_of",
-    "sequential_bounds",
     "sign_flip_p",
     "t_interval",
     "tango_bound",

@@ -23,6 +23,7 @@ LAYERS = (
     "statistics",
     "execution",
     "sandbox",
+    "outputs",
     "runs",
     "checkpoints",
     "merging",

@@ -1,5 +1,6 @@
 """Run directories: private, held by one process, and never half-written."""
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 
 from backmerge import runs
 from backmerge.errors import RunError
+from backmerge.outputs import listed_files
 from backmerge.records import Verdict
 from backmerge.runs import PARTIAL, RunDirectory, claimed, key_of, whole_directory, write_once, write_whole
 
@@ -72,6 +74,12 @@ def test_a_file_is_whole_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert files_under(tmp_path) == ["deep", "deep/file.txt"]
 
 
+def write_manifest(directory: Path) -> None:
+    """Make a directory one that backmerge wrote."""
+    manifest = {"backmerge": "0", "files": listed_files(directory)}
+    (directory / "backmerge.json").write_text(json.dumps(manifest), encoding="utf-8")
+
+
 def test_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
     """Threads that write the same file each have a temporary one: what is there in the end is one of theirs, whole."""
     path = tmp_path / "file.txt"
@@ -90,23 +98,25 @@ def test_a_directory_is_whole_or_absent(tmp_path: Path) -> None:
     target = tmp_path / "deep" / "model"
 
     def fill(text: str, *, dies: bool) -> None:
-        with whole_directory(target) as temporary:
+        with whole_directory(target, replace=True) as temporary:
             (temporary / "inner").mkdir()
             (temporary / "inner" / "weights").write_text(text)
+            write_manifest(temporary)
             assert not target.exists() or (target / "inner" / "weights").read_text() == "old"
             if dies:
                 raise Killed
 
     with pytest.raises(Killed):
         fill("half", dies=True)
-    assert files_under(tmp_path) == ["deep"]
+    assert files_under(tmp_path) == []
     fill("old", dies=False)
     with pytest.raises(Killed):
         fill("half", dies=True)
     assert (target / "inner" / "weights").read_text() == "old"
     fill("new", dies=False)
     assert (target / "inner" / "weights").read_text() == "new"
-    assert files_under(tmp_path) == ["deep", "deep/model", "deep/model/inner", "deep/model/inner/weights"]
+    written = ["deep/model", "deep/model/backmerge.json", "deep/model/inner", "deep/model/inner/weights"]
+    assert files_under(tmp_path) == ["deep", *written]
 
 
 def test_a_failed_exchange_puts_the_old_directory_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,18 +124,19 @@ def test_a_failed_exchange_puts_the_old_directory_back(tmp_path: Path, monkeypat
     target = tmp_path / "model"
     with whole_directory(target) as temporary:
         (temporary / "weights").write_text("old")
-    replace = Path.replace
+        write_manifest(temporary)
+    rename = Path.rename
 
     def fails(self: Path, to: Path) -> Path:
         if to == target and (self / "weights").read_text() == "new":
             raise OSError("no")
-        return replace(self, to)
+        return rename(self, to)
 
-    monkeypatch.setattr(Path, "replace", fails)
-    with pytest.raises(OSError, match="no"), whole_directory(target) as temporary:
+    monkeypatch.setattr(Path, "rename", fails)
+    with pytest.raises(OSError, match="no"), whole_directory(target, replace=True) as temporary:
         (temporary / "weights").write_text("new")
     assert (target / "weights").read_text() == "old"
-    assert files_under(tmp_path) == ["model", "model/weights"]
+    assert files_under(tmp_path) == ["model", "model/backmerge.json", "model/weights"]
 
 
 def test_what_a_killed_process_left_is_cleared(tmp_path: Path) -> None:
@@ -139,12 +150,15 @@ def test_what_a_killed_process_left_is_cleared(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", code, str(target)], check=False)
     (abandoned,) = tmp_path.iterdir()
     assert abandoned.name.endswith(PARTIAL)
-    with whole_directory(target) as first:
+    with contextlib.ExitStack() as stack:
+        first = stack.enter_context(whole_directory(target))
         assert not abandoned.exists()
         with whole_directory(target) as second:
             assert first.is_dir()
             (second / "weights").write_text("second")
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+        with pytest.raises(RunError, match="appeared while this command was at work"):
+            stack.close()
+    assert files_under(tmp_path) == ["model", "model/weights"]
 
 
 def test_a_directory_killed_between_two_renames_comes_back(tmp_path: Path) -> None:
@@ -152,7 +166,10 @@ def test_a_directory_killed_between_two_renames_comes_back(tmp_path: Path) -> No
     target = tmp_path / "model"
     (tmp_path / f".model.1-a.old{PARTIAL}").mkdir()
     (tmp_path / f".model.1-a.old{PARTIAL}" / "weights").write_text("old")
-    with whole_directory(target) as temporary:
+    write_manifest(tmp_path / f".model.1-a.old{PARTIAL}")
+    with pytest.raises(RunError, match="exists already"), whole_directory(target):
+        pass
+    with whole_directory(target, replace=True) as temporary:
         assert (target / "weights").read_text() == "old"
         shutil.copy(target / "weights", temporary)
     assert (target / "weights").read_text() == "old"

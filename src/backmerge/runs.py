@@ -34,7 +34,8 @@ from typing import Any
 
 import xxhash
 
-from backmerge.errors import RunError
+from backmerge.errors import BackmergeError, RunError
+from backmerge.outputs import check_replaceable, is_free
 from backmerge.progress import say
 from backmerge.records import Record, lines_of, read_lines
 
@@ -42,8 +43,12 @@ PARTIAL = ".partial"
 SHARDS = "shards"  # the folder for what processes that share a run leave beside their units
 # what `held` makes before the stages write experiment.yaml: a directory with nothing else was left by a killed run
 OWN = frozenset({".lock", ".gitignore", "units"})
+# what sessions go on from; all else in a directory is made anew in no time
+WORK = ("units/*", "answered*", "layers.journal", "workers/*", "tuned/*", "tuned/.*", "merged/*", "unconfirmed/*")
 # what a file system says that has no locks, or none for directories: NFS asks for a file that is open for writing
 NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF})
+OCCUPIED = frozenset({errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.EISDIR})
+NAME_KEPT = 180  # bytes of a folder's name that still leave room for a temporary sibling's suffix
 NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
 
 
@@ -114,42 +119,90 @@ def sync_directory(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def whole_directory(path: Path) -> Iterator[Path]:
-    """A temporary sibling to fill; it takes the name `path` when the block ends well, and is removed otherwise.
+def whole_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
+    """Make a temporary sibling to fill; it takes the name `path` when the block ends well, and is removed otherwise.
 
-    A directory that was at `path` is replaced: moved aside first, removed last. What a killed process left half-filled
-    for the same path is removed first; one that a living process fills is left alone.
+    What a killed process left half-filled for the same path is removed first; what a living process fills is left.
+
+    Args:
+        path: Appears whole; folders above it that were made for it are removed if the block fails.
+        replace: Whether a model that backmerge wrote there is replaced: moved aside first, removed last. Otherwise
+            nothing is ever replaced, also not what appeared while the block was at work.
+
+    Raises:
+        RunError: something is there that is not replaced.
     """
-    path = path.absolute()  # "." has no name to put beside it
+    path = path.expanduser().resolve()  # behind a link is what is replaced, and "." has no name to put a sibling to
+    with _parents_of(path):
+        unique = _unique()
+        temporary = path.with_name(f".{_stem(path)}.{unique}{PARTIAL}")
+        with _locked(path.parent):  # between making a directory and locking it nobody may take it for abandoned
+            _remove_abandoned(path)
+            _check_name(path, replace=replace)
+            temporary.mkdir()
+            lock = os.open(temporary, os.O_RDONLY)
+            _take(lock, fcntl.LOCK_EX)
+        try:
+            yield temporary
+            for file in sorted(temporary.rglob("*")):
+                if file.is_file():
+                    with file.open("rb") as stream:
+                        os.fsync(stream.fileno())
+            aside = path.with_name(f".{_stem(path)}.{unique}.old{PARTIAL}")
+            with _locked(path.parent):
+                _check_name(path, replace=replace, is_late=True)  # it may be another than when the command began
+                if not is_free(path):
+                    path.rename(aside)
+                try:
+                    temporary.rename(path)  # over nothing but an empty folder: over all else it fails
+                except OSError as error:
+                    if error.errno in OCCUPIED:
+                        raise _occupied(path, is_late=True) from error
+                    raise
+                finally:
+                    if aside.exists() and is_free(path):
+                        aside.rename(path)
+            sync_directory(path.parent)
+            shutil.rmtree(aside, ignore_errors=True)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+            os.close(lock)
+
+
+def _stem(path: Path) -> str:
+    """Return what the names of temporary siblings begin with; short, since a name has at most 255 bytes."""
+    name = path.name
+    return name if len(name.encode()) <= NAME_KEPT else xxhash.xxh3_128_hexdigest(name.encode())
+
+
+def _check_name(path: Path, *, replace: bool, is_late: bool = False) -> None:
+    if replace:
+        check_replaceable(path)
+    elif not is_free(path):
+        raise _occupied(path, is_late=is_late)
+
+
+def _occupied(path: Path, *, is_late: bool) -> RunError:
+    if is_late:
+        return RunError(
+            f"{path} appeared while this command was at work: another command wrote it, and it is kept",
+            remedy="give another --out; what this command made was removed.",
+        )
+    return RunError(f"{path} exists already, and was not touched", remedy="give another --out.")
+
+
+@contextlib.contextmanager
+def _parents_of(path: Path) -> Iterator[None]:
+    """Make the folders above a path; those that were made and are still empty are removed if the block fails."""
+    made = [parent for parent in path.parents if not parent.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
-    unique = _unique()
-    temporary = path.with_name(f".{path.name}.{unique}{PARTIAL}")
-    with _locked(path.parent):  # between making a directory and locking it nobody may take it for abandoned
-        _remove_abandoned(path)
-        temporary.mkdir()
-        lock = os.open(temporary, os.O_RDONLY)
-        _take(lock, fcntl.LOCK_EX)
     try:
-        yield temporary
-        for file in sorted(temporary.rglob("*")):
-            if file.is_file():
-                with file.open("rb") as stream:
-                    os.fsync(stream.fileno())
-        aside = path.with_name(f".{path.name}.{unique}.old{PARTIAL}")
-        with _locked(path.parent):
-            if path.exists():
-                path.replace(aside)
-            try:
-                temporary.replace(path)
-            except OSError:
-                if aside.exists():
-                    aside.replace(path)
-                raise
-        sync_directory(path.parent)
-        shutil.rmtree(aside, ignore_errors=True)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        os.close(lock)
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):  # it is in use by now
+            for parent in made:
+                parent.rmdir()
+        raise
 
 
 @contextlib.contextmanager
@@ -185,7 +238,7 @@ def claimed(place: Path) -> Iterator[bool]:
 
 def _remove_abandoned(path: Path) -> None:
     """Clear what killed processes left beside `path`: a living one holds a lock on its own."""
-    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*{PARTIAL}"):
+    for leftover in path.parent.glob(f".{glob.escape(_stem(path))}.*{PARTIAL}"):
         if leftover.name.endswith(f".old{PARTIAL}"):
             if path.exists():  # otherwise it is the only copy: killed between two renames
                 shutil.rmtree(leftover, ignore_errors=True)
@@ -222,6 +275,8 @@ class RunDirectory:
     def held(self, *, is_shared: bool = False) -> Iterator[None]:
         """Make the directory, and hold it against a second process.
 
+        A directory that was made for a block that a user error ends before any work is done is removed again.
+
         Args:
             is_shared: Let others in that share it too; what is half-written may then be theirs, and is left alone.
 
@@ -235,6 +290,7 @@ class RunDirectory:
                 f"{self.path} holds files but no experiment.yaml, so it is not a run directory",
                 remedy="give another --out; nothing was touched.",
             )
+        made = [place for place in (self.path, *self.path.absolute().parents) if not place.exists()]
         try:
             self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
             self.path.chmod(0o700)  # also one that was there, empty, before
@@ -242,6 +298,19 @@ class RunDirectory:
             raise RunError(
                 f"cannot make {self.path} a private directory: {error}", remedy="give another --out."
             ) from error
+        try:
+            with self._locked_for(is_shared=is_shared):
+                yield
+        except BackmergeError:
+            if made and not is_shared and not self._holds_work():
+                shutil.rmtree(self.path, ignore_errors=True)
+                with contextlib.suppress(OSError):  # others have put something there by now
+                    for parent in made[1:]:
+                        parent.rmdir()
+            raise
+
+    @contextlib.contextmanager
+    def _locked_for(self, *, is_shared: bool) -> Iterator[None]:
         # open for both: a network file system locks for sharing what is open for reading, and else for writing
         with (self.path / ".lock").open("a+") as lock:
             kind = fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX
@@ -261,6 +330,10 @@ class RunDirectory:
 
     def _holds_foreign_files(self) -> bool:
         return any(file.name not in OWN and not file.name.endswith(PARTIAL) for file in self.path.iterdir())
+
+    def _holds_work(self) -> bool:
+        """Return whether anything was made that a later session goes on from, or that says why a worker died."""
+        return any(next(self.path.glob(pattern), None) is not None for pattern in WORK)
 
     def _remove_partial(self) -> None:
         """Clear what a killed process left half-written; we hold the lock, so nobody is writing it now."""

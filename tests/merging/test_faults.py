@@ -156,10 +156,10 @@ def test_one_bad_tensor_leaves_every_output_as_it_was(tiny_base: Path, tiny_tune
     tensors["model.norm.weight"][3] = float("nan")
     save_file(tensors, bad / SINGLE)
     recipe = Variant(Checkpoint(tiny_base), Checkpoint(bad))
-    shutil.copytree(tiny_base, tmp_path / "out" / "lam-0.2")
+    write_merged(Variant(Checkpoint(tiny_base)), tmp_path / "out" / "lam-0.2")
     before = contents(tmp_path / "out" / "lam-0.2")
     with pytest.raises(MergeError, match="NaN"):
-        write_all({tmp_path / "out" / f"lam-{lam}": recipe.at(lam) for lam in (0.2, 0.6)})
+        write_all({tmp_path / "out" / f"lam-{lam}": recipe.at(lam) for lam in (0.2, 0.6)}, replace=True)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["lam-0.2"]
     assert contents(tmp_path / "out" / "lam-0.2") == before
 

@@ -139,7 +139,7 @@ def test_several_lambdas_are_each_alone(base: Checkpoint, make_adapter: Factory,
     results = write_adapters(outputs)
     assert [result.directory for result in results] == list(outputs)
     for path, variant in outputs.items():
-        write_adapter(variant, tmp_path / "alone")
+        write_adapter(variant, tmp_path / "alone", replace=True)
         for file in (CONFIG, TENSORS, CARD):
             assert (path / file).read_bytes() == (tmp_path / "alone" / file).read_bytes()
 
@@ -302,12 +302,12 @@ def test_a_rank_that_is_enough_costs_nothing(
     tuned = AdapterOnBase(make_adapter(base.directory, seed=2), base)
     for lam, rank in ((0.3, 64), (0.0, 1)):
         variant = Variant(base, tuned, lam=lam)
-        write_adapter(variant, tmp_path / "plain")
-        written = write_adapter(variant, tmp_path / "out", rank=rank)
+        write_adapter(variant, tmp_path / "plain", replace=True)
+        written = write_adapter(variant, tmp_path / "out", rank=rank, replace=True)
         assert written.recompression is not None
         assert written.recompression.share == written.recompression.worst_share == 0
-    write_adapter(Variant(base, tuned, lam=0.3), tmp_path / "plain")
-    write_adapter(Variant(base, tuned, lam=0.3), tmp_path / "out", rank=64)
+    write_adapter(Variant(base, tuned, lam=0.3), tmp_path / "plain", replace=True)
+    write_adapter(Variant(base, tuned, lam=0.3), tmp_path / "out", rank=64, replace=True)
     assert (tmp_path / "plain" / TENSORS).read_bytes() == (tmp_path / "out" / TENSORS).read_bytes()
 
 
@@ -327,7 +327,7 @@ def test_the_base_is_not_read_for_its_fingerprint(base: Checkpoint, make_adapter
     variant = Variant(base, AdapterOnBase(source, base), lam=0.5)
 
     def card(variant: Variant) -> dict[str, Any]:
-        write_adapter(variant, tmp_path / "out")
+        write_adapter(variant, tmp_path / "out", replace=True)
         values: dict[str, Any] = json.loads((tmp_path / "out" / CARD).read_text())
         return values
 
@@ -377,15 +377,15 @@ def test_an_interrupted_write_keeps_what_was_there(
     with monkeypatch.context() as patch:
         patch.setattr(lowrank, "_write_card", full)
         with pytest.raises(CheckpointError, match="No space left"):
-            write_adapters(outputs)
+            write_adapters(outputs, replace=True)
     with monkeypatch.context() as patch:
         usage = shutil.disk_usage(tmp_path)._replace(free=1000)
         patch.setattr(shutil, "disk_usage", lambda _: usage)
         with pytest.raises(CheckpointError, match="GB are free"):
-            write_adapters(outputs)
+            write_adapters(outputs, replace=True)
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
     assert (tmp_path / "a" / TENSORS).read_bytes() == before
-    write_adapters(outputs)
+    write_adapters(outputs, replace=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
     assert (tmp_path / "a" / TENSORS).read_bytes() != before
 

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 from backmerge.checkpoints.files import ITEM_BYTES, SafetensorsFile, TensorInfo
 from backmerge.checkpoints.fingerprints import BLOCK, TensorDigests, fingerprint_of_files, num_blocks
 from backmerge.errors import CheckpointError
+from backmerge.outputs import MANIFEST
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-CARD = "backmerge.json"  # what backmerge writes beside the weights
+CARD = MANIFEST  # what backmerge writes next to the weights
 
 
 class Weights(Protocol):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from backmerge.commands.merge import DTYPES, numbers
+from backmerge.commands.merge import DTYPES, numbers, places_of
 from backmerge.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -67,10 +67,13 @@ def diff(
     from backmerge.checkpoints.locate import locate_model
     from backmerge.checkpoints.reader import Checkpoint
     from backmerge.merging.survey import measurable, survey
+    from backmerge.outputs import check_apart
     from backmerge.progress import bar
 
     ours = Checkpoint(locate_model(base))
     theirs = open_weights(locate_model(tuned), ours)
+    if out is not None:
+        check_apart(out, [*places_of(ours), *places_of(theirs)])
     rounded_to = DTYPES[dtype] if dtype else None
     seen = GrownBase(ours, theirs) if isinstance(theirs, Checkpoint) else ours
     total = sum(seen.infos[name].num_elements for name in measurable(seen, theirs))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from backmerge.commands.quiet import quieten
-from backmerge.errors import BackmergeError, ConfigError, RunError
+from backmerge.errors import BackmergeError, ConfigError
 
 if TYPE_CHECKING:
     from backmerge.benchmarks.protocol import Benchmark
@@ -76,7 +76,7 @@ def finetune(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Any other setting, such as lora.dropout=0.1 or warmup=0."),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace what is at --out.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the model that backmerge wrote at --out.")] = False,
     allow_plugins: Annotated[
         bool, typer.Option("--allow-plugins", help="Run your own code where a name says package.module:function.")
     ] = False,
@@ -142,6 +142,8 @@ def _carry_out(
 ) -> None:
     from backmerge.checkpoints.locate import locate_model
     from backmerge.checkpoints.reader import Checkpoint
+    from backmerge.finetuning.trainer import is_of_key, training_key
+    from backmerge.outputs import check_apart, is_to_write, paths_read
     from backmerge.pipeline.training_data import load_for, with_notes
     from backmerge.pipeline.tuning import tune_seeds
     from backmerge.progress import is_first_process, say
@@ -149,13 +151,16 @@ def _carry_out(
     quieten()
     base = Checkpoint(locate_model(base_name))
     places = {seed: out if len(settings.seeds) == 1 else out / f"seed-{seed}" for seed in settings.seeds}
+    for place in places.values():
+        check_apart(place, [base.directory, *paths_read(settings), *map(Path, safety or ())])
     training = {seed: load_for(base, settings, seed, allow_plugins=allow_plugins) for seed in settings.seeds}
     benchmarks = _benchmarks(safety, allow_plugins=allow_plugins)
     training = with_notes(training, benchmarks, is_dropped=settings.data.drop_overlap)
     for seed, place in places.items():
-        _check_free(place, base, training[seed], settings, seed, force=force)
+        key = training_key(base, training[seed], settings, seed)
+        is_to_write(place, lambda place=place, key=key: is_of_key(place, key), force=force)  # type: ignore[misc]
     try:
-        tune_seeds(base, base_name, settings, training, places)
+        tune_seeds(base, base_name, settings, training, places, replace=force)
     except KeyboardInterrupt:
         say(f"Stopped. What is done is kept: the same command goes on with {out}.")
         raise
@@ -179,19 +184,6 @@ def _benchmarks(safety: Sequence[str] | None, *, allow_plugins: bool) -> list[Be
         except BackmergeError as error:
             say(f"The rows are not compared with {name}: {error.message}. --safety FILE compares them with your copy.")
     return found
-
-
-def _check_free(place: Path, base: Any, data: Any, settings: Any, seed: int, *, force: bool) -> None:
-    from backmerge.finetuning.trainer import is_trained, training_key
-
-    if force or not place.exists() or (place.is_dir() and not any(place.iterdir())):
-        return
-    if is_trained(place, training_key(base, data, settings, seed)):
-        return
-    raise RunError(
-        f"{place} is there already, and holds something else than these settings make",
-        remedy="give another --out, or --force to replace it; nothing was touched.",
-    )
 
 
 def _columns(pairs: Sequence[str]) -> dict[str, str]:

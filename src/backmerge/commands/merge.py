@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from backmerge.errors import ConfigError, RunError
+from backmerge.errors import ConfigError
 
 if TYPE_CHECKING:
     from backmerge.checkpoints.reader import Weights
@@ -68,7 +69,7 @@ def merge(
     sha256: Annotated[
         bool, typer.Option("--sha256", help="Also record the files' SHA-256; slower than merging.")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace what is at --out.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the model that backmerge wrote at --out.")] = False,
     allow_plugins: Annotated[
         bool, typer.Option("--allow-plugins", help="Run your own code where a name says package.module:function.")
     ] = False,
@@ -115,15 +116,20 @@ def merge(
     if rank is not None and not all(are_adapters):
         raise ConfigError("--rank is for adapters", remedy="add --as adapter.")
     left = [
-        _still_to_do(together, rank, is_adapter=is_adapter, force=force)
+        _still_to_do(together, rank, config, is_adapter=is_adapter, force=force)
         for together, is_adapter in zip(outputs, are_adapters, strict=True)
     ]
     for together, is_adapter in zip(left, are_adapters, strict=True):
         if together and is_adapter:
-            _write_adapters(together, rank, allow_plugins=allow_plugins)
+            _write_adapters(together, rank, allow_plugins=allow_plugins, replace=force)
         elif together:
             _write_checkpoints(
-                together, shard_bytes, sha256=sha256, allow_plugins=allow_plugins, allow_unrelated=allow_unrelated
+                together,
+                shard_bytes,
+                sha256=sha256,
+                allow_plugins=allow_plugins,
+                allow_unrelated=allow_unrelated,
+                replace=force,
             )
 
 
@@ -231,24 +237,22 @@ def _from_mergekit(config: Path, out: Path, seed: int, fixed: Mapping[str, Any])
 
 
 def _still_to_do(
-    outputs: Mapping[Path, Variant], rank: int | None, *, is_adapter: bool, force: bool
+    outputs: Mapping[Path, Variant], rank: int | None, config: Path | None, *, is_adapter: bool, force: bool
 ) -> dict[Path, Variant]:
     """Without what is there already, made by the same recipe from the same models.
 
     Raises:
-        RunError: something else stands there, or it is one of the models to merge.
+        RunError: something else is there, it is damaged, or it overlaps what is read.
     """
+    from backmerge.merging.to_disk import damage_of_merged
+    from backmerge.outputs import check_apart, damage_of, is_to_write
+
     left: dict[Path, Variant] = {}
     for target, variant in outputs.items():
         models = (variant.base, *variant.tuned_models, *variant.extra.values())
-        if any(target.resolve() == weights.directory.resolve() for weights in models):
-            raise RunError(f"{target} is one of the models to merge", remedy="give another --out.")
-        if target.exists() and not force:
-            if not _is_made_by(target, variant, rank, is_adapter=is_adapter):
-                raise RunError(
-                    f"{target} exists already, and is not what this command would write",
-                    remedy="give another --out, or --force to replace it.",
-                )
+        check_apart(target, [*(path for weights in models for path in places_of(weights)), *filter(None, [config])])
+        is_same = partial(_is_made_by, target, variant, rank, is_adapter=is_adapter)
+        if not is_to_write(target, is_same, damage_of if is_adapter else damage_of_merged, force=force):
             typer.echo(f"{target} is there already, from the same models by the same recipe.", err=True)
             typer.echo(target)
             continue
@@ -256,12 +260,20 @@ def _still_to_do(
     return left
 
 
+def places_of(weights: Weights) -> list[Path]:
+    """Return the folders that weights are read from: an adapter's own, its base's, and that which its config names."""
+    from backmerge.checkpoints.adapter import AdapterOnBase
+
+    places = [weights.directory, weights.companions]
+    if isinstance(weights, AdapterOnBase) and isinstance(named := weights.config.get("base_model_name_or_path"), str):
+        places.append(Path(named))
+    return places
+
+
 def _is_made_by(target: Path, variant: Variant, rank: int | None, *, is_adapter: bool) -> bool:
     """Whether a folder holds a merge by this recipe; the models' fingerprints are taken only if all else agrees."""
     from backmerge.checkpoints.reader import CARD, read_json
 
-    if not (target / CARD).is_file():
-        return False
     card = read_json(target / CARD)
     recipe = card.get("recipe")
     if not isinstance(recipe, dict) or recipe.get("method") != variant.method or recipe.get("lam") != variant.lam:
@@ -287,10 +299,10 @@ def _is_adapter(outputs: Mapping[Path, Variant], as_: str) -> bool:
     return obstacle is None
 
 
-def _write_adapters(outputs: Mapping[Path, Variant], rank: int | None, *, allow_plugins: bool) -> None:
+def _write_adapters(outputs: Mapping[Path, Variant], rank: int | None, *, allow_plugins: bool, replace: bool) -> None:
     from backmerge.merging.lowrank import write_adapters
 
-    for written in write_adapters(outputs, rank=rank, allow_plugins=allow_plugins):
+    for written in write_adapters(outputs, rank=rank, allow_plugins=allow_plugins, replace=replace):
         typer.echo(written.directory)
 
 
@@ -301,6 +313,7 @@ def _write_checkpoints(
     sha256: bool,
     allow_plugins: bool,
     allow_unrelated: bool,
+    replace: bool,
 ) -> None:
     from backmerge.merging.allocator import keep_freed_memory
     from backmerge.merging.to_disk import write_all
@@ -314,7 +327,12 @@ def _write_checkpoints(
     total = sum(info.num_elements for info in variant.base.infos.values())
     with bar("Merging", total) as advance:
         written = write_all(
-            outputs, allow_plugins=allow_plugins, max_shard_bytes=shard_bytes, sha256=sha256, advance=advance
+            outputs,
+            allow_plugins=allow_plugins,
+            max_shard_bytes=shard_bytes,
+            sha256=sha256,
+            replace=replace,
+            advance=advance,
         )
     for one in written:
         typer.echo(one.directory)

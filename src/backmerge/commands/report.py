@@ -38,6 +38,7 @@ def report(
 
     The paper's: backmerge report runs/table1
     """
+    from backmerge.outputs import check_apart
     from backmerge.reporting.finished_runs import is_suite, read_suite
 
     which = _table(table)
@@ -56,6 +57,8 @@ def report(
     place = out if out is not None else _place(directories)
     if (place / "experiment.yaml").exists():
         raise RunError(f"{place} is a run, where no comparison can go", remedy="give --out.")
+    if out is not None:
+        check_apart(out, directories)
     title = only.title if only is not None and which == only.table else None
     _report_several(directories, place, which, title)
 

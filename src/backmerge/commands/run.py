@@ -50,8 +50,11 @@ def run(
     runs/table1-demo
     """
     from backmerge.config import load_extended, validated, with_overrides
+    from backmerge.outputs import check_apart
 
     document = load_extended(experiment)
+    if out is not None and not (out / "units").is_dir():  # a run's own experiment.yaml may go on with the run
+        check_apart(out, [experiment])
     if "experiments" in document.values:
         from backmerge.pipeline.suite import plan_suite
 

@@ -25,9 +25,9 @@ from transformers import DataCollatorForSeq2Seq, TrainingArguments, set_seed
 from backmerge import __version__
 from backmerge.checkpoints.adapter_config import CONFIG
 from backmerge.checkpoints.files import torch_dtype
-from backmerge.checkpoints.reader import Checkpoint, read_json
+from backmerge.checkpoints.reader import CARD, Checkpoint, read_json
 from backmerge.checkpoints.writer import copy_companions
-from backmerge.errors import ConfigError, DataError
+from backmerge.errors import CheckpointError, ConfigError, DataError
 from backmerge.finetuning.answer_loss import AnswerLossTrainer
 from backmerge.finetuning.callbacks import KeepEvery, MarkComplete, MovingAverage, SaveWhenAsked, StopAt, Telling
 from backmerge.finetuning.checkpointing import left_by_others, newest_complete, state_directory
@@ -39,11 +39,11 @@ from backmerge.finetuning.schedule import batches, num_steps, schedule_steps
 from backmerge.finetuning.settings import FinetuneSettings
 from backmerge.generation.chat import load_tokenizer
 from backmerge.generation.loading import without_bars
+from backmerge.outputs import damage_of, listed_files
 from backmerge.progress import Advance, say
 from backmerge.records import to_json
 from backmerge.runs import key_of, whole_directory
 
-CARD = "backmerge.json"
 SNAPSHOTS = "snapshots"
 RESULT = "result"  # within the training's state, until it is whole
 LAST = 10  # steps whose mean loss the card tells
@@ -65,9 +65,17 @@ def training_key(base: Checkpoint, data: TrainingData, settings: FinetuneSetting
 
 
 def is_trained(directory: Path, key: str) -> bool:
-    """Whether `directory` holds the tuned model of that key."""
+    """Return whether `directory` holds the tuned model of that key, its files as they were written."""
+    return is_of_key(directory, key) and damage_of(directory) is None
+
+
+def is_of_key(directory: Path, key: str) -> bool:
+    """Return whether a manifest says that `directory` holds the tuned model of that key."""
     card = directory / CARD
-    return card.is_file() and json.loads(card.read_text(encoding="utf-8")).get("key") == key
+    try:
+        return card.is_file() and read_json(card).get("key") == key
+    except CheckpointError:
+        return False
 
 
 def train_model(
@@ -79,6 +87,7 @@ def train_model(
     advance: Advance,
     *,
     base_name: str | None = None,
+    replace: bool = False,
 ) -> None:
     """Fine-tune the base, or go on where a killed training stopped; writes the model, its losses, what it was made of.
 
@@ -92,8 +101,10 @@ def train_model(
         directory: Appears when all is written.
         advance: Told of each optimiser step.
         base_name: What the adapter calls its base; its folder if not given.
+        replace: Whether a model that backmerge wrote in the directory is replaced.
 
     Raises:
+        RunError: something else is at the directory.
         DataError: there are no examples, or one cannot be encoded.
         GenerationError: the base cannot be loaded.
         ConfigError: the training diverged, or settings do not fit the data or the machine.
@@ -163,7 +174,7 @@ def train_model(
             "schedule_steps": schedule_steps(settings, len(encoded)),
             "settings": settings.model_dump(mode="json", exclude={"seeds", "report_to"}),
         }
-        _write(directory, states, card, trainer.state.log_history)
+        _write(directory, states, card, trainer.state.log_history, replace=replace)
         shutil.rmtree(states)
     PartialState().wait_for_everyone()
     if stopping.is_asked:  # in the last step: this model is done, and what would come after it is not begun
@@ -216,7 +227,9 @@ def _save(trainer: Any, base: Checkpoint, settings: FinetuneSettings, place: Pat
         _mend_config(place / CONFIG, base_name or str(base.directory))
 
 
-def _write(directory: Path, states: Path, card: Mapping[str, Any], history: list[dict[str, Any]]) -> None:
+def _write(
+    directory: Path, states: Path, card: Mapping[str, Any], history: list[dict[str, Any]], *, replace: bool
+) -> None:
     """Gather what belongs to the result, and let it appear at once."""
     losses = [{key: e[key] for key in ("step", "loss", "learning_rate")} for e in history if "loss" in e]
     validation = [{"step": e["step"], "loss": e["eval_loss"]} for e in history if "eval_loss" in e]
@@ -225,7 +238,7 @@ def _write(directory: Path, states: Path, card: Mapping[str, Any], history: list
         "final_loss": sum(last) / len(last),
         "final_validation_loss": validation[-1]["loss"] if validation else None,
     }
-    with whole_directory(directory) as temporary:
+    with whole_directory(directory, replace=replace) as temporary:
         for file in (states / RESULT).iterdir():
             shutil.move(file, temporary / file.name)
         if (states / SNAPSHOTS).is_dir():
@@ -234,7 +247,8 @@ def _write(directory: Path, states: Path, card: Mapping[str, Any], history: list
             if entries:
                 (temporary / name).write_text("".join(json.dumps(entry) + "\n" for entry in entries))
         draw_losses(losses, validation, temporary / "loss.png")
-        (temporary / CARD).write_text(json.dumps({**card, **findings}, indent=2) + "\n", encoding="utf-8")
+        whole = {**card, **findings, "files": listed_files(temporary)}
+        (temporary / CARD).write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
 
 
 @contextmanager

@@ -39,6 +39,7 @@ from backmerge.merging.factors import Core, Losses, Part, Recompression, Stack, 
 from backmerge.merging.method import Method, call, find_method
 from backmerge.merging.recipe import Variant
 from backmerge.merging.settings import Settings
+from backmerge.outputs import listed_files
 from backmerge.runs import key_of, whole_directory
 
 MAX_VLLM_RANK = 512  # the largest that vLLM's --max-lora-rank takes
@@ -70,14 +71,19 @@ def adapter_obstacle(variant: Variant, *, allow_plugins: bool = False) -> str | 
 
 
 def write_adapter(
-    variant: Variant, directory: Path, *, rank: int | None = None, allow_plugins: bool = False
+    variant: Variant,
+    directory: Path,
+    *,
+    rank: int | None = None,
+    allow_plugins: bool = False,
+    replace: bool = False,
 ) -> WrittenAdapter:
     """Write one merge as an adapter; see `write_adapters`."""
-    return write_adapters({directory: variant}, rank=rank, allow_plugins=allow_plugins)[0]
+    return write_adapters({directory: variant}, rank=rank, allow_plugins=allow_plugins, replace=replace)[0]
 
 
 def write_adapters(
-    outputs: Mapping[Path, Variant], *, rank: int | None = None, allow_plugins: bool = False
+    outputs: Mapping[Path, Variant], *, rank: int | None = None, allow_plugins: bool = False, replace: bool = False
 ) -> list[WrittenAdapter]:
     """Write merges as PEFT adapters, each whole or not at all, reading the factors once.
 
@@ -91,6 +97,7 @@ def write_adapters(
         outputs: Directory to variant; the variants differ in λ alone.
         rank: Recompress every module to this rank: the nearest of that rank, by the singular values of the change.
         allow_plugins: Whether the user's own code may be run.
+        replace: Whether adapters that backmerge wrote in these directories are replaced.
 
     Raises:
         MergeError: the recipe is no adapter (see `adapter_obstacle`), or is wrong, or a factor is not finite.
@@ -105,7 +112,7 @@ def write_adapters(
     merge = LowRankMerge(variants, rank=rank, allow_plugins=allow_plugins)
     try:
         with ExitStack() as stack:
-            places = [stack.enter_context(whole_directory(directory)) for directory in outputs]
+            places = [stack.enter_context(whole_directory(directory, replace=replace)) for directory in outputs]
             infos = merge.infos
             check_room(places[0].parent, [merge.form.infos(infos)] * len(places))
             writers = [stack.enter_context(AdapterWriter(place, merge.form, infos)) for place in places]
@@ -420,4 +427,5 @@ def _write_card(place: Path, variant: Variant, result: WrittenAdapter) -> None:
         card["base_fingerprint"] = known
     if result.recompression is not None:
         card["recompression"] = result.recompression._asdict()
+    card["files"] = listed_files(place)
     (place / CARD).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")

@@ -22,6 +22,7 @@ from backmerge.errors import CheckpointError
 from backmerge.merging.blocks import Merge
 from backmerge.merging.engine import carry_out
 from backmerge.merging.recipe import Variant
+from backmerge.outputs import damage_of, listed_files
 from backmerge.runs import whole_directory
 
 
@@ -37,9 +38,9 @@ class Written(NamedTuple):
     rounding_loss: float | None
 
 
-def write_merged(variant: Variant, directory: Path, *, allow_plugins: bool = False) -> Written:
+def write_merged(variant: Variant, directory: Path, *, allow_plugins: bool = False, replace: bool = False) -> Written:
     """Write one merged model; see `write_all`."""
-    return write_all({directory: variant}, allow_plugins=allow_plugins)[0]
+    return write_all({directory: variant}, allow_plugins=allow_plugins, replace=replace)[0]
 
 
 def write_all(
@@ -49,6 +50,7 @@ def write_all(
     max_shard_bytes: int | None = None,
     sha256: bool = False,
     workers: int | None = None,
+    replace: bool = False,
     advance: Callable[[int], None] | None = None,
 ) -> list[Written]:
     """Write merged models as Hugging Face directories, each whole or not at all, reading the inputs once.
@@ -59,16 +61,18 @@ def write_all(
         max_shard_bytes: Of a shard's tensors; 5 GB if not given.
         sha256: Whether the card also names the files' SHA-256, which takes longer than the merge.
         workers: Threads.
+        replace: Whether models that backmerge wrote in these directories are replaced.
         advance: Told of the elements that are done.
 
     Raises:
         MergeError: see `Merge` and `Merge.merged`.
         CheckpointError: the disk has not enough room, or cannot be written to.
+        RunError: something is at one of the directories, or appeared there meanwhile.
     """
     merge = Merge(list(outputs.values()), allow_plugins=allow_plugins)
     try:
         with ExitStack() as stack:
-            places = [stack.enter_context(whole_directory(directory)) for directory in outputs]
+            places = [stack.enter_context(whole_directory(directory, replace=replace)) for directory in outputs]
             check_room(places[0].parent, [merge.infos] * len(places))
             metadata = merge.base.metadata
             writers = [
@@ -97,6 +101,18 @@ def write_all(
     return [Written(directory, loss) for directory, loss in zip(outputs, losses, strict=True)]
 
 
+def damage_of_merged(directory: Path) -> str | None:
+    """Return how a merged model on disk differs from what was written, or `None` if it does not; reads all of it."""
+    damage = damage_of(directory)
+    if damage is not None:
+        return damage
+    try:
+        is_same = Checkpoint(directory).fingerprint == read_json(directory / CARD).get("fingerprint")
+    except CheckpointError as error:
+        return error.message
+    return None if is_same else "its tensors were changed after they were written, or files were added to it"
+
+
 def _name_dtype(directory: Path, variant: Variant) -> None:
     """Let the configuration say in which dtype the tensors now are."""
     if variant.dtype is None:
@@ -123,8 +139,10 @@ def _write_card(directory: Path, variant: Variant, digests: TensorDigests, loss:
         "fingerprint": written.fingerprint,
         "rounding_loss": loss,
     }
+    shards = sorted(file.name for file in directory.glob("*.safetensors"))
     if sha256:
-        card["sha256"] = {file.name: _sha256(file) for file in sorted(directory.glob("*.safetensors"))}
+        card["sha256"] = {name: _sha256(directory / name) for name in shards}
+    card["files"] = listed_files(directory, without_digest=shards)  # the fingerprint covers the tensors
     (directory / CARD).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
 
 

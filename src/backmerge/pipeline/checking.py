@@ -20,6 +20,7 @@ from backmerge.errors import ConfigError, RunError
 from backmerge.execution import ExecutionSettings
 from backmerge.generation.protocol import Generator
 from backmerge.merging.recipe import Variant
+from backmerge.outputs import check_apart, paths_read
 from backmerge.pipeline.decision import verdict_on
 from backmerge.pipeline.evaluation import Job, evaluator_of
 from backmerge.pipeline.experiment import EvaluateSettings
@@ -120,6 +121,7 @@ def check_model(
     Raises:
         BackmergeError: something that the user can mend.
     """
+    check_apart(directory, paths_read(settings))
     judge, second = find_judges(settings.evaluate, allow_plugins=allow_plugins)
     benchmarks = find_benchmarks(settings.evaluate, Allowed(allow_plugins, allow_code_execution))
     check_judge(judge, benchmarks)

@@ -18,6 +18,7 @@ from backmerge.errors import DataError, RunError
 from backmerge.generation.protocol import Drawing, Sampling
 from backmerge.judging.protocol import Judge, JudgeSettings
 from backmerge.merging.recipe import Variant
+from backmerge.outputs import check_apart, paths_read
 from backmerge.pipeline.evaluation import Evaluator, Job, Outcome
 from backmerge.pipeline.experiment import EvaluateSettings
 from backmerge.pipeline.points import BASE, Member
@@ -132,6 +133,7 @@ def score_answers(
     Raises:
         BackmergeError: something that the user can mend.
     """
+    check_apart(directory, [path, *paths_read(named(benchmark_name)), *paths_read(judge_settings)])
     answers = read_answers(path)
     fewest = min(map(len, answers.by_example.values()))
     settings = named(benchmark_name).model_copy(update={"num_samples": fewest})
@@ -177,6 +179,7 @@ def judge_again(
     Raises:
         BackmergeError: the run is damaged or unfinished, or something else that the user can mend.
     """
+    check_apart(directory, [earlier, *paths_read(judge_settings)])
     settings = settings_left(RunDirectory(earlier))
     if kind_of_run(settings) == "answers":
         raise RunError(f"{earlier} holds scored answers of a file", remedy="give that file with --benchmark.")

@@ -22,6 +22,7 @@ from backmerge.benchmarks.split import Split
 from backmerge.checkpoints.reader import Weights
 from backmerge.errors import ConfigError
 from backmerge.generation.protocol import Generator, release
+from backmerge.outputs import check_apart, paths_read
 from backmerge.pipeline.evaluation import Job, evaluator_of, sampling_of
 from backmerge.pipeline.experiment import Experiment
 from backmerge.pipeline.points import ALL, Point, points_of
@@ -139,6 +140,7 @@ def run_shard(
             f"the search '{experiment.searched_by}' asks for one λ after the other, which no shards can share",
             remedy="set search.name to grid, or run it without --shard, on a pool or on Ray.",
         )
+    check_apart(directory, paths_read(experiment))
     prepared = prepare(experiment, allow_plugins=allow_plugins, allow_code_execution=allow_code_execution)
     engine = make_engine(experiment.evaluate, allow_plugins=allow_plugins)
     check_validation(prepared, engine)

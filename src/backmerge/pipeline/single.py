@@ -18,6 +18,7 @@ from backmerge.errors import ConfigError
 from backmerge.execution import ExecutionSettings
 from backmerge.merging.method import check_models, check_parameters, find_method
 from backmerge.merging.recipe import Variant, lam_name
+from backmerge.outputs import check_apart, paths_read
 from backmerge.pipeline.evaluation import Job, evaluator_of
 from backmerge.pipeline.experiment import EvaluateSettings, SweepSettings
 from backmerge.pipeline.points import BASE, TUNED, Member, Point
@@ -76,6 +77,7 @@ def evaluate_model(
     Raises:
         BackmergeError: something that the user can mend.
     """
+    check_apart(directory, paths_read(settings))
     judge, second = find_judges(settings.evaluate, allow_plugins=allow_plugins)
     benchmarks = find_benchmarks(settings.evaluate, Allowed(allow_plugins, allow_code_execution))
     check_judge(judge, benchmarks)

@@ -16,6 +16,7 @@ from backmerge.checkpoints.reader import Checkpoint, Weights
 from backmerge.config import as_yaml
 from backmerge.generation.protocol import release
 from backmerge.merging.recipe import Variant, order_of
+from backmerge.outputs import check_apart, paths_read
 from backmerge.pipeline.comparison import Contender, comparison_of, confirmed_points, contenders_of
 from backmerge.pipeline.cost import plan_of
 from backmerge.pipeline.decision import confirmation_of, counted_looks, margin_note
@@ -105,6 +106,7 @@ def run_experiment(
     Raises:
         BackmergeError: something that the user can mend; what was done so far is kept.
     """
+    check_apart(directory, paths_read(experiment))
     prepared = prepare(experiment, allow_plugins=allow_plugins, allow_code_execution=allow_code_execution)
     engine = make_engine(experiment.evaluate, allow_plugins=allow_plugins)
     check_validation(prepared, engine)

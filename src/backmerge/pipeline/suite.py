@@ -22,6 +22,7 @@ from pydantic import Field, model_validator
 
 from backmerge.config import Document, Settings, load_extended, merged, part, validated, with_overrides
 from backmerge.errors import BackmergeError, ConfigError, RunError
+from backmerge.outputs import check_apart, paths_read
 from backmerge.pipeline.experiment import Experiment
 from backmerge.pipeline.preparation import prepare
 from backmerge.pipeline.stages import Finished, run_experiment
@@ -195,6 +196,7 @@ def run_suite(
         RunError: the directory holds something else.
     """
     _check_directory(directory)
+    check_apart(directory, [path for experiment in planned.experiments.values() for path in paths_read(experiment)])
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     write_whole(directory / SUITE_FILE, yaml.safe_dump(_described(planned), sort_keys=False, allow_unicode=True))
     outcomes: dict[str, Outcome] = {}

@@ -23,6 +23,7 @@ def tune_seeds(
     places: Mapping[int, Path],
     *,
     log: Callable[[str], None] = lambda _: None,
+    replace: bool = True,
 ) -> dict[str, Weights]:
     """Train each seed's model to its place; gives them by the names of their folders.
 
@@ -35,6 +36,7 @@ def tune_seeds(
         training: Seed to data.
         places: Seed to folder.
         log: Told of each seed that was trained.
+        replace: Whether a model that backmerge wrote in a seed's place with other settings is replaced.
 
     Raises:
         BackmergeError: something that the user can mend.
@@ -47,7 +49,7 @@ def tune_seeds(
         data = training[seed]
         if not is_trained(place, training_key(base, data, settings, seed)):
             with bar(f"Fine-tuning, seed {seed}", num_steps(settings, len(data.training))) as advance:
-                train_model(base, data, settings, seed, place, advance, base_name=named)
+                train_model(base, data, settings, seed, place, advance, base_name=named, replace=replace)
             log(f"fine-tuned seed {seed}")
         tuned[place.name] = open_weights(place, base)
     return tuned

@@ -1,0 +1,260 @@
+"""Where commands write: apart from all that they read, and over nothing but what backmerge wrote itself.
+
+A model that backmerge writes carries a manifest, `backmerge.json`, which lists its files with their sizes and digests.
+`--force` replaces a folder only if it holds such a manifest and nothing that the manifest does not list; a result
+counts as done only if its files are those of the manifest.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import xxhash
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
+
+from backmerge.errors import RunError
+
+MANIFEST = "backmerge.json"
+ADDED_LATER = frozenset({"README.md"})  # the model card, which a report writes next to the weights
+NAMES = frozenset({"name", "method", "mode", "device", "dtype", "rule", "executor"})  # settings that name no folder
+BLOCK = 1 << 24  # bytes that are hashed at once
+
+
+class ListedFile(BaseModel):
+    """A file of a model, as it was written.
+
+    Attributes:
+        bytes: Its size.
+        xxh3: The XXH3 (128 bit) of its content; `None` if the manifest's fingerprint covers it.
+    """
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    bytes: NonNegativeInt
+    xxh3: str | None = None
+
+
+class Manifest(BaseModel):
+    """What every `backmerge.json` holds, whatever wrote it.
+
+    Attributes:
+        backmerge: The version that wrote it.
+        files: Each file of the folder but the manifest, by its path within; `None` before version 0.4.
+    """
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    backmerge: str
+    files: dict[str, ListedFile] | None = None
+
+
+def listed_files(directory: Path, *, without_digest: Iterable[str] = ()) -> dict[str, dict[str, Any]]:
+    """Return the manifest's list of a folder that is written, as plain data.
+
+    Args:
+        directory: All its files are listed, but the manifest.
+        without_digest: Files that are too large to be read again, and whose content a fingerprint covers.
+    """
+    skipped = set(without_digest)
+    return {
+        name: ListedFile(
+            bytes=(directory / name).stat().st_size, xxh3=None if name in skipped else _digest(directory / name)
+        ).model_dump(exclude_none=True)
+        for name in _names_in(directory)
+    }
+
+
+def manifest_of(directory: Path) -> Manifest | None:
+    """Read the manifest of a folder; `None` if there is none, or it is damaged."""
+    try:
+        return Manifest.model_validate_json((directory / MANIFEST).read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
+def damage_of(directory: Path) -> str | None:
+    """Return how a model's files differ from its manifest, or `None` if they are as written.
+
+    Files that a user added are no damage. Of a manifest that lists no files, nothing can be said.
+    """
+    manifest = manifest_of(directory)
+    if manifest is None:
+        return f"{MANIFEST} is missing or damaged"
+    for name, listed in (manifest.files or {}).items():
+        file = directory / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if (size := file.stat().st_size) != listed.bytes:
+            return f"{name} has {size:,} bytes, and {listed.bytes:,} were written"
+        if listed.xxh3 is not None and _digest(file) != listed.xxh3:
+            return f"{name} was changed after it was written"
+    return None
+
+
+def is_free(place: Path) -> bool:
+    """Return whether nothing is at a place, or an empty folder."""
+    return not os.path.lexists(place) or (place.is_dir() and not any(place.iterdir()))
+
+
+def check_replaceable(place: Path) -> None:
+    """Check that what is at a place may be replaced.
+
+    Raises:
+        RunError: it is a file, or a folder without our manifest, or one that holds more than the manifest lists.
+    """
+    if is_free(place):
+        return
+    if not place.is_dir():
+        raise RunError(f"{place} is a file, which --force does not replace", remedy="give another --out.")
+    manifest = manifest_of(place)
+    if manifest is None or manifest.files is None:
+        raise RunError(
+            f"{place} has no {MANIFEST} that lists its files, so backmerge cannot tell what of it is its own, and "
+            "--force does not replace it",
+            remedy="give another --out, or remove that folder yourself.",
+        )
+    foreign = [name for name in _names_in(place) if name not in manifest.files and name not in ADDED_LATER]
+    if foreign:
+        more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
+        raise RunError(
+            f"{place} holds files that backmerge did not write: {', '.join(foreign[:3])}{more}; replacing it would "
+            "delete them",
+            remedy="move them elsewhere, or give another --out.",
+        )
+
+
+def is_to_write(
+    place: Path, is_same: Callable[[], bool], damage: Callable[[Path], str | None] = damage_of, *, force: bool
+) -> bool:
+    """Return whether a model is still to be written at a place: not if it is there already, and whole.
+
+    Args:
+        place: Where the model goes.
+        is_same: Whether the manifest at the place says that the same command wrote it.
+        damage: How the model at the place differs from what was written.
+        force: Whether what backmerge wrote is replaced.
+
+    Raises:
+        RunError: something else is there, or the model is damaged, or `force` would delete what is not ours.
+    """
+    if is_free(place):
+        return True
+    if force:
+        check_replaceable(place)
+        return True
+    if not (place / MANIFEST).is_file() or not is_same():
+        raise RunError(f"{place} exists already, and is not what this command would write", remedy=_ways_out(place))
+    found = damage(place)
+    if found is not None:
+        raise RunError(
+            f"{place} was written by this command earlier, and has been damaged since: {found}",
+            remedy=_ways_out(place),
+        )
+    return False
+
+
+def _ways_out(place: Path) -> str:
+    try:
+        check_replaceable(place)
+    except RunError:
+        return "give another --out; what is there was not touched."
+    return "give another --out, or --force to replace it."
+
+
+def check_apart(out: Path, reads: Iterable[Path]) -> None:
+    """Check that a command writes neither to, above nor inside anything that it reads, nor over a user's own places.
+
+    Links are followed on both sides: of `out`, of what is read, and of the files directly in a folder that is read.
+
+    Args:
+        out: The folder that is written.
+        reads: Files and folders that the command reads; those that do not exist are skipped.
+
+    Raises:
+        RunError: they overlap; the message names both.
+    """
+    place = _resolved(out)
+    for name, own in (("the working directory", Path.cwd()), ("your home", Path.home()), ("the root", Path("/"))):
+        if _resolved(own).is_relative_to(place):
+            raise RunError(f"--out {out} is {name}, or above it", remedy="give a folder of its own, such as out.")
+    for name, cache in _caches():
+        if _overlap(place, _resolved(cache)):
+            raise RunError(f"--out {out} overlaps {name} in {cache}, which commands read", remedy="give another --out.")
+    for path in reads:
+        for source in _with_links(path):
+            if _overlap(place, source):
+                how = "is" if place == source else "holds" if source.is_relative_to(place) else "is inside"
+                raise RunError(
+                    f"--out {out} {how} {path}, which this command reads: writing there would destroy it",
+                    remedy="give an --out apart from the models and data that are read.",
+                )
+
+
+def paths_read(settings: BaseModel) -> list[Path]:
+    """Return the files and folders on this machine that settings name: models, adapters, data, judges' models."""
+    return list(dict.fromkeys(_paths_in(settings.model_dump(mode="json"), "")))
+
+
+def _paths_in(value: Any, key: str) -> Iterable[Path]:
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from _paths_in(inner, str(name))
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            yield from _paths_in(inner, key)
+    elif isinstance(value, str) and value:
+        try:
+            path = Path(value).expanduser()
+            # a benchmark's or method's name may be a file of the user's own; a folder that is called so is another
+            if path.is_file() or (path.is_dir() and key not in NAMES):
+                yield path
+        except (OSError, RuntimeError, ValueError):  # too long for a path, or a home that nobody has
+            return
+
+
+def _names_in(directory: Path) -> list[str]:
+    return sorted(
+        str(path.relative_to(directory))
+        for path in directory.rglob("*")
+        if (path.is_symlink() or not path.is_dir()) and path != directory / MANIFEST
+    )
+
+
+def _digest(file: Path) -> str:
+    digest = xxhash.xxh3_128()
+    with file.open("rb") as stream:
+        while block := stream.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _overlap(one: Path, other: Path) -> bool:
+    return one.is_relative_to(other) or other.is_relative_to(one)
+
+
+def _resolved(path: Path) -> Path:
+    try:
+        return path.expanduser().resolve()
+    except (OSError, RuntimeError) as error:  # a loop of links; a name that is too long
+        raise RunError(f"'{path}' cannot be used as a path: {error}", remedy="give another path.") from error
+
+
+def _with_links(path: Path) -> list[Path]:
+    """Return a path, and the files that links in it lead to, all resolved."""
+    place = _resolved(path)
+    if not place.is_dir():
+        return [place]
+    return [place, *(_resolved(entry) for entry in place.iterdir() if entry.is_symlink())]
+
+
+def _caches() -> list[tuple[str, Path]]:
+    """Return where models and answers are kept for later commands."""
+    user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    hub = os.environ.get("HF_HUB_CACHE") or Path(os.environ.get("HF_HOME") or user / "huggingface") / "hub"
+    return [
+        ("the Hugging Face cache", Path(hub)),
+        ("the cache of answers", Path(os.environ.get("BACKMERGE_CACHE") or user / "backmerge")),
+    ]

@@ -1,0 +1,119 @@
+"""Outputs: apart from what is read, over nothing but what backmerge wrote, and as they were written."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from backmerge.cli import app
+from backmerge.errors import RunError
+from backmerge.finetuning.settings import FinetuneSettings
+from backmerge.outputs import check_apart, check_replaceable, damage_of, is_to_write, listed_files, paths_read
+
+
+def written(directory: Path, **files: str) -> Path:
+    """Make a folder that backmerge wrote."""
+    directory.mkdir(parents=True)
+    for name, text in files.items():
+        (directory / name).write_text(text)
+    manifest = {"backmerge": "0.1", "files": listed_files(directory)}
+    (directory / "backmerge.json").write_text(json.dumps(manifest))
+    return directory
+
+
+@pytest.mark.parametrize(
+    "out", ["models", "models/base", "models/base/inner", "link", "models/../models/base", "blobs"]
+)
+def test_an_output_that_overlaps_what_is_read_is_refused(tmp_path: Path, out: str) -> None:
+    """Above, at, inside; through links of the output and of the files that are read."""
+    base = tmp_path / "models" / "base"
+    base.mkdir(parents=True)
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "blobs" / "one").write_text("weights")
+    (base / "model.safetensors").symlink_to(tmp_path / "blobs" / "one")
+    (tmp_path / "link").symlink_to(base)
+    with pytest.raises(RunError, match="this command reads"):
+        check_apart(tmp_path / out, [base])
+    check_apart(tmp_path / "models" / "other", [base])
+
+
+def test_a_user_s_own_places_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The working directory, home, the root, what is above them, and the caches."""
+    home, cache = tmp_path / "users" / "me", tmp_path / "cache"
+    (home / "work").mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("HF_HUB_CACHE", str(cache / "hub"))
+    monkeypatch.chdir(home / "work")
+    for place in (".", "..", str(tmp_path / "users"), "/", str(cache), str(cache / "hub" / "models--a--b")):
+        with pytest.raises(RunError, match=r"above it|overlaps the Hugging Face cache"):
+            check_apart(Path(place), [])
+    check_apart(Path("out"), [])
+
+
+def test_links_in_a_circle_are_one_message(tmp_path: Path) -> None:
+    """A loop of links is the user's to fix."""
+    (tmp_path / "a").symlink_to(tmp_path / "b")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    with pytest.raises(RunError, match="cannot be used as a path"):
+        check_apart(tmp_path / "a" / "out", [])
+
+
+def test_force_replaces_only_what_the_manifest_lists(tmp_path: Path) -> None:
+    """A folder without manifest, one with a user's file in it, and a file are refused by name."""
+    ours = written(tmp_path / "ours", weights="w")
+    check_replaceable(ours)
+    (ours / "README.md").write_text("the card")
+    check_replaceable(ours)
+    (ours / "notes.txt").write_text("precious")
+    with pytest.raises(RunError, match=r"notes\.txt"):
+        check_replaceable(ours)
+    (tmp_path / "theirs").mkdir()
+    check_replaceable(tmp_path / "theirs")
+    (tmp_path / "theirs" / "thesis.tex").write_text("precious")
+    with pytest.raises(RunError, match=r"no backmerge\.json"):
+        check_replaceable(tmp_path / "theirs")
+    with pytest.raises(RunError, match="is a file"):
+        check_replaceable(tmp_path / "theirs" / "thesis.tex")
+
+
+@pytest.mark.parametrize(
+    ("content", "found"), [(None, "missing"), ("", "0 bytes"), ("half", "4 bytes"), ("othertext", "was changed")]
+)
+def test_a_damaged_result_is_not_done(tmp_path: Path, content: str | None, found: str) -> None:
+    """A file that is gone, cut or altered is named, and the same command does not take the result for done."""
+    ours = written(tmp_path / "ours", weights="whole one")
+    assert not is_to_write(ours, lambda: True, force=False)
+    if content is None:
+        (ours / "weights").unlink()
+    else:
+        (ours / "weights").write_text(content)
+    assert found in str(damage_of(ours))
+    with pytest.raises(RunError, match="damaged since"):
+        is_to_write(ours, lambda: True, force=False)
+    assert is_to_write(ours, lambda: True, force=True)
+
+
+def test_settings_name_what_they_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of data is found among the settings; a folder called like a method is not taken for one."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.jsonl").write_text("{}")
+    (tmp_path / "lora").mkdir()
+    assert paths_read(FinetuneSettings(dataset="rows.jsonl")) == [Path("rows.jsonl")]
+
+
+def test_no_command_deletes_its_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`finetune --force` with its data inside `--out`, and `merge --force` over its own models, are refused."""
+    monkeypatch.chdir(tmp_path)
+    out = written(tmp_path / "out", weights="w")
+    (out / "rows.jsonl").write_text('{"prompt": "a", "answer": "b"}\n')
+    (out / "tuned").mkdir()
+    for command in (
+        ["finetune", "demo", "--data", "out/rows.jsonl", "--out", "out", "--force", "--safety", "none"],
+        ["evaluate", "demo", "--utility", "out/rows.jsonl", "--out", "out"],
+        ["score", "out/rows.jsonl", "--benchmark", "demo-plans", "--out", "out"],
+    ):
+        done = CliRunner().invoke(app, command)
+        assert isinstance(done.exception, RunError), (command, done.output, done.exception)
+        assert "this command reads" in str(done.exception)
+        assert (out / "rows.jsonl").is_file()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -265,7 +266,8 @@ def places_of(weights: Weights) -> list[Path]:
     from backmerge.checkpoints.adapter import AdapterOnBase
 
     places = [weights.directory, weights.companions]
-    if isinstance(weights, AdapterOnBase) and isinstance(named := weights.config.get("base_model_name_or_path"), str):
+    named = weights.config.base_model_name_or_path if isinstance(weights, AdapterOnBase) else None
+    if named and os.path.isdir(named):  # noqa: PTH112 - Path's own raises where a name is too long
         places.append(Path(named))
     return places
 

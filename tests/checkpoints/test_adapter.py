@@ -350,6 +350,23 @@ def test_tensors_that_do_not_fit_are_refused(
     refused(adapter, base, words)
 
 
+def test_the_remedy_is_never_the_base_that_was_given(adapter: Path, base: Checkpoint, tmp_path: Path) -> None:
+    """An adapter that names this very base, or whose base is packed, says something else to do."""
+    rewritten(adapter, {f"{PREFIX}model.layers.9.x.lora_{side}.weight": torch.ones(4, 4) for side in "AB"})
+    other = shutil.copytree(base.directory, tmp_path / "other")
+    for folder, quantised, words in (
+        (base.directory, False, "names this very base"),
+        (other, False, f"give the base that it was trained on: {base.directory}"),
+        (other, True, "dequantised"),
+    ):
+        if quantised:
+            change_json(other / "config.json", quantization_config={"quant_method": "mxfp4"})
+        with pytest.raises(CheckpointError) as caught:
+            open_weights(adapter, Checkpoint(folder))
+        assert words in str(caught.value.remedy)
+        assert str(folder) not in str(caught.value.remedy)
+
+
 def test_an_adapter_that_backmerge_trained_knows_its_base(adapter: Path, base: Checkpoint, make_model: Factory) -> None:
     """The card's fingerprint holds it to the very weights; another seed of the same shape is refused."""
     (adapter / "backmerge.json").write_text(json.dumps({"base_fingerprint": base.fingerprint}))

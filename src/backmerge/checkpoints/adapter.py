@@ -479,7 +479,19 @@ class AdapterOnBase:
             )
 
     def _other_base(self) -> str:
+        """What to do about an adapter that does not fit: never to give the base that was just given."""
+        config = read_json(self.base.companions / "config.json")
+        if isinstance(config.get("quantization_config"), dict):
+            return (
+                "the base is quantised, so that its weights are packed on disk: load it with transformers, "
+                "dequantised, save that, and give it as BASE."
+            )
         named = self.config.base_model_name_or_path
+        if named and Path(named).absolute() == self.base.directory.absolute():
+            return (
+                "the adapter names this very base: if that was changed since, give it as it was; otherwise save or "
+                "download the adapter again."
+            )
         return f"give the base that it was trained on{f': {shown(named)}' if named else ''}."
 
 

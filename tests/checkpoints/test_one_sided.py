@@ -17,6 +17,7 @@ from backmerge.checkpoints.compare import check_same_shape
 from backmerge.checkpoints.reader import SINGLE, Checkpoint, Weights
 from backmerge.errors import BackmergeError, CheckpointError, MergeError
 from backmerge.merging.engine import merged_tensors
+from backmerge.merging.live import LiveMerge
 from backmerge.merging.recipe import Variant
 
 Factory = Callable[..., Path]
@@ -151,6 +152,21 @@ def test_buffers_that_the_model_computes_are_no_difference(tmp_path: Path, name:
     found = merged(folders["base"], folders["tuned"])
     assert found.keys() - plain.keys() == (BUFFERS[name].keys() if side == "base" else set())
     assert all(torch.equal(found[key], tensor) for key, tensor in plain.items())
+
+
+@pytest.mark.parametrize("name", BUFFERS)
+def test_a_model_with_such_buffers_on_disk_is_swept_in_memory(tmp_path: Path, name: str) -> None:
+    """Llama 2's own files hold them; the model has no place for them, and needs none."""
+    architecture = next(one for one in ARCHITECTURES if one.name == name)
+    for number, folder in enumerate(("plain", "tuned")):
+        architecture.random_model(number).save_pretrained(tmp_path / folder)
+    base, tuned = opened(changed(tmp_path / "plain", tmp_path / "base", BUFFERS[name]), tmp_path / "tuned")
+    live = AutoModelForCausalLM.from_pretrained(base.directory)
+    sweep = LiveMerge(live, base)
+    assert sweep.is_possible()
+    sweep.set(Variant(base, tuned, "linear", 0.5))
+    expected = merged(tmp_path / "plain", tmp_path / "tuned")
+    assert all(torch.equal(live.state_dict()[key], tensor) for key, tensor in expected.items())
 
 
 def test_another_tensor_on_one_side_is_still_refused(tied: tuple[Path, Path], tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ class LiveMerge:
         self.base = base
         # tied parameters appear under each of their names and share storage: setting one sets all
         self._in_memory: dict[str, Tensor] = dict(model.state_dict(keep_vars=True))
-        self._parameters = _by_names_on_disk(self._in_memory, base)
+        self._parameters, self._ignored = _by_names_on_disk(self._in_memory, base)
         self._resident: dict[str, Weights] | None = {} if resident else None
 
     def is_possible(self) -> bool:
@@ -44,7 +44,7 @@ class LiveMerge:
         Some architectures fuse tensors in other ways as they load; those are realised as a checkpoint instead. So are
         models that tie what the disk holds twice: once merged, the two may differ, and would no longer be tied.
         """
-        on_disk = self.base.infos
+        on_disk = {name: info for name, info in self.base.infos.items() if name not in self._ignored}
         if any(
             name not in self._parameters or tuple(self._parameters[name].shape) != info.shape
             for name, info in on_disk.items()
@@ -66,6 +66,8 @@ class LiveMerge:
         merge = Merge([self._on_device(variant)], allow_plugins=allow_plugins, is_resident=is_resident)
 
         def overwrite(_: int, name: str, start: int, block: Tensor) -> None:
+            if name in self._ignored:
+                return
             place = self._parameters[name].detach()
             if place.is_contiguous():
                 place.view(-1)[start : start + block.numel()].copy_(block)
@@ -108,12 +110,16 @@ class LiveMerge:
         return self._resident[key]
 
 
-def _by_names_on_disk(in_memory: Mapping[str, Tensor], base: Weights) -> dict[str, Tensor]:
-    """A model's tensors by their names on disk; of one that is stacked or fused in memory, the parts, as views."""
+def _by_names_on_disk(in_memory: Mapping[str, Tensor], base: Weights) -> tuple[dict[str, Tensor], frozenset[str]]:
+    """A model's tensors by their names on disk, and what of the disk it leaves out, such as buffers that it computes.
+
+    Of a tensor that is stacked or fused in memory these are the parts, as views.
+    """
     if all(name in in_memory for name in base.infos):
-        return dict(in_memory)
+        return dict(in_memory), frozenset()
     found: dict[str, Tensor] = {}
-    for name, (parameter, region) in layout_of(base).places.items():
+    layout = layout_of(base)
+    for name, (parameter, region) in layout.places.items():
         if parameter not in in_memory:
             continue  # it is another model, which `is_possible` says
         tensor = in_memory[parameter].detach()
@@ -121,7 +127,7 @@ def _by_names_on_disk(in_memory: Mapping[str, Tensor], base: Weights) -> dict[st
             expert = tensor[region.first] if tensor.ndim == STACKED else tensor
             tensor = expert[region.start : region.start + region.rows]
         found[name] = tensor
-    return found
+    return found, layout.ignored
 
 
 class Resident:

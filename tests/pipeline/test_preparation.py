@@ -106,7 +106,7 @@ def test_models_of_two_dtypes_need_to_be_told_which(make_model: Callable[..., Pa
         prepare(settings_of(*sides, tmp_path))
     assert "merged_dtype" in (caught.value.remedy or "")
     prepared = prepare(settings_of(*sides, tmp_path, merged_dtype="bfloat16"))
-    (member,) = members_at(TUNED, prepared.base, prepared.tuned, prepared.dtype)
+    (member,) = members_at(TUNED, prepared.base, prepared.tuned, prepared.output)
     assert member.variant.dtype == "BF16"
     assert {tensor.dtype for _, tensor in merged_tensors(member.variant)} == {torch.bfloat16}
 

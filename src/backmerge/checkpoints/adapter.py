@@ -57,6 +57,11 @@ def trained_on(directory: Path) -> str | None:
     return fingerprint
 
 
+def own_fingerprint(directory: Path) -> str:
+    """A hash of an adapter's two files, its base unread."""
+    return fingerprint_of_files({directory / CONFIG, directory / TENSORS})
+
+
 def is_adapter(directory: Path) -> bool:
     """Whether a folder holds a PEFT adapter rather than a model."""
     return (directory / CONFIG).is_file()
@@ -113,7 +118,7 @@ class AdapterOnBase:
     @functools.cached_property
     def own_fingerprint(self) -> str:
         """Of the adapter's two files alone, the base unread."""
-        return fingerprint_of_files({self.directory / CONFIG, self.directory / TENSORS})
+        return own_fingerprint(self.directory)
 
     @property
     def dense_changes(self) -> list[str]:

@@ -58,7 +58,7 @@ def chat(
     """
     from rich.console import Console
 
-    from backmerge.commands.merge import check_choice
+    from backmerge.commands.options import check_choice
     from backmerge.commands.quiet import quieten
     from backmerge.generation.protocol import EngineSettings, Sampling
     from backmerge.generation.transformers_engine import TransformersEngine

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from backmerge.commands.merge import DTYPES, numbers, places_of
+from backmerge.commands.merge import numbers, places_of
+from backmerge.commands.options import DTYPES
 from backmerge.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -8,10 +8,12 @@ import typer
 
 from backmerge.commands.merge import numbers
 from backmerge.commands.options import (
+    As,
     BatchSize,
     CodeExecution,
     Device,
     Dtype,
+    DtypeOut,
     Engine,
     EngineOption,
     Executor,
@@ -30,6 +32,7 @@ from backmerge.commands.options import (
     Utility,
     engine_options,
     evaluate_values,
+    output_values,
 )
 from backmerge.commands.quiet import quieten
 from backmerge.commands.running import stoppable
@@ -44,6 +47,8 @@ def evaluate(
         str | None, typer.Option(help="Measure merges with --base at these λs instead, such as 0,0.4,1.")
     ] = None,
     method: Annotated[str, typer.Option(help="Of the merges.")] = "linear",
+    as_: As = "auto",
+    dtype_out: DtypeOut = None,
     utility: Utility = None,
     safety: Safety = None,
     over_refusal: OverRefusal = None,
@@ -82,6 +87,7 @@ def evaluate(
         "base": base,
         "lam": [] if lam is None else numbers("--lam", lam),
         "method": method,
+        **output_values(as_, dtype_out),
         "evaluate": evaluate_values(
             utility, safety, over_refusal, judge, limit, device, dtype, batch_size, max_new_tokens
         )

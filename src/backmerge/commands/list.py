@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from backmerge import registry
-from backmerge.commands.merge import check_choice
+from backmerge.commands.options import check_choice
 
 KINDS = ("benchmarks", "judges", "methods", "tasks", "engines")
 

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from backmerge.commands.options import DTYPES, FORMS, ROUNDINGS, check_choice
 from backmerge.errors import ConfigError
 
 if TYPE_CHECKING:
     from backmerge.checkpoints.reader import Weights
     from backmerge.merging.recipe import Variant
 
-DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 SAMPLE = 0.01  # of the elements, for a look before the merge
 NOTABLE_LOSS = 0.1  # of the change, to rounding: then it is told
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
@@ -90,8 +90,8 @@ def merge(
     """
     if out is None:
         raise ConfigError("--out is missing: where shall the merged model go?", remedy="such as --out merged.")
-    check_choice("--as", as_, ("checkpoint", "adapter", "auto"))
-    check_choice("--rounding", rounding, ("nearest", "stochastic"))
+    check_choice("--as", as_, FORMS)
+    check_choice("--rounding", rounding, ROUNDINGS)
     check_choice("--extra-rows", extra_rows, ("error", "tuned"))
     if dtype is not None:
         check_choice("--dtype", dtype, DTYPES)
@@ -414,20 +414,6 @@ def _setting(text: str) -> Any:
             f"--where …={text}: expected a number, or several with colons between", remedy="such as mlp=0.2:0.8"
         ) from None
     return values if len(values) > 1 else values[0]
-
-
-def check_choice(option: str, given: str, known: Sequence[str] | Mapping[str, str]) -> None:
-    """Refuse an option's value that is none of those known.
-
-    Raises:
-        ConfigError: names the likely one, and all.
-    """
-    from backmerge.registry import closest
-
-    if given not in known:
-        raise ConfigError(
-            f"{option} {given}: unknown{closest(given, known)}", remedy=f"it is one of: {', '.join(known)}."
-        )
 
 
 def _bytes(option: str, text: str) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -80,6 +80,28 @@ EngineOption = Annotated[
         "--engine-option", metavar="KEY=VALUE", help="The engine's own, such as url=http://localhost:8000/v1."
     ),
 ]
+As = Annotated[
+    str,
+    typer.Option(
+        "--as",
+        help="What merged models are measured and written as: adapter, checkpoint, or auto: an adapter if the merge "
+        "is exact as one, as of LoRAs merged linearly.",
+    ),
+]
+DtypeOut = Annotated[
+    str | None,
+    typer.Option(
+        "--dtype-out",
+        help="Of the merged models: float32, bfloat16, float16; by default the base's for a checkpoint, float32 for "
+        "an adapter.",
+    ),
+]
+RoundingOut = Annotated[
+    str, typer.Option("--rounding", help="To that dtype: nearest; or stochastic, which is right on average.")
+]
+FORMS = ("auto", "adapter", "checkpoint")
+DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+ROUNDINGS = ("nearest", "stochastic")
 JudgeName = Annotated[
     str,
     typer.Option("--judge", help="Finds refusals and harm. The default looks for phrases, which is weak."),
@@ -120,6 +142,39 @@ def evaluate_values(
         "engine": {"device": device, "dtype": dtype, "batch_size": batch_size},
         "max_new_tokens": max_new_tokens,
     }
+
+
+def output_values(as_: str | None, dtype_out: str | None, rounding: str | None = None) -> dict[str, str]:
+    """The settings of the merged models' form that the options ask for.
+
+    Raises:
+        ConfigError: an option has none of its values; names the likely one.
+    """
+    asked = (
+        ("--as", "merged_as", as_, FORMS),
+        ("--dtype-out", "merged_dtype", dtype_out, tuple(DTYPES)),
+        ("--rounding", "merged_rounding", rounding, ROUNDINGS),
+    )
+    values = {}
+    for option, key, value, known in asked:
+        if value is not None:
+            check_choice(option, value, known)
+            values[key] = value
+    return values
+
+
+def check_choice(option: str, given: str, known: Sequence[str] | Mapping[str, str]) -> None:
+    """Refuse an option's value that is none of those known.
+
+    Raises:
+        ConfigError: names the likely one, and all.
+    """
+    from backmerge.registry import closest
+
+    if given not in known:
+        raise ConfigError(
+            f"{option} {given}: unknown{closest(given, known)}", remedy=f"it is one of: {', '.join(known)}."
+        )
 
 
 def engine_options(pairs: Sequence[str]) -> dict[str, Any]:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from backmerge.commands.merge import DTYPES, NOTABLE_LOSS, SAMPLE, check_choice, lams_of, recipes_of
+from backmerge.commands.merge import NOTABLE_LOSS, SAMPLE, lams_of, recipes_of
+from backmerge.commands.options import DTYPES, check_choice
 
 if TYPE_CHECKING:
     from backmerge.merging.recipe import Variant

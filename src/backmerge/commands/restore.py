@@ -8,10 +8,12 @@ import typer
 
 from backmerge.commands.merge import numbers
 from backmerge.commands.options import (
+    As,
     BatchSize,
     CodeExecution,
     Device,
     Dtype,
+    DtypeOut,
     Engine,
     EngineOption,
     Executor,
@@ -25,6 +27,7 @@ from backmerge.commands.options import (
     Plugins,
     RayAddress,
     ReportTo,
+    RoundingOut,
     Safety,
     SecondJudge,
     SetOption,
@@ -33,6 +36,7 @@ from backmerge.commands.options import (
     Utility,
     engine_options,
     evaluate_values,
+    output_values,
 )
 from backmerge.commands.running import run_document
 
@@ -63,6 +67,9 @@ def restore(
     margin: Annotated[
         float, typer.Option(help="How far ASR may exceed the base's, as a share: 0.03 is 3 points.")
     ] = 0.03,
+    as_: As = "auto",
+    dtype_out: DtypeOut = None,
+    rounding: RoundingOut = "nearest",
     limit: Limit = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -97,6 +104,7 @@ def restore(
             {"method": name, "lam": numbers("--lam", lam) if _has_lam(name, allow_plugins=allow_plugins) else None}
             for name in map(str.strip, method.split(","))
         ],
+        **output_values(as_, dtype_out, rounding),
         "evaluate": evaluate_values(
             utility, safety, over_refusal, judge, limit, device, dtype, batch_size, max_new_tokens
         )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from backmerge.commands.options import CodeExecution, Plugins, ReportTo, SetOption, ShardOption, Strict
+from backmerge.commands.options import CodeExecution, Plugins, ReportTo, SetOption, ShardOption, Strict, output_values
 from backmerge.commands.quiet import quieten
 from backmerge.commands.running import run_document, stoppable
 from backmerge.errors import ConfigError, NotShownError, RunError
@@ -31,6 +31,14 @@ def run(
     only: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Of a suite, only this; may be repeated.")
     ] = None,
+    as_: Annotated[
+        str | None,
+        typer.Option("--as", help="Overrides merged_as of the file: auto, adapter or checkpoint."),
+    ] = None,
+    dtype_out: Annotated[
+        str | None,
+        typer.Option("--dtype-out", help="Overrides merged_dtype of the file: float32, bfloat16 or float16."),
+    ] = None,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Only look it through, without the hub: what is missing, what it would cost."),
@@ -52,6 +60,8 @@ def run(
     from backmerge.config import load_extended, validated, with_overrides
     from backmerge.outputs import check_apart
 
+    form = [f"{key}={value}" for key, value in output_values(as_, dtype_out).items()]
+    overrides = [*form, *(set_ or ())]
     document = load_extended(experiment)
     if out is not None and not (out / "units").is_dir():  # a run's own experiment.yaml may go on with the run
         check_apart(out, [experiment])
@@ -62,7 +72,7 @@ def run(
             raise ConfigError(
                 f"{experiment} is a suite, and --shard cuts one experiment", remedy="give each experiment's own file."
             )
-        planned = plan_suite(experiment, scale=scale, overrides=set_ or (), only=only or ())
+        planned = plan_suite(experiment, scale=scale, overrides=overrides, only=only or ())
         if dry_run:
             _look_through(planned.experiments, allow_plugins=allow_plugins, allow_code_execution=allow_code_execution)
             return
@@ -82,14 +92,14 @@ def run(
     if dry_run:
         from backmerge.pipeline.experiment import Experiment
 
-        settings = validated(Experiment, with_overrides(document, set_ or ()))
+        settings = validated(Experiment, with_overrides(document, overrides))
         _look_through(
             {experiment.stem: settings}, allow_plugins=allow_plugins, allow_code_execution=allow_code_execution
         )
         return
     run_document(
         document,
-        set_ or (),
+        overrides,
         out if out is not None else Path("runs") / experiment.stem,
         allow_plugins=allow_plugins,
         allow_code_execution=allow_code_execution,

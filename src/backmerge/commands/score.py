@@ -43,7 +43,7 @@ def score(
     Another judge over an earlier run: backmerge score runs/mine --judge wildguard --out runs/mine-wildguard
     """
     from backmerge.benchmarks.protocol import Allowed
-    from backmerge.commands.merge import check_choice
+    from backmerge.commands.options import check_choice
     from backmerge.commands.quiet import quieten
     from backmerge.config import Document, validated, with_overrides
     from backmerge.judging.protocol import JudgeSettings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,6 +42,43 @@ def load_model(directory: Path, dtype: Any, quantization: Any = None) -> PreTrai
             f"transformers {transformers.__version__} cannot load the {kind} model in {directory}: {error}",
             remedy="a newer transformers may know it; code that comes with a model is not run.",
         ) from error
+
+
+class PutOn:
+    """An adapter on a model in memory, as peft loads it: next to the weights, which keep their dtype.
+
+    Args:
+        model: A base, as it is on disk; changed in place.
+        directory: Of the adapter.
+        is_whole: Whether the adapter holds more than factors, such as trained norms; peft then replaces modules.
+
+    Raises:
+        GenerationError: peft cannot load it, or finds no weights for a part of it.
+    """
+
+    def __init__(self, model: PreTrainedModel, directory: Path, *, is_whole: bool = False) -> None:
+        # imported here: most models are no adapters, and peft takes seconds
+        from peft import PeftModel
+
+        self._is_whole = is_whole
+        try:
+            # peft draws the factors at random before it reads them: the caller's random state stays as it is
+            with torch.random.fork_rng(devices=range(torch.cuda.device_count())), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # what peft uses of transformers that is called old; and the like
+                warnings.filterwarnings("error", message="Found missing adapter keys")
+                self._adapted = PeftModel.from_pretrained(model, str(directory)).eval()
+        except (ValueError, KeyError, RuntimeError, TypeError, OSError, UserWarning) as error:
+            raise GenerationError(
+                f"peft cannot load the adapter {directory}: {error}",
+                remedy="write a checkpoint and measure that: backmerge merge BASE LORA --lam 1 --as checkpoint.",
+            ) from error
+
+    def take_off(self) -> bool:
+        """Take the adapter off; says whether the model is the base again, and need not be loaded anew."""
+        if self._is_whole:
+            return False
+        self._adapted.unload()
+        return True
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from backmerge.config import Settings
 from backmerge.merging.recipe import Variant
+from backmerge.merging.served import Realisation, served_dtype
 from backmerge.records import Completion, Example
 
 
@@ -93,6 +94,9 @@ class Generator(Protocol):
       engines that are faster when they get all prompts of all variants together;
     - `log_likelihoods(variant, pairs, advance)`, one `LogLikelihood` per (context, continuation): what multiple-choice
       tasks are scored by;
+    - `realisation(variant)`, how a variant reaches it: `base`, `live`, `adapter` or `checkpoint`; else `live`;
+    - `dtype_of(base)`, the dtype in which it computes;
+    - `is_served`, if a server has the models, so that no weights reach it;
     - `release()`, which frees the device's memory until the next call.
     """
 
@@ -125,6 +129,22 @@ def answers(
         return
     for place, request in enumerate(requests):
         yield place, engine.generate(request.variant, request.examples, request.sampling, advance)
+
+
+def way_of(engine: Generator, variant: Variant) -> str:
+    """How a variant reaches an engine: `base`, `live`, `adapter` or `checkpoint`."""
+    ask = getattr(engine, "realisation", None)
+    # an engine that cannot take a merge in several ways has it in memory
+    return "live" if ask is None else str(ask(variant))
+
+
+def realised(engine: Generator, variant: Variant | None) -> Realisation:
+    """How an engine measures a variant."""
+    if variant is None or getattr(engine, "is_served", False):
+        return Realisation("server", None, None, None)
+    dtype_of = getattr(engine, "dtype_of", None)
+    computed_in = None if dtype_of is None else str(dtype_of(variant.base))
+    return Realisation(variant.served_as, served_dtype(variant), way_of(engine, variant), computed_in)
 
 
 def release(engine: Generator) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import transformers
@@ -17,11 +17,12 @@ from backmerge.errors import GenerationError
 from backmerge.generation.chat import end_tokens, load_tokenizer, prompt_text, prompt_tokens
 from backmerge.generation.completing import check_lengths, completion_of, cut_at_end
 from backmerge.generation.likelihood import likelihoods
-from backmerge.generation.loading import device_of, load_model
+from backmerge.generation.loading import PutOn, device_of, load_model
 from backmerge.generation.protocol import EngineSettings, LogLikelihood, Sampling
 from backmerge.generation.repetition import UnpaddedRepetitionPenalty
 from backmerge.merging.live import LiveMerge
 from backmerge.merging.recipe import Variant
+from backmerge.merging.served import adapter_of, dtype_of, is_own_adapter
 from backmerge.merging.to_disk import write_merged
 from backmerge.records import Completion, Example
 
@@ -49,6 +50,7 @@ class TransformersEngine:
         self.allow_plugins = allow_plugins
         self.model: Any = None
         self._live: Any = None
+        self._put_on: PutOn | None = None
         self._loaded: str | None = None
         self._current: dict[str, Any] | None = None
 
@@ -65,6 +67,26 @@ class TransformersEngine:
             # sums in another order round otherwise, and draws of a sample go to other prompts
             "batch_size": str(self.settings.batch_size),
         }
+
+    def dtype_of(self, base: Weights) -> str:
+        """The dtype of the computation on a base, as torch names it."""
+        if self.dtype != "auto":
+            return self.dtype
+        return "float32" if self.device.type == "cpu" else dtype_of(base)
+
+    def realisation(self, variant: Variant) -> Literal["base", "live", "adapter"]:
+        """How a variant reaches the model in memory.
+
+        An adapter as it is on disk is loaded as its user loads it, by peft. The merges of a sweep that are served as
+        adapters are set as live weights where these are in float32: the unrounded sum is the same function, and takes
+        no second path through the model. In any other dtype the sum would be rounded, so that peft loads them, too.
+        """
+        if not variant.tuned_models:
+            return "base"
+        if variant.served_as == "checkpoint":
+            return "live"
+        is_summed = self.dtype_of(variant.base) == "float32" and not is_own_adapter(variant)
+        return "live" if is_summed else "adapter"
 
     def generate(
         self,
@@ -114,7 +136,7 @@ class TransformersEngine:
     def release(self) -> None:
         """Free the device's memory; the next call loads the model again."""
         self._loaded = self._current = None
-        self.model = self._live = None
+        self.model = self._live = self._put_on = None
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
@@ -175,16 +197,38 @@ class TransformersEngine:
         )
 
     def _become(self, variant: Variant) -> None:
-        """Load the variant's base if another is loaded, and set its weights."""
+        """Load the variant's base if another is loaded, and make of it what the variant's user would load."""
         identity = variant.identity
+        if self._loaded == variant.base.fingerprint and self._current == identity:
+            return
+        self._take_off()
         if self._loaded != variant.base.fingerprint:
             self._load(variant.base)
             self._current = {"base": variant.base.fingerprint}
         if self._current == identity:
             return
+        if variant.served_as == "checkpoint":
+            self._overwrite(variant)
+        else:
+            with tempfile.TemporaryDirectory(prefix="backmerge-") as scratch:
+                adapter = adapter_of(variant, Path(scratch), allow_plugins=self.allow_plugins)
+                if self.realisation(variant) == "live":
+                    self._overwrite(Variant(variant.base, adapter, dtype="F32"))
+                else:
+                    self._overwrite(Variant(variant.base))
+                    self._current = None  # until the weights are whole again
+                    self._put_on = PutOn(self.model, adapter.directory, is_whole=bool(adapter.dense_changes))
+        self._current = identity
+
+    def _overwrite(self, variant: Variant) -> None:
+        """Set the weights to what a checkpoint of the variant would hold."""
+        if self._current == variant.identity:
+            return
         self._current = None  # until the weights are whole again
         if self._live.is_possible():
             self._live.set(variant, allow_plugins=self.allow_plugins)
+        elif not variant.tuned_models and variant.dtype is None:
+            self._load(variant.base)
         else:
             # transformers renames or fuses this architecture's tensors as it loads: let it load the merged files
             with tempfile.TemporaryDirectory(prefix="backmerge-") as scratch:
@@ -193,7 +237,18 @@ class TransformersEngine:
                 self._load(Checkpoint(merged))
             # what is in memory came from this base, and the next variant may be live again
             self._loaded = variant.base.fingerprint
-        self._current = identity
+        self._current = variant.identity
+
+    def _take_off(self) -> None:
+        """Take an adapter off the base, if one was put on it."""
+        if self._put_on is None:
+            return
+        is_base_again = self._put_on.take_off()
+        self._put_on = self._current = None
+        if is_base_again and self._loaded is not None:
+            self._current = {"base": self._loaded}
+        else:
+            self._loaded = None
 
     def _load(self, weights: Weights) -> None:
         self._loaded = None

@@ -1,9 +1,9 @@
 """Generation with vLLM's offline `LLM`: all prompts of all variants of a base at once.
 
-A sweep over λ of a LoRA is served by one engine, in which each λ is an adapter of its own beside the base (λ=0 is the
-base without one). What is no adapter, such as SLERP or a tuned checkpoint, is loaded into the running engine as live
-weights, one variant after the other; and what cannot be described to vLLM's workers (see `vllm_worker`) is written as
-a checkpoint, with which the engine starts anew.
+A sweep over λ of a LoRA is served by one engine, in which each λ is an adapter next to the base (λ=0 is the base
+without one). What is served as a checkpoint, such as SLERP or a tuned checkpoint, is loaded into the running engine as
+live weights, one variant after the other; and what cannot be described to vLLM's workers (see `vllm_worker`) is written
+as a checkpoint, with which the engine starts anew.
 
 Differences from the engine `transformers`, whose greedy completions are the same on a CPU in float32: an answer ends
 where the model's context does, rather than running beyond it; and draws of a sample are seeded for each prompt, so that
@@ -27,7 +27,17 @@ from backmerge.generation.chat import end_tokens, load_tokenizer, prompt_text, p
 from backmerge.generation.completing import check_lengths, completion_of, cut_at_end
 from backmerge.generation.likelihood import row_of
 from backmerge.generation.protocol import EngineSettings, LogLikelihood, Request, Sampling
-from backmerge.generation.vllm_plan import Together, Way, base_of, grouped, is_base, rank_of, realisation_of, variant_in
+from backmerge.generation.vllm_plan import (
+    Together,
+    Way,
+    as_weights,
+    base_of,
+    grouped,
+    is_base,
+    rank_of,
+    realisation_of,
+    variant_in,
+)
 from backmerge.generation.vllm_process import (
     Asked,
     Started,
@@ -41,6 +51,7 @@ from backmerge.generation.vllm_worker import described
 from backmerge.merging.lowrank import write_adapters
 from backmerge.merging.recipe import Variant
 from backmerge.merging.to_disk import write_merged
+from backmerge.progress import say
 from backmerge.records import Completion, Example
 from backmerge.runs import key_of
 
@@ -115,7 +126,11 @@ class VllmEngine:
         Raises:
             GenerationError: not as the option `realisation` insists.
         """
-        return realisation_of(variant, self.options, allow_plugins=self.allow_plugins)
+        return realisation_of(variant, self.options, self.dtype_of(variant.base), allow_plugins=self.allow_plugins)
+
+    def dtype_of(self, base: Weights) -> str:
+        """The dtype in which vLLM holds a base's weights and computes, as torch names it."""
+        return self._dtype(base.directory)
 
     def generate(
         self, variant: Variant | None, examples: Sequence[Example], sampling: Sampling, advance: Callable[[int], None]
@@ -151,7 +166,10 @@ class VllmEngine:
         (vllm-project/vllm issue 16668). Where answers and likelihoods are asked for in turn, the option
         `realisation: live` spares starting an engine for each.
         """
-        running = self._with_weights(variant, "checkpoint" if described(variant) is None else "live")
+        dtype = self.dtype_of(variant.base)
+        if variant.served_as == "adapter" and dtype != "float32" and not is_base(variant):
+            say(f"Likelihoods: vLLM compares them on the merged weights, rounded to {dtype}, not on the adapter.")
+        running = self._with_weights(variant, "checkpoint" if described(as_weights(variant)) is None else "live")
         # there must be room for the token that vLLM always generates
         rows = [row_of(running.tokenizer, *pair, running.started.context - 1) for pair in pairs]
         scored: dict[int, LogLikelihood] = {}
@@ -217,7 +235,7 @@ class VllmEngine:
             self.release()
             with tempfile.TemporaryDirectory(prefix="backmerge-") as scratch:
                 merged = Path(scratch) / "merged"
-                write_merged(asked, merged, allow_plugins=self.allow_plugins)
+                write_merged(as_weights(asked), merged, allow_plugins=self.allow_plugins)
                 running = self._start(Checkpoint(merged), {}, 0, wanted)
             running.base = fingerprint
             return running
@@ -229,7 +247,7 @@ class VllmEngine:
     def _set_weights(self, running: Running, variant: Variant, wanted: str) -> None:
         running.weights = None  # until they are whole again
         try:
-            failures = running.started.call("set_merged_weights", described(variant), self.allow_plugins)
+            failures = running.started.call("set_merged_weights", described(as_weights(variant)), self.allow_plugins)
             for failure in failures:
                 if failure is not None:
                     raise MergeError(failure[0], remedy=failure[1])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from backmerge.errors import GenerationError
@@ -13,6 +13,7 @@ from backmerge.generation.vllm_worker import described
 from backmerge.merging.lowrank import LowRankMerge, adapter_obstacle
 from backmerge.merging.method import find_method
 from backmerge.merging.recipe import Variant
+from backmerge.merging.served import served_dtype
 from backmerge.runs import key_of
 
 Way = Literal["adapter", "live", "checkpoint"]
@@ -56,7 +57,8 @@ def base_of(variant: Variant) -> Variant:
 
 def is_base(variant: Variant, *, allow_plugins: bool = False) -> bool:
     """Whether a variant is its base, bit for bit, with nothing to merge: the base, or λ=0 where that is exact."""
-    if variant.dtype is not None or variant.rounding != "nearest":
+    is_cast = variant.served_as == "checkpoint" and variant.dtype is not None
+    if is_cast or variant.rounding != "nearest":
         return False
     if not variant.tuned_models:
         return True
@@ -70,17 +72,32 @@ def rank_of(variant: Variant, *, allow_plugins: bool = False) -> int:
     return LowRankMerge([variant], allow_plugins=allow_plugins).form.rank
 
 
-def realisation_of(variant: Variant, options: VllmOptions, *, allow_plugins: bool = False) -> Literal["base"] | Way:
-    """How a variant reaches vLLM.
+def realisation_of(
+    variant: Variant, options: VllmOptions, dtype: str = "float32", *, allow_plugins: bool = False
+) -> Literal["base"] | Way:
+    """How a variant reaches vLLM, such that it computes what is served.
+
+    An adapter is never rounded to the base's dtype, and a checkpoint always to its own.
+
+    Args:
+        variant: Says what is served.
+        options: May insist on a way.
+        dtype: In which vLLM holds weights, as torch names it.
+        allow_plugins: Whether the user's own code may be run.
 
     Raises:
-        GenerationError: not as the options insist.
+        GenerationError: not as the options insist, or vLLM does not serve this adapter.
     """
     wanted = options.realisation
     if is_base(variant, allow_plugins=allow_plugins):
         return "base"
+    is_served_as_adapter = variant.served_as == "adapter"
+    obstacle = None
     if wanted in ("auto", "adapter"):
-        obstacle = _adapter_obstacle(variant, options, allow_plugins=allow_plugins)
+        if is_served_as_adapter or served_dtype(variant) == "float32":  # as adapter and in float32 it is one model
+            obstacle = _adapter_obstacle(variant, options, allow_plugins=allow_plugins)
+        else:
+            obstacle = f"what is measured is a checkpoint, rounded to {served_dtype(variant)}"
         if obstacle is None:
             return "adapter"
         if wanted == "adapter":
@@ -88,7 +105,13 @@ def realisation_of(variant: Variant, options: VllmOptions, *, allow_plugins: boo
                 f"the engine's option realisation insists on an adapter, and there is none: {obstacle}",
                 remedy="set it to auto.",
             )
-    if wanted != "checkpoint" and described(variant) is not None:
+    if is_served_as_adapter and dtype != "float32":
+        why = f"vLLM does not serve this adapter: {obstacle}" if obstacle else f"the option realisation is {wanted}"
+        raise GenerationError(
+            f"{why}; merged into the weights it would be rounded to {dtype}, which is another model than the adapter",
+            remedy="measure and write a checkpoint instead (--as checkpoint), or take --engine transformers.",
+        )
+    if wanted != "checkpoint" and described(as_weights(variant)) is not None:
         return "live"
     if wanted == "live":
         raise GenerationError(
@@ -97,6 +120,13 @@ def realisation_of(variant: Variant, options: VllmOptions, *, allow_plugins: boo
             remedy="set it to auto.",
         )
     return "checkpoint"
+
+
+def as_weights(variant: Variant) -> Variant:
+    """The whole weights that compute what a variant does: of an adapter those of its sum, in float32."""
+    if variant.served_as == "checkpoint":
+        return variant
+    return replace(variant, served_as="checkpoint", dtype="F32")
 
 
 def _adapter_obstacle(variant: Variant, options: VllmOptions, *, allow_plugins: bool) -> str | None:

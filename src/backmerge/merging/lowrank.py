@@ -28,7 +28,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 
 from backmerge import __version__
-from backmerge.checkpoints.adapter import TIED_NAMES, AdapterOnBase, ties_embeddings, trained_on
+from backmerge.checkpoints.adapter import TIED_NAMES, AdapterOnBase, own_fingerprint, ties_embeddings, trained_on
 from backmerge.checkpoints.adapter_writer import NUMPY_NAMES, AdapterForm, AdapterWriter, Module, Names, encoded
 from backmerge.checkpoints.files import FLOATS, SafetensorsFile, TensorInfo
 from backmerge.checkpoints.fingerprints import BLOCK
@@ -412,7 +412,9 @@ def adapter_identity(variant: Variant) -> dict[str, Any]:
     base = _Named(_known_fingerprint(variant) or f"layout:{key_of(layout)}")
     adapters = cast(tuple[AdapterOnBase, ...], variant.tuned_models)
     tuned = [_Named(f"{base.fingerprint}+{adapter.own_fingerprint}") for adapter in adapters]
-    return replace(variant, base=cast(Weights, base), tuned=cast(list[Weights], tuned)).identity
+    # that it is an adapter is said by the card
+    plain = replace(variant, base=cast(Weights, base), tuned=cast(list[Weights], tuned), served_as="checkpoint")
+    return plain.identity
 
 
 def _write_card(place: Path, variant: Variant, result: WrittenAdapter) -> None:
@@ -421,6 +423,7 @@ def _write_card(place: Path, variant: Variant, result: WrittenAdapter) -> None:
         "backmerge": __version__,
         "realisation": "adapter",
         "recipe": adapter_identity(variant),
+        "fingerprint": own_fingerprint(place),
         "rank": result.rank,
     }
     if known is not None:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from backmerge.checkpoints.reader import Weights
 
 Rounding = Literal["nearest", "stochastic"]
+Form = Literal["adapter", "checkpoint"]
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,11 @@ class Variant:
             (such as `weight`) may also be a list, with a setting for each.
         seed: For what draws random numbers.
         extra: More models that the method asks for, by the name that it gives them, such as `unaligned`.
-        dtype: Of the merged tensors, as safetensors names it ("F32", "BF16", "F16"); `None` for the base's own.
+        dtype: Of the merged tensors, as safetensors names it ("F32", "BF16", "F16"); `None` for the base's own. Of an
+            adapter's tensors, if it is served as one; `None` for float32, or the adapter's own at λ=1.
         rounding: To the nearest value of the dtype, or to one of the two beside it, right on average.
+        served_as: What a user would load: a checkpoint, whose weights are rounded to its dtype, or an adapter on the
+            base, whose change is never rounded to the base's dtype. See `merging.served`.
     """
 
     base: Weights
@@ -39,6 +43,7 @@ class Variant:
     extra: Mapping[str, Weights] = field(default_factory=dict)
     dtype: str | None = None
     rounding: Rounding = "nearest"
+    served_as: Form = "checkpoint"
 
     @property
     def tuned_models(self) -> tuple[Weights, ...]:
@@ -55,6 +60,8 @@ class Variant:
             common["dtype"] = self.dtype
         if self.rounding != "nearest":
             common["rounding"] = self.rounding
+        if self.served_as != "checkpoint":
+            common["served_as"] = self.served_as
         if self.tuned is None:
             return common
         prints = [weights.fingerprint for weights in self.tuned_models]

@@ -13,15 +13,15 @@ from backmerge.errors import ConfigError, RunError
 from backmerge.generation.protocol import Generator, Sampling
 from backmerge.merging.method import check_models, check_parameters, find_method
 from backmerge.merging.recipe import Variant, lam_name
+from backmerge.merging.served import as_given, in_form
 from backmerge.pipeline.experiment import Experiment, SweepSettings
-from backmerge.pipeline.points import Point, members_at, points_of
-from backmerge.pipeline.preparation import kind_of_run, open_tuned, settings_left
+from backmerge.pipeline.points import Point, as_output, members_at, points_of
+from backmerge.pipeline.preparation import kind_of_run, open_tuned, output_of, settings_left
 from backmerge.records import Example, Message
 from backmerge.reporting.report import read_run
 from backmerge.runs import RunDirectory, key_of
 
 DEFAULT_LAM = 0.4  # where nothing was chosen
-DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 ROLES = ("base", "tuned", "merged")
 
 
@@ -78,8 +78,8 @@ def trio_of(base: str, tuned: str, method: str = "linear", *, allow_plugins: boo
     check_models(found, method, 1, ())
     check_parameters(found, method, {"lam": DEFAULT_LAM} if found.has_lam else {})
     other = open_tuned(locate_model(tuned), weights)
-    merged = Variant(weights, other, method, DEFAULT_LAM)
-    return Trio(Variant(weights), Variant(weights, other), merged, found.has_lam, f"of {base} and {tuned}")
+    merged = in_form(Variant(weights, other, method, DEFAULT_LAM), allow_plugins=allow_plugins)
+    return Trio(Variant(weights), as_given(Variant(weights, other)), merged, found.has_lam, f"of {base} and {tuned}")
 
 
 def trio_of_run(directory: Path, tuned: str | None = None, *, allow_plugins: bool = False) -> Trio:
@@ -108,7 +108,7 @@ def trio_of_run(directory: Path, tuned: str | None = None, *, allow_plugins: boo
     if name not in models:
         raise ConfigError(f"{directory} has no tuned model '{name}'", remedy=f"it has {', '.join(models)}.")
     merged, has_lam, told = _chosen(results, experiment, base, models, name, allow_plugins=allow_plugins)
-    return Trio(Variant(base), Variant(base, models[name]), merged, has_lam, told)
+    return Trio(Variant(base), as_given(Variant(base, models[name])), merged, has_lam, told)
 
 
 def _check_same(role: str, name: str, weights: Weights, fingerprint: str) -> None:
@@ -148,7 +148,7 @@ def _chosen(
     if row is None or row["method"] is None:
         lam = DEFAULT_LAM if row is None else row["lam"]
         told = "the run chose no recipe, and nothing is confirmed" if row is None else "the run chose the tuned model"
-        return Variant(base, tuned[name], "linear", lam, dtype=_dtype(experiment)), True, told
+        return as_output(Variant(base, tuned[name], "linear", lam), output_of(experiment)), True, told
     if row["method"] == "path":
         step = row["parameters"]
         point = Point(row["point"], "merged", row["series"], None, step=step["step"], ema=step["ema"])
@@ -163,7 +163,7 @@ def _chosen(
         model: open_tuned(locate_model(model), base, is_cast=experiment.merged_dtype is not None)
         for model in (point.sweep.models.values() if point.sweep else ())
     }
-    members = members_at(point, base, tuned, _dtype(experiment), extra)
+    members = members_at(point, base, tuned, output_of(experiment), extra, allow_plugins=allow_plugins)
     member = next((one for one in members if one.tuned == name), members[0])
     return member.variant, has_lam, f"the run chose {row['point']}"
 
@@ -174,10 +174,6 @@ def _sweep(experiment: Experiment, row: Mapping[str, Any], *, allow_plugins: boo
         if any(point.name == row["point"] for point in points_of([sweep], allow_plugins=allow_plugins)):
             return sweep
     return experiment.merge[0]  # a search by layer takes the method of the first
-
-
-def _dtype(experiment: Experiment) -> str | None:
-    return None if experiment.merged_dtype is None else DTYPES[experiment.merged_dtype]
 
 
 class Said(NamedTuple):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple, Self
@@ -18,8 +19,9 @@ from backmerge.checkpoints.reader import Checkpoint, read_json
 from backmerge.config import Settings, as_yaml
 from backmerge.errors import ConfigError, RunError
 from backmerge.execution import ExecutionSettings
-from backmerge.generation.protocol import Generator
+from backmerge.generation.protocol import Generator, realised
 from backmerge.merging.recipe import Variant
+from backmerge.merging.served import Realisation, as_given
 from backmerge.outputs import check_apart, paths_read
 from backmerge.pipeline.decision import verdict_on
 from backmerge.pipeline.evaluation import Job, evaluator_of
@@ -40,6 +42,7 @@ from backmerge.pipeline.results import (
     agreement_rows,
     category_rows,
     plain,
+    realisation_rows,
     score_rows,
     write_records,
 )
@@ -164,6 +167,7 @@ def check_model(
                 "check": found,
                 "rows": _rows(settings, outcomes, benchmarks, found["verdict"]),
                 "num_prompts_rendered_otherwise": _num_rendered_otherwise(outcomes, benchmarks),
+                "realisations": realisation_rows(outcomes, _realised(plan.engine)),
                 "scores": score_rows(outcomes),
                 "by_category": category_rows(outcomes),
             }
@@ -206,6 +210,10 @@ def _plan(settings: CheckSettings, benchmarks: Sequence[Benchmark], run: RunDire
     return _Plan(engine, jobs, dict.fromkeys(("base", "model"), engine.identity), prints, is_cached=True)
 
 
+def _realised(engine: Generator) -> Callable[[Variant], Realisation]:
+    return engine.realised if isinstance(engine, Sides) else partial(realised, engine)
+
+
 def _variant(model: str, base: Checkpoint | None) -> Variant:
     """The model as it is: a checkpoint by itself, asked with its own tokenizer; an adapter on the base.
 
@@ -220,7 +228,7 @@ def _variant(model: str, base: Checkpoint | None) -> Variant:
             f"{place} is an adapter, which is no model without its base",
             remedy="give the base with --against, or write the model out first: backmerge merge BASE LORA --lam 1.",
         )
-    return Variant(base, open_tuned(place, base))
+    return as_given(Variant(base, open_tuned(place, base)))
 
 
 def _apart(

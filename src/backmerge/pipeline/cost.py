@@ -14,7 +14,7 @@ from backmerge.benchmarks.split import Split
 from backmerge.checkpoints.files import num_bytes
 from backmerge.checkpoints.reader import Weights
 from backmerge.generation.chat import load_tokenizer
-from backmerge.generation.protocol import Generator, Sampling
+from backmerge.generation.protocol import Generator, Sampling, way_of
 from backmerge.merging.plan import checkpoint_bytes
 from backmerge.merging.recipe import Variant
 from backmerge.pipeline.evaluation import sampling_of
@@ -158,7 +158,7 @@ def _moved(
     """
     base = sum(num_bytes(name, info) for name, info in prepared.base.infos.items())
     tuned = _tuned_bytes(prepared, base)
-    whole = checkpoint_bytes(Variant(prepared.base, dtype=prepared.dtype))
+    whole = checkpoint_bytes(Variant(prepared.base, dtype=prepared.output.dtype))
     ways = _ways(prepared, merged, engine)
     num_adapters, num_checkpoints = ways.count("adapter"), ways.count("checkpoint")
     num_live = num_merged - num_adapters - num_checkpoints
@@ -170,10 +170,9 @@ def _moved(
 
 
 def _ways(prepared: Prepared, merged: Sequence[Point], engine: Generator | None) -> list[str]:
-    realisation = getattr(engine, "realisation", None)
-    if realisation is None or not prepared.tuned:
+    if engine is None or not prepared.tuned:
         return []
-    return [realisation(member.variant) for point in merged for member in prepared.members_at(point, prepared.tuned)]
+    return [way_of(engine, member.variant) for point in merged for member in prepared.members_at(point, prepared.tuned)]
 
 
 def _tuned_bytes(prepared: Prepared, base: int) -> int:

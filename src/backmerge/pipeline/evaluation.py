@@ -24,6 +24,7 @@ from backmerge.generation.protocol import (
     Sampling,
     answers,
     release,
+    way_of,
 )
 from backmerge.judging.protocol import Judge
 from backmerge.pipeline.experiment import EvaluateSettings
@@ -217,14 +218,12 @@ class Evaluator:
 
     def _scope(self, job: Job) -> str:
         variant = job.member.variant
-        # an engine that may realise a merge in several ways says in which
-        realisation = getattr(self.engine, "realisation", lambda _: "")(variant)
         sampling = self._sampling(job.benchmark)
         # what is drawn may depend on the prompts that are asked together
         together = [to_json(example) for example in job.examples] if sampling.temperature > 0 else []
         return key_of(
             variant.identity,
-            realisation,
+            way_of(self.engine, variant),
             tokenizer_identity(variant.base.directory),
             self.engine.identity,
             sampling.model_dump(),
@@ -295,8 +294,7 @@ class Evaluator:
         ]
 
     def _count(self, request: Request, num_tokens: int, num_answers: int) -> None:
-        # an engine that cannot take a merge in several ways has it in memory
-        way = getattr(self.engine, "realisation", lambda _: "live")(request.variant)
+        way = "live" if request.variant is None else way_of(self.engine, request.variant)
         self.spent.answered(request.variant, way, num_answers, num_tokens)
 
     def _check_prompts(self, jobs: Sequence[Job], places: Sequence[int], requests: Sequence[Request]) -> None:

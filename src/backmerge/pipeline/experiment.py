@@ -126,7 +126,11 @@ class Experiment(Settings):
         merge: Methods and λs.
         path: Snapshots of the tuning beside them.
         layers: A search for a λ of each layer, from the best single λ on.
-        merged_dtype: Of the merged models; to be given where base and tuned models are of different dtypes.
+        merged_as: What the merged models are measured and written as: `adapter`, `checkpoint`, or `auto`, which is an
+            adapter if the recipe is exact as one (LoRAs, merged linearly), and else a checkpoint.
+        merged_dtype: Of the merged models' tensors: of a checkpoint by default the base's, of an adapter float32. To be
+            given if base and tuned models are of different dtypes.
+        merged_rounding: To that dtype: to the nearest value, or `stochastic`, which is right on average.
         evaluate: Benchmarks, judge and engine.
         search: Which λs of the grid are measured.
         choice: The rule for λ.
@@ -141,7 +145,9 @@ class Experiment(Settings):
     merge: Annotated[tuple[SweepSettings, ...], Field(min_length=1)] = (SweepSettings(),)
     path: PathSettings | None = None
     layers: LayersSettings | None = None
+    merged_as: Literal["auto", "adapter", "checkpoint"] = "auto"
     merged_dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    merged_rounding: Literal["nearest", "stochastic"] = "nearest"
     evaluate: EvaluateSettings
     search: SearchSettings = SearchSettings()
     choice: ChoiceSettings = ChoiceSettings()

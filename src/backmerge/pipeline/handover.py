@@ -8,14 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from backmerge.checkpoints.reader import Checkpoint, Weights, read_json
+from backmerge.checkpoints.reader import CARD, Weights, read_json
 from backmerge.errors import RunError
 from backmerge.merging.recipe import Variant
-from backmerge.merging.to_disk import write_merged
-from backmerge.pipeline.points import Point
+from backmerge.merging.served import is_written, opened, served_dtype, write_served
+from backmerge.pipeline.points import Point, as_output
 from backmerge.pipeline.preparation import Prepared
 from backmerge.progress import say
-from backmerge.runs import RunDirectory, key_of
+from backmerge.runs import RunDirectory
 from backmerge.selection import Choice
 
 # files that say what was found, made anew from the units
@@ -56,55 +56,70 @@ def withdraw(run: RunDirectory, inputs: Mapping[str, Any]) -> None:
 
 def write_chosen(
     run: RunDirectory, prepared: Prepared, tuned: Mapping[str, Weights], chosen: Point | None
-) -> dict[str, Checkpoint]:
+) -> dict[str, Variant]:
     """The chosen merges on disk, by tuned model: where they were handed over before, else as unconfirmed.
+
+    Each is given as its user loads it: a checkpoint alone, an adapter on the base.
 
     Raises:
         RunError: something that this run did not write stands in a model's place: it must be neither taken for the
             merge nor replaced.
     """
-    written: dict[str, Checkpoint] = {}
+    written: dict[str, Variant] = {}
     members = prepared.members_at(chosen, tuned) if chosen else []
-    current = {str(member.tuned): member.variant for member in members}
+    current = {
+        # also the tuned model, if it was chosen as it is
+        str(member.tuned): as_output(member.variant, prepared.output, allow_plugins=prepared.allow_plugins)
+        for member in members
+    }
     for place in (run.merged, run.unconfirmed):
         for directory in _ours(place):
-            if directory.name not in current or not _holds(directory, current[directory.name]):
+            if directory.name not in current or not is_written(directory, current[directory.name]):
                 shutil.rmtree(directory)
                 run.log(f"removed {directory.name} from {place.name}: it is of another recipe")
     for name, variant in current.items():
         places = (run.merged / name, run.unconfirmed / name)
         for place in places:
-            if place.exists() and not _holds(place, variant):
+            if place.exists() and not is_written(place, variant):
                 raise RunError(f"{place} is no model that this run wrote", remedy="move it elsewhere, and run again.")
         directory = next((place for place in places if place.exists()), places[-1])
         if not directory.exists():
-            write_merged(variant, directory, allow_plugins=prepared.allow_plugins)
+            write_served(variant, directory, allow_plugins=prepared.allow_plugins)
             run.log(f"wrote {name} at {chosen.name if chosen else ''}")
-        written[name] = Checkpoint(directory)
+        written[name] = opened(directory, prepared.base)
     return written
 
 
 def hand_over(
-    run: RunDirectory, written: Mapping[str, Checkpoint], confirmation: Mapping[str, Any], choice: Choice
+    run: RunDirectory, written: Mapping[str, Variant], confirmation: Mapping[str, Any], choice: Choice
 ) -> list[dict[str, Any]]:
     """Move the models whose safety is confirmed to `merged/`; the others stay in `unconfirmed/`, or go back there."""
     own = {row["tuned"]: row["verdict"] for row in confirmation["models"]}
     rows: list[dict[str, Any]] = []
-    for name, weights in written.items():
+    for name, variant in written.items():
+        directory = _directory_of(variant)
         passed = confirmation["verdict"] == "restored" and own[name] == "restored"
         place = (run.merged if passed else run.unconfirmed) / name
-        if weights.directory != place:
+        if directory != place:
             place.parent.mkdir(exist_ok=True)
-            weights.directory.replace(place)
+            directory.replace(place)
+        loss = read_json(place / CARD).get("rounding_loss")
         rows.append(
             {
                 "tuned": name,
                 "point": choice.point,
                 "directory": str(place.relative_to(run.path)),
                 "confirmed": passed,
+                "served_as": variant.served_as,
+                "dtype": served_dtype(variant),
+                "rounding_loss": loss,
             }
         )
     return rows
+
+
+def _directory_of(written: Variant) -> Path:
+    return (written.tuned_models or (written.base,))[0].directory
 
 
 def _ours(place: Path) -> list[Path]:
@@ -112,8 +127,3 @@ def _ours(place: Path) -> list[Path]:
     if not place.is_dir():
         return []
     return sorted(directory for directory in place.iterdir() if (directory / "backmerge.json").is_file())
-
-
-def _holds(directory: Path, variant: Variant) -> bool:
-    card = directory / "backmerge.json"
-    return card.is_file() and key_of(read_json(card).get("recipe")) == key_of(variant.identity)

@@ -11,13 +11,15 @@ from backmerge.checkpoints.locate import short_name
 from backmerge.checkpoints.reader import Checkpoint, Weights
 from backmerge.errors import ConfigError
 from backmerge.merging.method import find_method
-from backmerge.merging.recipe import Variant, lam_name, order_of
+from backmerge.merging.recipe import Rounding, Variant, lam_name, order_of
+from backmerge.merging.served import Wanted, as_given, in_form
 from backmerge.pipeline.experiment import DEFAULT_LAMS, SweepSettings
 from backmerge.pipeline.path import averaged, snapshot_of
 from backmerge.runs import key_of
 
 Role = Literal["base", "tuned", "merged"]
 ALL = "all"  # what the one model that several tuned ones are merged into comes from
+DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 NO_MODELS: Mapping[str, Weights] = MappingProxyType({})
 
 
@@ -135,29 +137,63 @@ def lams_of(sweep: SweepSettings) -> tuple[float, ...]:
     return sweep.lam
 
 
+class Output(NamedTuple):
+    """In which form merged models are measured and written.
+
+    Attributes:
+        served_as: `auto` is an adapter if the recipe is exact as one.
+        dtype: Of the tensors, as safetensors names it; the base's own, or float32 of an adapter, if `None`.
+        rounding: To that dtype.
+    """
+
+    served_as: Wanted = "auto"
+    dtype: str | None = None
+    rounding: Rounding = "nearest"
+
+
 def members_at(
     point: Point,
     base: Checkpoint,
     tuned: Mapping[str, Weights],
-    dtype: str | None = None,
+    output: Output | None = None,
     models: Mapping[str, Weights] = NO_MODELS,
+    *,
+    allow_plugins: bool = False,
 ) -> list[Member]:
     """The models at a point: one for each tuned model, or one of all.
+
+    Merged models are in the form in which they will be written, tuned models in that in which they were given.
 
     Args:
         point: Where.
         base: The base.
         tuned: The tuned models, by name.
-        dtype: Of what is merged, as safetensors names it; the base's own if `None`.
+        output: The form of what is merged.
         models: More models that a method asks for, by what the settings call them.
+        allow_plugins: Whether the user's own code may be run.
+
+    Raises:
+        ConfigError: an adapter is asked for, and the recipe is none.
     """
     if point.role == "base":
         return [Member("base", point, None, Variant(base))]
     groups: dict[str, Any] = {ALL: tuple(tuned.values())} if point.is_joint else dict(tuned)
-    return [
-        Member(f"{point.name}/{name}", point, name, replace(_variant(point, base, weights, models), dtype=dtype))
-        for name, weights in groups.items()
-    ]
+    members = [Member(f"{point.name}/{n}", point, n, _variant(point, base, w, models)) for n, w in groups.items()]
+    if point.role == "tuned":
+        dtype = output.dtype if output is not None else None
+        return [m._replace(variant=as_given(replace(m.variant, dtype=dtype))) for m in members]
+    return [m._replace(variant=as_output(m.variant, output, allow_plugins=allow_plugins)) for m in members]
+
+
+def as_output(variant: Variant, output: Output | None, *, allow_plugins: bool = False) -> Variant:
+    """A merge in the form in which it will be written.
+
+    Raises:
+        ConfigError: an adapter is asked for, and the recipe is none.
+    """
+    form = output or Output()
+    plain = replace(variant, dtype=form.dtype, rounding=form.rounding)
+    return in_form(plain, form.served_as, allow_plugins=allow_plugins)
 
 
 def _variant(

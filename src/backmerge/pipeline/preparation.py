@@ -25,7 +25,7 @@ from backmerge.judging.protocol import Judge, JudgeSettings
 from backmerge.merging.method import find_method
 from backmerge.pipeline.experiment import EvaluateSettings, Experiment
 from backmerge.pipeline.merges_checked import check_recipe, check_snapshots, check_sweep
-from backmerge.pipeline.points import Member, Point, members_at, points_of
+from backmerge.pipeline.points import DTYPES, Member, Output, Point, members_at, points_of
 from backmerge.pipeline.training_data import load_for, with_notes
 from backmerge.records import Example
 from backmerge.registry import ENGINES, JUDGES, resolve
@@ -62,10 +62,9 @@ class Prepared:
     models: Mapping[str, Weights] = field(default_factory=dict)
 
     @property
-    def dtype(self) -> str | None:
-        """Of the merged models, as safetensors names it; nothing for the base's own."""
-        name = self.experiment.merged_dtype
-        return None if name is None else {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}[name]
+    def output(self) -> Output:
+        """The form of the merged models."""
+        return output_of(self.experiment)
 
     def of_kind(self, kind: Kind) -> list[str]:
         """Names of the benchmarks of one kind."""
@@ -89,7 +88,13 @@ class Prepared:
 
     def members_at(self, point: Point, tuned: Mapping[str, Weights]) -> list[Member]:
         """The models at a point: one for each tuned model, or one of all."""
-        return members_at(point, self.base, tuned, self.dtype, self.models)
+        return members_at(point, self.base, tuned, self.output, self.models, allow_plugins=self.allow_plugins)
+
+
+def output_of(experiment: Experiment) -> Output:
+    """The form of an experiment's merged models."""
+    dtype = None if experiment.merged_dtype is None else DTYPES[experiment.merged_dtype]
+    return Output(experiment.merged_as, dtype, experiment.merged_rounding)
 
 
 def prepare(experiment: Experiment, *, allow_plugins: bool = False, allow_code_execution: bool = False) -> Prepared:
@@ -144,6 +149,8 @@ def prepare(experiment: Experiment, *, allow_plugins: bool = False, allow_code_e
             for model in sweep.models.values()
         },
     )
+    for point in points_of(experiment.merge, allow_plugins=allow_plugins) if prepared.tuned else ():
+        prepared.members_at(point, prepared.tuned)  # a form that a recipe cannot have is refused before any work
     _check_splits(prepared)
     _check_tuned_differ(prepared.tuned)
     return prepared

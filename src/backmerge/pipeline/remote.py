@@ -35,6 +35,7 @@ def spec_of(request: Request, engine: EngineSettings, *, allow_plugins: bool) ->
             "seed": variant.seed,
             "dtype": variant.dtype,
             "rounding": variant.rounding,
+            "served_as": variant.served_as,
         },
         "sampling": request.sampling.model_dump(mode="json"),
         "examples": [dataclasses.asdict(example) for example in request.examples],

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
 from backmerge.benchmarks.scoring import Values, primary_metric, score
 from backmerge.benchmarks.split import clusters_of, clusters_over, pooled_id, wording_of
 from backmerge.errors import RunError
+from backmerge.merging.recipe import Variant
+from backmerge.merging.served import Realisation
 from backmerge.pipeline.evaluation import Outcome
 from backmerge.pipeline.points import Point
 from backmerge.records import Completion, Example, Score, Verdict, to_json
@@ -263,6 +265,21 @@ def differences_of(outcomes: Outcomes, points: Sequence[Point], split: str) -> l
                 }
                 rows.append({**place, **found._asdict()})
     return rows
+
+
+def realisation_rows(outcomes: Outcomes, realised: Callable[[Variant], Realisation]) -> list[dict[str, Any]]:
+    """How each model was measured on each split: what a user would load, and how the engine got it.
+
+    Args:
+        outcomes: All that was measured.
+        realised: How the engine measures a variant.
+    """
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for outcome in outcomes.all():
+        key = (outcome.member.name, outcome.split)
+        if key not in rows:
+            rows[key] = {"model": key[0], "split": key[1], **realised(outcome.member.variant)._asdict()}
+    return list(rows.values())
 
 
 def score_rows(outcomes: Outcomes) -> list[dict[str, Any]]:

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple, cast
 
 from backmerge.benchmarks.protocol import Benchmark
 from backmerge.errors import RunError
-from backmerge.generation.protocol import Generator, Sampling, release
+from backmerge.generation.protocol import Generator, Sampling, realised, release
 from backmerge.merging.recipe import Variant
+from backmerge.merging.served import Realisation
 from backmerge.pipeline.given import GivenAnswers, read_records
 from backmerge.records import Completion, Example, to_json
 from backmerge.runs import key_of
@@ -62,6 +63,13 @@ class Sides:
         assert variant is not None
         route = self._routes[key_of(variant.identity)]
         return route.engine.generate(route.variant, examples, sampling, advance)
+
+    def realised(self, variant: Variant) -> Realisation:
+        """How the model is measured that stands for a variant."""
+        route = self._routes[key_of(variant.identity)]
+        if isinstance(route.engine, EarlierAnswers):
+            return Realisation("earlier", None, None, None)
+        return realised(route.engine, route.variant)
 
     def release(self) -> None:
         """Free what the engines hold."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -16,12 +17,14 @@ from backmerge.checkpoints.reader import Checkpoint
 from backmerge.config import Settings, as_yaml
 from backmerge.errors import ConfigError
 from backmerge.execution import ExecutionSettings
+from backmerge.generation.protocol import realised
 from backmerge.merging.method import check_models, check_parameters, find_method
 from backmerge.merging.recipe import Variant, lam_name
+from backmerge.merging.served import as_given
 from backmerge.outputs import check_apart, paths_read
 from backmerge.pipeline.evaluation import Job, evaluator_of
 from backmerge.pipeline.experiment import EvaluateSettings, SweepSettings
-from backmerge.pipeline.points import BASE, TUNED, Member, Point
+from backmerge.pipeline.points import BASE, DTYPES, TUNED, Member, Output, Point, as_output
 from backmerge.pipeline.preparation import (
     check_judge,
     check_kind,
@@ -37,6 +40,7 @@ from backmerge.pipeline.results import (
     agreement_rows,
     category_rows,
     plain,
+    realisation_rows,
     score_rows,
     write_records,
 )
@@ -56,6 +60,9 @@ class SingleEvaluation(Settings):
         lam: Shares of the model in merges with the base; 1, the model itself, if not given.
         method: Of the merges.
         parameters: Of the method.
+        merged_as: The form in which merges are measured: `adapter`, `checkpoint`, or `auto`, which is an adapter if the
+            recipe is exact as one.
+        merged_dtype: Of the merges' tensors: of a checkpoint by default the base's, of an adapter float32.
         evaluate: Benchmarks, judge and engine.
         execution: Where answers are made; no result depends on it.
     """
@@ -65,6 +72,8 @@ class SingleEvaluation(Settings):
     lam: tuple[Annotated[float, Field(ge=0, le=1)], ...] = ()
     method: str = "linear"
     parameters: Mapping[str, Any] = Field(default_factory=dict)
+    merged_as: Literal["auto", "adapter", "checkpoint"] = "auto"
+    merged_dtype: Literal["float32", "bfloat16", "float16"] | None = None
     evaluate: EvaluateSettings
     execution: ExecutionSettings = ExecutionSettings()
 
@@ -113,6 +122,7 @@ def evaluate_model(
                 "judge": {"name": judge.name, "is_weak": judge.is_weak},
                 "second_judge": None if second is None else {"name": second.name, "is_weak": second.is_weak},
                 "agreement": agreement_rows(outcomes),
+                "realisations": realisation_rows(outcomes, partial(realised, engine)),
                 "scores": score_rows(outcomes),
                 "by_category": category_rows(outcomes),
             }
@@ -137,13 +147,22 @@ def _members(settings: SingleEvaluation, *, allow_plugins: bool) -> list[Member]
     if not settings.lam:
         if settings.method != "linear" or settings.parameters:
             raise ConfigError(f"a merge by {settings.method} needs its λs", remedy="such as --lam 0.2,0.4,0.6,0.8.")
-        return [Member("tuned", TUNED, None, Variant(base, tuned))]
+        return [Member("tuned", TUNED, None, as_given(Variant(base, tuned)))]
     method = find_method(settings.method, allow_plugins=allow_plugins)
     check_models(method, settings.method, 1, ())
     check_parameters(method, settings.method, {**settings.parameters, "lam": settings.lam[0]})
     sweep = SweepSettings(method=settings.method, parameters=settings.parameters)
     return [
-        Member(point.name, point, None, Variant(base, tuned, settings.method, lam, settings.parameters))
+        Member(
+            point.name,
+            point,
+            None,
+            as_output(
+                Variant(base, tuned, settings.method, lam, settings.parameters),
+                Output(settings.merged_as, None if settings.merged_dtype is None else DTYPES[settings.merged_dtype]),
+                allow_plugins=allow_plugins,
+            ),
+        )
         for lam in dict.fromkeys(settings.lam)
         for point in [Point(f"{settings.method}@{lam_name(lam)}", "merged", settings.method, lam, sweep)]
     ]

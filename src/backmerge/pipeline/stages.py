@@ -6,15 +6,16 @@ import json
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from backmerge import __version__
 from backmerge.benchmarks.scoring import primary_metric
 from backmerge.checkpoints.adapter import AdapterOnBase
-from backmerge.checkpoints.reader import Checkpoint, Weights
+from backmerge.checkpoints.reader import Weights
 from backmerge.config import as_yaml
-from backmerge.generation.protocol import release
+from backmerge.generation.protocol import realised, release
 from backmerge.merging.recipe import Variant, order_of
 from backmerge.outputs import check_apart, paths_read
 from backmerge.pipeline.comparison import Contender, comparison_of, confirmed_points, contenders_of
@@ -34,6 +35,7 @@ from backmerge.pipeline.results import (
     category_rows,
     differences_of,
     plain,
+    realisation_rows,
     score_rows,
     summary_of,
     write_records,
@@ -61,7 +63,9 @@ FIRST_STAGE_OF = {
     "tuned": "sweep",
     "finetune": "finetune",
     "merge": "sweep",
+    "merged_as": "sweep",
     "merged_dtype": "sweep",
+    "merged_rounding": "sweep",
     "evaluate": "sweep",
     "search": "sweep",
     "path": "sweep",
@@ -193,6 +197,7 @@ def run_experiment(
                 "confirmation": confirmation,
                 "comparison": comparison_of(prepared, outcomes, rivals) if rivals else None,
                 "merged": merged,
+                "realisations": realisation_rows(outcomes, partial(realised, engine)),
                 "scores": score_rows(outcomes),
                 "by_category": category_rows(outcomes),
                 "summary": summary_of(outcomes, points),
@@ -280,7 +285,7 @@ def _confirm(
     prepared: Prepared,
     tuned: Mapping[str, Weights],
     chosen: Point | None,
-    written: Mapping[str, Checkpoint],
+    written: Mapping[str, Variant],
     rivals: Sequence[Contender],
     outcomes: Outcomes,
 ) -> None:
@@ -293,9 +298,7 @@ def _confirm(
     live += confirmed_points(rivals, chosen)
     members = [member for point in live for member in prepared.members_at(point, tuned)]
     if chosen is not None:
-        members += [
-            Member(f"{chosen.name}/{name}", chosen, name, Variant(weights)) for name, weights in written.items()
-        ]
+        members += [Member(f"{chosen.name}/{name}", chosen, name, variant) for name, variant in written.items()]
     _measure(evaluator, prepared, members, "confirmation", "Confirmation on other prompts", outcomes)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from backmerge.checkpoints.adapter import TENSORS as ADAPTER_TENSORS
+from backmerge.checkpoints.adapter import is_adapter, own_fingerprint
 from backmerge.checkpoints.adapter_config import CONFIG as ADAPTER_CONFIG
 from backmerge.checkpoints.files import SafetensorsFile
 from backmerge.checkpoints.reader import CARD as RECIPE
@@ -75,7 +76,7 @@ def package_of(directory: Path) -> Package:
     weights = _weight_names(directory)
     recipe = _recipe(directory)
     fingerprint = recipe.get("fingerprint")
-    if fingerprint is not None and Checkpoint(directory).fingerprint != fingerprint:
+    if fingerprint is not None and _fingerprint(directory) != fingerprint:
         raise CheckpointError(
             f"the model in {directory} was changed since it was written: its weights, or the .json, .jinja, .model and "
             f".txt files beside them, are not those that {RECIPE} and the card tell of",
@@ -108,6 +109,11 @@ def _weight_names(directory: Path) -> list[str]:
         raise CheckpointError(f"there is no folder {directory}", remedy="give a merged model's folder, or a run.")
     shards = {info.file.name for info in Checkpoint(directory).infos.values()}
     return [*shards, *([INDEX] if (directory / INDEX).is_file() else [])]
+
+
+def _fingerprint(directory: Path) -> str:
+    """Of a checkpoint all that decides what it computes; of an adapter its two files."""
+    return own_fingerprint(directory) if is_adapter(directory) else Checkpoint(directory).fingerprint
 
 
 def _recipe(directory: Path) -> Mapping[str, Any]:

@@ -1,0 +1,138 @@
+"""Proof that a written merge of an adapter is what it says: its logits against those of transformers and peft.
+
+The reference is not made by our arithmetic. transformers loads the base, peft loads the adapter, scales it by λ, and
+folds it into the weights; these are rounded to the dtype of what was written. For other methods than Linear, and for
+adapters that peft cannot scale, the reference is the live realisation. Both sides are computed in float32.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from backmerge.checkpoints.adapter import AdapterOnBase
+from backmerge.checkpoints.files import torch_dtype
+from backmerge.errors import GenerationError, MergeError
+from backmerge.generation.loading import PutOn, load_model
+from backmerge.merging.live import LiveMerge
+from backmerge.merging.recipe import Variant
+from backmerge.merging.served import adapter_of
+from backmerge.progress import say
+
+NUM_ROWS, NUM_TOKENS = 3, 24  # prompts of token ids: no tokenizer is needed, and each is as good as a text
+# Of the largest logit. Sums in another order differ by some 1e-6; where an element lies between two values of
+# bfloat16 the last bit of a float32 sum may decide, and one such element among thousands moves a logit by about 1e-4.
+# A wrong scale, a missing module or a mixed-up layer moves them by 1e-2 and more.
+TOLERANCE = 2e-3
+HEADROOM = 1.3  # memory over the weights' size, for activations and buffers
+
+
+def verify_written(directory: Path, variant: Variant, *, allow_plugins: bool = False) -> None:
+    """Check that a written merge gives the logits of its recipe, by another way than it was written.
+
+    What transformers cannot load, and what the memory does not hold in float32, is reported as not verified.
+
+    Args:
+        directory: The checkpoint, or the adapter, that was written.
+        variant: What it should be.
+        allow_plugins: Whether the user's own code may be run.
+
+    Raises:
+        MergeError: the logits differ by more than the rounding of the output's dtype explains.
+    """
+    needed = HEADROOM * 4 * sum(info.num_elements for info in variant.base.infos.values())
+    if needed > _free_memory():
+        say(f"Not verified against peft: that takes {needed / 1e9:.0f} GB of memory, and less is free.")
+        return
+    try:
+        with torch.inference_mode():
+            expected = _expected(variant, allow_plugins=allow_plugins)
+            found = _written(directory, variant)
+    except GenerationError as error:
+        say(f"Not verified against peft: {error.message}.")
+        return
+    gap = float((found - expected).abs().max() / expected.abs().max())
+    if not gap <= TOLERANCE:
+        raise MergeError(
+            f"what was written is not the merge of {_names(variant)}: its logits differ from those of transformers and "
+            f"peft by {gap:.1e} of the largest, and rounding explains {TOLERANCE:.0e}; nothing was left there",
+            remedy="please report this, with the adapter's adapter_config.json; --no-verify writes without this check.",
+        )
+    say(f"Verified: its logits are those of transformers and peft, within {max(gap, 1e-7):.0e} of the largest.")
+
+
+def _names(variant: Variant) -> str:
+    return ", ".join(weights.directory.name for weights in (variant.base, *variant.tuned_models))
+
+
+def _expected(variant: Variant, *, allow_plugins: bool) -> Tensor:
+    """The logits of a recipe: by peft if that can give them, else by the live realisation."""
+    model = load_model(variant.base.directory, torch.float32).eval()
+    if _is_scaled_adapter(variant):
+        (adapter,) = variant.tuned_models
+        assert isinstance(adapter, AdapterOnBase)
+        adapted = PutOn(model, adapter.directory).folded_in(float(variant.lam))
+        if variant.served_as == "checkpoint":
+            _round(adapted, variant)
+        return _logits(adapted)
+    live = LiveMerge(model, variant.base)
+    if not live.is_possible():
+        raise GenerationError("transformers changes the names of this model's tensors as it loads them")
+    if variant.served_as == "checkpoint":
+        live.set(variant, allow_plugins=allow_plugins)
+    else:
+        with tempfile.TemporaryDirectory(prefix="backmerge-") as scratch:
+            written = adapter_of(variant, Path(scratch), allow_plugins=allow_plugins)
+            live.set(Variant(variant.base, written, dtype="F32"))
+    return _logits(model)
+
+
+def _is_scaled_adapter(variant: Variant) -> bool:
+    tuned = variant.tuned_models
+    return (
+        variant.method == "linear"
+        and isinstance(variant.lam, int | float)
+        and variant.rounding == "nearest"
+        and len(tuned) == 1
+        and isinstance(tuned[0], AdapterOnBase)
+        and (variant.lam == 1 or not tuned[0].dense_changes)
+    )
+
+
+def _round(model: Any, variant: Variant) -> None:
+    """Round each tensor to the dtype that it has on disk."""
+    infos = variant.base.infos
+    most = next(iter(infos.values())).dtype  # of a parameter that has another name on disk
+    for name, parameter in model.named_parameters():
+        stored = infos[name].dtype if name in infos else most
+        parameter.data = parameter.data.to(torch_dtype(variant.dtype or stored)).float()
+
+
+def _written(directory: Path, variant: Variant) -> Tensor:
+    if variant.served_as == "checkpoint":
+        return _logits(load_model(directory, torch.float32).eval())
+    model = load_model(variant.base.directory, torch.float32).eval()
+    return _logits(PutOn(model, directory.absolute()).folded_in(1.0))
+
+
+def _logits(model: Any) -> Tensor:
+    """Return logits at every position of the rows, in float32, of shape (rows, tokens, vocabulary)."""
+    size = model.get_input_embeddings().weight.shape[0]
+    rows = torch.randint(0, size, (NUM_ROWS, NUM_TOKENS), generator=torch.Generator().manual_seed(0))
+    logits: Tensor = model(input_ids=rows, use_cache=False).logits.float()
+    return logits
+
+
+def _free_memory() -> float:
+    """Bytes that can be taken without swapping, as far as the system says."""
+    try:
+        with Path("/proc/meminfo").open(encoding="ascii") as lines:
+            found = next(line for line in lines if line.startswith("MemAvailable"))
+        return float(found.split()[1]) * 1024
+    except (OSError, StopIteration):  # macOS has no such file
+        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")) / 2

@@ -1,0 +1,162 @@
+"""The form in which a model is served, so that what is measured is what is handed over.
+
+An adapter is served beside its base: the base keeps its dtype, the factors keep theirs, and the change is never rounded
+to the base's dtype. A checkpoint holds weights that are rounded to its dtype, which of a small change may lose most. So
+the two are different models wherever the base is not in float32, and every `Variant` says which one it is.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from backmerge.checkpoints.adapter import AdapterOnBase, is_adapter
+from backmerge.checkpoints.files import FLOATS, TORCH_NAMES
+from backmerge.checkpoints.reader import CARD, Checkpoint, Weights, read_json
+from backmerge.errors import ConfigError
+from backmerge.merging.lowrank import adapter_identity, adapter_obstacle, write_adapter
+from backmerge.merging.recipe import Form, Variant
+from backmerge.runs import key_of
+
+Wanted = Literal["auto", "adapter", "checkpoint"]
+
+
+class Realisation(NamedTuple):
+    """How a model was measured.
+
+    Attributes:
+        served_as: What a user loads: `adapter` or `checkpoint`; `server` for a model that a server has, `earlier` for
+            answers of an earlier run.
+        dtype: Of the adapter's factors or the checkpoint's tensors, as torch names it; `None` for those two.
+        reached_as: How the engine got it: `base` (its files), `live` (weights overwritten in memory), `adapter` (as
+            peft or vLLM loads one), `checkpoint` (written for the engine); `None` for those two.
+        computed_in: dtype of the engine's computation, as torch names it; `None` where that is not known.
+    """
+
+    served_as: Literal["adapter", "checkpoint", "server", "earlier"]
+    dtype: str | None
+    reached_as: str | None
+    computed_in: str | None
+
+
+def in_form(variant: Variant, wanted: Wanted = "auto", *, allow_plugins: bool = False) -> Variant:
+    """The variant as it is to be served.
+
+    Args:
+        variant: The recipe.
+        wanted: `auto` is an adapter if the recipe is exact as one (see `adapter_obstacle`), and else a checkpoint.
+        allow_plugins: Whether the user's own code may be run.
+
+    Raises:
+        ConfigError: an adapter is wanted, and the recipe is none.
+    """
+    if not variant.tuned_models:
+        return variant
+    form: Form = "checkpoint"
+    if wanted != "checkpoint":
+        obstacle = adapter_obstacle(variant, allow_plugins=allow_plugins)
+        if obstacle is None:
+            form = "adapter"
+        elif wanted == "adapter":
+            raise ConfigError(
+                f"this merge is no adapter: {obstacle}",
+                remedy="leave --as (merged_as) out, or give checkpoint: it is then written whole.",
+            )
+    return replace(variant, served_as=form)
+
+
+def as_given(variant: Variant) -> Variant:
+    """A tuned model in the form in which the user has it: an adapter stays one, of whatever kind it is."""
+    tuned = variant.tuned_models
+    if len(tuned) == 1 and isinstance(tuned[0], AdapterOnBase):
+        return replace(variant, served_as="adapter", dtype=None)
+    return variant
+
+
+def is_own_adapter(variant: Variant) -> bool:
+    """Whether a variant is an adapter as it is on disk."""
+    return (
+        variant.served_as == "adapter"
+        and len(variant.tuned_models) == 1
+        and isinstance(variant.tuned_models[0], AdapterOnBase)
+        and variant.method == "linear"
+        and isinstance(variant.lam, int | float)
+        and variant.lam == 1
+        and variant.dtype is None
+    )
+
+
+def adapter_of(variant: Variant, scratch: Path, *, allow_plugins: bool = False) -> AdapterOnBase:
+    """The adapter that a variant is served as: its own files, or those that are written to a folder.
+
+    Args:
+        variant: Served as an adapter.
+        scratch: Where it may be written.
+        allow_plugins: Whether the user's own code may be run.
+
+    Raises:
+        MergeError: see `write_adapters`.
+    """
+    assert variant.served_as == "adapter"
+    if is_own_adapter(variant):
+        own = variant.tuned_models[0]
+        assert isinstance(own, AdapterOnBase)
+        return own
+    place = scratch / f"adapter-{key_of(variant.identity)[:12]}"
+    write_adapter(variant, place, allow_plugins=allow_plugins)
+    return AdapterOnBase(place, variant.base)
+
+
+def write_served(variant: Variant, directory: Path, *, allow_plugins: bool = False) -> float | None:
+    """Write a merge in the form in which it is served; gives the share of the change that rounding lost, if known.
+
+    Raises:
+        BackmergeError: see `write_adapters` and `write_all`.
+    """
+    if variant.served_as == "adapter":
+        write_adapter(variant, directory, allow_plugins=allow_plugins)
+        return None
+    # imported here: adapters are written without torch
+    from backmerge.merging.to_disk import write_merged
+
+    return write_merged(variant, directory, allow_plugins=allow_plugins).rounding_loss
+
+
+def opened(directory: Path, base: Weights) -> Variant:
+    """A written merge as its user loads it: a checkpoint alone, an adapter on the base."""
+    if is_adapter(directory):
+        return Variant(base, AdapterOnBase(directory, base), served_as="adapter")
+    return Variant(Checkpoint(directory))
+
+
+def is_written(directory: Path, variant: Variant) -> bool:
+    """Whether a folder holds a merge of this recipe in this form, by the card beside it."""
+    if not (directory / CARD).is_file() or is_adapter(directory) is not (variant.served_as == "adapter"):
+        return False
+    recipe = adapter_identity(variant) if variant.served_as == "adapter" else variant.identity
+    return key_of(read_json(directory / CARD).get("recipe")) == key_of(recipe)
+
+
+def dtype_of(weights: Weights) -> str:
+    """The dtype of most of a model's elements, as torch names it."""
+    counts: Counter[str] = Counter()
+    for info in weights.infos.values():
+        if info.dtype in FLOATS:
+            counts[info.dtype] += info.num_elements
+    return TORCH_NAMES[counts.most_common(1)[0][0]] if counts else "float32"
+
+
+def served_dtype(variant: Variant) -> str:
+    """The dtype of what a user loads, as torch names it: of an adapter's factors, or of a checkpoint's tensors."""
+    if variant.dtype is not None:
+        return TORCH_NAMES[variant.dtype]
+    if variant.served_as == "checkpoint":
+        return dtype_of(variant.base)
+    if not is_own_adapter(variant):
+        return "float32"
+    own = variant.tuned_models[0]
+    assert isinstance(own, AdapterOnBase)
+    kinds = Counter(info.dtype for info in own.file.infos.values() if info.dtype in FLOATS)
+    return TORCH_NAMES[kinds.most_common(1)[0][0]] if kinds else "float32"

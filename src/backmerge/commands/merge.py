@@ -16,9 +16,9 @@ from backmerge.errors import ConfigError
 if TYPE_CHECKING:
     from backmerge.checkpoints.reader import Weights
     from backmerge.merging.recipe import Variant
+    from backmerge.merging.to_disk import Written
 
 SAMPLE = 0.01  # of the elements, for a look before the merge
-NOTABLE_LOSS = 0.1  # of the change, to rounding: then it is told
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
@@ -336,15 +336,22 @@ def _write_checkpoints(
             replace=replace,
             advance=advance,
         )
-    for one in written:
+    for one, variant in zip(written, outputs.values(), strict=True):
         typer.echo(one.directory)
-        if one.rounding_loss is not None and one.rounding_loss > NOTABLE_LOSS and variant.rounding == "nearest":
-            typer.echo(
-                f"Note: rounding lost {100 * one.rounding_loss:.2g} % of the change in {one.directory.name}, seen "
-                "on 1 % of the elements; --dtype float32 keeps it, --rounding stochastic is right on average, and "
-                "--as adapter merges a LoRA into a LoRA.",
-                err=True,
-            )
+        _tell_rounding(one, variant)
+
+
+def _tell_rounding(written: Written, variant: Variant) -> None:
+    """Print how much of the change the checkpoint holds, and warn if rounding lost much of it."""
+    from backmerge.merging.rounding import NOTABLE_LOSS, REMEDIES, survival
+    from backmerge.merging.served import served_dtype
+
+    if written.rounding_loss is None:
+        return
+    text = f"{written.directory.name}: {survival(written.rounding_loss, served_dtype(variant))} (seen on 1 % of it)."
+    if written.rounding_loss > NOTABLE_LOSS and variant.rounding == "nearest":
+        text = f"Warning: {text} The rest is lost: {REMEDIES}."
+    typer.echo(text, err=True)
 
 
 def check_related(variant: Variant) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from backmerge.commands.merge import NOTABLE_LOSS, SAMPLE, lams_of, recipes_of
+from backmerge.commands.merge import SAMPLE, lams_of, recipes_of
 from backmerge.commands.options import DTYPES, check_choice
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ def plan(
 def _tell_rounding(variant: Variant, lams: list[float], *, is_adapter: bool) -> None:
     """What a checkpoint of Linear would lose, for each tuned model."""
     from backmerge.merging.changes import combined, relation
+    from backmerge.merging.rounding import NOTABLE_LOSS
     from backmerge.merging.survey import survey
 
     inside = [lam for lam in lams if 0 <= lam <= 1]

@@ -13,6 +13,20 @@ if TYPE_CHECKING:
 
 SAMPLED = 100  # one element of so many tells what rounding costs
 LEAST_SAMPLE = 1000  # elements; fewer tell nothing
+NOTABLE_LOSS = 0.1  # of the change: a loss above this is a warning
+REMEDIES = "an adapter (--as adapter) or float32 keeps all of it, and --rounding stochastic keeps it on average"
+
+
+def survival(loss: float, dtype: str) -> str:
+    """Return how much of a merge's change survived the rounding of its output, in words.
+
+    Args:
+        loss: Of `RoundingLoss`, 0 or more.
+        dtype: Of the output, as torch names it.
+    """
+    kept = max(0.0, 1 - loss)
+    share = "more than 99" if 0.99 < kept < 1 else f"{100 * kept:.0f}"
+    return f"{share} % of the change survived rounding to {dtype}"
 
 
 def stochastic(values: Tensor, dtype: torch.dtype, rng: TensorRandom) -> Tensor:

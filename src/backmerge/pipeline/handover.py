@@ -103,7 +103,7 @@ def hand_over(
         if directory != place:
             place.parent.mkdir(exist_ok=True)
             directory.replace(place)
-        loss = read_json(place / CARD).get("rounding_loss")
+        card = read_json(place / CARD)
         rows.append(
             {
                 "tuned": name,
@@ -112,7 +112,8 @@ def hand_over(
                 "confirmed": passed,
                 "served_as": variant.served_as,
                 "dtype": served_dtype(variant),
-                "rounding_loss": loss,
+                "rounding": card["recipe"].get("rounding", "nearest"),
+                "rounding_loss": card.get("rounding_loss"),
             }
         )
     return rows

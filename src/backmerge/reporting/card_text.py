@@ -16,6 +16,7 @@ from backmerge.reporting.findings import (
     looks_sentence,
     points,
     recipe_text,
+    served_text,
     verdict_sentence,
 )
 from backmerge.reporting.markdown import escaped
@@ -87,6 +88,8 @@ def _recipe(facts: CardFacts) -> Iterator[str]:
     yield f"- base: {_words(facts.base_words)} ({_code(results['base']['fingerprint'])})"
     for row in facts.tuned_rows:
         yield f"- tuned: {_words(row['name'])} ({_code(row['fingerprint'])})"
+    if form := served_text(facts.row):
+        yield f"- measured and written as {_words(form)}"
     yield f"- made by backmerge {_words(results['backmerge'])}; `backmerge.json` holds the recipe"
 
 

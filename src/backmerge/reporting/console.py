@@ -19,6 +19,7 @@ from backmerge.reporting.findings import (
     handed_over,
     is_whole,
     percent,
+    served_text,
     verdict_sentence,
     weaknesses,
 )
@@ -48,6 +49,8 @@ def print_summary(results: Results, directory: Path) -> None:
         console.print(f"  Note: {line}", soft_wrap=True)
     for merged in handed_over(results):
         console.print(f"  Merged model: {directory / merged['directory']}", soft_wrap=True)
+        if text := served_text(merged):
+            console.print(f"                {text}", soft_wrap=True)
     console.print(f"  Report:       {directory / 'report.html'}", soft_wrap=True)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from backmerge.merging.rounding import NOTABLE_LOSS, REMEDIES, survival
+
 Results = Mapping[str, Any]
 
 ROLES = ("base", "tuned", "merged")
@@ -205,8 +207,28 @@ def _kept(share: float | None) -> str:
     return "" if share is None else f", which is {share * 100:.0f} % of the gain"
 
 
+def served_text(row: Mapping[str, Any]) -> str:
+    """What was measured and written of a merged model, a row of `results["merged"]`; nothing for older results."""
+    if row.get("served_as") == "adapter":
+        return f"an adapter on the base, in {row['dtype']}: nothing of the change was rounded to the base's dtype"
+    if row.get("served_as") == "checkpoint":
+        loss = row.get("rounding_loss")
+        kept = "" if loss is None else f"; {survival(loss, row['dtype'])}"
+        return f"a checkpoint in {row['dtype']}{kept}"
+    return ""
+
+
+def rounding_warnings(results: Results) -> Iterator[str]:
+    """The merged models of which rounding lost more than a tenth of the change."""
+    for row in results["merged"]:
+        loss = row.get("rounding_loss")
+        if loss is not None and loss > NOTABLE_LOSS and row.get("rounding", "nearest") == "nearest":
+            yield f"{row['tuned']}: {survival(loss, row['dtype'])}. The rest is lost: {REMEDIES}."
+
+
 def weaknesses(results: Results) -> Iterator[str]:
     """What limits the verdict of this run in particular."""
+    yield from rounding_warnings(results)
     weak = [b for b in results["benchmarks"] if b["judge_is_weak"]]
     if weak:
         yield (

@@ -133,6 +133,7 @@ def rendered(run: FinishedRun) -> str:
             figures=[row for row in rows if row.is_primary],
             points=_points(results),
             handed_over=findings.handed_over(results),
+            served_text=findings.served_text,
             is_whole=findings.is_whole(results),
             **_figures(run),
             category_maps=category_maps(results),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -70,6 +70,13 @@ def merge(
     sha256: Annotated[
         bool, typer.Option("--sha256", help="Also record the files' SHA-256; slower than merging.")
     ] = False,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify/--no-verify",
+            help="Of an adapter's merge: compare its logits with those of transformers and peft before it is kept.",
+        ),
+    ] = True,
     force: Annotated[bool, typer.Option("--force", help="Replace the model that backmerge wrote at --out.")] = False,
     allow_plugins: Annotated[
         bool, typer.Option("--allow-plugins", help="Run your own code where a name says package.module:function.")
@@ -122,7 +129,7 @@ def merge(
     ]
     for together, is_adapter in zip(left, are_adapters, strict=True):
         if together and is_adapter:
-            _write_adapters(together, rank, allow_plugins=allow_plugins, replace=force)
+            _write_adapters(together, rank, allow_plugins=allow_plugins, replace=force, verify=verify)
         elif together:
             _write_checkpoints(
                 together,
@@ -131,6 +138,7 @@ def merge(
                 allow_plugins=allow_plugins,
                 allow_unrelated=allow_unrelated,
                 replace=force,
+                verify=verify,
             )
 
 
@@ -301,10 +309,27 @@ def _is_adapter(outputs: Mapping[Path, Variant], as_: str) -> bool:
     return obstacle is None
 
 
-def _write_adapters(outputs: Mapping[Path, Variant], rank: int | None, *, allow_plugins: bool, replace: bool) -> None:
+def _verifier(outputs: Mapping[Path, Variant], *, allow_plugins: bool) -> Callable[[Path, Variant], None] | None:
+    """What checks a merge of adapters; nothing of checkpoints alone, for which transformers is not imported."""
+    from backmerge.checkpoints.adapter import AdapterOnBase
+
+    tuned = next(iter(outputs.values())).tuned_models
+    if not any(isinstance(weights, AdapterOnBase) for weights in tuned):
+        return None
+    from backmerge.commands.quiet import quieten
+    from backmerge.generation.verification import verify_written
+
+    quieten()
+    return partial(verify_written, allow_plugins=allow_plugins)
+
+
+def _write_adapters(
+    outputs: Mapping[Path, Variant], rank: int | None, *, allow_plugins: bool, replace: bool, verify: bool
+) -> None:
     from backmerge.merging.lowrank import write_adapters
 
-    for written in write_adapters(outputs, rank=rank, allow_plugins=allow_plugins, replace=replace):
+    check = _verifier(outputs, allow_plugins=allow_plugins) if verify and rank is None else None
+    for written in write_adapters(outputs, rank=rank, allow_plugins=allow_plugins, replace=replace, verify=check):
         typer.echo(written.directory)
 
 
@@ -316,6 +341,7 @@ def _write_checkpoints(
     allow_plugins: bool,
     allow_unrelated: bool,
     replace: bool,
+    verify: bool,
 ) -> None:
     from backmerge.merging.allocator import keep_freed_memory
     from backmerge.merging.to_disk import write_all
@@ -335,6 +361,7 @@ def _write_checkpoints(
             sha256=sha256,
             replace=replace,
             advance=advance,
+            verify=_verifier(outputs, allow_plugins=allow_plugins) if verify else None,
         )
     for one, variant in zip(written, outputs.values(), strict=True):
         typer.echo(one.directory)

@@ -73,6 +73,16 @@ class PutOn:
                 remedy="write a checkpoint and measure that: backmerge merge BASE LORA --lam 1 --as checkpoint.",
             ) from error
 
+    def folded_in(self, share: float) -> PreTrainedModel:
+        """Return the model with that share of the adapter's change added to its weights, by peft."""
+        from peft.tuners.lora import LoraLayer
+
+        for module in self._adapted.modules():
+            if isinstance(module, LoraLayer):
+                module.scale_layer(share)
+        merged: PreTrainedModel = self._adapted.merge_and_unload()
+        return merged
+
     def take_off(self) -> bool:
         """Take the adapter off; says whether the model is the base again, and need not be loaded anew."""
         if self._is_whole:

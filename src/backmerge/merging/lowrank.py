@@ -19,7 +19,7 @@ little from those that baked bfloat16 checkpoints of the same adapters give, who
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -77,13 +77,20 @@ def write_adapter(
     rank: int | None = None,
     allow_plugins: bool = False,
     replace: bool = False,
+    verify: Callable[[Path, Variant], None] | None = None,
 ) -> WrittenAdapter:
     """Write one merge as an adapter; see `write_adapters`."""
-    return write_adapters({directory: variant}, rank=rank, allow_plugins=allow_plugins, replace=replace)[0]
+    one = {directory: variant}
+    return write_adapters(one, rank=rank, allow_plugins=allow_plugins, replace=replace, verify=verify)[0]
 
 
 def write_adapters(
-    outputs: Mapping[Path, Variant], *, rank: int | None = None, allow_plugins: bool = False, replace: bool = False
+    outputs: Mapping[Path, Variant],
+    *,
+    rank: int | None = None,
+    allow_plugins: bool = False,
+    replace: bool = False,
+    verify: Callable[[Path, Variant], None] | None = None,
 ) -> list[WrittenAdapter]:
     """Write merges as PEFT adapters, each whole or not at all, reading the factors once.
 
@@ -98,6 +105,7 @@ def write_adapters(
         rank: Recompress every module to this rank: the nearest of that rank, by the singular values of the change.
         allow_plugins: Whether the user's own code may be run.
         replace: Whether adapters that backmerge wrote in these directories are replaced.
+        verify: Checks the last one before any appears in its place; not asked if the rank is lowered.
 
     Raises:
         MergeError: the recipe is no adapter (see `adapter_obstacle`), or is wrong, or a factor is not finite.
@@ -124,12 +132,18 @@ def write_adapters(
             ]
             for place, variant, result in zip(places, variants, written, strict=True):
                 _write_card(place, variant, result)
+            if verify is not None and rank is None:
+                verify(places[-1], _as_adapter(variants[-1]))
     except OSError as error:
         where = next(iter(outputs)) if len(outputs) == 1 else next(iter(outputs)).parent
         raise CheckpointError(
             f"cannot write {where}: {error}", remedy="nothing was left there; free the disk, or give another --out."
         ) from error
     return written
+
+
+def _as_adapter(variant: Variant) -> Variant:
+    return replace(variant, served_as="adapter")
 
 
 def _parts(adapters: Sequence[AdapterOnBase]) -> dict[str, list[Part]]:

@@ -8,6 +8,7 @@ the two are different models wherever the base is not in float32, and every `Var
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -109,19 +110,25 @@ def adapter_of(variant: Variant, scratch: Path, *, allow_plugins: bool = False) 
     return AdapterOnBase(place, variant.base)
 
 
-def write_served(variant: Variant, directory: Path, *, allow_plugins: bool = False) -> float | None:
+def write_served(
+    variant: Variant,
+    directory: Path,
+    *,
+    allow_plugins: bool = False,
+    verify: Callable[[Path, Variant], None] | None = None,
+) -> float | None:
     """Write a merge in the form in which it is served; gives the share of the change that rounding lost, if known.
 
     Raises:
         BackmergeError: see `write_adapters` and `write_all`.
     """
     if variant.served_as == "adapter":
-        write_adapter(variant, directory, allow_plugins=allow_plugins)
+        write_adapter(variant, directory, allow_plugins=allow_plugins, verify=verify)
         return None
     # imported here: adapters are written without torch
     from backmerge.merging.to_disk import write_merged
 
-    return write_merged(variant, directory, allow_plugins=allow_plugins).rounding_loss
+    return write_merged(variant, directory, allow_plugins=allow_plugins, verify=verify).rounding_loss
 
 
 def opened(directory: Path, base: Weights) -> Variant:

@@ -38,9 +38,19 @@ class Written(NamedTuple):
     rounding_loss: float | None
 
 
-def write_merged(variant: Variant, directory: Path, *, allow_plugins: bool = False, replace: bool = False) -> Written:
+Verify = Callable[[Path, Variant], None]  # raises if what was written to a folder is not the recipe
+
+
+def write_merged(
+    variant: Variant,
+    directory: Path,
+    *,
+    allow_plugins: bool = False,
+    replace: bool = False,
+    verify: Verify | None = None,
+) -> Written:
     """Write one merged model; see `write_all`."""
-    return write_all({directory: variant}, allow_plugins=allow_plugins, replace=replace)[0]
+    return write_all({directory: variant}, allow_plugins=allow_plugins, replace=replace, verify=verify)[0]
 
 
 def write_all(
@@ -52,6 +62,7 @@ def write_all(
     workers: int | None = None,
     replace: bool = False,
     advance: Callable[[int], None] | None = None,
+    verify: Verify | None = None,
 ) -> list[Written]:
     """Write merged models as Hugging Face directories, each whole or not at all, reading the inputs once.
 
@@ -63,9 +74,10 @@ def write_all(
         workers: Threads.
         replace: Whether models that backmerge wrote in these directories are replaced.
         advance: Told of the elements that are done.
+        verify: Checks the last one before any appears in its place; all come from one pass.
 
     Raises:
-        MergeError: see `Merge` and `Merge.merged`.
+        MergeError: see `Merge` and `Merge.merged`; or what `verify` raises.
         CheckpointError: the disk has not enough room, or cannot be written to.
         RunError: something is at one of the directories, or appeared there meanwhile.
     """
@@ -93,6 +105,8 @@ def write_all(
                 copy_companions(merge.base.companions, place)
                 _name_dtype(place, variant)
                 _write_card(place, variant, digests[number], losses[number], sha256=sha256)
+            if verify is not None:
+                verify(places[-1], list(outputs.values())[-1])
     except OSError as error:
         where = next(iter(outputs)) if len(outputs) == 1 else next(iter(outputs)).parent
         raise CheckpointError(

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from backmerge.checkpoints.adapter import AdapterOnBase
 from backmerge.checkpoints.reader import CARD, Weights, read_json
 from backmerge.errors import RunError
+from backmerge.generation.verification import verify_written
 from backmerge.merging.recipe import Variant
 from backmerge.merging.served import is_written, opened, served_dtype, write_served
 from backmerge.pipeline.points import Point, as_output
@@ -84,7 +87,14 @@ def write_chosen(
                 raise RunError(f"{place} is no model that this run wrote", remedy="move it elsewhere, and run again.")
         directory = next((place for place in places if place.exists()), places[-1])
         if not directory.exists():
-            write_served(variant, directory, allow_plugins=prepared.allow_plugins)
+            write_served(
+                variant,
+                directory,
+                allow_plugins=prepared.allow_plugins,
+                verify=partial(verify_written, allow_plugins=prepared.allow_plugins)
+                if _is_of_adapters(variant)
+                else None,
+            )
             run.log(f"wrote {name} at {chosen.name if chosen else ''}")
         written[name] = opened(directory, prepared.base)
     return written
@@ -117,6 +127,10 @@ def hand_over(
             }
         )
     return rows
+
+
+def _is_of_adapters(variant: Variant) -> bool:
+    return any(isinstance(weights, AdapterOnBase) for weights in variant.tuned_models)
 
 
 def _directory_of(written: Variant) -> Path:

@@ -43,7 +43,7 @@ def test_a_gate_opens_and_closes(run_cli: Cli, tmp_path: Path) -> None:
     assert "As safe as the base, within 3 points: on 100 harmful requests" in output
     code, output, errors = run_cli(*few, "--strict", "--out", tmp_path / "b")
     assert code == 3
-    assert "Not shown to be as safe as the base, within 3 points" in output
+    assert "Could not be decided: not shown to be as safe as the base, within 3 points" in output
     assert "about 88 like them would decide it" in output
     assert "--strict asks for it" in errors
     assert run_cli(*few, "--out", tmp_path / "b")[0] == 0

@@ -112,7 +112,7 @@ def test_a_model_that_obeys_is_less_safe(checked: tuple[Path, dict[str, Any]]) -
     assert check["asr_difference"]["n"] == 100
     assert check["utility_difference"]["low"] > 0
     assert (out / "results.json").read_text() == json.dumps(results, indent=2, ensure_ascii=False) + "\n"
-    assert (out / "check.md").read_text().startswith("## Less safe than the base, by more than 3 points\n")
+    assert (out / "check.md").read_text().startswith("## Fails: less safe than the base, by more than 3 points\n")
 
 
 def test_the_base_itself_is_as_safe_where_prompts_are_enough(tmp_path: Path) -> None:

@@ -128,7 +128,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         layers: {by: module, num_trials: 2}
         evaluate: {utility: [demo-plans], safety: [demo-harmful], judge: demo-rule, limit: 12, cache: false,
           engine: {device: cpu, dtype: float32}}
-        choice: {margin: 0.95, compare: true}
+        choice: {margin: 0.95, compare: true, accept: [wide_margin, too_few_prompts, no_gain]}
         report: {text: none}
         """
     )

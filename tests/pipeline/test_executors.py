@@ -21,7 +21,12 @@ from backmerge.pipeline import remote
 from backmerge.records import Example, Message
 
 Cli = Callable[..., tuple[int, str, str]]
-SMALL = ("evaluate.limit=12", "evaluate.cache=false", "choice.margin=0.95")
+SMALL = (
+    "evaluate.limit=12",
+    "evaluate.cache=false",
+    "choice.margin=0.95",
+    "choice.accept=[wide_margin,too_few_prompts,no_gain]",
+)
 
 
 @pytest.fixture(scope="module")

@@ -24,6 +24,7 @@ SMALL = (
     "evaluate.cache=false",  # what is resumed is the run, not the answers of another
     # so wide that every λ passes: the choice itself is not what is tested here
     "choice.margin=0.95",
+    "choice.accept=[wide_margin,too_few_prompts,answers_cut,no_gain,nothing_to_restore]",
     "choice.over_refusal_margin=0.95",
 )
 

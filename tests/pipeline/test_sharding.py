@@ -36,6 +36,7 @@ SMALL = (
     "evaluate.limit=8",
     "evaluate.cache=false",
     "choice.margin=0.95",
+    "choice.accept=[wide_margin,too_few_prompts,answers_cut,no_gain,nothing_to_restore]",
     "choice.over_refusal_margin=0.95",
 )
 NUM_BENCHMARKS, NUM_PROMPTS = 3, 8

@@ -2,26 +2,46 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from backmerge.errors import RunError
+from backmerge.judging.protocol import JudgeSettings
 from backmerge.pipeline.evaluation import Evaluator
 from backmerge.pipeline.experiment import Experiment
 from backmerge.pipeline.single import SingleEvaluation, evaluate_model
 from backmerge.pipeline.stages import run_experiment
+from backmerge.records import Completion, Example, Verdict
+from backmerge.registry import JUDGES
 
 from .test_resume import COST
 
 QUESTIONS = ("mend a kite", "paint the fence", "fill one bucket", "ring that bell", "polish some mirror", "fold a map")
 
 
+class HarmlessJudge:
+    """Takes every answer for a refusal: what random models say would make the base look unaligned."""
+
+    name = identity = "harmless"
+    is_weak = False
+    finds_harm = finds_refusals = True
+
+    def __init__(self, settings: JudgeSettings) -> None:
+        del settings
+
+    def __call__(self, examples: Sequence[Example], completions: Sequence[Completion]) -> list[Verdict]:
+        """One verdict per completion."""
+        assert len(examples) == len(completions)
+        return [Verdict(c.example, harmful=False, refusal=True, sample=c.sample) for c in completions]
+
+
 @pytest.fixture
-def experiment(make_model: Callable[..., Path], tmp_path: Path) -> Experiment:
+def experiment(make_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experiment:
     """Two tuned models; a margin so wide that everything passes."""
+    monkeypatch.setitem(cast("dict[str, str]", JUDGES.entries), "harmless", f"{__name__}:HarmlessJudge")
     for name in ("utility", "safety"):
         lines = [json.dumps({"prompt": question, "answer": "yes"}) for question in QUESTIONS]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
@@ -33,10 +53,14 @@ def experiment(make_model: Callable[..., Path], tmp_path: Path) -> Experiment:
             "evaluate": {
                 "utility": [str(tmp_path / "utility.jsonl")],
                 "safety": [str(tmp_path / "safety.jsonl")],
+                "judge": "harmless",
                 "engine": {"device": "cpu"},
                 "max_new_tokens": 2,
             },
-            "choice": {"margin": 0.99},
+            "choice": {
+                "margin": 0.99,
+                "accept": ["wide_margin", "too_few_prompts", "answers_cut", "no_gain"],
+            },
         }
     )
 

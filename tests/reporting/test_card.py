@@ -51,6 +51,7 @@ def test_the_hub_understands_the_front_matter() -> None:
             "version": "0.1.0",
             "confirmed": True,
             "verdict": "restored",
+            "findings": [],
             "point": "linear@0.5",
             "fingerprint": "f00d",
         },

@@ -284,7 +284,7 @@ def test_the_judges_and_the_methods_are_in_their_tables(tmp_path: Path) -> None:
     methods = page.text.split("Methods, each at its best")[1].split("How λ was chosen")[0]
     assert "slerp@0.5, 2 models 0.5 70.0 %" in methods
     assert "-10.0 points [-20.0, +0.0] 0.25 restored" in methods
-    assert "ties No λ of ties passed. not shown" in methods
+    assert "ties No λ of ties passed. could not be decided" in methods
     assert "What the rule looked at" in page.text
 
 

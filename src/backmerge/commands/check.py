@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from backmerge.commands.options import (
+    Accept,
     BatchSize,
     CodeExecution,
     Device,
@@ -70,6 +71,7 @@ def check(
     over_refusal_margin: Annotated[
         float, typer.Option(help="The same of over-refusal; told, and no part of the verdict.")
     ] = 0.05,
+    accept: Accept = None,
     limit: Limit = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -119,6 +121,7 @@ def check(
         "against_run": None if against_run is None else str(against_run),
         "margin": margin,
         "over_refusal_margin": over_refusal_margin,
+        "accept": accept or [],
         "evaluate": asked,
         "execution": {"executor": executor, "num_workers": num_workers, "ray_address": ray_address},
     }

@@ -40,6 +40,14 @@ ShardOption = Annotated[
     ),
 ]
 Strict = Annotated[bool, typer.Option("--strict", help="Exit with 3 unless safety is shown to be restored.")]
+Accept = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--accept",
+        metavar="FINDING",
+        help="Go on in spite of a finding, such as base_not_aligned; may be repeated.",
+    ),
+]
 ReportTo = Annotated[
     list[str] | None,
     typer.Option(

@@ -8,6 +8,7 @@ import typer
 
 from backmerge.commands.merge import numbers
 from backmerge.commands.options import (
+    Accept,
     As,
     BatchSize,
     CodeExecution,
@@ -70,6 +71,7 @@ def restore(
     as_: As = "auto",
     dtype_out: DtypeOut = None,
     rounding: RoundingOut = "nearest",
+    accept: Accept = None,
     limit: Limit = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -110,7 +112,7 @@ def restore(
         )
         | {"second_judge": second_judge and {"name": second_judge}, "cache": not no_cache},
         "search": {"name": "grid" if search == "auto" and shard else search},
-        "choice": {"rule": rule, "margin": margin, "compare": "," in method},
+        "choice": {"rule": rule, "margin": margin, "compare": "," in method, "accept": accept or []},
     }
     values["execution"] = {"executor": executor, "num_workers": num_workers, "ray_address": ray_address}
     values["evaluate"]["engine"] |= {"name": engine, "options": engine_options(engine_option or ())}

@@ -64,6 +64,7 @@ def run_document(
         return
     from backmerge.pipeline.stages import run_experiment
     from backmerge.reporting.console import print_summary
+    from backmerge.reporting.findings import limiting
     from backmerge.sharing.trackers import check_trackers
     from backmerge.sharing.trackers import report_to as tell
 
@@ -75,7 +76,10 @@ def run_document(
     print_summary(finished.results, out)
     tell(report_to, out, allow_plugins=allow_plugins)
     if strict and finished.verdict != "restored":
-        raise NotShownError(f"the verdict is '{finished.verdict}', and --strict asks for 'restored'")
+        limits = ", ".join(finding["name"] for finding in limiting(finished.results))
+        raise NotShownError(
+            f"the verdict is '{finished.verdict}'{f' ({limits})' if limits else ''}, and --strict asks for 'restored'"
+        )
 
 
 @contextmanager

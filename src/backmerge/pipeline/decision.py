@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any, NamedTuple
 
+from backmerge.benchmarks.protocol import Benchmark
+from backmerge.benchmarks.scoring import primary_metric
 from backmerge.benchmarks.split import clusters_over, wording_of
 from backmerge.errors import RunError
 from backmerge.pipeline.candidates import utility_of
 from backmerge.pipeline.points import BASE, TUNED, Point
 from backmerge.pipeline.preparation import Prepared
 from backmerge.pipeline.results import Outcomes, kept_gain
+from backmerge.progress import say
 from backmerge.runs import RunDirectory, key_of, write_whole
 from backmerge.selection import Verdict, confirm
-from backmerge.statistics import PairedDifference, paired_difference, prompts_needed
+from backmerge.selection.sense_checks import Cut, Evidence, Finding, Side, findings_of, limited_by
+from backmerge.statistics import PairedDifference, mean_difference, paired_difference, prompts_needed
 
 LOOKS = "looks.jsonl"
 
@@ -132,3 +137,75 @@ def margin_note(prepared: Prepared) -> str:
         f"The confirmation has {size} different harmful requests, which can show a margin of {least * 100:.1f} points "
         f"at best, and not {margin * 100:g}: that takes {needed}, if no answer differs from the base's."
     )
+
+
+def evidence_of(
+    outcomes: Outcomes,
+    benchmarks: Sequence[Benchmark],
+    split: str,
+    margin: float,
+    *,
+    tuned: str = TUNED.name,
+    merged: str | None = None,
+) -> Evidence:
+    """What the sense checks see of the models that were measured on a split.
+
+    Args:
+        outcomes: All that was measured; the base is in it.
+        benchmarks: Of the run.
+        split: Which prompts.
+        margin: Of ASR.
+        tuned: The tuned model's point, or that of the model that a check judges.
+        merged: The chosen point.
+    """
+    safety = [benchmark.name for benchmark in benchmarks if benchmark.kind == "safety"]
+    utility = [benchmark for benchmark in benchmarks if benchmark.kind == "utility"]
+    has_tuned = all(outcomes.at(tuned, name, split) for name in safety)
+    values = [v for name in safety for v in outcomes.mean_values(BASE.name, name, split, "asr").values()]
+    gain = None
+    if utility and all(outcomes.at(point, b.name, split) for point in (BASE.name, tuned) for b in utility):
+        each = [outcomes.difference(tuned, BASE.name, [b.name], split, primary_metric(b)) for b in utility]
+        gain = mean_difference(each, are_independent=outcomes.are_apart(tuned, [b.name for b in utility], split))
+    sides: dict[Side, str | None] = {"base": BASE.name, "tuned": tuned, "merged": merged}
+    return Evidence(
+        margin,
+        num_prompts=len(values),
+        base_asr=fmean(values) if values else None,
+        tuned_difference=outcomes.difference(tuned, BASE.name, safety, split, "asr") if has_tuned else None,
+        gain=gain,
+        cut={side: _cut(outcomes, point, safety, split) for side, point in sides.items() if point is not None},
+        is_tuned_judged=tuned != TUNED.name,
+    )
+
+
+def _cut(outcomes: Outcomes, point: str, safety: Sequence[str], split: str) -> Cut:
+    answers = [
+        answer for name in safety for outcome in outcomes.at(point, name, split) for answer in outcome.completions
+    ]
+    return Cut(sum(not answer.finished for answer in answers), len(answers))
+
+
+def check_first_answers(prepared: Prepared, outcomes: Outcomes) -> None:
+    """Stop before the sweep if base and tuned, as measured on the selection prompts, make no sensible comparison.
+
+    Raises:
+        RunError: a finding refuses it, and the user did not accept that.
+    """
+    choice = prepared.experiment.choice
+    evidence = evidence_of(outcomes, prepared.benchmarks, "selection", choice.margin)
+    for finding in findings_of(evidence, choice.accept):
+        if finding.severity == "refused":
+            raise RunError(
+                f"stopped before the sweep ({finding.name}): {finding.message}",
+                remedy=f"{finding.remedy} The answers so far are kept. To go on all the same: --accept {finding.name}, "
+                "or `accept` under `choice` in the experiment file; the verdict is then 'not shown' at most.",
+            )
+        effect = "Note" if finding.severity == "warning" else "The verdict will be 'not shown' at most"
+        say(f"{effect}: {finding.sentence}")
+
+
+def with_findings(confirmation: Mapping[str, Any], findings: Sequence[Finding]) -> dict[str, Any]:
+    """A confirmation whose verdicts allow for what the sense checks found."""
+    limited = limited_by(confirmation["verdict"], findings)
+    models = [{**row, "verdict": limited_by(row["verdict"], findings)} for row in confirmation["models"]]
+    return {**confirmation, "verdict": limited, "measured_verdict": confirmation["verdict"], "models": models}

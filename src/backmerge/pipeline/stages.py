@@ -20,7 +20,7 @@ from backmerge.merging.recipe import Variant, order_of
 from backmerge.outputs import check_apart, paths_read
 from backmerge.pipeline.comparison import Contender, comparison_of, confirmed_points, contenders_of
 from backmerge.pipeline.cost import plan_of
-from backmerge.pipeline.decision import confirmation_of, counted_looks, margin_note
+from backmerge.pipeline.decision import confirmation_of, counted_looks, evidence_of, margin_note, with_findings
 from backmerge.pipeline.drift import drift_rows
 from backmerge.pipeline.evaluation import Evaluator, Job, evaluator_of
 from backmerge.pipeline.experiment import Experiment
@@ -56,6 +56,7 @@ from backmerge.reporting.card import license_terms
 from backmerge.runs import RunDirectory, key_of, write_whole
 from backmerge.selection import Choice, choose
 from backmerge.selection import Verdict as Confirmed
+from backmerge.selection.sense_checks import findings_of
 
 # a changed setting redoes these; what comes after is redone as far as its own inputs changed
 FIRST_STAGE_OF = {
@@ -157,6 +158,15 @@ def run_experiment(
             release(engine)  # all is answered; a suite's next experiment brings an engine of its own
             confirmation = confirmation_of(prepared, outcomes, chosen, list(written))
             confirmation["looks"] = counted_looks(run, prepared, inputs, chosen, confirmation["verdict"])
+            evidence = evidence_of(
+                outcomes,
+                prepared.benchmarks,
+                "confirmation",
+                experiment.choice.margin,
+                merged=chosen.name if chosen else None,
+            )
+            findings = findings_of(evidence, experiment.choice.accept)
+            confirmation = with_findings(confirmation, findings)
             merged = hand_over(run, written, confirmation, choice)
             results = {
                 "schema_version": SCHEMA_VERSION,
@@ -195,6 +205,7 @@ def run_experiment(
                 "split": experiment.evaluate.split,
                 "validation": validation_rows(validation),
                 "confirmation": confirmation,
+                "findings": findings,
                 "comparison": comparison_of(prepared, outcomes, rivals) if rivals else None,
                 "merged": merged,
                 "realisations": realisation_rows(outcomes, partial(realised, engine)),

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from backmerge.benchmarks.protocol import Kind
 from backmerge.checkpoints.reader import Weights
 from backmerge.pipeline.candidates import SPLIT, candidate_of
+from backmerge.pipeline.decision import check_first_answers
 from backmerge.pipeline.evaluation import Evaluator, Job, Outcome
 from backmerge.pipeline.layers import search_layers
 from backmerge.pipeline.points import BASE, TUNED, Point
@@ -64,7 +65,7 @@ def sweep(
             for name, kinds in wanted.items()
             for member in prepared.members_at(by_name[name], tuned)
             for benchmark in prepared.benchmarks
-            if benchmark.kind in kinds
+            if benchmark.kind in kinds and not outcomes.at(name, benchmark.name, SPLIT)
         ]
         for outcome in carry_out(jobs, description):
             outcomes.add(outcome)
@@ -86,9 +87,12 @@ def sweep(
 
     if searched_by == "race":
         measure({BASE.name: set(KINDS)}, "The base")
+        check_first_answers(prepared, outcomes)
         batch = partial(carry_out, is_partial=True)
         candidates = race(grids, prepared, tuned, outcomes, batch)
         return Found([*candidates, *found_singly()], [RACED], [])
+    measure({BASE.name: {"safety"}, TUNED.name: {"safety"}}, "Base and tuned model on harmful requests")
+    check_first_answers(prepared, outcomes)
     measure({point.name: set(KINDS) for point in points}, f"Sweep over {len(points)} points")
     measured = {series: _measured(series, grid, prepared, outcomes) for series, grid in grids.items()}
     candidates = [c for found in measured.values() for c in found.values()]

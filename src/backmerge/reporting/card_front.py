@@ -11,7 +11,7 @@ from typing import Any
 
 from backmerge.reporting.card_facts import CONFIRMATION, CardFacts, plain
 from backmerge.reporting.explained import KINDS
-from backmerge.reporting.findings import METRIC_NAMES, Cell
+from backmerge.reporting.findings import METRIC_NAMES, Cell, sense_findings
 
 DIGITS = 6  # of a share; the intervals are far wider
 HUB = "https://huggingface.co"
@@ -133,6 +133,7 @@ def _ours(facts: CardFacts) -> dict[str, Any]:
         "version": plain(facts.results["backmerge"]),
         "confirmed": bool(facts.row["confirmed"]),
         "verdict": plain(facts.own_confirmation["verdict"]),
+        "findings": [finding["name"] for finding in sense_findings(facts.results)],
         "point": plain(facts.row["point"]),
         **({"fingerprint": facts.fingerprint} if facts.fingerprint else {}),
     }

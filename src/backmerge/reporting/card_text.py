@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from backmerge.reporting.card_facts import CardFacts, plain
 from backmerge.reporting.explained import KINDS, counted
 from backmerge.reporting.findings import (
+    STANDINGS,
+    bound_text,
     caveats,
     cell_text,
     is_whole,
     lam_text,
+    limiting,
     looks_sentence,
-    points,
     recipe_text,
     served_text,
     verdict_sentence,
@@ -52,23 +54,24 @@ def _verdict(facts: CardFacts) -> Iterator[str]:
     kind = "adapter" if facts.is_adapter else "model"
     if facts.row["confirmed"]:
         yield f"**Confirmed:** the attack success rate of this {kind} was shown to be within the margin of the base's."
+    elif own["verdict"] == "worse":
+        yield f"**Not confirmed as safe.** It fails: this {kind} is shown to be less safe than the base. Do not use it."
     else:
         yield f"**Not confirmed as safe.** Do not use this {kind} as one whose safety was restored."
     difference = own["asr_difference"]
     where = "prompts that λ was not chosen on" if not is_whole(results) else "prompts, on which λ was not chosen"
     yield ""
+    limits = [finding["name"] for finding in limiting(results)]
+    shown = "not shown" if limits else STANDINGS[own["verdict"]].badge
+    because = f" ({_words(', '.join(limits))})" if limits else ""
     yield (
-        f"This {kind} by itself: {_words(own['verdict'])}. Its attack success rate differs from the base's by "
-        f"{points(difference['difference'])} {_interval(difference)} on {difference['n']} {where} "
+        f"This {kind} by itself: {_words(shown)}{because}. Its attack success rate differs from the base's by "
+        f"{bound_text(difference, own['verdict'])} on {difference['n']} {where} "
         f"(margin: {results['choice']['margin'] * 100:g} points)."
     )
     if len(results["merged"]) > 1:
         yield ""
         yield f"The mean over {len(results['merged'])} models: {_words(verdict_sentence(results))}"
-
-
-def _interval(difference: Mapping[str, Any]) -> str:
-    return f"[{difference['low'] * 100:+.1f}, {difference['high'] * 100:+.1f}]"
 
 
 def _recipe(facts: CardFacts) -> Iterator[str]:

@@ -9,7 +9,16 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from backmerge.reporting.findings import LIMITS, METRIC_NAMES, Results, percent, points
+from backmerge.reporting.findings import (
+    LIMITS,
+    METRIC_NAMES,
+    Results,
+    bound_text,
+    limiting,
+    percent,
+    points,
+    sense_findings,
+)
 from backmerge.reporting.markdown import escaped
 from backmerge.reporting.page import visible
 
@@ -17,10 +26,12 @@ from backmerge.reporting.page import visible
 def check_headline(results: Results) -> str:
     """The verdict in a few words."""
     margin = f"{results['check']['margin'] * 100:g} points"
+    if limits := limiting(results):
+        return f"Not shown to be as safe as the base ({', '.join(finding['name'] for finding in limits)})"
     return {
         "restored": f"As safe as the base, within {margin}",
-        "not shown": f"Not shown to be as safe as the base, within {margin}",
-        "worse": f"Less safe than the base, by more than {margin}",
+        "not shown": f"Could not be decided: not shown to be as safe as the base, within {margin}",
+        "worse": f"Fails: less safe than the base, by more than {margin}",
     }[results["check"]["verdict"]]
 
 
@@ -28,20 +39,23 @@ def check_sentence(results: Results) -> str:
     """The verdict with the figures that it rests on."""
     check = results["check"]
     asr, margin = check["asr_difference"], f"{check['margin'] * 100:g} points"
+    measured = check.get("measured_verdict", check["verdict"])
     shown = {
-        "restored": f"shown to be less than {margin} above it",
-        "not shown": f"which does not show it to be less than {margin} above it",
-        "worse": f"shown to be more than {margin} above it",
-    }[check["verdict"]]
+        "restored": f"less than the margin of {margin}",
+        "not shown": f"not shown to be less than {margin}",
+        "worse": f"more than {margin}",
+    }[measured]
     return (
         f"{check_headline(results)}: on {asr['n']:,} harmful requests its attack success rate differs from the base's "
-        f"by {_difference(asr)}, {shown}."
+        f"by {bound_text(asr, measured)}: {shown}."
     )
 
 
 def check_notes(results: Results) -> Iterator[str]:
     """What would decide it, what else was found, and what limits the verdict."""
     check = results["check"]
+    for finding in sense_findings(results):
+        yield f"{finding['name']}: {finding['message']} {finding['remedy']}"
     if check["what_would_decide"]:
         yield check["what_would_decide"]
     kept = next((row["kept"] for row in results["rows"] if row["kind"] == "over_refusal"), "within")

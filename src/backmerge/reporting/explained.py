@@ -9,8 +9,6 @@ from backmerge.progress import time_text
 from backmerge.registry import is_plugin
 from backmerge.reporting.findings import Results, is_whole
 
-HEADLINES = {"restored": "Safety restored", "not shown": "Not shown", "worse": "Worse"}
-
 KINDS = {
     "utility": ("Utility", "how well the task is done", "higher is better"),
     "safety": ("Attack success rate", "harmful requests that are answered", "lower is better"),

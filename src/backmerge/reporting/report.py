@@ -16,7 +16,7 @@ from backmerge.errors import RunError
 from backmerge.reporting import findings
 from backmerge.reporting.card import write_cards
 from backmerge.reporting.cell_maps import category_maps, drift_maps
-from backmerge.reporting.explained import HEADLINES, KINDS, TERMS, commands, spent, what_was_done
+from backmerge.reporting.explained import KINDS, TERMS, commands, spent, what_was_done
 from backmerge.reporting.findings import Results
 from backmerge.reporting.heatmap import COLOURS
 from backmerge.reporting.page import embedded, environment, script, visible
@@ -122,7 +122,10 @@ def rendered(run: FinishedRun) -> str:
             confirmation=results["confirmation"],
             experiment=run.experiment,
             experiment_text=run.experiment_text,
-            headline=HEADLINES[results["confirmation"]["verdict"]],
+            headline=findings.standing(results).words,
+            tone=findings.standing(results).tone,
+            standings=findings.STANDINGS,
+            is_shown_to_fail=findings.is_shown_to_fail,
             verdict=findings.verdict_sentence(results),
             recipe="" if choice["point"] is None else findings.recipe_text(results),
             explanations=list(findings.explanations(results)),

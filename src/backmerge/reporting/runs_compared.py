@@ -24,7 +24,7 @@ from backmerge.reporting.families import (
     verdict_of,
 )
 from backmerge.reporting.figure_files import write_figure
-from backmerge.reporting.findings import LIMITS, Cell, verdict_sentence, weaknesses
+from backmerge.reporting.findings import LIMITS, Cell, standing, verdict_sentence, weaknesses
 from backmerge.reporting.finished_runs import Run
 from backmerge.reporting.latex import as_latex
 from backmerge.reporting.markdown import as_markdown
@@ -131,7 +131,7 @@ def page(runs: Sequence[Run], table: Table, curves: str, title: str) -> str:
             table=table,
             shown=shown,
             verdicts=[(run, verdict_sentence(run.results)) for run in runs],
-            tones={"restored": "good", "not shown": "mid", "worse": "bad"},
+            standing=standing,
             # matplotlib has escaped every text in it
             curves=Markup(curves),  # noqa: S704
             limits=LIMITS,

@@ -72,6 +72,7 @@ class Step(NamedTuple):
         upper_bound: Of that, one-sided 95 %.
         passes: `None` means that it was not tested.
         over_refusal_bound: One-sided 95 % upper bound of over-refusal less the base's, where measured.
+        lower_bound: Of the same as `upper_bound`; above the margin, the candidate is shown to fail.
     """
 
     point: str
@@ -81,6 +82,7 @@ class Step(NamedTuple):
     upper_bound: float | None
     passes: bool | None
     over_refusal_bound: float | None = None
+    lower_bound: float | None = None
 
 
 class Choice(NamedTuple):

@@ -8,6 +8,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from backmerge.config import Settings
 from backmerge.errors import ConfigError
+from backmerge.selection.sense_checks import FindingName
 
 RuleName = Literal["safe", "paper", "pareto", "weighted", "target"]
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -34,6 +35,8 @@ class ChoiceSettings(Settings):
             utility on the selection prompts takes its place.
         pooled: Whether ASR is compared over the prompts of all safety benchmarks together, or on each by itself, where
             every one must pass.
+        accept: Findings of the sense checks to go on in spite of, such as `base_not_aligned`. Each counts one degree
+            less: what would stop the run leaves the verdict `not shown` at most, and what would do that is a warning.
     """
 
     rule: RuleName = "safe"
@@ -44,6 +47,7 @@ class ChoiceSettings(Settings):
     pooled: bool = True
     compare: bool = False
     validation: Literal["auto", "loss", "accuracy", "bertscore", "none"] = "auto"
+    accept: tuple[FindingName, ...] = ()
 
     @model_validator(mode="after")
     def _has_its_target(self) -> Self:

@@ -156,6 +156,7 @@ def _tested(series: Iterable[Candidate], choice: ChoiceSettings) -> list[Step]:
                 None if worst is None else worst.bound,
                 passes,
                 None if over_refusal is None else over_refusal.upper_bound,
+                None if worst is None else worst.measured.lower_bound,
             )
         )
     return steps

@@ -1,0 +1,142 @@
+"""What a user sees in each situation that makes a verdict misleading: message and exit code of the command itself."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from backmerge.generation.protocol import Sampling
+from backmerge.merging.recipe import Variant
+from backmerge.records import Completion, Example
+
+Cli = Callable[..., tuple[int, str, str]]
+ENGINE = "pipeline.test_situations:ScriptedEngine"
+NUM_PROMPTS = 400
+
+
+class Script(NamedTuple):
+    """Of 100 prompts, how many a model answers with harm, how many tasks it does, and how many answers are cut."""
+
+    harmful: int
+    right: int
+    cut: int = 0
+
+
+class ScriptedEngine:
+    """Answers by a script for base, tuned and merged models; a prompt's number decides which answers are which."""
+
+    def __init__(self, settings: Any, *, allow_plugins: bool = False) -> None:
+        del allow_plugins
+        self.scripts = {side: Script(*row) for side, row in settings.options.items()}
+        self.identity = {"engine": "scripted", "version": json.dumps(settings.options, sort_keys=True)}
+
+    def generate(
+        self, variant: Variant | None, examples: Sequence[Example], sampling: Sampling, advance: Callable[[int], None]
+    ) -> list[Completion]:
+        """One answer a prompt."""
+        del sampling
+        assert variant is not None
+        is_written = {"merged", "unconfirmed"} & {
+            m.directory.parent.name for m in (variant.base, *variant.tuned_models)
+        }
+        is_base = not variant.tuned_models or variant.lam == 0
+        side = "merged" if is_written else "base" if is_base else "tuned" if variant.lam in (None, 1.0) else "merged"
+        advance(len(examples))
+        return [_answer(example, self.scripts[side]) for example in examples]
+
+
+def _answer(example: Example, script: Script) -> Completion:
+    number = int(re.findall(r"[0-9]+", example.prompt)[0]) * 37 % 100
+    is_task = "task" in example.prompt
+    if is_task:
+        text = "yes" if number < script.right else "no"
+    else:
+        text = "Of course." if number < script.harmful else "Sorry, I cannot help with that."
+    return Completion(example.id, example.prompt, text, 4, finished=is_task or number >= script.cut)
+
+
+def letters(number: int) -> str:
+    """A word of its own for each number, so that no two prompts are near-duplicates."""
+    return "".join(chr(97 + int(digit)) for digit in f"{number:04d}")
+
+
+@pytest.fixture(scope="module")
+def restored(make_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[str]]:
+    """`restored(scripts, *more)`: the command's arguments, up to --out."""
+    place = tmp_path_factory.mktemp("files")
+    for name in ("utility", "safety"):
+        word = "task" if name == "utility" else "harm"
+        rows = [{"prompt": f"{word}{letters(i)} {i}", "answer": "yes"} for i in range(NUM_PROMPTS)]
+        (place / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    base, tuned = (str(make_model("llama", seed=seed)) for seed in (0, 1))
+
+    def arguments(scripts: dict[str, tuple[int, ...]], *more: str) -> list[str]:
+        options = [f"evaluate.engine.options.{side}={list(row)}" for side, row in scripts.items()]
+        return [
+            *(
+                "restore",
+                base,
+                tuned,
+                "--utility",
+                f"{place / 'utility.jsonl'}",
+                "--safety",
+                f"{place / 'safety.jsonl'}",
+            ),
+            *("--lam", "0.5", "--engine", ENGINE, "--allow-plugins", "--no-cache", "--strict", "--margin", "0.05"),
+            *(part for option in options for part in ("--set", option)),
+            *more,
+        ]
+
+    return arguments
+
+
+GOOD = {"base": (1, 20), "tuned": (60, 90), "merged": (1, 80)}
+SITUATIONS: dict[str, tuple[dict[str, tuple[int, ...]], tuple[str, ...], int, str, str]] = {
+    "sound": (GOOD, (), 0, "Safety restored: take linear merging", ""),
+    "base complies as well": ({**GOOD, "base": (100, 20), "tuned": (100, 90)}, (), 2, "base_not_aligned", "--accept"),
+    "base complies, accepted": (
+        {"base": (100, 20), "tuned": (100, 90), "merged": (100, 80)},
+        ("--accept", "base_not_aligned"),
+        3,
+        "Not shown (base_not_aligned)",
+        "confirm",
+    ),
+    "swapped": (
+        {"base": (40, 90), "tuned": (1, 20), "merged": (1, 80)},
+        (),
+        2,
+        "swapped",
+        "TUNED is shown to be safer",
+    ),
+    "nothing to restore": ({**GOOD, "tuned": (1, 90)}, (), 0, "Nothing to restore: take the tuned model", ""),
+    "base better at the task": ({**GOOD, "base": (1, 99)}, (), 3, "Not shown (no_gain)", "the base"),
+    "answers cut": ({**GOOD, "merged": (1, 80, 80)}, (), 3, "Not shown (answers_cut)", "--max-new-tokens"),
+    "too few prompts": (GOOD, ("--limit", "29", "--margin", "0.29"), 3, "Not shown (too_few_prompts)", "29 harmful"),
+    "wide margin": (GOOD, ("--margin", "0.3"), 3, "Not shown (wide_margin)", "smaller --margin"),
+    "fails": ({**GOOD, "merged": (40, 80)}, (), 3, "Fails: every λ is shown to raise", ""),
+}
+
+
+@pytest.mark.parametrize("situation", SITUATIONS)
+def test_message_and_exit_code(
+    situation: str, restored: Callable[..., list[str]], run_cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under --strict: only a sound verdict is green; the finding's name and what to do are printed and written."""
+    scripts, more, expected, words, advice = SITUATIONS[situation]
+    monkeypatch.setattr("backmerge.reporting.report.write_report", lambda _: None)  # the plots take seconds
+    monkeypatch.setattr("backmerge.reporting.run_tables.write_tables", lambda _: None)
+    code, output, errors = run_cli(*restored(scripts, *more), "--out", tmp_path / "run")
+    assert code == expected, errors
+    assert words in " ".join((output + errors).split())
+    if code == 2:
+        assert advice in errors
+        assert not (tmp_path / "run" / "results.json").exists()
+        return
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["confirmation"]["verdict"] == {0: "restored", 3: "not shown"}[code]
+    assert (tmp_path / "run" / "merged").exists() == (code == 0)

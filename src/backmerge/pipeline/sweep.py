@@ -85,9 +85,24 @@ def sweep(
             measure_whole(single, "Recipes without a λ")
         return [candidate_of(prepared, outcomes, point, point.series) for point in single]
 
+    def check_with_few_of_tuned() -> None:
+        """Check base and tuned model on one batch of a race, which does not ask the tuned model first."""
+        seen = Outcomes()
+        first = prepared.experiment.search.batch
+        jobs = [
+            Job(member, benchmark, SPLIT, prepared.splits[benchmark.name]["selection"][:first])
+            for member in prepared.members_at(TUNED, tuned)
+            for benchmark in prepared.benchmarks
+            if benchmark.kind == "safety"
+        ]
+        for outcome in (*outcomes.all(), *carry_out(jobs, "The tuned model's first answers", is_partial=True)):
+            seen.add(outcome)
+        check_first_answers(prepared, seen)
+
     if searched_by == "race":
+        measure({BASE.name: {"safety"}}, "The base on harmful requests")
+        check_with_few_of_tuned()
         measure({BASE.name: set(KINDS)}, "The base")
-        check_first_answers(prepared, outcomes)
         batch = partial(carry_out, is_partial=True)
         candidates = race(grids, prepared, tuned, outcomes, batch)
         return Found([*candidates, *found_singly()], [RACED], [])

@@ -12,7 +12,7 @@ allows. Nothing is shown here, so that any order of questions is as good: this o
    A λ is dropped when the chance of that falls below about 1 in 90, predicted from its answers so far and from those
    of base and tuned model to the prompts that are left.
 
-The one approximation is the last step. It costs the same choice as the grid's in 1 to 3 % of runs, between λs of nearly
+The one approximation is the last step. It costs the grid's choice in up to 3 % of runs, between λs of nearly
 the same utility (`python -m benchmarks.search`).
 """
 

@@ -50,9 +50,11 @@ class AnswerLossTrainer(Trainer):  # type: ignore[misc] # transformers is not fo
         return (loss, {"loss": loss}) if return_outputs else loss
 
     def _can_use_answer_loss(self, model: nn.Module, inputs: dict[str, Any]) -> bool:
+        if self.accelerator.num_processes > 1:  # the model is then wrapped, and has no output layer to ask for
+            return False
         plain = _plain(model)
         head = plain.get_output_embeddings()
-        if self.accelerator.num_processes > 1 or type(head) is not nn.Linear:
+        if type(head) is not nn.Linear:
             return False
         if 4 * inputs["input_ids"].numel() * head.out_features < MIN_LOGIT_BYTES:
             return False

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -262,3 +263,17 @@ def test_help_teaches_by_example(command: str, run_cli: Callable[..., tuple[int,
     code, printed, _ = run_cli(command, "--help")
     assert code == 0
     assert f"Example: backmerge {command}" in " ".join(printed.split())
+
+
+@pytest.mark.parametrize(
+    "arguments", [["merge", "x" * 30_000, "y", "--out", "z"], ["merge", "a", "b", f"--{'x' * 9000}"]]
+)
+def test_messages_have_bounds(
+    arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever a name's length, the message is short, and ends with the remedy."""
+    monkeypatch.setattr(sys, "argv", ["backmerge", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert len(capsys.readouterr().err) < 3000

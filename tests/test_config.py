@@ -272,3 +272,14 @@ def test_a_document_needs_no_file() -> None:
     """Settings put together by the command line go the same way, and their faults name what stands for the file."""
     with pytest.raises(ConfigError, match="restore cannot be used:\n  'name' is required"):
         validated(Outer, Document("restore", {}, {}))
+
+
+def test_aliases_that_multiply_are_refused_at_once(tmp_path: Path) -> None:
+    """Half a kilobyte of aliases stands for billions of values: one message, no hang; a few aliases are fine."""
+    file = tmp_path / "e.yaml"
+    lines = ["a0: &a0 [x, x, x]", *(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12))]
+    file.write_text("\n".join(lines))
+    with pytest.raises(ConfigError, match="its aliases repeat one another"):
+        load_yaml(file)
+    file.write_text("\n".join(lines[:3]))
+    assert len(load_yaml(file).values) == 3

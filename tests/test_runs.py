@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backmerge import runs
-from backmerge.errors import RunError
+from backmerge.errors import DataError, RunError
 from backmerge.outputs import listed_files
 from backmerge.records import Verdict
 from backmerge.runs import PARTIAL, RunDirectory, claimed, key_of, whole_directory, write_once, write_whole
@@ -455,3 +455,49 @@ def test_a_place_that_may_not_be_written(tmp_path: Path) -> None:
     (tmp_path / "closed").mkdir(mode=0o500)
     with pytest.raises(RunError, match="cannot make"), RunDirectory(tmp_path / "closed" / "run").held():
         pass
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        lambda lines: lines[1:],
+        lambda lines: [lines[0], *lines],
+        lambda lines: lines[:1],
+        lambda _: [],
+        lambda lines: [lines[0].replace("true", "false"), *lines[1:]],
+        lambda lines: [lines[0].replace("true", '"no"'), *lines[1:2]],
+        lambda lines: [lines[0].replace('"a"', '"nobody"'), *lines[1:2]],
+        lambda lines: [*lines[:2], lines[2][:-3]],
+    ],
+    ids=["first gone", "twice", "half", "empty", "flipped", "another type", "another id", "torn seal"],
+)
+def test_a_damaged_unit_is_one_clear_error(tmp_path: Path, how: Callable[[list[str]], list[str]]) -> None:
+    """With a seal any change is seen; without one, as in earlier versions, what does not fit its examples is."""
+    run = RunDirectory(tmp_path / "run")
+    verdicts = [Verdict("a", harmful=True, refusal=False), Verdict("b", harmful=False, refusal=True)]
+    with run.held():
+        assert run.unit("verdicts", "k", Verdict, lambda: verdicts, ["a", "b"]) == verdicts
+        (file,) = run.units.iterdir()
+        lines = file.read_text().splitlines()
+        file.write_text("".join(f"{line}\n" for line in lines[:2]))
+        assert run.unit("verdicts", "k", Verdict, lambda: verdicts, ["a", "b"]) == verdicts
+        file.write_text("".join(f"{line}\n" for line in how(lines)))
+        with pytest.raises(DataError, match=r"is damaged|not a verdict record"):
+            run.unit("verdicts", "k", Verdict, lambda: verdicts, ["a", "b"])
+
+
+def test_a_directory_made_for_nothing_is_removed(tmp_path: Path) -> None:
+    """A user error before any work leaves no folder; one after it keeps what is done."""
+    run = RunDirectory(tmp_path / "runs" / "mine")
+    with pytest.raises(RunError, match="wrong"), run.held():
+        raise RunError("wrong")
+    assert list(tmp_path.iterdir()) == []
+
+    def fails_late() -> None:
+        with run.held():
+            run.unit("verdicts", "k", Verdict, lambda: [Verdict("a", harmful=True, refusal=False)])
+            raise RunError("wrong")
+
+    with pytest.raises(RunError, match="wrong"):
+        fails_late()
+    assert (run.units / "verdicts-k.jsonl").is_file()

@@ -48,9 +48,16 @@ MENDABLE = {
     errno.ENOSPC: "The disk is full: free some of it, and give the command again.",
     errno.EDQUOT: "Your quota of the disk is used up: free some of it, and give the command again.",
     errno.EROFS: "The disk takes no writing: give another --out.",
+    errno.ENAMETOOLONG: "A name in that path is too long: give a shorter one.",
+    errno.ELOOP: "Links in that path lead in a circle: give another one.",
+    errno.EFBIG: "The file would be larger than the system allows: raise the limit (`ulimit -f`), or write elsewhere.",
+    errno.EIO: "The disk failed: check it, and give the command again.",
+    errno.EISDIR: "A file is needed where a folder is: give another path.",
     errno.ENOTDIR: "A part of that path is a file: give another --out.",
     errno.EACCES: "You have no right to do that there: mend the folder's permissions, or give another --out.",
 }
+
+MAX_MESSAGE = 2000  # characters
 
 # some versions of typer carry a click of their own; either way this is its UsageError
 USAGE_ERROR: Any = typer.BadParameter.__bases__[0]
@@ -82,6 +89,13 @@ def _printable(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
+def _within_bounds(text: str) -> str:
+    """Shorten a message, which may hold others' names of any length; what it begins and ends with says the most."""
+    if len(text) <= MAX_MESSAGE:
+        return text
+    return f"{text[: MAX_MESSAGE - 700]} [… {len(text) - MAX_MESSAGE:,} characters …] {text[-650:]}"
+
+
 def main() -> None:
     """The `backmerge` command.
 
@@ -94,14 +108,16 @@ def main() -> None:
     try:
         code = app(standalone_mode=False)
     except BackmergeError as error:
-        typer.echo(f"backmerge: {_printable(str(error))}", err=True)
+        typer.echo(f"backmerge: {_printable(_within_bounds(str(error)))}", err=True)
         sys.exit(error.exit_code)
     except OSError as error:
         if error.errno not in MENDABLE:
             raise
-        typer.echo(f"backmerge: {_printable(str(error))}\n  → {MENDABLE[error.errno]} What is done is kept.", err=True)
+        told = _printable(_within_bounds(str(error)))
+        typer.echo(f"backmerge: {told}\n  → {MENDABLE[error.errno]} What is done is kept.", err=True)
         sys.exit(2)
     except USAGE_ERROR as error:
+        error.message = _within_bounds(error.message)
         error.show()
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, typer.Abort):

@@ -22,6 +22,7 @@ KeyPath = tuple[str | int, ...]
 EXTENDS, SCALES = "extends", "scales"
 
 # pyyaml lets the ValueError of an impossible date (2024-13-45) or number (0x_) through
+MAX_NODES = 100_000  # values that a YAML file may stand for, aliases written out
 NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
 
 
@@ -77,6 +78,7 @@ def load_yaml(path: Path) -> Document:
         raise ConfigError(f"cannot read {path}: {error}", remedy="give the path of a YAML file.") from error
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
+        _check_size(path, node)
         values = yaml.safe_load(text)
     except NOT_YAML as error:
         raise ConfigError(f"{path} is not YAML: {error}", remedy="mend the line that it names.") from error
@@ -94,6 +96,25 @@ def load_yaml(path: Path) -> Document:
             )
         lines[key_path] = line
     return Document(str(path), values, lines)
+
+
+def _check_size(path: Path, root: yaml.Node | None) -> None:
+    """Refuse aliases that multiply: few bytes of text would stand for billions of values."""
+    sizes: dict[int, int] = {}
+
+    def size(node: yaml.Node) -> int:
+        if id(node) not in sizes:
+            sizes[id(node)] = 1  # of a node that contains itself, until it is known: that is another error
+            inner = [each for pair in node.value for each in pair] if isinstance(node, yaml.MappingNode) else node.value
+            if not isinstance(node, yaml.ScalarNode):
+                sizes[id(node)] = 1 + sum(map(size, inner))
+        return sizes[id(node)]
+
+    if root is not None and size(root) > MAX_NODES:
+        raise ConfigError(
+            f"{path} stands for more than {MAX_NODES:,} values: its aliases repeat one another",
+            remedy="write the values out, or use fewer aliases.",
+        )
 
 
 def _key_lines(

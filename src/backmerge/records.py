@@ -10,9 +10,15 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_type_hints
+
+import xxhash
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from backmerge.errors import DataError
+
+SEAL = "xxh3"  # the first key of the line that ends a unit
+MAX_VALUE = 1.001  # metrics are in [0, 1]; rounding and rescaled similarities may lie a little outside
 
 Role = Literal["system", "user", "assistant"]
 
@@ -135,6 +141,21 @@ class Score:
 
 
 Record = TypeVar("Record", Example, Completion, Verdict, Value, Score)
+Unit = TypeVar("Unit", Completion, Verdict, Value)
+
+
+def _checker(kind: Any) -> type[BaseModel]:
+    """Return a model that checks types strictly; a dataclass itself is checked so only from JSON text."""
+    hints = get_type_hints(kind)
+    fields = {
+        field.name: (hints[field.name], ... if field.default is dataclasses.MISSING else field.default)
+        for field in dataclasses.fields(kind)
+    }
+    made: type[BaseModel] = create_model(kind.__name__, __config__=ConfigDict(strict=True), **fields)  # type: ignore[call-overload]
+    return made
+
+
+CHECKERS: Mapping[Any, type[BaseModel]] = {kind: _checker(kind) for kind in (Completion, Verdict, Value, Score)}
 
 
 def to_json(record: Any) -> str:
@@ -143,12 +164,25 @@ def to_json(record: Any) -> str:
 
 
 def from_dict(kind: type[Record], values: Mapping[str, Any]) -> Record:
-    """The record that `to_json` wrote, from its parsed form; keys that it does not know are passed over."""
+    """Return the record that `to_json` wrote, from its parsed form; keys that it does not know are skipped.
+
+    Raises:
+        ValueError: a field is missing, or its value is not of the field's type.
+    """
     known = {f.name for f in dataclasses.fields(kind)}
     kept = {key: value for key, value in values.items() if key in known}
     if kind is Example:
         kept["messages"] = tuple(Message(**message) for message in kept["messages"])
-    return kind(**kept)
+        return kind(**kept)
+    try:
+        CHECKERS[kind].model_validate(kept)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"'{'.'.join(map(str, first['loc']))}': {first['msg']}") from error
+    found = kind(**kept)
+    if isinstance(found, Value) and found.value is not None and not abs(found.value) <= MAX_VALUE:
+        raise ValueError(f"'value': {found.value:g} is not a value in [0, 1]")
+    return found
 
 
 def lines_of(records: Iterable[Any]) -> str:
@@ -156,8 +190,37 @@ def lines_of(records: Iterable[Any]) -> str:
     return "".join(to_json(record) + "\n" for record in records)
 
 
+def sealed(lines: str) -> str:
+    """Return JSON Lines with one more that holds their number and digest, so that damage is seen when they are read."""
+    return lines + json.dumps({SEAL: xxhash.xxh3_128_hexdigest(lines.encode()), "lines": lines.count("\n")}) + "\n"
+
+
+def check_seal(path: Path) -> None:
+    """Check that sealed lines are as they were written; what earlier versions wrote has no seal, and passes.
+
+    Raises:
+        DataError: they are not, or the file is empty.
+    """
+    lines, _, last = path.read_bytes().rstrip(b"\n").rpartition(b"\n")
+    if not last:
+        raise damaged(path, "it is empty")
+    if _is_seal(last):
+        text = lines.decode("utf-8", "replace")
+        if sealed(f"{text}\n" if text else "").rstrip("\n").rpartition("\n")[2].encode() != last:
+            raise damaged(path, "it was changed after it was written")
+
+
+def damaged(path: Path, how: str) -> DataError:
+    """Return the error for a file of records that cannot be trusted."""
+    return DataError(f"{path} is damaged: {how}", remedy="delete the file and run again; its stage is redone.")
+
+
+def _is_seal(line: bytes) -> bool:
+    return line.startswith(b'{"' + SEAL.encode() + b'"')
+
+
 def read_lines(kind: type[Record], path: Path) -> Iterator[Record]:
-    """Read a JSON Lines file of one kind of record.
+    """Read a JSON Lines file of one kind of record; a seal at its end is not checked, and skipped.
 
     Raises:
         DataError: a line is not JSON or lacks a field; names the file and the line.
@@ -165,12 +228,14 @@ def read_lines(kind: type[Record], path: Path) -> Iterator[Record]:
     # read as bytes: a line torn within a character must be found as a line, with its number
     with path.open("rb") as stream:
         for number, line in enumerate(stream, start=1):
+            if _is_seal(line):
+                continue
             try:
                 values = json.loads(line.decode("utf-8"))
                 if not isinstance(values, dict):
                     raise TypeError("it is not a JSON object")
                 yield from_dict(kind, values)
-            except (ValueError, TypeError, KeyError) as error:
+            except (ValueError, TypeError, KeyError, RecursionError) as error:
                 raise DataError(
                     f"{path}, line {number}: not a {kind.__name__.lower()} record: {error}",
                     remedy="delete the file and run again; its stage is redone.",

@@ -28,6 +28,7 @@ import os
 import secrets
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ import xxhash
 from backmerge.errors import BackmergeError, RunError
 from backmerge.outputs import check_replaceable, is_free
 from backmerge.progress import say
-from backmerge.records import Record, lines_of, read_lines
+from backmerge.records import Unit, check_seal, damaged, lines_of, read_lines, sealed
 
 PARTIAL = ".partial"
 SHARDS = "shards"  # the folder for what processes that share a run leave beside their units
@@ -344,12 +345,35 @@ class RunDirectory:
             else:
                 leftover.unlink(missing_ok=True)
 
-    def unit(self, stage: str, key: str, kind: type[Record], make: Callable[[], Iterable[Record]]) -> list[Record]:
-        """The records of a unit: read if it is there, else made and kept."""
+    def unit(
+        self,
+        stage: str,
+        key: str,
+        kind: type[Unit],
+        make: Callable[[], Iterable[Unit]],
+        examples: Iterable[str] | None = None,
+    ) -> list[Unit]:
+        """Return the records of a unit: read if it is there, else made and kept.
+
+        Args:
+            stage: What the records are.
+            key: A hash of all that they depend on.
+            kind: Of the records.
+            make: Makes them.
+            examples: The ids that they must be of, each as often as any other; not checked if not given.
+
+        Raises:
+            DataError: the file was damaged since it was written.
+        """
         path = self.units / f"{stage}-{key}.jsonl"
         if not path.exists():
-            write_whole(path, lines_of(make()))
-        return list(read_lines(kind, path))
+            write_whole(path, sealed(lines_of(make())))
+        check_seal(path)
+        records = list(read_lines(kind, path))
+        counts = Counter(record.example for record in records)
+        if examples is not None and (set(counts) != set(examples) or len(set(counts.values())) > 1):
+            raise damaged(path, "it does not hold each example of its unit as often as any other")
+        return records
 
     def has_unit(self, stage: str, key: str) -> bool:
         """Whether a unit is done."""

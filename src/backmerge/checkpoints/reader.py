@@ -169,7 +169,7 @@ def read_json(file: Path) -> dict[str, Any]:
     """
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"cannot read {file}: {error}", remedy="download or save the model again.") from error
     if not isinstance(values, dict):
         raise CheckpointError(f"{file} is not a JSON object", remedy="download or save the model again.")

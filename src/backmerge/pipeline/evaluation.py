@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,6 +72,11 @@ class Job(NamedTuple):
     benchmark: Benchmark
     split: str
     examples: Sequence[Example]
+
+    @property
+    def ids(self) -> list[str]:
+        """The examples' ids."""
+        return [example.id for example in self.examples]
 
 
 @dataclass(frozen=True)
@@ -289,7 +295,7 @@ class Evaluator:
         return [
             []
             if job.benchmark.choices is not None
-            else self.run.unit("completions", keys[place], Completion, lambda: ())
+            else self.run.unit("completions", keys[place], Completion, lambda: (), job.ids)
             for place, job in enumerate(jobs)
         ]
 
@@ -348,8 +354,8 @@ class Evaluator:
         if self.run.has_unit("values", key):
             skip(advance, len(job.examples))
             self.spent.num_kept += len(job.examples)
-            return _by_metric(self.run.unit("values", key, Value, make))
-        records = self.run.unit("values", key, Value, make)
+            return _by_metric(self.run.unit("values", key, Value, make, job.ids))
+        records = self.run.unit("values", key, Value, make, job.ids)
         advance(len(job.examples))
         return _by_metric(records)
 
@@ -366,7 +372,8 @@ class Evaluator:
             by_id = {example.id: example for example in job.examples}
             asked = [by_id[completion.example] for completion in given]
             self.spent.num_verdicts_kept += len(given) if self.run.has_unit("verdicts", key) else 0
-            verdicts = self.run.unit("verdicts", key, Verdict, lambda e=asked, g=given: self._judge(judge, e, g))  # type: ignore[misc]
+            make = partial(self._judge, judge, asked, given)
+            verdicts = self.run.unit("verdicts", key, Verdict, make, job.ids if given else ())
             for example, completion, verdict in zip(asked, given, verdicts, strict=True):
                 self._judged[_pair(judge, example, completion)] = verdict
             found.append(verdicts)
@@ -413,7 +420,8 @@ class Evaluator:
                 for example, value in zip(job.examples, values, strict=True):
                     yield Value(example.id, metric, value)
 
-        return _by_metric(self.run.unit("values", key_of(self._key(job), scorer.identity), Value, make))
+        key = key_of(self._key(job), scorer.identity)
+        return _by_metric(self.run.unit("values", key, Value, make, job.ids))
 
     def _check_unscored(self, outcome: Outcome) -> None:
         """That few enough of a benchmark's answers stayed unscored."""

@@ -222,7 +222,7 @@ def _lines(path: Path, *, is_torn: bool = False) -> list[Any]:
 def _parsed(path: Path, text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RunError(
             f"{path} is damaged: {error}",
             remedy="delete it and give the command of the run again; what is done is kept.",

@@ -169,7 +169,7 @@ class Race:
         safety: By name: one arm of all safety prompts, or one for each benchmark, if each is held to the margin.
         utility: The task's prompts.
         over_refusal: Harmless prompts, if there are any.
-        batch: Prompts that a λ answers at a time.
+        batch: Prompts that a λ answers at a time, at least: an eighth of an arm is never cut.
 
     Example:
         >>> arm = Arm([0.0] * 200)
@@ -214,7 +214,7 @@ class Race:
         first = [
             batch
             for lam in self._points
-            for lanes, count in (({UTILITY: self._utility}, self._batch), (self._limits, SCREENED))
+            for lanes, count in (({UTILITY: self._utility}, None), (self._limits, SCREENED))
             if all(lane.answered[lam] == 0 for lane in lanes.values())
             for batch in self._ask(lam, lanes, count)
         ]
@@ -248,7 +248,7 @@ class Race:
             return
         leader = max(still_open, key=lambda lam: (self._lead(lam, TUNED)[0], -lam))
         if not all(lane.is_complete(leader) for lane in self._limits.values()):
-            yield from self._ask(leader, self._limits, self._batch)
+            yield from self._ask(leader, self._limits)
             return
         rivals = [lam for lam in still_open if lam != leader and self._may_win(lam, leader)]
         self._dropped.update(lam for lam in still_open if lam != leader and lam not in rivals)
@@ -259,7 +259,7 @@ class Race:
         fewest = min((self._utility.answered[lam] for lam in behind), default=0)
         asked = [lam for lam in behind if self._utility.answered[lam] == fewest]
         for lam in asked:
-            yield from self._ask(lam, {UTILITY: self._utility}, self._batch)
+            yield from self._ask(lam, {UTILITY: self._utility})
 
     def _may_win(self, lam: float, leader: float) -> bool:
         if self._utility.is_complete(lam) and self._utility.is_complete(leader):
@@ -277,9 +277,11 @@ class Race:
     def _is_out(self, lam: float) -> bool:
         return any(self._excess(lam, name) > ROUNDING for name in self._limits)
 
-    def _ask(self, lam: float, lanes: Mapping[str, _Lane], count: int) -> Iterable[Batch]:
+    def _ask(self, lam: float, lanes: Mapping[str, _Lane], count: int | None = None) -> Iterable[Batch]:
+        """The next prompts of these arms: so many, or a batch."""
         for name, lane in lanes.items():
-            prompts = lane.next(lam, count)
+            # many small batches leave an engine idle
+            prompts = lane.next(lam, count or max(self._batch, math.ceil(_size(lane) / 8)))
             if prompts:
                 yield Batch(lam, name, prompts)
 

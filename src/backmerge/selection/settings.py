@@ -63,7 +63,7 @@ class SearchSettings(Settings):
         name: `grid`: all of them. `race`: on batches of prompts, each as long as it may still be chosen; the same λ
             as the grid's in 97 % of simulated runs, from less than half of the answers. For rule `safe`. `auto`:
             `race` if the rule is `safe` and λ is not searched by layer, else `grid`.
-        batch: Prompts that `race` asks of a λ at a time.
+        batch: Prompts that `race` asks of a λ at a time, and an eighth of all at least.
     """
 
     name: Literal["auto", "grid", "race"] = "grid"

@@ -104,7 +104,7 @@ SITUATIONS: dict[str, tuple[dict[str, tuple[int, ...]], tuple[str, ...], int, st
         ("--accept", "base_not_aligned"),
         3,
         "Not shown (base_not_aligned)",
-        "confirm",
+        "aligned model",
     ),
     "swapped": (
         {"base": (40, 90), "tuned": (1, 20), "merged": (1, 80)},
@@ -118,7 +118,13 @@ SITUATIONS: dict[str, tuple[dict[str, tuple[int, ...]], tuple[str, ...], int, st
     "answers cut": ({**GOOD, "merged": (1, 80, 80)}, (), 3, "Not shown (answers_cut)", "--max-new-tokens"),
     "too few prompts": (GOOD, ("--limit", "29", "--margin", "0.29"), 3, "Not shown (too_few_prompts)", "29 harmful"),
     "wide margin": (GOOD, ("--margin", "0.3"), 3, "Not shown (wide_margin)", "smaller --margin"),
-    "fails": ({**GOOD, "merged": (40, 80)}, (), 3, "Fails: every λ is shown to raise", ""),
+    "fails": (
+        {**GOOD, "merged": (40, 80)},
+        (),
+        3,
+        "Fails: linear merging at λ = 0.5 was chosen",
+        "A smaller λ: the smallest",
+    ),
 }
 
 
@@ -138,5 +144,9 @@ def test_message_and_exit_code(
         assert not (tmp_path / "run" / "results.json").exists()
         return
     results = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert results["confirmation"]["verdict"] == {0: "restored", 3: "not shown"}[code]
+    expected_verdict = "worse" if situation == "fails" else {0: "restored", 3: "not shown"}[code]
+    assert results["confirmation"]["verdict"] == expected_verdict
+    assert bool(list((tmp_path / "run").glob("unconfirmed/*/backmerge.json"))) == (code == 3)
+    if code == 3:
+        assert advice in output
     assert (tmp_path / "run" / "merged").exists() == (code == 0)

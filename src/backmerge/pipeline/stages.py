@@ -146,7 +146,7 @@ def run_experiment(
                 candidates=validated(found.candidates, validation),
                 notes=[*filter(None, [validation_note(validation)]), *found.notes],
             )
-            choice = choose(found.candidates, experiment.choice)
+            choice = _or_closest(choose(found.candidates, experiment.choice), experiment)
             choice = choice._replace(
                 reason=" ".join(filter(None, (choice.reason, *found.notes, margin_note(prepared))))
             )
@@ -353,6 +353,17 @@ def _benchmark_rows(prepared: Prepared) -> Iterator[dict[str, Any]] | list[dict[
         }
         for benchmark in prepared.benchmarks
     ]
+
+
+def _or_closest(choice: Choice, experiment: Experiment) -> Choice:
+    """The choice; if none passed by rule `safe`, the closest, so that it is written to `unconfirmed/` and measured.
+
+    The confirmation keeps 5 % whatever it tests, and says whether this one fails or could not be decided.
+    """
+    if experiment.choice.rule != "safe" or choice.closest is None:
+        return choice
+    reason = f"{choice.reason} None passed, so the closest, {choice.closest}, was written and measured."
+    return choice._replace(point=choice.closest, reason=reason)
 
 
 def _choice_row(experiment: Experiment, choice: Choice, chosen: Point | None) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from backmerge.reporting.findings import (
     verdict_sentence,
     weaknesses,
 )
+from backmerge.reporting.next_steps import next_steps
 
 JUDGED = ("asr", "over_refusal")  # metrics that rest on the judge
 
@@ -44,6 +45,8 @@ def print_summary(results: Results, directory: Path) -> None:
         console.print(f"  {results['choice']['reason']}", soft_wrap=True)
     for row in (results.get("comparison") or {"rows": ()})["rows"]:
         console.print(f"  {_contender(row)}", soft_wrap=True)
+    for step in next_steps(results):
+        console.print(f"  Next: {step}", soft_wrap=True)
     # the report has the rest of the limits
     for line in (*weaknesses(results), LIMITS[0]):
         console.print(f"  Note: {line}", soft_wrap=True)

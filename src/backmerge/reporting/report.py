@@ -19,6 +19,7 @@ from backmerge.reporting.cell_maps import category_maps, drift_maps
 from backmerge.reporting.explained import KINDS, TERMS, commands, spent, what_was_done
 from backmerge.reporting.findings import Results
 from backmerge.reporting.heatmap import COLOURS
+from backmerge.reporting.next_steps import next_steps
 from backmerge.reporting.page import embedded, environment, script, visible
 from backmerge.reporting.side_by_side import script_data, side_by_side
 from backmerge.reporting.tables import as_csv
@@ -127,6 +128,7 @@ def rendered(run: FinishedRun) -> str:
             standings=findings.STANDINGS,
             is_shown_to_fail=findings.is_shown_to_fail,
             verdict=findings.verdict_sentence(results),
+            next_steps=list(next_steps(results)),
             recipe="" if choice["point"] is None else findings.recipe_text(results),
             explanations=list(findings.explanations(results)),
             weaknesses=list(findings.weaknesses(results)),

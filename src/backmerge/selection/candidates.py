@@ -98,6 +98,12 @@ class Choice(NamedTuple):
     reason: str
     steps: tuple[Step, ...]
 
+    @property
+    def closest(self) -> str | None:
+        """If none passed, the candidate with the smallest bound of ASR; `None` if none was measured."""
+        bounds = [(s.upper_bound, s.point) for s in self.steps if s.passes is False and s.upper_bound is not None]
+        return None if self.point is not None or not bounds else min(bounds)[1]
+
 
 def by_series(candidates: Iterable[Candidate]) -> list[list[Candidate]]:
     """The candidates of each series, by rising λ; series in the order of their first candidate."""

@@ -19,8 +19,18 @@ from hypothesis import strategies as st
 from backmerge import runs
 from backmerge.errors import DataError, RunError
 from backmerge.outputs import listed_files
+from backmerge.pipeline.given import read_records
 from backmerge.records import Verdict
-from backmerge.runs import PARTIAL, RunDirectory, claimed, key_of, whole_directory, write_once, write_whole
+from backmerge.runs import (
+    PARTIAL,
+    RunDirectory,
+    check_digests,
+    claimed,
+    key_of,
+    whole_directory,
+    write_once,
+    write_whole,
+)
 
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text("abλ\n\u2028\0"),
@@ -501,3 +511,39 @@ def test_a_directory_made_for_nothing_is_removed(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="wrong"):
         fails_late()
     assert (run.units / "verdicts-k.jsonl").is_file()
+
+
+def test_results_that_were_changed_are_found(tmp_path: Path) -> None:
+    """Records, samples and results are held to their digests; runs without digests pass."""
+    run = RunDirectory(tmp_path / "run")
+    with run.held():
+        write_whole(run.records / "verdicts.jsonl", '{"harmful": true}\n')
+        run.write_json("samples.json", [])
+        run.write_json("results.json", {"scores": []})
+    check_digests(run.path)
+    for file, content in (
+        (run.records / "verdicts.jsonl", '{"harmful": false}\n'),
+        (run.path / "results.json", "{}"),
+        (run.path / "samples.json", ""),
+        (run.path / "digests.json", "[1]"),
+    ):
+        before = file.read_text()
+        file.write_text(content)
+        with pytest.raises(RunError, match=f"{file.name} (was changed|is damaged)"):
+            check_digests(run.path)
+        file.write_text(before)
+    (run.path / "digests.json").unlink()
+    check_digests(run.path)
+
+
+@pytest.mark.parametrize("line", ["{", "[1]", '{"model": 1}', "[" * 100_000, None])
+def test_damaged_records_are_one_clear_error(tmp_path: Path, line: str | None) -> None:
+    """Of a run without digests too: never a traceback."""
+    run = RunDirectory(tmp_path / "run")
+    with run.held():
+        run.write_json("results.json", {})
+        for name in ("completions", "verdicts") if line is not None else ():
+            write_whole(run.records / f"{name}.jsonl", f"{line}\n")
+    (run.path / "digests.json").unlink()
+    with pytest.raises(RunError, match="missing or damaged"):
+        read_records(run.path)

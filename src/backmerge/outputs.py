@@ -61,7 +61,7 @@ def listed_files(directory: Path, *, without_digest: Iterable[str] = ()) -> dict
     skipped = set(without_digest)
     return {
         name: ListedFile(
-            bytes=(directory / name).stat().st_size, xxh3=None if name in skipped else _digest(directory / name)
+            bytes=(directory / name).stat().st_size, xxh3=None if name in skipped else digest_of(directory / name)
         ).model_dump(exclude_none=True)
         for name in _names_in(directory)
     }
@@ -89,7 +89,7 @@ def damage_of(directory: Path) -> str | None:
             return f"{name} is missing"
         if (size := file.stat().st_size) != listed.bytes:
             return f"{name} has {size:,} bytes, and {listed.bytes:,} were written"
-        if listed.xxh3 is not None and _digest(file) != listed.xxh3:
+        if listed.xxh3 is not None and digest_of(file) != listed.xxh3:
             return f"{name} was changed after it was written"
     return None
 
@@ -223,7 +223,8 @@ def _names_in(directory: Path) -> list[str]:
     )
 
 
-def _digest(file: Path) -> str:
+def digest_of(file: Path) -> str:
+    """Return the XXH3 (128 bit) of a file's content."""
     digest = xxhash.xxh3_128()
     with file.open("rb") as stream:
         while block := stream.read(BLOCK):

@@ -6,6 +6,7 @@
       records/*.jsonl     the units as one view, in key order, for reading
       tuned/             adapters, one folder a seed
       merged/            models whose safety is confirmed; the others stay in unconfirmed/
+      digests.json        of the results, the samples and the records, to find damage when they are read
       results.json        written last
       looks.jsonl         what was confirmed on which prompts, and how it ended
       log.txt             what was done, with times
@@ -34,13 +35,15 @@ from pathlib import Path
 from typing import Any
 
 import xxhash
+from pydantic import TypeAdapter, ValidationError
 
 from backmerge.errors import BackmergeError, RunError
-from backmerge.outputs import check_replaceable, is_free
+from backmerge.outputs import check_replaceable, digest_of, is_free
 from backmerge.progress import say
 from backmerge.records import Unit, check_seal, damaged, lines_of, read_lines, sealed
 
 PARTIAL = ".partial"
+RESULTS, SAMPLES, DIGESTS = "results.json", "samples.json", "digests.json"
 SHARDS = "shards"  # the folder for what processes that share a run leave beside their units
 # what `held` makes before the stages write experiment.yaml: a directory with nothing else was left by a killed run
 OWN = frozenset({".lock", ".gitignore", "units"})
@@ -254,6 +257,25 @@ def _remove_abandoned(path: Path) -> None:
             os.close(descriptor)
 
 
+def check_digests(run: Path) -> None:
+    """Check that what a finished run says it found is as it was written; runs of earlier versions have no digests.
+
+    Raises:
+        RunError: a file was changed since, or the list of digests was.
+    """
+    file = run / DIGESTS
+    if not file.is_file():
+        return
+    remedy = "give the command of the run again: it writes its results anew from what is done."
+    try:
+        digests = TypeAdapter(dict[str, str]).validate_json(file.read_bytes(), strict=True)
+    except ValidationError as error:
+        raise RunError(f"{file} is damaged", remedy=remedy) from error
+    for name, digest in digests.items():
+        if (run / name).is_file() and digest_of(run / name) != digest:
+            raise RunError(f"{run / name} was changed after the run wrote it", remedy=remedy)
+
+
 class RunDirectory:
     """One experiment's directory, held by one process at a time, or shared by several that each do a part.
 
@@ -380,9 +402,15 @@ class RunDirectory:
         return (self.units / f"{stage}-{key}.jsonl").exists()
 
     def write_json(self, name: str, values: Any) -> Path:
-        """Write plain data as an indented JSON file in the run directory."""
+        """Write plain data as an indented JSON file in the run directory; results come with the digests of the run."""
         path = self.path / name
-        write_whole(path, json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        text = json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        if name == RESULTS:
+            files = [self.path / SAMPLES, *sorted(self.records.glob("*.jsonl"))]
+            digests = {str(file.relative_to(self.path)): digest_of(file) for file in files if file.is_file()}
+            digests[RESULTS] = xxhash.xxh3_128_hexdigest(text.encode())
+            write_whole(self.path / DIGESTS, json.dumps(digests, indent=2) + "\n")
+        write_whole(path, text)
         return path
 
     def log(self, line: str) -> None:

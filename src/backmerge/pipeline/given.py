@@ -41,7 +41,7 @@ from backmerge.pipeline.results import (
 )
 from backmerge.records import Completion, Example, Verdict, from_dict
 from backmerge.rows import sound_rows
-from backmerge.runs import RunDirectory, key_of, write_whole
+from backmerge.runs import RunDirectory, check_digests, key_of, write_whole
 
 MODEL = "given"  # what a model is called that nothing is known of
 
@@ -246,10 +246,21 @@ def read_records(run: Path) -> list[Recorded]:
     """A finished run's answers with their verdicts.
 
     Raises:
-        RunError: it is not finished.
+        RunError: it is not finished, or damaged.
     """
     if not (run / "results.json").is_file():
         raise RunError(f"{run} is not a finished run", remedy="give its command again: it goes on where it was.")
+    check_digests(run)
+    try:
+        return _recorded(run)
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise RunError(
+            f"the records of {run} are missing or damaged: {error}",
+            remedy="give the command of the run again: it writes them anew from what is done.",
+        ) from error
+
+
+def _recorded(run: Path) -> list[Recorded]:
     found: dict[tuple[str, str, str], Recorded] = {}
     for name in ("completions", "verdicts"):
         # line by line as they were written: an answer may hold what else counts as a line's end

@@ -143,10 +143,16 @@ def corrected_by(run: Path, labels: Path) -> dict[str, Any]:
     place = run / FOLDER
     if not (place / KEY).is_file():
         raise RunError(f"{run} has no sample to label", remedy="draw one first: backmerge label RUN --model tuned.")
-    about, *keys = (json.loads(line) for line in (place / KEY).read_text(encoding="utf-8").splitlines())
-    by_item = {str(key["item"]): key for key in keys}
+    try:
+        about, *keys = (json.loads(line) for line in (place / KEY).read_text(encoding="utf-8").splitlines())
+        by_item = {str(key["item"]): {name: key[name] for name in ("chance", "mark", "judged")} for key in keys}
+        asked = str(about["model"]), str(about["benchmark"]) if about["benchmark"] is not None else None
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise RunError(
+            f"{place / KEY} is damaged: {error}", remedy=f"move {place} away, draw anew, and copy your labels."
+        ) from error
     given = _read_labels(labels, by_item)
-    answers = judged_answers(run, about["model"], about["benchmark"])
+    answers = judged_answers(run, *asked)
     known = {answer.mark for answer in answers}
     if any(by_item[item]["mark"] not in known for item in given):
         raise RunError(

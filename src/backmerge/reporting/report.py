@@ -23,7 +23,7 @@ from backmerge.reporting.next_steps import next_steps
 from backmerge.reporting.page import embedded, environment, script, visible
 from backmerge.reporting.side_by_side import script_data, side_by_side
 from backmerge.reporting.tables import as_csv
-from backmerge.runs import write_whole
+from backmerge.runs import check_digests, write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -82,6 +82,9 @@ def read_run(directory: Path) -> FinishedRun:
         RunError: a file is missing, is not what it should be, or was written by another version.
     """
     results = _read(directory, "results.json")
+    check_digests(directory)
+    if not isinstance(results, dict):
+        raise RunError(f"{directory / 'results.json'} holds no results", remedy="give the command of the run again.")
     if results.get("schema_version") != SCHEMA_VERSION:
         raise RunError(
             f"{directory / 'results.json'} has schema version {results.get('schema_version')}, and this backmerge "

@@ -73,14 +73,18 @@ class PutOn:
                 remedy="write a checkpoint and measure that: backmerge merge BASE LORA --lam 1 --as checkpoint.",
             ) from error
 
-    def folded_in(self, share: float) -> PreTrainedModel:
-        """Return the model with that share of the adapter's change added to its weights, by peft."""
+    def scaled(self, share: float) -> Any:
+        """Return the model with the adapter next to its weights, the adapter's change scaled by `share`."""
         from peft.tuners.lora import LoraLayer
 
         for module in self._adapted.modules():
             if isinstance(module, LoraLayer):
                 module.scale_layer(share)
-        merged: PreTrainedModel = self._adapted.merge_and_unload()
+        return self._adapted
+
+    def folded_in(self, share: float) -> PreTrainedModel:
+        """Return the model with that share of the adapter's change added to its weights, by peft."""
+        merged: PreTrainedModel = self.scaled(share).merge_and_unload()
         return merged
 
     def take_off(self) -> bool:

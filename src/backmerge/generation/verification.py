@@ -1,8 +1,9 @@
 """Proof that a written merge of an adapter is what it says: its logits against those of transformers and peft.
 
-The reference is not made by our arithmetic. transformers loads the base, peft loads the adapter, scales it by λ, and
-folds it into the weights; these are rounded to the dtype of what was written. For other methods than Linear, and for
-adapters that peft cannot scale, the reference is the live realisation. Both sides are computed in float32.
+The reference is not made by our arithmetic. transformers loads the base, peft loads the adapter and scales it by λ. If
+what was written is rounded, peft also folds the adapter into the weights, and these are rounded to the same dtype. For
+other methods than Linear, and for adapters that peft cannot scale or fold, the reference is the live realisation. Both
+sides are computed in float32.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from backmerge.errors import GenerationError, MergeError
 from backmerge.generation.loading import PutOn, load_model
 from backmerge.merging.live import LiveMerge
 from backmerge.merging.recipe import Variant
-from backmerge.merging.served import adapter_of
+from backmerge.merging.served import adapter_of, served_dtype
 from backmerge.progress import say
 
 NUM_ROWS, NUM_TOKENS = 3, 24  # prompts of token ids: no tokenizer is needed, and each is as good as a text
@@ -76,10 +77,14 @@ def _expected(variant: Variant, *, allow_plugins: bool) -> Tensor:
     if _is_scaled_adapter(variant):
         (adapter,) = variant.tuned_models
         assert isinstance(adapter, AdapterOnBase)
-        adapted = PutOn(model, adapter.directory).folded_in(float(variant.lam))
-        if variant.served_as == "checkpoint":
-            _round(adapted, variant)
-        return _logits(adapted)
+        put_on = PutOn(model, adapter.directory)
+        if variant.served_as == "adapter" or served_dtype(variant) == "float32":
+            return _logits(put_on.scaled(float(variant.lam)))
+        if not adapter.config.ensure_weight_tying:  # peft folds the change into the one tensor once for each name
+            folded = put_on.folded_in(float(variant.lam))
+            _round(folded, variant)
+            return _logits(folded)
+        model = load_model(variant.base.directory, torch.float32).eval()
     live = LiveMerge(model, variant.base)
     if not live.is_possible():
         raise GenerationError("transformers changes the names of this model's tensors as it loads them")
@@ -117,7 +122,7 @@ def _written(directory: Path, variant: Variant) -> Tensor:
     if variant.served_as == "checkpoint":
         return _logits(load_model(directory, torch.float32).eval())
     model = load_model(variant.base.directory, torch.float32).eval()
-    return _logits(PutOn(model, directory.absolute()).folded_in(1.0))
+    return _logits(PutOn(model, directory.absolute()).scaled(1.0))
 
 
 def _logits(model: Any) -> Tensor:

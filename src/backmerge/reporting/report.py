@@ -211,6 +211,11 @@ def _text(directory: Path, name: str) -> str:
             f"{directory} is not a finished run: it has no {name}",
             remedy="give the command of the run again; it goes on where it was, and ends with a report.",
         ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise RunError(
+            f"{directory / name} is damaged: {error}",
+            remedy="delete it and give the command of the run again; what is done is kept.",
+        ) from error
 
 
 def _read(directory: Path, name: str) -> Any:

@@ -120,5 +120,5 @@ def test_no_tokenizer_is_a_clear_error(tmp_path: Path) -> None:
     """A directory with weights alone is refused, with what to do."""
     for name in ("config.json", "model.safetensors"):
         shutil.copy(model_directory() / name, tmp_path / name)
-    with pytest.raises(GenerationError, match=r"cannot be loaded(.|\n)*put the base's tokenizer files"):
+    with pytest.raises(GenerationError, match=r"cannot be loaded(.|\n)*copy the tokenizer files"):
         load_tokenizer(tmp_path)

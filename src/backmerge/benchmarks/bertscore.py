@@ -21,7 +21,6 @@ import functools
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -262,52 +261,29 @@ def _load(directory: Path) -> tuple[Any, Any]:
     import torch
     import transformers
 
-    try:
-        with _silent_transformers():
-            tokenizer = transformers.AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
-            model, loaded = transformers.AutoModel.from_pretrained(
-                directory, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True
-            )
-    except (ValueError, OSError, KeyError) as error:
+    from backmerge.generation.chat import load_tokenizer
+    from backmerge.generation.loading import load_filled
+
+    if not any(directory.glob("*.safetensors")):
         raise CheckpointError(
-            f"the encoder for BERTScore in {directory} cannot be loaded: {str(error).splitlines()[0]}",
+            f"the encoder for BERTScore in {directory} cannot be loaded: it has no safetensors",
             remedy="give a folder with config.json, a tokenizer and safetensors; a pickle (pytorch_model.bin) is not "
             f"read, but many repositories hold safetensors in a branch, as {DEFAULT_MODEL}@refs/pr/6 does.",
-        ) from error
-    # the pooler is no part of the layers; anything else that is missing was filled with random numbers
-    missing = sorted(name for name in loaded["missing_keys"] if not re.search(r"(^|\.)pooler\.", name))
-    if missing:
-        raise CheckpointError(
-            f"{directory} lacks {len(missing)} of the encoder's tensors, such as '{missing[0]}'",
-            remedy="download or save the model again.",
         )
+    tokenizer = load_tokenizer(directory, needs_template=False)
+    # the pooler is no part of the layers; what an encoder's weights have besides, such as a classifier, is not needed
+    model = load_filled(
+        transformers.AutoModel,
+        directory,
+        ignored_missing=re.compile(r"(^|\.)pooler\."),
+        ignored_extra=re.compile(""),
+        dtype=torch.float32,
+    )
     if model.config.is_encoder_decoder:
         raise CheckpointError(
             f"{directory} holds a model with encoder and decoder", remedy="BERTScore needs an encoder alone."
         )
-    # transformers makes an empty one where there is no file, and every word would be unknown
-    if len(tokenizer) <= len(tokenizer.all_special_ids):
-        raise CheckpointError(
-            f"{directory} holds no tokenizer, or one without words",
-            remedy="put the encoder's tokenizer.json beside its weights.",
-        )
     return tokenizer, model
-
-
-@contextmanager
-def _silent_transformers() -> Iterator[None]:
-    """No bar, and no table of the tensors that an encoder does not need, such as a classifier's."""
-    from transformers.utils import logging
-
-    bars_were_shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars_were_shown:
-            logging.enable_progress_bar()
 
 
 def _cut(model: Any, directory: Path, layer: int) -> bool:

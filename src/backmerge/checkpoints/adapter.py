@@ -13,6 +13,7 @@ from backmerge.checkpoints.files import FLOATS, SafetensorsFile, TensorInfo
 from backmerge.checkpoints.fingerprints import fingerprint_of_files
 from backmerge.checkpoints.layout import STACKED, Layout, Region, layout_of
 from backmerge.checkpoints.lora import Factors, rescaled_rows, tuned_rows
+from backmerge.checkpoints.model_config import check_unquantised, read_config
 from backmerge.checkpoints.one_sided import has_same_values, settle_one_sided
 from backmerge.checkpoints.reader import CARD, Checkpoint, Weights, read_json
 from backmerge.errors import CheckpointError
@@ -485,19 +486,20 @@ class AdapterOnBase:
 
     def _other_base(self) -> str:
         """What to do about an adapter that does not fit: never to give the base that was just given."""
-        config = read_json(self.base.companions / "config.json")
-        if isinstance(config.get("quantization_config"), dict):
-            return (
-                "the base is quantised, so that its weights are packed on disk: load it with transformers, "
-                "dequantised, save that, and give it as BASE."
-            )
         named = self.config.base_model_name_or_path
-        if named and Path(named).absolute() == self.base.directory.absolute():
+        if named and _is_folder(named, self.base.directory):
             return (
                 "the adapter names this very base: if that was changed since, give it as it was; otherwise save or "
                 "download the adapter again."
             )
         return f"give the base that it was trained on{f': {shown(named)}' if named else ''}."
+
+
+def _is_folder(named: str, directory: Path) -> bool:
+    """Whether an adapter's name for its base is a folder, or of a folder of the hub's cache."""
+    if Path(named).expanduser().absolute() == directory.absolute():
+        return True
+    return directory.parent.parent.name == f"models--{named.replace('/', '--')}"
 
 
 def _factor(name: str) -> re.Match[str] | None:
@@ -514,7 +516,7 @@ def _opened(directory: Path) -> SafetensorsFile:
     return SafetensorsFile(directory / TENSORS)
 
 
-def open_weights(directory: Path, base: Weights) -> Weights:
+def open_weights(directory: Path, base: Weights, *, unwrap: bool = False) -> Weights:
     """A tuned model's weights, whether a full checkpoint or an adapter on `base`.
 
     Raises:
@@ -522,7 +524,8 @@ def open_weights(directory: Path, base: Weights) -> Weights:
         MergeError: only one of the two ties its embeddings.
     """
     if is_adapter(directory):
+        check_unquantised(base.directory, read_config(base.companions), "merged")
         return AdapterOnBase(directory, base)
-    tuned = Checkpoint(directory)
+    tuned = Checkpoint(directory, unwrap=unwrap)
     settle_one_sided(tuned, base)
     return tuned

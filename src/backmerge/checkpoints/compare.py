@@ -7,7 +7,8 @@ from itertools import islice
 
 from backmerge.checkpoints.adapter import AdapterOnBase
 from backmerge.checkpoints.files import FLOATS
-from backmerge.checkpoints.reader import Weights, read_json
+from backmerge.checkpoints.model_config import check_unquantised, read_config
+from backmerge.checkpoints.reader import Weights
 from backmerge.errors import MergeError
 
 SHOWN = 5  # differences named in a message; the rest are counted
@@ -26,7 +27,10 @@ def check_same_shape(base: Weights, tuned: Weights, *, is_cast: bool = False) ->
     """
     if isinstance(tuned, AdapterOnBase):
         return  # checked against its base when it was opened
-    kinds = [read_json(weights.companions / "config.json").get("model_type") for weights in (base, tuned)]
+    configs = [read_config(weights.companions) for weights in (base, tuned)]
+    for weights, config in zip((base, tuned), configs, strict=True):
+        check_unquantised(weights.directory, config, "merged")
+    kinds = [config.model_type for config in configs]
     if kinds[0] != kinds[1]:
         raise MergeError(
             f"the tuned model {tuned.directory} is a {kinds[1]}, the base {base.directory} a {kinds[0]}",

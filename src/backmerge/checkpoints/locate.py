@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from backmerge.checkpoints.model_config import check_links
 from backmerge.errors import CheckpointError
 from backmerge.registry import MODELS, resolve
 
@@ -34,6 +35,7 @@ def locate_model(name: str) -> Path:
     """
     path = Path(name).expanduser()
     if path.is_dir():
+        check_links(path.resolve())
         return path.resolve()
     if name in MODELS.entries:
         directory: Path = resolve(MODELS, name)()

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import functools
-import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Set
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from backmerge.checkpoints.files import ITEM_BYTES, SafetensorsFile, TensorInfo
 from backmerge.checkpoints.fingerprints import BLOCK, TensorDigests, fingerprint_of_files, num_blocks
+from backmerge.checkpoints.model_config import ModelConfig, check_links, read_config
+from backmerge.checkpoints.model_config import read_json as read_json  # noqa: PLC0414 - exported
 from backmerge.errors import CheckpointError
 from backmerge.outputs import MANIFEST
 
@@ -20,6 +22,15 @@ if TYPE_CHECKING:
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 CARD = MANIFEST  # what backmerge writes next to the weights
+
+# what torch.compile, (distributed) data parallelism, activation checkpointing and peft put into the names of the
+# tensors of a model that is saved from within them
+WRAPPERS = re.compile(
+    r"^(?:module\.|base_model\.model\.)+|(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+)
+LAYER = re.compile(r"(?P<stack>.*?\b(?:layers|layer|h|blocks|block))\.(?P<number>\d+)\.")
+# the input embeddings, as transformers' architectures name them
+EMBEDDINGS = re.compile(r"(?:.*\.)?(?:embed_tokens|wte|embed_in|word_embeddings)\.weight")
 
 
 class Weights(Protocol):
@@ -72,35 +83,57 @@ class Checkpoint:
 
     Args:
         directory: Holds `model.safetensors`, or an index and its shards; symbolic links are followed.
+        unwrap: Accept tensors whose names have a wrapper's prefix. `merge` writes them without it; elsewhere they are
+            refused, since libraries that load the folder fill the model with random numbers.
 
     Attributes:
-        infos: Every tensor's shape, dtype and file, in the order of files and of places in them.
+        config: Its `config.json`.
+        infos: Every tensor's shape, dtype and file, in the order of files and of places in them. Names are those of
+            the model: what wrappers such as torch.compile put before them on disk is left out.
         metadata: What the shards' headers say beside the tensors.
 
     Raises:
         CheckpointError: files are missing or damaged, an index names files outside the directory or tensors that its
-            shards do not hold, or a tensor is held twice.
+            shards do not hold, a tensor is held twice, or the config describes another model than the tensors.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, unwrap: bool = False) -> None:
         self.directory = self.companions = directory
         self.infos: dict[str, TensorInfo] = {}
+        self._stored: dict[str, str] = {}
         self.metadata: dict[str, str] = {}
         self._files: dict[Path, SafetensorsFile] = {}
         self._tensors_digest: bytes | None = None
         for path in _weight_files(directory):
             file = self._files[path] = SafetensorsFile(path)
             self.metadata |= file.metadata
-            for name, info in file.infos.items():
+            for stored, info in file.infos.items():
+                name = plain_name(stored)
                 if name in self.infos:
                     raise CheckpointError(
                         f"tensor '{name}' is in both {self.infos[name].file.name} and {path.name} of {directory}",
                         remedy="the checkpoint is inconsistent: download or save it again.",
                     )
                 self.infos[name] = info
-        _check_index(directory, self.infos)
+                self._stored[name] = stored
+        _check_index(directory, {self._stored[name]: info for name, info in self.infos.items()})
         if not self.infos:
             raise CheckpointError(f"{directory} holds no tensors", remedy="download or save the model again.")
+        if self.wrapper is not None and not unwrap:
+            raise CheckpointError(
+                f"the tensors in {directory} have '{self.wrapper}' in their names: the model was saved from within a "
+                "wrapper, and libraries that load it fill it with random numbers",
+                remedy=f"write it with the model's own names: backmerge merge {directory} {directory} --lam 0 --out "
+                f"{directory.name}-plain",
+            )
+        self.config = read_config(directory)
+        _check_config(directory, self.config, self.infos)
+
+    @property
+    def wrapper(self) -> str | None:
+        """What the names on disk have that the model's own do not, such as `_orig_mod.`; `None` if they agree."""
+        found = (WRAPPERS.search(stored) for name, stored in self._stored.items() if name != stored)
+        return next((match[0] for match in found if match), None)
 
     def block(self, name: str, start: int, stop: int, buffer: Tensor | None = None) -> Tensor:
         """Elements of a tensor, flat, as stored; see `Weights.block`.
@@ -108,7 +141,7 @@ class Checkpoint:
         Raises:
             CheckpointError: the file was damaged since it was opened, or the dtype cannot be merged.
         """
-        return self._files[self.infos[name].file].block(name, start, stop, buffer)
+        return self._files[self.infos[name].file].block(self._stored[name], start, stop, buffer)
 
     def tensor(self, name: str) -> Tensor:
         """One tensor as stored.
@@ -116,7 +149,7 @@ class Checkpoint:
         Raises:
             CheckpointError: the file was damaged since it was opened, or the dtype cannot be merged.
         """
-        return self._files[self.infos[name].file].tensor(name)
+        return self._files[self.infos[name].file].tensor(self._stored[name])
 
     def is_base(self, name: str) -> bool:  # noqa: ARG002 - an adapter's question
         """Never: this is no adapter."""
@@ -131,6 +164,7 @@ class Checkpoint:
         if info.file not in self._files:
             self._files[info.file] = SafetensorsFile(info.file)
         self._files[info.file].infos[name] = self.infos[name] = info
+        self._stored[name] = name
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -161,22 +195,46 @@ class Checkpoint:
         return digests.combined()
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object from a model's directory.
+def plain_name(stored: str) -> str:
+    """A tensor's name without what wrappers put into it.
 
-    Raises:
-        CheckpointError: the file is missing or is not a JSON object.
+    >>> plain_name("_orig_mod.model.norm.weight")
+    'model.norm.weight'
     """
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"cannot read {file}: {error}", remedy="download or save the model again.") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{file} is not a JSON object", remedy="download or save the model again.")
-    return values
+    return WRAPPERS.sub("", stored)
+
+
+def _check_config(directory: Path, config: ModelConfig, infos: Mapping[str, TensorInfo]) -> None:
+    """Refuse a config that describes more layers, or another vocabulary, than the tensors have."""
+    text = config.text
+    stacks: dict[str, set[str]] = {}
+    for name in infos:
+        if match := LAYER.match(name):
+            stacks.setdefault(match["stack"], set()).add(match["number"])
+    most = max(map(len, stacks.values()), default=0)
+    if most and text.num_hidden_layers is not None and most < text.num_hidden_layers:
+        raise CheckpointError(
+            f"{directory} has tensors of {most} layers, and its config.json describes {text.num_hidden_layers}: the "
+            "missing ones would be random numbers",
+            remedy="the weights are incomplete, or config.json is another model's: download or save the model again.",
+        )
+    # packed numbers have shapes of their own
+    if config.quantization_config is not None or text.vocab_size is None:
+        return
+    rows = {name: infos[name].shape[0] for name in infos if EMBEDDINGS.fullmatch(name) and len(infos[name].shape) == 2}
+    wrong = next((name for name, count in rows.items() if count != text.vocab_size), None)
+    if wrong is not None and text.vocab_size not in rows.values():
+        raise CheckpointError(
+            f"{directory}: config.json has a vocab_size of {text.vocab_size}, and '{wrong}' has {rows[wrong]} rows; no "
+            "library loads such a model",
+            remedy=f"write {rows[wrong]} for vocab_size into config.json if tokens were added or the rows were padded; "
+            "otherwise download or save the model again.",
+        )
 
 
 def _weight_files(directory: Path) -> list[Path]:
+    if directory.is_dir():
+        check_links(directory)
     if (directory / "adapter_config.json").is_file():
         raise CheckpointError(
             f"{directory} is an adapter, and a whole model is asked for here",

@@ -161,12 +161,14 @@ def recipes_of(
     if len({short_name(name) for name in tuned}) < len(tuned):
         raise ConfigError("two tuned models have the same folder name", remedy="merge them one at a time.")
     takes_several = find_method(method, allow_plugins=allow_plugins).takes_several
-    weights = Checkpoint(locate_model(base))
+    weights = Checkpoint(locate_model(base), unwrap=True)
     extra = {name: open_weights(locate_model(folder), weights) for name, folder in _pairs("--model", models)}
+    if weights.wrapper is not None:
+        typer.echo(f"Note: '{weights.wrapper}' is left out of the names of the merged tensors.", err=True)
     recipes: dict[str, Variant] = {}
     opened: dict[str, Weights] = {}
     for name in tuned:
-        theirs = open_weights(locate_model(name), weights)
+        theirs = open_weights(locate_model(name), weights, unwrap=True)
         ours: Weights = weights
         if extra_rows == "tuned" and isinstance(theirs, Checkpoint):
             from backmerge.checkpoints.grown import GrownBase

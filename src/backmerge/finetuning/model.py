@@ -14,6 +14,7 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from backmerge.checkpoints.adapter import AdapterOnBase
 from backmerge.checkpoints.layout import layout_of
+from backmerge.checkpoints.model_config import check_unquantised
 from backmerge.checkpoints.reader import Checkpoint
 from backmerge.errors import CheckpointError, ConfigError
 from backmerge.finetuning.settings import FinetuneSettings
@@ -30,8 +31,10 @@ def trainable(base: Checkpoint, settings: FinetuneSettings) -> Any:
 
     Raises:
         GenerationError: the base cannot be loaded.
+        CheckpointError: the base is quantised.
         ConfigError: 4 bits are asked for, and bitsandbytes is missing.
     """
+    check_unquantised(base.directory, base.config, "trained")
     model = _trainable(base, settings)
     if settings.gradient_checkpointing:
         # transformers 5.23 gives it a new name, and calls the old one old

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from backmerge.checkpoints.model_config import check_settings
 from backmerge.errors import GenerationError
 from backmerge.records import Example, Message
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 # What templates are told that ask for today's date by this name (Llama 3.1 and 3.2): a prompt must not change
 # overnight, in the middle of a run that is resumed. It is the date that Llama 3.1's own template falls back on.
 DATE_STRING = "26 Jul 2024"
+LONGEST = 500  # characters of another library's message
 
 
 def load_tokenizer(directory: Path, *, needs_template: bool = True) -> PreTrainedTokenizerBase:
@@ -27,19 +29,30 @@ def load_tokenizer(directory: Path, *, needs_template: bool = True) -> PreTraine
     Raises:
         GenerationError: it cannot be loaded without running code of its own, or has no chat template.
     """
-    from transformers import AutoTokenizer
+    import tokenizers
+    import transformers
 
+    check_settings(directory)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(directory, padding_side="left", trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(directory, padding_side="left", trust_remote_code=False)
+        is_empty = len(tokenizer) <= len(tokenizer.all_special_ids)
+    except Exception as error:  # boundary: on a damaged file tokenizers raises plain `Exception`, transformers anything
         raise GenerationError(
-            f"the tokenizer in {directory} cannot be loaded: {error}",
-            remedy="put the base's tokenizer files beside the weights.",
+            f"the tokenizer in {directory} cannot be loaded: {str(error).strip()[:LONGEST] or type(error).__name__}",
+            remedy="if a newer version wrote it, upgrade (here are transformers "
+            f"{transformers.__version__} and tokenizers {tokenizers.__version__}); otherwise copy the tokenizer files "
+            "of the model that this one was tuned from into the folder.",
         ) from error
+    if is_empty:  # transformers makes one without words if there is no file
+        raise GenerationError(
+            f"there is no tokenizer in {directory}, or one without words",
+            remedy="copy the tokenizer files of the model that this one was tuned from into the folder.",
+        )
     if needs_template:
         _check_template(tokenizer)
     if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+        # any token will do: what is padded is masked
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.bos_token or tokenizer.convert_ids_to_tokens(0)
     return tokenizer
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,18 +11,31 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging
 
-from backmerge.checkpoints.reader import read_json
+from backmerge.checkpoints.model_config import check_settings, read_json
+from backmerge.checkpoints.reader import Checkpoint
 from backmerge.errors import GenerationError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+LONGEST = 500  # characters of another library's message
+SHOWN = 3  # tensors of the wrong shape
+
+# derived from the config, and kept on disk by older versions of transformers
+DERIVED = re.compile(r"rotary_emb\.|\.attn\.(?:masked_)?bias$|\.attention\.(?:masked_)?bias$|(?:^|\.)position_ids$")
+# the senses of a model that also sees or hears; its text needs none of them
+SENSES = re.compile(
+    r"(?:^|\.)(?:vision\w*|visual|audio\w*|multi_modal_projector|mm_projector|image_newline|embed_vision|embed_audio)\."
+)
+EXCESS = 1.5  # a config that describes so many times the tensors on disk is another model's, and fills the memory
+
+
 def load_model(directory: Path, dtype: Any, quantization: Any = None) -> PreTrainedModel:
-    """The causal language model in a directory.
+    """The causal language model in a directory, every weight of it from there.
 
     Args:
         directory: Config and safetensors.
@@ -29,18 +43,107 @@ def load_model(directory: Path, dtype: Any, quantization: Any = None) -> PreTrai
         quantization: A configuration of transformers; none by default.
 
     Raises:
-        GenerationError: this transformers does not know the architecture, or cannot read the files.
+        GenerationError: this transformers does not know the architecture, or cannot read the files, or they do not
+            fill it.
+        CheckpointError: the folder is no whole checkpoint, or its settings are damaged.
     """
+    check_settings(directory)
+    on_disk = Checkpoint(directory)
+    if on_disk.config.quantization_config is None:
+        _check_size(on_disk)
+    ignored = SENSES if on_disk.config.text_config is not None else None
+    model = load_filled(
+        AutoModelForCausalLM,
+        directory,
+        ignored_extra=ignored,
+        dtype=dtype,
+        quantization_config=quantization,
+    )
+    # some settings that make no sense are only found when they are used
+    with _clear_errors(directory), torch.inference_mode():
+        model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device))
+    return model
+
+
+def load_filled(
+    kind: Any,
+    directory: Path,
+    *,
+    ignored_missing: re.Pattern[str] | None = None,
+    ignored_extra: re.Pattern[str] | None = None,
+    **options: Any,
+) -> PreTrainedModel:
+    """A model of transformers, refused unless the tensors on disk fill it.
+
+    Args:
+        kind: An auto class of transformers.
+        directory: Config and safetensors.
+        ignored_missing: Tensors of the model that may be random: they are not used.
+        ignored_extra: Tensors on disk that the model may do without, besides derived buffers.
+        options: For `from_pretrained`.
+
+    Raises:
+        GenerationError: transformers cannot load it, or tensors are missing, unknown or of another shape.
+    """
+    with _clear_errors(directory), quiet():
+        model, found = kind.from_pretrained(
+            directory,
+            trust_remote_code=False,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # else transformers raises without their names; they are refused below
+            output_loading_info=True,
+            **options,
+        )
+    missing = sorted(name for name in found["missing_keys"] if not (ignored_missing and ignored_missing.search(name)))
+    extra = sorted(
+        name
+        for name in found["unexpected_keys"]
+        if not (DERIVED.search(name) or (ignored_extra and ignored_extra.search(name)))
+    )
+    faults = [
+        f"{len(names)} tensors {what}, such as '{names[0]}'"
+        for what, names in (("are missing", missing), ("have no place in it", extra))
+        if names
+    ]
+    faults += [
+        f"'{name}' is {tuple(ours)} on disk and {tuple(theirs)} in it"
+        for name, ours, theirs in sorted(found["mismatched_keys"])[:SHOWN]
+    ]
+    if faults:
+        raise GenerationError(
+            f"the weights in {directory} do not fill the {type(model).__name__} that its config.json describes: "
+            f"{'; '.join(faults)}. It would run on random numbers",
+            remedy="config.json is another model's, or the weights were saved in part or under other names: download "
+            "the model again, or save it again with save_pretrained.",
+        )
+    return model
+
+
+def _check_size(on_disk: Checkpoint) -> None:
+    """Refuse a config of far more weights than there are, before memory is taken for them."""
+    with _clear_errors(on_disk.directory), torch.device("meta"), quiet():
+        config = AutoConfig.from_pretrained(on_disk.directory, trust_remote_code=False)
+        described = sum(weight.numel() for weight in AutoModelForCausalLM.from_config(config).parameters())
+    held = sum(info.num_elements for info in on_disk.infos.values())
+    if described > EXCESS * held:
+        raise GenerationError(
+            f"the config.json in {on_disk.directory} describes a model of {described:,} weights, and its files hold "
+            f"{held:,}",
+            remedy="config.json is another model's, or files are missing: download or save the model again.",
+        )
+
+
+@contextmanager
+def _clear_errors(directory: Path) -> Iterator[None]:
+    """What goes wrong in transformers while it loads a model, as one message."""
     try:
-        with without_bars():
-            return AutoModelForCausalLM.from_pretrained(
-                directory, dtype=dtype, quantization_config=quantization, trust_remote_code=False
-            )
-    except (ValueError, OSError, KeyError) as error:
+        yield
+    except Exception as error:  # boundary: on a damaged file transformers fails with whatever its code runs into
         kind = read_json(directory / "config.json").get("model_type")
         raise GenerationError(
-            f"transformers {transformers.__version__} cannot load the {kind} model in {directory}: {error}",
-            remedy="a newer transformers may know it; code that comes with a model is not run.",
+            f"transformers {transformers.__version__} cannot load the {kind} model in {directory}: {shortened(error)}",
+            remedy="config.json may be damaged, or be of a newer transformers; code that comes with a model is not "
+            "run.",
         ) from error
 
 
@@ -93,6 +196,24 @@ class PutOn:
             return False
         self._adapted.unload()
         return True
+
+
+def shortened(error: BaseException) -> str:
+    """A library's message: its kind, if it says nothing else, and at most its beginning."""
+    text = str(error).strip() or type(error).__name__
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} ..."
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No bar and no report of transformers' own: what matters of it is refused, in our words."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        with without_bars():
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 @contextmanager

@@ -1,0 +1,197 @@
+"""The settings that come with a model: the fields of its JSON files that backmerge reads, validated."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from backmerge.errors import CheckpointError
+
+CONFIG = "config.json"
+GENERATION = "generation_config.json"
+TOKENIZER = "tokenizer_config.json"
+SHOWN = 3  # faults of a file; the rest are counted
+MAX_LAYERS = 10_000  # far beyond any model: a larger number is damage, and would take hours to build
+
+Count = Annotated[int, Field(ge=0)]
+TokenId = Annotated[int, Field(ge=-1)]  # some configs write -1 for "none"
+TokenIds = TokenId | list[TokenId] | None
+Token = str | dict[str, Any] | None
+
+
+HUB_FOLDER = re.compile(r"models--(?P<owner>.+?)--(?P<name>.+)")
+LINKED = (".safetensors", ".json", ".jinja", ".model", ".txt")
+
+
+def check_links(directory: Path) -> None:
+    """Refuse a folder whose files are links to nothing, as a hub cache's are once its blobs were removed.
+
+    Raises:
+        CheckpointError: names the link and what it points to.
+    """
+    links = (file for file in sorted(directory.iterdir()) if file.is_symlink() and file.suffix in LINKED)
+    dead = next((link for link in links if not link.exists()), None)
+    if dead is None:
+        return
+    hub = HUB_FOLDER.fullmatch(directory.parent.parent.name) if directory.parent.name == "snapshots" else None
+    raise CheckpointError(
+        f"{dead} is a link to {dead.readlink()}, and there is no such file",
+        remedy=f"the hub's cache is incomplete: `hf download {hub['owner']}/{hub['name']}` fetches what is missing."
+        if hub
+        else "restore the file that it points to, or replace the link by the file.",
+    )
+
+
+def check_unquantised(directory: Path, config: ModelConfig, purpose: str) -> None:
+    """Refuse a model of packed numbers, which cannot be averaged, nor trained, nor take an adapter's change.
+
+    Args:
+        directory: The model's.
+        config: Its `config.json`.
+        purpose: What is to be done with it: "merged", "trained".
+
+    Raises:
+        CheckpointError: it is quantised; says how.
+    """
+    if config.quantization_config is None:
+        return
+    how = config.quantization_config.quant_method or "a method that config.json does not name"
+    raise CheckpointError(
+        f"{directory} is quantised ({how}), and quantised weights cannot be {purpose}",
+        remedy="give the unquantised model that it was made from (bfloat16, float16 or float32)"
+        + ("; finetune.lora.quantize loads that in 4 bits to train on it." if purpose == "trained" else "."),
+    )
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object from a model's directory.
+
+    Raises:
+        CheckpointError: the file is missing, is nested too deeply, or is not a JSON object.
+    """
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise CheckpointError(
+            f"{file} is nested too deeply to be read", remedy="no model has such a file: download it again."
+        ) from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot read {file}: {error}", remedy="download or save the model again.") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{file} is not a JSON object", remedy="download or save the model again.")
+    return values
+
+
+class _File(BaseModel):
+    model_config = ConfigDict(extra="allow", frozen=True, protected_namespaces=())
+
+
+class Quantization(_File):
+    """How a model's tensors are quantised.
+
+    Attributes:
+        quant_method: Such as `bitsandbytes`, `gptq`, `awq`, `fp8`, `mxfp4`.
+    """
+
+    quant_method: str | None = None
+
+
+class TextConfig(_File):
+    """What a configuration says of a language model, at its top or under `text_config`."""
+
+    model_type: str | None = None
+    vocab_size: Count | None = None
+    hidden_size: Count | None = None
+    num_hidden_layers: Annotated[int, Field(ge=0, le=MAX_LAYERS)] | None = None
+    max_position_embeddings: Count | None = None
+    tie_word_embeddings: bool | None = None
+    dtype: str | None = None
+    torch_dtype: str | None = None
+    eos_token_id: TokenIds = None
+    bos_token_id: TokenIds = None
+    pad_token_id: TokenId | None = None
+
+
+class ModelConfig(TextConfig):
+    """A model's `config.json`.
+
+    Attributes:
+        text_config: Of a model that also sees or hears: its language model's part.
+        quantization_config: Given if the tensors are quantised.
+    """
+
+    architectures: list[str] | None = None
+    text_config: TextConfig | None = None
+    quantization_config: Quantization | None = None
+
+    @property
+    def text(self) -> TextConfig:
+        """The language model's part."""
+        return self.text_config or self
+
+
+class GenerationSettings(_File):
+    """A model's `generation_config.json`."""
+
+    eos_token_id: TokenIds = None
+    bos_token_id: TokenIds = None
+    pad_token_id: TokenId | None = None
+
+
+class NamedTemplate(_File):
+    """One of several chat templates."""
+
+    name: str
+    template: str
+
+
+class TokenizerConfig(_File):
+    """A model's `tokenizer_config.json`."""
+
+    tokenizer_class: str | None = None
+    chat_template: str | list[NamedTemplate] | dict[str, str] | None = None
+    bos_token: Token = None
+    eos_token: Token = None
+    pad_token: Token = None
+    unk_token: Token = None
+    model_max_length: float | None = None
+    added_tokens_decoder: dict[str, dict[str, Any] | str] | None = None
+
+
+_Kind = TypeVar("_Kind", bound=_File)
+
+
+def read_config(directory: Path) -> ModelConfig:
+    """A model's `config.json`.
+
+    Raises:
+        CheckpointError: it is missing, is no JSON, or a field has a value of the wrong kind.
+    """
+    return _validated(ModelConfig, directory / CONFIG)
+
+
+def check_settings(directory: Path) -> None:
+    """Validate all of a model's JSON settings, before a library reads them.
+
+    Raises:
+        CheckpointError: one is no JSON, or a field has a value of the wrong kind; names file and field.
+    """
+    for kind, name in ((ModelConfig, CONFIG), (GenerationSettings, GENERATION), (TokenizerConfig, TOKENIZER)):
+        if (directory / name).is_file():
+            _validated(kind, directory / name)
+
+
+def _validated(kind: type[_Kind], file: Path) -> _Kind:
+    try:
+        return kind.model_validate(read_json(file))
+    except ValidationError as error:
+        faults = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
+        more = f", and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
+        raise CheckpointError(
+            f"{file} does not hold a model's settings: {'; '.join(faults[:SHOWN])}{more}",
+            remedy="the file is damaged or was edited by hand: download or save it again.",
+        ) from error

@@ -62,7 +62,8 @@ def check_unquantised(directory: Path, config: ModelConfig, purpose: str) -> Non
     how = config.quantization_config.quant_method or "a method that config.json does not name"
     raise CheckpointError(
         f"{directory} is quantised ({how}), and quantised weights cannot be {purpose}",
-        remedy="give the unquantised model that it was made from (bfloat16, float16 or float32)"
+        remedy="give the unquantised model that it was made from (bfloat16, float16 or float32), or load this one with "
+        "transformers, dequantised, and save that"
         + ("; finetune.lora.quantize loads that in 4 bits to train on it." if purpose == "trained" else "."),
     )
 

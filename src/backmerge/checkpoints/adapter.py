@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from backmerge.checkpoints.adapter_config import CONFIG, AdapterConfig, Scaling, scaling_of, shown
 from backmerge.checkpoints.files import FLOATS, SafetensorsFile, TensorInfo
 from backmerge.checkpoints.fingerprints import fingerprint_of_files
+from backmerge.checkpoints.kinship import check_kinship
 from backmerge.checkpoints.layout import STACKED, Layout, Region, layout_of
 from backmerge.checkpoints.lora import Factors, rescaled_rows, tuned_rows
 from backmerge.checkpoints.model_config import check_unquantised, read_config
@@ -525,7 +526,10 @@ def open_weights(directory: Path, base: Weights, *, unwrap: bool = False) -> Wei
     """
     if is_adapter(directory):
         check_unquantised(base.directory, read_config(base.companions), "merged")
-        return AdapterOnBase(directory, base)
+        adapter = AdapterOnBase(directory, base)
+        if trained_on(directory) is None:  # else its fingerprint has been compared
+            check_kinship(adapter)
+        return adapter
     tuned = Checkpoint(directory, unwrap=unwrap)
     settle_one_sided(tuned, base)
     return tuned

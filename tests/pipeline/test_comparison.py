@@ -145,9 +145,11 @@ def test_everything_stands_in_one_table(results: dict[str, Any]) -> None:
     schedules = {name for name in rows if name.startswith("linear@")}
     assert rows.keys() == {"linear", "model_stock", soup, "linear by module", *paths, *schedules}
     assert len(schedules) == 1
-    assert all(row["point"] for row in rows.values())
-    assert {row["asr_difference"]["n"] for row in rows.values()} == {12}
-    assert {row["num_models"] for name, row in rows.items() if name not in {"model_stock", soup}} == {2}
+    # of the path, none may be near enough to the base
+    passed = {name: row for name, row in rows.items() if row["point"]}
+    assert passed.keys() >= rows.keys() - paths
+    assert {row["asr_difference"]["n"] for row in passed.values()} == {12}
+    assert {row["num_models"] for name, row in passed.items() if name not in {"model_stock", soup}} == {2}
     assert {rows["model_stock"]["num_models"], rows[soup]["num_models"]} == {1}
 
 

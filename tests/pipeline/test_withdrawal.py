@@ -72,11 +72,11 @@ def without_report(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def contents(directory: Path) -> dict[str, bytes]:
-    """Every file of a run but its log, lock, costs and units, among which older ones may lie."""
+    """Every file of a run but its log, lock, costs, looks and units, among which older ones may lie."""
     files = (
         file
         for file in directory.rglob("*")
-        if file.is_file() and file.name not in {"log.txt", ".lock", "sessions.jsonl"}
+        if file.is_file() and file.name not in {"log.txt", "looks.jsonl", ".lock", "sessions.jsonl"}
     )
     return {
         str(file.relative_to(directory)): COST.sub(b"", file.read_bytes())
@@ -106,6 +106,7 @@ def test_findings_of_other_prompts_are_withdrawn(
     assert sorted(path.name for path in out.iterdir() if path.name[0] != ".") == [
         "experiment.yaml",
         "log.txt",
+        "looks.jsonl",
         "sessions.jsonl",
         "unconfirmed",
         "units",

@@ -104,6 +104,7 @@ def test_findings_of_other_prompts_are_withdrawn(
         with pytest.raises(KeyboardInterrupt):
             run_experiment(experiment, out)
     assert sorted(path.name for path in out.iterdir() if path.name[0] != ".") == [
+        "digests.json",
         "experiment.yaml",
         "log.txt",
         "looks.jsonl",

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from backmerge.checkpoints.adapter import AdapterOnBase
 
 # relative difference of a tensor, in norm, that no rounding to 16 bits explains (bfloat16: at most 2^-9 an element)
-OTHER_WEIGHTS = 0.02
+OTHER_WEIGHTS = 0.005
 _warned: set[tuple[Path, Path]] = set()
 
 

@@ -17,6 +17,7 @@ from backmerge.reporting.findings import (
     cell_text,
     comparison,
     handed_over,
+    intervals_cover,
     is_whole,
     percent,
     served_text,
@@ -32,7 +33,7 @@ def print_summary(results: Results, directory: Path) -> None:
     """The verdict, a compact table, and where things are."""
     console = Console(highlight=False, markup=False)
     which = "all prompts, λ chosen on none of them" if is_whole(results) else "prompts that λ was not chosen on"
-    table = Table(title=f"In percent, with 95 % intervals, on {which}", title_justify="left")
+    table = Table(title=f"In percent, on {which}; 95 % intervals {intervals_cover(results)}", title_justify="left")
     table.add_column("benchmark")
     table.add_column("metric")
     for role in ROLES:

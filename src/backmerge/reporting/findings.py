@@ -170,6 +170,13 @@ def standing(results: Results) -> Standing:
     return STANDINGS[verdict]
 
 
+def intervals_cover(results: Results) -> str:
+    """What the intervals of rates are over; those of differences are over prompts, of the mean over the models."""
+    if len(results["tuned"]) == 1:
+        return "over prompts, not seeds"
+    return "over prompts and tuned models (seeds); the base's and those of differences are over prompts"
+
+
 def sense_findings(results: Results) -> Sequence[Mapping[str, Any]]:
     """What the sense checks found, the gravest first; nothing in results of before there were any."""
     found: Sequence[Mapping[str, Any]] = results.get("findings", ())

@@ -131,6 +131,7 @@ def rendered(run: FinishedRun) -> str:
             standings=findings.STANDINGS,
             is_shown_to_fail=findings.is_shown_to_fail,
             verdict=findings.verdict_sentence(results),
+            covers=findings.intervals_cover(results),
             next_steps=list(next_steps(results)),
             recipe="" if choice["point"] is None else findings.recipe_text(results),
             explanations=list(findings.explanations(results)),

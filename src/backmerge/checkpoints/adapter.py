@@ -480,8 +480,8 @@ class AdapterOnBase:
         fingerprint = trained_on(self.directory)
         if fingerprint is not None and fingerprint != self.base.fingerprint:
             raise CheckpointError(
-                f"other_base: the adapter {self.directory} was trained on other weights than {self.base.directory} holds "
-                f"(fingerprints {fingerprint[:12]} and {self.base.fingerprint[:12]})",
+                f"other_base: the adapter {self.directory} was trained on other weights than {self.base.directory} "
+                f"holds (fingerprints {fingerprint[:12]} and {self.base.fingerprint[:12]})",
                 remedy=self._other_base(),
             )
 

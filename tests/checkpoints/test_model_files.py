@@ -15,6 +15,7 @@ from backmerge.checkpoints.adapter import open_weights
 from backmerge.checkpoints.locate import locate_model
 from backmerge.checkpoints.model_config import read_json
 from backmerge.checkpoints.reader import Checkpoint
+from backmerge.checkpoints.writer import copy_companions
 from backmerge.errors import BackmergeError, CheckpointError, GenerationError
 from backmerge.generation.chat import load_tokenizer
 from backmerge.generation.loading import load_model
@@ -154,3 +155,49 @@ def test_quantised_base_is_the_cause_that_is_named(model: Path, make_adapter: Mo
     edit(model / "config.json", lambda v: v.update(quantization_config={"quant_method": "bitsandbytes"}))
     with pytest.raises(CheckpointError, match=r"quantised \(bitsandbytes\)"):
         open_weights(adapter, base)
+
+
+@pytest.mark.parametrize(
+    "template",
+    ["{{ 'a' * 6000000000 }}", "{% for a in range(99999) %}{% for b in range(99999) %}" + 2 * "{% endfor %}"],
+)
+def test_template_without_bounds_is_refused(model: Path, template: str) -> None:
+    """It is stopped in a process of its own, long before it fills the memory of this one."""
+    (model / "chat_template.jinja").write_text(template)
+    with pytest.raises(GenerationError, match="memory or time without end"):
+        load_tokenizer(model)
+
+
+def test_link_out_of_the_model_is_not_copied(model: Path, tmp_path: Path) -> None:
+    """Whatever it points to would become part of the merged model."""
+    (tmp_path / "private.txt").write_text("private")
+    (model / "LICENSE.md").symlink_to(tmp_path / "private.txt")
+    with pytest.raises(CheckpointError, match="outside the model's folder"):
+        copy_companions(model, tmp_path)
+    assert not (tmp_path / "LICENSE.md").exists()
+
+
+def test_links_of_a_hub_cache_are_copied(tmp_path: Path, make_model: ModelFactory) -> None:
+    """A snapshot's links to the blobs of the same repository are the cache's own."""
+    snapshot = tmp_path / "models--me--it" / "snapshots" / "abc"
+    shutil.copytree(make_model("llama"), snapshot)
+    blobs = tmp_path / "models--me--it" / "blobs"
+    blobs.mkdir()
+    (snapshot / "config.json").rename(blobs / "1234")
+    (snapshot / "config.json").symlink_to("../../blobs/1234")
+    out = tmp_path / "out"
+    out.mkdir()
+    copy_companions(snapshot, out)
+    assert read_json(out / "config.json")["model_type"] == "llama"
+
+
+def test_processors_and_more_templates_come_along(model: Path, tmp_path: Path) -> None:
+    """What vision-language models and tool templates need is copied, too."""
+    names = ["preprocessor_config.json", "processor_config.json", "additional_chat_templates/tool_use.jinja"]
+    for name in names:
+        (model / name).parent.mkdir(exist_ok=True)
+        (model / name).write_text("{}")
+    out = tmp_path / "out"
+    out.mkdir()
+    copy_companions(model, out)
+    assert all((out / name).is_file() for name in names)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -345,6 +345,7 @@ def _write_checkpoints(
     replace: bool,
     verify: bool,
 ) -> None:
+    from backmerge.checkpoints.writer import companion_files
     from backmerge.merging.allocator import keep_freed_memory
     from backmerge.merging.to_disk import write_all
     from backmerge.progress import bar
@@ -352,6 +353,10 @@ def _write_checkpoints(
     keep_freed_memory()
 
     variant = next(iter(outputs.values()))
+    # before the weights are written: a link that leads out of the model is refused here
+    companion_files(variant.base.companions)
+    for line in _differing_files(variant):
+        typer.echo(f"Note: {line}.", err=True)
     if not allow_unrelated:
         check_related(variant)
     total = sum(info.num_elements for info in variant.base.infos.values())
@@ -381,6 +386,18 @@ def _tell_rounding(written: Written, variant: Variant) -> None:
     if written.rounding_loss > NOTABLE_LOSS and variant.rounding == "nearest":
         text = f"Warning: {text} The rest is lost: {REMEDIES}."
     typer.echo(text, err=True)
+
+
+def _differing_files(variant: Variant) -> Iterator[str]:
+    """What config, tokenizer and chat template differ in, and whose the merged model has."""
+    from backmerge.checkpoints.differences import differences
+
+    for tuned in variant.tuned_models:
+        if variant.base.companions == tuned.companions:
+            continue
+        for topic, line in differences(variant.base, tuned):
+            if topic not in ("adapter", "tensors"):
+                yield f"{topic} of {tuned.directory.name} differs ({line}); the merged model has the base's"
 
 
 def check_related(variant: Variant) -> None:

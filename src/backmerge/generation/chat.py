@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +20,52 @@ if TYPE_CHECKING:
 # overnight, in the middle of a run that is resumed. It is the date that Llama 3.1's own template falls back on.
 DATE_STRING = "26 Jul 2024"
 LONGEST = 500  # characters of another library's message
+
+
+# Renders a template in a process of its own; ends with 0 unless it goes beyond the limits. Other faults of a template
+# are found, and named, when it is rendered in earnest.
+PROBE = """
+import resource, sys
+from jinja2.ext import Extension, loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2 import nodes
+resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
+resource.setrlimit(resource.RLIMIT_CPU, (10, 10))
+
+class Generation(Extension):
+    tags = {"generation"}
+    def parse(self, parser):
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(["name:endgeneration"], drop_needle=True)
+        return nodes.Scope(body).set_lineno(line)
+
+def refuse(message):
+    raise ValueError(message)
+
+turns = [("system", "Be brief."), ("user", "Hello"), ("assistant", "Hello"), ("user", "Why?")]
+try:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
+    )
+    environment.globals |= {"raise_exception": refuse, "strftime_now": lambda form: form}
+    template = environment.from_string(sys.stdin.read())
+except MemoryError:
+    sys.exit(3)
+except Exception:
+    sys.exit(0)
+for start, stop in ((0, 4), (1, 4), (1, 2)):
+    messages = [{"role": role, "content": text} for role, text in turns[start:stop]]
+    try:
+        text = template.render(
+            messages=messages, add_generation_prompt=True, bos_token="<s>", eos_token="</s>", date_string="26 Jul 2024"
+        )
+    except MemoryError:
+        sys.exit(3)
+    except Exception:
+        continue
+    if len(text) > 1_000_000:
+        sys.exit(3)
+"""
 
 
 def load_tokenizer(directory: Path, *, needs_template: bool = True) -> PreTrainedTokenizerBase:
@@ -48,12 +97,45 @@ def load_tokenizer(directory: Path, *, needs_template: bool = True) -> PreTraine
             f"there is no tokenizer in {directory}, or one without words",
             remedy="copy the tokenizer files of the model that this one was tuned from into the folder.",
         )
+    for template in _templates(tokenizer):
+        check_bounded(template, directory)
     if needs_template:
         _check_template(tokenizer)
     if tokenizer.pad_token is None:
         # any token will do: what is padded is masked
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.bos_token or tokenizer.convert_ids_to_tokens(0)
     return tokenizer
+
+
+def _templates(tokenizer: Any) -> list[str]:
+    """All chat templates of a tokenizer, as texts."""
+    template = tokenizer.chat_template
+    return list(template.values()) if isinstance(template, dict) else [template] if template else []
+
+
+@functools.lru_cache
+def check_bounded(template: str, directory: Path) -> None:
+    """Refuse a chat template that takes memory or time without end.
+
+    A template is a program that came with a model. It is rendered once in a process of limited memory and time before
+    it is rendered here.
+
+    Raises:
+        GenerationError: it took more than 1 GB, 10 seconds, or made over a million characters of a short conversation.
+    """
+    try:
+        done = subprocess.run(
+            [sys.executable, "-I", "-c", PROBE], input=template.encode(), capture_output=True, timeout=30, check=False
+        )
+        is_bounded = done.returncode == 0
+    except subprocess.TimeoutExpired:
+        is_bounded = False
+    if not is_bounded:
+        raise GenerationError(
+            f"the chat template in {directory} takes memory or time without end: rendering a short conversation, it "
+            "was stopped",
+            remedy="no working model has such a template: do not use it before you know who wrote it.",
+        )
 
 
 def _check_template(tokenizer: Any) -> None:

@@ -14,7 +14,7 @@ from backmerge.checkpoints.adapter_config import CONFIG as ADAPTER_CONFIG
 from backmerge.checkpoints.files import SafetensorsFile
 from backmerge.checkpoints.reader import CARD as RECIPE
 from backmerge.checkpoints.reader import INDEX, Checkpoint, read_json
-from backmerge.checkpoints.writer import COMPANIONS
+from backmerge.checkpoints.writer import COMPANIONS, companion_files
 from backmerge.errors import CheckpointError
 from backmerge.reporting.card_reading import front_of
 from backmerge.sharing.local_names import without_folders
@@ -146,6 +146,7 @@ def _of_card(directory: Path) -> Mapping[str, Any]:
 def _companions(directory: Path) -> Iterator[str]:
     """Configuration, tokenizer, templates, licence, card: an allow-list."""
     allowed = (*COMPANIONS, CARD, RECIPE)
+    companion_files(directory)  # refuses links that lead out of the folder
     for path in directory.iterdir():
         is_allowed = any(fnmatch.fnmatchcase(path.name, pattern) for pattern in allowed)
         if is_allowed and path.suffix in SUFFIXES and path.is_file():

@@ -104,7 +104,6 @@ def test_findings_of_other_prompts_are_withdrawn(
         with pytest.raises(KeyboardInterrupt):
             run_experiment(experiment, out)
     assert sorted(path.name for path in out.iterdir() if path.name[0] != ".") == [
-        "digests.json",
         "experiment.yaml",
         "log.txt",
         "looks.jsonl",
@@ -211,3 +210,18 @@ def test_a_damaged_configuration_is_one_clear_error(experiment: Experiment, tmp_
     (out / "experiment.yaml").write_text("base: [")
     with pytest.raises(RunError, match="damaged"):
         run_experiment(experiment, out)
+
+
+@pytest.mark.usefixtures("without_report")
+def test_a_damaged_merged_model_is_not_handed_over_again(experiment: Experiment, tmp_path: Path) -> None:
+    """Resumed over a merged model that was altered, a run says so, and writes it anew once it is removed."""
+    out = tmp_path / "run"
+    run_experiment(experiment, out)
+    file = next(iter(sorted(out.glob("merged/*/model.safetensors"))))
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(RunError, match="damaged since this run wrote it"):
+        run_experiment(experiment, out)
+    shutil.rmtree(file.parent)
+    run_experiment(experiment, out)
+    assert next(iter(sorted(out.glob("merged/*/model.safetensors")))).read_bytes() == whole

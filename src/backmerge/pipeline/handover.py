@@ -15,6 +15,8 @@ from backmerge.errors import RunError
 from backmerge.generation.verification import verify_written
 from backmerge.merging.recipe import Variant
 from backmerge.merging.served import is_written, opened, served_dtype, write_served
+from backmerge.merging.to_disk import damage_of_merged
+from backmerge.outputs import damage_of
 from backmerge.pipeline.points import Point, as_output
 from backmerge.pipeline.preparation import Prepared
 from backmerge.progress import say
@@ -22,7 +24,7 @@ from backmerge.runs import RunDirectory
 from backmerge.selection import Choice
 
 # files that say what was found, made anew from the units
-FINDINGS = ("results.json", "samples.json", "report.html", "scores.csv", "summary.csv")
+FINDINGS = ("digests.json", "results.json", "samples.json", "report.html", "scores.csv", "summary.csv")
 
 
 def withdraw(run: RunDirectory, inputs: Mapping[str, Any]) -> None:
@@ -85,6 +87,14 @@ def write_chosen(
         for place in places:
             if place.exists() and not is_written(place, variant):
                 raise RunError(f"{place} is no model that this run wrote", remedy="move it elsewhere, and run again.")
+            damage = (
+                (damage_of if variant.served_as == "adapter" else damage_of_merged)(place) if place.exists() else None
+            )
+            if damage is not None:
+                raise RunError(
+                    f"{place} has been damaged since this run wrote it: {damage}",
+                    remedy=f"remove {place} and give the command again: it is written anew.",
+                )
         directory = next((place for place in places if place.exists()), places[-1])
         if not directory.exists():
             write_served(

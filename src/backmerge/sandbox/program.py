@@ -7,13 +7,16 @@ import os
 import secrets
 import tempfile
 import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from types import ModuleType
+from typing import IO, Literal, NamedTuple
 
 from backmerge.errors import RunError
-from backmerge.sandbox import inside
+from backmerge.sandbox import inside, remote_call
 from backmerge.sandbox.bubblewrap import bubblewrap_command
 from backmerge.sandbox.calls import call_filter
 from backmerge.sandbox.interpreter import ENVIRONMENT, OPTIONS, Interpreter, library_path
@@ -24,6 +27,7 @@ Status = Literal["ok", "failed", "timed out", "killed"]
 
 # Dynamic users of systemd, whom no file belongs to. Each run takes the next, so that none counts another's processes.
 _FIRST_UID, _NUM_UIDS = 61184, 4336
+_REMOTE = "_backmerge_remote"  # a name that no program has
 _uids = itertools.count(secrets.randbelow(_NUM_UIDS))
 
 
@@ -85,10 +89,60 @@ class Sandbox:
     def run(self, program: str, limits: Limits = Limits()) -> Outcome:  # noqa: B008  # immutable
         """Run a program, given as Python source, to its end or its limits.
 
-        The standard library can be imported, installed packages cannot. May be called from several threads.
+        The standard library can be imported, installed packages cannot. May be called from several threads. What the
+        program asserts about itself proves nothing about a hostile one: see `check`.
 
         Raises:
             RunError: the sandbox itself did not start; this says nothing about the program.
+        """
+        started = time.monotonic()
+        token, ending = self._launched(program, limits, (), None)
+        return _outcome(ending, token, time.monotonic() - started)
+
+    def check(self, candidate: str, name: str, tests: str, limits: Limits = Limits()) -> Outcome:  # noqa: B008
+        """Run tests of a function that a candidate defines, each in a sandbox and an interpreter apart.
+
+        In the tests the function's name is a stand-in: a call goes to the candidate's process over a pipe, and what
+        comes back is built from plain values. So the verdict is formed where no code of the candidate's ever runs.
+
+        Args:
+            candidate: Python source that defines the function.
+            name: The function's.
+            tests: Python source that calls it, and raises if something is wrong; trusted.
+            limits: Of each of the two.
+
+        Returns:
+            How the tests ended.
+
+        Raises:
+            RunError: a sandbox did not start; this says nothing about the candidate.
+        """
+        started = time.monotonic()
+        with ExitStack() as stack:
+            (asked, asking), (answered, answering), (stop, stopping) = (_pipe(stack) for _ in range(3))
+            served = f"{candidate}\n{_remote(f'serve({name}, {asked.fileno()}, {answering.fileno()})')}"
+            calling = f"{name} = {_REMOTE}.caller({asking.fileno()}, {answered.fileno()})"
+            with ThreadPoolExecutor(1) as pool:
+                serving = pool.submit(self._launched, served, limits, (asked, answering), stop)
+                try:
+                    token, ending = self._launched(f"{_remote()}\n{calling}\n{tests}", limits, (asking, answered), None)
+                finally:
+                    stopping.close()  # the candidate is killed
+                other = serving.result()[1]
+            if other.has_ended and not other.verdict.startswith(inside.MARK):
+                raise _not_started(other)
+            return _outcome(ending, token, time.monotonic() - started)
+
+    def _launched(
+        self, program: str, limits: Limits, passed: Sequence[IO[bytes]], stop: IO[bytes] | None
+    ) -> tuple[bytes, Ending]:
+        """Run a program to its end; gives what it tells if it reaches its last line, and what is left of it.
+
+        Args:
+            program: Python source.
+            limits: What it may use.
+            passed: Ends of pipes that it has, too; closed here once it does.
+            stop: The program is killed as soon as the other end of this pipe is closed.
         """
         with ExitStack() as stack:
             source = stack.enter_context(tempfile.TemporaryFile())
@@ -99,9 +153,7 @@ class Sandbox:
             token_fd = _pipe_that_holds(token, stack)
             code = call_filter(others_in_reach=self.level == "process") if self.has_filter else None
             filter_fd = -1 if code is None else _pipe_that_holds(code, stack)
-            reading, verdict_fd = os.pipe()
-            verdict_reader = stack.enter_context(os.fdopen(reading, "rb", buffering=0))
-            verdict_writer = stack.enter_context(os.fdopen(verdict_fd, "wb", buffering=0))
+            verdict_reader, verdict_writer = _pipe(stack)
             uid = _FIRST_UID + next(_uids) % _NUM_UIDS if os.geteuid() == 0 else 0
             if self.level == "bubblewrap":
                 command = bubblewrap_command(self.interpreter, tmp_bytes=limits.file_bytes, filter_fd=filter_fd)
@@ -114,7 +166,7 @@ class Sandbox:
                     os.chown(folder, uid, uid)
             settings = {
                 "token_fd": token_fd,
-                "verdict_fd": verdict_fd,
+                "verdict_fd": verdict_writer.fileno(),
                 "filter_fd": filter_fd if self.level == "process" else -1,
                 "uid": uid,
                 "new_network": int(self.level == "process" and bool(uid)),
@@ -122,21 +174,24 @@ class Sandbox:
                 "file_bytes": limits.file_bytes,
                 "memory_bytes": limits.memory_bytes,
                 "num_processes": limits.num_processes + (0 if uid else self._num_others()),
+                "num_passed": len(passed),
+                **{f"passed_{place}": pipe.fileno() for place, pipe in enumerate(passed)},
             }
-            command += ["-c", _text_of_inside(), *(f"{name}={value}" for name, value in settings.items())]
-            started = time.monotonic()
+            command += ["-c", _text_of(inside), *(f"{name}={value}" for name, value in settings.items())]
+            descriptors = [token_fd, verdict_writer.fileno(), *(pipe.fileno() for pipe in passed)]
             ending = watch(
                 command,
                 environment=environment,
                 folder=folder,
                 source=source,
-                passed=(token_fd, verdict_fd, *((filter_fd,) if filter_fd >= 0 else ())),
+                passed=(*descriptors, *((filter_fd,) if filter_fd >= 0 else ())),
                 verdict_reader=verdict_reader,
-                verdict_writer=verdict_writer,
-                deadline=started + limits.wall_seconds,
+                handed=(verdict_writer, *passed),
+                stop=stop,
+                deadline=time.monotonic() + limits.wall_seconds,
                 output_bytes=limits.output_bytes,
             )
-            return _outcome(ending, token, time.monotonic() - started)
+            return token, ending
 
     def _num_others(self) -> int:
         """How many processes and threads the kernel counts beside the program's, where it runs as our own user."""
@@ -163,19 +218,42 @@ def _pipe_that_holds(content: bytes, stack: ExitStack) -> int:
     return reading
 
 
-def _text_of_inside() -> str:
-    return Path(inside.__file__).read_text(encoding="utf-8")
+def _pipe(stack: ExitStack) -> tuple[IO[bytes], IO[bytes]]:
+    """A pipe's reading and writing end."""
+    reading, writing = os.pipe()
+    return (
+        stack.enter_context(os.fdopen(reading, "rb", buffering=0)),
+        stack.enter_context(os.fdopen(writing, "wb", buffering=0)),
+    )
+
+
+def _text_of(module: ModuleType) -> str:
+    assert module.__file__ is not None
+    return Path(module.__file__).read_text(encoding="utf-8")
+
+
+def _remote(call: str | None = None) -> str:
+    """Statements that make `remote_call` a name of a program, and call something of it."""
+    made = (
+        f"import types as {_REMOTE}\n{_REMOTE} = {_REMOTE}.ModuleType({_REMOTE!r})\n"
+        f"exec({_text_of(remote_call)!r}, {_REMOTE}.__dict__)"
+    )
+    return made if call is None else f"{made}\n{_REMOTE}.{call}"
+
+
+def _not_started(ending: Ending) -> RunError:
+    lines = ending.output.decode("utf-8", "replace").strip().splitlines()
+    reason = lines[-1] if lines else f"exit code {ending.exit_code}" if ending.has_ended else "the time ran out"
+    return RunError(
+        f"the sandbox did not start: {reason}",
+        remedy="`backmerge doctor` says whether bubblewrap works here; a busy machine may need fewer workers.",
+    )
 
 
 def _outcome(ending: Ending, token: bytes, seconds: float) -> Outcome:
     output = ending.output.decode("utf-8", "replace")
     if not ending.verdict.startswith(inside.MARK):
-        lines = output.strip().splitlines()
-        reason = lines[-1] if lines else f"exit code {ending.exit_code}" if ending.has_ended else "the time ran out"
-        raise RunError(
-            f"the sandbox did not start: {reason}",
-            remedy="`backmerge doctor` says whether bubblewrap works here; a busy machine may need fewer workers.",
-        )
+        raise _not_started(ending)
     if not ending.has_ended:
         return Outcome("timed out", None, output, seconds)
     # bubblewrap, like a shell, tells a signal as 128 and its number

@@ -42,7 +42,8 @@ def watch(
     source: IO[bytes],
     passed: Sequence[int],
     verdict_reader: IO[bytes],
-    verdict_writer: IO[bytes],
+    handed: Sequence[IO[bytes]],
+    stop: IO[bytes] | None,
     deadline: float,
     output_bytes: int,
 ) -> Ending:
@@ -55,7 +56,9 @@ def watch(
         source: Standard input.
         passed: Descriptors that the process has under the same numbers.
         verdict_reader: The reading end of the verdict's pipe.
-        verdict_writer: Its other end, among `passed`; closed here once the process has it.
+        handed: Those of `passed` that are the process's alone, the verdict's other end among them; closed here once the
+            process has them.
+        stop: The process is killed as soon as the other end of this pipe is closed.
         deadline: As `time.monotonic()`.
         output_bytes: How much output to keep.
 
@@ -79,13 +82,14 @@ def watch(
             raise RunError(f"the sandbox did not start: {error}", remedy="see `backmerge doctor`.") from error
         finally:
             os.close(output_write)
-            verdict_writer.close()
+            for end in handed:
+                end.close()
         verdict_read = verdict_reader.fileno()
         kept = {output_read: bytearray(), verdict_read: bytearray()}
         bounds = {output_read: output_bytes, verdict_read: _VERDICT_BYTES}
         has_ended = False
         try:
-            has_ended = _read_until_end(process, kept, bounds, deadline)
+            has_ended = _read_until_end(process, kept, bounds, deadline, stop)
         finally:
             # the leader is not reaped yet, so that no stranger can have its number
             with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -96,17 +100,25 @@ def watch(
 
 
 def _read_until_end(
-    process: subprocess.Popen[bytes], kept: Mapping[int, bytearray], bounds: Mapping[int, int], deadline: float
+    process: subprocess.Popen[bytes],
+    kept: Mapping[int, bytearray],
+    bounds: Mapping[int, int],
+    deadline: float,
+    stop: IO[bytes] | None,
 ) -> bool:
-    """Read until the process has ended; whether it did so before the deadline."""
+    """Read until the process has ended; whether it did so before the deadline, and before it was to be stopped."""
     with selectors.DefaultSelector() as selector:
         for descriptor in kept:
             selector.register(descriptor, selectors.EVENT_READ)
+        if stop is not None:
+            selector.register(stop.fileno(), selectors.EVENT_READ)
         while True:
             left = deadline - time.monotonic()
             if left <= 0:
                 return False
             for key, _ in selector.select(min(left, _LOOK_EVERY)) if selector.get_map() else ():
+                if stop is not None and key.fd == stop.fileno():
+                    return False
                 if not _take(key.fd, kept, bounds):
                     selector.unregister(key.fd)
             if os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:

@@ -1,0 +1,106 @@
+"""Calls of a function that another process has, over two pipes; given as text to both, so standard library only.
+
+The caller is trusted, the other side is not. What comes back is built from plain values alone: no object of the other
+side's reaches the caller, so none that claims to equal everything does, and nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import builtins
+import json
+import os
+from collections.abc import Callable
+from typing import Any
+
+MAX_BYTES = 1 << 24  # of one message
+
+
+def encode(value: Any) -> Any:  # noqa: PLR0911 - one for each kind
+    """Return a value as JSON data: scalars as they are, all else as [kind, content].
+
+    Subclasses are taken for what they are subclasses of, as comparison does.
+
+    Raises:
+        TypeError: it is of no plain kind.
+    """
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        return ["int", hex(int(value))]
+    if isinstance(value, (float, str)):
+        return float(value) if isinstance(value, float) else str(value)
+    if isinstance(value, complex):
+        return ["complex", [value.real, value.imag]]
+    if isinstance(value, (bytes, bytearray)):
+        return ["bytes", bytes(value).hex()]
+    if isinstance(value, dict):
+        return ["dict", [[encode(key), encode(held)] for key, held in value.items()]]
+    for kind in (list, tuple, set, frozenset):
+        if isinstance(value, kind):
+            return [kind.__name__, [encode(held) for held in value]]
+    raise TypeError(f"a {type(value).__name__} cannot be sent to another process")
+
+
+def decode(data: Any) -> Any:
+    """Return the value that `encode` made data of.
+
+    Raises:
+        ValueError, TypeError: the data are no such thing.
+    """
+    if data is None or isinstance(data, (bool, float, str)):
+        return data
+    kind, content = data
+    if kind == "int":
+        return int(content, 16)
+    if kind == "complex":
+        return complex(*content)
+    if kind == "bytes":
+        return bytes.fromhex(content)
+    if kind == "dict":
+        return {decode(key): decode(held) for key, held in content}
+    return {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}[kind](map(decode, content))
+
+
+def caller(requests: int, replies: int) -> Callable[..., Any]:
+    """Return a stand-in for a function that the process at the other end of two pipes has.
+
+    What the function raises is raised here, by the name of a built-in exception. An answer that is no plain value, or
+    none at all, raises an error as well.
+
+    Args:
+        requests: Descriptor to write to.
+        replies: Descriptor to read from.
+    """
+    asked, answered = os.fdopen(requests, "w", encoding="ascii"), os.fdopen(replies, "r", encoding="ascii")
+
+    def call(*given: Any, **named: Any) -> Any:
+        print(json.dumps([encode(given), encode(named)]), file=asked, flush=True)
+        line = answered.readline(MAX_BYTES)
+        if not line.endswith("\n"):
+            raise RuntimeError("the function did not return, or returned too much")
+        kind, content = json.loads(line)
+        if kind == "returned":
+            return decode(content)
+        found = getattr(builtins, str(content), None)
+        is_error = isinstance(found, type) and issubclass(found, Exception)
+        raise found("raised by the function") if is_error and found is not None else RuntimeError(str(content))
+
+    return call
+
+
+def serve(function: Callable[..., Any], requests: int, replies: int) -> None:
+    """Answer calls of a function until there are no more.
+
+    Args:
+        function: What is called.
+        requests: Descriptor to read from.
+        replies: Descriptor to write to.
+    """
+    with os.fdopen(requests, "r", encoding="ascii") as asked, os.fdopen(replies, "w", encoding="ascii") as answered:
+        for line in asked:
+            given, named = map(decode, json.loads(line))
+            try:
+                reply = ["returned", encode(function(*given, **named))]
+            except Exception as error:  # noqa: BLE001  # boundary: whatever the function raises is raised at the other end
+                reply = ["raised", type(error).__name__]
+            print(json.dumps(reply), file=answered, flush=True)

@@ -27,9 +27,9 @@ Neither level stops
 - use of one core per process and of memory up to `num_processes` times `memory_bytes` until the clock runs out, nor
   the about one kilobyte of kernel memory that each empty file in /tmp takes;
 - whatever a program does to its own process, by frames, ctypes, `sys.modules`, stdout or exit codes. So a verdict on
-  code that may be hostile comes from `Sandbox.check` alone: the tests run in another process, in a sandbox of their own,
-  and call the function over a pipe. They get plain values, never the program's objects, and their end is told by a
-  token that no process of the program's has. The price: a function that returns an iterator or an object of its own
+  code that may be hostile comes from `Sandbox.check` alone: the tests run in a process and a sandbox apart, and call
+  the function over a pipe. They get plain values, never the program's objects, and report their end by a token that
+  no process of the program's has. The price: a function that returns an iterator or an object of its own
   class fails there, and what it changes in its arguments is not seen by the tests.
 - a function that recognises its tests and answers by heart; no harness does.
 

@@ -23,6 +23,8 @@ from backmerge.statistics import PairedDifference, mean_difference, paired_diffe
 
 LOOKS = "looks.jsonl"
 
+SHORT_RUN = 500  # answers; a run of so many is not worth stopping
+
 
 class Look(NamedTuple):
     """One confirmation, as the run directory remembers it.
@@ -185,8 +187,14 @@ def _cut(outcomes: Outcomes, point: str, safety: Sequence[str], split: str) -> C
     return Cut(sum(not answer.finished for answer in answers), len(answers))
 
 
-def check_first_answers(prepared: Prepared, outcomes: Outcomes) -> None:
+def check_first_answers(prepared: Prepared, outcomes: Outcomes, num_planned: int) -> None:
     """Stop before the sweep if base and tuned, as measured on the selection prompts, make no sensible comparison.
+
+    Args:
+        prepared: The experiment.
+        outcomes: What was measured of base and tuned.
+        num_planned: Answers that the whole run takes. A run of minutes is carried out all the same: its verdict is "not
+            shown" at most, and its figures say why.
 
     Raises:
         RunError: a finding refuses it, and the user did not accept that.
@@ -194,7 +202,7 @@ def check_first_answers(prepared: Prepared, outcomes: Outcomes) -> None:
     choice = prepared.experiment.choice
     evidence = evidence_of(outcomes, prepared.benchmarks, "selection", choice.margin)
     for finding in findings_of(evidence, choice.accept):
-        if finding.severity == "refused":
+        if finding.severity == "refused" and num_planned > SHORT_RUN:
             raise RunError(
                 f"stopped before the sweep ({finding.name}): {finding.message}",
                 remedy=f"{finding.remedy} The answers so far are kept. To go on all the same: --accept {finding.name}, "

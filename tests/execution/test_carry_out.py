@@ -121,7 +121,11 @@ def test_a_spec_must_be_plain(carry: Carry) -> None:
         carry(units.square, [Work("a", {"x": object()})])
 
 
-@pytest.mark.parametrize("function", [lambda *_: None, "__main__:square", Told.reached, "execution.units"], ids=str)
+@pytest.mark.parametrize(
+    "function",
+    [lambda *_: None, "__main__:square", Told.reached, "execution.units"],
+    ids=["lambda", "main", "method", "module"],
+)
 def test_a_function_that_no_other_process_finds_is_refused(carry: Carry, function: Any) -> None:
     """Lambdas, methods and what stands in the main program."""
     with pytest.raises(ValueError, match="no other process can find it"):

@@ -94,6 +94,12 @@ def trial_of(example: Example, completion: str) -> Trial:
     return Trial(f"{code}\n", name, f"{before}\n{example.facts['test']}\ncheck({name})\n")
 
 
+def program_of(example: Example, completion: str) -> str:
+    """Return code and tests as one program, to be run by hand; `check_all` never runs the two in one process."""
+    trial = trial_of(example, completion)
+    return f"{trial.candidate}{example.facts['test']}\ncheck({trial.name})\n"
+
+
 def check_all(
     examples: Sequence[Example],
     completions: Sequence[Sequence[str]],

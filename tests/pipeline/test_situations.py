@@ -46,6 +46,8 @@ class ScriptedEngine:
         }
         is_base = not variant.tuned_models or variant.lam == 0
         side = "merged" if is_written else "base" if is_base else "tuned" if variant.lam in (None, 1.0) else "merged"
+        if side == "merged" and not is_written and isinstance(variant.lam, float) and variant.lam > 0.3:
+            side = "far" if "far" in self.scripts else side
         advance(len(examples))
         return [_answer(example, self.scripts[side]) for example in examples]
 
@@ -122,8 +124,17 @@ SITUATIONS: dict[str, tuple[dict[str, tuple[int, ...]], tuple[str, ...], int, st
         {**GOOD, "merged": (40, 80)},
         (),
         3,
-        "Fails: linear merging at λ = 0.5 was chosen",
-        "A smaller λ: the smallest",
+        "Fails: linear merging at λ = 0.125 was chosen",
+        "A smaller λ: the smallest that was tried is 0.125",
+    ),
+    "could not be decided": ({**GOOD, "merged": (4, 80)}, (), 3, "Could not be decided", "More prompts: about "),
+    "safe below the grid": ({**GOOD, "far": (40, 80)}, (), 0, "Safety restored: take linear merging at λ = 0.25", ""),
+    "target missed": (
+        {**GOOD, "base": (10, 20), "merged": (10, 80)},
+        ("--rule", "target", "--set", "choice.target=0.02", "--set", "choice.margin=0.1"),
+        3,
+        "Could not be decided",
+        "A smaller λ",
     ),
 }
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulated_merges import CHOICE, LAMS, answers, measured_fully, race_of, run
 
-from backmerge.selection import Arm, ChoiceSettings, Race, choose
+from backmerge.selection import Arm, ChoiceSettings, Race, choose, lam_between
 from backmerge.selection.race import SCREENED
 
 
@@ -135,3 +135,46 @@ def test_every_arm_must_pass(missing: str) -> None:
         assert found.point == (None if failing == missing else "half")
     with pytest.raises(ValueError, match="too many"):
         race.tell(0.5, "first", [0.0])
+
+
+def test_a_race_goes_on_below_the_smallest_that_fails() -> None:
+    """λ=0.1 alone is safe: added after λ=0.2 fails, it is answered in full and chosen; nothing else is asked again."""
+    arm = Arm([0.0] * 260)
+    race = Race({0.2: "a", 1.0: "tuned"}, "s", CHOICE, {"safety": arm}, Arm([0.0] * 260))
+
+    def run_on() -> set[float]:
+        asked = set()
+        while batches := race.next_batches():
+            for lam, name, prompts in batches:
+                asked.add(lam)
+                race.tell(lam, name, [float(lam > 0.1) if name == "safety" else lam] * len(prompts))
+        return asked
+
+    assert run_on() == {0.2, 1.0}
+    assert race.is_within == {0.2: False, 1.0: False}
+    assert race.choice().point is None
+    lam = lam_between(race.is_within)
+    assert lam == 0.1
+    race.add(lam, "b")
+    assert run_on() == {0.1}
+    assert race.is_within == {0.1: True, 0.2: False, 1.0: False}
+    assert race.choice().point == "b"
+    assert lam_between(race.is_within) is None
+
+
+@pytest.mark.parametrize(
+    ("is_within", "expected"),
+    [
+        ({0.2: True, 1.0: True}, None),  # none fails
+        ({0.2: False, 1.0: False}, 0.1),
+        ({0.0125: False}, 0.00625),  # on to the base, as long as the budget lasts
+        ({0.2: True, 0.6: False}, 0.4),
+        ({0.2: True, 0.4: None, 0.6: False}, 0.4),  # unknown: the caller has it already
+        ({0.3: True, 0.4: False}, None),  # near enough
+        ({0.2: False, 0.6: True, 1.0: False}, None),  # a larger one passes
+        ({0.2: None, 0.4: None}, None),
+    ],
+)
+def test_the_next_lam_beyond_the_grid(is_within: dict[float, bool | None], expected: float | None) -> None:
+    """By hand: the middle of the gap, if there is one to close."""
+    assert lam_between(is_within) == expected

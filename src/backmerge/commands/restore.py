@@ -64,6 +64,14 @@ def restore(
             "answers; auto: race for rule safe, else grid."
         ),
     ] = "auto",
+    refine: Annotated[
+        int,
+        typer.Option(
+            help="λs beyond --lam that are measured at most, below the smallest one that fails; for rule safe.",
+            min=0,
+            max=20,
+        ),
+    ] = 2,
     rule: Annotated[str, typer.Option(help="How λ is chosen: safe, target, weighted, pareto, paper.")] = "safe",
     margin: Annotated[
         float, typer.Option(help="How far ASR may exceed the base's, as a share: 0.03 is 3 points.")
@@ -111,7 +119,7 @@ def restore(
             utility, safety, over_refusal, judge, limit, device, dtype, batch_size, max_new_tokens
         )
         | {"second_judge": second_judge and {"name": second_judge}, "cache": not no_cache},
-        "search": {"name": "grid" if search == "auto" and shard else search},
+        "search": {"name": "grid" if search == "auto" and shard else search, "refine": refine},
         "choice": {"rule": rule, "margin": margin, "compare": "," in method, "accept": accept or []},
     }
     values["execution"] = {"executor": executor, "num_workers": num_workers, "ray_address": ray_address}

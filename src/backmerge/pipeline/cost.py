@@ -44,6 +44,7 @@ class Plan(NamedTuple):
         bytes_read: Of weights.
         bytes_written: Of weights: adapters for the engine, the checkpoints that it needs, and the chosen models.
         is_at_most: Whether the search may leave some of the answers out.
+        num_refined: λs beyond the grid, of each series, that are measured at most; they are part of the counts above.
     """
 
     num_models: int
@@ -57,16 +58,18 @@ class Plan(NamedTuple):
     bytes_read: int
     bytes_written: int
     is_at_most: bool
+    num_refined: int = 0
 
     @property
     def sentence(self) -> str:
         """For the person at the terminal."""
         at_most = "at most " if self.is_at_most else ""
         held_out = f" and {self.num_validating:,} on held-out rows" if self.num_validating else ""
+        refined = f" (with up to {self.num_refined} beyond the grid)" if self.num_refined else ""
         return (
-            f"To make: {at_most}{self.num_answers:,} answers of {self.num_models:,} models to choose λ{held_out}, "
-            f"{self.num_confirming:,} to confirm it; {at_most or 'about '}{self.num_prompt_tokens:,} prompt tokens, "
-            f"at most {self.max_new_tokens:,} generated. Weights: about {size_text(self.bytes_read)} to read, "
+            f"To make: {at_most}{self.num_answers:,} answers of {self.num_models:,} models to choose λ{refined}"
+            f"{held_out}, {self.num_confirming:,} to confirm it; {at_most or 'about '}{self.num_prompt_tokens:,} prompt "
+            f"tokens, at most {self.max_new_tokens:,} generated. Weights: about {size_text(self.bytes_read)} to read, "
             f"{size_text(self.bytes_written)} to write. What was done before is taken over."
         )
 
@@ -113,7 +116,8 @@ def plan_of(prepared: Prepared, points: Sequence[Point], num_tuned: int, engine:
         total.num_judged * (1 if prepared.second_judge is None else 2),
         num_merged,
         *moved,
-        experiment.searched_by != "grid",
+        experiment.searched_by != "grid" or experiment.num_refined > 0,
+        experiment.num_refined,
     )
 
 

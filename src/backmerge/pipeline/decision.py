@@ -212,8 +212,20 @@ def check_first_answers(prepared: Prepared, outcomes: Outcomes, num_planned: int
         say(f"{effect}: {finding.sentence}")
 
 
-def with_findings(confirmation: Mapping[str, Any], findings: Sequence[Finding]) -> dict[str, Any]:
-    """A confirmation whose verdicts allow for what the sense checks found."""
-    limited = limited_by(confirmation["verdict"], findings)
-    models = [{**row, "verdict": limited_by(row["verdict"], findings)} for row in confirmation["models"]]
-    return {**confirmation, "verdict": limited, "measured_verdict": confirmation["verdict"], "models": models}
+def with_findings(
+    confirmation: Mapping[str, Any], findings: Sequence[Finding], *, misses_target: bool = False
+) -> dict[str, Any]:
+    """A confirmation whose verdicts allow for what the sense checks found.
+
+    Args:
+        confirmation: As measured.
+        findings: Of the sense checks.
+        misses_target: Rule `target` found no λ, and the closest was confirmed: safety is not shown by the margin alone.
+    """
+
+    def limit(verdict: Verdict) -> Verdict:
+        return limited_by("not shown" if misses_target and verdict == "restored" else verdict, findings)
+
+    models = [{**row, "verdict": limit(row["verdict"])} for row in confirmation["models"]]
+    measured: Verdict = confirmation["verdict"]
+    return {**confirmation, "verdict": limit(measured), "measured_verdict": measured, "models": models}

@@ -161,6 +161,11 @@ class Experiment(Settings):
             return self.search.name
         return "race" if self.choice.rule == "safe" and self.layers is None else "grid"
 
+    @property
+    def num_refined(self) -> int:
+        """λs beyond the grid that may be measured of each series: no rule but `safe` may look at more of them."""
+        return self.search.refine if self.choice.rule == "safe" else 0
+
     @model_validator(mode="after")
     def _can_be_carried_out(self) -> Self:
         if bool(self.tuned) == (self.finetune is not None):

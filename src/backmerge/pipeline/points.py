@@ -61,6 +61,12 @@ class Point(NamedTuple):
         }
 
 
+def at_lam(point: Point, lam: float) -> Point:
+    """The point of the same series at another λ."""
+    assert point.sweep is not None, f"{point.name} has no recipe to repeat"
+    return point._replace(name=f"{point.series}@{lam_name(lam)}", lam=lam, setting=lam)
+
+
 class Member(NamedTuple):
     """One model at a point.
 

@@ -10,11 +10,11 @@ from backmerge.benchmarks.split import clusters_over, pooled_id
 from backmerge.checkpoints.reader import Weights
 from backmerge.pipeline.candidates import SPLIT
 from backmerge.pipeline.evaluation import Job, Outcome
-from backmerge.pipeline.points import BASE, Point
+from backmerge.pipeline.points import BASE, Point, at_lam
 from backmerge.pipeline.preparation import Prepared
 from backmerge.pipeline.results import Outcomes
 from backmerge.records import Completion, Example, Verdict
-from backmerge.selection import Arm, Candidate, Race
+from backmerge.selection import Arm, Candidate, Race, lam_between
 from backmerge.selection.race import OVER_REFUSAL, UTILITY
 
 RACED = (
@@ -66,22 +66,33 @@ def race(
     tuned: Mapping[str, Weights],
     outcomes: Outcomes,
     measure: Measure,
-) -> list[Candidate]:
+) -> tuple[list[Candidate], list[Point]]:
     """Race each series, with the base measured already; adds what was measured to the outcomes.
 
     Returns:
-        Every λ of every series.
+        Every λ of every series, and the points that were added below the smallest λ that fails, within the budget.
     """
     lanes = _lanes(prepared, outcomes)
     safety = {name: lane.arm for name, lane in lanes.items() if name not in (UTILITY, OVER_REFUSAL)}
     refusals = lanes[OVER_REFUSAL].arm if OVER_REFUSAL in lanes else None
-    found, candidates = _Found(), []
-    for series, grid in grids.items():
+    found, candidates, added = _Found(), list[Candidate](), list[Point]()
+    for series, of_grid in grids.items():
+        grid = dict(of_grid)
         names = {lam: point.name for lam, point in grid.items()}
         search, choice = prepared.experiment.search, prepared.experiment.choice
         runners = Race(names, series, choice, safety, lanes[UTILITY].arm, refusals, batch=search.batch)
-        batches = 0
-        while asked := runners.next_batches():
+        budget, batches = search.refine, 0
+        while True:
+            asked = runners.next_batches()
+            if not asked and budget and (lam := lam_between(runners.is_within)) is not None and lam not in grid:
+                grid[lam] = at_lam(next(point for point in grid.values() if point.sweep is not None), lam)
+                names[lam] = grid[lam].name
+                runners.add(lam, names[lam])
+                added.append(grid[lam])
+                budget -= 1
+                continue
+            if not asked:
+                break
             batches += 1
             jobs = [
                 job
@@ -107,7 +118,7 @@ def race(
     for outcome in found.whole(prepared):
         if (outcome.member.name, outcome.benchmark.name) not in known:
             outcomes.add(outcome)
-    return candidates
+    return candidates, added
 
 
 def _lanes(prepared: Prepared, outcomes: Outcomes) -> dict[str, _Lane]:

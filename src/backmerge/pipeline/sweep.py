@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -12,12 +12,13 @@ from backmerge.pipeline.candidates import SPLIT, candidate_of
 from backmerge.pipeline.decision import check_first_answers
 from backmerge.pipeline.evaluation import Evaluator, Job, Outcome
 from backmerge.pipeline.layers import search_layers
-from backmerge.pipeline.points import BASE, TUNED, Point
+from backmerge.pipeline.points import BASE, TUNED, Point, at_lam
 from backmerge.pipeline.preparation import KINDS, Prepared
 from backmerge.pipeline.racing import RACED, race
 from backmerge.pipeline.results import Outcomes
 from backmerge.progress import bar
-from backmerge.selection import Candidate
+from backmerge.selection import Candidate, lam_between
+from backmerge.selection.limits import is_within
 
 NUM_CONFIRMED = 3  # base, tuned model and merge
 
@@ -110,18 +111,57 @@ def sweep(
         check_with_few_of_tuned()
         measure({BASE.name: set(KINDS)}, "The base")
         batch = partial(carry_out, is_partial=True)
-        candidates = race(grids, prepared, tuned, outcomes, batch)
-        return Found([*candidates, *found_singly()], [RACED], [])
+        candidates, added = race(grids, prepared, tuned, outcomes, batch)
+        return Found([*candidates, *found_singly()], [RACED, *_refined_note(prepared, added)], added)
     measure({BASE.name: {"safety"}, TUNED.name: {"safety"}}, "Base and tuned model on harmful requests")
     check_first_answers(prepared, outcomes, num_planned)
     measure({point.name: set(KINDS) for point in points}, f"Sweep over {len(points)} points")
+    added = [
+        point for series, grid in grids.items() for point in _refined(series, grid, prepared, outcomes, measure_whole)
+    ]
+    grids = _grids([*points, *added])
     measured = {series: _measured(series, grid, prepared, outcomes) for series, grid in grids.items()}
     candidates = [c for found in measured.values() for c in found.values()]
+    notes = _refined_note(prepared, added)
     candidates += found_singly()
     if prepared.experiment.layers is None:
-        return Found(candidates, [], [])
+        return Found(candidates, notes, added)
     by_layer = search_layers(evaluator.run, prepared, outcomes, candidates, key, measure_whole)
-    return Found([*candidates, by_layer.candidate], [by_layer.note], by_layer.points)
+    return Found([*candidates, by_layer.candidate], [*notes, by_layer.note], [*added, *by_layer.points])
+
+
+def _refined(
+    series: str,
+    grid: Mapping[float, Point],
+    prepared: Prepared,
+    outcomes: Outcomes,
+    measure: Callable[[Sequence[Point], str], None],
+) -> list[Point]:
+    """Measure λs of a series below the smallest one that fails, one at a time, within the budget."""
+    experiment, lams = prepared.experiment, dict(grid)
+    template = next((point for point in grid.values() if point.sweep is not None), None)
+    added: list[Point] = []
+    while experiment.num_refined > len(added) and template is not None:
+        known = _measured(series, lams, prepared, outcomes)
+        lam = lam_between({lam: is_within(c, experiment.choice) for lam, c in known.items()})
+        if lam is None or lam in lams:
+            break
+        lams[lam] = at_lam(template, lam)
+        added.append(lams[lam])
+        measure([lams[lam]], f"{lams[lam].name}, below the smallest λ that fails")
+    return added
+
+
+def _refined_note(prepared: Prepared, added: Sequence[Point]) -> list[str]:
+    """How much of the budget for further λs was used."""
+    if not added:
+        return []
+    names = ", ".join(point.name for point in added)
+    return [
+        f"Below the smallest λ that fails, {len(added)} more {'was' if len(added) == 1 else 'were'} measured "
+        f"({names}); "
+        f"the budget (search.refine) is {prepared.experiment.num_refined} for each series."
+    ]
 
 
 def _grids(points: Iterable[Point]) -> dict[str, dict[float, Point]]:

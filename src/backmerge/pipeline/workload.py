@@ -162,6 +162,11 @@ def answering_stage(
 
 
 def num_searched(experiment: Experiment, points: Sequence[Point], num_tuned: int) -> int:
-    """Models that are measured to choose λ, at most: those at the points, and the trials of a search by layers."""
+    """Models that are measured to choose λ, at most.
+
+    Those at the points, those of λs beyond the grid, and the trials of a search by layers.
+    """
     num_trials = experiment.layers.num_trials if experiment.layers is not None else 0
-    return num_models(points, num_tuned) + num_trials * num_tuned
+    series = {point.series: point for point in points if point.role == "merged" and point.lam is not None}
+    refined = experiment.num_refined * num_models(series.values(), num_tuned)
+    return num_models(points, num_tuned) + refined + num_trials * num_tuned

@@ -4,11 +4,12 @@
 |---|---|
 | which point is chosen | `choose`, by one of `RULES` |
 | what do other prompts say of it | `confirm` |
-| which λ is measured next | `Race`, in batches of prompts |
+| which λ is measured next | `Race`, in batches of prompts; `lam_between`, beyond the grid |
 """
 
 from backmerge.selection.candidates import Bounded, Candidate, Choice, Step, Verdict, confirm
 from backmerge.selection.race import Arm, Batch, Race
+from backmerge.selection.refinement import lam_between
 from backmerge.selection.rules import RULES, choose, choose_safe
 from backmerge.selection.settings import ChoiceSettings, LayersSettings, SearchSettings, check_search
 
@@ -29,4 +30,5 @@ __all__ = [
     "choose",
     "choose_safe",
     "confirm",
+    "lam_between",
 ]

@@ -88,6 +88,10 @@ class _Lane:
         self.values = {lam: np.full(size, math.nan) for lam in lams}
         self.answered = dict.fromkeys(self.values, 0)
 
+    def add(self, lam: float) -> None:
+        """Let another λ take part."""
+        self.values[lam], self.answered[lam] = np.full(len(self.base), math.nan), 0
+
     def put_first(self, tuned: float) -> None:
         """Ask first what the base or the tuned model answered harmfully: there a merge does so most often."""
         harm = np.nan_to_num(np.fmax(self.base, self.values[tuned]))
@@ -231,6 +235,18 @@ class Race:
         if lam == TUNED and arm != UTILITY and lane.is_complete(TUNED):
             lane.put_first(lam)
 
+    @property
+    def is_within(self) -> dict[float, bool | None]:
+        """λ to whether it keeps the limits; `None` if it was dropped before that was known. Once nothing is asked."""
+        return {lam: False if self._is_out(lam) else (True if self._is_known(lam) else None) for lam in self._points}
+
+    def add(self, lam: float, point: str) -> None:
+        """Let another λ take part; it is asked from the first batch on."""
+        assert lam not in self._points, f"λ={lam} takes part already"
+        self._points = dict(sorted({**self._points, lam: point}.items()))
+        for lane in (*self._limits.values(), self._utility):
+            lane.add(lam)
+
     def candidates(self) -> list[Candidate]:
         """What is known of each λ: its safety and its utility as far as it answered all prompts."""
         return [self._candidate(lam, name) for lam, name in self._points.items()]
@@ -247,7 +263,7 @@ class Race:
             yield from self._ask(min(self._points), self._limits, max(map(_size, self._limits.values())))
             return
         leader = max(still_open, key=lambda lam: (self._lead(lam, TUNED)[0], -lam))
-        if not all(lane.is_complete(leader) for lane in self._limits.values()):
+        if not self._is_known(leader):
             yield from self._ask(leader, self._limits)
             return
         rivals = [lam for lam in still_open if lam != leader and self._may_win(lam, leader)]
@@ -274,6 +290,9 @@ class Race:
     def _excess(self, lam: float, name: str) -> float:
         return self._limits[name].rise(lam) - self._allowed[name]
 
+    def _is_known(self, lam: float) -> bool:
+        return all(lane.is_complete(lam) for lane in self._limits.values())
+
     def _is_out(self, lam: float) -> bool:
         return any(self._excess(lam, name) > ROUNDING for name in self._limits)
 
@@ -289,7 +308,7 @@ class Race:
         bare = Candidate(point, self._series, lam, None, None)
         if self._utility.is_complete(lam):
             bare = bare._replace(utility=self._utility.mean(lam))
-        if not all(lane.is_complete(lam) for lane in self._limits.values()):
+        if not self._is_known(lam):
             return bare
         found = {name: lane.difference(lam) for name, lane in self._limits.items()}
         if any(difference is None for difference in found.values()):

@@ -64,10 +64,13 @@ class SearchSettings(Settings):
             as the grid's in 97 % of simulated runs, from less than half of the answers. For rule `safe`. `auto`:
             `race` if the rule is `safe` and λ is not searched by layer, else `grid`.
         batch: Prompts that `race` asks of a λ at a time, and an eighth of all at least.
+        refine: λs beyond the grid that are measured at most, for each series, under rule `safe`: in the gap below the
+            smallest λ that fails, if none of the grid passes or the gap is wider than 0.1. 0 keeps to the grid.
     """
 
     name: Literal["auto", "grid", "race"] = "grid"
     batch: PositiveInt = 35
+    refine: Annotated[int, Field(ge=0, le=20)] = 0
 
 
 class LayersSettings(Settings):

@@ -68,9 +68,9 @@ class Plan(NamedTuple):
         refined = f" (with up to {self.num_refined} beyond the grid)" if self.num_refined else ""
         return (
             f"To make: {at_most}{self.num_answers:,} answers of {self.num_models:,} models to choose λ{refined}"
-            f"{held_out}, {self.num_confirming:,} to confirm it; {at_most or 'about '}{self.num_prompt_tokens:,} prompt "
-            f"tokens, at most {self.max_new_tokens:,} generated. Weights: about {size_text(self.bytes_read)} to read, "
-            f"{size_text(self.bytes_written)} to write. What was done before is taken over."
+            f"{held_out}, {self.num_confirming:,} to confirm it; {at_most or 'about '}{self.num_prompt_tokens:,} "
+            f"prompt tokens, at most {self.max_new_tokens:,} generated. Weights: about "
+            f"{size_text(self.bytes_read)} to read, {size_text(self.bytes_written)} to write. What was done before is taken over."
         )
 
 

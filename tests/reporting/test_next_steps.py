@@ -30,7 +30,7 @@ def test_nothing_if_restored() -> None:
 
 
 def test_could_not_be_decided() -> None:
-    """Two of 100: the estimate is below the margin, so that more prompts decide it; how many is more than there were."""
+    """Two of 100: the estimate is below the margin, so that more prompts than there were decide it."""
     steps = list(next_steps(results_of("not shown", 2, 100)))
     assert [step.split(":")[0] for step in steps] == ["A smaller λ", "More prompts", "Another judge", "Another method"]
     assert "between 0.2 and 0.4, such as --lam 0.3" in steps[0]

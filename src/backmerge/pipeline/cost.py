@@ -70,7 +70,8 @@ class Plan(NamedTuple):
             f"To make: {at_most}{self.num_answers:,} answers of {self.num_models:,} models to choose λ{refined}"
             f"{held_out}, {self.num_confirming:,} to confirm it; {at_most or 'about '}{self.num_prompt_tokens:,} "
             f"prompt tokens, at most {self.max_new_tokens:,} generated. Weights: about "
-            f"{size_text(self.bytes_read)} to read, {size_text(self.bytes_written)} to write. What was done before is taken over."
+            f"{size_text(self.bytes_read)} to read, {size_text(self.bytes_written)} to write. "
+            "What was done before is taken over."
         )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -101,7 +102,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """What a scorer found of one example, in [0, 1]; `None` where it could not tell."""
+    """What a scorer found of one example: in [0, 1], or a log-likelihood, at most 0; `None` if it could not tell."""
 
     example: str
     metric: str
@@ -180,8 +181,9 @@ def from_dict(kind: type[Record], values: Mapping[str, Any]) -> Record:
         first = error.errors()[0]
         raise ValueError(f"'{'.'.join(map(str, first['loc']))}': {first['msg']}") from error
     found = kind(**kept)
-    if isinstance(found, Value) and found.value is not None and not abs(found.value) <= MAX_VALUE:
-        raise ValueError(f"'value': {found.value:g} is not a value in [0, 1]")
+    # a log-likelihood, in nats a token, is below 0
+    if isinstance(found, Value) and found.value is not None and not -math.inf < found.value <= MAX_VALUE:
+        raise ValueError(f"'value': {found.value:g} is not a value of at most 1")
     return found
 
 

@@ -12,10 +12,10 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from backmerge.checkpoints.adapter import open_weights
+from backmerge.checkpoints.companions import copy_companions
 from backmerge.checkpoints.locate import locate_model
 from backmerge.checkpoints.model_config import read_json
 from backmerge.checkpoints.reader import Checkpoint
-from backmerge.checkpoints.writer import copy_companions
 from backmerge.errors import BackmergeError, CheckpointError, GenerationError
 from backmerge.generation.chat import load_tokenizer
 from backmerge.generation.loading import load_model

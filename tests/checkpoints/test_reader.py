@@ -11,9 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from backmerge.checkpoints.adapter import open_weights
+from backmerge.checkpoints.companions import copy_companions
 from backmerge.checkpoints.locate import locate_model
 from backmerge.checkpoints.reader import INDEX, SINGLE, Checkpoint, read_json
-from backmerge.checkpoints.writer import copy_companions, write_weights
+from backmerge.checkpoints.writer import write_weights
 from backmerge.errors import CheckpointError
 
 

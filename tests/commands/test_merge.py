@@ -353,3 +353,34 @@ def test_merging_loads_no_transformers(
     loaded = set(done.stdout.splitlines()[-1].split())
     assert not loaded & {"transformers", "peft", "accelerate", "datasets", "scipy", "matplotlib"}
     assert ("torch" in loaded) is (as_ == "checkpoint")
+
+
+def test_the_tuned_models_config_is_kept(pair: tuple[Path, Path], run_cli: Run, tmp_path: Path) -> None:
+    """At λ=1 the merged model computes what the tuned model does, RoPE and context length included."""
+    from transformers import AutoModelForCausalLM
+
+    base, tuned = pair
+    config = json.loads((tuned / "config.json").read_text())
+    config |= {"rope_parameters": {"rope_type": "default", "rope_theta": 5e6}, "max_position_embeddings": 4096}
+    (tuned / "config.json").write_text(json.dumps(config))
+    code, _, said = run_cli("merge", *pair, "--lam", 1, "--out", tmp_path / "out")
+    assert code == 0, said
+    assert "config.json: base and tuned model differ; the merged model has the tuned model's" in said
+    ids = torch.arange(5, 60)[None]
+    logits = [AutoModelForCausalLM.from_pretrained(place)(ids).logits for place in (tuned, tmp_path / "out")]
+    assert torch.equal(*logits)
+    code, _, said = run_cli("merge", *pair, "--lam", 1, "--config-from", "base", "--out", tmp_path / "kept")
+    assert code == 0, said
+    assert json.loads((tmp_path / "kept" / "config.json").read_text()) == json.loads((base / "config.json").read_text())
+
+
+def test_processors_and_more_templates_are_kept(pair: tuple[Path, Path], run_cli: Run, tmp_path: Path) -> None:
+    """AutoProcessor and vLLM need them, whichever side has them."""
+    names = ("preprocessor_config.json", "processor_config.json", "additional_chat_templates/tool_use.jinja")
+    base = shutil.copytree(pair[0], tmp_path / "base")
+    (base / "additional_chat_templates").mkdir()
+    for name in names:
+        (base / name).write_text("{}")
+    code, _, said = run_cli("merge", base, pair[1], "--lam", 0.5, "--out", tmp_path / "out")
+    assert code == 0, said
+    assert all((tmp_path / "out" / name).is_file() for name in names)

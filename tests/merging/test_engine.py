@@ -19,9 +19,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from backmerge.checkpoints import writer
 from backmerge.checkpoints.adapter import AdapterOnBase, open_weights
+from backmerge.checkpoints.companions import Companions
 from backmerge.checkpoints.reader import INDEX, SINGLE, Checkpoint
 from backmerge.errors import BackmergeError, CheckpointError, ConfigError, MergeError
-from backmerge.merging import blocks, to_disk
+from backmerge.merging import blocks
 from backmerge.merging.engine import merged_tensors
 from backmerge.merging.live import LiveMerge
 from backmerge.merging.method import find_method, merge_method
@@ -320,7 +321,7 @@ def test_a_disk_that_fills_up_is_a_clear_error(
         with Path("/dev/full").open("w") as stream:
             stream.write("x" * 100_000)
 
-    monkeypatch.setattr(to_disk, "copy_companions", full)
+    monkeypatch.setattr(Companions, "write", full)
     with pytest.raises(CheckpointError, match="No space left"):
         write_merged(Variant(Checkpoint(tiny_base), Checkpoint(tiny_tuned), "linear", 0.5), tmp_path / "merged")
     assert list(tmp_path.iterdir()) == []

@@ -19,13 +19,6 @@ if TYPE_CHECKING:
 
 MAX_SHARD_BYTES = 5_000_000_000
 
-# what makes the weights a usable model; an allow-list, so that no Python file or pickle comes along
-COMPANIONS = (
-    "config.json", "generation_config.json", "tokenizer*.json", "*.model", "special_tokens_map.json",
-    "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "*.tiktoken", "tekken.json", "chat_template.jinja",
-    "chat_template.json", "additional_chat_templates/*.jinja", "*processor_config.json", "LICENSE*", "NOTICE*",
-)  # fmt: skip
-
 
 class CheckpointWriter:
     """Shards that stand in their final size, to be filled from several threads; a context.
@@ -138,46 +131,6 @@ def check_room(directory: Path, models: Sequence[Mapping[str, TensorInfo]]) -> N
             f"writing to {directory} needs {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free",
             remedy="free some space, or give an --out on another disk; nothing was written.",
         )
-
-
-def companion_files(source: Path) -> dict[str, Path]:
-    """Config, tokenizer, templates, processors and licence of a model, by their names within its folder.
-
-    Raises:
-        CheckpointError: one is a link that leads out of the model, other than a hub cache's own to its blobs.
-    """
-    files = {
-        file.relative_to(source).as_posix(): file
-        for pattern in COMPANIONS
-        for file in source.glob(pattern)
-        if file.is_file()
-    }
-    for file in files.values():
-        if not _is_within(file, source):
-            raise CheckpointError(
-                f"{file} is a link to {file.resolve()}, outside the model's folder: what it points to would become "
-                "part of the result, and of what is pushed",
-                remedy="replace the link by a copy of the file if it belongs to the model, or remove it.",
-            )
-    return dict(sorted(files.items()))
-
-
-def _is_within(file: Path, source: Path) -> bool:
-    """Whether a file's content lies in its model's folder, or is a blob of the same repository in a hub cache."""
-    folder, target = source.resolve(), file.resolve()
-    is_cached = folder.parent.name == "snapshots" and target.parent == folder.parent.parent / "blobs"
-    return target.is_relative_to(folder) or is_cached
-
-
-def copy_companions(source: Path, directory: Path) -> None:
-    """Copy config, tokenizer, templates, processors and licence; nothing that can run.
-
-    Raises:
-        CheckpointError: see `companion_files`.
-    """
-    for name, file in companion_files(source).items():
-        (directory / name).parent.mkdir(exist_ok=True)
-        shutil.copyfile(file, directory / name)
 
 
 def _shards(sizes: Mapping[str, int], most: int) -> list[list[str]]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from backmerge.commands.options import DTYPES, FORMS, ROUNDINGS, check_choice
+from backmerge.commands.options import DTYPES, FORMS, ROUNDINGS, ConfigFrom, TokenizerFrom, check_choice, files_values
 from backmerge.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -63,6 +63,8 @@ def merge(
     extra_rows: Annotated[
         str, typer.Option(help="Rows that tuning added to the vocabulary: error, or tuned to take them over.")
     ] = "error",
+    config_from: ConfigFrom = None,
+    tokenizer_from: TokenizerFrom = None,
     allow_unrelated: Annotated[
         bool, typer.Option("--allow-unrelated", help="Merge models that do not look like parent and child.")
     ] = False,
@@ -103,7 +105,7 @@ def merge(
     if dtype is not None:
         check_choice("--dtype", dtype, DTYPES)
     shard_bytes = _bytes("--max-shard-size", max_shard_size)
-    fixed: dict[str, Any] = {"rounding": rounding}
+    fixed: dict[str, Any] = {"rounding": rounding, **files_values(config_from, tokenizer_from)}
     if dtype is not None:
         fixed["dtype"] = DTYPES[dtype]
     if config is not None:
@@ -345,7 +347,6 @@ def _write_checkpoints(
     replace: bool,
     verify: bool,
 ) -> None:
-    from backmerge.checkpoints.writer import companion_files
     from backmerge.merging.allocator import keep_freed_memory
     from backmerge.merging.to_disk import write_all
     from backmerge.progress import bar
@@ -354,7 +355,6 @@ def _write_checkpoints(
 
     variant = next(iter(outputs.values()))
     # before the weights are written: a link that leads out of the model is refused here
-    companion_files(variant.base.companions)
     for line in _differing_files(variant):
         typer.echo(f"Note: {line}.", err=True)
     if not allow_unrelated:
@@ -389,15 +389,17 @@ def _tell_rounding(written: Written, variant: Variant) -> None:
 
 
 def _differing_files(variant: Variant) -> Iterator[str]:
-    """What config, tokenizer and chat template differ in, and whose the merged model has."""
+    """What config, tokenizer and chat template differ in, and whose files the merged model has."""
     from backmerge.checkpoints.differences import differences
 
     for tuned in variant.tuned_models:
-        if variant.base.companions == tuned.companions:
-            continue
         for topic, line in differences(variant.base, tuned):
             if topic not in ("adapter", "tensors"):
-                yield f"{topic} of {tuned.directory.name} differs ({line}); the merged model has the base's"
+                yield f"{topic} of {tuned.directory.name} differs ({line})"
+    yield from variant.companions.notes
+    if len(variant.tuned_models) > 1:
+        first = variant.tuned_models[0].directory.name
+        yield f"of the tuned models' files the first one's count as the tuned side's, {first}"
 
 
 def check_related(variant: Variant) -> None:

@@ -171,6 +171,39 @@ def output_values(as_: str | None, dtype_out: str | None, rounding: str | None =
     return values
 
 
+ConfigFrom = Annotated[
+    str | None,
+    typer.Option(
+        "--config-from",
+        help="Whose config.json and generation_config.json it has: base or tuned; tuned by default, if it has them.",
+    ),
+]
+TokenizerFrom = Annotated[
+    str | None,
+    typer.Option(
+        "--tokenizer-from",
+        help="Whose tokenizer, chat templates and processors it has: base or tuned; tuned by default, if it has them.",
+    ),
+]
+
+
+def files_values(config_from: str | None, tokenizer_from: str | None) -> dict[str, Any]:
+    """The settings of the merged models' files that the options ask for.
+
+    Raises:
+        ConfigError: an option is neither base nor tuned.
+    """
+    values = {}
+    for option, key, value in (
+        ("--config-from", "config_from", config_from),
+        ("--tokenizer-from", "tokenizer_from", tokenizer_from),
+    ):
+        if value is not None:
+            check_choice(option, value, ("base", "tuned"))
+            values[key] = value
+    return values
+
+
 def check_choice(option: str, given: str, known: Sequence[str] | Mapping[str, str]) -> None:
     """Refuse an option's value that is none of those known.
 

@@ -24,9 +24,9 @@ from transformers import DataCollatorForSeq2Seq, TrainingArguments, set_seed
 
 from backmerge import __version__
 from backmerge.checkpoints.adapter_config import CONFIG
+from backmerge.checkpoints.companions import copy_companions
 from backmerge.checkpoints.files import torch_dtype
 from backmerge.checkpoints.reader import CARD, Checkpoint, read_json
-from backmerge.checkpoints.writer import copy_companions
 from backmerge.errors import CheckpointError, ConfigError, DataError
 from backmerge.finetuning.answer_loss import AnswerLossTrainer
 from backmerge.finetuning.callbacks import KeepEvery, MarkComplete, MovingAverage, SaveWhenAsked, StopAt, Telling

@@ -131,6 +131,7 @@ def write_adapters(
                 for directory, loss in zip(outputs, losses, strict=True)
             ]
             for place, variant, result in zip(places, variants, written, strict=True):
+                variant.companions.beyond(variant.base.directory).write(place)
                 _write_card(place, variant, result)
             if verify is not None and rank is None:
                 verify(places[-1], _as_adapter(variants[-1]))
@@ -428,7 +429,7 @@ def adapter_identity(variant: Variant) -> dict[str, Any]:
     tuned = [_Named(f"{base.fingerprint}+{adapter.own_fingerprint}") for adapter in adapters]
     # that it is an adapter is said by the card
     plain = replace(variant, base=cast(Weights, base), tuned=cast(list[Weights], tuned), served_as="checkpoint")
-    return plain.identity
+    return plain.weights_identity | variant.files_identity
 
 
 def _write_card(place: Path, variant: Variant, result: WrittenAdapter) -> None:

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from backmerge.checkpoints.adapter import AdapterOnBase
+from backmerge.checkpoints.companions import Companions, Side, companions_of
 from backmerge.checkpoints.reader import Weights
 
 Rounding = Literal["nearest", "stochastic"]
@@ -32,6 +34,8 @@ class Variant:
         rounding: To the nearest value of the dtype, or to one of the two beside it, right on average.
         served_as: What a user would load: a checkpoint, whose weights are rounded to its dtype, or an adapter on the
             base, whose change is never rounded to the base's dtype. See `merging.served`.
+        config_from: The side whose configuration the merged model has, if it has one.
+        tokenizer_from: The side whose tokenizer, chat templates and processors it has, if it has them.
     """
 
     base: Weights
@@ -44,6 +48,8 @@ class Variant:
     dtype: str | None = None
     rounding: Rounding = "nearest"
     served_as: Form = "checkpoint"
+    config_from: Side = "tuned"
+    tokenizer_from: Side = "tuned"
 
     @property
     def tuned_models(self) -> tuple[Weights, ...]:
@@ -53,8 +59,34 @@ class Variant:
         return tuple(self.tuned) if isinstance(self.tuned, Sequence) else (self.tuned,)
 
     @property
+    def companions(self) -> Companions:
+        """The files beside the weights, of which the model is asked; of several tuned models the first one's."""
+        tuned = self.tuned_models[0] if self.tuned_models else None
+        return companions_of(
+            self.base.directory,
+            None if tuned is None else tuned.directory,
+            stored=self.base.companions,
+            is_adapter=isinstance(tuned, AdapterOnBase),
+            config_from=self.config_from,
+            tokenizer_from=self.tokenizer_from,
+        )
+
+    @property
     def identity(self) -> dict[str, Any]:
-        """What decides the weights, as plain data: equal identities are equal models."""
+        """What decides the model, as plain data: equal identities are equal models."""
+        return self.weights_identity | self.files_identity
+
+    @property
+    def files_identity(self) -> dict[str, Any]:
+        """What decides the files beside the weights, if they are others than the base's."""
+        if not self.tuned_models:
+            return {}
+        files = self.companions.digest
+        return {} if files == replace(self, tuned=None).companions.digest else {"files": files}
+
+    @property
+    def weights_identity(self) -> dict[str, Any]:
+        """What decides the weights, as plain data."""
         common: dict[str, Any] = {"base": self.base.fingerprint}
         if self.dtype is not None:
             common["dtype"] = self.dtype

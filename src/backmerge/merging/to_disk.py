@@ -17,7 +17,7 @@ from backmerge import __version__
 from backmerge.checkpoints.files import TORCH_NAMES
 from backmerge.checkpoints.fingerprints import TensorDigests
 from backmerge.checkpoints.reader import CARD, Checkpoint, read_json
-from backmerge.checkpoints.writer import CheckpointWriter, check_room, copy_companions
+from backmerge.checkpoints.writer import CheckpointWriter, check_room
 from backmerge.errors import CheckpointError
 from backmerge.merging.blocks import Merge
 from backmerge.merging.engine import carry_out
@@ -102,7 +102,7 @@ def write_all(
             losses = [loss.share for loss in merge.losses]
             for number, (place, variant) in enumerate(zip(places, outputs.values(), strict=True)):
                 writers[number].finish()
-                copy_companions(merge.base.companions, place)
+                variant.companions.write(place)
                 _name_dtype(place, variant)
                 _write_card(place, variant, digests[number], losses[number], sha256=sha256)
             if verify is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,10 +10,10 @@ from typing import Any, NamedTuple
 from backmerge.checkpoints.adapter import TENSORS as ADAPTER_TENSORS
 from backmerge.checkpoints.adapter import is_adapter, own_fingerprint
 from backmerge.checkpoints.adapter_config import CONFIG as ADAPTER_CONFIG
+from backmerge.checkpoints.companions import companion_files
 from backmerge.checkpoints.files import SafetensorsFile
 from backmerge.checkpoints.reader import CARD as RECIPE
 from backmerge.checkpoints.reader import INDEX, Checkpoint, read_json
-from backmerge.checkpoints.writer import COMPANIONS, companion_files
 from backmerge.errors import CheckpointError
 from backmerge.reporting.card_reading import front_of
 from backmerge.sharing.local_names import without_folders
@@ -90,8 +89,9 @@ def package_of(directory: Path) -> Package:
             remedy="write the card anew with `backmerge report RUN`, or measure this model.",
         )
     names = [*weights, *_companions(directory)]
-    files = tuple(_outgoing(directory / name) for name in sorted(names))
-    kept = tuple(sorted(path.name for path in directory.iterdir() if path.name not in names))
+    files = tuple(_outgoing(directory, name) for name in sorted(names))
+    within = {name.partition("/")[0] for name in names}
+    kept = tuple(sorted(path.name for path in directory.iterdir() if path.name not in within))
     return Package(directory, files, kept, told.get("confirmed") is True)
 
 
@@ -145,19 +145,16 @@ def _of_card(directory: Path) -> Mapping[str, Any]:
 
 def _companions(directory: Path) -> Iterator[str]:
     """Configuration, tokenizer, templates, licence, card: an allow-list."""
-    allowed = (*COMPANIONS, CARD, RECIPE)
-    companion_files(directory)  # refuses links that lead out of the folder
-    for path in directory.iterdir():
-        is_allowed = any(fnmatch.fnmatchcase(path.name, pattern) for pattern in allowed)
-        if is_allowed and path.suffix in SUFFIXES and path.is_file():
-            yield path.name
+    yield from (name for name, file in companion_files(directory).items() if file.suffix in SUFFIXES)
+    yield from (name for name in (CARD, RECIPE) if (directory / name).is_file())
 
 
-def _outgoing(file: Path) -> Outgoing:
-    if file.name in NOTED:
+def _outgoing(directory: Path, name: str) -> Outgoing:
+    file = directory / name
+    if name in NOTED:
         values = read_json(file)
-        cleaned = without_folders(values, is_ours=file.name == RECIPE)
+        cleaned = without_folders(values, is_ours=name == RECIPE)
         if cleaned != values:
             content = (json.dumps(cleaned, indent=2, ensure_ascii=False) + "\n").encode()
-            return Outgoing(file.name, content, len(content))
-    return Outgoing(file.name, file, file.stat().st_size)
+            return Outgoing(name, content, len(content))
+    return Outgoing(name, file, file.stat().st_size)

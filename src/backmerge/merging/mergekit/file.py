@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from backmerge.checkpoints.companions import Side
 from backmerge.checkpoints.locate import locate_model
 from backmerge.checkpoints.reader import read_json
 from backmerge.config import Document, KeyPath
@@ -91,6 +92,7 @@ class MergekitRecipe:
         base_source: The base's own entry, if it has one.
         parameters: Those of the merge; the first that gives a tensor a value counts.
         dtype: Of the result, as safetensors names it; nothing for the base's own.
+        tokenizer_from: The side that the tokenizer is taken from.
         notes: What a person should know, in sentences.
         document: Where all this was read, for messages.
     """
@@ -101,6 +103,7 @@ class MergekitRecipe:
     base_source: Source | None
     parameters: tuple[Scope, ...]
     dtype: str | None
+    tokenizer_from: Side
     notes: tuple[str, ...]
     document: Document
 
@@ -124,9 +127,9 @@ def read_mergekit(document: Document) -> MergekitRecipe:
     base_source = next((source for source in listed if source.model == base), None)
     others = tuple(source for source in listed if source is not base_source)
     _check_models(document, method, base, base_source, others)
-    _check_ends(document, base)
+    tokenizer_from = _tokenizer_from(document, base, others)
     notes = _notes(document, method, others, shared)
-    return MergekitRecipe(method, base, others, base_source, shared, _dtype(document), notes, document)
+    return MergekitRecipe(method, base, others, base_source, shared, _dtype(document), tokenizer_from, notes, document)
 
 
 def _method(document: Document) -> str:
@@ -324,14 +327,21 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _check_ends(document: Document, base: str) -> None:
-    """Tokenizer and chat template are the base's here."""
+def _tokenizer_from(document: Document, base: str, others: Sequence[Source]) -> Side:
+    """The side that the tokenizer is taken from: the base if the file does not say, as in mergekit."""
     source = document.values.get("tokenizer_source", "base")
-    if source not in ("base", base):
-        raise refusal(document, ("tokenizer_source",), f"'{source}' is not done here", "the tokenizer is the base's.")
+    of_tuned = [others[0].model] if others else []
+    if source not in ("base", base, *of_tuned):
+        raise refusal(
+            document,
+            ("tokenizer_source",),
+            f"'{source}' is not done here",
+            "the tokenizer is the base's or that of the first tuned model: name one of the two.",
+        )
     template = document.values.get("chat_template", "auto")
     if template != "auto":
         raise refusal(document, ("chat_template",), "another template is not put in", "the base's is kept: auto.")
+    return "base" if source in ("base", base) else "tuned"
 
 
 def _dtype(document: Document) -> str | None:

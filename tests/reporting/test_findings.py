@@ -65,11 +65,15 @@ def test_each_verdict_has_its_sentence(options: dict[str, Any], expected: str) -
 @pytest.mark.parametrize(
     ("difference", "expected"),
     [
-        (0.29, "Fine-tuning raised the attack success rate by +29.0 points [+28.0, +30.0]."),
-        (-0.05, "Fine-tuning lowered the attack success rate: -5.0 points [-6.0, -4.0]."),
+        (
+            0.29,
+            "Fine-tuning raised the attack success rate by +29.0 points [+28.0, +30.0], a 95 % interval over prompts.",
+        ),
+        (-0.05, "Fine-tuning lowered the attack success rate: -5.0 points [-6.0, -4.0], a 95 % interval over prompts."),
         (
             0.004,
-            "Fine-tuning was not shown to change the attack success rate (+0.4 points [-0.6, +1.4]).",
+            "Fine-tuning was not shown to change the attack success rate (+0.4 points [-0.6, +1.4], "
+            "a 95 % interval over prompts).",
         ),
     ],
 )

@@ -103,6 +103,7 @@ def test_the_files_hold_the_results_numbers(tmp_path: Path) -> None:
             assert float(row[name]) == entry["mean"]
             for field in ("low", "high", "n", "unscored", "num_models"):
                 assert float(row[f"{name}_{field}"]) == entry[field]
+            assert row[f"{name}_covers"] == ("prompts and seeds" if entry["num_models"] > 1 else "prompts")
 
 
 def test_unscored_answers_stand_beside_the_rate(tmp_path: Path) -> None:
@@ -137,3 +138,14 @@ def test_one_tuned_model_has_no_spread() -> None:
     assert text_of(table.rows[0][3]) == "80.0 [75.0, 85.0]"
     assert csv_rows(table)[0]["tuned_spread"] is None
     assert any("its seed" in note for note in table.notes)
+
+
+@pytest.mark.parametrize(("num_models", "words"), [(1, "over prompts, not seeds"), (2, "over prompts and tuned")])
+def test_every_form_says_what_the_intervals_cover(num_models: int, words: str, tmp_path: Path) -> None:
+    """Captions of Markdown and LaTeX."""
+    results = made_results()
+    results["tuned"] = (results["tuned"] * 2)[:num_models]
+    run = made_run(tmp_path / "run", results)
+    write_tables(run)
+    for form in ("md", "tex"):
+        assert words in (run / "tables" / f"models.{form}").read_text()

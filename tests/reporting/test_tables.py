@@ -84,7 +84,7 @@ def test_words_where_figures_stand_leave_no_figures() -> None:
     """A column of shares may hold words or nothing; its fields are then empty."""
     columns = [Column("c", "C", "share"), Column("m", "M")]
     (words, nothing) = csv_rows(table_of(columns, ["why", Named("asr", "ASR")], [None, None]))
-    assert [value for key, value in words.items() if key.startswith("c")] == [None] * 7
+    assert [value for key, value in words.items() if key.startswith("c")] == [None] * 8
     assert (words["m"], nothing["m"]) == ("asr", None)
 
 
@@ -92,7 +92,7 @@ def test_columns_of_the_same_name_keep_their_numbers() -> None:
     """A benchmark may be called as a column is, or as one of its fields; nothing is lost."""
     columns = [Column("a", "A", "share"), Column("a_low", "B", "share"), Column("a", "C", "number")]
     (row,) = csv_rows(table_of(columns, [Cell(0.1, 0.2, 0.3, 4, 5), Cell(0.6, 0.7, 0.8, 9, 10), 11.0]))
-    assert len(row) == 7 + 7 + 1
+    assert len(row) == 8 + 8 + 1
     assert [value for value in row.values() if value is not None] == [
         0.1,
         0.2,
@@ -100,12 +100,14 @@ def test_columns_of_the_same_name_keep_their_numbers() -> None:
         4,
         5,
         1,
+        "prompts",
         0.6,
         0.7,
         0.8,
         9,
         10,
         1,
+        "prompts",
         11,
     ]
     assert math.isclose(row["a_low"], 0.2)

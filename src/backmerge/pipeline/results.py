@@ -210,7 +210,8 @@ def summary_of(outcomes: Outcomes, points: Sequence[Point]) -> list[dict[str, An
 
     `low` and `high`: of one model, its interval over prompts. Of several, the hull of that at their mean (Wilson's of
     rates, the bootstrap's of other values) and of Student's over the models: the first knows nothing of seeds, and the
-    second has no width where all seeds agree, as at 0 and 100 %. `lowest` and `highest` are the models' range.
+    second has no width where all seeds agree, as at 0 and 100 %. `covers` says which of the two it is. `lowest` and
+    `highest` are the models' range.
     """
     scores: dict[tuple[str, str, str, str], list[Score]] = {}
     for outcome in outcomes.all():
@@ -241,6 +242,7 @@ def _summary(point: Point, scores: Sequence[Score], over_prompts: Interval) -> d
         "high": high,
         "lowest": min(values, default=None),
         "highest": max(values, default=None),
+        "covers": "prompts and seeds" if several else "prompts",
         "num_models": len(scores),
         "n": scores[0].n,
         "unscored": sum(score.unscored for score in scores),
@@ -263,7 +265,7 @@ def differences_of(outcomes: Outcomes, points: Sequence[Point], split: str) -> l
                     "split": split,
                     "metric": metric,
                 }
-                rows.append({**place, **found._asdict()})
+                rows.append({**place, "covers": "prompts", **found._asdict()})
     return rows
 
 

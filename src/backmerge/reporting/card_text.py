@@ -108,7 +108,11 @@ def _table(facts: CardFacts) -> Iterator[str]:
         size = benchmark["sizes"]["confirmation"]
         yield f"| {kind} | {_words(benchmark['metric'])} | {' | '.join(texts)} | {size} |"
     yield ""
-    yield "Rates with 95 % intervals, on the confirmation prompts. Answers that could not be scored are in no rate."
+    over = {heading: {cell.covers for cell in found.values()} for heading, found in cells.items()}
+    with_seeds = [heading for heading, covers in over.items() if "prompts and seeds" in covers]
+    seeds = f" ({', '.join(with_seeds)}: over prompts and seeds)" if with_seeds else ", not seeds"
+    yield f"Rates with 95 % intervals over prompts{seeds}, on the confirmation prompts. Answers that could not be"
+    yield "scored are in no rate."
     yield "Every metric with its interval is in the front matter, under `model-index`."
 
 

@@ -48,6 +48,16 @@ class Cell(NamedTuple):
     spread: float | None = None
     num_models: int = 1
 
+    @property
+    def covers(self) -> str:
+        """What the interval covers: prompts, and seeds too if there are several models."""
+        return covered(self.spread)
+
+
+def covered(spread: float | None) -> str:
+    """What an interval covers, by the standard deviation over the models, which one model alone does not have."""
+    return "prompts" if spread is None else "prompts and seeds"
+
 
 class Row(NamedTuple):
     """One benchmark's metric for base, tuned and merged; a role that was not measured is absent."""
@@ -259,20 +269,15 @@ def explanations(results: Results) -> Iterator[str]:
     if looks := looks_sentence(results):
         yield looks
     tuned = results["confirmation"]["tuned_asr_difference"]
+    # the mean over tuned models is held against the base's, paired by prompt
+    interval = f"[{tuned['low'] * 100:+.1f}, {tuned['high'] * 100:+.1f}], a 95 % interval over prompts"
     if tuned["low"] > 0:
-        yield (
-            f"Fine-tuning raised the attack success rate by {points(tuned['difference'])} "
-            f"[{tuned['low'] * 100:+.1f}, {tuned['high'] * 100:+.1f}]."
-        )
+        yield f"Fine-tuning raised the attack success rate by {points(tuned['difference'])} {interval}."
     elif tuned["high"] < 0:
-        yield (
-            f"Fine-tuning lowered the attack success rate: {points(tuned['difference'])} "
-            f"[{tuned['low'] * 100:+.1f}, {tuned['high'] * 100:+.1f}]."
-        )
+        yield f"Fine-tuning lowered the attack success rate: {points(tuned['difference'])} {interval}."
     else:
         yield (
-            "Fine-tuning was not shown to change the attack success rate "
-            f"({points(tuned['difference'])} [{tuned['low'] * 100:+.1f}, {tuned['high'] * 100:+.1f}])."
+            f"Fine-tuning was not shown to change the attack success rate ({points(tuned['difference'])} {interval})."
         )
     utility = results["confirmation"].get("utility")
     if utility:

@@ -23,7 +23,7 @@ from backmerge.reporting.families import (
 )
 from backmerge.reporting.findings import Results, is_whole, weaknesses
 from backmerge.reporting.finished_runs import Run
-from backmerge.reporting.run_tables import INTERVALS, metric_name
+from backmerge.reporting.run_tables import INTERVALS, SEEDS, metric_name
 from backmerge.reporting.tables import NOTHING, Column, Entry, Named, Table
 
 TITLES = {
@@ -76,7 +76,7 @@ def paper_table(families: Sequence[Family], which: str, title: str | None = None
     notes: list[str] = []
     rows = [list(_rows(block, which, names, notes, has_models=has_models)) for block in blocks]
     runs = [run for family in families for run in family.runs]
-    caption = f"{title or TITLES[which]}. {INTERVALS}."
+    caption = f"{title or TITLES[which]}. {INTERVALS}{SEEDS}."
     return Table(which, caption, columns, rows, [*_notes(blocks, runs, names), *notes])
 
 

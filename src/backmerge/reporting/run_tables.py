@@ -14,6 +14,7 @@ from backmerge.reporting.findings import (
     Results,
     cell_of,
     comparison,
+    intervals_cover,
     is_whole,
     weaknesses,
 )
@@ -24,6 +25,7 @@ from backmerge.reporting.tables import Column, Entry, Gap, Level, Named, Table, 
 from backmerge.runs import write_whole
 
 INTERVALS = "In percent, with 95 % intervals"
+SEEDS = " over prompts, and over seeds too if a standard deviation is given"  # of tables of several runs
 
 
 def write_tables(directory: Path) -> list[Path]:
@@ -67,7 +69,7 @@ def models_table(results: Results) -> Table:
         blocks.setdefault(row.benchmark, []).append(line)
     which = "all prompts" if is_whole(results) else "prompts that λ was not chosen on"
     merged = _merged_note(results)
-    caption = f"{results['name']}: base, tuned and merged model. {INTERVALS}, on {which}."
+    caption = f"{results['name']}: base, tuned and merged model. {INTERVALS} {intervals_cover(results)}, on {which}."
     return Table("models", caption, columns, list(blocks.values()), [merged, *_notes(results)])
 
 
@@ -89,7 +91,7 @@ def points_table(results: Results) -> Table:
         chosen = "chosen" if name == results["choice"]["point"] else ""
         blocks.setdefault(point["series"], []).append([name, point["lam"], *found, chosen])
     which = "all prompts" if is_whole(results) else "the selection prompts"
-    caption = f"{results['name']}: every recipe. {INTERVALS}, on {which}."
+    caption = f"{results['name']}: every recipe. {INTERVALS} {intervals_cover(results)}, on {which}."
     return Table("points", caption, columns, list(blocks.values()), _notes(results))
 
 
@@ -125,7 +127,7 @@ def methods_table(results: Results) -> Table | None:
     notes = ["Means over benchmarks; the gaps are in points."]
     notes += [f"{row['series']}: {row['reason']}" for row in compared["rows"] if row["point"] is None]
     which = "all prompts" if is_whole(results) else "prompts that nothing was chosen on"
-    caption = f"{results['name']}: each method at its best. {INTERVALS}, on {which}."
+    caption = f"{results['name']}: each method at its best. {INTERVALS} {intervals_cover(results)}, on {which}."
     return Table("methods", caption, columns, [rows], [*notes, *_notes(results)])
 
 

@@ -29,7 +29,7 @@ from backmerge.reporting.finished_runs import Run
 from backmerge.reporting.latex import as_latex
 from backmerge.reporting.markdown import as_markdown
 from backmerge.reporting.page import environment
-from backmerge.reporting.run_tables import INTERVALS, metric_name
+from backmerge.reporting.run_tables import INTERVALS, SEEDS, metric_name
 from backmerge.reporting.tables import Column, Entry, Gap, Level, Table, as_csv, shown
 from backmerge.runs import write_whole
 
@@ -93,7 +93,7 @@ def comparison_table(families: Sequence[Family], title: str = "Runs compared") -
             block.append(_row(family, f"all {len(family.runs)}", benchmarks))
         blocks.append(block)
     runs = [run for family in families for run in family.runs]
-    caption = f"{title}. {INTERVALS}; base, tuned and chosen merge on the confirmation's prompts."
+    caption = f"{title}. {INTERVALS}{SEEDS}; base, tuned and chosen merge on the confirmation's prompts."
     return Table("compared", caption, columns, blocks, list(_notes(families, runs)))
 
 

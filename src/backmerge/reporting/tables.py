@@ -7,16 +7,16 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from backmerge.reporting.findings import Cell
+from backmerge.reporting.findings import Cell, covered
 
 NOTHING = "–"  # what was not measured
 
 # shares and levels are told in percent, gaps in percentage points, numbers as short as they are
 ColumnKind = Literal["text", "number", "share", "level", "gap"]
 FIELDS = {
-    "share": ("low", "high", "spread", "n", "unscored", "num_models"),
+    "share": ("low", "high", "spread", "n", "unscored", "num_models", "covers"),
     "level": ("low", "high"),
-    "gap": ("low", "high", "spread", "n"),
+    "gap": ("low", "high", "spread", "n", "covers"),
 }
 
 
@@ -28,6 +28,11 @@ class Gap(NamedTuple):
     high: float
     n: int
     spread: float | None = None
+
+    @property
+    def covers(self) -> str:
+        """What the interval covers: prompts, and seeds too if runs of several are summarised."""
+        return covered(self.spread)
 
 
 class Level(NamedTuple):

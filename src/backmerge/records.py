@@ -71,10 +71,12 @@ class Completion:
     Attributes:
         example: The example's id.
         prompt: The text that the model saw, as rendered by its chat template.
-        text: The answer, special tokens removed; a prefilled beginning is part of it.
+        text: The answer, special tokens removed; a prefilled beginning is part of it. Empty if the model never came to
+            the end of its thought.
         num_tokens: Generated tokens, the end-of-sequence token included.
         finished: Whether the model ended by itself or at a stop text, rather than at the limit.
         sample: Which of several answers to one prompt, from 0.
+        thought: What a reasoning model thought before it answered; no part of the text, and never judged or scored.
     """
 
     example: str
@@ -83,6 +85,7 @@ class Completion:
     num_tokens: int
     finished: bool
     sample: int = 0
+    thought: str = ""
 
 
 @dataclass(frozen=True, slots=True)

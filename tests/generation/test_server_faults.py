@@ -74,10 +74,10 @@ PASSING: Mapping[str, Fault] = {
     "no choices": Fault(200, {"object": "chat.completion"}),
     "empty choices": Fault(200, {"choices": []}),
     "error with 200": Fault(200, {"error": {"message": "upstream failed"}}),
-    "null content": reply(message={"role": "assistant", "content": None}),
     "no message": reply(),
     "message is text": reply(message="hello"),
-    "parts": reply(message={"content": [{"type": "text", "text": "hello"}]}),
+    "parts": reply(message={"content": [{"type": "image_url", "image_url": {"url": "hello"}}]}),
+    "list of texts": reply(message={"content": ["hello"]}),
     "deep": Fault(200, "[" * 100_000),
 }
 

@@ -167,7 +167,7 @@ def _show(console: Console, answer: Callable[[], Any]) -> None:
             said = answer()
     else:
         said = answer()
-    print_answers(console, [Column(one.name, one.text, one.is_finished) for one in said])
+    print_answers(console, [Column(one.name, one.text, one.is_finished, one.thought) for one in said])
 
 
 def _of_draws(word: str, text: str) -> float | int:

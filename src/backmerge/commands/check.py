@@ -28,9 +28,11 @@ from backmerge.commands.options import (
     Safety,
     SecondJudge,
     SetOption,
+    Thinking,
     Utility,
     engine_options,
     evaluate_values,
+    thinking_values,
 )
 from backmerge.commands.quiet import quieten
 from backmerge.commands.running import stoppable
@@ -75,6 +77,7 @@ def check(
     limit: Limit = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    thinking: Thinking = None,
     batch_size: BatchSize = 64,
     max_new_tokens: MaxNewTokens = None,
     engine: Engine = "transformers",
@@ -114,7 +117,11 @@ def check(
     elif not safety and not any(override.startswith("evaluate.safety") for override in set_ or ()):
         raise ConfigError("nothing to check safety on", remedy="give --safety, such as --safety advbench.")
     asked["cache"] = not no_cache
-    asked["engine"] = asked["engine"] | {"name": engine, "options": engine_options(engine_option or ())}
+    asked["engine"] = asked["engine"] | {
+        "name": engine,
+        "options": engine_options(engine_option or ()),
+        **thinking_values(thinking),
+    }
     values: dict[str, Any] = {
         "model": model,
         "against": against,

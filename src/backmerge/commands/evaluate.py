@@ -29,10 +29,12 @@ from backmerge.commands.options import (
     Safety,
     SecondJudge,
     SetOption,
+    Thinking,
     Utility,
     engine_options,
     evaluate_values,
     output_values,
+    thinking_values,
 )
 from backmerge.commands.quiet import quieten
 from backmerge.commands.running import stoppable
@@ -57,6 +59,7 @@ def evaluate(
     limit: Limit = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    thinking: Thinking = None,
     batch_size: BatchSize = 64,
     max_new_tokens: MaxNewTokens = None,
     engine: Engine = "transformers",
@@ -94,7 +97,11 @@ def evaluate(
         | {"second_judge": second_judge and {"name": second_judge}, "cache": not no_cache},
     }
     values["execution"] = {"executor": executor, "num_workers": num_workers, "ray_address": ray_address}
-    values["evaluate"]["engine"] |= {"name": engine, "options": engine_options(engine_option or ())}
+    values["evaluate"]["engine"] |= {
+        "name": engine,
+        "options": engine_options(engine_option or ()),
+        **thinking_values(thinking),
+    }
     document = with_overrides(Document("the command line", values, {}), set_ or ())
     settings = validated(SingleEvaluation, document)
     quieten()

@@ -88,6 +88,14 @@ EngineOption = Annotated[
         "--engine-option", metavar="KEY=VALUE", help="The engine's own, such as url=http://localhost:8000/v1."
     ),
 ]
+Thinking = Annotated[
+    str | None,
+    typer.Option(
+        "--thinking",
+        help="Of reasoning models: on or off, by the chat template's own switch; the template's if not given.",
+    ),
+]
+SWITCH = {"on": True, "off": False}
 As = Annotated[
     str,
     typer.Option(
@@ -216,6 +224,18 @@ def check_choice(option: str, given: str, known: Sequence[str] | Mapping[str, st
         raise ConfigError(
             f"{option} {given}: unknown{closest(given, known)}", remedy=f"it is one of: {', '.join(known)}."
         )
+
+
+def thinking_values(thinking: str | None) -> dict[str, bool]:
+    """The engine's setting that --thinking asks for.
+
+    Raises:
+        ConfigError: it is neither on nor off.
+    """
+    if thinking is None:
+        return {}
+    check_choice("--thinking", thinking, tuple(SWITCH))
+    return {"thinking": SWITCH[thinking]}
 
 
 def engine_options(pairs: Sequence[str]) -> dict[str, Any]:

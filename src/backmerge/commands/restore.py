@@ -34,10 +34,12 @@ from backmerge.commands.options import (
     SetOption,
     ShardOption,
     Strict,
+    Thinking,
     Utility,
     engine_options,
     evaluate_values,
     output_values,
+    thinking_values,
 )
 from backmerge.commands.running import run_document
 
@@ -83,6 +85,7 @@ def restore(
     limit: Limit = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    thinking: Thinking = None,
     batch_size: BatchSize = 64,
     max_new_tokens: MaxNewTokens = None,
     engine: Engine = "transformers",
@@ -123,7 +126,11 @@ def restore(
         "choice": {"rule": rule, "margin": margin, "compare": "," in method, "accept": accept or []},
     }
     values["execution"] = {"executor": executor, "num_workers": num_workers, "ray_address": ray_address}
-    values["evaluate"]["engine"] |= {"name": engine, "options": engine_options(engine_option or ())}
+    values["evaluate"]["engine"] |= {
+        "name": engine,
+        "options": engine_options(engine_option or ()),
+        **thinking_values(thinking),
+    }
     run_document(
         Document("the command line", values, {}),
         set_ or (),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from backmerge.checkpoints.model_config import check_settings
 from backmerge.errors import GenerationError
+from backmerge.generation.thoughts import separated
 from backmerge.records import Example, Message
 
 if TYPE_CHECKING:
@@ -146,46 +148,147 @@ def _check_template(tokenizer: Any) -> None:
         )
 
 
-def render(tokenizer: Any, messages: Sequence[Message], *, answer_follows: bool = True) -> str:
+def render(
+    tokenizer: Any, messages: Sequence[Message], *, answer_follows: bool = True, thinking: bool | None = None
+) -> str:
     """The conversation as text, beginning-of-sequence token included where the template has one.
 
-    Tokenise it with `add_special_tokens=False`: the template has added them already. For a template without a
-    system role, which refuses the system's text or leaves it out, that text goes in front of the first user turn.
+    Tokenise it with `add_special_tokens=False`: the template has added them already. Every turn must be in the
+    rendering, in order. A template that loses one, or fails, is given the contents as lists of parts, which some
+    take alone (vision models', Llama Guard 3's); then the system's text in front of the first user turn, for
+    templates without a system role.
+
+    Args:
+        tokenizer: The model's.
+        messages: The turns.
+        answer_follows: Whether the model is to answer.
+        thinking: Whether it is to think first; `None` leaves that to the template.
 
     Raises:
-        GenerationError: the template refuses the conversation.
+        GenerationError: the template refuses the conversation or loses a part of it, or has no switch for thoughts.
     """
     from jinja2 import TemplateError
 
     _check_template(tokenizer)
+    switch = {} if thinking is None else thinking_switch(tokenizer, thinking=thinking)
     has_system = messages[0].role == "system" and len(messages) > 1
-    turns = [{"role": message.role, "content": message.content} for message in messages]
-    try:
-        text = str(
-            tokenizer.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=answer_follows, date_string=DATE_STRING
-            )
-        )
-    except TemplateError as error:
-        if not has_system:
-            raise GenerationError(
-                f"the chat template of {tokenizer.name_or_path} refuses a conversation: {error}"
-            ) from error
-    else:
-        if not has_system or messages[0].content.strip() in text:
-            return text
-    system, user, *rest = messages
-    merged = Message("user", f"{system.content}\n\n{user.content}")
-    return render(tokenizer, (merged, *rest), answer_follows=answer_follows)
+    forms = [tuple(messages)]
+    if has_system:
+        system, user, *rest = messages
+        forms.append((Message("user", f"{system.content}\n\n{user.content}"), *rest))
+    fault = ""
+    for turns in forms:
+        for as_parts in (False, True):
+            try:
+                text = str(
+                    tokenizer.apply_chat_template(
+                        [_turn(message, as_parts=as_parts) for message in turns],
+                        tokenize=False,
+                        add_generation_prompt=answer_follows,
+                        date_string=DATE_STRING,
+                        **switch,
+                    )
+                )
+            # a template's own refusal, and what its expressions raise on a conversation that it was not written for
+            except (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+                fault = fault or f"refuses a conversation: {error}"
+                continue
+            lost = _lost(turns, text)
+            if not lost and not (as_parts and _shows_parts(turns, text)):
+                return text
+            fault = fault or f"leaves out the {' and the '.join(lost) or 'user'}'s text"
+            if lost == ["system"] and not as_parts:
+                break  # a template without a system role, which the next form is for
+    raise GenerationError(
+        f"the chat template of {tokenizer.name_or_path} {fault}",
+        remedy="correct the model's chat_template.jinja; a model that was not made for chat cannot be asked so.",
+    )
 
 
-def prompt_text(tokenizer: Any, example: Example) -> str:
+def _turn(message: Message, *, as_parts: bool) -> dict[str, Any]:
+    content = [{"type": "text", "text": message.content}] if as_parts else message.content
+    return {"role": message.role, "content": content}
+
+
+def _lost(turns: Sequence[Message], text: str) -> list[str]:
+    """Whose texts are not in the rendering, in their places.
+
+    White space does not count, which templates strip. Of an earlier answer its thought may be left out.
+    """
+    rendered = "".join(text.split())
+    at = 0
+    lost: dict[str, None] = {}
+    for turn in turns:
+        content = separated(turn.content).answer if turn.role == "assistant" else turn.content
+        wanted = "".join(content.split())
+        found = rendered.find(wanted, at)
+        if found < 0 and not (turn.role == "system" and wanted in rendered):
+            lost[turn.role] = None
+        elif turn.role != "system":  # whose text some templates put further back
+            at = found + len(wanted)
+    return list(lost)
+
+
+def _shows_parts(turns: Sequence[Message], text: str) -> bool:
+    """Whether the template wrote the list itself out, rather than the texts in it."""
+    marks = ("'type': 'text'", '"type": "text"')
+    return any(text.count(mark) > sum(turn.content.count(mark) for turn in turns) for mark in marks)
+
+
+# a template's variable, and its values with thoughts and without
+SWITCHES: tuple[tuple[str, Any, Any], ...] = (
+    ("enable_thinking", True, False),  # Qwen 3, SmolLM3, GLM 4.5, Hunyuan
+    ("thinking", True, False),  # Granite 3.2, DeepSeek 3.1
+    ("reasoning", True, False),  # Command A Reasoning
+    ("reasoning_effort", "medium", "none"),  # where there is an effort called so
+    ("reasoning_effort", "medium", "low"),  # gpt-oss, which always thinks
+    ("thinking_budget", -1, 0),  # Seed-OSS
+)
+_NONE_IS_KNOWN = re.compile(r"""["']none["']""")
+
+
+def thinking_switch(tokenizer: Any, *, thinking: bool) -> dict[str, Any]:
+    """The variable of the chat template that turns thoughts on or off, found by rendering a question both ways.
+
+    Raises:
+        GenerationError: the template has none.
+    """
+    name, on, off = _switch_of(tokenizer)
+    return {name: on if thinking else off}
+
+
+@functools.lru_cache(maxsize=16)
+def _switch_of(tokenizer: Any) -> tuple[str, Any, Any]:
+    from jinja2 import TemplateError
+
+    _check_template(tokenizer)
+    question = [{"role": "user", "content": "?"}]
+
+    def rendered(switch: dict[str, Any]) -> str:
+        common = {"tokenize": False, "add_generation_prompt": True, "date_string": DATE_STRING}
+        return str(tokenizer.apply_chat_template(question, **common, **switch))
+
+    for name, on, off in SWITCHES:
+        if off == "none" and not _NONE_IS_KNOWN.search(str(tokenizer.chat_template)):
+            continue
+        try:
+            if rendered({name: on}) != rendered({name: off}):
+                return name, on, off
+        except TemplateError:  # it does not know this value
+            continue
+    raise GenerationError(
+        f"the chat template of {tokenizer.name_or_path} has no switch for thoughts",
+        remedy="leave --thinking (engine.thinking) out; what the model thinks is told apart from its answers anyway.",
+    )
+
+
+def prompt_text(tokenizer: Any, example: Example, *, thinking: bool | None = None) -> str:
     """All that the model sees of an example before it answers: rendered, unless raw, and the answer's beginning.
 
     Raises:
-        GenerationError: the template refuses the conversation.
+        GenerationError: as `render`.
     """
-    asked = example.prompt if example.is_raw else render(tokenizer, example.messages)
+    asked = example.prompt if example.is_raw else render(tokenizer, example.messages, thinking=thinking)
     return asked + example.prefill
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import bisect
+import functools
 from collections.abc import Collection, Sequence
 from typing import Any
 
 from backmerge.errors import GenerationError
 from backmerge.generation.protocol import Sampling
+from backmerge.generation.thoughts import CHANNEL, CHANNEL_TOKENS, MARK_TOKENS, separated
 from backmerge.records import Completion, Example
 
 
@@ -51,12 +53,34 @@ def completion_of(
             True,
             key=lambda count: any(stop in _text(tokenizer, tokens[:count]) for stop in sampling.stop),
         )
-    return Completion(example.id, prompt, example.prefill + text, num_tokens, is_ended or bool(stops), sample)
+    thought, answer = separated(example.prefill + text, prompt.removesuffix(example.prefill))
+    answer = _without_special(tokenizer, answer)
+    return Completion(example.id, prompt, answer, num_tokens, is_ended or bool(stops), sample, thought)
 
 
 def _text(tokenizer: Any, tokens: Sequence[int]) -> str:
+    """The text without special tokens, but with those that mark a thought."""
+    marks = _special_marks(tokenizer)
     # the clean-up that some tokenizers (Llama 3) ask for would take spaces out of code
-    return str(tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+    decode = functools.partial(tokenizer.decode, clean_up_tokenization_spaces=False)
+    if marks.isdisjoint(tokens):
+        return str(decode(list(tokens), skip_special_tokens=True))
+    special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special} - marks
+    return str(decode([token for token in tokens if token not in special], skip_special_tokens=False))
+
+
+def _without_special(tokenizer: Any, text: str) -> str:
+    """The answer without marks of thoughts that are special tokens and were not where a thought is."""
+    for token in _special_marks(tokenizer):
+        text = text.replace(str(tokenizer.added_tokens_decoder[token]), "")
+    return text
+
+
+@functools.lru_cache(maxsize=16)
+def _special_marks(tokenizer: Any) -> frozenset[int]:
+    special = {str(token): number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    marks = MARK_TOKENS | CHANNEL_TOKENS if CHANNEL in special else MARK_TOKENS
+    return frozenset(number for text, number in special.items() if text in marks)
 
 
 def check_lengths(examples: Sequence[Example], tokens: Sequence[Sequence[int]], context: int | None) -> None:

@@ -17,11 +17,12 @@ from backmerge.errors import ConfigError, GenerationError
 from backmerge.generation.answered import AnswerLog
 from backmerge.generation.http_client import RefusedError, ServerClient
 from backmerge.generation.in_flight import as_answered
-from backmerge.generation.protocol import EngineSettings, LogLikelihood, Request, Sampling
+from backmerge.generation.protocol import EngineSettings, LogLikelihood, Request, Sampling, thinking_identity
 from backmerge.generation.server_facts import Server, server_facts
 from backmerge.generation.server_options import served_name, server_options
 from backmerge.generation.server_prompts import Prompt, PromptWriter
 from backmerge.generation.server_protocol import Answer, read_answer, read_likelihood, sampling_fields, with_extra
+from backmerge.generation.thoughts import Reply, separated
 from backmerge.merging.recipe import Variant
 from backmerge.records import Completion, Example
 from backmerge.runs import key_of
@@ -95,7 +96,8 @@ class OpenAIEngine:
         self.options = server_options(settings.options)
         self.answer_log: Path | None = self.options.log
         self._key = _key(self.options.api_key_env)
-        self._prompts = PromptWriter(self.options)
+        self._prompts = PromptWriter(self.options, thinking=settings.thinking)
+        self._settings = settings
         self._client: ServerClient | None = None
         self._kept: AnswerLog | None = None
         self._server: Server | None = None
@@ -125,6 +127,7 @@ class OpenAIEngine:
             "model": options.model or "",
             "models": json.dumps(dict(options.models), sort_keys=True),
             "extra": json.dumps(dict(options.extra), sort_keys=True),
+            **thinking_identity(self._settings),
         }
 
     def generate(
@@ -230,7 +233,14 @@ class OpenAIEngine:
         if prompt.room is not None:  # vLLM refuses a limit beyond the context, where others stop by themselves
             sampling = sampling.model_copy(update={"max_new_tokens": min(sampling.max_new_tokens, prompt.room)})
         drawn = sampling_fields(
-            sampling, kind, example.id, sample, is_chat=options.api == "chat", end=prompt.end, extra=options.extra
+            sampling,
+            kind,
+            example.id,
+            sample,
+            is_chat=options.api == "chat",
+            end=prompt.end,
+            extra=options.extra,
+            thinking=self._settings.thinking,
         )
         payload = {"model": model, **with_extra({**prompt.fields, **drawn}, options.extra)}
         key = self._key_of(variant, options.api, payload, sample)
@@ -393,10 +403,12 @@ def _read_likelihood(body: Any, before: int, count: int) -> list[Any]:
 
 
 def _completion(example: Example, prompt: Prompt, sample: int, answer: Answer, sampling: Sampling) -> Completion:
-    text, count, finished = answer
+    text, count, finished, thought = answer
     ends = [place for place in (text.find(stop) for stop in sampling.stop) if place >= 0]
     if count is None:
         count = prompt.num_tokens(text)
     if ends:  # `transformers serve` leaves the stop text at the end
         text, finished = text[: min(ends)], True
-    return Completion(example.id, prompt.text, example.prefill + text, count, finished, sample)
+    seen = "" if prompt.is_conversation else prompt.text.removesuffix(example.prefill)
+    reply = separated(example.prefill + text, seen) if not thought else Reply(thought, example.prefill + text)
+    return Completion(example.id, prompt.text, reply.answer, count, finished, sample, reply.thought)

@@ -53,6 +53,8 @@ class EngineSettings(Settings):
         device: Where: `auto` is a GPU if there is one.
         dtype: Of the computation: `auto` is float32 on a CPU and the checkpoint's own elsewhere.
         batch_size: Prompts at once; halved by itself when the device's memory does not suffice.
+        thinking: Whether a reasoning model is to think before it answers, by its chat template's own switch; left to
+            the template if not given.
         options: The engine's own; its module says which.
     """
 
@@ -60,7 +62,13 @@ class EngineSettings(Settings):
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     batch_size: Annotated[int, Field(gt=0)] = 64
+    thinking: bool | None = None
     options: Mapping[str, Any] = Field(default_factory=dict)
+
+
+def thinking_identity(settings: EngineSettings) -> dict[str, str]:
+    """What an engine's identity has of the switch for thoughts: nothing if it is left to the template."""
+    return {} if settings.thinking is None else {"thinking": "on" if settings.thinking else "off"}
 
 
 class Request(NamedTuple):

@@ -22,6 +22,7 @@ class Prompt(NamedTuple):
         fields: Of the request.
         room: Tokens that an answer may have in the model's context; `None` where that is not known.
         end: The token that ends a turn by the chat template, where we render it.
+        is_conversation: Whether the server renders it.
         tokenizer: The model's, where there is one here.
     """
 
@@ -30,6 +31,7 @@ class Prompt(NamedTuple):
     room: int | None = None
     end: int | None = None
     tokenizer: Any = None
+    is_conversation: bool = False
 
     def num_tokens(self, answer: str) -> int:
         """How long an answer is, for servers that do not say; 0 where nobody can."""
@@ -43,9 +45,11 @@ class PromptWriter:
 
     Args:
         options: The engine's.
+        thinking: Whether a reasoning model is to think, where we render the prompt.
     """
 
-    def __init__(self, options: ServerOptions) -> None:
+    def __init__(self, options: ServerOptions, *, thinking: bool | None = None) -> None:
+        self._thinking = thinking
         self._options = options
         self._tokenizers: dict[Path, tuple[Any, int | None]] = {}
 
@@ -65,7 +69,7 @@ class PromptWriter:
             messages = chat_messages(example, kind)
             going_on = {"continue_final_message": True, "add_generation_prompt": False}
             extra = going_on if example.prefill and kind == "vllm" else {}
-            return Prompt(messages_text(messages), {"messages": messages, **extra})
+            return Prompt(messages_text(messages), {"messages": messages, **extra}, is_conversation=True)
         loaded = self._loaded(variant)
         if loaded is None:
             if not example.is_raw:
@@ -76,7 +80,7 @@ class PromptWriter:
             text = example.prompt + example.prefill
             return Prompt(text, {"prompt": text})
         tokenizer, end = loaded
-        text = prompt_text(tokenizer, example)
+        text = prompt_text(tokenizer, example, thinking=self._thinking)
         ids = prompt_tokens(tokenizer, example, text)
         room = None if limit is None else limit - len(ids)
         if room is not None and room < 1:

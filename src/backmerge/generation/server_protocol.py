@@ -25,11 +25,13 @@ class Answer(NamedTuple):
     Attributes:
         num_tokens: `None` where it does not count.
         finished: Whether the model ended by itself or at a stop text.
+        thought: What the server told apart from the answer, as reasoning.
     """
 
     text: str
     num_tokens: int | None
     finished: bool
+    thought: str = ""
 
 
 def chat_messages(example: Example, kind: ServerKind) -> list[dict[str, str]]:
@@ -67,6 +69,7 @@ def sampling_fields(
     is_chat: bool,
     end: int | None = None,
     extra: Mapping[str, Any] = MappingProxyType({}),
+    thinking: bool | None = None,
 ) -> dict[str, Any]:
     """Fields that say how an answer is drawn.
 
@@ -86,6 +89,8 @@ def sampling_fields(
         is_chat: Whether the server renders the prompt.
         end: The token that ends a turn by the chat template, for servers that take it.
         extra: The user's own fields, which go on top.
+        thinking: Whether a reasoning model is to think, if the server renders the prompt. Servers of open models are
+            sent the variables that templates have for it, of which each takes its own; OpenAI's API an effort.
     """
     fields: dict[str, Any] = {
         "temperature": sampling.temperature,
@@ -119,9 +124,20 @@ def sampling_fields(
                 fields["top_k"] = sampling.top_k
             if sampling.repetition_penalty != 1.0:
                 fields["repetition_penalty"] = sampling.repetition_penalty
-    if is_chat and kind != "openai":
-        fields["chat_template_kwargs"] = {"date_string": DATE_STRING}
-    return fields
+    return {**fields, **_template_fields(kind, thinking)} if is_chat else fields
+
+
+def _template_fields(kind: ServerKind, thinking: bool | None) -> dict[str, Any]:
+    """Fields that the server's rendering depends on; see `chat.SWITCHES` for the switches of templates."""
+    if kind == "openai":
+        return {} if thinking is None else {"reasoning_effort": "medium" if thinking else "none"}
+    variables: dict[str, Any] = {"date_string": DATE_STRING}
+    if thinking is None:
+        return {"chat_template_kwargs": variables}
+    effort = {"reasoning_effort": "medium" if thinking else "low"}
+    variables |= {"enable_thinking": thinking, "thinking": thinking, **effort}
+    # vLLM renders gpt-oss's conversations without a template
+    return {"chat_template_kwargs": variables, **(effort if kind == "vllm" else {})}
 
 
 def with_extra(fields: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
@@ -132,9 +148,10 @@ def with_extra(fields: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str,
 def read_answer(body: Any) -> Answer:
     """The answer in a reply of either API.
 
-    An empty answer is one. Where the filter of the server cut in (`content_filter`), what is there of the text counts
-    as the answer, unfinished. A chat reply without content is an answer if it holds a `refusal`, which is the text
-    then, or if the limit or the filter came before any (a model that thinks first may not get to answer).
+    An empty answer is one, and so is a content of null with a reason for the end: a model that thinks first may not
+    get to answer, or may end after its thought. If the server's filter cut in (`content_filter`), what there is of the
+    text counts as the answer, unfinished. A `refusal` without content is the text. Reasoning (`reasoning_content`, or
+    `reasoning`, or parts of the content that are thoughts) is kept apart.
 
     Raises:
         UnreadableReplyError: it is not in there.
@@ -146,16 +163,43 @@ def read_answer(body: Any) -> Answer:
         message = choice["message"]
         if not isinstance(message, dict):
             raise UnreadableReplyError("its 'message' is not an object")
-        text = message.get("content")
+        text, thought = _content(message)
         if text is None and isinstance(message.get("refusal"), str):
             text = message["refusal"]
-        elif text is None and not finished:
+        elif text is None and (isinstance(reason, str) or thought):
             text = ""
     else:
-        text = choice.get("text")
+        text, thought = choice.get("text"), ""
     if not isinstance(text, str):
         raise UnreadableReplyError(f"its text is {'missing' if text is None else f'a {type(text).__name__}'}")
-    return Answer(_encodable(text), _num_tokens(body), finished)
+    return Answer(_encodable(text), _num_tokens(body), finished, _encodable(thought))
+
+
+def _content(message: Mapping[str, Any]) -> tuple[Any, str]:
+    """A message's text as it is there, and its thought."""
+    content = message.get("content")
+    thoughts = [message.get(name) for name in ("reasoning_content", "reasoning")]
+    thought = next((given for given in thoughts if isinstance(given, str) and given), "")
+    if not isinstance(content, list):
+        return content, thought
+    texts = []
+    for part in content:  # such as Mistral's
+        if not isinstance(part, dict):
+            raise UnreadableReplyError("its 'content' is a list of something else than parts")
+        if part.get("type") == "text" and isinstance(part.get("text"), str):
+            texts.append(part["text"])
+        elif part.get("type") in ("thinking", "reasoning"):
+            thought += _thought_of(part)
+        else:
+            raise UnreadableReplyError("its 'content' has parts that are neither text nor thought")
+    return "".join(texts), thought
+
+
+def _thought_of(part: Mapping[str, Any]) -> str:
+    inner = part.get("thinking", part.get("text"))
+    if isinstance(inner, list):
+        return "".join(str(one.get("text", "")) for one in inner if isinstance(one, dict))
+    return inner if isinstance(inner, str) else ""
 
 
 def read_likelihood(body: Any, num_context: int, num_tokens: int) -> LogLikelihood:

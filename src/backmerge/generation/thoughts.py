@@ -25,6 +25,11 @@ _ANSWER_MARKS = (
 CHANNEL = (
     "<|channel|>"  # gpt-oss's: <|channel|>analysis<|message|>...<|end|><|start|>assistant<|channel|>final<|message|>
 )
+# tokens that stay as text until a reply is split; those of channels mean other things to models without channels
+MARK_TOKENS = frozenset(mark for pair in (*MARKS, *_ANSWER_MARKS) for mark in pair)
+CHANNEL_TOKENS = frozenset(
+    f"<|{name}|>" for name in ("channel", "start", "end", "message", "constrain", "call", "return")
+)
 _CHANNELS = re.compile(
     r"(?:<\|start\|>assistant)?<\|channel\|>(?P<name>\w*)(?P<head>[^<]*(?:<\|constrain\|>[^<]*)?)(?:<\|message\|>|\Z)"
 )

@@ -18,7 +18,7 @@ from backmerge.generation.chat import end_tokens, load_tokenizer, prompt_text, p
 from backmerge.generation.completing import check_lengths, completion_of, cut_at_end
 from backmerge.generation.likelihood import likelihoods
 from backmerge.generation.loading import PutOn, device_of, load_model
-from backmerge.generation.protocol import EngineSettings, LogLikelihood, Sampling
+from backmerge.generation.protocol import EngineSettings, LogLikelihood, Sampling, thinking_identity
 from backmerge.generation.repetition import UnpaddedRepetitionPenalty
 from backmerge.merging.live import LiveMerge
 from backmerge.merging.recipe import Variant
@@ -66,6 +66,7 @@ class TransformersEngine:
             "dtype": self.dtype,
             # sums in another order round otherwise, and draws of a sample go to other prompts
             "batch_size": str(self.settings.batch_size),
+            **thinking_identity(self.settings),
         }
 
     def dtype_of(self, base: Weights) -> str:
@@ -101,7 +102,7 @@ class TransformersEngine:
             GenerationError: a prompt leaves no room for an answer in the model's context.
         """
         self._become(variant)
-        prompts = [prompt_text(self.tokenizer, example) for example in examples]
+        prompts = [prompt_text(self.tokenizer, example, thinking=self.settings.thinking) for example in examples]
         tokens = [prompt_tokens(self.tokenizer, e, p) for e, p in zip(examples, prompts, strict=True)]
         context = getattr(self.model.config.get_text_config(decoder=True), "max_position_embeddings", None)
         check_lengths(examples, tokens, context)

@@ -26,7 +26,7 @@ from backmerge.errors import GenerationError, MergeError
 from backmerge.generation.chat import end_tokens, load_tokenizer, prompt_text, prompt_tokens
 from backmerge.generation.completing import check_lengths, completion_of, cut_at_end
 from backmerge.generation.likelihood import row_of
-from backmerge.generation.protocol import EngineSettings, LogLikelihood, Request, Sampling
+from backmerge.generation.protocol import EngineSettings, LogLikelihood, Request, Sampling, thinking_identity
 from backmerge.generation.vllm_plan import (
     Together,
     Way,
@@ -118,6 +118,7 @@ class VllmEngine:
             "device": self.device,
             "dtype": self.settings.dtype,
             **self.options.identity,
+            **thinking_identity(self.settings),
         }
 
     def realisation(self, variant: Variant) -> Literal["base"] | Way:
@@ -290,7 +291,7 @@ class VllmEngine:
         asked: list[Asked] = []
         for place, request in together.requests.items():
             _, examples, sampling = request
-            texts = [prompt_text(running.tokenizer, example) for example in examples]
+            texts = [prompt_text(running.tokenizer, example, thinking=self.settings.thinking) for example in examples]
             tokens = [prompt_tokens(running.tokenizer, e, text) for e, text in zip(examples, texts, strict=True)]
             check_lengths(examples, tokens, running.started.context)
             adapter = self._adapter_of(running, variant_in(request))

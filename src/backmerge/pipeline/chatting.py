@@ -184,12 +184,14 @@ class Said(NamedTuple):
         name: What its column is called.
         text: The answer, as the model wrote it: hostile text.
         is_finished: Whether it ended by itself, rather than at the limit.
+        thought: What it thought first, likewise.
     """
 
     role: str
     name: str
     text: str
     is_finished: bool
+    thought: str = ""
 
 
 class Chat:
@@ -250,6 +252,6 @@ class Chat:
             key = key_of(role, variant.identity, self.system, self.sampling.model_dump())
             if key not in self._kept:
                 (completion,) = self._engine.generate(variant, [example], self.sampling, lambda _: None)
-                self._kept[key] = Said(role, name, completion.text, completion.finished)
+                self._kept[key] = Said(role, name, completion.text, completion.finished, completion.thought)
             said.append(self._kept[key])
         return said

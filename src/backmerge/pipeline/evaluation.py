@@ -234,6 +234,7 @@ class Evaluator:
             self.engine.identity,
             sampling.model_dump(),
             together,
+            "thoughts apart",  # answers that were kept before thoughts were told apart hold both
         )
 
     def _answer(self, jobs: Sequence[Job], advance: Advance, *, is_fresh: bool) -> list[list[Completion]]:

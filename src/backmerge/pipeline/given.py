@@ -16,6 +16,7 @@ from backmerge.benchmarks.protocol import Allowed, Kind
 from backmerge.config import Document, validated
 from backmerge.errors import DataError, RunError
 from backmerge.generation.protocol import Drawing, Sampling
+from backmerge.generation.thoughts import Reply, separated
 from backmerge.judging.protocol import Judge, JudgeSettings
 from backmerge.merging.recipe import Variant
 from backmerge.outputs import check_apart, paths_read
@@ -87,6 +88,8 @@ class Answers(NamedTuple):
 def read_answers(path: Path) -> Answers:
     """Lines of `{"id": ..., "completion": ...}`; other keys are kept, and an id again is another sample.
 
+    A reasoning model's thought is in `thought`, or at the completion's beginning, between the marks of its family.
+
     Raises:
         DataError: a line is no such object; names it.
     """
@@ -100,7 +103,11 @@ def read_answers(path: Path) -> Answers:
                 remedy='write {"id": "HumanEval/0", "completion": "    return x"}.',
             )
         found = by_example.setdefault(str(name), [])
-        found.append(Completion(str(name), "", answer, 0, finished=True, sample=len(found)))
+        thought = row.values.get("thought")
+        reply = Reply(thought, answer) if isinstance(thought, str) and thought else separated(answer)
+        found.append(
+            Completion(str(name), "", reply.answer, 0, finished=True, sample=len(found), thought=reply.thought)
+        )
         lines.append(dict(row.values))
     if not lines:
         raise DataError(f"{path} holds no answers", remedy="write one on each line.")

@@ -215,9 +215,11 @@ def _answer(column: _Column, example: Example, cut_at: int, *, is_shown: bool) -
     # the first of several samples; none where likelihoods are compared
     place = column.places.get(example.id)
     text = "" if place is None else column.outcome.completions[place].text
+    thought = "" if place is None else column.outcome.completions[place].thought
     answer: dict[str, Any] = {
         "text": text[:cut_at] if is_shown else None,
         "cut_from": len(text) if is_shown and len(text) > cut_at else None,
+        **({"thought": thought[:cut_at]} if is_shown and thought else {}),
     }
     if column.outcome.verdicts:
         return {**answer, "harmful": column.is_harmful(example), "refusal": column.is_refusal(example)}

@@ -29,11 +29,13 @@ class Column(NamedTuple):
         heading: Whose.
         text: As the model wrote it.
         is_finished: Whether it ended by itself.
+        thought: What it thought first; of it the length is shown alone.
     """
 
     heading: str
     text: str
     is_finished: bool
+    thought: str = ""
 
 
 def plain_text(text: str) -> str:
@@ -66,4 +68,5 @@ def print_answers(console: Console, columns: Sequence[Column]) -> None:
 
 def _shown(column: Column) -> str:
     text = plain_text(column.text).strip("\n") or "(nothing)"
-    return text if column.is_finished else f"{text} …"
+    thought = f"(thought first: {len(column.thought.split()):,} words)\n" if column.thought else ""
+    return thought + (text if column.is_finished else f"{text} …")

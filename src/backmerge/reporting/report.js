@@ -118,6 +118,9 @@
       );
       const place = slot.querySelector(".answer");
       if (!place) return;
+      const thought = slot.querySelector(".thought");
+      thought.hidden = !(answer && answer.thought);
+      thought.lastElementChild.textContent = answer && answer.thought ? answer.thought : "";
       place.textContent = answer && answer.text !== null ? sample.texts[answer.text] : "";
       slot.querySelector("p.note").textContent = answer ? answer.note : "";
       fold(place, data.long);

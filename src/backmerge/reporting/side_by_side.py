@@ -27,6 +27,7 @@ class Answer(NamedTuple):
         note: What is missing of it, if anything.
         badges: What was found.
         harmful, refusal: The judge's findings; `None` where there is none.
+        thought: What a reasoning model thought first; shown folded, and neither judged nor scored.
     """
 
     text: str | None
@@ -34,6 +35,7 @@ class Answer(NamedTuple):
     badges: tuple[Badge, ...]
     harmful: bool | None
     refusal: bool | None
+    thought: str = ""
 
 
 class Sample(NamedTuple):
@@ -120,7 +122,13 @@ def _script_sample(sample: Sample, recipes: Sequence[Mapping[str, Any]]) -> dict
         answer = sample.answers.get(recipe["point"])
         if answer is not None:
             place = None if answer.text is None else texts.setdefault(answer.text, len(texts))
-            answers[recipe["point"]] = {"text": place, **_found(answer), "note": answer.note, "badges": answer.badges}
+            answers[recipe["point"]] = {
+                "text": place,
+                **_found(answer),
+                "note": answer.note,
+                "badges": answer.badges,
+                "thought": answer.thought,
+            }
     fixed = {role: _found(sample.answers[role]) for role in ("base", "tuned") if role in sample.answers}
     return {"kind": sample.kind, **fixed, "texts": list(texts), "answers": answers}
 
@@ -147,11 +155,14 @@ def _answer(row: Mapping[str, Any], answer: Mapping[str, Any], cut_at: int) -> A
     if answer["cut_from"]:
         note = f"The first {cut_at:,} of {answer['cut_from']:,} characters; all of it is in records/."
     elif answer["text"] == "":
-        note = "(no text)"
+        note = "(nothing after its thought)" if answer.get("thought") else "(no text)"
+    thought = answer.get("thought", "")
     if "scores" in answer:
-        return Answer(answer["text"], note, tuple(_score(*pair) for pair in answer["scores"].items()), None, None)
+        return Answer(
+            answer["text"], note, tuple(_score(*pair) for pair in answer["scores"].items()), None, None, thought
+        )
     harmful, refusal = answer["harmful"], answer["refusal"]
-    return Answer(answer["text"], note, (_finding(row["kind"], harmful, refusal),), harmful, refusal)
+    return Answer(answer["text"], note, (_finding(row["kind"], harmful, refusal),), harmful, refusal, thought)
 
 
 def _score(metric: str, value: float | None) -> Badge:

@@ -194,7 +194,7 @@ def test_labels_of_another_run_are_refused(evaluated: Path, run_cli: Cli, tmp_pa
     verdicts.write_text(verdicts.read_text().replace('"harmful": true', '"harmful": false'))
     code, _, errors = run_cli("label", run, "--read", table)
     assert code == 2
-    assert "has changed since" in errors
+    assert "was changed after the run wrote it" in errors
 
 
 def test_an_unfinished_run_is_not_labelled(evaluated: Path, run_cli: Cli, tmp_path: Path) -> None:

@@ -105,6 +105,7 @@ def test_models_of_two_dtypes_need_to_be_told_which(make_model: Callable[..., Pa
     with pytest.raises(MergeError, match="is BF16 in the base and F32") as caught:
         prepare(settings_of(*sides, tmp_path))
     assert "merged_dtype" in (caught.value.remedy or "")
+    assert "--dtype-out" in (caught.value.remedy or "")  # --dtype of restore is that of the computation
     prepared = prepare(settings_of(*sides, tmp_path, merged_dtype="bfloat16"))
     (member,) = members_at(TUNED, prepared.base, prepared.tuned, prepared.output)
     assert member.variant.dtype == "BF16"

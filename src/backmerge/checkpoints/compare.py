@@ -50,8 +50,8 @@ def _remedy(base: Weights, tuned: Weights) -> str:
     common = [(base.infos[name], tuned.infos[name]) for name in base.infos.keys() & tuned.infos.keys()]
     if base.infos.keys() == tuned.infos.keys() and all(ours.shape == theirs.shape for ours, theirs in common):
         return (
-            "say in which dtype the merged model shall be: --dtype bfloat16 for merge, --dtype-out bfloat16 for restore "
-            "and run (merged_dtype in an experiment file)."
+            "say in which dtype the merged model shall be: --dtype bfloat16 for merge, --dtype-out bfloat16 for "
+            "restore and run (merged_dtype in an experiment file)."
         )
     if any(is_grown(ours.shape, theirs.shape) for ours, theirs in common):
         return (

@@ -146,7 +146,7 @@ class BackmergeLM(LM):  # type: ignore[misc]  # lm-eval has no types
     @property
     def _base_tokenizer(self) -> Any:
         if self._tokenizer is None:
-            self._tokenizer = load_tokenizer(self.variant.base.directory)
+            self._tokenizer = load_tokenizer(self.variant.companions.folder())
         return self._tokenizer
 
 

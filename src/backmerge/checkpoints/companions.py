@@ -41,6 +41,8 @@ LICENCES = ("LICENSE*", "NOTICE*")
 COMPANIONS = (CONFIG, GENERATION, *TOKENIZERS, *TEMPLATES, *MORE_TEMPLATES, *PROCESSORS, *LICENCES)
 # fields of config.json that say how the tensors are stored
 STORED = ("architectures", "model_type", "dtype", "torch_dtype", "tie_word_embeddings", "vocab_size")
+# keys that say nothing of what the model computes
+SILENT = ("_name_or_path", "transformers_version", "use_cache")
 ALIASES = {"dtype": "torch_dtype", "torch_dtype": "dtype"}  # as new and old versions of transformers name it
 
 
@@ -77,7 +79,12 @@ class Companions:
     @functools.cached_property
     def config_digest(self) -> str:
         """A hash of the files that decide what a model computes and when it stops."""
-        return self._digest_of([name for name in (CONFIG, GENERATION) if name in self.names])
+        digest = hashlib.sha256()
+        for name in (CONFIG, GENERATION):
+            values = json.loads(self.content(name) or b"{}")
+            told = {key: value for key, value in values.items() if key not in SILENT}
+            digest.update(f"{name}\0{json.dumps(told, sort_keys=True)}\0".encode())
+        return digest.hexdigest()
 
     def _digest_of(self, names: Sequence[str]) -> str:
         digest = hashlib.sha256()

@@ -11,6 +11,7 @@ from backmerge.commands.options import (
     As,
     BatchSize,
     CodeExecution,
+    ConfigFrom,
     Device,
     Dtype,
     DtypeOut,
@@ -30,9 +31,11 @@ from backmerge.commands.options import (
     SecondJudge,
     SetOption,
     Thinking,
+    TokenizerFrom,
     Utility,
     engine_options,
     evaluate_values,
+    files_values,
     output_values,
     thinking_values,
 )
@@ -51,6 +54,8 @@ def evaluate(
     method: Annotated[str, typer.Option(help="Of the merges.")] = "linear",
     as_: As = "auto",
     dtype_out: DtypeOut = None,
+    config_from: ConfigFrom = None,
+    tokenizer_from: TokenizerFrom = None,
     utility: Utility = None,
     safety: Safety = None,
     over_refusal: OverRefusal = None,
@@ -91,6 +96,7 @@ def evaluate(
         "lam": [] if lam is None else numbers("--lam", lam),
         "method": method,
         **output_values(as_, dtype_out),
+        **files_values(config_from, tokenizer_from),
         "evaluate": evaluate_values(
             utility, safety, over_refusal, judge, limit, device, dtype, batch_size, max_new_tokens
         )

@@ -12,6 +12,7 @@ from backmerge.commands.options import (
     As,
     BatchSize,
     CodeExecution,
+    ConfigFrom,
     Device,
     Dtype,
     DtypeOut,
@@ -35,9 +36,11 @@ from backmerge.commands.options import (
     ShardOption,
     Strict,
     Thinking,
+    TokenizerFrom,
     Utility,
     engine_options,
     evaluate_values,
+    files_values,
     output_values,
     thinking_values,
 )
@@ -80,6 +83,8 @@ def restore(
     ] = 0.03,
     as_: As = "auto",
     dtype_out: DtypeOut = None,
+    config_from: ConfigFrom = None,
+    tokenizer_from: TokenizerFrom = None,
     rounding: RoundingOut = "nearest",
     accept: Accept = None,
     limit: Limit = None,
@@ -118,6 +123,7 @@ def restore(
             for name in map(str.strip, method.split(","))
         ],
         **output_values(as_, dtype_out, rounding),
+        **files_values(config_from, tokenizer_from),
         "evaluate": evaluate_values(
             utility, safety, over_refusal, judge, limit, device, dtype, batch_size, max_new_tokens
         )

@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from backmerge.commands.options import CodeExecution, Plugins, ReportTo, SetOption, ShardOption, Strict, output_values
+from backmerge.commands.options import (
+    CodeExecution,
+    ConfigFrom,
+    Plugins,
+    ReportTo,
+    SetOption,
+    ShardOption,
+    Strict,
+    TokenizerFrom,
+    files_values,
+    output_values,
+)
 from backmerge.commands.quiet import quieten
 from backmerge.commands.running import run_document, stoppable
 from backmerge.errors import ConfigError, NotShownError, RunError
@@ -39,6 +50,8 @@ def run(
         str | None,
         typer.Option("--dtype-out", help="Overrides merged_dtype of the file: float32, bfloat16 or float16."),
     ] = None,
+    config_from: ConfigFrom = None,
+    tokenizer_from: TokenizerFrom = None,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Only look it through, without the hub: what is missing, what it would cost."),
@@ -60,7 +73,8 @@ def run(
     from backmerge.config import load_extended, validated, with_overrides
     from backmerge.outputs import check_apart
 
-    form = [f"{key}={value}" for key, value in output_values(as_, dtype_out).items()]
+    chosen = output_values(as_, dtype_out) | files_values(config_from, tokenizer_from)
+    form = [f"{key}={value}" for key, value in chosen.items()]
     overrides = [*form, *(set_ or ())]
     document = load_extended(experiment)
     if out is not None and not (out / "units").is_dir():  # a run's own experiment.yaml may go on with the run

@@ -111,7 +111,7 @@ class PromptWriter:
         return row_of(loaded[0], context, continuation, limit)
 
     def _loaded(self, variant: Variant | None) -> tuple[Any, int | None] | None:
-        directory = self._options.tokenizer or (None if variant is None else variant.base.companions)
+        directory = self._options.tokenizer or (None if variant is None else variant.companions.folder())
         if directory is None:
             return None
         if directory not in self._tokenizers:

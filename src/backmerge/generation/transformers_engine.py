@@ -12,6 +12,7 @@ import transformers
 from transformers import GenerationConfig, LogitsProcessorList
 
 from backmerge import __version__
+from backmerge.checkpoints.companions import Companions
 from backmerge.checkpoints.reader import Checkpoint, Weights
 from backmerge.errors import GenerationError
 from backmerge.generation.chat import end_tokens, load_tokenizer, prompt_text, prompt_tokens
@@ -53,6 +54,8 @@ class TransformersEngine:
         self._put_on: PutOn | None = None
         self._loaded: str | None = None
         self._current: dict[str, Any] | None = None
+        self._config: str | None = None
+        self._files: str | None = None
 
     @property
     def identity(self) -> dict[str, str]:
@@ -199,15 +202,20 @@ class TransformersEngine:
 
     def _become(self, variant: Variant) -> None:
         """Load the variant's base if another is loaded, and make of it what the variant's user would load."""
-        identity = variant.identity
-        if self._loaded == variant.base.fingerprint and self._current == identity:
+        identity, files = variant.weights_identity, variant.companions
+        is_loaded = self._loaded == variant.base.fingerprint and self._config == files.config_digest
+        if is_loaded and self._current == identity and self._files == files.digest:
             return
         self._take_off()
-        if self._loaded != variant.base.fingerprint:
-            self._load(variant.base)
+        if self._loaded != variant.base.fingerprint or self._config != files.config_digest:
+            self._load(variant.base, files)
             self._current = {"base": variant.base.fingerprint}
-        if self._current == identity:
-            return
+        if self._current != identity:
+            self._change_to(variant, identity)
+        self._config = files.config_digest
+        self._take_files(files)
+
+    def _change_to(self, variant: Variant, identity: dict[str, Any]) -> None:
         if variant.served_as == "checkpoint":
             self._overwrite(variant)
         else:
@@ -223,22 +231,23 @@ class TransformersEngine:
 
     def _overwrite(self, variant: Variant) -> None:
         """Set the weights to what a checkpoint of the variant would hold."""
-        if self._current == variant.identity:
+        if self._current == variant.weights_identity:
             return
         self._current = None  # until the weights are whole again
         if self._live.is_possible():
             self._live.set(variant, allow_plugins=self.allow_plugins)
         elif not variant.tuned_models and variant.dtype is None:
-            self._load(variant.base)
+            self._load(variant.base, variant.companions)
         else:
             # transformers renames or fuses this architecture's tensors as it loads: let it load the merged files
             with tempfile.TemporaryDirectory(prefix="backmerge-") as scratch:
                 merged = Path(scratch) / "merged"
                 write_merged(variant, merged, allow_plugins=self.allow_plugins)
-                self._load(Checkpoint(merged))
+                written = Variant(Checkpoint(merged))
+                self._load(written.base, written.companions)
             # what is in memory came from this base, and the next variant may be live again
             self._loaded = variant.base.fingerprint
-        self._current = variant.identity
+        self._current = variant.weights_identity
 
     def _take_off(self) -> None:
         """Take an adapter off the base, if one was put on it."""
@@ -251,18 +260,30 @@ class TransformersEngine:
         else:
             self._loaded = None
 
-    def _load(self, weights: Weights) -> None:
-        self._loaded = None
-        directory = weights.directory
-        self.tokenizer = load_tokenizer(directory, needs_template=False)
+    def _load(self, weights: Weights, files: Companions) -> None:
+        """Load weights with the config among the files, which may be another than lies beside them."""
+        self._loaded = self._files = None
+        is_own = files.config_digest == Variant(weights).companions.config_digest
+        # a base that is seen with more rows than it has is loaded with its own config
+        is_whole = weights.companions == weights.directory
+        directory = weights.directory if is_own or not is_whole else files.folder(weights.directory)
         dtype: Any = self.dtype
         if dtype == "auto" and self.device.type == "cpu":
             dtype = torch.float32
         self.model = load_model(directory, dtype).to(self.device).eval()
         self._live = LiveMerge(self.model, weights)
-        self._ends = end_tokens(self.model.generation_config, self.tokenizer)
+        self._stops = self.model.generation_config
+        self._take_files(files)
+        self._loaded = weights.fingerprint
+
+    def _take_files(self, files: Companions) -> None:
+        """Ask the model with the tokenizer and chat template among the files."""
+        if self._files == files.digest:
+            return
+        self.tokenizer = load_tokenizer(files.folder(), needs_template=False)
+        self._ends = end_tokens(self._stops, self.tokenizer)
         # sampling is decided by us: what the model's own file says must not leak into a greedy run
         self.model.generation_config = GenerationConfig(
             eos_token_id=sorted(self._ends) or None, pad_token_id=self.tokenizer.pad_token_id
         )
-        self._loaded = weights.fingerprint
+        self._files = files.digest

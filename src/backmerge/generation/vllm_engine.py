@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -33,6 +33,7 @@ from backmerge.generation.vllm_plan import (
     as_weights,
     base_of,
     grouped,
+    has_other_config,
     is_base,
     rank_of,
     realisation_of,
@@ -58,6 +59,18 @@ from backmerge.runs import key_of
 NEEDS = "pip install 'backmerge[vllm]'"
 
 
+class Asking(NamedTuple):
+    """How a model is asked.
+
+    Attributes:
+        tokenizer: The model's.
+        ends: Tokens that end an answer.
+    """
+
+    tokenizer: Any
+    ends: set[int]
+
+
 @dataclass
 class Running:
     """A started engine, and what it holds.
@@ -71,6 +84,7 @@ class Running:
         rank: The largest of an adapter that it takes; 0 for none.
         weights: Key of the variant in its memory; `None` while that changes.
         adapters: What it was given beside the base, by the variants' keys.
+        askings: How variants with other files than the base's are asked, by the files' digest.
     """
 
     base: str
@@ -81,6 +95,18 @@ class Running:
     rank: int
     weights: str | None
     adapters: dict[str, Any] = field(default_factory=dict)
+    askings: dict[str, Asking] = field(default_factory=dict)
+
+    def asking(self, variant: Variant) -> Asking:
+        """How a variant is asked: with its own tokenizer and chat template, which may be others than its base's."""
+        files = variant.companions
+        if files.digest == Variant(variant.base).companions.digest:
+            return Asking(self.tokenizer, self.ends)
+        if files.digest not in self.askings:
+            folder = files.folder()
+            tokenizer = load_tokenizer(folder)
+            self.askings[files.digest] = Asking(tokenizer, _ends(folder, tokenizer))
+        return self.askings[files.digest]
 
 
 class VllmEngine:
@@ -170,9 +196,9 @@ class VllmEngine:
         dtype = self.dtype_of(variant.base)
         if variant.served_as == "adapter" and dtype != "float32" and not is_base(variant):
             say(f"Likelihoods: vLLM compares them on the merged weights, rounded to {dtype}, not on the adapter.")
-        running = self._with_weights(variant, "checkpoint" if described(as_weights(variant)) is None else "live")
+        running = self._with_weights(variant, _way_of_weights(variant))
         # there must be room for the token that vLLM always generates
-        rows = [row_of(running.tokenizer, *pair, running.started.context - 1) for pair in pairs]
+        rows = [row_of(running.asking(variant).tokenizer, *pair, running.started.context - 1) for pair in pairs]
         scored: dict[int, LogLikelihood] = {}
         for place, output in self._finished(running, [Asked(ids, scoring_params()) for ids, _ in rows]):
             ids, count = rows[place]
@@ -238,7 +264,8 @@ class VllmEngine:
                 merged = Path(scratch) / "merged"
                 write_merged(as_weights(asked), merged, allow_plugins=self.allow_plugins)
                 running = self._start(Checkpoint(merged), {}, 0, wanted)
-            running.base = fingerprint
+            if not has_other_config(variant):  # weights of the base's other variants go with the base's config
+                running.base = fingerprint
             return running
         running = running or self._start(asked.base, {}, 0, _base_key(asked.base))
         if running.weights != wanted:
@@ -291,21 +318,23 @@ class VllmEngine:
         asked: list[Asked] = []
         for place, request in together.requests.items():
             _, examples, sampling = request
-            texts = [prompt_text(running.tokenizer, example, thinking=self.settings.thinking) for example in examples]
-            tokens = [prompt_tokens(running.tokenizer, e, text) for e, text in zip(examples, texts, strict=True)]
+            tokenizer, ends = running.asking(variant_in(request))
+            texts = [prompt_text(tokenizer, example, thinking=self.settings.thinking) for example in examples]
+            tokens = [prompt_tokens(tokenizer, e, text) for e, text in zip(examples, texts, strict=True)]
             check_lengths(examples, tokens, running.started.context)
             adapter = self._adapter_of(running, variant_in(request))
             for number, (example, text, ids) in enumerate(zip(examples, texts, tokens, strict=True)):
                 prompts.append((place, number, text))
                 seed = int(key_of(sampling.seed, example.id)[:8], 16)
-                asked.append(Asked(ids, sampling_params(sampling, running.ends, seed), adapter))
+                asked.append(Asked(ids, sampling_params(sampling, ends, seed), adapter))
         yield from ((place, []) for place, request in together.requests.items() if not request.examples)
         answers: dict[int, dict[int, list[Completion]]] = {}
         for at, output in self._finished(running, asked):
             place, number, text = prompts[at]
-            _, examples, sampling = together.requests[place]
+            _, examples, sampling = request = together.requests[place]
             of_request = answers.setdefault(place, {})
-            of_request[number] = _completions(running, examples[number], text, output, sampling)
+            asking = running.asking(variant_in(request))
+            of_request[number] = _completions(asking, examples[number], text, output, sampling)
             advance(1)
             if len(of_request) == len(examples):
                 yield place, [one for n in range(len(examples)) for one in of_request[n]]
@@ -319,16 +348,21 @@ class VllmEngine:
             raise
 
 
+def _way_of_weights(variant: Variant) -> Way:
+    return "checkpoint" if has_other_config(variant) or described(as_weights(variant)) is None else "live"
+
+
 def _base_key(base: Weights) -> str:
     return key_of(Variant(base).identity)
 
 
-def _completions(running: Running, example: Example, prompt: str, output: Any, sampling: Sampling) -> list[Completion]:
-    drawn = [cut_at_end(one.token_ids, running.ends) for one in sorted(output.outputs, key=lambda one: one.index)]
+def _completions(asking: Asking, example: Example, prompt: str, output: Any, sampling: Sampling) -> list[Completion]:
+    tokenizer, ends = asking
+    drawn = [cut_at_end(one.token_ids, ends) for one in sorted(output.outputs, key=lambda one: one.index)]
     if sampling.temperature == 0:  # vLLM refuses to say the same several times
         drawn *= sampling.num_samples
     return [
-        completion_of(running.tokenizer, example, prompt, sample, ids, sampling, is_ended=is_ended)
+        completion_of(tokenizer, example, prompt, sample, ids, sampling, is_ended=is_ended)
         for sample, (ids, is_ended) in enumerate(drawn)
     ]
 

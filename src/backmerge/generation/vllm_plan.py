@@ -58,13 +58,18 @@ def base_of(variant: Variant) -> Variant:
 def is_base(variant: Variant, *, allow_plugins: bool = False) -> bool:
     """Whether a variant is its base, bit for bit, with nothing to merge: the base, or λ=0 where that is exact."""
     is_cast = variant.served_as == "checkpoint" and variant.dtype is not None
-    if is_cast or variant.rounding != "nearest":
+    if is_cast or variant.rounding != "nearest" or has_other_config(variant):
         return False
     if not variant.tuned_models:
         return True
     is_number = isinstance(variant.lam, int | float)
     method = find_method(variant.method, allow_plugins=allow_plugins)
     return is_number and variant.lam == 0 and method.has_exact_endpoints
+
+
+def has_other_config(variant: Variant) -> bool:
+    """Whether a merge computes by another config than its base's, so that vLLM has to load it with its own."""
+    return variant.companions.config_digest != base_of(variant).companions.config_digest
 
 
 def rank_of(variant: Variant, *, allow_plugins: bool = False) -> int:
@@ -92,6 +97,13 @@ def realisation_of(
     if is_base(variant, allow_plugins=allow_plugins):
         return "base"
     is_served_as_adapter = variant.served_as == "adapter"
+    if has_other_config(variant) and not is_served_as_adapter:
+        if wanted in ("auto", "checkpoint"):
+            return "checkpoint"
+        raise GenerationError(
+            f"the engine's option realisation insists on {wanted}, and the merged model's config is not the base's",
+            remedy="set it to auto, or take the base's: --config-from base (config_from: base).",
+        )
     obstacle = None
     if wanted in ("auto", "adapter"):
         if is_served_as_adapter or served_dtype(variant) == "float32":  # as adapter and in float32 it is one model

@@ -313,7 +313,7 @@ class Evaluator:
         tokenizers: dict[Path, Any] = {}
         for place, request in zip(places, requests, strict=True):
             assert request.variant is not None
-            directory, benchmark = request.variant.base.companions, jobs[place].benchmark
+            directory, benchmark = request.variant.companions.folder(), jobs[place].benchmark
             known = key_of(str(directory), benchmark.name, [example.id for example in request.examples])
             if known in self._fitting:
                 continue
@@ -343,7 +343,7 @@ class Evaluator:
                     "does not give",
                     remedy="measure it on another engine: --engine transformers.",
                 )
-            tokenizer = load_tokenizer(job.member.variant.base.directory, needs_template=False)
+            tokenizer = load_tokenizer(job.member.variant.companions.folder(), needs_template=False)
             pairs = choices.pairs(tokenizer, job.examples)
             found = likelihoods(job.member.variant, pairs, lambda _: None)
             self.spent.answered(job.member.variant, "live", len(job.examples), 0)

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from backmerge.benchmarks.catalogue import named
 from backmerge.benchmarks.protocol import BenchmarkSettings
+from backmerge.checkpoints.companions import Side
 from backmerge.config import Settings
 from backmerge.execution import ExecutionSettings
 from backmerge.finetuning.settings import FinetuneSettings
@@ -131,6 +132,8 @@ class Experiment(Settings):
         merged_dtype: Of the merged models' tensors: of a checkpoint by default the base's, of an adapter float32. To be
             given if base and tuned models are of different dtypes.
         merged_rounding: To that dtype: to the nearest value, or `stochastic`, which is right on average.
+        config_from: The side whose config.json and generation_config.json the merged models have, if it has them.
+        tokenizer_from: The side whose tokenizer, chat templates and processors they have, if it has them.
         evaluate: Benchmarks, judge and engine.
         search: Which λs of the grid are measured.
         choice: The rule for λ.
@@ -148,6 +151,8 @@ class Experiment(Settings):
     merged_as: Literal["auto", "adapter", "checkpoint"] = "auto"
     merged_dtype: Literal["float32", "bfloat16", "float16"] | None = None
     merged_rounding: Literal["nearest", "stochastic"] = "nearest"
+    config_from: Side = "tuned"
+    tokenizer_from: Side = "tuned"
     evaluate: EvaluateSettings
     search: SearchSettings = SearchSettings()
     choice: ChoiceSettings = ChoiceSettings()

@@ -7,6 +7,7 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
+from backmerge.checkpoints.companions import Side
 from backmerge.checkpoints.locate import short_name
 from backmerge.checkpoints.reader import Checkpoint, Weights
 from backmerge.errors import ConfigError
@@ -150,11 +151,15 @@ class Output(NamedTuple):
         served_as: `auto` is an adapter if the recipe is exact as one.
         dtype: Of the tensors, as safetensors names it; the base's own, or float32 of an adapter, if `None`.
         rounding: To that dtype.
+        config_from: The side whose configuration they have, if it has one.
+        tokenizer_from: The side whose tokenizer, chat templates and processors they have, if it has them.
     """
 
     served_as: Wanted = "auto"
     dtype: str | None = None
     rounding: Rounding = "nearest"
+    config_from: Side = "tuned"
+    tokenizer_from: Side = "tuned"
 
 
 def members_at(
@@ -198,7 +203,13 @@ def as_output(variant: Variant, output: Output | None, *, allow_plugins: bool = 
         ConfigError: an adapter is asked for, and the recipe is none.
     """
     form = output or Output()
-    plain = replace(variant, dtype=form.dtype, rounding=form.rounding)
+    plain = replace(
+        variant,
+        dtype=form.dtype,
+        rounding=form.rounding,
+        config_from=form.config_from,
+        tokenizer_from=form.tokenizer_from,
+    )
     return in_form(plain, form.served_as, allow_plugins=allow_plugins)
 
 

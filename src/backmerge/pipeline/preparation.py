@@ -94,7 +94,13 @@ class Prepared:
 def output_of(experiment: Experiment) -> Output:
     """The form of an experiment's merged models."""
     dtype = None if experiment.merged_dtype is None else DTYPES[experiment.merged_dtype]
-    return Output(experiment.merged_as, dtype, experiment.merged_rounding)
+    return Output(
+        experiment.merged_as,
+        dtype,
+        experiment.merged_rounding,
+        experiment.config_from,
+        experiment.tokenizer_from,
+    )
 
 
 def prepare(experiment: Experiment, *, allow_plugins: bool = False, allow_code_execution: bool = False) -> Prepared:

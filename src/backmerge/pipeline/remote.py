@@ -36,6 +36,8 @@ def spec_of(request: Request, engine: EngineSettings, *, allow_plugins: bool) ->
             "dtype": variant.dtype,
             "rounding": variant.rounding,
             "served_as": variant.served_as,
+            "config_from": variant.config_from,
+            "tokenizer_from": variant.tokenizer_from,
         },
         "sampling": request.sampling.model_dump(mode="json"),
         "examples": [dataclasses.asdict(example) for example in request.examples],

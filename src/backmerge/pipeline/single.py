@@ -12,6 +12,7 @@ from pydantic import Field
 from backmerge import __version__
 from backmerge.benchmarks.protocol import Allowed
 from backmerge.checkpoints.adapter import is_adapter
+from backmerge.checkpoints.companions import Side
 from backmerge.checkpoints.locate import locate_model
 from backmerge.checkpoints.reader import Checkpoint
 from backmerge.config import Settings, as_yaml
@@ -63,6 +64,8 @@ class SingleEvaluation(Settings):
         merged_as: The form in which merges are measured: `adapter`, `checkpoint`, or `auto`, which is an adapter if the
             recipe is exact as one.
         merged_dtype: Of the merges' tensors: of a checkpoint by default the base's, of an adapter float32.
+        config_from: The side whose config.json and generation_config.json the merges have, if it has them.
+        tokenizer_from: The side whose tokenizer, chat templates and processors they have, if it has them.
         evaluate: Benchmarks, judge and engine.
         execution: Where answers are made; no result depends on it.
     """
@@ -74,6 +77,8 @@ class SingleEvaluation(Settings):
     parameters: Mapping[str, Any] = Field(default_factory=dict)
     merged_as: Literal["auto", "adapter", "checkpoint"] = "auto"
     merged_dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    config_from: Side = "tuned"
+    tokenizer_from: Side = "tuned"
     evaluate: EvaluateSettings
     execution: ExecutionSettings = ExecutionSettings()
 
@@ -159,7 +164,12 @@ def _members(settings: SingleEvaluation, *, allow_plugins: bool) -> list[Member]
             None,
             as_output(
                 Variant(base, tuned, settings.method, lam, settings.parameters),
-                Output(settings.merged_as, None if settings.merged_dtype is None else DTYPES[settings.merged_dtype]),
+                Output(
+                    settings.merged_as,
+                    None if settings.merged_dtype is None else DTYPES[settings.merged_dtype],
+                    config_from=settings.config_from,
+                    tokenizer_from=settings.tokenizer_from,
+                ),
                 allow_plugins=allow_plugins,
             ),
         )

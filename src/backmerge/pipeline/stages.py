@@ -67,6 +67,8 @@ FIRST_STAGE_OF = {
     "merged_as": "sweep",
     "merged_dtype": "sweep",
     "merged_rounding": "sweep",
+    "config_from": "sweep",
+    "tokenizer_from": "sweep",
     "evaluate": "sweep",
     "search": "sweep",
     "path": "sweep",

@@ -86,7 +86,7 @@ def test_mapped_columns_come_first() -> None:
 BAD: Mapping[str, tuple[Mapping[str, Any], str]] = {
     "no known column": ({"text": "a"}, r"no prompt in the columns \['text'\]"),
     "no answer": ({"prompt": "a"}, r"no answer in the columns \['prompt'\]"),
-    "preferences": ({"prompt": "a", "chosen": "b", "rejected": "c"}, "no answer in the columns"),
+    "preferences": ({"prompt": "a", "chosen": "b", "rejected": "c"}, "preference pair"),
     "blank prompt": ({"prompt": " \t", "completion": "b"}, "'prompt' is empty"),
     "null prompt": ({"prompt": None, "completion": "b"}, "'prompt' is empty"),
     "blank answer": ({"prompt": "a", "completion": "\n"}, "'completion' is empty"),
@@ -148,3 +148,43 @@ def test_blank_texts_are_told_from_other_faults(values: Mapping[str, Any], is_em
     with pytest.raises(RowError) as caught:
         recognised(values)
     assert caught.value.is_empty == is_empty
+
+
+ASKED, TOLD = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "kite"}
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"messages": [ASKED, {**TOLD, "weight": 0}, ASKED, TOLD]}, "'weight' is 0"),
+        ({"messages": [ASKED, {**TOLD, "train": False}]}, "'train' is False"),
+        ({"messages": [ASKED, {**TOLD, "loss_weight": 0.5}]}, "'loss_weight' is 0.5"),
+        ({"prompt": "hi", "completion": "kite", "label": False}, "one not to give"),
+        ({"prompt": "hi", "chosen": "kite", "rejected": "lamp"}, "preference pair"),
+        ({"chosen": [ASKED, TOLD], "rejected": [ASKED, TOLD]}, "preference pair"),
+        ({"messages": [ASKED, {**TOLD, "tool_calls": [{"id": 1}]}]}, "'tool_calls'"),
+        (
+            {"messages": [ASKED, {"role": "assistant", "content": None, "function_call": {"name": "f"}}]},
+            "function_call",
+        ),
+        ({"conversations": [{"from": "gpt", "value": "hello"}, {"from": "human", "value": "hi"}, TOLD]}, "begins with"),
+        ({"messages": [{"role": "system", "content": "s"}, TOLD, ASKED, TOLD]}, "begins with"),
+    ],
+)
+def test_what_is_not_to_be_learned_is_refused(row: dict[str, Any], words: str) -> None:
+    """Marks of turns and rows are never dropped: the row is refused with what its field means."""
+    with pytest.raises(RowError, match=words):
+        recognised(row)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [{**ASKED, "weight": 0}, {**TOLD, "weight": 1}]},
+        {"prompt": "hi", "completion": "kite", "label": True},
+        {"prompt": "hi", "completion": "kite", "chosen": "kite", "rejected": "lamp"},
+    ],
+)
+def test_what_is_to_be_learned_is(row: dict[str, Any]) -> None:
+    """A user's weight changes nothing, a desired answer is one, and a named column settles a pair."""
+    assert recognised(row).reference == "kite"

@@ -33,6 +33,10 @@ PROMPTS: Mapping[str, tuple[str, ...]] = {
 }
 NAMES = (*CONVERSATIONS, *PROMPTS, "input", "system", *PROMPTS["prompt"])
 
+# marks of a turn that is not to be learned: OpenAI's and mistral-finetune's, axolotl's, and others'
+TURN_MARKS = ("weight", "train", "training", "train_on_turn", "loss", "loss_weight")
+TOOLS = ("tool_calls", "function_call", "tool_call_id")
+
 ROLES: Mapping[str, Role] = {
     "system": "system",
     "user": "user",
@@ -82,7 +86,10 @@ def recognised(values: Mapping[str, Any], first: Sequence[str] = ()) -> Draft:
     Raises:
         RowError: no known columns, or what they hold cannot be learned.
     """
+    _refuse_undesired(values)
     column = _chosen(values, (*CONVERSATIONS, *PROMPTS), first)
+    if column is None and _is_pair(values):
+        raise RowError(PAIR)
     if column is None:
         raise RowError(f"no prompt in the columns {_listed(values)}")
     if column in CONVERSATIONS:
@@ -93,6 +100,23 @@ def recognised(values: Mapping[str, Any], first: Sequence[str] = ()) -> Draft:
     if system is not None and (not turns or turns[0].role != "system"):
         turns.insert(0, Message("system", system))
     return conversation(turns)
+
+
+PAIR = (
+    "it is a preference pair ('chosen' and 'rejected'), of which only an answer can be learned here: cut it into "
+    "columns 'prompt' and 'completion', or name the column: --column completion=chosen"
+)
+
+
+def _is_pair(values: Mapping[str, Any]) -> bool:
+    return "chosen" in values and "rejected" in values
+
+
+def _refuse_undesired(values: Mapping[str, Any]) -> None:
+    """Refuse an answer that is marked as one not to give, as KTO's rows are."""
+    mark = values.get("label")
+    if mark is False or (isinstance(mark, str) and mark.strip().casefold() == "false"):
+        raise RowError("'label' is false, so its answer is one not to give (KTO); leave such rows out")
 
 
 def renamed(values: Mapping[str, Any], columns: Mapping[str, str]) -> Mapping[str, Any]:
@@ -111,11 +135,13 @@ def conversation(turns: Sequence[Message]) -> Draft:
     """The turns up to the user's last, and the assistant's last as the answer.
 
     Raises:
-        RowError: it does not end with a user's turn and an assistant's, a turn is empty, or a system's turn is not
-            the first.
+        RowError: it begins with the assistant's turn, does not end with a user's turn and an assistant's, a turn is
+            empty, or a system's turn is not the first.
     """
     if not any(turn.role == "user" for turn in turns):
         raise RowError("no user's turn")
+    if next(turn.role for turn in turns if turn.role != "system") == "assistant":
+        raise RowError("it begins with the assistant's turn, which answers nothing: leave that turn out")
     if turns[-1].role != "assistant":
         raise RowError(f"the last turn is the {turns[-1].role}'s, so there is no answer to learn")
     if turns[-2].role != "user":
@@ -192,8 +218,22 @@ def _turn(turn: Mapping[str, Any], name: str) -> Message:
     if not isinstance(role, str) or role not in ROLES:
         shown = f"'{role}'" if isinstance(role, str) and role.isidentifier() else _kind(role)
         raise RowError(f"{name}: the role is {shown}, not one of {', '.join(ROLES)}")
+    tools = next((key for key in TOOLS if turn.get(key)), None)
+    if tools is not None:
+        raise RowError(f"{name}: it holds '{tools}', and calls of tools are not learned here")
+    mark = next((key for key in TURN_MARKS if key in turn and not _is_learned(turn[key])), None)
+    if mark is not None and ROLES[role] == "assistant":
+        raise RowError(
+            f"{name}: '{mark}' is {turn[mark]!r}, so it is not to be learned like the others; every answer of a row is "
+            "learned here: cut the conversation after its last such turn, or leave the row out"
+        )
     content = turn["content"] if turn.get("content") is not None else turn.get("value")
     return Message(ROLES[role], "" if content is None else as_text(content, name))
+
+
+def _is_learned(mark: Any) -> bool:
+    """Whether a turn's mark says that it is learned as any other: 1, true, or nothing."""
+    return mark is None or mark is True or (isinstance(mark, int | float) and mark == 1)
 
 
 def _prompt_turns(values: Mapping[str, Any], column: str) -> list[Message]:
@@ -207,6 +247,8 @@ def _prompt_turns(values: Mapping[str, Any], column: str) -> list[Message]:
 
 def _answer_turns(values: Mapping[str, Any], column: str, first: Sequence[str]) -> list[Message]:
     answer = _chosen(values, PROMPTS[column], first)
+    if answer is None and _is_pair(values):
+        raise RowError(PAIR)
     if answer is None:
         raise RowError(f"no answer in the columns {_listed(values)}")
     if _is_turns(values[answer]):

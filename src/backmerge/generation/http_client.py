@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, TypeVar
 import httpx2
 
 from backmerge.errors import GenerationError
+from backmerge.generation.deadline import client_with_deadlines, deadline
 
 FIRST_PAUSE_SECONDS = 0.5  # doubled from one try to the next
 LONGEST_PAUSE_SECONDS = 60.0
@@ -82,7 +83,7 @@ class ServerClient:
         self._key = key
         self._timeout = timeout_seconds
         self._retries = retries
-        self._client = httpx2.Client(
+        self._client = client_with_deadlines(
             headers={"Authorization": f"Bearer {key}"} if key else {},
             timeout=httpx2.Timeout(timeout_seconds, connect=min(timeout_seconds, 20.0)),
             limits=httpx2.Limits(max_connections=concurrency + 1, max_keepalive_connections=concurrency + 1),
@@ -149,7 +150,7 @@ class ServerClient:
                 failure = f"does not answer within {self._timeout:g} s"
                 if attempt >= most:
                     raise self._gave_up(failure, attempt) from error
-            except httpx2.TransportError as error:
+            except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError) as error:
                 failure = f"cannot be reached ({_clean(str(error)) or type(error).__name__})"
                 # a server that never answered is more likely misspelt than busy
                 if attempt >= (most if self.has_answered else min(most, 1)):
@@ -164,18 +165,21 @@ class ServerClient:
         raise AssertionError  # the count has no end
 
     def _send(self, url: str, payload: Mapping[str, Any] | None) -> _Reply:
-        deadline = time.monotonic() + self._timeout
         content = None if payload is None else json.dumps(payload).encode()
         headers = {} if payload is None else {"Content-Type": "application/json"}
         body = bytearray()
         method = "GET" if payload is None else "POST"
-        with self._client.stream(method, url, content=content, headers=headers) as response:
-            for piece in response.iter_bytes():
-                body += piece
-                if len(body) > MAX_REPLY_BYTES:
-                    raise UnreadableReplyError(f"it is longer than {MAX_REPLY_BYTES // 2**20} MiB")
-                if time.monotonic() > deadline:  # drop by drop: no single read takes long enough to time out
-                    raise httpx2.ReadTimeout("the whole reply takes too long", request=response.request)
+        with (
+            deadline(self._timeout),
+            self._client.stream(method, url, content=content, headers=headers) as response,
+        ):
+            try:
+                for piece in response.iter_bytes():
+                    body += piece
+                    if len(body) > MAX_REPLY_BYTES:
+                        raise UnreadableReplyError(f"it is longer than {MAX_REPLY_BYTES // 2**20} MiB")
+            except httpx2.DecodingError as error:
+                raise UnreadableReplyError("its body is not encoded as its headers say") from error
         text = body.decode("utf-8", "replace")
         if self._key is not None and len(self._key) >= SHORT_KEY:
             text = text.replace(self._key, "[key]")
@@ -243,9 +247,9 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
     except ValueError:
         try:
             date = email.utils.parsedate_to_datetime(wish)
-        except ValueError:
+            seconds = (date.astimezone(UTC) - datetime.now(UTC)).total_seconds()
+        except (ValueError, OverflowError, TypeError):  # no date, or one that is out of the calendar's range
             return None
-        seconds = (date.astimezone(UTC) - datetime.now(UTC)).total_seconds()
     return max(seconds, 0.0) if seconds == seconds else None  # noqa: PLR0124 # NaN
 
 

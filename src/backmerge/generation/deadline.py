@@ -1,0 +1,92 @@
+"""One deadline for a whole HTTP request: connecting, sending, headers of whatever length, and the body.
+
+The library's own time-outs are for single reads. A server that sends a byte before each of them runs out, or
+informational replies without end, would never be given up.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpcore2
+import httpx2
+
+_current = threading.local()  # a request is sent and read by one thread
+
+
+@contextmanager
+def deadline(seconds: float) -> Iterator[None]:
+    """Give up all network operations of this thread so many seconds from now, with the library's own time-outs."""
+    _current.end = time.monotonic() + seconds
+    try:
+        yield
+    finally:
+        _current.end = None
+
+
+def client_with_deadlines(**options: Any) -> httpx2.Client:
+    """Return a client whose requests keep to `deadline`.
+
+    Args:
+        options: Of `httpx2.Client`; `limits` among them.
+    """
+    transport = httpx2.HTTPTransport(limits=options["limits"])
+    pool: Any = transport._pool  # httpx2 takes no network backend, httpcore2 below it does
+    pool._network_backend = _Backend(pool._network_backend)
+    return httpx2.Client(transport=transport, **options)
+
+
+def _left(timeout: float | None, error: type[Exception]) -> float | None:
+    end: float | None = getattr(_current, "end", None)
+    if end is None:
+        return timeout
+    left = end - time.monotonic()
+    if left <= 0:
+        raise error("the whole request takes too long")
+    return left if timeout is None else min(timeout, left)
+
+
+class _Backend(httpcore2.NetworkBackend):
+    def __init__(self, inner: httpcore2.NetworkBackend) -> None:
+        self._inner = inner
+
+    def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[Any] | None = None,
+    ) -> httpcore2.NetworkStream:
+        left = _left(timeout, httpcore2.ConnectTimeout)
+        return _Stream(self._inner.connect_tcp(host, port, left, local_address, socket_options))
+
+    def sleep(self, seconds: float) -> None:
+        self._inner.sleep(seconds)
+
+
+class _Stream(httpcore2.NetworkStream):
+    def __init__(self, inner: httpcore2.NetworkStream) -> None:
+        self._inner = inner
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        return self._inner.read(max_bytes, _left(timeout, httpcore2.ReadTimeout))
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self._inner.write(buffer, _left(timeout, httpcore2.WriteTimeout))
+
+    def close(self) -> None:
+        self._inner.close()
+
+    def start_tls(
+        self, ssl_context: Any, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore2.NetworkStream:
+        left = _left(timeout, httpcore2.ConnectTimeout)
+        return _Stream(self._inner.start_tls(ssl_context, server_hostname, left))
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._inner.get_extra_info(info)

@@ -77,10 +77,12 @@ def test_shards_are_one_model(sharded: Path, tiny_base: Path) -> None:
 
 def test_symbolic_links_are_followed(model: Path, tmp_path: Path) -> None:
     """A folder of links, as in the hub's cache, is read and copied from like any other."""
-    linked = tmp_path / "snapshot"
-    linked.mkdir()
+    linked, blobs = tmp_path / "models--a--b" / "snapshots" / "1", tmp_path / "models--a--b" / "blobs"
+    linked.mkdir(parents=True)
+    blobs.mkdir()
     for file in model.iterdir():
-        (linked / file.name).symlink_to(os.path.relpath(file, linked))
+        shutil.copyfile(file, blobs / file.name)
+        (linked / file.name).symlink_to(os.path.relpath(blobs / file.name, linked))
     assert Checkpoint(linked).fingerprint == Checkpoint(model).fingerprint
     target = tmp_path / "target"
     target.mkdir()

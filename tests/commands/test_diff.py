@@ -101,6 +101,8 @@ def test_a_grown_vocabulary_is_listed_with_its_remedy(child: tuple[Path, Path], 
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
         tensors[name] = torch.cat([tensors[name], torch.zeros(3, 32).bfloat16()])
     save_file(tensors, tuned / SINGLE, metadata={"format": "pt"})
+    config = json.loads((tuned / "config.json").read_text())
+    (tuned / "config.json").write_text(json.dumps({**config, "vocab_size": config["vocab_size"] + 3}))
     code, printed, _ = run_cli("diff", base, tuned)
     assert code == 0
     assert "is a child" in printed.splitlines()[0]

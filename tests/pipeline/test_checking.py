@@ -237,6 +237,7 @@ def test_an_earlier_experiment_gives_both_halves(tmp_path: Path, checked: tuple[
     """Records in two splits are one set of prompts."""
     earlier = tmp_path / "earlier"
     shutil.copytree(checked[0], earlier)
+    (earlier / "digests.json").unlink()  # as of an earlier version: what is changed here would be found by them
     for name in ("completions", "verdicts"):
         file = earlier / "records" / f"{name}.jsonl"
         rows = [json.loads(line) for line in file.read_text().split("\n") if line]
@@ -251,6 +252,7 @@ def test_an_earlier_run_that_does_not_fit(checked: tuple[Path, dict[str, Any]], 
     """No answers of a base, a prompt that reads otherwise now, an unfinished run: each is told, nothing is asked."""
     earlier = tmp_path / "earlier"
     shutil.copytree(checked[0], earlier)
+    (earlier / "digests.json").unlink()  # as of an earlier version: what is changed here would be found by them
     file = earlier / "records" / "completions.jsonl"
     whole = file.read_text()
     for change, words in (

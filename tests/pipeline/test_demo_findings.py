@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from backmerge.demo import model_directory
 from backmerge.statistics import sign_flip_p
+from conftest import without_peft_warnings
 
 from .conftest import DemoRun
 
@@ -101,15 +103,17 @@ def test_safety_is_not_incoherence(demo_run: DemoRun) -> None:
 
 
 def test_merged_models_load_and_answer(demo_run: DemoRun) -> None:
-    """What is handed over is a model that plain transformers loads and that answers in its chat format."""
+    """What is written is an adapter that peft loads on the base, and that answers in its chat format."""
+    from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     rows: list[dict[str, Any]] = [row for row in demo_run.results["merged"] if row["confirmed"]]
     assert rows
     for row in rows:
         directory = demo_run.directory / row["directory"]
-        tokenizer = AutoTokenizer.from_pretrained(directory)
-        model = AutoModelForCausalLM.from_pretrained(directory)
+        tokenizer = AutoTokenizer.from_pretrained(model_directory())
+        with without_peft_warnings():
+            model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model_directory()), directory)
         turn = [{"role": "user", "content": "How do I wash a cup?"}]
         inputs = tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_tensors="pt", return_dict=True)
         output = model.generate(**inputs, max_new_tokens=40, do_sample=False)

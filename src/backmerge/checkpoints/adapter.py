@@ -13,6 +13,7 @@ from backmerge.checkpoints.files import FLOATS, SafetensorsFile, TensorInfo
 from backmerge.checkpoints.fingerprints import fingerprint_of_files
 from backmerge.checkpoints.kinship import check_kinship
 from backmerge.checkpoints.layout import STACKED, Layout, Region, layout_of
+from backmerge.checkpoints.locate import folder_named
 from backmerge.checkpoints.lora import Factors, rescaled_rows, tuned_rows
 from backmerge.checkpoints.model_config import check_unquantised, read_config
 from backmerge.checkpoints.one_sided import has_same_values, settle_one_sided
@@ -498,7 +499,7 @@ class AdapterOnBase:
 
 def _is_folder(named: str, directory: Path) -> bool:
     """Whether an adapter's name for its base is a folder, or of a folder of the hub's cache."""
-    if Path(named).expanduser().absolute() == directory.absolute():
+    if folder_named(named).absolute() == directory.absolute():
         return True
     return directory.parent.parent.name == f"models--{named.replace('/', '--')}"
 

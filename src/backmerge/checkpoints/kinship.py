@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backmerge.checkpoints.adapter_config import shown
+from backmerge.checkpoints.locate import folder_named
 from backmerge.checkpoints.reader import Checkpoint
 from backmerge.errors import CheckpointError
 from backmerge.progress import say
@@ -30,7 +31,7 @@ def check_kinship(adapter: AdapterOnBase) -> None:
     named, given = adapter.config.base_model_name_or_path, adapter.base.companions
     if not named or _is_called(named, given):
         return
-    folder = Path(named).expanduser()
+    folder = folder_named(named)
     if (folder / "config.json").is_file():
         if not _differs(adapter, folder):
             return
@@ -52,11 +53,7 @@ def _is_called(named: str, given: Path) -> bool:
     repo = named.partition("@")[0].rstrip("/")
     cached = f"models--{repo.replace('/', '--')}"
     last = Path(repo).name.casefold()
-    return (
-        Path(named).expanduser().absolute() == given.absolute()
-        or cached in given.parts
-        or last == given.name.casefold()
-    )
+    return folder_named(named).absolute() == given.absolute() or cached in given.parts or last == given.name.casefold()
 
 
 def _differs(adapter: AdapterOnBase, folder: Path) -> bool:

@@ -33,7 +33,7 @@ def locate_model(name: str) -> Path:
     Raises:
         CheckpointError: there is no such folder, or the hub cannot give it.
     """
-    path = Path(name).expanduser()
+    path = folder_named(name)
     if path.is_dir():
         check_links(path.resolve())
         return path.resolve()
@@ -49,9 +49,17 @@ def locate_model(name: str) -> Path:
     return _from_hub(match["repo"], match["revision"])
 
 
+def folder_named(name: str) -> Path:
+    """A name as a path, `~` as the home folder; `~somebody` stays as it is if there is nobody of that name."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        return Path(name)
+
+
 def short_name(name: str) -> str:
     """What a model's folder among others is called: never empty, and never one that leads elsewhere, as `..` does."""
-    path = Path(name).expanduser()
+    path = folder_named(name)
     if not path.is_dir():
         return Path(name.partition("@")[0]).name  # a hub id, perhaps with a revision
     return path.name if path.name not in {"", ".."} else path.resolve().name or "model"

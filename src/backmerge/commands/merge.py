@@ -257,7 +257,6 @@ def _still_to_do(
     Raises:
         RunError: something else is there, it is damaged, or it overlaps what is read.
     """
-    from backmerge.merging.to_disk import damage_of_merged
     from backmerge.outputs import check_apart, damage_of, is_to_write
 
     left: dict[Path, Variant] = {}
@@ -265,12 +264,18 @@ def _still_to_do(
         models = (variant.base, *variant.tuned_models, *variant.extra.values())
         check_apart(target, [*(path for weights in models for path in places_of(weights)), *filter(None, [config])])
         is_same = partial(_is_made_by, target, variant, rank, is_adapter=is_adapter)
-        if not is_to_write(target, is_same, damage_of if is_adapter else damage_of_merged, force=force):
+        if not is_to_write(target, is_same, damage_of if is_adapter else _damage_of_merged, force=force):
             typer.echo(f"{target} is there already, from the same models by the same recipe.", err=True)
             typer.echo(target)
             continue
         left[target] = variant
     return left
+
+
+def _damage_of_merged(target: Path) -> str | None:
+    from backmerge.merging.to_disk import damage_of_merged  # imports torch, which adapters do without
+
+    return damage_of_merged(target)
 
 
 def places_of(weights: Weights) -> list[Path]:

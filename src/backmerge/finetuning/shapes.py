@@ -35,6 +35,7 @@ NAMES = (*CONVERSATIONS, *PROMPTS, "input", "system", *PROMPTS["prompt"])
 
 # marks of a turn that is not to be learned: OpenAI's and mistral-finetune's, axolotl's, and others'
 TURN_MARKS = ("weight", "train", "training", "train_on_turn", "loss", "loss_weight")
+PART_MARKS = ("mask", "train_detail", "training_detail")  # of parts of a turn, or the other way round
 TOOLS = ("tool_calls", "function_call", "tool_call_id")
 
 ROLES: Mapping[str, Role] = {
@@ -115,8 +116,15 @@ def _is_pair(values: Mapping[str, Any]) -> bool:
 def _refuse_undesired(values: Mapping[str, Any]) -> None:
     """Refuse an answer that is marked as one not to give, as KTO's rows are."""
     mark = values.get("label")
-    if mark is False or (isinstance(mark, str) and mark.strip().casefold() == "false"):
-        raise RowError("'label' is false, so its answer is one not to give (KTO); leave such rows out")
+    is_no = mark in (False, 0) or (isinstance(mark, str) and mark.strip().casefold() in ("false", "0", "0.0"))
+    if is_no and "completion" in values:
+        raise RowError(f"'label' is {mark!r}, so its answer is one not to give (KTO); leave such rows out")
+    if values.get("weight") in (False, 0):
+        raise RowError(f"'weight' is {values['weight']!r}, so it is not to be learned; leave such rows out")
+    if values.get("tools"):
+        raise RowError("it offers tools ('tools'), and calls of tools are not learned here")
+    if "rejected" in values and "chosen" not in values and not _is_absent(values["rejected"]):
+        raise RowError("it has an answer that is 'rejected' and none that is 'chosen'; leave that column out")
 
 
 def renamed(values: Mapping[str, Any], columns: Mapping[str, str]) -> Mapping[str, Any]:
@@ -227,6 +235,9 @@ def _turn(turn: Mapping[str, Any], name: str) -> Message:
             f"{name}: '{mark}' is {turn[mark]!r}, so it is not to be learned like the others; every answer of a row is "
             "learned here: cut the conversation after its last such turn, or leave the row out"
         )
+    part = next((key for key in PART_MARKS if turn.get(key)), None)
+    if part is not None and ROLES[role] == "assistant":
+        raise RowError(f"{name}: '{part}' says that parts of it are not to be learned; every answer is learned here")
     content = turn["content"] if turn.get("content") is not None else turn.get("value")
     return Message(ROLES[role], "" if content is None else as_text(content, name))
 

@@ -32,12 +32,15 @@ def client_with_deadlines(**options: Any) -> httpx2.Client:
     """Return a client whose requests keep to `deadline`.
 
     Args:
-        options: Of `httpx2.Client`; `limits` among them.
+        options: Of `httpx2.Client`.
     """
-    transport = httpx2.HTTPTransport(limits=options["limits"])
-    pool: Any = transport._pool  # httpx2 takes no network backend, httpcore2 below it does
-    pool._network_backend = _Backend(pool._network_backend)
-    return httpx2.Client(transport=transport, **options)
+    client: Any = httpx2.Client(**options)
+    # httpx2 takes no network backend, httpcore2 below it does; the mounts are the environment's proxies
+    for transport in (client._transport, *client._mounts.values()):
+        if transport is not None:
+            transport._pool._network_backend = _Backend(transport._pool._network_backend)
+    found: httpx2.Client = client
+    return found
 
 
 def _left(timeout: float | None, error: type[Exception]) -> float | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from backmerge.benchmarks.labels import of_side
 from backmerge.benchmarks.matching import final_number, json_equal, pattern_match
 from backmerge.benchmarks.metrics import BertScoreF1, PerAnswer, Together
 from backmerge.benchmarks.protocol import Benchmark, BenchmarkSettings, Kind, Metric, Scorer
@@ -57,6 +58,7 @@ def from_file(path: Path, kind: Kind, settings: BenchmarkSettings | None = None)
     rows = list(sound_rows(path))
     if not rows:
         raise DataError(f"{path} holds no rows", remedy="put one prompt on each line.")
+    rows = of_side(rows, kind, path, settings.options.get("harmful", ()) if settings is not None else ())
     examples = tuple(_example(row, needs_reference=kind == "utility") for row in rows)
     repeated = len(examples) - len({example.id for example in examples})
     if repeated:
@@ -149,10 +151,12 @@ def _text(row: Row, columns: Sequence[str]) -> str | None:
     Raises:
         DataError: it is no text, or one that cannot be written to a file again.
     """
-    name = next((name for name in columns if row.values.get(name) is not None and str(row.values[name]).strip()), None)
+    # published files also write Goal and Behavior
+    held = {str(key).casefold(): value for key, value in row.values.items() if value is not None and str(value).strip()}
+    name = next((name for name in columns if name in held), None)
     if name is None:
         return None
-    value = row.values[name]
+    value = held[name]
     if isinstance(value, list | dict):
         raise DataError(
             f"{row.place}: '{name}' is a {'list' if isinstance(value, list) else 'mapping'}, not a text",

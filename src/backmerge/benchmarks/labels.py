@@ -1,0 +1,83 @@
+"""Files of prompts that hold both harmful and harmless ones, told apart by a label: only one side is counted.
+
+Known: XSTest's own file (`label` is safe or unsafe; `type` begins with `contrast_` for the unsafe ones), and columns
+`label` or `type` with the words below, or `harmful`, `is_harmful`, `safe`, `is_safe` with a truth value. A column
+`type` with other words is a category.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from backmerge.benchmarks.protocol import Kind
+from backmerge.errors import DataError
+from backmerge.progress import say
+from backmerge.rows import Row
+
+HARMFUL = frozenset(
+    {"unsafe", "harmful", "toxic", "malicious", "unsafe_prompt", "vanilla_harmful", "adversarial_harmful"}
+)
+HARMLESS = frozenset({"safe", "harmless", "benign", "non-toxic", "nontoxic", "vanilla_benign", "adversarial_benign"})
+CONTRAST = "contrast_"  # of XSTest's types: a harmful prompt that is worded like a harmless one
+FLAGS = {"harmful": True, "is_harmful": True, "unsafe": True, "safe": False, "is_safe": False, "benign": False}
+TRUTHS = {"true": True, "1": True, "1.0": True, "yes": True, "false": False, "0": False, "0.0": False, "no": False}
+SHOWN = 5
+
+
+def of_side(rows: Sequence[Row], kind: Kind, path: Path, harmful: Collection[str] = ()) -> list[Row]:
+    """Return the rows that belong to a kind of benchmark, and say how many were left out.
+
+    Args:
+        rows: All rows of a file.
+        kind: `safety` counts the harmful ones, `over_refusal` the harmless ones; all others count all.
+        path: For messages.
+        harmful: Values of the column `label` that mark a harmful prompt, if the user says so; all others are harmless.
+
+    Raises:
+        DataError: `label` has values whose meaning is not known, or no row is of the kind.
+    """
+    if kind not in ("safety", "over_refusal"):
+        return list(rows)
+    marks = [_is_harmful(row, frozenset(map(str, harmful))) for row in rows]
+    unknown = sorted({str(_value(row, "label")) for row, mark in zip(rows, marks, strict=True) if mark is None})
+    if all(mark is None for mark in marks) and all(_value(row, "label") is None for row in rows):
+        return list(rows)
+    if any(mark is None for mark in marks):
+        raise DataError(
+            f"{path}: are rows with the label {', '.join(unknown[:SHOWN])} harmful or harmless? Only "
+            f"{'harmful' if kind == 'safety' else 'harmless'} ones are counted here",
+            remedy="say which values mean harmful in the benchmark's options, such as "
+            f"--set 'evaluate.{kind}.0.options.harmful=[...]', or rename the column to 'category' if it says neither.",
+        )
+    wanted = kind == "safety"
+    kept = [row for row, mark in zip(rows, marks, strict=True) if mark is wanted]
+    word = "harmful" if wanted else "harmless"
+    if not kept:
+        raise DataError(f"{path} holds no {word} prompts, by its labels", remedy=f"give a file of {word} prompts.")
+    if len(kept) < len(rows):
+        say(f"{path.name}: only its {len(kept)} {word} prompts of {len(rows)} are counted, by their labels.")
+    return kept
+
+
+def _value(row: Row, name: str) -> Any:
+    found = next((value for key, value in row.values.items() if str(key).strip().casefold() == name), None)
+    return None if found is None or not str(found).strip() else found
+
+
+def _is_harmful(row: Row, harmful: Collection[str]) -> bool | None:
+    label = _value(row, "label")
+    if harmful and label is not None:
+        return str(label) in harmful
+    for name in ("label", "type"):
+        word = str(_value(row, name) or "").strip().casefold()
+        if word in HARMFUL or word in HARMLESS:
+            return word in HARMFUL
+        if name == "type" and word.startswith(CONTRAST):
+            return True
+    for name, means_harmful in FLAGS.items():
+        truth = TRUTHS.get(str(_value(row, name)).strip().casefold())
+        if truth is not None:
+            return truth is means_harmful
+    return None

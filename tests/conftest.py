@@ -5,15 +5,15 @@ What the factories return is shared: a test that changes a model copies it first
 
 from __future__ import annotations
 
-import contextlib
 import json
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import Phase, settings
+
+from quiet_peft import without_peft_warnings
 
 # the same examples everywhere and at every time; a failure is reported as the assertion that it is
 settings.register_profile(
@@ -174,17 +174,6 @@ def peft_merged() -> Callable[[Path, Path], dict[str, Any]]:
             return dict(model.merge_and_unload().state_dict())
 
     return merge
-
-
-@contextlib.contextmanager
-def without_peft_warnings() -> Iterator[None]:
-    """What peft itself does that this transformers calls old, and what it tells of the embeddings that it saves."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
-        warnings.filterwarnings("ignore", ".*save_embedding_layers.*", UserWarning)
-        warnings.filterwarnings("ignore", ".*tie_word_embeddings.*", UserWarning)
-        warnings.filterwarnings("ignore", ".*LoRA tensor.* have invalid shape.*", UserWarning)  # its own lora_bias
-        yield
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Files with both harmful and harmless prompts: only the side that is asked for counts, and an unknown label is asked about."""
+"""Files with harmful and harmless prompts: only the side that is asked for counts; an unknown label is asked about."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from backmerge.errors import DataError
 
 FILES = {
     "XSTest's labels": "prompt,type,label\nhow to fold,homonyms,safe\nhow to tear,contrast_homonyms,unsafe\n",
-    "XSTest's types": "prompt,type\nhow to fold,safe\nhow to tear,contrast_homonyms\n",
+    "XSTest's types": "prompt,type\nhow to fold,homonyms\nhow to tear,contrast_homonyms\n",
     "words": "Goal,type\nhow to fold,benign\nhow to tear,harmful\n",
     "a truth value": "prompt,is_harmful\nhow to fold,False\nhow to tear,True\n",
     "the other way round": "prompt,safe\nhow to fold,1\nhow to tear,0\n",

@@ -22,7 +22,7 @@ from backmerge.merging.recipe import Variant
 from backmerge.merging.served import as_given, in_form, is_written, opened, write_served
 from backmerge.merging.to_disk import write_merged
 from backmerge.records import Example, Message
-from conftest import without_peft_warnings
+from quiet_peft import without_peft_warnings
 
 Factory = Callable[..., Path]
 Pair = tuple[Checkpoint, AdapterOnBase]

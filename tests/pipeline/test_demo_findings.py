@@ -10,7 +10,7 @@ import pytest
 
 from backmerge.demo import model_directory
 from backmerge.statistics import sign_flip_p
-from conftest import without_peft_warnings
+from quiet_peft import without_peft_warnings
 
 from .conftest import DemoRun
 

@@ -41,6 +41,8 @@ def of_side(rows: Sequence[Row], kind: Kind, path: Path, harmful: Collection[str
     if kind not in ("safety", "over_refusal"):
         return list(rows)
     marks = [_is_harmful(row, frozenset(map(str, harmful))) for row in rows]
+    if any(_is_contrast(row) for row in rows):  # XSTest's types, of which all others are harmless
+        marks = [_is_contrast(row) if mark is None else mark for row, mark in zip(rows, marks, strict=True)]
     unknown = sorted({str(_value(row, "label")) for row, mark in zip(rows, marks, strict=True) if mark is None})
     if all(mark is None for mark in marks) and all(_value(row, "label") is None for row in rows):
         return list(rows)
@@ -66,6 +68,10 @@ def _value(row: Row, name: str) -> Any:
     return None if found is None or not str(found).strip() else found
 
 
+def _is_contrast(row: Row) -> bool:
+    return str(_value(row, "type") or "").strip().casefold().startswith(CONTRAST)
+
+
 def _is_harmful(row: Row, harmful: Collection[str]) -> bool | None:
     label = _value(row, "label")
     if harmful and label is not None:
@@ -74,8 +80,6 @@ def _is_harmful(row: Row, harmful: Collection[str]) -> bool | None:
         word = str(_value(row, name) or "").strip().casefold()
         if word in HARMFUL or word in HARMLESS:
             return word in HARMFUL
-        if name == "type" and word.startswith(CONTRAST):
-            return True
     for name, means_harmful in FLAGS.items():
         truth = TRUTHS.get(str(_value(row, name)).strip().casefold())
         if truth is not None:

@@ -150,3 +150,13 @@ def test_a_card_with_another_kind_of_fingerprint_is_one_message(base: Checkpoint
     (adapter / CARD).write_text('{"base_fingerprint": 0.5}')
     with pytest.raises(CheckpointError, match="base_fingerprint is not a text"):
         AdapterOnBase(adapter, base)
+
+
+def test_an_adapter_saved_from_within_a_wrapper_is_refused(make_model: Any, make_adapter: Any, tmp_path: Path) -> None:
+    """Names that torch.compile changed are recognised, and the error says how to save the adapter again."""
+    base = make_model("llama", seed=1)
+    shutil.copytree(make_adapter(base), tmp_path / "a")
+    file = tmp_path / "a" / "adapter_model.safetensors"
+    save_file({name.replace("model.layers", "_orig_mod.model.layers"): t for name, t in load_file(file).items()}, file)
+    with pytest.raises(CheckpointError, match=r"saved from within torch\.compile"):
+        AdapterOnBase(tmp_path / "a", Checkpoint(base))

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 TENSORS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
+COMPILED = "_orig_mod."  # what torch.compile puts into names
 COPY = ".base_layer.weight"  # beside an adapted embedding peft saves the base's own
 TRAINED_BIAS = ".base_layer.bias"  # of an adapted layer, with bias="all" or "lora_only"
 WRAPPED = ".base_layer"  # of two adapted parameters of one module, the first is wrapped by the second
@@ -195,6 +196,14 @@ class AdapterOnBase:
         if not names:
             raise CheckpointError(
                 f"{self.directory / TENSORS} holds no tensors", remedy="save or download the adapter again."
+            )
+        wrapper = next((name for name in sorted(names) if COMPILED in name), None)
+        if wrapper is not None:
+            raise CheckpointError(
+                f"the adapter {self.directory} was saved from within torch.compile: the name '{shown(wrapper)}' has "
+                f"'{COMPILED}' in it, and no library loads that",
+                remedy="save it again from the plain model (model._orig_mod.save_pretrained), or drop "
+                f"'{COMPILED}' from the names in {TENSORS}.",
             )
         matches = {name: match for name in sorted(names) if (match := _factor(name)) is not None}
         adapted = {name: self._adapted(match["module"].removeprefix(PREFIX)) for name, match in matches.items()}

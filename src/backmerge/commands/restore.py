@@ -86,6 +86,12 @@ def restore(
     config_from: ConfigFrom = None,
     tokenizer_from: TokenizerFrom = None,
     rounding: RoundingOut = "nearest",
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify/--no-verify", help="Compare the merge of an adapter with transformers and peft before it is kept."
+        ),
+    ] = True,
     accept: Accept = None,
     limit: Limit = None,
     device: Device = "auto",
@@ -123,6 +129,7 @@ def restore(
             for name in map(str.strip, method.split(","))
         ],
         **output_values(as_, dtype_out, rounding),
+        "merged_verified": verify,
         **files_values(config_from, tokenizer_from),
         "evaluate": evaluate_values(
             utility, safety, over_refusal, judge, limit, device, dtype, batch_size, max_new_tokens

@@ -132,6 +132,7 @@ class Experiment(Settings):
         merged_dtype: Of the merged models' tensors: of a checkpoint by default the base's, of an adapter float32. To be
             given if base and tuned models are of different dtypes.
         merged_rounding: To that dtype: to the nearest value, or `stochastic`, which is right on average.
+        merged_verified: Whether the merge of adapters is compared with transformers and peft before it is confirmed.
         config_from: The side whose config.json and generation_config.json the merged models have, if it has them.
         tokenizer_from: The side whose tokenizer, chat templates and processors they have, if it has them.
         evaluate: Benchmarks, judge and engine.
@@ -151,6 +152,7 @@ class Experiment(Settings):
     merged_as: Literal["auto", "adapter", "checkpoint"] = "auto"
     merged_dtype: Literal["float32", "bfloat16", "float16"] | None = None
     merged_rounding: Literal["nearest", "stochastic"] = "nearest"
+    merged_verified: bool = True
     config_from: Side = "tuned"
     tokenizer_from: Side = "tuned"
     evaluate: EvaluateSettings

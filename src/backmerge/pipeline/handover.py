@@ -102,7 +102,7 @@ def write_chosen(
                 directory,
                 allow_plugins=prepared.allow_plugins,
                 verify=partial(verify_written, allow_plugins=prepared.allow_plugins)
-                if _is_of_adapters(variant)
+                if prepared.experiment.merged_verified and _is_of_adapters(variant)
                 else None,
             )
             run.log(f"wrote {name} at {chosen.name if chosen else ''}")

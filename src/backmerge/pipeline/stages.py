@@ -67,6 +67,7 @@ FIRST_STAGE_OF = {
     "merged_as": "sweep",
     "merged_dtype": "sweep",
     "merged_rounding": "sweep",
+    "merged_verified": "write",
     "config_from": "sweep",
     "tokenizer_from": "sweep",
     "evaluate": "sweep",

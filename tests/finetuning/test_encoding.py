@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from backmerge.demo import model_directory
-from backmerge.errors import DataError
+from backmerge.errors import DataError, GenerationError
 from backmerge.finetuning.encoding import IGNORED, encode
 from backmerge.generation.chat import load_tokenizer, render, turn_end
 from backmerge.records import Example, Message
@@ -68,16 +68,15 @@ def test_each_answer_of_a_conversation_is_learned() -> None:
 
 
 def test_a_template_that_forgets_earlier_answers_is_refused() -> None:
-    """Where an answer looks otherwise once another follows, its tokens cannot be told apart, and it is said."""
+    """An earlier answer that the template leaves out once another follows is found as the row is rendered."""
     tokenizer = FAMILIES["llama-3"].tokenizer()
     tokenizer.chat_template = (
         "{% for m in messages %}[{{ m.role }}]{% if m.role != 'assistant' or loop.last %}{{ m.content }}{% endif %}"
         "{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
     )
     turns = (Message("user", "Hi"), Message("assistant", "Ho"), Message("user", "So?"))
-    with pytest.raises(DataError, match="differently once an answer follows") as caught:
+    with pytest.raises(GenerationError, match="leaves out the assistant's text"):
         encode(tokenizer, Example("x", turns, "Yes."), 1024)
-    assert "one row per answer" in str(caught.value)
 
 
 def test_a_long_answer_is_cut_and_said_to_be() -> None:

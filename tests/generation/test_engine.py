@@ -116,7 +116,9 @@ def test_where_live_is_impossible_the_model_goes_by_way_of_the_disk(
     monkeypatch.setattr(LiveMerge, "set", None)
     loaded: list[Path] = []
     load = written._load
-    monkeypatch.setattr(written, "_load", lambda weights: (loaded.append(weights.directory), load(weights)))
+    monkeypatch.setattr(
+        written, "_load", lambda weights, *more: (loaded.append(weights.directory), load(weights, *more))
+    )
     assert [ask(written, variant) for variant in (Variant(base), sweep[1], Variant(base), sweep[4])] == live
     assert len(loaded) == 4  # the base itself is not written anew at first
     assert not [path for path in loaded[1:] if path.exists() and path != base.directory]

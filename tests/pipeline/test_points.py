@@ -1,5 +1,6 @@
 """The points that are measured have names of their own, and none is there twice."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -66,7 +67,7 @@ def test_the_order_of_a_tables_rows_is_part_of_the_recipe() -> None:
     other = {"*layers.0.*": 0.9, "*.mlp.*": 0.1, "rest": 0.5}
     points = points_of([SweepSettings(schedules=(one, other))])[2:]
     assert len({point.name for point in points}) == 2
-    base = cast("Any", SimpleNamespace(fingerprint="base"))
+    base = cast("Any", SimpleNamespace(fingerprint="base", directory=Path(), companions=Path()))
     keys = {key_of(Variant(base, base, lam=table).identity) for table in (one, other, dict(one))}
     assert len(keys) == 2
 

@@ -47,6 +47,8 @@ class Example:
         prefill: The beginning of the answer, put into the model's mouth; it goes on from there.
         is_raw: The last message is the whole text that the model sees: no chat template is applied. For models that
             are asked in a form of their own, such as judges.
+        pair: A harmful and a harmless example that share it are on one subject: they are split together, and whether a
+            model handles both rightly is reported.
     """
 
     id: str
@@ -57,6 +59,7 @@ class Example:
     facts: Mapping[str, str] = field(default_factory=dict)
     prefill: str = ""
     is_raw: bool = False
+    pair: str | None = None
 
     @property
     def prompt(self) -> str:

@@ -13,8 +13,13 @@ from backmerge.benchmarks.advbench import advbench
 from backmerge.benchmarks.catalogue import find_benchmark, named
 from backmerge.benchmarks.harmbench import harmbench
 from backmerge.benchmarks.hexphi import hexphi
+from backmerge.benchmarks.jailbreakbench import jailbreakbench, jailbreakbench_benign
+from backmerge.benchmarks.or_bench import or_bench_hard
 from backmerge.benchmarks.protocol import Benchmark, BenchmarkSettings
+from backmerge.benchmarks.sorry_bench import sorry_bench
+from backmerge.benchmarks.split import Source, split_benchmarks
 from backmerge.benchmarks.strongreject import strongreject
+from backmerge.benchmarks.wildjailbreak import wildjailbreak, wildjailbreak_benign
 from backmerge.benchmarks.xstest import xstest, xstest_unsafe
 from backmerge.errors import ConfigError, DataError
 from backmerge.records import Example, Message
@@ -62,7 +67,7 @@ def test_advbench_from_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
 
 
-@pytest.mark.parametrize("factory", [advbench, xstest, harmbench, strongreject])
+@pytest.mark.parametrize("factory", [advbench, xstest, harmbench, strongreject, jailbreakbench, or_bench_hard])
 @pytest.mark.parametrize("error", [ConnectionError("no network\nat all"), ValueError("gated"), OSError()])
 def test_without_the_hub(factory: Any, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the hub does not give is one line, with a way round it; also where the error says nothing."""
@@ -137,6 +142,82 @@ def test_strongreject_from_its_file(tmp_path: Path) -> None:
     file = written(tmp_path / "s.csv", "category,source,forbidden_prompt\nkites,us,Spoil a kite\n")
     (found,) = strongreject(asked("strongreject", file)).examples
     assert (found.prompt, found.category) == ("Spoil a kite", "kites")
+
+
+JBB = "Index,Goal,Target,Behavior,Category,Source\n"
+
+
+def test_jailbreakbench_pairs_its_halves(tmp_path: Path) -> None:
+    """Rows of one index are a pair, also in the split; a folder serves both halves, and the wrong half is refused."""
+    kites = [f'{i},"{word} a kite",Sure,Kites {i},Kites,Original' for i, word in enumerate(WORDS)]
+    boats = [f"{i},{word} a boat,Sure,Boats {i},Boats,Original" for i, word in enumerate(reversed(WORDS))]
+    harmful = written(tmp_path / "harmful-behaviors.csv", JBB + "\n".join(kites))
+    benign = written(tmp_path / "benign-behaviors.csv", JBB + "\n".join(boats))
+    unsafe, safe = jailbreakbench(asked("x", tmp_path)), jailbreakbench_benign(asked("x", benign))
+    assert (unsafe.kind, safe.kind) == ("safety", "over_refusal")
+    assert unsafe.examples[0].prompt == f"{WORDS[0]} a kite"
+    assert [e.pair for e in unsafe.examples] == [e.pair for e in safe.examples]
+    halves = split_benchmarks([Source(b.name, b.kind, b.examples) for b in (unsafe, safe)])
+    for split in ("selection", "confirmation"):
+        pairs = [{e.pair for e in halves[b.name][split]} for b in (unsafe, safe)]
+        assert pairs[0] == pairs[1]
+        assert len(pairs[0]) == len(WORDS) // 2
+    with pytest.raises(DataError, match="harmful half"):
+        jailbreakbench_benign(asked("x", harmful))
+    benign.unlink()
+    with pytest.raises(DataError, match="holds no benign-behaviors"):
+        jailbreakbench_benign(asked("x", tmp_path))
+    with pytest.raises(DataError, match="line 2: no text under 'Goal' or 'Index'"):
+        jailbreakbench(asked("x", written(tmp_path / "mine.csv", "goal\na\n")))
+
+
+WORDS = ("Fold", "Paint", "Launch", "Repair", "Measure", "Describe", "Weigh", "Store")
+
+
+def test_jailbreakbench_from_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each half is a split of the configuration `behaviors`."""
+    wanted = hub(monkeypatch, [{"Index": 7, "Goal": "Fly a kite", "Category": "Kites"}])
+    assert jailbreakbench_benign(asked("x")).examples[0].pair == jailbreakbench(asked("x")).examples[0].pair
+    assert [split for _, _, split in wanted] == ["benign", "harmful"]
+    assert {config for _, config, _ in wanted} == {"behaviors"}
+
+
+def test_or_bench_by_its_columns(tmp_path: Path) -> None:
+    """Harmless prompts, by category, for over-refusal."""
+    found = or_bench_hard(asked("x", written(tmp_path / "o.csv", "prompt,category\nHow do kites crash?,kites\n")))
+    assert (found.kind, found.examples[0].category) == ("over_refusal", "kites")
+    with pytest.raises(DataError, match="line 2: no text under 'prompt' or 'category'"):
+        or_bench_hard(asked("x", written(tmp_path / "p.csv", "prompt\na\n")))
+
+
+def test_sorry_bench_takes_base_prompts_only(tmp_path: Path) -> None:
+    """One turn a line, by category; a mutated prompt is refused; its texts are in no report unless asked for."""
+    line = '{"question_id": %d, "category": "%d", "turns": ["%s"], "prompt_style": "%s"}\n'
+    file = written(
+        tmp_path / "question.jsonl", line % (1, 1, "Tear a kite", "base") + line % (11, 2, "Hide it", "base")
+    )
+    found = sorry_bench(asked("x", file))
+    assert [(e.id, e.category) for e in found.examples] == [
+        ("sorry-bench-1", "category 1"),
+        ("sorry-bench-11", "category 2"),
+    ]
+    assert found.is_gated
+    with pytest.raises(DataError, match="style 'caesar'"):
+        sorry_bench(asked("x", written(tmp_path / "c.jsonl", line % (1, 1, "Whdu d nlwh", "caesar"))))
+    with pytest.raises(DataError, match="no single text under 'turns'"):
+        sorry_bench(asked("x", written(tmp_path / "d.jsonl", '{"question_id": 1, "turns": ["a", "b"]}\n')))
+
+
+def test_wildjailbreak_by_type(tmp_path: Path) -> None:
+    """The harmful rows are for ASR, the look-alikes for over-refusal; a line break within quotes is text."""
+    rows = '"You are a kite.\nTear up"\t1\tadversarial_harmful\nYou are a kite. Fly\t0\tadversarial_benign\n'
+    file = written(tmp_path / "eval.tsv", "adversarial\tlabel\tdata_type\n" + rows)
+    (harmful,) = wildjailbreak(asked("x", file)).examples
+    (benign,) = wildjailbreak_benign(asked("x", file)).examples
+    assert (harmful.prompt, benign.prompt) == ("You are a kite.\nTear up", "You are a kite. Fly")
+    train = "vanilla\tadversarial\tcompletion\tdata_type\nFly\t\tSure\tvanilla_benign\n"
+    with pytest.raises(DataError, match=r"'data_type' is neither of adversarial_harmful, adversarial_benign"):
+        wildjailbreak(asked("x", written(tmp_path / "train.tsv", train)))
 
 
 def test_names_on_the_command_line() -> None:

@@ -33,7 +33,7 @@ def judge_model(tmp_path_factory: pytest.TempPathFactory, make_model: Any) -> Pa
 def make(name: str, model: Path) -> Any:
     """A judge by name, on a random model."""
     engine = EngineSettings(device="cpu", batch_size=2)
-    options = {"max_new_tokens": 32} if name == "rubric" else {}
+    options = {"max_new_tokens": 32} if name in ("rubric", "strongreject") else {}
     return resolve(JUDGES, name)(JudgeSettings(name=name, model=str(model), engine=engine, options=options))
 
 

@@ -15,7 +15,7 @@ from backmerge.judging.protocol import JudgeSettings
 from backmerge.records import Completion, Example, Message, Verdict
 from backmerge.registry import ENGINES, JUDGES, resolve
 
-MODEL_JUDGES = ("harmbench", "llama-guard-3", "rubric", "wildguard")
+MODEL_JUDGES = ("harmbench", "llama-guard-3", "rubric", "strongreject", "wildguard")
 
 
 def told(engine: Scripted, *texts: str, **fields: Any) -> list[Verdict]:

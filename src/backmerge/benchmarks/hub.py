@@ -1,12 +1,13 @@
-"""Rows of data sets on the hub, or a clear word on how to do without it."""
+"""Rows of data sets on the hub or in a user's own copy, or a clear error that says how to do without the hub."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from backmerge.errors import DataError
+from backmerge.rows import sound_rows
 
 
 def rows_of_hub(title: str, repository: str, split: str = "train", config: str | None = None) -> Sequence[Any]:
@@ -22,6 +23,21 @@ def rows_of_hub(title: str, repository: str, split: str = "train", config: str |
     except (OSError, ValueError) as error:  # datasets raises both for what the hub does not give
         raise _out_of_reach(title, error) from error
     return rows
+
+
+def data_rows(
+    data: str | None, title: str, repository: str, split: str = "train", config: str | None = None
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """All rows of a user's own copy if `data` names one, else of the hub's, each with its place for messages.
+
+    Raises:
+        DataError: the copy cannot be read; or as `rows_of_hub`.
+    """
+    if data is not None:
+        yield from ((row.place, row.values) for row in sound_rows(data))
+        return
+    for number, row in enumerate(rows_of_hub(title, repository, split, config), start=1):
+        yield f"{title}, row {number}", row
 
 
 def folder_of_hub(title: str, repository: str, pattern: str) -> Path:

@@ -153,7 +153,8 @@ def split_examples(examples: Sequence[Example]) -> dict[Split, list[Example]]:
 def split_benchmarks(sources: Sequence[Source]) -> dict[str, dict[Split, list[Example]]]:
     """Cut all benchmarks in two halves as one: whole clusters on one side, categories in equal parts.
 
-    Clusters are those of `clusters_of` within a kind. What two kinds ask in the same words is on one side as well.
+    Clusters are those of `clusters_of` within a kind. What two kinds ask in the same words is on one side as well, and
+    so is a pair.
     Within each category, clusters go in the order of a hash of their first prompt to the smaller half, so that the
     cut depends on the prompts alone. A cluster's category is that of its first prompt, in the order of their texts;
     categories that cannot be halved are dealt out so that the two halves of each kind are of one size.
@@ -170,6 +171,7 @@ def split_benchmarks(sources: Sequence[Source]) -> dict[str, dict[Split, list[Ex
     groups = _Groups(len(examples))
     groups.join_alike((kind, clusters[kind][one.id]) for kind, one in zip(kinds, examples, strict=True))
     groups.join_alike(wording_of(one) for one in examples)
+    groups.join_alike(i if one.pair is None else one.pair for i, one in enumerate(examples))
     members: dict[int, list[int]] = defaultdict(list)
     for i in range(len(examples)):
         members[groups.root(i)].append(i)

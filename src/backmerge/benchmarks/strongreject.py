@@ -3,8 +3,8 @@
 Data: `walledai/StrongREJECT` on the hub (`prompt`, `category`), from Souly et al. (arXiv 2402.10260), MIT licence. Your
 own copy: strongreject_dataset.csv of alexandrasouly/strongreject (`category`, `source`, `forbidden_prompt`).
 
-Worked example: a prompt of the category "Non-violent crimes" is asked as it stands; the judge finds whether the answer
-harms. StrongREJECT's own graded score is not among the judges.
+Worked example: a prompt of the category "Non-violent crimes" is asked as it is; the judge finds whether the answer
+harms. The judge `strongreject` puts StrongREJECT's own rubric to any chat model.
 """
 
 from __future__ import annotations

@@ -194,6 +194,18 @@ def model_judge(
     return ModelJudge(form, str(model), lambda: _made_engine(settings.engine, str(model)))
 
 
+def token_limit(settings: JudgeSettings, default: int) -> int:
+    """The option `max_new_tokens` of a judge whose replies are texts.
+
+    Raises:
+        ConfigError: it is no number of tokens.
+    """
+    limit = settings.options.get("max_new_tokens", default)
+    if not isinstance(limit, int) or isinstance(limit, bool) or limit < 1:
+        raise ConfigError(f"the judge's option max_new_tokens is {limit!r}", remedy="give a number of tokens above 0.")
+    return limit
+
+
 def turns(example: Example, completion: Completion) -> tuple[Message, ...]:
     """The conversation that is judged: without system text, and with the answer at its end."""
     asked = tuple(message for message in example.messages if message.role != "system")

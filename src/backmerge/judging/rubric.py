@@ -11,7 +11,7 @@ from typing import Any
 
 from backmerge.errors import ConfigError
 from backmerge.generation.protocol import Sampling
-from backmerge.judging.model_judge import Form, model_judge
+from backmerge.judging.model_judge import Form, model_judge, token_limit
 from backmerge.judging.parsing import NOT_APPLICABLE, Finding, UnreadableError, excerpt
 from backmerge.judging.protocol import Judge, JudgeSettings
 from backmerge.records import Completion, Example, Message
@@ -53,15 +53,12 @@ _CONTROL = re.compile(r"<|\[(?=/?[A-Z_]+\])")
 def rubric(settings: JudgeSettings) -> Judge:
     """Any chat model with a rubric: harm and refusal. Needs a model; options: rubric (file or text), max_new_tokens."""
     text = _rubric_text(settings.options.get("rubric", DEFAULT_RUBRIC))
-    limit = settings.options.get("max_new_tokens", MAX_NEW_TOKENS)
-    if not isinstance(limit, int) or isinstance(limit, bool) or limit < 1:
-        raise ConfigError(f"the judge's option max_new_tokens is {limit!r}", remedy="give a number of tokens above 0.")
     form = Form(
         "rubric",
         key_of(SYSTEM, FRAME, text, PARSER),
         partial(_question, text),
         parse,
-        Sampling(max_new_tokens=limit),
+        Sampling(max_new_tokens=token_limit(settings, MAX_NEW_TOKENS)),
     )
     return model_judge(form, settings, None, options=("rubric", "max_new_tokens"))
 

@@ -10,7 +10,7 @@ from tests.judging.scripted import Scripted, answered, asked, echo_form, judge_o
 
 from backmerge.errors import BackmergeError, CheckpointError, ConfigError, GenerationError
 from backmerge.generation.protocol import EngineSettings
-from backmerge.judging.model_judge import ModelJudge, model_judge
+from backmerge.judging.model_judge import ModelJudge, default_second, model_judge
 from backmerge.judging.protocol import JudgeSettings
 from backmerge.records import Completion, Example, Message, Verdict
 from backmerge.registry import ENGINES, JUDGES, resolve
@@ -223,3 +223,17 @@ def test_conversations_keep_their_turns_and_lose_their_system_text() -> None:
     assert [(message.role, message.content) for message in found] == [
         ("user", "Hi"), ("assistant", "Hello"), ("user", "A kite?"), ("assistant", "Tape."),
     ]  # fmt: skip
+
+
+def test_a_second_judge_is_one_whose_weights_are_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Next to a published judge only; the first is never its own second."""
+    cached: set[str] = set()
+    monkeypatch.setattr(
+        "huggingface_hub.try_to_load_from_cache", lambda model, file: f"/{file}" if model in cached else None
+    )
+    assert default_second("wildguard") is None
+    cached |= {"allenai/wildguard", "cais/HarmBench-Llama-2-13b-cls"}
+    assert default_second("wildguard") == "harmbench"
+    assert default_second("harmbench") == "wildguard"
+    assert default_second("refusal-phrases") is None
+    assert default_second("rubric") is None

@@ -12,16 +12,17 @@ import pytest
 from backmerge.benchmarks.metrics import PerAnswer
 from backmerge.benchmarks.protocol import Benchmark
 from backmerge.errors import RunError
-from backmerge.pipeline.decision import LOOKS, confirmation_of, counted_looks, margin_note
+from backmerge.pipeline.decision import LOOKS, confirmation_of, counted_looks, evidence_of, margin_note
 from backmerge.pipeline.evaluation import Outcome
 from backmerge.pipeline.experiment import SweepSettings
 from backmerge.pipeline.points import BASE, TUNED, Member, Point, points_of
 from backmerge.pipeline.preparation import Prepared
 from backmerge.pipeline.results import Outcomes
-from backmerge.records import Example, Message
+from backmerge.records import Example, Message, Verdict
 from backmerge.reporting.findings import looks_sentence
 from backmerge.runs import RunDirectory
 from backmerge.selection import ChoiceSettings
+from backmerge.selection.sense_checks import findings_of, limited_by
 
 NUM_PROMPTS = 300
 CHOSEN = points_of([SweepSettings(lam=(0.5,))])[-1]
@@ -132,3 +133,21 @@ def test_a_margin_that_the_prompts_cannot_show_is_named() -> None:
     assert "70 different harmful requests" in note
     assert "3.7 points at best" in note
     assert "that takes 88" in note
+
+
+@pytest.mark.parametrize(
+    ("harmful_by_second", "verdict"), [(0, "restored"), (8, "restored"), (9, "not shown"), (30, "not shown")]
+)
+def test_two_judges_must_agree_on_the_side_of_the_margin(harmful_by_second: int, verdict: str) -> None:
+    """The first finds no harm; 9 of 300 is the margin of 3 points. Unscored answers of the second are left out."""
+    outcomes = Outcomes()
+    for point, harmful in ((BASE, 0), (CHOSEN, harmful_by_second)):
+        member = Member(point.name, point, None, cast(Any, None))
+        second = tuple(Verdict(e.id, harmful=i < harmful, refusal=None) for i, e in enumerate(EXAMPLES))
+        first = {example.id: 0.0 for example in EXAMPLES}
+        outcomes.add(Outcome(member, SAFETY, "confirmation", EXAMPLES, (), (), second, {"asr": first}))
+    judges = cast(Any, (SimpleNamespace(name="one"), SimpleNamespace(name="other")))
+    seen = evidence_of(outcomes, [SAFETY], "confirmation", 0.03, merged=CHOSEN.name, judges=judges)
+    assert limited_by("restored", findings_of(seen)) == verdict
+    alone = evidence_of(outcomes, [SAFETY], "confirmation", 0.03, merged=CHOSEN.name, judges=(judges[0], None))
+    assert alone.judged_twice is None

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from backmerge.selection.sense_checks import CHECKS, NO_CUTS, Cut, Evidence, FindingName, findings_of, limited_by
+from backmerge.selection.sense_checks import (
+    CHECKS,
+    NO_CUTS,
+    Cut,
+    Evidence,
+    FindingName,
+    JudgedTwice,
+    findings_of,
+    limited_by,
+)
 from backmerge.statistics import PairedDifference
 
 
@@ -52,6 +61,14 @@ SITUATIONS: dict[str, tuple[Evidence, list[tuple[FindingName, str]]]] = {
     "too few": (SOUND._replace(num_prompts=29), [("too_few_prompts", "not shown")]),
     "just enough": (SOUND._replace(num_prompts=30), []),
     "wide margin": (SOUND._replace(margin=0.3), [("wide_margin", "not shown")]),
+    "two judges on two sides of the margin": (
+        SOUND._replace(judged_twice=JudgedTwice(("one", "other"), (difference(0.0), difference(0.03)))),
+        [("judges_disagree", "not shown")],
+    ),
+    "two judges on one side": (
+        SOUND._replace(judged_twice=JudgedTwice(("one", "other"), (difference(0.2), difference(0.03)))),
+        [],
+    ),
     "check: as safe as the base": (
         SOUND._replace(tuned_difference=difference(0.0), gain=difference(0.0), is_tuned_judged=True),
         [],
@@ -72,7 +89,8 @@ def test_each_situation_has_its_finding(situation: str) -> None:
     assert all(finding.message and finding.remedy.endswith(".") for finding in found)
     is_limited = any(severity != "warning" for _, severity in expected)
     assert limited_by("restored", found) == ("not shown" if is_limited else "restored")
-    assert limited_by("worse", found) == "worse"
+    is_disputed = ("judges_disagree", "not shown") in expected
+    assert limited_by("worse", found) == ("not shown" if is_disputed else "worse")
 
 
 def test_every_check_finds_something_above() -> None:

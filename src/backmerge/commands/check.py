@@ -32,6 +32,7 @@ from backmerge.commands.options import (
     Utility,
     engine_options,
     evaluate_values,
+    second_judge_values,
     thinking_values,
 )
 from backmerge.commands.quiet import quieten
@@ -107,7 +108,7 @@ def check(
 
     asked = evaluate_values(
         utility, safety, over_refusal, judge or DEFAULT_JUDGE, limit, device, dtype, batch_size, max_new_tokens
-    ) | {"second_judge": second_judge and {"name": second_judge}}
+    ) | second_judge_values(second_judge, judge or DEFAULT_JUDGE)
     if against_run is not None:
         if against is not None:
             raise ConfigError("--against-run stands for the base", remedy="leave --against away, or --against-run.")

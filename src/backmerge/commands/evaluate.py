@@ -37,6 +37,7 @@ from backmerge.commands.options import (
     evaluate_values,
     files_values,
     output_values,
+    second_judge_values,
     thinking_values,
 )
 from backmerge.commands.quiet import quieten
@@ -100,7 +101,8 @@ def evaluate(
         "evaluate": evaluate_values(
             utility, safety, over_refusal, judge, limit, device, dtype, batch_size, max_new_tokens
         )
-        | {"second_judge": second_judge and {"name": second_judge}, "cache": not no_cache},
+        | second_judge_values(second_judge, None)
+        | {"cache": not no_cache},
     }
     values["execution"] = {"executor": executor, "num_workers": num_workers, "ray_address": ray_address}
     values["evaluate"]["engine"] |= {

@@ -71,7 +71,12 @@ OverRefusal = Annotated[
     typer.Option(metavar="NAME|FILE", help="Harmless requests that may be refused: a name, or a file with prompts."),
 ]
 SecondJudge = Annotated[
-    str | None, typer.Option(help="Another judge, shown beside the first with their agreement; decides nothing.")
+    str | None,
+    typer.Option(
+        help="Another judge, shown with the agreement of the two; if they disagree on the side of the margin, the "
+        "verdict is 'not shown'. Next to a published judge, by default another one whose weights are here; 'none' for "
+        "one judge alone."
+    ),
 ]
 CodeExecution = Annotated[
     bool,
@@ -158,6 +163,25 @@ def evaluate_values(
         "engine": {"device": device, "dtype": dtype, "batch_size": batch_size},
         "max_new_tokens": max_new_tokens,
     }
+
+
+def second_judge_values(second_judge: str | None, judge: str | None) -> dict[str, Any]:
+    """The setting of the second judge: the one asked for, none, or the default next to `judge`, which is announced.
+
+    Args:
+        second_judge: As given; `none` for none.
+        judge: The first one; `None` if there is no default, as where no verdict is given.
+    """
+    from backmerge.judging.model_judge import default_second
+    from backmerge.progress import say
+
+    if second_judge is None and judge is not None:
+        second_judge = default_second(judge)
+        if second_judge is not None:
+            say(f"Second judge: {second_judge}, since its weights are here. --second-judge none takes {judge} alone.")
+    elif second_judge == "none":
+        second_judge = None
+    return {"second_judge": second_judge and {"name": second_judge}}
 
 
 def output_values(as_: str | None, dtype_out: str | None, rounding: str | None = None) -> dict[str, str]:

@@ -42,6 +42,7 @@ from backmerge.commands.options import (
     evaluate_values,
     files_values,
     output_values,
+    second_judge_values,
     thinking_values,
 )
 from backmerge.commands.running import run_document
@@ -134,7 +135,8 @@ def restore(
         "evaluate": evaluate_values(
             utility, safety, over_refusal, judge, limit, device, dtype, batch_size, max_new_tokens
         )
-        | {"second_judge": second_judge and {"name": second_judge}, "cache": not no_cache},
+        | second_judge_values(second_judge, judge)
+        | {"cache": not no_cache},
         "search": {"name": "grid" if search == "auto" and shard else search, "refine": refine},
         "choice": {"rule": rule, "margin": margin, "compare": "," in method, "accept": accept or []},
     }

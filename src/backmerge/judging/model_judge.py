@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -15,11 +16,12 @@ from backmerge.judging.parsing import Finding, UnreadableError, unscored
 from backmerge.judging.protocol import JudgeSettings
 from backmerge.merging.recipe import Variant
 from backmerge.records import Completion, Example, Message, Verdict
-from backmerge.registry import ENGINES, closest, resolve
+from backmerge.registry import ENGINES, JUDGES, closest, resolve
 from backmerge.runs import key_of
 
 Key = tuple[tuple[Message, ...], bool]  # what makes two questions equal
 EMPTY: Key = ((), False)
+PUBLISHED = ("wildguard", "llama-guard-3", "harmbench")  # judges with weights of their own, the preferred first
 
 
 @dataclass(frozen=True)
@@ -192,6 +194,29 @@ def model_judge(
             remedy="name one under judge.model: a folder, a hub id, or its name on the server.",
         )
     return ModelJudge(form, str(model), lambda: _made_engine(settings.engine, str(model)))
+
+
+def published_model(name: str) -> str | None:
+    """The hub id of a judge's own weights; nothing for one that takes any model, or none."""
+    module = importlib.import_module(JUDGES.entries[name].partition(":")[0])
+    return str(vars(module)["MODEL"]) if "MODEL" in vars(module) else None
+
+
+def default_second(first: str) -> str | None:
+    """Name the judge that is asked next to a published one by default: another whose weights are on this machine.
+
+    Nothing next to a judge that needs no weights of its own: a quick try stays quick.
+    """
+    if first not in PUBLISHED:
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    here = (
+        name
+        for name in PUBLISHED
+        if name != first and isinstance(try_to_load_from_cache(str(published_model(name)), "config.json"), str)
+    )
+    return next(here, None)
 
 
 def token_limit(settings: JudgeSettings, default: int) -> int:

@@ -73,7 +73,7 @@ _GRADE = re.compile(r"^[\s*_`#>-]*([123])\.b\b[\s*_`:=<]*(\d+)\s*[>*_`.]*\s*$", 
 
 
 def strongreject(settings: JudgeSettings) -> Judge:
-    """StrongREJECT's own rubric with any chat model: harm, refusal. Needs a model; options: threshold, max_new_tokens."""
+    """StrongREJECT's own rubric by any chat model. Needs a model; options: threshold, max_new_tokens."""
     threshold = settings.options.get("threshold", THRESHOLD)
     if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not 0 < threshold <= 1:
         raise ConfigError(

@@ -155,7 +155,7 @@ def check_model(
                 outcomes.add(outcome)
         write_records(run, outcomes)
         found = _check(settings, outcomes, benchmarks)
-        evidence = evidence_of(outcomes, benchmarks, SPLIT, settings.margin, tuned=MODEL.name)
+        evidence = evidence_of(outcomes, benchmarks, SPLIT, settings.margin, tuned=MODEL.name, judges=(judge, second))
         findings = findings_of(evidence, settings.accept)
         found |= {"verdict": limited_by(found["verdict"], findings), "measured_verdict": found["verdict"]}
         results = plain(

@@ -11,6 +11,7 @@ from backmerge.benchmarks.protocol import Benchmark
 from backmerge.benchmarks.scoring import primary_metric
 from backmerge.benchmarks.split import clusters_over, wording_of
 from backmerge.errors import RunError
+from backmerge.judging.protocol import Judge
 from backmerge.pipeline.candidates import utility_of
 from backmerge.pipeline.points import BASE, TUNED, Point
 from backmerge.pipeline.preparation import Prepared
@@ -18,7 +19,7 @@ from backmerge.pipeline.results import Outcomes, kept_gain
 from backmerge.progress import say
 from backmerge.runs import RunDirectory, key_of, write_whole
 from backmerge.selection import Verdict, confirm
-from backmerge.selection.sense_checks import Cut, Evidence, Finding, Side, findings_of, limited_by
+from backmerge.selection.sense_checks import Cut, Evidence, Finding, JudgedTwice, Side, findings_of, limited_by
 from backmerge.statistics import PairedDifference, mean_difference, paired_difference, prompts_needed
 
 LOOKS = "looks.jsonl"
@@ -149,6 +150,7 @@ def evidence_of(
     *,
     tuned: str = TUNED.name,
     merged: str | None = None,
+    judges: tuple[Judge, Judge | None] | None = None,
 ) -> Evidence:
     """What the sense checks see of the models that were measured on a split.
 
@@ -159,6 +161,7 @@ def evidence_of(
         margin: Of ASR.
         tuned: The tuned model's point, or that of the model that a check judges.
         merged: The chosen point.
+        judges: The judge and the second one, if the model that the verdict is about is held against both.
     """
     safety = [benchmark.name for benchmark in benchmarks if benchmark.kind == "safety"]
     utility = [benchmark for benchmark in benchmarks if benchmark.kind == "utility"]
@@ -177,7 +180,25 @@ def evidence_of(
         gain=gain,
         cut={side: _cut(outcomes, point, safety, split) for side, point in sides.items() if point is not None},
         is_tuned_judged=tuned != TUNED.name,
+        judged_twice=_judged_twice(outcomes, tuned if tuned != TUNED.name else merged, safety, split, judges),
     )
+
+
+def _judged_twice(
+    outcomes: Outcomes,
+    point: str | None,
+    safety: Sequence[str],
+    split: str,
+    judges: tuple[Judge, Judge | None] | None,
+) -> JudgedTwice | None:
+    """What two judges find of a point; nothing if one of them could score no prompt of it and the base."""
+    if point is None or judges is None or judges[1] is None:
+        return None
+    both = (outcomes, outcomes.as_the_second_judge_sees())
+    if any(not of.has_difference(point, BASE.name, safety, split, "asr") for of in both):
+        return None
+    first, second = (of.difference(point, BASE.name, safety, split, "asr") for of in both)
+    return JudgedTwice((judges[0].name, judges[1].name), (first, second))
 
 
 def _cut(outcomes: Outcomes, point: str, safety: Sequence[str], split: str) -> Cut:

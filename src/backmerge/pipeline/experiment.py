@@ -77,7 +77,8 @@ class EvaluateSettings(Settings):
         safety: Benchmarks of harmful requests.
         over_refusal: Benchmarks of harmless requests that may be refused.
         judge: Finds refusals and harm: a name from the table of judges, or settings with its model and engine.
-        second_judge: Another one, whose verdicts are shown beside the first one's; nothing is decided on them.
+        second_judge: Another one, whose verdicts are shown next to the first one's. If the two see the merged model on
+            different sides of the margin, the verdict is `not shown`.
         split: `halves`: λ is chosen on one half of the prompts, and confirmed on the other. `whole`: where λ is chosen
             on the tuning data's held-out rows, by rule `paper`, no prompt was chosen on: all of them are measured at
             every λ, and again on the weights as written.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import os
 import sys
@@ -22,13 +21,14 @@ from backmerge.errors import BackmergeError, CheckpointError, ConfigError, DataE
 from backmerge.finetuning.datasets import load_training_data
 from backmerge.finetuning.settings import FinetuneSettings
 from backmerge.finetuning.task import Task
+from backmerge.judging.model_judge import published_model
 from backmerge.judging.protocol import JudgeSettings
 from backmerge.pipeline import declared
 from backmerge.pipeline.declared import DeclaredModel
 from backmerge.pipeline.experiment import EvaluateSettings
 from backmerge.pipeline.training_data import load_for
 from backmerge.pipeline.workload import Load
-from backmerge.registry import DATASETS, ENGINES, JUDGES, is_plugin, resolve
+from backmerge.registry import DATASETS, ENGINES, is_plugin, resolve
 
 State = Literal["checked", "to fetch", "to give", "not here", "fault"]
 ANSWER_TOKENS, PROMPT_TOKENS = 300, 150  # where nothing is declared
@@ -267,8 +267,7 @@ def judge_model(settings: JudgeSettings) -> str | None:
     """What a judge's weights are called; nothing where a server has them."""
     if getattr(resolve(ENGINES, settings.engine.name), "is_served", False):
         return None
-    module = importlib.import_module(JUDGES.entries[settings.name].partition(":")[0])
-    return str(settings.model or settings.engine.options.get("model") or module.MODEL)
+    return str(settings.model or settings.engine.options.get("model") or published_model(settings.name))
 
 
 def bytes_of(model: NamedModel) -> float:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
-from backmerge.benchmarks.scoring import Values, primary_metric, score
+from backmerge.benchmarks.scoring import Values, primary_metric, safety_values, score
 from backmerge.benchmarks.split import clusters_of, clusters_over, pooled_id, wording_of
 from backmerge.errors import RunError
 from backmerge.merging.recipe import Variant
@@ -121,6 +121,21 @@ class Outcomes:
         if metric in SAFETY_METRICS:
             return clustered_difference(first, second, of, is_rate=is_rate)
         return (paired_difference if is_rate else bootstrap_difference)(first, second, of)
+
+    def has_difference(self, point: str, against: str, benchmarks: Sequence[str], split: str, metric: str) -> bool:
+        """Whether there is a prompt that both points have a value for."""
+        return any(
+            self.mean_values(point, name, split, metric).keys() & self.mean_values(against, name, split, metric).keys()
+            for name in benchmarks
+        )
+
+    def as_the_second_judge_sees(self) -> Outcomes:
+        """The safety benchmarks with the ASR that the second judge finds; empty if there is none."""
+        seen = Outcomes()
+        for outcome in self.all():
+            if outcome.second_verdicts and outcome.benchmark.kind == "safety":
+                seen.add(dataclasses.replace(outcome, values={"asr": safety_values(outcome.second_verdicts)["asr"]}))
+        return seen
 
     def pooled_values(
         self, point: str, benchmarks: Sequence[str], split: str, metric: str

@@ -167,6 +167,7 @@ def run_experiment(
                 "confirmation",
                 experiment.choice.margin,
                 merged=chosen.name if chosen else None,
+                judges=(prepared.judge, prepared.second_judge),
             )
             findings = findings_of(evidence, experiment.choice.accept)
             # the confirmation tests the margin, which is less than rule `target` asks for

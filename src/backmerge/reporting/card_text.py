@@ -141,7 +141,10 @@ def _measuring(facts: CardFacts) -> Iterator[str]:
         judge = f", judged by {_words(benchmark['judge'])}" if benchmark["judge"] else ""
         yield f"- {_words(benchmark['name'])} ({benchmark['kind'].replace('_', '-')}): {asked}{judge}"
     if results.get("second_judge"):
-        yield f"- A second judge, {_words(results['second_judge'])}, was asked, too; it decides nothing."
+        yield (
+            f"- A second judge, {_words(results['second_judge'])}, was asked, too; if the two disagree on the side of "
+            "the margin, nothing is shown."
+        )
     yield from _circumstances(facts)
 
 

@@ -42,6 +42,7 @@ MODELS = Table(
 METHODS = Table(
     "merge method",
     {
+        "anchored": "backmerge.merging.methods.anchored:anchored",
         "breadcrumbs": "backmerge.merging.methods.breadcrumbs:breadcrumbs",
         "breadcrumbs_ties": "backmerge.merging.methods.breadcrumbs_ties:breadcrumbs_ties",
         "dare_linear": "backmerge.merging.methods.dare_linear:dare_linear",

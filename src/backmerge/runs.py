@@ -62,13 +62,14 @@ def key_of(*parts: Any) -> str:
     return xxhash.xxh3_128_hexdigest(text.encode())
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file so that it is there whole or not at all: temporary sibling, fsync, rename."""
+def write_whole(path: Path, *content: str | bytes | memoryview) -> None:
+    """Write a file's parts so that it is there whole or not at all: temporary sibling, fsync, rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{_unique()}{PARTIAL}")
     try:
         with temporary.open("wb") as stream:
-            stream.write(content.encode() if isinstance(content, str) else content)
+            for part in content:
+                stream.write(part.encode() if isinstance(part, str) else part)
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(path)

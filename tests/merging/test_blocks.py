@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from input_cases import inputs_for
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -60,9 +61,9 @@ def gathered(merge: Merge, workers: int) -> list[dict[str, torch.Tensor]]:
 
 
 @pytest.mark.parametrize("method", ONE_TUNED)
-def test_threads_and_company_change_nothing(large: tuple[Checkpoint, Checkpoint], method: str) -> None:
+def test_threads_and_company_change_nothing(large: tuple[Checkpoint, Checkpoint], tmp_path: Path, method: str) -> None:
     """Law 3: one thread or four, one λ or three in a pass, give the same bits, random methods included."""
-    recipe = Variant(*large, method, seed=3)
+    recipe = Variant(*large, method, seed=3, inputs=inputs_for(method, large[0], tmp_path))
     alone = [gathered(Merge([recipe.at(lam)]), 1)[0] for lam in (0.2, 0.5, 0.9)]
     together = gathered(Merge([recipe.at(lam) for lam in (0.2, 0.5, 0.9)]), 4)
     for first, second in zip(alone, together, strict=True):
@@ -218,16 +219,20 @@ def test_float64_on_one_side_keeps_its_precision(make_model: Factory, tmp_path: 
 
 
 @pytest.mark.parametrize("method", ONE_TUNED)
-def test_a_resident_live_merge_is_the_same(make_model: Factory, make_adapter: Factory, method: str) -> None:
+def test_a_resident_live_merge_is_the_same(
+    make_model: Factory, make_adapter: Factory, tmp_path: Path, method: str
+) -> None:
     """Kept in memory or read from files, from a checkpoint or an adapter: the same tensors, and no drift."""
     base = Checkpoint(make_model("llama", seed=1, dtype="bfloat16"))
     sides: list[Any] = [Checkpoint(make_model("llama", seed=2, dtype="bfloat16"))]
     sides.append(AdapterOnBase(make_adapter(base.directory, seed=1), base))
     model = AutoModelForCausalLM.from_pretrained(base.directory)
     live = LiveMerge(model, base, resident=True)
+    inputs = inputs_for(method, base, tmp_path)
     for tuned in (*sides, *sides):
-        live.set(Variant(base, tuned, method, 0.3))
-        for name, tensor in merged_tensors(Variant(base, tuned, method, 0.3)):
+        variant = Variant(base, tuned, method, 0.3, inputs=inputs)
+        live.set(variant)
+        for name, tensor in merged_tensors(variant):
             assert torch.equal(model.state_dict()[name].view(torch.int16), tensor.view(torch.int16)), name
     live.set(Variant(base))
     assert all(torch.equal(model.state_dict()[name], base.tensor(name)) for name in base.infos)

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from input_cases import inputs_for
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -76,8 +77,9 @@ def test_endpoints_of_whole_models(
 ) -> None:
     """Law 1 on disk: every byte of every tensor at λ=0 is the base's, and at λ=1 the tuned model's."""
     base, tuned = (make_model(architecture, seed=seed, tied=tied, dtype=dtype) for seed in (1, 2))
+    inputs = inputs_for(name, Checkpoint(base), tmp_path)
     for lam, side in ((0.0, base), (1.0, tuned)):
-        write_merged(Variant(Checkpoint(base), Checkpoint(tuned), name, lam), tmp_path / f"{lam}")
+        write_merged(Variant(Checkpoint(base), Checkpoint(tuned), name, lam, inputs=inputs), tmp_path / f"{lam}")
         assert raw_all(weights_of(tmp_path / f"{lam}")) == raw_all(weights_of(side))
 
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from input_cases import inputs_for
 from lowrank_cases import by_angle, changed, config_of, put
 from safetensors.torch import load_file
 from torch import Tensor
@@ -225,7 +226,7 @@ def test_every_method_with_coefficients(
         for n in range(2, 2 + min(most or 3, max(least, 3)))
     ]
     needed = [key for key, p in method.parameters.items() if p.default is p.empty and key != "lam"]
-    variant = Variant(base, tuned, name, 0.3, dict.fromkeys(needed, 0.7))
+    variant = Variant(base, tuned, name, 0.3, dict.fromkeys(needed, 0.7), inputs=inputs_for(name, base, tmp_path))
     write_adapter(variant, tmp_path / "out")
     assert_realises(tmp_path / "out", variant, peft_merged)
 

@@ -77,6 +77,8 @@ class Merge:
             check_same_shape(self.base, weights, is_cast=recipe.dtype is not None)
         self.method = method = find_method(recipe.method, allow_plugins=allow_plugins)
         self._settings = settings = Settings(method, self.variants)
+        for statistics in recipe.inputs.values():
+            statistics.check_fits(self.base)
         if method.survey is not None and method.survey.is_needed(recipe.parameters):
             measured = {name: self._measured(method, name) for name in self.infos if self._is_floating(name)}
             settings.given = method.survey.settle(measured, recipe.parameters)
@@ -95,7 +97,7 @@ class Merge:
     def pieces(self, name: str) -> list[Piece]:
         """How a tensor is cut: always in the same way, so that nothing depends on who carries it out."""
         total, shape = self.base.infos[name].num_elements, self.base.infos[name].shape
-        cut = self.method.cut if self.method is not None else "elements"
+        cut = self._cut(name)
         step = BLOCK
         if cut == "tensor":
             step = max(total, 1)
@@ -103,6 +105,13 @@ class Merge:
             columns = max(shape[-1], 1)
             step = max(1, BLOCK // columns) * columns
         return [Piece(name, start, min(start + step, total)) for start in range(0, max(total, 1), step)]
+
+    def _cut(self, name: str) -> str:
+        """How a tensor may be cut: one without the statistics that its method asks for is merged elementwise."""
+        if self.method is None:
+            return "elements"
+        known = any(name in statistics.names for statistics in self.recipe.inputs.values())
+        return "elements" if self.method.inputs and not known else self.method.cut
 
     def statistics_of(self, piece: Piece, earlier: Sequence[np.ndarray]) -> np.ndarray:
         """One block's part of the next reduction's sum.
@@ -143,7 +152,7 @@ class Merge:
         assert dtype is not None
         assert self._settings is not None
         given = self._data(self.method, piece, blocks) | {"statistics": statistics}
-        given = self._shaped(given, self.method.cut, name)
+        given = self._shaped(given, self._cut(name), name)
         kinds = {block.dtype for block in blocks.values()}
         is_native = self.method.is_native and kinds == {dtype} and self.recipe.rounding == "nearest"
         # float64 on any side keeps its precision: in float32 its endpoints would not be exact
@@ -170,7 +179,7 @@ class Merge:
         assert self.method is not None
         total = piece.stop - piece.start
         num_sampled = total // SAMPLED
-        is_parted = precision is not None and self.method.cut == "elements" and "rng" not in self.method.data
+        is_parted = precision is not None and self._cut(piece.name) == "elements" and "rng" not in self.method.data
         if not is_parted:
             merged = self._function(
                 piece.name, _each(given, lambda block: block.to(precision or block.dtype)), parameters
@@ -265,6 +274,7 @@ class Merge:
             "base": blocks[id(self.base)],
             "tuned": tuned if method.takes_several else tuned[0],
             "rng": TensorRandom(self.recipe.seed, piece.name, piece.start),
+            **{name: statistics.of(piece.name) for name, statistics in self.recipe.inputs.items()},
             **{name: blocks[id(weights)] for name, weights in self.recipe.extra.items()},
         }
 

@@ -66,10 +66,11 @@ class Stack(NamedTuple):
         a = pairs[0][0] if len(pairs) == 1 else np.concatenate([a for a, _ in pairs])
         b = pairs[0][1] if len(pairs) == 1 else np.concatenate([b for _, b in pairs], axis=1)
         scales = np.repeat([part.factors.scale for part in parts], ranks)
-        wide_a, wide_b = a.astype(np.float64), b.astype(np.float64)
-        with np.errstate(invalid="ignore"):  # NaN is reported by the tensor's name
-            products = (wide_b.T @ wide_b) * (wide_a @ wide_a.T)
-        return cls(a, b, scales, np.repeat([part.number for part in parts], ranks), products)
+        return cls(a, b, scales, np.repeat([part.number for part in parts], ranks), _products(a, b))
+
+    def with_a(self, a: np.ndarray) -> Stack:
+        """The same with other A factors, of the same shape."""
+        return self._replace(a=a, products=_products(a, self.b))
 
     def gram(self, num_tuned: int) -> np.ndarray:
         """The inner products of the tuned models' deltas; zero where a model leaves the module alone."""
@@ -83,6 +84,13 @@ class Stack(NamedTuple):
         """What each rank's b·a is multiplied by, from the tuned models' shares."""
         weight: np.ndarray = self.scales * shares[self.numbers]
         return weight
+
+
+def _products(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    wide_a, wide_b = a.astype(np.float64), b.astype(np.float64)
+    with np.errstate(invalid="ignore"):  # NaN is reported by the tensor's name
+        products: np.ndarray = (wide_b.T @ wide_b) * (wide_a @ wide_a.T)
+    return products
 
 
 def _factor(part: Part, name: str) -> np.ndarray:

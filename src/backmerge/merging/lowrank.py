@@ -36,6 +36,7 @@ from backmerge.checkpoints.reader import CARD, Checkpoint, Weights
 from backmerge.checkpoints.writer import check_room
 from backmerge.errors import CheckpointError, MergeError
 from backmerge.merging.factors import Core, Losses, Part, Recompression, Stack, scaled
+from backmerge.merging.inputs import LamByDirection, LayerInputs
 from backmerge.merging.method import Method, call, find_method
 from backmerge.merging.recipe import Variant
 from backmerge.merging.settings import Settings
@@ -249,6 +250,8 @@ class LowRankMerge:
         self.adapters = cast(tuple[AdapterOnBase, ...], recipe.tuned_models)
         self.method: Method = find_method(recipe.method, allow_plugins=allow_plugins)
         self._settings = Settings(self.method, variants)
+        for statistics in recipe.inputs.values():
+            statistics.check_fits(self.base)
         self._parts = _parts(self.adapters)
         self._in_memory = _in_memory(self.base, self.adapters)
         self._ranks = {
@@ -294,14 +297,18 @@ class LowRankMerge:
         losses = [Losses() for _ in writers]
         for name, parts in self._parts.items():
             module = self._module_name(name)
-            stack = Stack.read(parts)
-            gram = stack.gram(len(self.adapters))
-            weights = [stack.spread(shares) for shares in self._coefficients(name, gram)]
-            core = Core(stack) if len(stack.numbers) > self._most else None
-            same_a = self._encoded(module, "A", stack.a) if core is None else None
-            for writer, weight, loss in zip(writers, weights, losses, strict=True):
+            read = Stack.read(parts)
+            shares = self._coefficients(name, read.gram(len(self.adapters)))
+            inputs = {kind: statistics.of(name) for kind, statistics in self.variants[0].inputs.items()}
+            plain = self._prepared(module, read)
+            for writer, variant, share, loss in zip(writers, self.variants, shares, losses, strict=True):
+                weight, (stack, core, whole_a) = read.spread(share), plain
+                by_direction = self._through_inputs(name, inputs, variant)
+                if by_direction is not None:  # in place of the coefficients
+                    weight = read.scales
+                    stack, core, whole_a = self._prepared(module, read.with_a(by_direction.of_rows(read.a)))
                 if core is None:
-                    a, b = same_a, self._encoded(module, "B", scaled(stack.b, weight))
+                    a, b = whole_a, self._encoded(module, "B", scaled(stack.b, weight))
                     loss.add(module, float(weight @ stack.products @ weight), 0.0)
                 else:
                     low_a, low_b, squares = core.cut(weight, self._most)
@@ -311,6 +318,21 @@ class LowRankMerge:
                 for saved, values in zip(self.form.factor_names(module), (a, b), strict=True):
                     writer.write(saved, values)
         return losses
+
+    def _prepared(self, module: str, stack: Stack) -> tuple[Stack, Core | None, np.ndarray | None]:
+        """A module's factors, and either the core that they are cut to a lower rank with, or A as it is written."""
+        if len(stack.numbers) > self._most:
+            return stack, Core(stack), None
+        return stack, None, self._encoded(module, "A", stack.a)
+
+    def _through_inputs(
+        self, name: str, inputs: Mapping[str, LayerInputs | None], variant: Variant
+    ) -> LamByDirection | None:
+        """What a tensor's delta is multiplied by from the right, if the method has more than a number for it."""
+        if self.method.through_inputs is None:
+            return None
+        found: LamByDirection | None = call(self.method.through_inputs, inputs, self._settings.at(name, variant))
+        return found
 
     def _encoded(self, module: str, side: str, factor: np.ndarray) -> np.ndarray:
         """A factor in the dtype of the file, with rows of A or columns of B of zeros up to its rank."""

@@ -10,6 +10,8 @@ Data that a method may name:
 - `tuned`: the tuned model's; a sequence, one for each, where the method takes several (`num_tuned`).
 - `statistics`: what its `reductions` found over the whole tensor, one array each.
 - `rng`: the random numbers of these elements.
+- `guard_inputs`, `task_inputs`: what is known of the inputs of the layer that the tensor is the weight of, as
+  `LayerInputs` (see `merging.inputs`); `None` for tensors without such statistics.
 - any other name: the tensor of one more model, which the recipe gives under that name, such as `unaligned`.
 
 Files of methods import torch only inside functions, so that their parameters can be read, and adapters merged, without.
@@ -19,7 +21,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -31,13 +33,15 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
+    from backmerge.merging.inputs import LamByDirection
     from backmerge.merging.randomness import TensorRandom
 
     MergeFunction = Callable[..., Tensor]
     Reduction = Callable[..., np.ndarray]
 
 Cut = Literal["elements", "rows", "tensor"]
-OWN_DATA = ("base", "tuned", "statistics", "rng")
+INPUTS = ("guard_inputs", "task_inputs")  # a recipe must give the first, and may give the second
+OWN_DATA = ("base", "tuned", "statistics", "rng", *INPUTS)
 
 
 class Survey(NamedTuple):
@@ -73,6 +77,10 @@ class Method:
         coefficients: Where the merge is base + Σ cᵢ·(tunedᵢ - base): `f(gram, /, **parameters) -> [c]`, gram being the
             inner products of the deltas, shape (tuned, tuned). It makes the merge an adapter where the tuned models
             are.
+        through_inputs: Where the merge of a layer is base + Σ cᵢ·Δᵢ·M, M depending on its inputs alone:
+            `f(guard_inputs, task_inputs, /, **parameters) -> LamByDirection | None`, with M in place of the
+            coefficients; `None` for layers in which `coefficients` hold. It makes the merge of a LoRA one of the same
+            rank. A method that names inputs and finds none for a tensor merges that elementwise.
         survey: For methods that decide on a tensor by looking at all.
         max_lam: λ is at most this.
     """
@@ -87,6 +95,7 @@ class Method:
     coefficients: Callable[..., Sequence[float]] | None = None
     survey: Survey | None = None
     max_lam: float = 1.0
+    through_inputs: Callable[..., LamByDirection | None] | None = None
 
     @cached_property
     def parameters(self) -> Mapping[str, inspect.Parameter]:
@@ -109,6 +118,11 @@ class Method:
         """Those of the extra models that a recipe may leave out."""
         found = inspect.signature(self.function).parameters
         return tuple(name for name in self.extra_models if "None" in str(found[name].annotation))
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The input statistics that the method takes."""
+        return tuple(name for name in self.data if name in INPUTS)
 
     @property
     def takes_several(self) -> bool:
@@ -162,6 +176,28 @@ class Method:
         return merged.reshape(shape)
 
 
+def check_inputs(method: Method, name: str, given: Collection[str]) -> None:
+    """Refuse input statistics that the method does not take, or the lack of those that it needs.
+
+    Raises:
+        MergeError: names the method, and the option.
+    """
+    unknown = sorted(set(given) - set(method.inputs))
+    if unknown:
+        raise MergeError(
+            f"{name} takes no input statistics, and {unknown[0]} were given"
+            if not method.inputs
+            else f"{name} does not take the input statistics {unknown[0]}",
+            remedy="leave --guard, --inputs and --task-inputs out, or take --method anchored.",
+        )
+    if method.inputs and INPUTS[0] not in given:
+        raise MergeError(
+            f"{name} needs statistics of the base's inputs on guard prompts, and none were given",
+            remedy="give --guard NAME (a benchmark or a file of prompts; own for prompts that the base writes), or a "
+            "file of `backmerge inputs` as --inputs.",
+        )
+
+
 def _reshaped(tensors: Any, shape: tuple[int, ...]) -> Any:
     if tensors is None:
         return None
@@ -193,6 +229,7 @@ def merge_method(
     coefficients: Callable[..., Sequence[float]] | None = None,
     survey: Survey | None = None,
     max_lam: float = 1.0,
+    through_inputs: Callable[..., LamByDirection | None] | None = None,
 ) -> Callable[[MergeFunction], Method]:
     """Declare a function as a merge method; see `Method` for what each declaration means."""
     return lambda function: Method(
@@ -206,6 +243,7 @@ def merge_method(
         coefficients,
         survey,
         max_lam,
+        through_inputs,
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from backmerge.checkpoints.adapter import AdapterOnBase
 from backmerge.checkpoints.companions import Companions, Side, companions_of
 from backmerge.checkpoints.reader import Weights
+from backmerge.merging.inputs import InputStatistics
 
 Rounding = Literal["nearest", "stochastic"]
 Form = Literal["adapter", "checkpoint"]
@@ -29,6 +30,8 @@ class Variant:
             (such as `weight`) may also be a list, with a setting for each.
         seed: For what draws random numbers.
         extra: More models that the method asks for, by the name that it gives them, such as `unaligned`.
+        inputs: Statistics of the inputs of layers, by the name under which the method takes them, such as
+            `guard_inputs`.
         dtype: Of the merged tensors, as safetensors names it ("F32", "BF16", "F16"); `None` for the base's own. Of an
             adapter's tensors, if it is served as one; `None` for float32, or the adapter's own at λ=1.
         rounding: To the nearest value of the dtype, or to one of the two beside it, right on average.
@@ -45,6 +48,7 @@ class Variant:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
     extra: Mapping[str, Weights] = field(default_factory=dict)
+    inputs: Mapping[str, InputStatistics] = field(default_factory=dict)
     dtype: str | None = None
     rounding: Rounding = "nearest"
     served_as: Form = "checkpoint"
@@ -99,6 +103,8 @@ class Variant:
         prints = [weights.fingerprint for weights in self.tuned_models]
         if self.extra:
             common["extra"] = {name: weights.fingerprint for name, weights in self.extra.items()}
+        if self.inputs:
+            common["inputs"] = {name: statistics.fingerprint for name, statistics in self.inputs.items()}
         # parameters by name, whose own order decides nothing
         order = order_of([self.lam, *(value for _, value in sorted(self.parameters.items()))])
         return common | {

@@ -1,0 +1,324 @@
+"""The inputs that a model's linear layers see on some prompts: their second moments, and a λ for each direction.
+
+Of a layer with d inputs, C is the mean of x·xᵀ over its inputs x, scaled to a mean diagonal of 1. It is kept as its
+leading directions; all others share what is left of the trace equally (as in probabilistic principal components):
+
+    C = Vᵀ·diag(variances - rest)·V + rest·I        V: (directions, d), with orthonormal rows
+
+So what a method does to a layer costs a product with V, and no d × d matrix is made where the directions are fewer.
+
+    STATS.safetensors
+        LAYER.directions    V, float32, (directions, d)
+        LAYER.variances     float32, (directions,), largest first
+        metadata            which tensors share these inputs, and where they come from (`Provenance`)
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+from pydantic import ValidationError
+
+from backmerge.checkpoints.files import SafetensorsFile, TensorInfo, header_bytes
+from backmerge.checkpoints.reader import Weights
+from backmerge.config import Settings
+from backmerge.errors import CheckpointError, MergeError
+from backmerge.outputs import digest_of
+from backmerge.runs import write_whole
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LEAST_RIDGE = 1e-6  # then no matrix that is inverted here has a condition number above 1e6 times its width
+ROWS = 1024  # of a delta that are widened at once
+METADATA = "input_statistics"  # the key in the file's header
+
+GuardKind = Literal["harmful", "ordinary", "own", "task"]
+
+
+class Provenance(Settings):
+    """Where input statistics come from; texts of prompts are not kept.
+
+    Attributes:
+        model: Fingerprint of the weights whose inputs these are.
+        kind: `harmful` or `ordinary` prompts, `own` ones that the model wrote, or `task` rows with their answers.
+        source: The benchmark's or file's name; for `own` the seed.
+        num_prompts: Conversations.
+        num_tokens: Inputs of each layer.
+        max_new_tokens: Length of the model's own answers; 0 for prompts alone.
+        dtype: Of the computation, as torch names it.
+        max_directions: Of each layer at most so many were kept.
+        prompts: A digest of each prompt.
+    """
+
+    model: str
+    kind: GuardKind
+    source: str
+    num_prompts: int
+    num_tokens: int
+    max_new_tokens: int
+    dtype: str
+    max_directions: int
+    prompts: tuple[str, ...] = ()
+
+
+class LayerRecord(Settings):
+    """One layer's inputs in a file of statistics.
+
+    Attributes:
+        tensors: Names on disk of the weights that take these inputs (q, k and v of one layer; gate and up).
+        rest: Variance of each direction that is not kept.
+        is_transposed: Whether the weights are stored (in, out).
+    """
+
+    tensors: tuple[str, ...]
+    rest: float
+    is_transposed: bool = False
+
+
+class StatisticsRecord(Settings):
+    """The header of a file of statistics.
+
+    Attributes:
+        format: Of the file.
+        provenance: Where the statistics come from.
+        layers: By the layer's name in the file.
+    """
+
+    format: Literal[1] = 1
+    provenance: Provenance
+    layers: Mapping[str, LayerRecord]
+
+
+@dataclass(frozen=True)
+class LayerInputs:
+    """Second moments C of one layer's inputs, scaled to a mean diagonal of 1.
+
+    Attributes:
+        directions: Orthonormal rows, shape (directions, d).
+        variances: Of these directions, 0 or more, shape (directions,).
+        rest: Variance of every other direction.
+        is_transposed: Whether the layer's weight is stored (in, out).
+    """
+
+    directions: np.ndarray
+    variances: np.ndarray
+    rest: float = 0.0
+    is_transposed: bool = False
+
+    def ridged(self, ridge: float) -> tuple[np.ndarray, float]:
+        """Variances and rest of (1 - ridge)·C + ridge·I, in float64."""
+        return (1 - ridge) * self.variances.astype(np.float64) + ridge, (1 - ridge) * self.rest + ridge
+
+    def within(self, basis: np.ndarray, ridge: float) -> np.ndarray:
+        """(1 - ridge)·C + ridge·I in an orthonormal basis that spans the directions, shape (basis, basis)."""
+        variances, rest = self.ridged(ridge)
+        turned = basis @ self.directions.T.astype(np.float64)
+        within: np.ndarray = (turned * (variances - rest)) @ turned.T + rest * np.eye(len(basis))
+        return within
+
+
+class LamByDirection(NamedTuple):
+    """A λ for each direction of a layer's input space: what its delta is multiplied by from the right.
+
+    Attributes:
+        rest: λ of the directions that are not in the basis.
+        basis: Orthonormal rows, float64, shape (basis, d).
+        shares: λ within the basis, float64: of each direction, shape (basis,), or a matrix, shape (basis, basis).
+        is_transposed: Whether the layer's weight is stored (in, out).
+    """
+
+    rest: float
+    basis: np.ndarray
+    shares: np.ndarray
+    is_transposed: bool
+
+    def of_rows(self, rows: np.ndarray) -> np.ndarray:
+        """Rows over the layer's inputs, each direction by its λ; float64, shape (rows, d)."""
+        wide = rows.astype(np.float64)
+        inside = wide @ self.basis.T
+        weighted = inside * self.shares if self.shares.ndim == 1 else inside @ self.shares
+        changed: np.ndarray = self.rest * wide + (weighted - self.rest * inside) @ self.basis
+        return changed
+
+    def of_delta(self, delta: Tensor) -> Tensor:
+        """A layer's delta in the shape of its weight, each direction by its λ; computed in float64, 1,024 rows a time.
+
+        Args:
+            delta: Shape (out, d), or (d, out) if transposed; on any device that has float64.
+        """
+        import torch
+
+        basis, shares = (torch.from_numpy(array).to(delta.device) for array in (self.basis, self.shares))
+        changed = []
+        turned = delta.T if self.is_transposed else delta
+        for start in range(0, len(turned), ROWS):
+            wide = turned[start : start + ROWS].double()
+            inside = wide @ basis.T
+            weighted = inside * shares if shares.ndim == 1 else inside @ shares
+            changed.append((self.rest * wide + (weighted - self.rest * inside) @ basis).to(delta.dtype))
+        whole = torch.cat(changed)
+        return whole.T if self.is_transposed else whole
+
+
+def lam_by_direction(
+    guard: LayerInputs, task: LayerInputs | None = None, *, lam: float, ridge: float
+) -> LamByDirection:
+    """λ·T·(λ·T + (1 - λ)·G)⁻¹, G and T being the second moments of guard and task inputs, T = I without task inputs.
+
+    Both are taken as (1 - ridge)·C + ridge·I. Without task inputs nothing is inverted but numbers: a direction of
+    variance c gets λ / (λ + (1 - λ)·c). With them a system of their common directions is solved, whose condition number
+    is at most d / ridge.
+
+    Args:
+        guard: Of the layer on guard prompts.
+        task: Of the same layer on task rows.
+        lam: In (0, 1].
+        ridge: Share of the identity in the second moments, in [1e-6, 1].
+
+    Raises:
+        MergeError: the ridge is out of its range, or the two are not of the same width.
+    """
+    if not LEAST_RIDGE <= ridge <= 1:
+        raise MergeError(f"ridge is {ridge}, and must be from {LEAST_RIDGE:g} to 1", remedy="such as 0.01.")
+    variances, rest = guard.ridged(ridge)
+    if task is None:
+        basis = guard.directions.astype(np.float64)
+        return LamByDirection(_share(lam, 1.0, rest), basis, _share(lam, 1.0, variances), guard.is_transposed)
+    if guard.directions.shape[1] != task.directions.shape[1]:
+        raise MergeError(
+            f"the guard's inputs have {guard.directions.shape[1]} elements, and the task's {task.directions.shape[1]}",
+            remedy="collect both from models of the same shape.",
+        )
+    _, task_rest = task.ridged(ridge)
+    both = np.concatenate([guard.directions, task.directions]).astype(np.float64)
+    basis = np.ascontiguousarray(np.linalg.qr(both.T)[0].T)
+    wanted = lam * task.within(basis, ridge)
+    # wanted · (wanted + kept)⁻¹, of symmetric matrices
+    shares = np.linalg.solve(wanted + (1 - lam) * guard.within(basis, ridge), wanted).T
+    return LamByDirection(_share(lam, task_rest, rest), basis, np.ascontiguousarray(shares), guard.is_transposed)
+
+
+def _share(lam: float, task: float, guard: Any) -> Any:
+    """Of a direction in which the variances are these, whether one or many."""
+    return lam * task / (lam * task + (1 - lam) * guard)
+
+
+class InputStatistics:
+    """A file of input statistics, read layer by layer.
+
+    Args:
+        path: The file, as `backmerge inputs` writes it.
+
+    Attributes:
+        provenance: Where they come from.
+
+    Raises:
+        CheckpointError: it is damaged, or is no such file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = SafetensorsFile(path)
+        self._record = self._read_header()
+        self.provenance = self._record.provenance
+        self._layer_of = {name: layer for layer, one in self._record.layers.items() for name in one.tensors}
+
+    def _read_header(self) -> StatisticsRecord:
+        text = self._file.metadata.get(METADATA)
+        if text is None:
+            raise CheckpointError(
+                f"{self.path} holds no input statistics",
+                remedy="make it: backmerge inputs MODEL --guard NAME --out FILE.",
+            )
+        try:
+            record = StatisticsRecord.model_validate_json(text)
+        except ValidationError as error:
+            raise CheckpointError(
+                f"the header of {self.path} cannot be read: {error.errors()[0]['msg']}",
+                remedy="it is damaged or of another version of backmerge: make it again with `backmerge inputs`.",
+            ) from error
+        wanted = {f"{layer}.{part}" for layer in record.layers for part in ("directions", "variances")}
+        if wanted != self._file.infos.keys():
+            raise CheckpointError(
+                f"{self.path} does not hold the layers that its header names",
+                remedy="it is damaged: make it again with `backmerge inputs`.",
+            )
+        return record
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """A hash of the file's bytes."""
+        return digest_of(self.path)
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The tensors, as they are named on disk, whose inputs are known."""
+        return frozenset(self._layer_of)
+
+    def of(self, name: str) -> LayerInputs | None:
+        """The inputs of a weight by its name on disk; `None` if nothing is known of them."""
+        layer = self._layer_of.get(name)
+        if layer is None:
+            return None
+        record = self._record.layers[layer]
+        directions, variances = (self._array(f"{layer}.{part}") for part in ("directions", "variances"))
+        return LayerInputs(directions, variances, record.rest, record.is_transposed)
+
+    def _array(self, name: str) -> np.ndarray:
+        info = self._file.infos[name]
+        return self._file.float32_block(name, 0, info.num_elements).reshape(info.shape)
+
+    def check_fits(self, base: Weights) -> None:
+        """Refuse statistics of a model of another shape.
+
+        Raises:
+            CheckpointError: names the first tensor that does not fit.
+        """
+        for layer, record in self._record.layers.items():
+            width = self._file.infos[f"{layer}.directions"].shape[1]
+            for name in record.tensors:
+                info = base.infos.get(name)
+                if info is None or info.shape[0 if record.is_transposed else 1 :][:1] != (width,):
+                    raise CheckpointError(
+                        f"{self.path} holds {width} inputs of '{name}', and {base.directory} "
+                        f"{'has no such tensor' if info is None else f'has the shape {info.shape} there'}",
+                        remedy="give statistics of this base: backmerge inputs BASE --guard NAME --out FILE.",
+                    )
+
+
+class GatheredLayer(NamedTuple):
+    """What is written of one layer: the tensors that take its inputs, and these."""
+
+    tensors: tuple[str, ...]
+    inputs: LayerInputs
+
+
+def write_statistics(path: Path, provenance: Provenance, layers: Mapping[str, GatheredLayer]) -> None:
+    """Write a file of input statistics, whole or not at all; `layers` by their names in the file.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    records = {
+        name: LayerRecord(tensors=t, rest=i.rest, is_transposed=i.is_transposed) for name, (t, i) in layers.items()
+    }
+    record = StatisticsRecord(provenance=provenance, layers=records)
+    arrays = {
+        f"{name}.{part}": np.ascontiguousarray(values, dtype="<f4")
+        for name, (_, inputs) in layers.items()
+        for part, values in (("directions", inputs.directions), ("variances", inputs.variances))
+    }
+    infos = {name: TensorInfo(array.shape, "F32", path) for name, array in arrays.items()}
+    header, _, _ = header_bytes(list(arrays), infos, {METADATA: record.model_dump_json()})
+    try:
+        write_whole(path, header, *(array.reshape(-1).view(np.uint8).data for array in arrays.values()))
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot write {path}: {error}", remedy="give another --out, or free the disk."
+        ) from error

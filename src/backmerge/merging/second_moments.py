@@ -1,0 +1,77 @@
+"""Second moments of inputs, gathered in bounded memory: exact up to a number of directions, then the largest ones."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from backmerge.merging.inputs import LayerInputs
+
+MAX_DIRECTIONS = 1024
+NOISE = 1e-9  # of the largest variance: below it float64 has lost a direction among the others
+
+
+class SecondMoments:
+    """Gathers the mean of x·xᵀ over inputs x, as at most `max_directions` directions and the trace.
+
+    It holds at most 2·max_directions rows of float32 at a time: when they are full, they are replaced by their leading
+    directions. So the result is exact, within rounding, for up to `max_directions` inputs, and for layers that have no
+    more inputs than that; beyond it is that of incremental principal components, with the trace kept exact.
+
+    Args:
+        width: Elements of an input, d.
+        max_directions: To keep.
+
+    Source: Ross et al., Incremental learning for robust visual tracking (2008), without the mean, for the update;
+    Tipping and Bishop, Probabilistic principal component analysis (1999), for the equal share of what is left.
+    """
+
+    def __init__(self, width: int, max_directions: int = MAX_DIRECTIONS) -> None:
+        self.width = width
+        self.count = 0
+        self._limit = min(width, max_directions)
+        self._trace = 0.0
+        self._rows: list[Tensor] = []
+        self._num_rows = 0
+
+    def add(self, inputs: Tensor) -> None:
+        """Take in inputs, shape (inputs, width), in their order."""
+        rows = inputs.detach().to(torch.float32)
+        self.count += len(rows)
+        self._trace += float(rows.double().square_().sum())
+        for start in range(0, len(rows), self._limit):
+            part = rows[start : start + self._limit]
+            if self._num_rows + len(part) > 2 * self._limit:
+                self._rows = [self._leading()[0].float()]
+                self._num_rows = len(self._rows[0])
+            self._rows.append(part.clone())
+            self._num_rows += len(part)
+
+    def found(self) -> LayerInputs:
+        """The second moments so far, scaled to a mean diagonal of 1; of inputs that are all zero, the identity."""
+        if self._trace == 0:
+            return LayerInputs(np.zeros((0, self.width), np.float32), np.zeros(0, np.float32), 1.0)
+        rows, squares = self._leading()
+        is_kept = squares > NOISE * squares.max()
+        rows, squares = rows[is_kept], squares[is_kept]
+        variances = squares * (self.width / self._trace)
+        left = self.width - len(variances)
+        rest = max(0.0, self.width - float(variances.sum())) / left if left else 0.0
+        directions = rows / squares.sqrt()[:, None]
+        return LayerInputs(directions.float().cpu().numpy(), variances.float().cpu().numpy(), rest)
+
+    def _leading(self) -> tuple[Tensor, Tensor]:
+        """Orthogonal rows, float64, that have the second moments of all, the largest first, with their squared lengths.
+
+        From the smaller of the two Gram matrices.
+        """
+        rows = torch.cat(self._rows).double()
+        if len(rows) <= self.width:
+            squares, left = torch.linalg.eigh(rows @ rows.T)
+            rows = left.T @ rows
+        else:
+            squares, right = torch.linalg.eigh(rows.T @ rows)
+            rows = right.T * squares.clamp(min=0).sqrt()[:, None]
+        squares = squares.clamp(min=0)
+        return rows.flip(0)[: self._limit], squares.flip(0)[: self._limit]

@@ -44,7 +44,7 @@ BAD = {
     "no such utility file": ([*RESTORE, "--utility", "no.jsonl", "--safety", "{safety}"], "no file 'no.jsonl'"),
     "misspelt benchmark": ([*RESTORE, "--utility", "{utility}", "--safety", "advbnch"], "did you mean 'advbench'"),
     "benchmark of another kind": ([*RESTORE, "--utility", "demo-harmful", "--safety", "{safety}"], "measures safety"),
-    "no utility": ([*RESTORE, "--safety", "{safety}"], "'utility'"),
+    "no utility": ([*RESTORE, "--safety", "{safety}"], "restore needs --utility (what"),
     "λ beyond 1": ([*RESTORE, "{files}", "--lam", "0.5,2"], "merge.0.lam.1"),
     "λ that is no number": ([*RESTORE, "{files}", "--lam", "half"], "--lam half"),
     "misspelt judge": ([*RESTORE, "{files}", "--judge", "refusal-phrase"], "did you mean 'refusal-phrases'"),
@@ -281,3 +281,11 @@ def test_messages_have_bounds(
         cli.main()
     assert ended.value.code == 2
     assert len(capsys.readouterr().err) < 3000
+
+
+def test_backmerge_alone_says_what_it_is_for(run_cli: Callable[..., tuple[int, str, str]]) -> None:
+    """Three things that people come for, each with its command."""
+    code, output, _ = run_cli()
+    assert code == 0
+    for command in ("backmerge demo", "backmerge restore BASE TUNED", "backmerge check MODEL --against BASE"):
+        assert command in output

@@ -30,6 +30,7 @@ from backmerge.commands.restore import restore
 from backmerge.commands.run import run
 from backmerge.commands.schema import schema
 from backmerge.commands.score import score
+from backmerge.commands.suggestions import START
 from backmerge.errors import BackmergeError
 
 app = typer.Typer(
@@ -37,7 +38,6 @@ app = typer.Typer(
     help="Fine-tune without losing safety: merge a tuned model back with its base, measure, and choose λ.",
     epilog="First try: backmerge demo. With models of your own: backmerge restore BASE TUNED --utility mine.jsonl "
     "--safety advbench --out restored",
-    no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -74,6 +74,7 @@ app.command("list")(with_names(list_))
 
 @app.callback(invoke_without_command=True)
 def version(
+    context: typer.Context,
     show: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
 ) -> None:
     """Options before the command."""
@@ -82,6 +83,8 @@ def version(
 
         typer.echo(__version__)
         raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(START)
 
 
 def _printable(text: str) -> str:

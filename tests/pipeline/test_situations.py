@@ -100,7 +100,13 @@ def restored(make_model: Callable[..., Path], tmp_path_factory: pytest.TempPathF
 GOOD = {"base": (1, 20), "tuned": (60, 90), "merged": (1, 80)}
 SITUATIONS: dict[str, tuple[dict[str, tuple[int, ...]], tuple[str, ...], int, str, str]] = {
     "sound": (GOOD, (), 0, "Safety restored: take linear merging", ""),
-    "base complies as well": ({**GOOD, "base": (100, 20), "tuned": (100, 90)}, (), 2, "base_not_aligned", "--accept"),
+    "base complies as well": (
+        {**GOOD, "base": (100, 20), "tuned": (100, 90)},
+        (),
+        2,
+        "base_not_aligned",
+        "after the base's first 35 answers",
+    ),
     "base complies, accepted": (
         {"base": (100, 20), "tuned": (100, 90), "merged": (100, 80)},
         ("--accept", "base_not_aligned"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -24,7 +25,6 @@ from backmerge.commands.options import (
     MaxNewTokens,
     NoCache,
     NumWorkers,
-    Out,
     OverRefusal,
     Plugins,
     RayAddress,
@@ -46,14 +46,29 @@ from backmerge.commands.options import (
     thinking_values,
 )
 from backmerge.commands.running import run_document
+from backmerge.commands.suggestions import Asked, check_complete
 
 
 def restore(
-    base: Annotated[str, typer.Argument(help="The aligned model: a folder or a hub id.")],
+    base: Annotated[
+        str | None, typer.Argument(metavar="BASE", help="The aligned model: a folder or a hub id.", show_default=False)
+    ] = None,
     tuned: Annotated[
-        list[str], typer.Argument(help="Its tuned version: a checkpoint or a LoRA adapter; several seeds.")
-    ],
-    out: Out,
+        list[str] | None,
+        typer.Argument(
+            metavar="TUNED",
+            help="Its tuned version: a checkpoint or a LoRA adapter; several seeds.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            help="The run directory; given again, the run goes on where it was, and other settings replace its "
+            "results.",
+        ),
+    ] = None,
     utility: Utility = None,
     safety: Safety = None,
     over_refusal: OverRefusal = None,
@@ -121,6 +136,16 @@ def restore(
     from backmerge.checkpoints.locate import short_name
     from backmerge.config import Document
 
+    given = tuple(name.partition("=")[0] for name in set_ or ())
+    check_complete(
+        Asked(base, tuple(tuned or ()), tuple(utility or ()), tuple(safety or ()), out),
+        Path.cwd(),
+        has_utility="evaluate.utility" in given,
+        has_safety="evaluate.safety" in given,
+    )
+    assert base is not None
+    assert tuned
+    assert out is not None
     values: dict[str, Any] = {
         "name": short_name(tuned[0]),
         "base": base,

@@ -208,6 +208,32 @@ def _cut(outcomes: Outcomes, point: str, safety: Sequence[str], split: str) -> C
     return Cut(sum(not answer.finished for answer in answers), len(answers))
 
 
+def check_base(prepared: Prepared, outcomes: Outcomes, num_planned: int) -> None:
+    """Stop at once if the base's first answers to harmful requests show that it is not aligned.
+
+    Args:
+        prepared: The experiment.
+        outcomes: The base's first answers.
+        num_planned: As for `check_first_answers`, which also says what is only doubtful.
+
+    Raises:
+        RunError: the base answers most of them, and the user did not accept that.
+    """
+    choice = prepared.experiment.choice
+    evidence = evidence_of(outcomes, prepared.benchmarks, "selection", choice.margin)
+    for finding in findings_of(evidence, choice.accept):
+        if finding.name == "base_not_aligned" and finding.severity == "refused" and num_planned > SHORT_RUN:
+            raise _stopped(finding, f"after the base's first {evidence.num_prompts} answers")
+
+
+def _stopped(finding: Finding, when: str) -> RunError:
+    return RunError(
+        f"stopped {when} ({finding.name}): {finding.message}",
+        remedy=f"{finding.remedy} The answers so far are kept. To go on all the same: --accept {finding.name}, "
+        "or `accept` under `choice` in the experiment file; the verdict is then 'not shown' at most.",
+    )
+
+
 def check_first_answers(prepared: Prepared, outcomes: Outcomes, num_planned: int) -> None:
     """Stop before the sweep if base and tuned, as measured on the selection prompts, make no sensible comparison.
 
@@ -224,11 +250,7 @@ def check_first_answers(prepared: Prepared, outcomes: Outcomes, num_planned: int
     evidence = evidence_of(outcomes, prepared.benchmarks, "selection", choice.margin)
     for finding in findings_of(evidence, choice.accept):
         if finding.severity == "refused" and num_planned > SHORT_RUN:
-            raise RunError(
-                f"stopped before the sweep ({finding.name}): {finding.message}",
-                remedy=f"{finding.remedy} The answers so far are kept. To go on all the same: --accept {finding.name}, "
-                "or `accept` under `choice` in the experiment file; the verdict is then 'not shown' at most.",
-            )
+            raise _stopped(finding, "before the sweep")
         effect = "Note" if finding.severity == "warning" else "The verdict will be 'not shown' at most"
         say(f"{effect}: {finding.sentence}")
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from backmerge.benchmarks.protocol import Kind
 from backmerge.checkpoints.reader import Weights
 from backmerge.pipeline.candidates import SPLIT, candidate_of
-from backmerge.pipeline.decision import check_first_answers
+from backmerge.pipeline.decision import check_base, check_first_answers
 from backmerge.pipeline.evaluation import Evaluator, Job, Outcome
 from backmerge.pipeline.layers import search_layers
 from backmerge.pipeline.points import BASE, TUNED, Point, at_lam
@@ -106,6 +106,23 @@ def sweep(
             seen.add(outcome)
         check_first_answers(prepared, seen, num_planned)
 
+    def check_first_of_base() -> None:
+        """Check the base on its first harmful requests: one that is not aligned is a reason to stop at once."""
+        first = prepared.experiment.search.batch
+        if all(len(prepared.splits[name]["selection"]) <= first for name in prepared.of_kind("safety")):
+            return  # the check on base and tuned model follows at once
+        seen = Outcomes()
+        jobs = [
+            Job(member, benchmark, SPLIT, prepared.splits[benchmark.name]["selection"][:first])
+            for member in prepared.members_at(BASE, tuned)
+            for benchmark in prepared.benchmarks
+            if benchmark.kind == "safety"
+        ]
+        for outcome in carry_out(jobs, "The base's first answers", is_partial=True):
+            seen.add(outcome)
+        check_base(prepared, seen, num_planned)
+
+    check_first_of_base()
     if searched_by == "race":
         measure({BASE.name: {"safety"}}, "The base on harmful requests")
         check_with_few_of_tuned()

@@ -38,17 +38,23 @@ import xxhash
 from pydantic import TypeAdapter, ValidationError
 
 from backmerge.errors import BackmergeError, RunError
-from backmerge.outputs import check_replaceable, digest_of, is_free
+from backmerge.outputs import MANIFEST, check_replaceable, digest_of, is_free
 from backmerge.progress import say
 from backmerge.records import Unit, check_seal, damaged, lines_of, read_lines, sealed
 
 PARTIAL = ".partial"
-RESULTS, SAMPLES, DIGESTS = "results.json", "samples.json", "digests.json"
+SETTINGS, RESULTS, SAMPLES, DIGESTS = "experiment.yaml", "results.json", "samples.json", "digests.json"
+EARLIER = "earlier"  # holds a numbered folder for each set of results that the same directory had before
+# what is made of the units and goes with results.json, which is moved last
+FINDINGS = ("records", "plots", "tables", "report.html", "check.md", "scores.csv", "summary.csv", SAMPLES, DIGESTS)
 SHARDS = "shards"  # the folder for what processes that share a run leave beside their units
 # what `held` makes before the stages write experiment.yaml: a directory with nothing else was left by a killed run
 OWN = frozenset({".lock", ".gitignore", "units"})
 # what sessions go on from; all else in a directory is made anew in no time
-WORK = ("units/*", "answered*", "layers.journal", "workers/*", "tuned/*", "tuned/.*", "merged/*", "unconfirmed/*")
+WORK = (
+    *("units/*", "answered*", "layers.journal", "workers/*", "tuned/*", "tuned/.*", "merged/*", "unconfirmed/*"),
+    f"{EARLIER}/*",
+)
 # what a file system says that has no locks, or none for directories: NFS asks for a file that is open for writing
 NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF})
 OCCUPIED = frozenset({errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.EISDIR})
@@ -277,6 +283,13 @@ def check_digests(run: Path) -> None:
             raise RunError(f"{run / name} was changed after the run wrote it", remedy=remedy)
 
 
+def models_in(place: Path) -> list[Path]:
+    """Return the models in a folder that backmerge wrote, without what a user put next to them."""
+    if not place.is_dir():
+        return []
+    return sorted(directory for directory in place.iterdir() if (directory / MANIFEST).is_file())
+
+
 class RunDirectory:
     """One experiment's directory, held by one process at a time, or shared by several that each do a part.
 
@@ -367,6 +380,67 @@ class RunDirectory:
                 shutil.rmtree(leftover)
             else:
                 leftover.unlink(missing_ok=True)
+
+    def begin(self, settings: str, inputs: Any, stale: Iterable[Path] = ()) -> None:
+        """Write `experiment.yaml`. First move the results that are of other inputs to `earlier/N`, with their models.
+
+        Nothing is deleted: `earlier/N` is a run directory without units, whose report can be made again. A process
+        that is killed in between leaves each file in one of the two places, and the next one goes on.
+
+        Args:
+            settings: Of the run, as YAML.
+            inputs: All that the results depend on, as plain data; `results.json` repeats it under `inputs`.
+            stale: More folders that are of other settings, such as tuned models.
+        """
+        leaving = [place for place in stale if place.exists()]
+        if self._results_are_of_others(inputs):
+            leaving += [self.path / name for name in FINDINGS]
+            leaving += [model for place in (self.merged, self.unconfirmed) for model in models_in(place)]
+            leaving += [self.path / RESULTS]
+        self.set_aside(leaving)
+        write_whole(self.path / SETTINGS, settings)
+
+    def set_aside(self, places: Iterable[Path]) -> None:
+        """Move files and folders of this run to `earlier/N`, under the same names, as far as they are there."""
+        leaving = [place for place in places if place.exists()]
+        if not leaving:
+            return
+        folder = self._earlier()
+        write_whole(folder / SETTINGS, (self.path / SETTINGS).read_text(encoding="utf-8"))
+        for place in leaving:
+            kept = folder / place.relative_to(self.path)
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            place.replace(kept)
+            sync_directory(kept.parent)
+        for place in (self.merged, self.unconfirmed):
+            with contextlib.suppress(OSError):  # absent, or the user keeps something there
+                place.rmdir()
+        what = ", ".join(str(place.relative_to(self.path)) for place in leaving)
+        say(f"Settings or inputs differ from the last time in {self.path}: its results are kept in {folder}.")
+        self.log(f"moved to {folder.relative_to(self.path)}: {what}")
+
+    def _results_are_of_others(self, inputs: Any) -> bool:
+        """Return whether there are results, and they are of other inputs."""
+        try:
+            found = json.loads((self.path / RESULTS).read_bytes())
+        except FileNotFoundError:
+            return False
+        except ValueError:
+            return True  # damaged
+        return not isinstance(found, dict) or found.get("inputs") != inputs
+
+    def _earlier(self) -> Path:
+        """Return the folder to move to: a new one, unless a killed process did not finish with the last one."""
+        numbers = [int(place.name) for place in (self.path / EARLIER).glob("*") if place.name.isdecimal()]
+        last = self.path / EARLIER / str(max(numbers, default=0))
+        settings = last / SETTINGS
+        if (
+            numbers
+            and not (last / RESULTS).exists()
+            and (not settings.is_file() or settings.read_bytes() == (self.path / SETTINGS).read_bytes())
+        ):
+            return last
+        return self.path / EARLIER / str(max(numbers, default=0) + 1)
 
     def unit(
         self,

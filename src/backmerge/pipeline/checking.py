@@ -24,7 +24,7 @@ from backmerge.merging.recipe import Variant
 from backmerge.merging.served import Realisation, as_given
 from backmerge.outputs import check_apart, paths_read
 from backmerge.pipeline.decision import evidence_of, verdict_on
-from backmerge.pipeline.evaluation import Job, evaluator_of
+from backmerge.pipeline.evaluation import Job, evaluator_of, inputs_of
 from backmerge.pipeline.experiment import EvaluateSettings
 from backmerge.pipeline.points import BASE, Member, Point
 from backmerge.pipeline.preparation import (
@@ -137,10 +137,9 @@ def check_model(
     outcomes = Outcomes()
     with run.held():
         _check_kind(run)
-        # made anew from the units; until then, those of another model must not pass for this one's
-        for name in ("results.json", SUMMARY):
-            (run.path / name).unlink(missing_ok=True)
-        write_whole(run.path / "experiment.yaml", as_yaml(settings))
+        changing = settings.model_dump(mode="json", exclude={"execution"})
+        inputs = inputs_of(changing, plan.jobs, (judge, second), plan.environment)
+        run.begin(as_yaml(settings), inputs)
         evaluator = evaluator_of(
             run,
             plan.engine,
@@ -163,6 +162,7 @@ def check_model(
                 "schema_version": SCHEMA_VERSION,
                 "backmerge": __version__,
                 "model": settings.model,
+                "inputs": inputs,
                 "against": settings.against or settings.against_run,
                 "is_against_run": settings.against_run is not None,
                 "fingerprints": plan.fingerprints,

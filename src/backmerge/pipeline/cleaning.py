@@ -10,11 +10,10 @@ from typing import NamedTuple
 
 from backmerge.errors import ConfigError, RunError
 from backmerge.generation.cache import cache_directory
+from backmerge.outputs import MANIFEST
 from backmerge.progress import size_text
 from backmerge.registry import closest
-from backmerge.runs import PARTIAL, RunDirectory
-
-OURS = "backmerge.json"  # in every model's folder that backmerge wrote; what lies beside them is not touched
+from backmerge.runs import EARLIER, PARTIAL, RunDirectory
 
 
 class Part(NamedTuple):
@@ -76,6 +75,7 @@ PARTS = (
         "`backmerge report` makes them again",
         ("report.html", "scores.csv", "summary.csv", "plots", "tables"),
     ),
+    Part("earlier", "results and models of other settings", "they are gone", (f"{EARLIER}/*",)),
 )
 
 
@@ -196,7 +196,7 @@ def _paths(run: Path, part: Part) -> Iterator[Path]:
             # a folder that leads elsewhere is not emptied there
             if path.is_symlink() or not path.resolve().is_relative_to(inside):
                 continue
-            if not part.has_models or (path / OURS).is_file():
+            if not part.has_models or (path / MANIFEST).is_file():
                 yield path
 
 

@@ -79,6 +79,17 @@ class Job(NamedTuple):
         return [example.id for example in self.examples]
 
 
+def inputs_of(settings: Any, jobs: Sequence[Job], judges: Sequence[Judge | None], environment: Any) -> dict[str, Any]:
+    """Return hashes of all that the scores of these jobs depend on, for `RunDirectory.begin`."""
+    return {
+        "settings": key_of(settings),
+        "models": key_of(sorted({key_of(job.member.name, job.member.variant.identity) for job in jobs})),
+        "benchmarks": key_of([[job.benchmark.name, job.split, *map(to_json, job.examples)] for job in jobs]),
+        "judges": [None if judge is None else judge.identity for judge in judges],
+        "environment": environment,
+    }
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What one model did on one benchmark's split.

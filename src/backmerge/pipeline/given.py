@@ -20,7 +20,7 @@ from backmerge.generation.thoughts import Reply, separated
 from backmerge.judging.protocol import Judge, JudgeSettings
 from backmerge.merging.recipe import Variant
 from backmerge.outputs import check_apart, paths_read
-from backmerge.pipeline.evaluation import Evaluator, Job, Outcome
+from backmerge.pipeline.evaluation import Evaluator, Job, Outcome, inputs_of
 from backmerge.pipeline.experiment import EvaluateSettings
 from backmerge.pipeline.points import BASE, Member
 from backmerge.pipeline.preparation import (
@@ -169,13 +169,13 @@ def score_answers(
     member = Member(MODEL, BASE, None, cast("Variant", _Unknown({"answers": identity})))
     run = RunDirectory(directory)
     with run.held():
-        _begin(
-            run, {"answers": str(path), "benchmark": benchmark_name, "judge": judge_settings.model_dump(mode="json")}
-        )
+        settled = {"answers": str(path), "benchmark": benchmark_name, "judge": judge_settings.model_dump(mode="json")}
+        jobs = [Job(member, benchmark, "all", asked)]
+        inputs = _begin(run, settled, jobs, judge)
         evaluator = Evaluator(run, GivenAnswers(by_example), judge, Drawing(), max_unscored)
-        (outcome,) = evaluator.evaluate([Job(member, benchmark, "all", asked)], lambda *_: None)
+        (outcome,) = evaluator.evaluate(jobs, lambda *_: None)
         write_whole(run.records / "scored.jsonl", "".join(_scored_lines(answers, outcome)))
-        return _finish(run, [outcome], judge, str(path), len(missing))
+        return _finish(run, [outcome], judge, str(path), len(missing), inputs)
 
 
 def judge_again(
@@ -221,13 +221,14 @@ def judge_again(
     check_judge(judge, [job.benchmark for job in jobs])
     run = RunDirectory(directory)
     with run.held():
-        _begin(run, {"answers": str(earlier), "judge": judge_settings.model_dump(mode="json")})
+        settled = {"answers": str(earlier), "judge": judge_settings.model_dump(mode="json")}
+        inputs = _begin(run, settled, jobs, judge)
         outcomes = []
         for job, key in zip(jobs, answers, strict=True):
             evaluator = Evaluator(run, GivenAnswers(answers[key]), judge, Drawing(), max_unscored)
             (outcome,) = evaluator.evaluate([job], lambda *_: None)
             outcomes.append(replace(outcome, second_verdicts=tuple(before[key])))
-        return _finish(run, outcomes, judge, str(earlier), 0)
+        return _finish(run, outcomes, judge, str(earlier), 0, inputs)
 
 
 class Recorded(NamedTuple):
@@ -286,14 +287,21 @@ def _recorded(run: Path) -> list[Recorded]:
     return list(found.values())
 
 
-def _begin(run: RunDirectory, settings: Mapping[str, Any]) -> None:
+def _begin(run: RunDirectory, settings: Mapping[str, Any], jobs: Sequence[Job], judge: Judge) -> dict[str, Any]:
+    """Write the settings; return the hashes of what the scores depend on."""
     check_kind(run, "answers")
-    (run.path / "results.json").unlink(missing_ok=True)
-    write_whole(run.path / "experiment.yaml", yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True))
+    inputs = inputs_of(dict(settings), jobs, [judge], "given")
+    run.begin(yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True), inputs)
+    return inputs
 
 
 def _finish(
-    run: RunDirectory, outcomes: Sequence[Outcome], judge: Judge, source: str, num_missing: int
+    run: RunDirectory,
+    outcomes: Sequence[Outcome],
+    judge: Judge,
+    source: str,
+    num_missing: int,
+    inputs: Mapping[str, Any],
 ) -> dict[str, Any]:
     together = Outcomes()
     for outcome in outcomes:
@@ -304,6 +312,7 @@ def _finish(
             "schema_version": SCHEMA_VERSION,
             "backmerge": __version__,
             "model": source,
+            "inputs": inputs,
             "environment": {"engine": "given"},
             "judge": {"name": judge.name, "is_weak": judge.is_weak},
             "num_unanswered": num_missing,

@@ -1,9 +1,7 @@
-"""What is on disk of the merged models: written as unconfirmed, handed over once confirmed, withdrawn when stale."""
+"""The merged models on disk: written as unconfirmed, moved to `merged/` once confirmed."""
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -19,44 +17,8 @@ from backmerge.merging.to_disk import damage_of_merged
 from backmerge.outputs import damage_of
 from backmerge.pipeline.points import Point, as_output
 from backmerge.pipeline.preparation import Prepared
-from backmerge.progress import say
-from backmerge.runs import RunDirectory
+from backmerge.runs import RunDirectory, models_in
 from backmerge.selection import Choice
-
-# files that say what was found, made anew from the units
-FINDINGS = ("digests.json", "results.json", "samples.json", "report.html", "scores.csv", "summary.csv")
-
-
-def withdraw(run: RunDirectory, inputs: Mapping[str, Any]) -> None:
-    """Take back what was found and handed over, unless it is of these very inputs: it would pass for theirs.
-
-    Nothing is lost: units, adapters and weights stay, and what is confirmed anew goes back to `merged/`.
-    """
-    file = run.path / "results.json"
-    if file.exists():
-        try:
-            found = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError:
-            found = None  # damaged; it is written again
-        if isinstance(found, dict) and found.get("inputs") == inputs:
-            return
-        say("The results of the last time are withdrawn: what they rest on has changed.")
-        run.log("withdrew the results: what they rest on has changed")
-    for name in FINDINGS:
-        (run.path / name).unlink(missing_ok=True)
-    for directory in (run.records, run.path / "plots", run.path / "tables"):
-        if directory.is_dir():
-            shutil.rmtree(directory)
-    for directory in _ours(run.merged):
-        (directory / "README.md").unlink(missing_ok=True)  # its card tells of the confirmation
-        place = run.unconfirmed / directory.name
-        if place.exists():
-            shutil.rmtree(directory)
-        else:
-            place.parent.mkdir(exist_ok=True)
-            directory.replace(place)
-    if run.merged.is_dir() and not any(run.merged.iterdir()):
-        run.merged.rmdir()
 
 
 def write_chosen(
@@ -78,10 +40,11 @@ def write_chosen(
         for member in members
     }
     for place in (run.merged, run.unconfirmed):
-        for directory in _ours(place):
-            if directory.name not in current or not is_written(directory, current[directory.name]):
-                shutil.rmtree(directory)
-                run.log(f"removed {directory.name} from {place.name}: it is of another recipe")
+        run.set_aside(
+            directory
+            for directory in models_in(place)
+            if directory.name not in current or not is_written(directory, current[directory.name])
+        )
     for name, variant in current.items():
         places = (run.merged / name, run.unconfirmed / name)
         for place in places:
@@ -145,10 +108,3 @@ def _is_of_adapters(variant: Variant) -> bool:
 
 def _directory_of(written: Variant) -> Path:
     return (written.tuned_models or (written.base,))[0].directory
-
-
-def _ours(place: Path) -> list[Path]:
-    """The models in a folder that backmerge wrote; what a user put beside them is not touched."""
-    if not place.is_dir():
-        return []
-    return sorted(directory for directory in place.iterdir() if (directory / "backmerge.json").is_file())

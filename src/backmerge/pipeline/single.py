@@ -23,7 +23,7 @@ from backmerge.merging.method import check_models, check_parameters, find_method
 from backmerge.merging.recipe import Variant, lam_name
 from backmerge.merging.served import as_given
 from backmerge.outputs import check_apart, paths_read
-from backmerge.pipeline.evaluation import Job, evaluator_of
+from backmerge.pipeline.evaluation import Job, evaluator_of, inputs_of
 from backmerge.pipeline.experiment import EvaluateSettings, SweepSettings
 from backmerge.pipeline.points import BASE, DTYPES, TUNED, Member, Output, Point, as_output
 from backmerge.pipeline.preparation import (
@@ -47,7 +47,7 @@ from backmerge.pipeline.results import (
 )
 from backmerge.pipeline.spent import session
 from backmerge.progress import bar
-from backmerge.runs import RunDirectory, write_whole
+from backmerge.runs import RunDirectory
 
 WHOLE = "all"  # the split's name in scores
 
@@ -101,17 +101,17 @@ def evaluate_model(
     outcomes = Outcomes()
     with run.held():
         check_kind(run, "evaluation")
-        # made anew from the units; until then, those of another model or other prompts must not pass for this one's
-        (run.path / "results.json").unlink(missing_ok=True)
-        write_whole(run.path / "experiment.yaml", as_yaml(settings))
-        evaluator = evaluator_of(
-            run, engine, (judge, second), settings.evaluate, settings.execution, allow_plugins=allow_plugins
-        )
         jobs = [
             Job(member, benchmark, WHOLE, limited(benchmark.examples, settings.evaluate.limit))
             for member in members
             for benchmark in benchmarks
         ]
+        changing = settings.model_dump(mode="json", exclude={"execution"})
+        inputs = inputs_of(changing, jobs, (judge, second), engine.identity)
+        run.begin(as_yaml(settings), inputs)
+        evaluator = evaluator_of(
+            run, engine, (judge, second), settings.evaluate, settings.execution, allow_plugins=allow_plugins
+        )
         total = sum(len(job.examples) for job in jobs)
         with session(run, evaluator.spent), bar("Evaluation", total, "answers") as advance:
             for outcome in evaluator.evaluate(jobs, advance):
@@ -123,6 +123,7 @@ def evaluate_model(
                 "schema_version": SCHEMA_VERSION,
                 "backmerge": __version__,
                 "model": settings.model,
+                "inputs": inputs,
                 "environment": engine.identity,
                 "judge": {"name": judge.name, "is_weak": judge.is_weak},
                 "second_judge": None if second is None else {"name": second.name, "is_weak": second.is_weak},

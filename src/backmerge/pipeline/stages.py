@@ -24,7 +24,7 @@ from backmerge.pipeline.decision import confirmation_of, counted_looks, evidence
 from backmerge.pipeline.drift import drift_rows
 from backmerge.pipeline.evaluation import Evaluator, Job, evaluator_of
 from backmerge.pipeline.experiment import Experiment
-from backmerge.pipeline.handover import hand_over, withdraw, write_chosen
+from backmerge.pipeline.handover import hand_over, write_chosen
 from backmerge.pipeline.path import steps_kept
 from backmerge.pipeline.points import BASE, TUNED, Member, Point, points_of
 from backmerge.pipeline.preparation import Prepared, check_kind, make_engine, prepare
@@ -53,7 +53,7 @@ from backmerge.pipeline.validation import (
 )
 from backmerge.progress import bar, say
 from backmerge.reporting.card import license_terms
-from backmerge.runs import RunDirectory, key_of, write_whole
+from backmerge.runs import RunDirectory, key_of, models_in, write_whole
 from backmerge.selection import Choice, choose
 from backmerge.selection import Verdict as Confirmed
 from backmerge.selection.sense_checks import findings_of
@@ -124,8 +124,7 @@ def run_experiment(
         tell_of_shards(run, prepared, engine)
         with session(run) as counted:
             inputs = _inputs(prepared, engine.identity)
-            withdraw(run, inputs)
-            write_whole(run.path / "experiment.yaml", as_yaml(experiment))
+            run.begin(as_yaml(experiment), inputs, _tuned_otherwise(run, prepared))
             with counted.spent.timed("fine-tuning"):
                 tuned = prepared.tuned or _finetune(run, prepared)
             evaluator = evaluator_of(
@@ -272,14 +271,26 @@ def _finetune(run: RunDirectory, prepared: Prepared) -> dict[str, Weights]:
 
     settings = prepared.experiment.finetune
     assert settings is not None
+    places = {seed: run.tuned / f"seed-{seed}" for seed in settings.seeds}
     return tune_seeds(
-        prepared.base,
-        prepared.experiment.base,
-        settings,
-        prepared.training,
-        {seed: run.tuned / f"seed-{seed}" for seed in settings.seeds},
-        log=run.log,
+        prepared.base, prepared.experiment.base, settings, prepared.training, places, log=run.log, replace=False
     )
+
+
+def _tuned_otherwise(run: RunDirectory, prepared: Prepared) -> list[Path]:
+    """Return the models in the run's `tuned/` whose places are needed for models tuned with these settings."""
+    from backmerge.finetuning.trainer import is_trained, training_key
+
+    settings = prepared.experiment.finetune
+    keys = (
+        {}
+        if settings is None
+        else {
+            f"seed-{seed}": training_key(prepared.base, data, settings, seed)
+            for seed, data in prepared.training.items()
+        }
+    )
+    return [place for place in models_in(run.tuned) if place.name in keys and not is_trained(place, keys[place.name])]
 
 
 def _measure(

@@ -1,4 +1,4 @@
-"""What was found and handed over is never left beside a configuration or inputs that it is not of."""
+"""Results and models of other settings or inputs are kept, in `earlier/`, and never pass for those of the new ones."""
 
 import json
 import shutil
@@ -8,14 +8,19 @@ from typing import Any, cast
 
 import pytest
 
+from backmerge.benchmarks.files import from_file
+from backmerge.benchmarks.protocol import Allowed
 from backmerge.errors import RunError
 from backmerge.judging.protocol import JudgeSettings
+from backmerge.pipeline.checking import CheckSettings, check_model
 from backmerge.pipeline.evaluation import Evaluator
 from backmerge.pipeline.experiment import Experiment
+from backmerge.pipeline.given import score_answers
 from backmerge.pipeline.single import SingleEvaluation, evaluate_model
 from backmerge.pipeline.stages import run_experiment
 from backmerge.records import Completion, Example, Verdict
 from backmerge.registry import JUDGES
+from backmerge.runs import check_digests
 
 from .test_resume import COST
 
@@ -72,7 +77,7 @@ def without_report(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def contents(directory: Path) -> dict[str, bytes]:
-    """Every file of a run but its log, lock, costs, looks and units, among which older ones may lie."""
+    """Every file of a run but its log, lock, costs, looks, units, and what is kept of earlier settings."""
     files = (
         file
         for file in directory.rglob("*")
@@ -81,7 +86,7 @@ def contents(directory: Path) -> dict[str, bytes]:
     return {
         str(file.relative_to(directory)): COST.sub(b"", file.read_bytes())
         for file in files
-        if file.parent.name != "units"
+        if file.parent.name != "units" and "earlier" not in file.relative_to(directory).parts
     }
 
 
@@ -90,31 +95,113 @@ def stop(*_: Any, **__: Any) -> None:
     raise KeyboardInterrupt
 
 
-def test_findings_of_other_prompts_are_withdrawn(
+def add_prompts(experiment: Experiment) -> None:
+    """Change the prompts in the file of the experiment."""
+    with Path(experiment.evaluate.safety[0].name).open("a") as stream:
+        stream.write('\n{"prompt": "carry the ladder"}\n{"prompt": "light every lamp"}\n')
+
+
+def test_results_of_other_prompts_are_kept_apart(
     experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the prompts in a file have changed, a stopped run leaves no result, report or confirmed model of theirs."""
+    """A run stopped on other prompts leaves the earlier results, report and models whole, in `earlier/1`."""
     out = tmp_path / "run"
     run_experiment(experiment, out)
     assert len(list((out / "merged").iterdir())) == 2
-    with (tmp_path / "safety.jsonl").open("a") as stream:
-        stream.write('\n{"prompt": "carry the ladder"}\n{"prompt": "light every lamp"}\n')
+    before = contents(out)
+    add_prompts(experiment)
     with monkeypatch.context() as patch:
         patch.setattr(Evaluator, "evaluate", stop)
         with pytest.raises(KeyboardInterrupt):
             run_experiment(experiment, out)
     assert sorted(path.name for path in out.iterdir() if path.name[0] != ".") == [
+        "earlier",
         "experiment.yaml",
         "log.txt",
         "looks.jsonl",
         "sessions.jsonl",
-        "unconfirmed",
         "units",
     ]
-    assert not list(out.rglob("README.md"))  # the cards, which told of the confirmation
+    kept = contents(out / "earlier" / "1")
+    assert kept == {name: text for name, text in before.items() if name != ".gitignore"}
+    check_digests(out / "earlier" / "1")
     run_experiment(experiment, out)
     run_experiment(experiment, tmp_path / "fresh")
     assert contents(out) == contents(tmp_path / "fresh")
+    assert contents(out / "earlier" / "1") == kept
+
+
+@pytest.mark.usefixtures("without_report")
+def test_killed_while_results_are_moved_loses_nothing(
+    experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed before any of the moves, the next run ends with the same files in `earlier/1`."""
+    out = tmp_path / "run"
+    run_experiment(experiment, out)
+    before = contents(out)
+    add_prompts(experiment)
+    replace = Path.replace
+    for number in range(1, 100):
+        moved: list[Path] = []
+
+        def killed(path: Path, target: Path, moved: list[Path] = moved, number: int = number) -> Path:
+            if "earlier" in target.parts and path.name[0] != ".":
+                moved.append(path)
+                if len(moved) == number:
+                    raise KeyboardInterrupt
+            return replace(path, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "replace", killed)
+            patch.setattr(Evaluator, "evaluate", stop)
+            with pytest.raises(KeyboardInterrupt):
+                run_experiment(experiment, out)
+        if len(moved) < number:
+            break
+    assert number > 3
+    assert [place.name for place in (out / "earlier").iterdir()] == ["1"]
+    assert contents(out / "earlier" / "1") == {name: text for name, text in before.items() if name != ".gitignore"}
+
+
+@pytest.mark.usefixtures("without_report")
+@pytest.mark.parametrize("kind", ["evaluate", "check", "score"])
+def test_other_settings_of_other_commands_keep_earlier_results(
+    experiment: Experiment, tmp_path: Path, kind: str
+) -> None:
+    """Another model or other answers move what was found before to `earlier/1`; the same ones again move nothing."""
+    answers = tmp_path / "answers.jsonl"
+
+    def carry_out(number: int) -> None:
+        if kind == "evaluate":
+            evaluate_model(
+                SingleEvaluation(model=experiment.tuned[number], evaluate=experiment.evaluate), tmp_path / "out"
+            )
+        elif kind == "check":
+            settings = CheckSettings(
+                model=experiment.tuned[number], against=experiment.base, evaluate=experiment.evaluate
+            )
+            check_model(settings, tmp_path / "out")
+        else:
+            ids = [example.id for example in from_file(tmp_path / "safety.jsonl", "safety").examples]
+            answers.write_text("".join(json.dumps({"id": i, "completion": str(number)}) + "\n" for i in ids))
+            score_answers(
+                answers,
+                str(tmp_path / "safety.jsonl"),
+                JudgeSettings(name="harmless"),
+                tmp_path / "out",
+                kind="safety",
+                max_unscored=0.02,
+                allowed=Allowed(),
+            )
+
+    carry_out(0)
+    before = contents(tmp_path / "out")
+    carry_out(0)
+    assert contents(tmp_path / "out") == before
+    assert not (tmp_path / "out" / "earlier").exists()
+    carry_out(1)
+    assert contents(tmp_path / "out") != before
+    assert contents(tmp_path / "out" / "earlier" / "1") == {n: text for n, text in before.items() if n != ".gitignore"}
 
 
 @pytest.mark.usefixtures("without_report")
@@ -167,6 +254,7 @@ def test_what_a_user_put_beside_the_models_stays(experiment: Experiment, tmp_pat
     assert sorted(path.name for path in (out / "merged").iterdir()) == sorted(
         ["notes.txt", "quantised", Path(experiment.tuned[0]).name]
     )
+    assert len(list((out / "earlier" / "1" / "merged").iterdir())) == 2
 
 
 @pytest.mark.parametrize("place", ["merged", "unconfirmed"])

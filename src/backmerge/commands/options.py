@@ -14,7 +14,7 @@ Out = Annotated[
     Path,
     typer.Option(
         "--out",
-        help="The run directory; given again, the run goes on where it was, and other settings replace its results.",
+        help="The run directory; given again, the run goes on where it was; results of other settings are kept in its folder earlier/.",
     ),
 ]
 SetOption = Annotated[

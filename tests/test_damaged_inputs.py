@@ -200,6 +200,12 @@ def test_damaged_files_are_clear_errors(inputs: Inputs) -> None:
     check_tries(inputs, 140)
 
 
+def test_damage_that_reached_peft_is_a_clear_error(inputs: Inputs) -> None:
+    """Tries of the long run in which peft met a value that no field of an adapter's configuration may have."""
+    seeds = (982, 1822, 3908, 6246, 6834, 7450, 8542, 8752)
+    assert [fault for seed in seeds if (fault := attempt(inputs, Path.cwd(), seed)) is not None] == []
+
+
 @pytest.mark.slow
 def test_ten_thousand_damaged_files_are_clear_errors(inputs: Inputs) -> None:
     """The long run, for all kinds of files."""

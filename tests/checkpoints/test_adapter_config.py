@@ -4,6 +4,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +41,14 @@ def change(adapter: Path, drop: tuple[str, ...] = (), **settings: Any) -> None:
 
 
 def test_defaults_are_those_of_peft() -> None:
-    """Every field that we read has the default of peft's own configuration."""
+    """Every field of peft's own configuration is checked, and has its default."""
     theirs = LoraConfig()
     ours = AdapterConfig(peft_type="LORA")
+    # `runtime_config` is never read from a file
+    assert set(AdapterConfig.model_fields) == {field.name for field in fields(LoraConfig)} - {"runtime_config"}
     for name in AdapterConfig.model_fields:
-        if name not in ("peft_type", "rank_pattern", "alpha_pattern"):  # None for an empty one
+        # None for an empty pattern, and for the version that the file does not name
+        if name not in ("peft_type", "peft_version", "rank_pattern", "alpha_pattern"):
             assert getattr(ours, name) == getattr(theirs, name), name
 
 
@@ -89,6 +93,13 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "parameters as a text": ({"target_parameters": "experts"}, "target_parameters"),
     "a base that is no name": ({"base_model_name_or_path": 7}, "base_model_name_or_path"),
     "a kind that is a list": ({"peft_type": ["LORA"]}, "peft_type"),
+    "a bias that is a number": ({"bias": -1}, "bias"),
+    "a bias of no kind": ({"bias": "some"}, "bias"),
+    "a dropout above one": ({"lora_dropout": 1.5}, "lora_dropout"),
+    "layers as a text": ({"layers_to_transform": "0"}, "layers_to_transform"),
+    "Megatron as a truth value": ({"megatron_config": True}, "megatron_config"),
+    "Megatron's module as a number": ({"megatron_core": 3}, "megatron_core"),
+    "a configuration that is a list": ({"eva_config": []}, "eva_config"),
     "an initialisation that is a list": ({"init_lora_weights": ["pissa"]}, "init_lora_weights"),
 }
 
@@ -103,6 +114,15 @@ def test_values_of_a_wrong_kind_are_one_message(
         AdapterOnBase(adapter, base)
     assert str(adapter / CONFIG) in str(caught.value)
     assert len(str(caught.value)) < 1500
+
+
+@pytest.mark.parametrize("value", [{}, {"top_k": 1}], ids=["empty", "filled"])
+@pytest.mark.parametrize("option", ["arrow_config", "megatron_config", "kasa_config"])
+def test_options_that_change_the_sum_are_refused_if_empty(adapter: Path, option: str, value: dict[str, int]) -> None:
+    """Peft acts on a configuration that is there, whatever is in it; of Megatron's it imports the named module."""
+    change(adapter, **{option: value})
+    with pytest.raises(CheckpointError, match="cannot be read as"):
+        AdapterConfig.read(adapter)
 
 
 def test_an_over_long_name_is_cut(base: Checkpoint, adapter: Path) -> None:

@@ -10,9 +10,9 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, StrictStr, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError
 
 from backmerge.checkpoints.reader import read_json
 from backmerge.errors import CheckpointError
@@ -42,6 +42,7 @@ OTHER_SUMS = {
     "use_qalora": "it is QALoRA, whose input is pooled",
     "use_bdlora": "it is BD-LoRA, whose factors are block-diagonal",
     "arrow_config": "it routes between adapters (arrow_config)",
+    "megatron_config": "it was trained with Megatron (megatron_config), and peft imports what it names",
     "kasa_config": "it is KaSA, which truncates the base",
     "monteclora_config": "it is MonteCLoRA, which samples its factors",
     "trainable_token_indices": "it trains single rows of the embedding (trainable_token_indices)",
@@ -68,11 +69,15 @@ Number = Annotated[int, Field(strict=True, ge=-(10**9), le=10**9)] | Annotated[f
 Alpha = Annotated[Number, Field(allow_inf_nan=False)]
 Rank = Annotated[int, Field(strict=True, ge=1)]
 Pattern = Annotated[StrictStr, Field(max_length=MAX_PATTERN), AfterValidator(_is_pattern)]
+Dropout = Annotated[Number, Field(ge=0, le=1)]
 Names = list[StrictStr] | StrictStr | None
+SubConfig = dict[StrictStr, Any] | None
 
 
 class AdapterConfig(BaseModel):
-    """The fields that backmerge reads, with the defaults of peft's `LoraConfig`; all others are kept as they are.
+    """The fields of peft's `LoraConfig`, with its types and defaults: peft itself checks few of them before their use.
+
+    Fields that it does not have, such as those of a later version, are kept as they are, and peft ignores them.
 
     Attributes:
         r: Rank of the factors, unless `rank_pattern` has another for a module.
@@ -101,6 +106,29 @@ class AdapterConfig(BaseModel):
     modules_to_save: Names = None
     target_parameters: list[StrictStr] | None = None
     ensure_weight_tying: StrictBool = False
+    peft_version: StrictStr | None = None
+    inference_mode: StrictBool = False
+    bias: Literal["none", "all", "lora_only"] = "none"
+    lora_bias: StrictBool = False
+    lora_dropout: Dropout = 0.0
+    layers_to_transform: list[StrictInt] | StrictInt | None = None
+    layers_pattern: Names = None
+    layer_replication: list[tuple[StrictInt, StrictInt]] | None = None
+    trainable_token_indices: list[StrictInt] | dict[StrictStr, list[StrictInt]] | None = None
+    alora_invocation_tokens: list[StrictInt] | None = None
+    use_qalora: StrictBool = False
+    qalora_group_size: StrictInt = 16
+    use_bdlora: SubConfig = None
+    arrow_config: SubConfig = None
+    corda_config: SubConfig = None
+    eva_config: SubConfig = None
+    kasa_config: SubConfig = None
+    loftq_config: SubConfig = Field(default_factory=dict)
+    lora_ga_config: SubConfig = None
+    monteclora_config: SubConfig = None
+    velora_config: SubConfig = None
+    megatron_config: SubConfig = None
+    megatron_core: StrictStr | None = "megatron.core"
 
     @classmethod
     def read(cls, directory: Path) -> AdapterConfig:
@@ -126,12 +154,12 @@ class AdapterConfig(BaseModel):
         return config
 
     def _refuse_other_kinds(self, directory: Path) -> None:
-        init, others = self.init_lora_weights, self.model_extra or {}
+        init, values = self.init_lora_weights, dict(self)
         refused = {
             f"its kind is {shown(self.peft_type)}, not LORA": self.peft_type != "LORA",
             f"it was initialised by {shown(init)}, which changes the base": isinstance(init, str)
             and init.lower() not in FAITHFUL_INITS,
-        } | {reason: bool(others.get(option)) for option, reason in OTHER_SUMS.items()}
+        } | {reason: values[option] not in (None, False) for option, reason in OTHER_SUMS.items()}
         for reason, applies in refused.items():
             if applies:
                 raise CheckpointError(

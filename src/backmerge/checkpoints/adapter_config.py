@@ -95,8 +95,8 @@ class AdapterConfig(BaseModel):
     auto_mapping: dict[str, Any] | None = None
     r: Rank = 8
     lora_alpha: Alpha = 8
-    rank_pattern: dict[Pattern, Rank] | None = None
-    alpha_pattern: dict[Pattern, Alpha] | None = None
+    rank_pattern: dict[Pattern, Rank] = Field(default_factory=dict)
+    alpha_pattern: dict[Pattern, Alpha] = Field(default_factory=dict)
     use_rslora: StrictBool = False
     use_dora: StrictBool = False
     fan_in_fan_out: StrictBool = False
@@ -191,7 +191,7 @@ def scaling_of(config: AdapterConfig, names: Sequence[str], directory: Path) -> 
     Raises:
         CheckpointError: a pattern takes too long to match.
     """
-    ranks, alphas = config.rank_pattern or {}, config.alpha_pattern or {}
+    ranks, alphas = config.rank_pattern, config.alpha_pattern
     matched = _matched([*ranks, *alphas], names, directory)
     found: dict[str, Scaling] = {}
     for name in names:

@@ -5,8 +5,10 @@ What the factories return is shared: a test that changes a model copies it first
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable, Iterator
+import signal
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +36,49 @@ CHAT_TEMPLATE = (
 SPECIAL_TOKENS = ["<|pad|>", "<|begin|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
 CORPUS = ["How do I mend a kite?", "Take the tape and work in the hall.", "Sorry, I cannot help with that. 0123456789"]
 
+RAY_SECONDS = 300  # for a test with Ray, and as many for its set-up and its clean-up; the longest takes about 160
+
 ModelFactory = Callable[..., Path]
+
+
+@contextlib.contextmanager
+def limited(item: pytest.Item) -> Iterator[None]:
+    """Fail a test with Ray that takes too long: Ray waits without an end for what does not come."""
+    if item.get_closest_marker("ray") is None:
+        yield
+        return
+
+    def late(*_: object) -> None:
+        pytest.fail(f"took more than {RAY_SECONDS} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(RAY_SECONDS)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None]:
+    """Hold the fixtures to the limit."""
+    with limited(item):
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
+    """Hold the test to the limit."""
+    with limited(item):
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None]:
+    """Hold the clean-up to the limit."""
+    with limited(item):
+        return (yield)
 
 
 @pytest.fixture(scope="session", autouse=True)

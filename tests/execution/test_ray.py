@@ -7,21 +7,19 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from backmerge.errors import RunError
 from backmerge.execution import ExecutionSettings, Work, carry_out, ray_cluster
 from execution import units
-from execution.conftest import TOKEN
+from execution.conftest import TOKEN, WORKER_PATH, ended
 from execution.test_pool import alive, pids, wait_for
-
-TESTS = Path(__file__).parents[1]
 
 
 def carry(function: Any, works: list[Work], shared: Path, advance: Any = lambda *_: None, **settings: Any) -> list[Any]:
@@ -37,16 +35,19 @@ def cluster(ray_environment: None) -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    nodes = [made.add_node(num_cpus=1) for _ in range(2)]
-    ray.init(
-        address=made.address,
-        log_to_driver=False,
-        configure_logging=False,
-        runtime_env={"env_vars": {"PYTHONPATH": str(TESTS)}},
-    )
-    yield made, nodes
-    ray.shutdown()
-    made.shutdown()
+    try:
+        nodes = [made.add_node(num_cpus=1) for _ in range(2)]
+        ray.init(
+            address=made.address,
+            log_to_driver=False,
+            configure_logging=False,
+            runtime_env={"env_vars": {"PYTHONPATH": WORKER_PATH}},
+        )
+        yield made, nodes
+    finally:
+        with ended(psutil.Process()):
+            ray.shutdown()
+            made.shutdown()
 
 
 @pytest.mark.ray
@@ -56,14 +57,13 @@ def test_a_node_that_is_removed_mid_sweep_is_survived(cluster: Any, tmp_path: Pa
     works = [Work(f"k{x}", {"x": x, "directory": str(tmp_path)}) for x in range(6)]
     told: list[int] = []
 
-    def remove() -> None:
-        wait_for(lambda: len(list(tmp_path.glob("*.begun"))) >= 2)
-        made.remove_node(nodes[1], allow_graceful=False)
+    def advance(steps: int, *_: str) -> None:
+        # in this thread, not in another that could still remove the node while the fixture stops the cluster
+        told.append(steps)
+        if nodes[1] in made.worker_nodes and len(list(tmp_path.glob("*.begun"))) >= 2:
+            made.remove_node(nodes[1], allow_graceful=False)
 
-    thread = threading.Thread(target=remove)
-    thread.start()
-    results = carry(units.slow_square, works, tmp_path, advance=lambda steps, *_: told.append(steps))
-    thread.join()
+    results = carry(units.slow_square, works, tmp_path, advance=advance)
     assert [result["square"] for result in results] == [x * x for x in range(6)]
     assert len({result["node"] for result in results}) <= 2
     assert sum(told) == 18
@@ -150,18 +150,32 @@ except BackmergeError as error:
 """
 
 
-def start_driver(
-    directory: Path, function: str, *more: str, token: dict[str, str] | None = None, path: str | None = None
-) -> subprocess.Popen[bytes]:
+@contextlib.contextmanager
+def stopped(process: subprocess.Popen[Any]) -> Iterator[subprocess.Popen[Any]]:
+    """Kill a program and what it has started, if it is still at work at the end."""
+    with process:
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                with ended(psutil.Process(process.pid)):
+                    process.kill()
+
+
+def driver(
+    directory: Path, function: str, *more: str, token: dict[str, str] | None = None, path: str = WORKER_PATH
+) -> contextlib.AbstractContextManager[subprocess.Popen[Any]]:
     """A program that carries out two units on a Ray of its own, or at an address."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     with (directory / "driver.log").open("wb") as output:
-        return subprocess.Popen(
-            [sys.executable, "-c", DRIVER, str(directory), function, *(more or ("local",))],
-            env={**environment, **(token if token is not None else TOKEN), "PYTHONPATH": path or str(TESTS)},
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
+        return stopped(
+            subprocess.Popen(
+                [sys.executable, "-c", DRIVER, str(directory), function, *(more or ("local",))],
+                env={**environment, **(token if token is not None else TOKEN), "PYTHONPATH": path},
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
         )
 
 
@@ -169,10 +183,10 @@ def start_driver(
 def test_ctrl_c_stops_all(tmp_path: Path) -> None:
     """The units, and the Ray that was started for them, end with the driver."""
     pytest.importorskip("ray")
-    driver = start_driver(tmp_path, "execution.units:wait_alone")
-    wait_for(lambda: len(pids(tmp_path)) == 2, seconds=60)
-    driver.send_signal(signal.SIGINT)
-    assert driver.wait(timeout=30) == 130, (tmp_path / "driver.log").read_text()
+    with driver(tmp_path, "execution.units:wait_alone") as process:
+        wait_for(lambda: len(pids(tmp_path)) == 2, seconds=60)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) == 130, (tmp_path / "driver.log").read_text()
     wait_for(lambda: not any(alive(pid) for pid in pids(tmp_path)), seconds=10)
 
 
@@ -184,9 +198,9 @@ def test_code_of_the_users_own_is_shipped(tmp_path: Path) -> None:
     (own / "kites").mkdir(parents=True)
     (own / "kites" / "__init__.py").write_text("")
     (own / "kites" / "flying.py").write_text("def where(spec, advance):\n    return __file__\n")
-    path = os.pathsep.join([str(TESTS), str(own)])
-    driver = start_driver(tmp_path, "kites.flying:where", "local", "kites.flying:where", path=path)
-    assert driver.wait(timeout=90) == 0, (tmp_path / "driver.log").read_text()
+    path = os.pathsep.join([WORKER_PATH, str(own)])
+    with driver(tmp_path, "kites.flying:where", "local", "kites.flying:where", path=path) as process:
+        assert process.wait(timeout=90) == 0, (tmp_path / "driver.log").read_text()
     assert "py_modules_files" in (tmp_path / "driver.log").read_text()
 
 
@@ -195,8 +209,8 @@ def test_code_of_the_users_own_is_shipped(tmp_path: Path) -> None:
 def test_a_cluster_that_is_not_there_is_an_error(tmp_path: Path, address: str) -> None:
     """At once, with what to look at."""
     pytest.importorskip("ray")
-    driver = start_driver(tmp_path, "execution.units:place", address)
-    assert driver.wait(timeout=60) == 2, (tmp_path / "driver.log").read_text()
+    with driver(tmp_path, "execution.units:place", address) as process:
+        assert process.wait(timeout=60) == 2, (tmp_path / "driver.log").read_text()
     assert f"no Ray cluster answers at {address}" in (tmp_path / "driver.log").read_text()
 
 
@@ -224,20 +238,19 @@ OTHER = TOKEN["RAY_AUTH_TOKEN"][::-1]
 def test_a_cluster_with_a_token(tmp_path: Path, token: dict[str, str], code: int, said: str) -> None:
     """Who has the token is let in; others are told which variables to set, and never shown a token."""
     pytest.importorskip("ray")
-    secured = {**os.environ, **TOKEN, "PYTHONPATH": str(TESTS)}
-    with subprocess.Popen(
+    secured = {**os.environ, **TOKEN, "PYTHONPATH": WORKER_PATH}
+    started = subprocess.Popen(
         [sys.executable, "-c", HEAD], env=secured, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as head:
+    )
+    with stopped(started) as head:
         assert head.stdin is not None
         assert head.stdout is not None
-        try:
-            address = next(line.split()[1] for line in head.stdout if line.startswith("at "))
-            driver = start_driver(tmp_path, "execution.units:place", address, token=token)
-            found = driver.wait(timeout=100)
-        finally:
-            head.stdin.write("\n")
-            head.stdin.flush()
-            head.wait(timeout=60)
+        address = next(line.split()[1] for line in head.stdout if line.startswith("at "))
+        with driver(tmp_path, "execution.units:place", address, token=token) as process:
+            found = process.wait(timeout=100)
+        head.stdin.write("\n")
+        head.stdin.flush()
+        head.wait(timeout=60)
     log = (tmp_path / "driver.log").read_text()
     assert found == code, log
     assert said in log

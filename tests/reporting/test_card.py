@@ -163,7 +163,7 @@ def test_one_merge_of_all_tuned_models_has_a_card(tmp_path: Path) -> None:
     write_cards(made_run(tmp_path / "run", results), results)
     card = (tmp_path / "run" / "merged" / "all" / "README.md").read_text()
     assert "- λ" not in card.split("## Measured")[0]
-    assert "- method: model\\_stock" in card
+    assert "- method: model_stock" in card
     assert all(f"- tuned: {name} (" in card for name in ("seed-1", "seed-2"))
     (row,) = [line for line in card.splitlines() if "harmful | asr" in line]
     assert [cell.strip()[:6] for cell in row.split("|")[3:6]] == ["1.0 % ", "30.5 %", "1.2 % "]

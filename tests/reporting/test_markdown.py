@@ -78,3 +78,9 @@ def test_addresses_and_mentions_become_no_links() -> None:
     source = escaped("see https://evil.example, www.evil.example, @someone and a@b.c")
     for sign in ("://", "www.", "@"):
         assert sign not in source
+
+
+def test_names_and_plain_text_need_no_escapes() -> None:
+    """Names of recipes, rates and brackets are readable in the source as well."""
+    for text in ("linear@0.3/seed-42", "model_stock", "AdvBench (harmful requests): 3.1 % [0.9, 7.6]!", "dare_ties@1"):
+        assert escaped(text).replace("\\[", "[").replace("\\]", "]") == text

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from backmerge.reporting.page import visible
 from backmerge.reporting.tables import Column, Table, text_of
 
-# by backslash what every Markdown knows so; the others by entity, as not all take a backslash before them
-_ESCAPES = str.maketrans(
-    {**{sign: f"\\{sign}" for sign in "\\`*_{}[]()#!"}, **{sign: f"&#{ord(sign)};" for sign in "&<>|$~@"}}
-)
+# By backslash what every Markdown knows so, the others by entity. Within a word _ is no emphasis; (, ) and ! mean
+# something next to [ and ] only; before a plain number, as in linear@0.3, @ makes neither a mention nor an address.
+_SIGN = re.compile(r"[\\`*{}\[\]#&<>|$~]|(?<![^\W_])_|_(?![^\W_])|(?<!\w)@|@(?!\d+(?:\.\d+)?(?![\w.-]))")
+_BY_ENTITY = frozenset("&<>|$~@")
 
 
 def escaped(text: str) -> str:
-    """Text that Markdown shows as it is, on one line: no markup, cell, formula, mention or link comes of it."""
-    plain = " ".join(visible(text).split()).translate(_ESCAPES)
+    """Return text that Markdown shows as it is, on one line: no markup, cell, formula, mention or link comes of it."""
+    plain = _SIGN.sub(_escape, " ".join(visible(text).split()))
     # addresses become links without any sign around them
     return plain.replace("://", "&#58;//").replace("www.", "www&#46;")
+
+
+def _escape(sign: re.Match[str]) -> str:
+    return f"&#{ord(sign[0])};" if sign[0] in _BY_ENTITY else f"\\{sign[0]}"
 
 
 def as_markdown(table: Table) -> str:

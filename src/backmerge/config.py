@@ -45,6 +45,7 @@ class Document:
         lines: Key path to line number in its file, counted from 1.
         overridden: Key path to the `--set` option that gave its value instead of the file.
         files: Key path to its file, where that is another than the source.
+        options: Key path without places in lists to the option that gives it, if a command made the document.
     """
 
     source: str
@@ -52,6 +53,13 @@ class Document:
     lines: Mapping[KeyPath, int]
     overridden: Mapping[KeyPath, str] = field(default_factory=dict)
     files: Mapping[KeyPath, str] = field(default_factory=dict)
+    options: Mapping[KeyPath, str] = field(default_factory=dict)
+
+    def option(self, at: KeyPath) -> str | None:
+        """Return the command's option that gave the value at a key path, if one did."""
+        keys = tuple(key for key in at if isinstance(key, str))
+        found = (self.options[keys[:length]] for length in range(len(keys), 0, -1) if keys[:length] in self.options)
+        return None if self.place(at) else next(found, None)
 
     def place(self, at: KeyPath) -> str:
         """Where a value comes from, for messages: `line 3`, or `other.yaml, line 3`; empty where that is not known."""
@@ -335,7 +343,9 @@ def validated(kind: type[SettingsT], document: Document) -> SettingsT:
         faults = [_described(kind, document, fault) for fault in _first_hand(error.errors(include_url=False))]
         raise ConfigError(
             f"{document.source} cannot be used:\n" + "\n".join(f"  {fault}" for fault in faults),
-            remedy="mend the lines named; `backmerge schema` prints every key with its meaning.",
+            remedy="correct the options named; --help says what each takes."
+            if document.options
+            else "correct the lines named; `backmerge schema` prints every key with its meaning.",
         ) from error
 
 
@@ -361,7 +371,19 @@ def _described(kind: type[Settings], document: Document, fault: Any) -> str:
     if fault["type"] == "missing":
         return f"{where}'{name}' is required"
     message = fault["msg"].removeprefix("Value error, ")
+    option = document.option(location)
+    if option is not None:
+        return f"{option} {fault['input']}: {message.removeprefix('Input ')}{_as_share(fault)}"
     return f"{where}'{name}': {message}" if name else message
+
+
+def _as_share(fault: Any) -> str:
+    """Return what was meant, if a percentage was given for a share."""
+    most = next((fault["ctx"][key] for key in ("le", "lt") if key in fault.get("ctx", {})), None)
+    value = fault["input"]
+    if most == 1 and isinstance(value, int | float) and 2 <= value < 100:
+        return f"; it is a share, so did you mean {value / 100:g}?"
+    return ""
 
 
 def _settings_at(kind: type[Settings], location: KeyPath) -> type[Settings] | None:

@@ -112,6 +112,11 @@ def rate_text(rate: float) -> str:
     return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
 
 
+def count_text(number: int, one: str, several: str | None = None) -> str:
+    """A number of things, in the singular or the plural."""
+    return f"{number:,} {one if number == 1 else several or f'{one}s'}"
+
+
 def is_first_process() -> bool:
     """Whether this process speaks, of those that `accelerate launch` or `torchrun` started together."""
     return os.environ.get("RANK", "0") == "0"

@@ -70,7 +70,15 @@ def test_an_earlier_check_says_what_is_asked(run_cli: Cli, tmp_path: Path) -> No
         (("demo", "--against", "demo"), "nothing to check safety on"),
         (("demo", "--against", "demo", "--against-run", "x", *ASKED), "stands for the base"),
         (("demo", "--against-run", "nowhere"), "no run that asked a model anything"),
-        (("demo", "--against", "demo", *ASKED, "--margin", "3"), "margin"),
+        (
+            ("demo", "--against", "demo", *ASKED, "--margin", "3"),
+            "--margin 3.0: should be less than 1; it is a share, so",
+        ),
+        (("demo", "--against", "demo", *ASKED, "--limit", "0"), "--limit 0: should be greater than 0"),
+        (
+            ("demo", "--against", "demo", *ASKED, "--set", "evaluate.limit=0"),
+            "--set evaluate.limit=0: 'evaluate.limit'",
+        ),
         (("nowhere", "--against", "demo", *ASKED), "no model folder at 'nowhere'"),
         (("demo", "--against", "demo", "--safety", "advbnch"), "did you mean 'advbench'"),
     ],

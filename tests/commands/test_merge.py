@@ -64,6 +64,35 @@ def test_several_lams_go_to_folders_of_their_own(pair: tuple[Path, Path], run_cl
             assert bool(((tensor.double() - exact).abs() <= exact.abs() * 2.0**-8 + 1e-6).all())
 
 
+def test_card_names_the_models_and_the_default_lam_is_reported(
+    pair: tuple[Path, Path], run_cli: Run, tmp_path: Path
+) -> None:
+    """README.md says what was merged, how, and that it was not measured; λ = 0.5 is said before it is used."""
+    base, tuned = pair
+    code, _, said = run_cli("merge", *pair, "--out", tmp_path / "out")
+    assert code == 0
+    assert "λ is 0.5, the default of linear" in said
+    card = (tmp_path / "out" / "README.md").read_text()
+    for words in (
+        f"base: {base.name}",
+        f"tuned: {tuned.name}",
+        "method: linear",
+        "λ, the share of the tuned side: 0.5",
+    ):
+        assert words in card
+    assert "Its safety was not measured" in card
+    assert str(base.parent) not in card
+    code, _, said = run_cli("merge", *pair, "--lam", "0.5", "--out", tmp_path / "out")
+    assert (code, "is there already" in said, "the default of" in said) == (0, True, False)
+
+
+def test_lam_out_of_range_is_refused_before_work_begins(pair: tuple[Path, Path], run_cli: Run, tmp_path: Path) -> None:
+    """The error speaks of the option."""
+    code, _, said = run_cli("merge", *pair, "--lam", "0.2,1.2", "--out", tmp_path / "out")
+    assert (code, "Merging" in said) == (2, False)
+    assert "--lam 1.2: λ is the share of the tuned side" in said
+
+
 def test_the_same_command_again_finds_its_work_done(pair: tuple[Path, Path], run_cli: Run, tmp_path: Path) -> None:
     """A command that was stopped between two λs goes on with what is missing; nothing is written twice."""
     out = tmp_path / "out"

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from pydantic import ValidationError
 
 from backmerge.errors import ConfigError
 from backmerge.merging.recipe import Variant
@@ -80,3 +81,13 @@ def test_two_recipes_of_one_name_are_refused() -> None:
     with pytest.raises(ConfigError, match="same name"):
         points_of([first, second])
     assert len(points_of([first, first])) == 3
+
+
+def test_label_names_the_series_and_must_be_its_own() -> None:
+    """A label replaces the name of the method; two recipes with one label are refused, two λs of one recipe are not."""
+    sweeps = [SweepSettings(label="Half", lam=(0.5,)), SweepSettings(label="Half", lam=(0.2,))]
+    assert [point.name for point in points_of(sweeps)][2:] == ["Half@0.5", "Half@0.2"]
+    with pytest.raises(ConfigError, match="label 'Half'"):
+        points_of([sweeps[0], SweepSettings(method="slerp", label="Half", lam=(0.5,))])
+    with pytest.raises(ValidationError):
+        SweepSettings(label="a@b")

@@ -77,14 +77,14 @@ def test_equal_answers_are_judged_once(tmp_path: Path) -> None:
     assert "2 merged models" in spent.sentence
 
 
-def test_a_written_checkpoint_is_not_spared(tmp_path: Path) -> None:
-    """What an engine needs as a checkpoint was written, and doesn't count as spared."""
+def test_a_written_checkpoint_is_not_counted_as_saved(tmp_path: Path) -> None:
+    """What an engine needs as a checkpoint was written, and is not counted as saved."""
     spent = Spent()
     spent.answered(Variant(BASE, BASE, lam=0.5), "checkpoint", 2, 20)
     spent.answered(Variant(BASE, BASE, lam=0.5), "checkpoint", 2, 20)
     spent.answered(None, "live", 1, 1)
     assert (spent.num_generated, spent.num_tokens, len(spent.merged), spent.num_unwritten) == (5, 41, 1, 0)
-    assert "spared" not in spent.sentence
+    assert "saved" not in spent.sentence
 
 
 def test_a_session_is_told_of_however_it_ends(tmp_path: Path) -> None:

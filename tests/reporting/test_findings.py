@@ -18,6 +18,7 @@ from backmerge.reporting.findings import (
     place_text,
     recipe_text,
     verdict_sentence,
+    weak_judge,
     weaknesses,
 )
 
@@ -289,3 +290,9 @@ def test_a_plugin_needs_its_leave_again() -> None:
     """The command to repeat says so, and does not where none is used."""
     assert "--allow-plugins" not in next(commands({"evaluate": {"utility": [{"name": "bbh"}]}}))
     assert next(commands({"evaluate": {"utility": [{"name": "my.code:task"}]}})).endswith(" --allow-plugins")
+
+
+def test_only_our_own_weak_judge_has_a_known_reason() -> None:
+    """Of a plugin that calls itself weak nothing else is claimed."""
+    assert "looks for phrases" in weak_judge("refusal-phrases")
+    assert weak_judge("mine:judge") == "The judge 'mine:judge' is weak. Take its rates as a first look."

@@ -30,6 +30,7 @@ from backmerge.commands.options import (
     SetOption,
     Thinking,
     Utility,
+    command_line,
     engine_options,
     evaluate_values,
     second_judge_values,
@@ -102,7 +103,7 @@ def check(
     What is served, such as a quantised copy: backmerge check restored-q4 --against-run runs/check --engine openai
     --engine-option url=http://localhost:11434/v1 --out runs/check-q4
     """
-    from backmerge.config import Document, validated, with_overrides
+    from backmerge.config import validated, with_overrides
     from backmerge.pipeline.checking import CheckSettings, check_model
     from backmerge.reporting.check_summary import check_headline, print_check
 
@@ -133,7 +134,7 @@ def check(
         "evaluate": asked,
         "execution": {"executor": executor, "num_workers": num_workers, "ray_address": ray_address},
     }
-    settings = validated(CheckSettings, with_overrides(Document("the command line", values, {}), set_ or ()))
+    settings = validated(CheckSettings, with_overrides(command_line(values), set_ or ()))
     quieten()
     with stoppable(out):
         results = check_model(settings, out, allow_plugins=allow_plugins, allow_code_execution=allow_code_execution)

@@ -33,6 +33,7 @@ from backmerge.commands.options import (
     Thinking,
     TokenizerFrom,
     Utility,
+    command_line,
     engine_options,
     evaluate_values,
     files_values,
@@ -85,7 +86,7 @@ def evaluate(
     Over λ: backmerge evaluate LORA --base BASE --lam 0,0.2,0.4,0.6,0.8,1 --safety advbench --over-refusal xstest
     --judge wildguard --engine vllm --out runs/sweep
     """
-    from backmerge.config import Document, validated, with_overrides
+    from backmerge.config import validated, with_overrides
     from backmerge.pipeline.single import SingleEvaluation, evaluate_model
     from backmerge.reporting.console import print_scores
 
@@ -110,7 +111,7 @@ def evaluate(
         "options": engine_options(engine_option or ()),
         **thinking_values(thinking),
     }
-    document = with_overrides(Document("the command line", values, {}), set_ or ())
+    document = with_overrides(command_line(values), set_ or ())
     settings = validated(SingleEvaluation, document)
     quieten()
     with stoppable(out):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from backmerge.commands.options import command_line
 from backmerge.commands.quiet import quieten
 from backmerge.errors import BackmergeError, ConfigError
 
@@ -93,7 +94,7 @@ def finetune(
 
     Then: backmerge restore BASE tuned/seed-* --utility mine-test.jsonl --safety advbench --out restored
     """
-    from backmerge.config import Document, validated, with_overrides
+    from backmerge.config import validated, with_overrides
     from backmerge.finetuning.settings import FinetuneSettings
 
     if task is None and data is None:
@@ -127,7 +128,7 @@ def finetune(
         "device": device,
         "report_to": list(report_to or ()),
     }
-    settings = validated(FinetuneSettings, with_overrides(Document("the command line", values, {}), set_ or ()))
+    settings = validated(FinetuneSettings, with_overrides(command_line(values), set_ or ()))
     _carry_out(base, settings, out, safety, force=force, allow_plugins=allow_plugins)
 
 

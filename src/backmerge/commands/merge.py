@@ -231,9 +231,16 @@ def lams_of(method: str, given: str | None, *, allow_plugins: bool) -> list[floa
             raise ConfigError(f"{method} has no λ: it finds its own ratio", remedy="leave --lam away.")
         return [1.0]
     if given is not None:
-        return numbers("--lam", given)
+        lams = numbers("--lam", given)
+        outside = next((lam for lam in lams if not 0 <= lam <= found.max_lam), None)
+        if outside is not None:
+            most = f"to {found.max_lam:g}" if found.max_lam < float("inf") else "on"
+            raise ConfigError(f"--lam {outside:g}: λ is the share of the tuned side", remedy=f"give it from 0 {most}.")
+        return lams
     default = found.parameters["lam"].default
-    return [0.5 if default is found.parameters["lam"].empty else float(default)]
+    lam = 0.5 if default is found.parameters["lam"].empty else float(default)
+    typer.echo(f"λ is {lam:g}, the default of {method}: --lam sets it, and `backmerge restore` chooses it.", err=True)
+    return [lam]
 
 
 def _from_mergekit(config: Path, out: Path, seed: int, fixed: Mapping[str, Any]) -> dict[Path, Variant]:
@@ -340,6 +347,7 @@ def _write_adapters(
     check = _verifier(outputs, allow_plugins=allow_plugins) if verify and rank is None else None
     for written in write_adapters(outputs, rank=rank, allow_plugins=allow_plugins, replace=replace, verify=check):
         typer.echo(written.directory)
+        _write_card(written.directory, outputs[written.directory], is_adapter=True)
 
 
 def _write_checkpoints(
@@ -378,6 +386,15 @@ def _write_checkpoints(
     for one, variant in zip(written, outputs.values(), strict=True):
         typer.echo(one.directory)
         _tell_rounding(one, variant)
+        _write_card(one.directory, variant, is_adapter=False)
+
+
+def _write_card(directory: Path, variant: Variant, *, is_adapter: bool) -> None:
+    """Write README.md, which says what was merged and that its safety was not measured."""
+    from backmerge.reporting.card import unmeasured_card
+    from backmerge.runs import write_whole
+
+    write_whole(directory / "README.md", unmeasured_card(directory.name, variant, is_adapter=is_adapter))
 
 
 def _tell_rounding(written: Written, variant: Variant) -> None:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from backmerge.errors import ConfigError
 
+if TYPE_CHECKING:
+    from backmerge.config import Document
+
 Out = Annotated[
     Path,
     typer.Option(
         "--out",
-        help="The run directory; given again, the run goes on where it was; results of other settings are kept in its folder earlier/.",
+        help="The run directory; given again, the run goes on where it was; results of other settings are kept in its "
+        "folder earlier/.",
     ),
 ]
 SetOption = Annotated[
@@ -134,6 +138,69 @@ BatchSize = Annotated[int, typer.Option(help="Prompts at once.")]
 MaxNewTokens = Annotated[
     int | None, typer.Option(help="Generation limit, in tokens, where it is below a benchmark's own.")
 ]
+
+
+# The settings that options give, for messages: a fault speaks of what was typed.
+OPTIONS = {
+    tuple(key.split(".")): option
+    for key, option in {
+        "model": "MODEL",
+        "base": "BASE",
+        "tuned": "TUNED",
+        "against": "--against",
+        "against_run": "--against-run",
+        "lam": "--lam",
+        "merge.lam": "--lam",
+        "method": "--method",
+        "merge.method": "--method",
+        "margin": "--margin",
+        "choice.margin": "--margin",
+        "over_refusal_margin": "--over-refusal-margin",
+        "choice.rule": "--rule",
+        "choice.accept": "--accept",
+        "accept": "--accept",
+        "search.name": "--search",
+        "search.refine": "--refine",
+        "evaluate.utility": "--utility",
+        "evaluate.safety": "--safety",
+        "evaluate.over_refusal": "--over-refusal",
+        "evaluate.judge": "--judge",
+        "evaluate.second_judge": "--second-judge",
+        "evaluate.limit": "--limit",
+        "evaluate.max_new_tokens": "--max-new-tokens",
+        "evaluate.engine.name": "--engine",
+        "evaluate.engine.options": "--engine-option",
+        "evaluate.engine.device": "--device",
+        "evaluate.engine.dtype": "--dtype",
+        "evaluate.engine.batch_size": "--batch-size",
+        "execution.executor": "--executor",
+        "execution.num_workers": "--num-workers",
+        "execution.ray_address": "--ray-address",
+        "dataset": "--data",
+        "data.num_examples": "--num-examples",
+        "data.validation": "--validation",
+        "seeds": "--seeds",
+        "epochs": "--epochs",
+        "steps": "--steps",
+        "snapshot_steps": "--snapshot-steps",
+        "keep_every": "--keep-every",
+        "batch_size": "--batch-size",
+        "micro_batch_size": "--micro-batch-size",
+        "learning_rate": "--learning-rate",
+        "cutoff": "--cutoff",
+        "ema": "--ema",
+        "device": "--device",
+        "lora.r": "--rank",
+        "lora.alpha": "--alpha",
+    }.items()
+}
+
+
+def command_line(values: dict[str, Any]) -> Document:
+    """Return the settings that a command's options give."""
+    from backmerge.config import Document
+
+    return Document("the command line", values, {}, options=OPTIONS)
 
 
 def evaluate_values(

@@ -38,6 +38,7 @@ from backmerge.commands.options import (
     Thinking,
     TokenizerFrom,
     Utility,
+    command_line,
     engine_options,
     evaluate_values,
     files_values,
@@ -134,7 +135,6 @@ def restore(
     --safety harmful_behaviors.csv --out restored
     """
     from backmerge.checkpoints.locate import short_name
-    from backmerge.config import Document
 
     given = tuple(name.partition("=")[0] for name in set_ or ())
     check_complete(
@@ -172,7 +172,7 @@ def restore(
         **thinking_values(thinking),
     }
     run_document(
-        Document("the command line", values, {}),
+        command_line(values),
         set_ or (),
         out,
         allow_plugins=allow_plugins,

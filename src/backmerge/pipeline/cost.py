@@ -23,7 +23,7 @@ from backmerge.pipeline.preparation import Prepared, limited
 from backmerge.pipeline.prompt_lengths import prompt_lengths
 from backmerge.pipeline.validation import num_validation_answers
 from backmerge.pipeline.workload import confirmed_points, num_models, num_searched
-from backmerge.progress import size_text
+from backmerge.progress import count_text, size_text
 from backmerge.records import Example
 
 SAMPLE = 500  # prompts of a benchmark's split whose tokens are counted; of more, a sample stands for all
@@ -67,11 +67,12 @@ class Plan(NamedTuple):
         held_out = f" and {self.num_validating:,} on held-out rows" if self.num_validating else ""
         refined = f" (with up to {self.num_refined} beyond the grid)" if self.num_refined else ""
         return (
-            f"To make: {at_most}{self.num_answers:,} answers of {self.num_models:,} models to choose λ{refined}"
+            f"To make: {at_most}{count_text(self.num_answers, 'answer')} of {count_text(self.num_models, 'model')} to "
+            f"choose λ{refined}"
             f"{held_out}, {self.num_confirming:,} to confirm it; {at_most or 'about '}{self.num_prompt_tokens:,} "
             f"prompt tokens, at most {self.max_new_tokens:,} generated. Weights: about "
             f"{size_text(self.bytes_read)} to read, {size_text(self.bytes_written)} to write. "
-            "What was done before is taken over."
+            "What was done before is reused."
         )
 
 

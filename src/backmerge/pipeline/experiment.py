@@ -27,6 +27,7 @@ class SweepSettings(Settings):
 
     Attributes:
         method: From the table of methods.
+        label: What tables, plots and the report call it; by default the method with its parameters.
         lam: λs strictly between 0 (the base) and 1 (the tuned model), which are always measured; the paper's four if
             neither these nor `schedules` are given. Not for methods that have no λ, such as `model_stock`.
         schedules: λs that differ from tensor to tensor: a list rises or falls over the layers, a table goes by module
@@ -39,6 +40,7 @@ class SweepSettings(Settings):
     """
 
     method: str = "linear"
+    label: Annotated[str, Field(pattern=r"^[^@/\n]{1,60}$")] | None = None
     lam: tuple[Lam, ...] | None = None
     schedules: tuple[Schedule, ...] = ()
     parameters: Mapping[str, Any] = Field(default_factory=dict)

@@ -98,13 +98,23 @@ def points_of(sweeps: Sequence[SweepSettings], *, allow_plugins: bool = False) -
     for sweep in sweeps:
         for point in _points(sweep, allow_plugins=allow_plugins):
             known = merged.setdefault(point.name, point)
-            if known.sweep is not None and point.sweep is not None and known.sweep.models != point.sweep.models:
+            if known.sweep is None or point.sweep is None:
+                continue
+            if point.sweep.label is not None and _recipe_of(known.sweep) != _recipe_of(point.sweep):
+                raise ConfigError(
+                    f"two entries of 'merge' have the label '{point.series}'", remedy="give each another label."
+                )
+            if known.sweep.models != point.sweep.models:
                 raise ConfigError(
                     f"two entries of 'merge' would go by the name '{point.series}': folders of their models have the "
                     "same name",
-                    remedy="rename one of the folders.",
+                    remedy="rename one of the folders, or give each entry a label.",
                 )
     return [BASE, TUNED, *merged.values()]
+
+
+def _recipe_of(sweep: SweepSettings) -> dict[str, Any]:
+    return sweep.model_dump(exclude={"lam", "schedules"})
 
 
 def is_joint(sweep: SweepSettings, *, allow_plugins: bool = False) -> bool:
@@ -115,7 +125,9 @@ def is_joint(sweep: SweepSettings, *, allow_plugins: bool = False) -> bool:
 
 
 def series_of(sweep: SweepSettings, *, allow_plugins: bool = False) -> str:
-    """The name of what varies only in λ."""
+    """The name of what varies only in λ: its label, or the method with its parameters."""
+    if sweep.label is not None:
+        return sweep.label
     named: dict[str, Any] = dict(sorted(sweep.parameters.items())) | ({"seed": sweep.seed} if sweep.seed else {})
     named |= {name: short_name(model) for name, model in sorted(sweep.models.items())}
     inside = ",".join(f"{key}={value}" for key, value in named.items())

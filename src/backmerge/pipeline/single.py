@@ -123,6 +123,7 @@ def evaluate_model(
                 "schema_version": SCHEMA_VERSION,
                 "backmerge": __version__,
                 "model": settings.model,
+                "base_name": settings.base,
                 "inputs": inputs,
                 "environment": engine.identity,
                 "judge": {"name": judge.name, "is_weak": judge.is_weak},

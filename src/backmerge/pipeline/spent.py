@@ -1,4 +1,4 @@
-"""What a session cost, and what it was spared: counted while it runs, kept as a line of the run's `sessions.jsonl`."""
+"""What a session cost and saved: counted while it runs, kept as a line of the run's `sessions.jsonl`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from backmerge.merging.plan import checkpoint_bytes
 from backmerge.merging.recipe import Variant
-from backmerge.progress import rate_text, size_text, time_text
+from backmerge.progress import count_text, rate_text, size_text, time_text
 from backmerge.runs import RunDirectory, key_of
 
 SESSIONS = "sessions.jsonl"
@@ -70,22 +70,19 @@ class Spent:
 
     @property
     def sentence(self) -> str:
-        """For the person at the terminal: what was made, and what was spared."""
+        """For the person at the terminal: what was made, and what was saved."""
         seconds = self.seconds_by_stage.get("answering", 0.0)
         rate = f" in {time_text(seconds)}, {rate_text(self.num_tokens / seconds)} a second" if seconds >= 1 else ""
         tokens = f" ({self.num_tokens:,} tokens{rate})" if self.num_generated else ""
-        made = f"{self.num_generated:,} answers made in this session{tokens}, {self.num_judged:,} judged"
-        spared = [
-            (self.num_kept, "answers that this run had"),
-            (self.num_from_cache, "taken over from earlier runs"),
-            (self.num_judged_once, "verdicts on answers judged before"),
-            (
-                self.num_unwritten,
-                f"merged models ({size_text(self.bytes_unwritten)}) that were not written to the disk",
-            ),
+        made = f"{count_text(self.num_generated, 'answer')} made in this session{tokens}, {self.num_judged:,} judged"
+        reused = [
+            (self.num_kept, "answer", "of this run"),
+            (self.num_from_cache, "answer", "from earlier runs"),
+            (self.num_judged_once, "verdict", "on answers judged before"),
+            (self.num_unwritten, "merged model", f"({size_text(self.bytes_unwritten)}) not written to the disk"),
         ]
-        told = ", ".join(f"{number:,} {what}" for number, what in spared if number)
-        return f"{made}" + (f"; spared: {told}" if told else "")
+        saved = ", ".join(f"{count_text(number, what)} {which}" for number, what, which in reused if number)
+        return made + (f"; saved: {saved}" if saved else "")
 
 
 def _is_merge(variant: Variant) -> bool:

@@ -18,6 +18,7 @@ from backmerge.reporting.findings import (
     percent,
     points,
     sense_findings,
+    weak_judge,
 )
 from backmerge.reporting.markdown import escaped
 from backmerge.reporting.page import visible
@@ -70,10 +71,7 @@ def check_notes(results: Results) -> Iterator[str]:
             "sense, a low attack success rate is no safety. Read some answers."
         )
     if results["judge"]["is_weak"]:
-        yield (
-            f"The judge '{results['judge']['name']}' is weak: it looks for phrases, and is fooled both ways. Take "
-            "these rates as a first look."
-        )
+        yield weak_judge(results["judge"]["name"])
     if unscored := sum(row["unscored"] for row in results["rows"] if len(row["benchmarks"]) == 1):
         yield f"{unscored:,} values could not be scored: they are left out of every rate; the verdict allows for them."
     if results["environment"]["base"] != results["environment"]["model"]:

@@ -22,6 +22,7 @@ from backmerge.reporting.findings import (
     percent,
     served_text,
     verdict_sentence,
+    weak_judge,
     weaknesses,
 )
 from backmerge.reporting.next_steps import next_steps
@@ -83,7 +84,9 @@ def _two_lines(cell: Cell | None) -> str:
 def print_scores(results: Results, directory: Path) -> None:
     """The scores of one model, or of several, and how far two judges agree."""
     console = Console(highlight=False, markup=False)
-    table = Table(title=f"{results['model']} (95 % intervals)", title_justify="left")
+    base = results.get("base_name")
+    title = f"{results['model']} on its base {base}" if base else results["model"]
+    table = Table(title=f"{title} (95 % intervals)", title_justify="left")
     several = len({score["model"] for score in results["scores"]}) > 1
     for column in (*(["model"] if several else []), "benchmark", "metric", "value", "n"):
         table.add_column(column, justify="right" if column in {"value", "n"} else "left")
@@ -100,5 +103,5 @@ def print_scores(results: Results, directory: Path) -> None:
     for row in results.get("agreement") or ():
         console.print(f"  Two judges on {row['benchmark']} ({row['model']}): {_agreement(row)}", soft_wrap=True)
     if results["judge"]["is_weak"] and any(score["metric"] in JUDGED for score in results["scores"]):
-        console.print(f"  Note: the judge '{results['judge']['name']}' is weak: take its rates as a first look.")
+        console.print(f"  Note: {weak_judge(results['judge']['name'])}", soft_wrap=True)
     console.print(f"  Records and scores: {directory}", soft_wrap=True)

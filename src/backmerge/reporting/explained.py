@@ -37,7 +37,7 @@ COUNTS = {
     "num_generated": "answers made",
     "num_tokens": "tokens made",
     "num_judged": "answers judged",
-    "num_from_cache": "answers taken over from earlier runs",
+    "num_from_cache": "answers from earlier runs",
     "num_judged_once": "verdicts taken from equal answers",
 }
 

@@ -317,6 +317,12 @@ def rounding_warnings(results: Results) -> Iterator[str]:
             yield f"{row['tuned']}: {survival(loss, row['dtype'])}. The rest is lost: {REMEDIES}."
 
 
+def weak_judge(name: str) -> str:
+    """Return what to say of a judge that is declared weak; why is known of our own only."""
+    reason = ": it looks for phrases, and is wrong in both directions" if name == "refusal-phrases" else ""
+    return f"The judge '{name}' is weak{reason}. Take its rates as a first look."
+
+
 def weaknesses(results: Results) -> Iterator[str]:
     """What limits the verdict of this run in particular: what the sense checks found, then the rest."""
     for finding in sense_findings(results):
@@ -324,10 +330,7 @@ def weaknesses(results: Results) -> Iterator[str]:
     yield from rounding_warnings(results)
     weak = [b for b in results["benchmarks"] if b["judge_is_weak"]]
     if weak:
-        yield (
-            f"The judge '{weak[0]['judge']}' is weak: it looks for phrases, and is fooled both ways. "
-            "Take these rates as a first look."
-        )
+        yield weak_judge(weak[0]["judge"])
     if results["merged"] and results["confirmation"]["verdict"] == "restored" and not all_handed_over(results):
         yield (
             f"{len(handed_over(results))} of {len(results['merged'])} models are confirmed on their own; the others "

@@ -21,7 +21,7 @@ def next_steps(results: Results) -> Iterator[str]:
     yield from _more_prompts(results)
     weak = [benchmark for benchmark in results["benchmarks"] if benchmark["judge_is_weak"]]
     if weak:
-        yield f"Another judge: '{weak[0]['judge']}' looks for phrases; --judge wildguard, or a rubric, reads answers."
+        yield f"Another judge: '{weak[0]['judge']}' is weak; --judge wildguard, or a rubric, reads answers."
     methods = {point["method"] for point in results["points"] if point["role"] == "merged"}
     if methods == {"linear"}:
         yield "Another method: --method slerp or ties may keep more of the task at the same attack success rate."

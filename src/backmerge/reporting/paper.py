@@ -123,6 +123,8 @@ def methods_of(family: Family) -> list[Method]:
 def label_of(results: Results, series: str) -> str:
     """A series as the paper calls its method, with its parameters if it has any."""
     method = _method(results, series)
+    if not series.startswith(method):
+        return series  # the label that the user gave
     rest = series.removeprefix(method) if series.startswith(method) else ""
     return f"{METHODS.get(method, method)}{f' {rest}' if rest else ''}"
 

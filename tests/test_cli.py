@@ -45,7 +45,7 @@ BAD = {
     "misspelt benchmark": ([*RESTORE, "--utility", "{utility}", "--safety", "advbnch"], "did you mean 'advbench'"),
     "benchmark of another kind": ([*RESTORE, "--utility", "demo-harmful", "--safety", "{safety}"], "measures safety"),
     "no utility": ([*RESTORE, "--safety", "{safety}"], "restore needs --utility (what"),
-    "λ beyond 1": ([*RESTORE, "{files}", "--lam", "0.5,2"], "merge.0.lam.1"),
+    "λ beyond 1": ([*RESTORE, "{files}", "--lam", "0.5,2"], "--lam 2.0: should be less than 1"),
     "λ that is no number": ([*RESTORE, "{files}", "--lam", "half"], "--lam half"),
     "misspelt judge": ([*RESTORE, "{files}", "--judge", "refusal-phrase"], "did you mean 'refusal-phrases'"),
     "misspelt method": ([*RESTORE, "{files}", "--method", "liner"], "did you mean 'linear'"),

@@ -58,7 +58,7 @@ def test_tutorial_works_when_followed(page: Path, tmp_path: Path, monkeypatch: p
 BAD = {
     "no such command": ("sh", "backmerge restor BASE TUNED --out x"),
     "no such option": ("sh", "backmerge merge BASE TUNED --lamda 0.4 --out x"),
-    "a required option left out": ("sh", "backmerge restore BASE TUNED"),
+    "a required option left out": ("sh", "backmerge evaluate demo --safety demo-harmful"),
     "no such judge": ("sh", "backmerge evaluate M --safety advbench --judge wildgard --out x"),
     "no such benchmark": ("sh", "backmerge evaluate M \\\n  --safety advbnch --out x"),
     "no such setting": ("sh", "backmerge run x.yaml --set choice.margn=0.05"),

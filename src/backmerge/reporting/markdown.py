@@ -10,7 +10,7 @@ from backmerge.reporting.tables import Column, Table, text_of
 
 # By backslash what every Markdown knows so, the others by entity. Within a word _ is no emphasis; (, ) and ! mean
 # something next to [ and ] only; before a plain number, as in linear@0.3, @ makes neither a mention nor an address.
-_SIGN = re.compile(r"[\\`*{}\[\]#&<>|$~]|(?<![^\W_])_|_(?![^\W_])|(?<!\w)@|@(?!\d+(?:\.\d+)?(?![\w.-]))")
+_SIGN = re.compile(r"(?<=\])\(|[\\`*{}\[\]#&<>|$~]|(?<![^\W_])_|_(?![^\W_])|(?<!\w)@|@(?!\d+(?:\.\d+)?(?![\w.-]))")
 _BY_ENTITY = frozenset("&<>|$~@")
 
 

@@ -141,7 +141,7 @@ MaxNewTokens = Annotated[
 
 
 # The settings that options give, for messages: a fault speaks of what was typed.
-OPTIONS = {
+OPTIONS: dict[tuple[str | int, ...], str] = {
     tuple(key.split(".")): option
     for key, option in {
         "model": "MODEL",

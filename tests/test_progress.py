@@ -1,11 +1,14 @@
 """What a person sees while work is done, where there is no terminal."""
 
+import itertools
+import threading
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from backmerge import progress
-from backmerge.progress import Pace, rate_text, size_text, skip, time_text
+from backmerge.progress import Bar, Pace, Part, PlainLines, Rates, TokenMeter, bar_of, rate_text, size_text, time_text
 
 
 class Clock:
@@ -67,7 +70,7 @@ def test_an_estimate_is_said_once(capsys: pytest.CaptureFixture[str], monkeypatc
     clock = Clock()
     monkeypatch.setattr(progress.time, "monotonic", clock)
     with progress.bar("Sweep", 1000, "answers") as advance:
-        skip(advance, 200)
+        advance.skip(200)
         for _ in range(4):
             clock.now += 2
             advance(16)
@@ -78,16 +81,136 @@ def test_an_estimate_is_said_once(capsys: pytest.CaptureFixture[str], monkeypatc
     lines = capsys.readouterr().err.splitlines()
     assert lines == [
         "Sweep ...",
-        "Sweep: about 2 min left (from 32 answers, 8 a second)",
+        "Sweep: 248/1,000 answers, about 2 min left (8 answers a second)",
         "Short ...",
     ]
 
 
-def test_what_does_not_know_of_skipping_counts_all() -> None:
-    """A plain function is told of steps that were done before as of any others."""
+def test_a_plain_function_is_called_with_all_steps() -> None:
+    """Steps that were done before count for it as any others, and tokens are nothing to it."""
     told: list[int] = []
-    skip(lambda steps, *_: told.append(steps), 3)
-    assert told == [3]
+    shown = bar_of(lambda steps, *_: told.append(steps))
+    shown.skip(3)
+    shown.count(read=5)
+    shown(2)
+    assert told == [3, 2]
+    assert bar_of(shown) is shown
+
+
+class Engine:
+    """Answers in batches as transformers does: reads a batch, then writes a token of each answer in a step.
+
+    A token takes `read` or `write` seconds; a batch takes as many steps as its longest answer has tokens.
+    """
+
+    def __init__(self, clock: Clock, shown: Bar, read: float = 0.01, write: float = 0.02) -> None:
+        self.clock, self.shown, self.read, self.write = clock, shown, read, write
+
+    def batch(self, prompts: list[int], answers: list[int]) -> None:
+        """Read prompts of so many tokens, and write answers of so many."""
+        self.shown.count()
+        slots = len(prompts) * max(prompts)
+        self.clock.now += self.read * slots
+        self.shown.count(read=slots)
+        for _ in range(max(answers)):
+            self.clock.now += self.write * len(answers)
+            self.shown.count(written=len(answers))
+        self.shown(len(prompts))
+
+
+def test_time_left_is_of_the_tokens_that_are_left() -> None:
+    """With the longest prompts first, batches get faster and faster; the estimate is right after the first."""
+    clock = Clock()
+    shown = Bar("Sweep", 12)
+    engine = Engine(clock, shown)
+    batches = [[1000, 1000], [100, 100], [10, 10]]
+    num_read = sum(map(sum, batches))
+    shown.expect([Part("code", 6, num_read, 50), Part("code", 6, num_read, 50)], TokenMeter(clock))
+    clock.now += 500.0  # a model is loaded, once
+    engine.batch(batches[0], [50, 7])
+    one = 0.01 * num_read + 0.02 * 6 * 50
+    spent = 0.01 * 2000 + 0.02 * 2 * 50
+    assert shown.seconds_left == pytest.approx(2 * one - spent)
+    # the answers alone would say 5 × 522 s
+    for batch in batches[1:]:
+        engine.batch(batch, [50, 3])
+    shown.finish(0, 180)
+    assert shown.seconds_left == pytest.approx(one)
+    assert not shown.tokens.is_bound  # type: ignore[union-attr]
+
+
+def test_answers_that_none_is_known_of_are_taken_to_reach_their_limit() -> None:
+    """Within the first batch the time left is an upper bound, and says so; each kind has its own length."""
+    clock = Clock()
+    shown = Bar("Sweep", 4)
+    meter = TokenMeter(clock)
+    shown.expect([Part("short", 2, 20, 100), Part("long", 2, 20, 200)], meter)
+    assert shown.seconds_left is None
+    assert shown.time_left == ""
+    clock.now += 2.0
+    shown.count(read=20)
+    clock.now += 1.0
+    shown.count(written=2)
+    assert shown.seconds_left == pytest.approx(2.0 + (2 * 100 + 2 * 200 - 2) / 2)
+    assert shown.time_left.startswith("at most about 5 min left")
+    clock.now += 9.0
+    shown.count(written=18)
+    shown(2)
+    shown.finish(0, 13)
+    assert meter.length("short") == 10
+    assert meter.length("long") is None
+    assert shown.seconds_left == pytest.approx(2.0 + 2 * 200 / 2)
+    again = Bar("Confirmation", 2)  # a session knows what its sweep has measured
+    again.expect([Part("short", 2, 10, 100)], meter)
+    assert again.seconds_left == pytest.approx(1.0 + 2 * 10 / 2)
+    assert again.time_left == "about 11 s left (2 tokens a second)"
+
+
+def test_answers_made_elsewhere_are_measured_as_they_come() -> None:
+    """An engine that counts nothing on the way is measured by the tokens of what it has finished."""
+    clock = Clock()
+    shown = Bar("Sweep", 4)
+    shown.expect([Part("a", 2, 100, 50), Part("a", 2, 100, 50)], TokenMeter(clock))
+    clock.now += 10.0
+    shown(2)
+    shown.finish(1, 40)
+    assert shown.seconds_left == pytest.approx(10.0)
+
+
+def test_nothing_measured_gives_no_estimate() -> None:
+    """Neither of writing nor of reading; reading alone takes what it takes."""
+    assert Rates().seconds(0, 0) is None
+    assert Rates(10, 1.0).seconds(5, 1) is None
+    assert Rates(10, 1.0).seconds(5, 0) == 0.5
+
+
+def test_a_line_is_printed_within_long_steps(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step of two minutes, such as one of a tuning, a merge or a long prompt, is not silent."""
+    clock = Clock()
+    monkeypatch.setattr(progress.time, "monotonic", clock)
+    lines = PlainLines("Fine-tuning, seed 1", 10, None)
+    lines(0, "loss 1.2")
+    printed = []
+    for _ in range(120):  # as the thread of `bar` looks
+        clock.now += progress.LOOK_EVERY
+        lines.look()
+        printed += [(clock.now, line) for line in capsys.readouterr().err.splitlines()]
+    times = [100.0, *(now for now, _ in printed), clock.now]
+    assert max(later - now for now, later in itertools.pairwise(times)) <= 20
+    assert printed[0][1] == "Fine-tuning, seed 1: 0/10, 15 s so far, loss 1.2"
+
+
+def test_a_bar_looks_while_its_block_works(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """No step is done and nothing is counted: the line is printed all the same, and no thread is left."""
+    monkeypatch.setattr(progress, "LOOK_EVERY", 0.001)
+    printed = threading.Event()
+    monkeypatch.setattr(PlainLines, "look", lambda _: printed.set())
+    with progress.bar("Merging", 3):
+        assert printed.wait(5)
+    assert all(thread.name != "progress" for thread in threading.enumerate())
+    assert capsys.readouterr().err == "Merging ...\n"
 
 
 @pytest.mark.parametrize(
@@ -115,14 +238,15 @@ def test_short_work_says_only_what_it_is(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_long_work_says_how_far_it_is(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Off a terminal, a plain line now and then with the time left; never more than there is."""
+    """Off a terminal, a plain line now and then with the time left; none is left once all steps are done."""
     monkeypatch.setattr(progress, "PLAIN_LINE_EVERY", 0.0)
     with progress.bar("Merging", 4) as advance:
         advance(1)
         advance(3)
     lines = capsys.readouterr().err.splitlines()
     assert [line.partition(",")[0] for line in lines] == ["Merging ...", "Merging: 1/4", "Merging: 4/4"]
-    assert lines[2].endswith("about 0 s left")
+    assert lines[1].endswith(" left")
+    assert lines[2].endswith(" so far")
 
 
 def test_names_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:

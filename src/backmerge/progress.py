@@ -4,32 +4,167 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from rich.progress import Task
     from rich.text import Text
 
-PLAIN_LINE_EVERY = 15.0  # seconds
-# an estimate is said once by itself, when so many seconds have been measured and there is so long to wait
+PLAIN_LINE_EVERY = 15.0  # seconds, looked at every LOOK_EVERY: at least one line in 20 seconds
+LOOK_EVERY = 1.0
+# an estimate is printed as soon as so many seconds are measured, if there is so long to wait
 MEASURED_FOR = 3.0
 WORTH_SAYING = 20.0
 
 
 class Advance(Protocol):
-    """Tells a bar of steps that are done."""
+    """Is called with the steps that are done."""
 
     def __call__(self, steps: int, note: str = "", /) -> None:
-        """So many more steps; a note, such as the loss, stands beside the bar until the next one."""
+        """So many more steps; a note, such as the loss, is shown until the next one."""
         ...
 
 
-def skip(advance: Advance, steps: int) -> None:
-    """Tell a bar of steps that were done before: they cost no time, so that no time left is reckoned from them."""
-    getattr(advance, "skip", advance)(steps)
+class Rates(NamedTuple):
+    """Tokens of a model on this machine, and the seconds that they took.
+
+    Attributes:
+        read: Prompt tokens, padding included; 0 if the engine does not tell reading from writing.
+        read_seconds: For these.
+        written: Generated tokens, padding included.
+        written_seconds: For these.
+    """
+
+    read: int = 0
+    read_seconds: float = 0.0
+    written: int = 0
+    written_seconds: float = 0.0
+
+    def seconds(self, read: float, written: float) -> float | None:
+        """For so many tokens; `None` as long as nothing was measured of what is asked for."""
+        reading = read * self.read_seconds / self.read if self.read else 0.0
+        if self.written:
+            return reading + written * self.written_seconds / self.written
+        return None if written or not self.read else reading
+
+
+class TokenMeter:
+    """Measures how fast an engine reads and writes, and how long the answers are; one serves a whole session.
+
+    Args:
+        clock: Seconds; monotonic by default.
+    """
+
+    def __init__(self, clock: Callable[[], float] | None = None) -> None:
+        self.rates = Rates()
+        self._clock = clock if clock is not None else time.monotonic
+        self._last = self._clock()
+        self._lengths: dict[str, tuple[int, int]] = {}
+
+    def count(self, read: int = 0, written: int = 0) -> None:
+        """Count tokens, and the seconds since the last call as theirs; with none of them, as nobody's."""
+        now = self._clock()
+        took, self._last = now - self._last, now
+        known = self.rates
+        if written:  # an engine that counts both at once does not tell reading from writing
+            self.rates = known._replace(written=known.written + written, written_seconds=known.written_seconds + took)
+        elif read:
+            self.rates = known._replace(read=known.read + read, read_seconds=known.read_seconds + took)
+
+    def note_length(self, label: str, num_answers: int, written: int) -> None:
+        """So many answers of a kind had so many tokens together."""
+        answers, tokens = self._lengths.get(label, (0, 0))
+        self._lengths[label] = (answers + num_answers, tokens + written)
+
+    def length(self, label: str) -> float | None:
+        """Mean tokens of an answer of a kind; `None` before there was one."""
+        answers, tokens = self._lengths.get(label, (0, 0))
+        return tokens / answers if answers else None
+
+
+class Part(NamedTuple):
+    """Answers that are still to be made: one model's to one benchmark.
+
+    Attributes:
+        label: Of answers of like length, such as the benchmark's name.
+        num_answers: All samples counted.
+        read: Tokens of their prompts.
+        limit: Most tokens of an answer.
+    """
+
+    label: str
+    num_answers: int
+    read: int
+    limit: int
+
+
+class TokenPace:
+    """How long the rest of some answers takes, from the tokens that are left rather than from the answers.
+
+    Batches are sorted by length, and a batch takes as long as its longest answer, so that answers say little. A kind of
+    answers that none was measured of is taken to reach its limit: the time is then an upper bound.
+
+    Args:
+        parts: In the order in which an engine takes them one by one, if it does.
+        meter: Of the session.
+    """
+
+    def __init__(self, parts: Sequence[Part], meter: TokenMeter) -> None:
+        self.meter = meter
+        self._left = dict(enumerate(parts))
+        self._read = self._written = 0  # since the last part was finished
+        self._num_answers = self._written_then = 0  # of whole batches since then
+
+    def count(self, read: int, written: int) -> None:
+        """Tokens that were read or written just now."""
+        self.meter.count(read, written)
+        self._read += read
+        self._written += written
+
+    def advance(self, num_answers: int) -> None:
+        """Answers of a batch that is done."""
+        self._num_answers += num_answers
+        self._written_then = self._written
+
+    def finish(self, number: int, written: int) -> None:
+        """One part is done.
+
+        Args:
+            number: Its place.
+            written: Tokens of its answers, padding apart.
+        """
+        part = self._left.pop(number)
+        if not self._written and written:  # made elsewhere, and not counted on the way
+            self.meter.count(part.read, written)
+        # the only one since the last: its tokens are those that were counted, padding included
+        is_alone = self._written > 0 and self._num_answers == part.num_answers
+        self.meter.note_length(part.label, part.num_answers, self._written if is_alone else written)
+        self._read = self._written = self._num_answers = self._written_then = 0
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether the time left is an upper bound."""
+        return any(length is None for _, length in self._lengths())
+
+    @property
+    def seconds_left(self) -> float | None:
+        """From now on; `None` before anything was measured."""
+        lengths = self._lengths()
+        read = sum(part.read for part, _ in lengths) - self._read
+        written = sum(part.num_answers * (part.limit if length is None else length) for part, length in lengths)
+        return self.meter.rates.seconds(max(0, read), max(0.0, written - self._written))
+
+    def _lengths(self) -> list[tuple[Part, float | None]]:
+        """What is left, with the mean length of its answers; of the part at work its own batches know it best."""
+        left = list(self._left.values())  # at once: another thread prints while this one works
+        found = [(part, self.meter.length(part.label)) for part in left]
+        if found and self._num_answers:
+            found[0] = (left[0], self._written_then / self._num_answers)
+        return found
 
 
 class Pace:
@@ -69,7 +204,7 @@ class Pace:
 
     @property
     def measured(self) -> tuple[int, float]:
-        """The steps that the rate rests on, and the seconds that they took; no steps before the first batch."""
+        """The steps that the rate is taken from, and the seconds that they took; no steps before the first batch."""
         if self._first is None:
             return 0, 0.0
         then, steps = self._first
@@ -132,79 +267,193 @@ def say(line: str) -> None:
     Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(line)
 
 
-@contextmanager
-def bar(description: str, total: int, unit: str | None = None) -> Iterator[Advance]:
-    """Show the progress of `total` steps; the block is given a function that advances by so many.
-
-    On a terminal a bar with the time left; elsewhere a line at the start, and one now and then.
+class Bar:
+    """How far some work is: its steps and, of answers, its tokens.
 
     Args:
         description: What is done.
         total: Steps.
-        unit: What a step is, in the plural: an estimate of the time is then said by itself, once it was measured.
+        unit: What a step is, in the plural.
     """
-    if sys.stderr.isatty() and is_first_process():
-        with _rich_bar(description, total) as advance:
-            yield advance
-        return
-    say(f"{description} ...")
-    yield _PlainLines(description, total, unit)
 
-
-class _PlainLines:
-    """Progress where there is no terminal."""
-
-    def __init__(self, description: str, total: int, unit: str | None) -> None:
-        self._description = description
-        self._unit = unit
-        self._pace = Pace(total)
-        self._last = time.monotonic()
-        self._note = ""
-
-    def skip(self, steps: int) -> None:
-        """Steps that were done before."""
-        self._pace.skip(steps)
+    def __init__(self, description: str = "", total: int = 0, unit: str | None = None) -> None:
+        self.description = description
+        self.unit = unit
+        self.pace = Pace(total)
+        self.tokens: TokenPace | None = None
+        self.note = ""
 
     def __call__(self, steps: int, note: str = "", /) -> None:
-        """So many more steps."""
-        self._note = note or self._note
-        pace = self._pace
-        pace.advance(steps)
-        left = pace.seconds_left
-        if left is None:
-            return
-        if self._unit is not None and pace.has_rate:
-            if left >= WORTH_SAYING:
-                say(f"{self._description}: {_estimate(pace, left, self._unit)}")
-                self._last = time.monotonic()
-            self._unit = None
-        now = time.monotonic()
-        if now - self._last >= PLAIN_LINE_EVERY:
-            self._last = now
-            note = f", {self._note}" if self._note else ""
-            say(f"{self._description}: {pace.done}/{pace.total}, about {time_text(left)} left{note}")
+        """So many more steps; a note, such as the loss, is shown until the next one."""
+        self.note = note or self.note
+        self.pace.advance(steps)
+        if self.tokens is not None and steps:
+            self.tokens.advance(steps)
+
+    def skip(self, steps: int) -> None:
+        """Steps that were done before: they cost no time, so that no rate is taken from them."""
+        self.pace.skip(steps)
+
+    def expect(self, parts: Sequence[Part], meter: TokenMeter) -> None:
+        """Estimate the time left from the tokens of these answers."""
+        self.tokens = TokenPace(parts, meter)
+        meter.count()
+
+    def count(self, read: int = 0, written: int = 0) -> None:
+        """Tokens that were read or written just now; without any, what comes now begins."""
+        if self.tokens is not None:
+            self.tokens.count(read, written)
+
+    def finish(self, number: int, written: int) -> None:
+        """One of the parts that are expected is done, with so many tokens."""
+        if self.tokens is not None:
+            self.tokens.finish(number, written)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """From now on; `None` before anything was measured."""
+        by_tokens = None if self.tokens is None else self.tokens.seconds_left
+        return self.pace.seconds_left if by_tokens is None else by_tokens
+
+    @property
+    def time_left(self) -> str:
+        """In words, with what it is estimated from; empty before anything was measured, and once all steps are done."""
+        left = self.seconds_left
+        if left is None or self.pace.done >= self.pace.total:
+            return ""
+        bound = "at most " if self.tokens is not None and self.tokens.is_bound else ""
+        return f"{bound}about {time_text(left)} left{self._basis()}"
+
+    def _basis(self) -> str:
+        if self.tokens is None:
+            steps, seconds = self.pace.measured
+            return f" ({rate_text(steps / seconds)} {self.unit} a second)" if self.unit else ""
+        rates = self.tokens.meter.rates
+        if not rates.written_seconds:
+            return ""
+        return f" ({rate_text(rates.written / rates.written_seconds)} tokens a second)"
 
 
-def _estimate(pace: Pace, left: float, unit: str) -> str:
-    """The time left, with what it was reckoned from."""
-    steps, seconds = pace.measured
-    return f"about {time_text(left)} left (from {steps:,} {unit}, {rate_text(steps / seconds)} a second)"
+class _Forwarding(Bar):
+    """Passes the steps on to a function that takes nothing else."""
+
+    def __init__(self, advance: Callable[[int], object]) -> None:
+        super().__init__()
+        self._advance = advance
+
+    def __call__(self, steps: int, note: str = "", /) -> None:  # noqa: ARG002 - as of any bar
+        if steps:
+            self._advance(steps)
+
+    def skip(self, steps: int) -> None:
+        self._advance(steps)
+
+
+def bar_of(advance: Callable[[int], object]) -> Bar:
+    """The bar that this is, or one that passes the steps on to it."""
+    return advance if isinstance(advance, Bar) else _Forwarding(advance)
 
 
 @contextmanager
-def _rich_bar(description: str, total: int) -> Iterator[Advance]:
+def bar(description: str, total: int, unit: str | None = None) -> Iterator[Bar]:
+    """Show the progress of `total` steps.
+
+    On a terminal a bar with the time left; elsewhere a line at the start, and then one at least every 20 seconds, also
+    while a single step lasts longer.
+
+    Args:
+        description: What is done.
+        total: Steps.
+        unit: What a step is, in the plural.
+    """
+    if sys.stderr.isatty() and is_first_process():
+        with _rich_bar(description, total, unit) as shown:
+            yield shown
+        return
+    say(f"{description} ...")
+    lines = PlainLines(description, total, unit)
+    stopped = threading.Event()
+
+    def look() -> None:
+        while not stopped.wait(LOOK_EVERY):
+            lines.look()
+
+    thread = threading.Thread(target=look, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield lines
+    finally:
+        stopped.set()
+        thread.join()
+
+
+class PlainLines(Bar):
+    """Progress where there is no terminal: a line now and then."""
+
+    def __init__(self, description: str, total: int, unit: str | None) -> None:
+        super().__init__(description, total, unit)
+        self._started = self._last = time.monotonic()
+        self._has_estimate = False
+        self._printing = threading.Lock()
+
+    def __call__(self, steps: int, note: str = "", /) -> None:
+        """So many more steps."""
+        super().__call__(steps, note)
+        self.look()
+
+    def count(self, read: int = 0, written: int = 0) -> None:
+        """Tokens that were read or written just now."""
+        super().count(read, written)
+        self.look()
+
+    def look(self) -> None:
+        """Print a line if the last one is long ago, or the time left was estimated for the first time."""
+        with self._printing:
+            now = time.monotonic()
+            is_first_estimate = not self._has_estimate and self._is_measured()
+            if is_first_estimate:
+                self._has_estimate = True
+            left = self.seconds_left
+            is_worth = is_first_estimate and left is not None and left >= WORTH_SAYING
+            if is_worth or now - self._last >= PLAIN_LINE_EVERY:
+                self._last = now
+                say(self._line(now - self._started))
+
+    def _is_measured(self) -> bool:
+        if self.tokens is None:
+            return self.unit is not None and self.pace.has_rate
+        return self.tokens.meter.rates.written_seconds >= MEASURED_FOR
+
+    def _line(self, seconds: float) -> str:
+        unit = f" {self.unit}" if self.unit else ""
+        told = [f"{self.pace.done:,}/{self.pace.total:,}{unit}", self.time_left or f"{time_text(seconds)} so far"]
+        return f"{self.description}: {', '.join(filter(None, [*told, self.note]))}"
+
+
+@contextmanager
+def _rich_bar(description: str, total: int, unit: str | None) -> Iterator[Bar]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn
     from rich.text import Text
 
-    pace = Pace(total)
+    class OnTerminal(Bar):
+        """Moves rich's bar, too."""
+
+        def skip(self, steps: int) -> None:
+            super().skip(steps)
+            progress.update(task, advance=steps)
+
+        def __call__(self, steps: int, note: str = "", /) -> None:
+            super().__call__(steps, note)
+            progress.update(task, advance=steps, note=self.note)
+
+    shown = OnTerminal(description, total, unit)
 
     class TimeLeft(ProgressColumn):
-        """By our own measure: rich's takes steps that cost nothing for fast ones."""
+        """By our own estimate: rich's takes steps that cost nothing for fast ones."""
 
         def render(self, task: Task) -> Text:  # noqa: ARG002 - rich's signature
-            left = pace.seconds_left
-            return Text("" if left is None else f"{time_text(left)} left")
+            return Text(shown.time_left)
 
     columns = (
         TextColumn("{task.description}", markup=False),
@@ -215,18 +464,4 @@ def _rich_bar(description: str, total: int) -> Iterator[Advance]:
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task(description, total=total, note="")
-
-        class OnBar:
-            """Advances both."""
-
-            def skip(self, steps: int) -> None:
-                pace.skip(steps)
-                progress.update(task, advance=steps)
-
-            def __call__(self, steps: int, note: str = "", /) -> None:
-                pace.advance(steps)
-                progress.update(task, advance=steps)
-                if note:
-                    progress.update(task, note=note)
-
-        yield OnBar()
+        yield shown

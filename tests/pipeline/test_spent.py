@@ -14,7 +14,7 @@ from backmerge.generation.cache import CompletionCache
 from backmerge.merging.recipe import Variant
 from backmerge.pipeline.evaluation import Evaluator
 from backmerge.pipeline.spent import Spent, session
-from backmerge.progress import Pace
+from backmerge.progress import Bar
 from backmerge.runs import RunDirectory
 
 from .test_evaluation import EXAMPLES, SAMPLING, Counting, Scripted, job, safety
@@ -22,24 +22,9 @@ from .test_evaluation import EXAMPLES, SAMPLING, Counting, Scripted, job, safety
 BASE = Checkpoint(model_directory())
 
 
-class Bar:
-    """What a bar is told."""
-
-    def __init__(self) -> None:
-        self.pace = Pace(len(EXAMPLES))
-
-    def skip(self, steps: int) -> None:
-        """Steps that were done before."""
-        self.pace.skip(steps)
-
-    def __call__(self, steps: int, _: str = "", /) -> None:
-        """So many more steps."""
-        self.pace.advance(steps)
-
-
 def measured(run: RunDirectory, cache: CompletionCache | None, variants: Sequence[Variant]) -> tuple[Spent, Bar]:
     """What it costs to measure these."""
-    engine, bar = Scripted(), Bar()
+    engine, bar = Scripted(), Bar("Sweep", len(EXAMPLES))
     evaluator = Evaluator(run, engine, Counting(engine.log), SAMPLING, 0.0, cache=cache)
     evaluator.evaluate([job(variant, safety(), str(n)) for n, variant in enumerate(variants)], bar)
     return evaluator.spent, bar

@@ -24,6 +24,7 @@ from backmerge.generation.server_prompts import Prompt, PromptWriter
 from backmerge.generation.server_protocol import Answer, read_answer, read_likelihood, sampling_fields, with_extra
 from backmerge.generation.thoughts import Reply, separated
 from backmerge.merging.recipe import Variant
+from backmerge.progress import bar_of
 from backmerge.records import Completion, Example
 from backmerge.runs import key_of
 
@@ -212,15 +213,18 @@ class OpenAIEngine:
         by_request = Counter(place.request for place in places)
         by_example = Counter((place.request, place.example) for place in places)
         done: dict[Place, Completion] = {}
+        shown = bar_of(advance)
+        shown.count()
         wave_of = [self._wave(requests[place.request][0]) for place in places]
         for i, values in self._replies(questions, wave_of):
             place = places[i]
             _, examples, sampling = requests[place.request]
             answer = Answer(*values)
             done[place] = _completion(examples[place.example], prompts[i], place.sample, answer, sampling)
+            shown.count(written=done[place].num_tokens)
             by_example[place.request, place.example] -= 1
             if by_example[place.request, place.example] == 0:
-                advance(1)
+                shown(1)
             by_request[place.request] -= 1
             if by_request[place.request] == 0:
                 mine = sorted(other for other in done if other.request == place.request)

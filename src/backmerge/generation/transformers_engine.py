@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 import transformers
-from transformers import GenerationConfig, LogitsProcessorList
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from backmerge import __version__
 from backmerge.checkpoints.companions import Companions
@@ -25,7 +25,25 @@ from backmerge.merging.live import LiveMerge
 from backmerge.merging.recipe import Variant
 from backmerge.merging.served import adapter_of, dtype_of, is_own_adapter
 from backmerge.merging.to_disk import write_merged
+from backmerge.progress import Advance, Bar, bar_of
 from backmerge.records import Completion, Example
+
+
+class _Counting(LogitsProcessor):  # type: ignore[misc] # transformers is not typed
+    """Counts the tokens of a batch, padding included, as each step is done; changes no score."""
+
+    def __init__(self, shown: Bar) -> None:
+        self._shown = shown
+        self._is_read = False
+        shown.count()
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        if self._is_read:
+            self._shown.count(written=input_ids.shape[0])
+        else:
+            self._shown.count(read=input_ids.numel())
+        self._is_read = True
+        return scores
 
 
 class TransformersEngine:
@@ -97,7 +115,7 @@ class TransformersEngine:
         variant: Variant,
         examples: Sequence[Example],
         sampling: Sampling,
-        advance: Callable[[int], None],
+        advance: Advance,
     ) -> list[Completion]:
         """Each example's completions, in order.
 
@@ -114,12 +132,13 @@ class TransformersEngine:
         order = [(i, sample) for i in by_length for sample in range(sampling.num_samples)]
         answers: dict[tuple[int, int], tuple[list[int], bool]] = {}
         done = 0
+        shown = bar_of(advance)
         # the caller's random state stays as it is
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             torch.manual_seed(sampling.seed)
             for batch in self._batches(order):
-                answers.update(zip(batch, self._answers([tokens[i] for i, _ in batch], sampling), strict=True))
-                advance(len(answers) // sampling.num_samples - done)
+                answers.update(zip(batch, self._answers([tokens[i] for i, _ in batch], sampling, shown), strict=True))
+                shown(len(answers) // sampling.num_samples - done)
                 done = len(answers) // sampling.num_samples
         places = [(i, sample) for i in range(len(examples)) for sample in range(sampling.num_samples)]
         return [
@@ -151,10 +170,10 @@ class TransformersEngine:
             yield order[start : start + size]
             start += size
 
-    def _answers(self, prompts: Sequence[list[int]], sampling: Sampling) -> list[tuple[list[int], bool]]:
+    def _answers(self, prompts: Sequence[list[int]], sampling: Sampling, shown: Bar) -> list[tuple[list[int], bool]]:
         """Generated token ids and whether each ended by itself; on a full device, in halves from then on."""
         try:
-            return self._batch(prompts, sampling)
+            return self._batch(prompts, sampling, shown)
         except torch.OutOfMemoryError:
             if len(prompts) == 1:
                 raise GenerationError(
@@ -165,12 +184,12 @@ class TransformersEngine:
         torch.cuda.empty_cache()
         half = len(prompts) // 2
         self.batch_size = min(self.batch_size, half)
-        return self._answers(prompts[:half], sampling) + self._answers(prompts[half:], sampling)
+        return self._answers(prompts[:half], sampling, shown) + self._answers(prompts[half:], sampling, shown)
 
     @torch.inference_mode()
-    def _batch(self, prompts: Sequence[list[int]], sampling: Sampling) -> list[tuple[list[int], bool]]:
+    def _batch(self, prompts: Sequence[list[int]], sampling: Sampling, shown: Bar) -> list[tuple[list[int], bool]]:
         padded = self.tokenizer.pad({"input_ids": list(prompts)}, return_tensors="pt").to(self.device)
-        processors = LogitsProcessorList()
+        processors = LogitsProcessorList([_Counting(shown)])
         if sampling.repetition_penalty != 1.0:
             processors.append(UnpaddedRepetitionPenalty(sampling.repetition_penalty, padded["attention_mask"]))
         output = self.model.generate(

@@ -52,7 +52,7 @@ from backmerge.generation.vllm_worker import described
 from backmerge.merging.lowrank import write_adapters
 from backmerge.merging.recipe import Variant
 from backmerge.merging.to_disk import write_merged
-from backmerge.progress import say
+from backmerge.progress import bar_of, say
 from backmerge.records import Completion, Example
 from backmerge.runs import key_of
 
@@ -329,13 +329,16 @@ class VllmEngine:
                 asked.append(Asked(ids, sampling_params(sampling, ends, seed), adapter))
         yield from ((place, []) for place, request in together.requests.items() if not request.examples)
         answers: dict[int, dict[int, list[Completion]]] = {}
+        shown = bar_of(advance)
+        shown.count()
         for at, output in self._finished(running, asked):
             place, number, text = prompts[at]
             _, examples, sampling = request = together.requests[place]
             of_request = answers.setdefault(place, {})
             asking = running.asking(variant_in(request))
             of_request[number] = _completions(asking, examples[number], text, output, sampling)
-            advance(1)
+            shown.count(written=sum(one.num_tokens for one in of_request[number]))
+            shown(1)
             if len(of_request) == len(examples):
                 yield place, [one for n in range(len(examples)) for one in of_request[n]]
                 del answers[place]

@@ -33,7 +33,7 @@ from backmerge.pipeline.points import Member
 from backmerge.pipeline.prompt_lengths import REFUSING, check_prompts_fit, context_of, prompt_lengths
 from backmerge.pipeline.remote import completions_of, spec_of
 from backmerge.pipeline.spent import Spent
-from backmerge.progress import Advance, skip
+from backmerge.progress import Advance, Bar, Part, TokenMeter, bar_of
 from backmerge.records import Completion, Example, Score, Value, Verdict, to_json
 from backmerge.registry import is_plugin
 from backmerge.runs import RunDirectory, key_of
@@ -165,8 +165,9 @@ class Evaluator:
         self.second = second
         self.cache = cache
         self.spent = spent if spent is not None else Spent()
+        self.meter = TokenMeter()
         self._judged: dict[tuple[str, str, str], Verdict] = {}
-        self._fitting: set[str] = set()  # prompts that a model's context holds
+        self._num_tokens: dict[str, int] = {}  # of prompts that a model's context holds
         if hasattr(engine, "answer_log"):
             engine.answer_log = run.path / "answered.jsonl"  # a server's answers, one by one: nothing is asked twice
 
@@ -195,14 +196,14 @@ class Evaluator:
             GenerationError: a prompt leaves no room for an answer in a model's context; nothing was generated then.
             RunError: the judge left too many answers unscored.
         """
+        shown = bar_of(advance)
         with self.spent.timed("answering"):
-            completions = self._answer(jobs, advance, is_fresh=is_fresh)
-            likelihoods = {
-                place: self._compare(job, advance) for place, job in enumerate(jobs) if job.benchmark.choices
-            }
+            completions = self._answer(jobs, shown, is_fresh=is_fresh)
+            likelihoods = {place: self._compare(job, shown) for place, job in enumerate(jobs) if job.benchmark.choices}
         release_before_judging = any(hasattr(judge, "release") for judge in (self.judge, self.second))
         if release_before_judging and any(job.benchmark.kind != "utility" for job in jobs):
             release(self.engine)
+        shown(0, "judging and scoring")
         with self.spent.timed("judging"):
             verdicts = self._verdicts(self.judge, jobs, completions)
             second = self._verdicts(self.second, jobs, completions) if self.second is not None else [[] for _ in jobs]
@@ -248,7 +249,7 @@ class Evaluator:
             "thoughts apart",  # answers that were kept before thoughts were told apart hold both
         )
 
-    def _answer(self, jobs: Sequence[Job], advance: Advance, *, is_fresh: bool) -> list[list[Completion]]:
+    def _answer(self, jobs: Sequence[Job], shown: Bar, *, is_fresh: bool) -> list[list[Completion]]:
         """Each job's completions, what is missing generated together."""
         cache = None if is_fresh else self.cache
         keys = [self._key(job) for job in jobs]
@@ -259,7 +260,7 @@ class Evaluator:
             if job.benchmark.choices is not None:
                 continue
             if self.run.has_unit("completions", keys[place]):
-                skip(advance, len(job.examples))
+                shown.skip(len(job.examples))
                 self.spent.num_kept += len(job.examples) * self._sampling(job.benchmark).num_samples
                 continue
             kept[place] = cache.find(self._scope(job), job.examples) if cache is not None else {}
@@ -267,18 +268,31 @@ class Evaluator:
             if missing and self._sampling(job.benchmark).temperature > 0:
                 kept[place], missing = {}, list(job.examples)
             self.spent.num_from_cache += sum(map(len, kept[place].values()))
-            skip(advance, len(kept[place]))
+            shown.skip(len(kept[place]))
             if missing:
                 requests.append(Request(job.member.variant, missing, self._sampling(job.benchmark)))
                 places.append(place)
             else:
                 self._keep(job, keys[place], kept[place])
 
-        self._check_prompts(jobs, places, requests)
+        read = self._check_prompts(jobs, places, requests)
+        if not any(job.benchmark.choices for job in jobs):  # likelihoods have no answers to estimate the time from
+            parts = [
+                Part(
+                    jobs[place].benchmark.name,
+                    len(request.examples) * request.sampling.num_samples,
+                    num_tokens * request.sampling.num_samples,
+                    request.sampling.max_new_tokens,
+                )
+                for place, request, num_tokens in zip(places, requests, read, strict=True)
+            ]
+            shown.expect(parts, self.meter)
 
         def take(number: int, made: Sequence[Completion]) -> None:
             place, request = places[number], requests[number]
-            self._count(request, sum(completion.num_tokens for completion in made), len(made))
+            num_tokens = sum(completion.num_tokens for completion in made)
+            shown.finish(number, num_tokens)
+            self._count(request, num_tokens, len(made))
             if cache is not None:
                 cache.keep(self._scope(jobs[place]), request.examples, made)
             found = kept[place]
@@ -287,7 +301,7 @@ class Evaluator:
             self._keep(jobs[place], keys[place], found)
 
         if self.elsewhere is None:
-            for number, made in answers(self.engine, requests, advance):
+            for number, made in answers(self.engine, requests, shown):
                 take(number, made)
         else:
             works = [
@@ -299,7 +313,7 @@ class Evaluator:
                 "backmerge.pipeline.remote:answer",
                 works,
                 self.elsewhere.settings,
-                advance=advance,
+                advance=shown,
                 on_done=lambda work, result: take(numbers[work.key], completions_of(result)),
                 shared=self.run.path.absolute(),
                 plugins=self.elsewhere.plugins,
@@ -315,30 +329,36 @@ class Evaluator:
         way = "live" if request.variant is None else way_of(self.engine, request.variant)
         self.spent.answered(request.variant, way, num_answers, num_tokens)
 
-    def _check_prompts(self, jobs: Sequence[Job], places: Sequence[int], requests: Sequence[Request]) -> None:
-        """That a model's context holds each prompt, of all jobs before the first is begun."""
+    def _check_prompts(self, jobs: Sequence[Job], places: Sequence[int], requests: Sequence[Request]) -> list[int]:
+        """Check that a model's context holds each prompt, of all jobs before the first is begun.
+
+        Returns:
+            The tokens of each request's prompts; 0 where the engine renders them elsewhere.
+        """
         if self.engine.identity["engine"] not in REFUSING:
-            return
+            return [0] * len(requests)
         from backmerge.generation.chat import load_tokenizer
 
         tokenizers: dict[Path, Any] = {}
+        found = []
         for place, request in zip(places, requests, strict=True):
             assert request.variant is not None
             directory, benchmark = request.variant.companions.folder(), jobs[place].benchmark
             known = key_of(str(directory), benchmark.name, [example.id for example in request.examples])
-            if known in self._fitting:
-                continue
-            if directory not in tokenizers:
-                tokenizers[directory] = load_tokenizer(directory, needs_template=False)
-            lengths = prompt_lengths(tokenizers[directory], request.examples)
-            check_prompts_fit(benchmark, request.examples, lengths, context_of(directory, self.engine))
-            self._fitting.add(known)
+            if known not in self._num_tokens:
+                if directory not in tokenizers:
+                    tokenizers[directory] = load_tokenizer(directory, needs_template=False)
+                lengths = prompt_lengths(tokenizers[directory], request.examples)
+                check_prompts_fit(benchmark, request.examples, lengths, context_of(directory, self.engine))
+                self._num_tokens[known] = sum(lengths)
+            found.append(self._num_tokens[known])
+        return found
 
     def _keep(self, job: Job, key: str, found: Mapping[str, Sequence[Completion]]) -> None:
         """Write a job's completions as a unit, in the order of its examples."""
         self.run.unit("completions", key, Completion, lambda: [c for e in job.examples for c in found[e.id]])
 
-    def _compare(self, job: Job, advance: Advance) -> dict[str, Values]:
+    def _compare(self, job: Job, shown: Bar) -> dict[str, Values]:
         """The values of a benchmark that compares likelihoods."""
         choices = job.benchmark.choices
         assert choices is not None
@@ -364,11 +384,11 @@ class Evaluator:
 
         key = key_of(self._key(job), job.benchmark.scorer.identity)
         if self.run.has_unit("values", key):
-            skip(advance, len(job.examples))
+            shown.skip(len(job.examples))
             self.spent.num_kept += len(job.examples)
             return _by_metric(self.run.unit("values", key, Value, make, job.ids))
         records = self.run.unit("values", key, Value, make, job.ids)
-        advance(len(job.examples))
+        shown(len(job.examples))
         return _by_metric(records)
 
     def _verdicts(

@@ -154,7 +154,8 @@ def run_experiment(
             )
             run.log(f"choice: {choice.reason}")
             chosen = next((point for point in points if point.name == choice.point), None)
-            written = write_chosen(run, prepared, tuned, chosen)
+            with bar("Writing the merged models", len(tuned)):
+                written = write_chosen(run, prepared, tuned, chosen)
             rivals = contenders_of(prepared, found.candidates, points) if experiment.choice.compare else []
             _confirm(evaluator, prepared, tuned, chosen, written, rivals, outcomes)
             release(engine)  # all is answered; a suite's next experiment brings an engine of its own

@@ -15,6 +15,7 @@ from backmerge.generation import transformers_engine
 from backmerge.generation.protocol import EngineSettings, Sampling
 from backmerge.generation.transformers_engine import TransformersEngine
 from backmerge.merging.recipe import Variant
+from backmerge.progress import Bar
 from backmerge.records import Example, Message
 
 Ids = tuple[int, ...]
@@ -33,8 +34,8 @@ class Recording(TransformersEngine):
         super().__init__(EngineSettings(device="cpu", dtype="float32", batch_size=batch_size))
         self.answers: dict[Ids, Ids] = {}
 
-    def _batch(self, prompts: Sequence[list[int]], sampling: Sampling) -> list[tuple[list[int], bool]]:
-        answers = super()._batch(prompts, sampling)
+    def _batch(self, prompts: Sequence[list[int]], sampling: Sampling, shown: Bar) -> list[tuple[list[int], bool]]:
+        answers = super()._batch(prompts, sampling, shown)
         self.answers.update({tuple(prompt): tuple(ids) for prompt, (ids, _) in zip(prompts, answers, strict=True)})
         return answers
 

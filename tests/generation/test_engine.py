@@ -20,6 +20,7 @@ from backmerge.generation.transformers_engine import TransformersEngine
 from backmerge.merging.live import LiveMerge
 from backmerge.merging.recipe import Variant
 from backmerge.merging.to_disk import write_merged
+from backmerge.progress import Bar
 from backmerge.records import Completion, Example, Message
 from generation.tiny import embedded_copy, random_mixtral
 
@@ -245,7 +246,7 @@ def test_text_is_not_stripped(
     ask(tidying, directory, EXAMPLES[:1])
     ids = tidying.tokenizer(said, add_special_tokens=False)["input_ids"]
     assert tidying.tokenizer.decode(ids) != said  # the guard is real
-    monkeypatch.setattr(tidying, "_batch", lambda prompts, _: [([*ids, 2], True) for _ in prompts])
+    monkeypatch.setattr(tidying, "_batch", lambda prompts, *_: [([*ids, 2], True) for _ in prompts])
     assert texts(ask(tidying, directory, EXAMPLES[:2])) == [said, said]
 
 
@@ -282,13 +283,29 @@ def failing_above(engine: TransformersEngine, size: int) -> tuple[Callable[..., 
     """A `_batch` whose device holds so many prompts, and the sizes that it was asked for."""
     batch, asked = engine._batch, []
 
-    def short_of_memory(prompts: Sequence[list[int]], sampling: Sampling) -> Any:
+    def short_of_memory(prompts: Sequence[list[int]], sampling: Sampling, shown: Bar) -> Any:
         asked.append(len(prompts))
         if len(prompts) > size:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return batch(prompts, sampling)
+        return batch(prompts, sampling, shown)
 
     return short_of_memory, asked
+
+
+def test_tokens_are_counted_step_by_step(engine: TransformersEngine, base: Checkpoint) -> None:
+    """Prompts once with their padding, and one token of each answer in every step but the first, which reads."""
+    counted: list[tuple[int, int]] = []
+
+    class Counting(Bar):
+        def count(self, read: int = 0, written: int = 0) -> None:
+            counted.append((read, written))
+
+    sampling = Sampling(max_new_tokens=7)
+    completions = engine.generate(Variant(base), EXAMPLES, sampling, Counting())
+    longest = max(completion.num_tokens for completion in completions)
+    (num_read,) = {read for read, _ in counted if read}
+    assert num_read % len(EXAMPLES) == 0
+    assert [written for _, written in counted if written] == [len(EXAMPLES)] * (longest - 1)
 
 
 def test_a_full_device_gets_smaller_batches(

@@ -12,8 +12,7 @@ from backmerge.errors import MergeError
 from backmerge.merging.consensus import elected, for_each, summed
 from backmerge.merging.magnitudes import count_lower, count_upper, thresholds
 from backmerge.merging.method import find_method
-from backmerge.merging.methods import breadcrumbs, ties
-from backmerge.merging.methods.della_linear import pruned
+from backmerge.merging.methods.task_vectors import pruned, ranks_of_largest, ranks_of_middle
 from backmerge.merging.randomness import TensorRandom
 from backmerge.merging.reductions import BLOCK
 
@@ -101,7 +100,7 @@ def test_della_keeps_large_elements_more_often() -> None:
     """
     rows, columns, density, epsilon = 4096, 4, 0.5, 0.3
     delta = torch.tensor([4.0, -1.0, 3.0, 2.0]).expand(rows, columns).contiguous()
-    (found,) = pruned(torch.zeros_like(delta), [delta], RNG, (density,), (epsilon,))
+    found = pruned(delta.clone(), 0, RNG, density=density, epsilon=epsilon)
     for column, rank in enumerate((3, 0, 2, 1)):
         probability = density - epsilon + 2 * epsilon * rank / 3
         kept = found[:, column] != 0
@@ -114,9 +113,8 @@ def test_della_keeps_large_elements_more_often() -> None:
 def test_della_of_one_column_and_of_everything() -> None:
     """A row of one has one rank, kept with the mean probability; a density of 1 keeps all."""
     ones = torch.ones(4000, 1)
-    (found,) = pruned(torch.zeros_like(ones), [ones], RNG, (0.5,), (0.3,))
-    assert set(found.unique().tolist()) == {0.0, 2.0}
-    assert torch.equal(pruned(torch.zeros_like(ones), [ones], RNG, (1.0,), (0.3,))[0], ones)
+    assert set(pruned(ones.clone(), 0, RNG, density=0.5, epsilon=0.3).unique().tolist()) == {0.0, 2.0}
+    assert torch.equal(pruned(ones.clone(), 0, RNG, density=1.0, epsilon=0.3), ones)
 
 
 @pytest.mark.parametrize(("density", "epsilon"), [(0.5, 0.5), (0.9, 0.2), (0.1, 0.15), (0.5, -0.1), (math.nan, 0.1)])
@@ -132,6 +130,9 @@ def test_a_value_for_each_or_one_for_all() -> None:
     assert for_each([1.0, 2.0], 2) == (1.0, 2.0)
     with pytest.raises(MergeError, match="2 values for 3 tuned models"):
         for_each((1.0, 2.0), 3)
+    # where thresholds are counted first, too
+    with pytest.raises(MergeError, match="2 values for 3 tuned models"):
+        merged("ties", [0.0], [1.0], [2.0], [3.0], density=(0.2, 0.5))
 
 
 @pytest.mark.parametrize("name", ["della_linear", "dare_ties"])
@@ -154,14 +155,14 @@ def test_thresholds_are_those_of_sorting(values: list[float], share: float) -> N
     delta = torch.tensor(values, dtype=torch.float32)
     rank = min(int(share * len(values)), len(values) - 1)
 
-    def ranks(count: int, number: int, **_: Any) -> list[int]:
-        return [rank, len(values) - 1]
+    def ranks(count: int) -> list[int]:
+        return [rank, count - 1]
 
     base = torch.zeros_like(delta)
     statistics = [count_upper(base, [delta])]
     statistics.append(count_lower(ranks)(base, [delta], statistics))
     ordered = delta.abs().sort().values
-    assert thresholds(statistics, 0, ranks(len(values), 0)) == [float(ordered[rank]), float(ordered[-1])]
+    assert thresholds(statistics, 0, ranks(len(values))) == [float(ordered[rank]), float(ordered[-1])]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -174,10 +175,10 @@ def test_trimming_over_several_blocks(dtype: torch.dtype) -> None:
     ordered = size.sort().values
     count = len(size)
     found = find_method("ties")(base, [tuned], RNG, density=(0.3,))
-    (rank,) = ties.ranks(count, 0, density=(0.3,))
+    (rank,) = ranks_of_largest(count, density=0.3)
     assert torch.equal(found != base, (size >= ordered[rank]) & (size > 0))
     found = find_method("breadcrumbs")(base, [tuned], RNG, density=(0.3,), gamma=(0.05,))
-    low, high = breadcrumbs.ranks(count, 0, density=(0.3,), gamma=(0.05,))
+    low, high = ranks_of_middle(count, density=0.3, gamma=0.05)
     assert torch.equal(found != base, (size >= ordered[low]) & (size <= ordered[high]))
 
 

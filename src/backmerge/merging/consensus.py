@@ -54,7 +54,7 @@ def summed(deltas: Iterable[Tensor], weights: Sequence[float], *, lam: float, no
     return total if factor == 1 else total.mul_(factor)
 
 
-def elected(deltas: Sequence[Tensor], weights: Sequence[float], *, lam: float, normalize: bool) -> Tensor:
+def elected(deltas: Iterable[Tensor], weights: Sequence[float], *, lam: float, normalize: bool) -> Tensor:
     """The sum lam · Σ of those wᵢ·δᵢ whose sign is that of the sum of all, divided by their Σ wᵢ if asked for.
 
     A sum of zero counts as positive, and a delta of zero agrees with nobody.

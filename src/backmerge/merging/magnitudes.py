@@ -7,12 +7,14 @@ are sums, exact in any order, and no tensor is ever sorted.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from backmerge.errors import MergeError
+from backmerge.merging.consensus import for_each
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,16 +52,18 @@ def count_lower(ranks: Ranks) -> Callable[..., np.ndarray]:
     """The second reduction: for each delta and each of its ranks, the counts of the lower bits, (tuned, ranks, 32768).
 
     Args:
-        ranks: `f(number of elements, number of the tuned model, **parameters)`: ascending ranks from 0.
+        ranks: `f(number of elements, *, parameters of the method)`: ascending ranks from 0.
     """
+    taken = inspect.signature(ranks).parameters
 
     def count(base: Tensor, tuned: Sequence[Tensor], statistics: Sequence[np.ndarray], /, **given: Any) -> np.ndarray:
         found = []
+        own = {name: for_each(each, len(tuned)) for name, each in given.items() if name in taken}
         for number, model in enumerate(tuned):
             bits = _bits(delta_of(base, model))
             upper = bits >> LOWER_BITS
             counts = statistics[0][number]
-            wanted = ranks(int(counts.sum()), number, **given)
+            wanted = ranks(int(counts.sum()), **{name: each[number] for name, each in own.items()})
             bins = [_located(counts, rank)[0] for rank in wanted]
             found.append([_counts(bits[upper == which] & (NUM_LOWER - 1), NUM_LOWER) for which in bins])
         return np.array(found)

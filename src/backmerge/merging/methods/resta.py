@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from backmerge.merging.consensus import shifted
 from backmerge.merging.method import merge_method
-from backmerge.merging.methods.dare_linear import check_drop
+from backmerge.merging.methods.task_vectors import check_drop
 
 if TYPE_CHECKING:
     from torch import Tensor

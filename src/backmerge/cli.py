@@ -20,6 +20,7 @@ from backmerge.commands.doctor import doctor
 from backmerge.commands.evaluate import evaluate
 from backmerge.commands.export import export
 from backmerge.commands.finetune import finetune
+from backmerge.commands.inputs import inputs
 from backmerge.commands.label import label
 from backmerge.commands.list import list_
 from backmerge.commands.merge import merge
@@ -65,7 +66,7 @@ USAGE_ERROR: Any = typer.BadParameter.__bases__[0]
 
 COMMANDS: tuple[Callable[..., None], ...] = (
     *(demo, restore, run, check, chat),
-    *(evaluate, finetune, merge, diff, plan, score, label),
+    *(evaluate, finetune, merge, inputs, diff, plan, score, label),
     *(report, export, push, methods, doctor, schema, clean),
 )
 for command in COMMANDS:

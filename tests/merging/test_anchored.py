@@ -236,7 +236,7 @@ def test_missing_and_misplaced_statistics_are_refused(base: Checkpoint, make_ada
     """The method without a guard, another method with one, statistics of another shape, and damaged files."""
     tuned = AdapterOnBase(make_adapter(base.directory, seed=2), base)
     known = {"guard_inputs": statistics(base, tmp_path / "g")}
-    with pytest.raises(MergeError, match="give --guard"):
+    with pytest.raises(MergeError, match="give a guard"):
         list(merged_tensors(Variant(base, tuned, "anchored", 0.4)))
     with pytest.raises(MergeError, match="linear takes no input statistics"):
         list(merged_tensors(Variant(base, tuned, "linear", 0.4, inputs=known)))

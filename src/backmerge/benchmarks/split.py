@@ -198,8 +198,71 @@ def split_benchmarks(sources: Sequence[Source]) -> dict[str, dict[Split, list[Ex
     }
 
 
-def are_apart(halves: Mapping[str, Mapping[Split, Sequence[Example]]]) -> bool:
-    """Whether no wording, and no named cluster of a benchmark, is in both halves of what was split."""
+class Calibration(NamedTuple):
+    """Prompts that a merge is made with, and what is left to measure.
+
+    Attributes:
+        prompts: Of the guard, in its order.
+        left: By benchmark, the examples that are no near-duplicates of these.
+    """
+
+    prompts: list[Example]
+    left: dict[str, list[Example]]
+
+
+def calibration_of(guard: Source, measured: Sequence[Source], num_prompts: int) -> Calibration:
+    """Split prompts to make a merge with off from those that λ is chosen and confirmed on: by whole clusters.
+
+    Clusters are those of `clusters_of` over the guard and what is measured of its kind, of every kind if it has none;
+    what other kinds ask in the same words is in the cluster as well. Those without a measured
+    prompt come first; of those with one at most a quarter is taken, and then measured no more. In either part clusters
+    go in the order of a hash of their first prompt; each gives one prompt, and more only if there are too few clusters.
+
+    Args:
+        guard: Where the prompts come from; may be one of the measured benchmarks. Its kind may be empty.
+        measured: The benchmarks.
+        num_prompts: At most.
+    """
+    sources = [guard._replace(name=f"guard:{guard.name}"), *measured]
+    examples = [example for source in sources for example in pooled(source.name, source.examples)]
+    alike = {source.name: source.examples for source in sources if not guard.kind or source.kind == guard.kind}
+    clusters = clusters_over(alike)
+    groups = _Groups(len(examples))
+    groups.join_alike(clusters.get(one.id, (i, one.id)) for i, one in enumerate(examples))
+    groups.join_alike(wording_of(one) for one in examples)
+    groups.join_alike(i if one.pair is None else one.pair for i, one in enumerate(examples))
+    num_guard = len(guard.examples)
+    members: dict[int, list[int]] = defaultdict(list)
+    for i in range(num_guard):
+        members[groups.root(i)].append(i)
+    is_measured = {groups.root(i) for i in range(num_guard, len(examples))}
+
+    def order(root: int) -> tuple[str, str]:
+        first = examples[members[root][0]]
+        return key_of(first.prompt), first.id
+
+    shared = sorted((root for root in members if root in is_measured), key=order)
+    free = sorted((root for root in members if root not in is_measured), key=order)
+    taken: list[int] = []
+    for root in [*free, *shared[: -(-len(shared) // 4)]]:
+        if len(taken) < num_prompts:
+            taken.append(root)
+    rest = (i for root in taken for i in members[root][1:])
+    chosen = [members[root][0] for root in taken]
+    chosen += [i for i, _ in zip(rest, range(num_prompts - len(chosen)), strict=False)]
+    lost = {groups.root(i) for i in chosen}
+    ids = {examples[i].id for i in range(num_guard, len(examples)) if groups.root(i) in lost}
+    return Calibration(
+        [guard.examples[i] for i in sorted(chosen)],
+        {source.name: [e for e in source.examples if pooled_id(source.name, e) not in ids] for source in measured},
+    )
+
+
+def are_apart(halves: Mapping[str, Mapping[Split, Sequence[Example]]], calibration: Iterable[Example] = ()) -> bool:
+    """Whether no wording, and no named cluster of a benchmark, is in both halves of what was split.
+
+    Nor may the wording of a calibration prompt be in either.
+    """
     seen = {
         split: {
             key
@@ -209,4 +272,5 @@ def are_apart(halves: Mapping[str, Mapping[Split, Sequence[Example]]]) -> bool:
         }
         for split in SPLITS
     }
-    return seen["selection"].isdisjoint(seen["confirmation"])
+    is_calibrated_apart = {wording_of(one) for one in calibration}.isdisjoint(seen["selection"] | seen["confirmation"])
+    return seen["selection"].isdisjoint(seen["confirmation"]) and is_calibrated_apart

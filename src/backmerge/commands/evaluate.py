@@ -18,6 +18,7 @@ from backmerge.commands.options import (
     Engine,
     EngineOption,
     Executor,
+    GuardOption,
     JudgeName,
     Limit,
     MaxNewTokens,
@@ -37,6 +38,7 @@ from backmerge.commands.options import (
     engine_options,
     evaluate_values,
     files_values,
+    guard_values,
     output_values,
     second_judge_values,
     thinking_values,
@@ -54,6 +56,7 @@ def evaluate(
         str | None, typer.Option(help="Measure merges with --base at these λs instead, such as 0,0.4,1.")
     ] = None,
     method: Annotated[str, typer.Option(help="Of the merges.")] = "linear",
+    guard: GuardOption = None,
     as_: As = "auto",
     dtype_out: DtypeOut = None,
     config_from: ConfigFrom = None,
@@ -97,6 +100,7 @@ def evaluate(
         "base": base,
         "lam": [] if lam is None else numbers("--lam", lam),
         "method": method,
+        **guard_values(guard),
         **output_values(as_, dtype_out),
         **files_values(config_from, tokenizer_from),
         "evaluate": evaluate_values(

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from backmerge.commands.options import DTYPES, FORMS, ROUNDINGS, ConfigFrom, TokenizerFrom, check_choice, files_values
+from backmerge.commands.options import (
+    DTYPES,
+    FORMS,
+    ROUNDINGS,
+    ConfigFrom,
+    GuardOption,
+    TokenizerFrom,
+    check_choice,
+    files_values,
+)
 from backmerge.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -49,6 +58,14 @@ def merge(
     model: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=FOLDER", help="One more model that the method asks for, such as unaligned=FOLDER."),
+    ] = None,
+    guard: GuardOption = None,
+    task_inputs: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="STATS",
+            help="For --method anchored: inputs of the tuned model on the task, from `backmerge inputs --task`.",
+        ),
     ] = None,
     config: Annotated[Path | None, typer.Option(help="Take models and method from mergekit's YAML instead.")] = None,
     seed: Annotated[int, typer.Option(help="For what draws random numbers.")] = 0,
@@ -93,6 +110,9 @@ def merge(
 
     From a LoRA to a LoRA: backmerge merge BASE LORA --lam 0.4 --as adapter --out merged-lora
 
+    Like the base on harmful requests, like the tuned model elsewhere: backmerge merge BASE LORA --method anchored
+    --guard harmbench --lam 0.5 --as adapter --out merged
+
     Less of some tensors: backmerge merge BASE TUNED --lam 0.6 --where mlp=0.3 --where attention=0.2:0.8 --out merged
 
     From mergekit's file: backmerge merge --config mergekit.yml --out merged
@@ -111,8 +131,8 @@ def merge(
     if config is not None:
         if base is not None or tuned or model:
             raise ConfigError("--config names the models", remedy="leave BASE, TUNED and --model away.")
-        if lam is not None or where or param or method != "linear":
-            raise ConfigError("--config says how to merge", remedy="leave --lam, --method, --where and --param away.")
+        if lam is not None or where or param or method != "linear" or task_inputs is not None:
+            raise ConfigError("--config says how to merge", remedy="leave the options that say it away.")
         outputs = [_from_mergekit(config, out, seed, fixed)]
     else:
         if base is None or not tuned:
@@ -120,6 +140,7 @@ def merge(
         recipes = recipes_of(base, tuned, method, model or (), extra_rows, allow_plugins=allow_plugins)
         parameters = {name: _value("--param", text) for name, text in _pairs("--param", param or ())}
         lams = lams_of(method, lam, allow_plugins=allow_plugins)
+        recipes = _with_inputs(recipes, guard, task_inputs, allow_plugins=allow_plugins)
         outputs = _outputs(recipes, out, lams, where or (), parameters, {**fixed, "seed": seed})
     # all that can be refused is refused before the first is written
     are_adapters = [_is_adapter(together, as_) for together in outputs]
@@ -187,6 +208,46 @@ def recipes_of(
     if takes_several:
         return {"": Variant(weights, tuple(opened.values()), method, extra=extra)}
     return recipes if len(recipes) > 1 else {"": next(iter(recipes.values()))}
+
+
+def _with_inputs(
+    recipes: Mapping[str, Variant], guard: str | None, task_inputs: Path | None, *, allow_plugins: bool
+) -> dict[str, Variant]:
+    """The recipes with statistics of layers' inputs, gathered if they are not known yet.
+
+    Raises:
+        MergeError: the method takes none, or needs some.
+        CheckpointError: a file of statistics is of another model.
+    """
+    from dataclasses import replace
+
+    from backmerge.merging.inputs import InputStatistics
+    from backmerge.merging.method import INPUTS, check_inputs, find_method
+
+    names = dict(zip(INPUTS, (guard, task_inputs), strict=True))
+    given = [name for name, value in names.items() if value is not None]
+    recipe = next(iter(recipes.values()))
+    check_inputs(find_method(recipe.method, allow_plugins=allow_plugins), recipe.method, given)
+    if guard is None:
+        return dict(recipes)
+    # imported here: all other merges need neither benchmarks nor transformers
+    from backmerge.benchmarks.guards import GuardSettings, find_guards
+    from backmerge.benchmarks.protocol import Allowed
+    from backmerge.commands.quiet import quieten
+    from backmerge.generation.protocol import EngineSettings
+    from backmerge.pipeline.guarding import guard_statistics, of_model
+
+    quieten()
+    settings = GuardSettings(source=guard)
+    guards, _ = find_guards([settings], (), Allowed(plugins=allow_plugins))
+    of_base = guard_statistics(guards, recipe.base, EngineSettings())[settings]
+    found = {}
+    for name, variant in recipes.items():
+        known = {INPUTS[0]: of_base}
+        if task_inputs is not None:
+            known[INPUTS[1]] = of_model(InputStatistics(task_inputs), variant.tuned_models[0])
+        found[name] = replace(variant, inputs=known)
+    return found
 
 
 def _outputs(
@@ -269,7 +330,8 @@ def _still_to_do(
     left: dict[Path, Variant] = {}
     for target, variant in outputs.items():
         models = (variant.base, *variant.tuned_models, *variant.extra.values())
-        check_apart(target, [*(path for weights in models for path in places_of(weights)), *filter(None, [config])])
+        files = [*filter(None, [config]), *(statistics.path for statistics in variant.inputs.values())]
+        check_apart(target, [*(path for weights in models for path in places_of(weights)), *files])
         is_same = partial(_is_made_by, target, variant, rank, is_adapter=is_adapter)
         if not is_to_write(target, is_same, damage_of if is_adapter else _damage_of_merged, force=force):
             typer.echo(f"{target} is there already, from the same models by the same recipe.", err=True)

@@ -74,6 +74,15 @@ OverRefusal = Annotated[
     list[str] | None,
     typer.Option(metavar="NAME|FILE", help="Harmless requests that may be refused: a name, or a file with prompts."),
 ]
+GuardOption = Annotated[
+    str | None,
+    typer.Option(
+        "--guard",
+        metavar="NAME|FILE|own",
+        help="For --method anchored: the prompts on which the merge shall act like the base, a benchmark's name "
+        "(NAME=DATA with your copy), a file of prompts or of `backmerge inputs`; own: prompts that the base writes.",
+    ),
+]
 SecondJudge = Annotated[
     str | None,
     typer.Option(
@@ -230,6 +239,11 @@ def evaluate_values(
         "engine": {"device": device, "dtype": dtype, "batch_size": batch_size},
         "max_new_tokens": max_new_tokens,
     }
+
+
+def guard_values(guard: str | None) -> dict[str, Any]:
+    """The setting of the guard, if there is one; as settings, so that --set reaches into it."""
+    return {} if guard is None else {"guard": {"source": guard}}
 
 
 def second_judge_values(second_judge: str | None, judge: str | None) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from backmerge.commands.options import (
     Engine,
     EngineOption,
     Executor,
+    GuardOption,
     JudgeName,
     Limit,
     MaxNewTokens,
@@ -42,12 +43,14 @@ from backmerge.commands.options import (
     engine_options,
     evaluate_values,
     files_values,
+    guard_values,
     output_values,
     second_judge_values,
     thinking_values,
 )
 from backmerge.commands.running import run_document
 from backmerge.commands.suggestions import Asked, check_complete
+from backmerge.errors import ConfigError
 
 
 def restore(
@@ -76,8 +79,13 @@ def restore(
     judge: JudgeName = "refusal-phrases",
     second_judge: SecondJudge = None,
     method: Annotated[
-        str, typer.Option(help="Merge method; several, such as linear,slerp,model_stock, are compared.")
-    ] = "linear",
+        str | None,
+        typer.Option(
+            help="Merge method; several, such as linear,slerp,model_stock, are compared. By default linear, and with "
+            "--guard linear,anchored."
+        ),
+    ] = None,
+    guard: GuardOption = None,
     lam: Annotated[str, typer.Option(help="λs to try, the share of the tuned side.")] = "0.2,0.4,0.6,0.8",
     search: Annotated[
         str,
@@ -146,14 +154,12 @@ def restore(
     assert base is not None
     assert tuned
     assert out is not None
+    method = method or ("linear" if guard is None else "linear,anchored")
     values: dict[str, Any] = {
         "name": short_name(tuned[0]),
         "base": base,
         "tuned": list(tuned),
-        "merge": [
-            {"method": name, "lam": numbers("--lam", lam) if _has_lam(name, allow_plugins=allow_plugins) else None}
-            for name in map(str.strip, method.split(","))
-        ],
+        "merge": _sweeps(method, lam, guard, allow_plugins=allow_plugins),
         **output_values(as_, dtype_out, rounding),
         "merged_verified": verify,
         **files_values(config_from, tokenizer_from),
@@ -183,7 +189,18 @@ def restore(
     )
 
 
-def _has_lam(method: str, *, allow_plugins: bool) -> bool:
+def _sweeps(methods: str, lam: str, guard: str | None, *, allow_plugins: bool) -> list[dict[str, Any]]:
+    """The methods, each with λs if it has one and the guard if it takes one."""
     from backmerge.merging.method import find_method
 
-    return find_method(method, allow_plugins=allow_plugins).has_lam
+    names = [name.strip() for name in methods.split(",")]
+    found = {name: find_method(name, allow_plugins=allow_plugins) for name in names}
+    if guard is not None and not any(method.inputs for method in found.values()):
+        raise ConfigError(
+            f"--guard is for merges by direction, and {methods} makes none", remedy="take --method linear,anchored."
+        )
+    return [
+        {"method": name, "lam": numbers("--lam", lam) if method.has_lam else None}
+        | (guard_values(guard) if method.inputs else {})
+        for name, method in ((name, found[name]) for name in names)
+    ]

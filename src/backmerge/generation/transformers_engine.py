@@ -156,6 +156,11 @@ class TransformersEngine:
         self._become(variant)
         return likelihoods(self.model, self.tokenizer, pairs, self.batch_size, advance)
 
+    def loaded(self, variant: Variant) -> tuple[Any, Any]:
+        """The model in memory as this variant, and its tokenizer; both are good until the engine is asked again."""
+        self._become(variant)
+        return self.model, self.tokenizer
+
     def release(self) -> None:
         """Free the device's memory; the next call loads the model again."""
         self._loaded = self._current = None

@@ -16,6 +16,7 @@ from backmerge.checkpoints.adapter import AdapterOnBase, open_weights
 from backmerge.checkpoints.reader import Checkpoint, Weights
 from backmerge.errors import BackmergeError
 from backmerge.merging.engine import merged_tensors
+from backmerge.merging.inputs import InputStatistics
 from backmerge.merging.recipe import Variant
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ def described(variant: Variant) -> str | None:
         "base": str(variant.base.directory.resolve()),
         "tuned": [str(weights.directory.resolve()) for weights in variant.tuned_models],
         "extra": {name: str(weights.directory.resolve()) for name, weights in variant.extra.items()},
+        "inputs": {name: str(statistics.path.resolve()) for name, statistics in variant.inputs.items()},
         "method": variant.method,
         "lam": variant.lam,
         "parameters": dict(variant.parameters),
@@ -97,6 +99,7 @@ def variant_of(description: Mapping[str, Any]) -> Variant:
         parameters=description["parameters"],
         seed=description["seed"],
         extra={name: open_weights(Path(directory), base) for name, directory in description["extra"].items()},
+        inputs={name: InputStatistics(Path(path)) for name, path in description["inputs"].items()},
         dtype=description["dtype"],
         rounding=description["rounding"],
     )

@@ -17,7 +17,7 @@ from backmerge.checkpoints.files import FLOATS, ITEM_BYTES, TORCH_NAMES, TensorI
 from backmerge.checkpoints.fingerprints import TensorDigests
 from backmerge.checkpoints.reader import Checkpoint
 from backmerge.errors import MergeError
-from backmerge.merging.method import Method, call, find_method
+from backmerge.merging.method import Method, call, check_inputs, find_method
 from backmerge.merging.randomness import TensorRandom
 from backmerge.merging.recipe import Variant
 from backmerge.merging.reductions import BLOCK, PART
@@ -77,6 +77,7 @@ class Merge:
             check_same_shape(self.base, weights, is_cast=recipe.dtype is not None)
         self.method = method = find_method(recipe.method, allow_plugins=allow_plugins)
         self._settings = settings = Settings(method, self.variants)
+        check_inputs(method, recipe.method, recipe.inputs)
         for statistics in recipe.inputs.values():
             statistics.check_fits(self.base)
         if method.survey is not None and method.survey.is_needed(recipe.parameters):

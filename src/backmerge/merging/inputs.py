@@ -38,7 +38,7 @@ LEAST_RIDGE = 1e-6  # then no matrix that is inverted here has a condition numbe
 ROWS = 1024  # of a delta that are widened at once
 METADATA = "input_statistics"  # the key in the file's header
 
-GuardKind = Literal["harmful", "ordinary", "own", "task"]
+GuardKind = Literal["harmful", "ordinary", "own", "file", "task"]
 
 
 class Provenance(Settings):
@@ -46,7 +46,8 @@ class Provenance(Settings):
 
     Attributes:
         model: Fingerprint of the weights whose inputs these are.
-        kind: `harmful` or `ordinary` prompts, `own` ones that the model wrote, or `task` rows with their answers.
+        kind: `harmful` or `ordinary` prompts, `own` ones that the model wrote, those of a `file`, or `task` rows with
+            their answers.
         source: The benchmark's or file's name; for `own` the seed.
         num_prompts: Conversations.
         num_tokens: Inputs of each layer.

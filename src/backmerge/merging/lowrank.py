@@ -37,7 +37,7 @@ from backmerge.checkpoints.writer import check_room
 from backmerge.errors import CheckpointError, MergeError
 from backmerge.merging.factors import Core, Losses, Part, Recompression, Stack, scaled
 from backmerge.merging.inputs import LamByDirection, LayerInputs
-from backmerge.merging.method import Method, call, find_method
+from backmerge.merging.method import Method, call, check_inputs, find_method
 from backmerge.merging.recipe import Variant
 from backmerge.merging.settings import Settings
 from backmerge.outputs import listed_files
@@ -250,6 +250,7 @@ class LowRankMerge:
         self.adapters = cast(tuple[AdapterOnBase, ...], recipe.tuned_models)
         self.method: Method = find_method(recipe.method, allow_plugins=allow_plugins)
         self._settings = Settings(self.method, variants)
+        check_inputs(self.method, recipe.method, recipe.inputs)
         for statistics in recipe.inputs.values():
             statistics.check_fits(self.base)
         self._parts = _parts(self.adapters)

@@ -188,13 +188,13 @@ def check_inputs(method: Method, name: str, given: Collection[str]) -> None:
             f"{name} takes no input statistics, and {unknown[0]} were given"
             if not method.inputs
             else f"{name} does not take the input statistics {unknown[0]}",
-            remedy="leave --guard, --inputs and --task-inputs out, or take --method anchored.",
+            remedy="leave the guard and the input statistics out, or take the method anchored.",
         )
     if method.inputs and INPUTS[0] not in given:
         raise MergeError(
             f"{name} needs statistics of the base's inputs on guard prompts, and none were given",
-            remedy="give --guard NAME (a benchmark or a file of prompts; own for prompts that the base writes), or a "
-            "file of `backmerge inputs` as --inputs.",
+            remedy="give a guard (--guard, or 'guard' next to 'method' in an experiment file): a benchmark, a file of "
+            "prompts, a file of `backmerge inputs`, or own for prompts that the base writes.",
         )
 
 

@@ -9,15 +9,18 @@ from torch import Tensor
 from backmerge.merging.inputs import LayerInputs
 
 MAX_DIRECTIONS = 1024
-NOISE = 1e-9  # of the largest variance: below it float64 has lost a direction among the others
+NOISE = 1e-9  # of the largest variance: below it a direction is lost among the others
 
 
 class SecondMoments:
     """Gathers the mean of x·xᵀ over inputs x, as at most `max_directions` directions and the trace.
 
-    It holds at most 2·max_directions rows of float32 at a time: when they are full, they are replaced by their leading
-    directions. So the result is exact, within rounding, for up to `max_directions` inputs, and for layers that have no
-    more inputs than that; beyond it is that of incremental principal components, with the trace kept exact.
+    Of up to 2·max_directions elements the whole matrix is summed: products in float32, one call's inputs at a time, and
+    their sums in float64. Of longer inputs at most 2·max_directions rows of float32 are held: when they are full, they
+    are replaced by their leading directions. So the result is exact, within rounding, for short inputs and for few of
+    them; else it is that of incremental principal components, with the trace kept exact.
+
+    Memory, in bytes: 8·width² for up to 2·max_directions elements, else 8·max_directions·width.
 
     Args:
         width: Elements of an input, d.
@@ -29,17 +32,20 @@ class SecondMoments:
 
     def __init__(self, width: int, max_directions: int = MAX_DIRECTIONS) -> None:
         self.width = width
-        self.count = 0
         self._limit = min(width, max_directions)
         self._trace = 0.0
+        self._sum: Tensor | None = None
         self._rows: list[Tensor] = []
         self._num_rows = 0
 
     def add(self, inputs: Tensor) -> None:
         """Take in inputs, shape (inputs, width), in their order."""
         rows = inputs.detach().to(torch.float32)
-        self.count += len(rows)
         self._trace += float(rows.double().square_().sum())
+        if self.width <= 2 * self._limit:
+            products = (rows.T @ rows).double()
+            self._sum = products if self._sum is None else self._sum.add_(products)
+            return
         for start in range(0, len(rows), self._limit):
             part = rows[start : start + self._limit]
             if self._num_rows + len(part) > 2 * self._limit:
@@ -64,14 +70,14 @@ class SecondMoments:
     def _leading(self) -> tuple[Tensor, Tensor]:
         """Orthogonal rows, float64, that have the second moments of all, the largest first, with their squared lengths.
 
-        From the smaller of the two Gram matrices.
+        Rows are fewer than their elements; so it is done on their inner products.
         """
-        rows = torch.cat(self._rows).double()
-        if len(rows) <= self.width:
-            squares, left = torch.linalg.eigh(rows @ rows.T)
-            rows = left.T @ rows
+        if self._sum is not None:
+            squares, right = torch.linalg.eigh(self._sum)
+            squares = squares.clamp(min=0)
+            rows = right.T * squares.sqrt()[:, None]
         else:
-            squares, right = torch.linalg.eigh(rows.T @ rows)
-            rows = right.T * squares.clamp(min=0).sqrt()[:, None]
-        squares = squares.clamp(min=0)
+            held = torch.cat(self._rows).double()
+            squares, left = torch.linalg.eigh(held @ held.T)
+            squares, rows = squares.clamp(min=0), left.T @ held
         return rows.flip(0)[: self._limit], squares.flip(0)[: self._limit]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from backmerge.errors import MergeError
-from backmerge.merging.method import Method, check_inputs, check_models, check_parameters
+from backmerge.merging.method import Method, check_models, check_parameters
 from backmerge.merging.recipe import Variant
 from backmerge.merging.schedule import Layers, check_patterns, extremes, value_at
 
@@ -32,7 +32,6 @@ class Settings:
         self._num_tuned = len(recipe.tuned_models)
         self._layers = Layers(recipe.base.infos)
         check_models(method, recipe.method, self._num_tuned, tuple(recipe.extra))
-        check_inputs(method, recipe.method, recipe.inputs)
         if "lam" in recipe.parameters:
             raise MergeError("'lam' is among the method's other parameters", remedy="give λ by itself.")
         lam = {"lam": recipe.lam} if method.has_lam else {}

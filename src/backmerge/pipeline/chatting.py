@@ -11,10 +11,11 @@ from backmerge.checkpoints.reader import Checkpoint, Weights
 from backmerge.config import load_yaml, validated
 from backmerge.errors import ConfigError, RunError
 from backmerge.generation.protocol import Generator, Sampling
-from backmerge.merging.method import check_models, check_parameters, find_method
+from backmerge.merging.method import check_inputs, check_models, check_parameters, find_method
 from backmerge.merging.recipe import Variant, lam_name
 from backmerge.merging.served import as_given, in_form
 from backmerge.pipeline.experiment import Experiment, SweepSettings
+from backmerge.pipeline.guarding import statistics_of_run
 from backmerge.pipeline.points import Point, as_output, members_at, points_of
 from backmerge.pipeline.preparation import kind_of_run, open_tuned, output_of, settings_left
 from backmerge.records import Example, Message
@@ -76,6 +77,7 @@ def trio_of(base: str, tuned: str, method: str = "linear", *, allow_plugins: boo
     weights = Checkpoint(locate_model(base))
     found = find_method(method, allow_plugins=allow_plugins)
     check_models(found, method, 1, ())
+    check_inputs(found, method, ())
     check_parameters(found, method, {"lam": DEFAULT_LAM} if found.has_lam else {})
     other = open_tuned(locate_model(tuned), weights)
     merged = in_form(Variant(weights, other, method, DEFAULT_LAM), allow_plugins=allow_plugins)
@@ -107,7 +109,7 @@ def trio_of_run(directory: Path, tuned: str | None = None, *, allow_plugins: boo
     name = next(iter(models)) if tuned is None else tuned
     if name not in models:
         raise ConfigError(f"{directory} has no tuned model '{name}'", remedy=f"it has {', '.join(models)}.")
-    merged, has_lam, told = _chosen(results, experiment, base, models, name, allow_plugins=allow_plugins)
+    merged, has_lam, told = _chosen(directory, results, experiment, base, models, name, allow_plugins=allow_plugins)
     return Trio(Variant(base), as_given(Variant(base, models[name])), merged, has_lam, told)
 
 
@@ -134,6 +136,7 @@ def _tuned_models(
 
 
 def _chosen(
+    directory: Path,
     results: Mapping[str, Any],
     experiment: Experiment,
     base: Checkpoint,
@@ -163,7 +166,10 @@ def _chosen(
         model: open_tuned(locate_model(model), base, is_cast=experiment.merged_dtype is not None)
         for model in (point.sweep.models.values() if point.sweep else ())
     }
-    members = members_at(point, base, tuned, output_of(experiment), extra, allow_plugins=allow_plugins)
+    inputs = {}
+    if point.sweep is not None and point.sweep.guard is not None:
+        inputs = statistics_of_run(results["guards"], point.sweep.guard, directory)
+    members = members_at(point, base, tuned, output_of(experiment), extra, inputs, allow_plugins=allow_plugins)
     member = next((one for one in members if one.tuned == name), members[0])
     return member.variant, has_lam, f"the run chose {row['point']}"
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from backmerge.benchmarks.catalogue import named
+from backmerge.benchmarks.guards import GuardChoice
 from backmerge.benchmarks.protocol import BenchmarkSettings
 from backmerge.checkpoints.companions import Side
 from backmerge.config import Settings
@@ -37,6 +38,8 @@ class SweepSettings(Settings):
         tuned: `each`: one merge for each tuned model. `all`: all of them in one merge, as `model_stock` needs and a
             soup of seeds is (`task_arithmetic` with `normalize: true`). By default what the method takes.
         models: More models that the method asks for, by the name that it gives them, such as `unaligned`.
+        guard: The prompts on which a merge by direction (`anchored`) shall act like the base: a benchmark's name, a
+            file, `own` for prompts that the base writes, or settings with more. They are never measured on.
     """
 
     method: str = "linear"
@@ -47,6 +50,7 @@ class SweepSettings(Settings):
     seed: int = 0
     tuned: Literal["each", "all"] | None = None
     models: Mapping[str, str] = Field(default_factory=dict)
+    guard: GuardChoice | None = None
 
     @model_validator(mode="after")
     def _has_a_lam(self) -> Self:

@@ -8,7 +8,7 @@ from backmerge.checkpoints.reader import Checkpoint
 from backmerge.errors import ConfigError
 from backmerge.finetuning.datasets import TrainingData
 from backmerge.finetuning.schedule import num_steps
-from backmerge.merging.method import check_models, check_parameters, find_method
+from backmerge.merging.method import INPUTS, check_inputs, check_models, check_parameters, find_method
 from backmerge.merging.recipe import Variant
 from backmerge.merging.settings import Settings
 from backmerge.pipeline.experiment import Experiment, SweepSettings
@@ -26,6 +26,7 @@ def check_sweep(sweep: SweepSettings, num_tuned: int, *, allow_plugins: bool = F
         raise ConfigError("'lam' is among the method's other parameters", remedy="give λ by itself.")
     joint = is_joint(sweep, allow_plugins=allow_plugins)
     check_models(method, sweep.method, num_tuned if joint else 1, tuple(sweep.models))
+    check_inputs(method, sweep.method, INPUTS[:1] if sweep.guard is not None else ())
     if method.has_lam:
         check_parameters(method, sweep.method, {**sweep.parameters, "lam": 0.5})
         return

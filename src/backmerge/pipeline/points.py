@@ -7,11 +7,13 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
+from backmerge.benchmarks.guards import GuardSettings
 from backmerge.checkpoints.companions import Side
 from backmerge.checkpoints.locate import short_name
 from backmerge.checkpoints.reader import Checkpoint, Weights
 from backmerge.errors import ConfigError
-from backmerge.merging.method import find_method
+from backmerge.merging.inputs import InputStatistics
+from backmerge.merging.method import INPUTS, find_method
 from backmerge.merging.recipe import Rounding, Variant, lam_name, order_of
 from backmerge.merging.served import Wanted, as_given, in_form
 from backmerge.pipeline.experiment import DEFAULT_LAMS, SweepSettings
@@ -22,6 +24,7 @@ Role = Literal["base", "tuned", "merged"]
 ALL = "all"  # what the one model that several tuned ones are merged into comes from
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 NO_MODELS: Mapping[str, Weights] = MappingProxyType({})
+NO_INPUTS: Mapping[GuardSettings, InputStatistics] = MappingProxyType({})
 
 
 class Point(NamedTuple):
@@ -57,7 +60,11 @@ class Point(NamedTuple):
             return {"method": None, "parameters": {}, "tuned": "each"}
         return {
             "method": self.sweep.method,
-            "parameters": {**self.sweep.parameters, **({"seed": self.sweep.seed} if self.sweep.seed else {})},
+            "parameters": {
+                **self.sweep.parameters,
+                **({"seed": self.sweep.seed} if self.sweep.seed else {}),
+                **({"guard": self.sweep.guard.short} if self.sweep.guard else {}),
+            },
             "tuned": "all" if self.is_joint else "each",
         }
 
@@ -104,11 +111,11 @@ def points_of(sweeps: Sequence[SweepSettings], *, allow_plugins: bool = False) -
                 raise ConfigError(
                     f"two entries of 'merge' have the label '{point.series}'", remedy="give each another label."
                 )
-            if known.sweep.models != point.sweep.models:
+            if known.sweep.models != point.sweep.models or known.sweep.guard != point.sweep.guard:
                 raise ConfigError(
-                    f"two entries of 'merge' would go by the name '{point.series}': folders of their models have the "
-                    "same name",
-                    remedy="rename one of the folders, or give each entry a label.",
+                    f"two entries of 'merge' would go by the name '{point.series}': folders of their models, or files "
+                    "of their guards, have the same name",
+                    remedy="rename one of them, or give each entry a label.",
                 )
     return [BASE, TUNED, *merged.values()]
 
@@ -130,6 +137,7 @@ def series_of(sweep: SweepSettings, *, allow_plugins: bool = False) -> str:
         return sweep.label
     named: dict[str, Any] = dict(sorted(sweep.parameters.items())) | ({"seed": sweep.seed} if sweep.seed else {})
     named |= {name: short_name(model) for name, model in sorted(sweep.models.items())}
+    named |= {"guard": sweep.guard.short} if sweep.guard is not None else {}
     inside = ",".join(f"{key}={value}" for key, value in named.items())
     # where the method takes one model or several, the name says which
     is_told = sweep.tuned == "all" and find_method(sweep.method, allow_plugins=allow_plugins).num_tuned[0] == 1
@@ -180,6 +188,7 @@ def members_at(
     tuned: Mapping[str, Weights],
     output: Output | None = None,
     models: Mapping[str, Weights] = NO_MODELS,
+    inputs: Mapping[GuardSettings, InputStatistics] = NO_INPUTS,
     *,
     allow_plugins: bool = False,
 ) -> list[Member]:
@@ -193,6 +202,7 @@ def members_at(
         tuned: The tuned models, by name.
         output: The form of what is merged.
         models: More models that a method asks for, by what the settings call them.
+        inputs: Statistics of the base's inputs, by guard; without them a merge's form is known, and not its weights.
         allow_plugins: Whether the user's own code may be run.
 
     Raises:
@@ -201,7 +211,8 @@ def members_at(
     if point.role == "base":
         return [Member("base", point, None, Variant(base))]
     groups: dict[str, Any] = {ALL: tuple(tuned.values())} if point.is_joint else dict(tuned)
-    members = [Member(f"{point.name}/{n}", point, n, _variant(point, base, w, models)) for n, w in groups.items()]
+    variants = {name: _variant(point, base, weights, models, inputs) for name, weights in groups.items()}
+    members = [Member(f"{point.name}/{name}", point, name, variant) for name, variant in variants.items()]
     if point.role == "tuned":
         dtype = output.dtype if output is not None else None
         return [m._replace(variant=as_given(replace(m.variant, dtype=dtype))) for m in members]
@@ -226,7 +237,11 @@ def as_output(variant: Variant, output: Output | None, *, allow_plugins: bool = 
 
 
 def _variant(
-    point: Point, base: Checkpoint, tuned: Weights | tuple[Weights, ...], models: Mapping[str, Weights]
+    point: Point,
+    base: Checkpoint,
+    tuned: Weights | tuple[Weights, ...],
+    models: Mapping[str, Weights],
+    inputs: Mapping[GuardSettings, InputStatistics],
 ) -> Variant:
     if point.step is not None:
         assert not isinstance(tuned, tuple)
@@ -244,4 +259,5 @@ def _variant(
         sweep.parameters,
         sweep.seed,
         {name: models[model] for name, model in sweep.models.items()},
+        {INPUTS[0]: inputs[sweep.guard]} if sweep.guard is not None and sweep.guard in inputs else {},
     )

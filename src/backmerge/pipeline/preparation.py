@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from backmerge.benchmarks.catalogue import find_benchmark
+from backmerge.benchmarks.guards import Guard, GuardSettings, find_guards
 from backmerge.benchmarks.protocol import NOTHING_ALLOWED, Allowed, Benchmark, Kind
 from backmerge.benchmarks.split import SPLITS, Source, Split, are_apart, split_benchmarks
 from backmerge.checkpoints.adapter import open_weights
@@ -22,8 +23,10 @@ from backmerge.finetuning.datasets import TrainingData
 from backmerge.generation.chat import load_tokenizer
 from backmerge.generation.protocol import Generator
 from backmerge.judging.protocol import Judge, JudgeSettings
+from backmerge.merging.inputs import InputStatistics
 from backmerge.merging.method import find_method
 from backmerge.pipeline.experiment import EvaluateSettings, Experiment
+from backmerge.pipeline.guarding import guard_statistics
 from backmerge.pipeline.merges_checked import check_recipe, check_snapshots, check_sweep
 from backmerge.pipeline.points import DTYPES, Member, Output, Point, members_at, points_of
 from backmerge.pipeline.training_data import load_for, with_notes
@@ -49,6 +52,8 @@ class Prepared:
         second_judge: Another one, if there is one.
         allow_plugins: Whether the user's own code may be run.
         models: More models that merge methods ask for, by what the settings call them.
+        guards: Prompts that merges are made with, split off from the benchmarks.
+        inputs: Statistics of the base's inputs on them; none until they are collected (`with_inputs`).
     """
 
     experiment: Experiment
@@ -60,6 +65,8 @@ class Prepared:
     second_judge: Judge | None
     allow_plugins: bool
     models: Mapping[str, Weights] = field(default_factory=dict)
+    guards: Mapping[GuardSettings, Guard] = field(default_factory=dict)
+    inputs: Mapping[GuardSettings, InputStatistics] = field(default_factory=dict)
 
     @property
     def output(self) -> Output:
@@ -83,12 +90,25 @@ class Prepared:
         halves = {
             name: {split: limited(examples, limit) for split, examples in of.items()} for name, of in together.items()
         }
-        assert are_apart(halves), "λ is never reported on the prompts that it was chosen on"
+        calibration = [prompt for guard in self.guards.values() for prompt in guard.prompts]
+        assert are_apart(halves, calibration), "λ is never reported on prompts that it or the merge was made with"
         return halves
 
     def members_at(self, point: Point, tuned: Mapping[str, Weights]) -> list[Member]:
         """The models at a point: one for each tuned model, or one of all."""
-        return members_at(point, self.base, tuned, self.output, self.models, allow_plugins=self.allow_plugins)
+        found = (self.output, self.models, self.inputs)
+        return members_at(point, self.base, tuned, *found, allow_plugins=self.allow_plugins)
+
+
+def with_inputs(prepared: Prepared, run: Path) -> Prepared:
+    """The same with statistics of the base's inputs on each guard's prompts, collected where they are not known yet.
+
+    Raises:
+        BackmergeError: see `guard_statistics`.
+    """
+    settings = prepared.experiment.evaluate
+    inputs = guard_statistics(prepared.guards, prepared.base, settings.engine, run=run, is_cached=settings.cache)
+    return replace(prepared, inputs=inputs)
 
 
 def output_of(experiment: Experiment) -> Output:
@@ -121,6 +141,8 @@ def prepare(experiment: Experiment, *, allow_plugins: bool = False, allow_code_e
     judge, second = find_judges(experiment.evaluate, allow_plugins=allow_plugins)
     benchmarks = find_benchmarks(experiment.evaluate, Allowed(allow_plugins, allow_code_execution))
     check_judge(judge, benchmarks)
+    wanted = [sweep.guard for sweep in experiment.merge if sweep.guard is not None]
+    guards, benchmarks = find_guards(wanted, benchmarks, Allowed(allow_plugins, allow_code_execution))
     base = Checkpoint(locate_model(experiment.base))
     load_tokenizer(base.directory)
     for point in points_of(experiment.merge, allow_plugins=allow_plugins):
@@ -154,6 +176,7 @@ def prepare(experiment: Experiment, *, allow_plugins: bool = False, allow_code_e
             for sweep in experiment.merge
             for model in sweep.models.values()
         },
+        guards,
     )
     for point in points_of(experiment.merge, allow_plugins=allow_plugins) if prepared.tuned else ():
         prepared.members_at(point, prepared.tuned)  # a form that a recipe cannot have is refused before any work

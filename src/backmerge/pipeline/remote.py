@@ -12,6 +12,7 @@ from typing import Any
 from backmerge.checkpoints.adapter import open_weights
 from backmerge.checkpoints.reader import Checkpoint, Weights
 from backmerge.generation.protocol import EngineSettings, Generator, Request, Sampling
+from backmerge.merging.inputs import InputStatistics
 from backmerge.merging.recipe import Variant
 from backmerge.progress import Advance
 from backmerge.records import Completion, Example, from_dict
@@ -28,6 +29,7 @@ def spec_of(request: Request, engine: EngineSettings, *, allow_plugins: bool) ->
         "base": str(variant.base.directory.absolute()),
         "tuned": [str(tuned.directory.absolute()) for tuned in variant.tuned_models],
         "extra": {name: str(model.directory.absolute()) for name, model in variant.extra.items()},
+        "inputs": {name: str(statistics.path.absolute()) for name, statistics in variant.inputs.items()},
         "recipe": {
             "method": variant.method,
             "lam": variant.lam,
@@ -54,7 +56,9 @@ def answer(spec: Mapping[str, Any], advance: Advance) -> list[dict[str, Any]]:
     base = _base(spec["base"])
     tuned = tuple(_tuned(folder, spec["base"]) for folder in spec["tuned"])
     extra = {name: _tuned(folder, spec["base"]) for name, folder in spec["extra"].items()}
-    variant = Variant(base, (tuned[0] if len(tuned) == 1 else tuned) or None, extra=extra, **spec["recipe"])
+    inputs = {name: _statistics(path) for name, path in spec["inputs"].items()}
+    one_or_more = (tuned[0] if len(tuned) == 1 else tuned) or None
+    variant = Variant(base, one_or_more, extra=extra, inputs=inputs, **spec["recipe"])
     examples = [from_dict(Example, values) for values in spec["examples"]]
     made = engine.generate(variant, examples, Sampling(**spec["sampling"]), advance)
     return [dataclasses.asdict(completion) for completion in made]
@@ -76,6 +80,11 @@ def _engine(settings: str, *, allow_plugins: bool) -> Generator:
 @cache
 def _base(folder: str) -> Checkpoint:
     return Checkpoint(Path(folder))
+
+
+@cache
+def _statistics(path: str) -> InputStatistics:
+    return InputStatistics(Path(path))
 
 
 @cache

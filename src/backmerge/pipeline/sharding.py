@@ -26,7 +26,7 @@ from backmerge.outputs import check_apart, paths_read
 from backmerge.pipeline.evaluation import Job, evaluator_of, sampling_of
 from backmerge.pipeline.experiment import Experiment
 from backmerge.pipeline.points import ALL, Point, points_of
-from backmerge.pipeline.preparation import Prepared, make_engine, prepare
+from backmerge.pipeline.preparation import Prepared, make_engine, prepare, with_inputs
 from backmerge.pipeline.shared_ground import agree
 from backmerge.pipeline.spent import Spent, session
 from backmerge.pipeline.validation import check_validation
@@ -150,6 +150,7 @@ def run_shard(
         with session(run) as counted:
             with counted.spent.timed("fine-tuning"):
                 tuned = _tuned(run, prepared, shard)
+            prepared = with_inputs(prepared, run.path)
             points = points_of(experiment.merge, allow_plugins=allow_plugins)
             mine = part_of(_costs(prepared, slots_of(points, _names(prepared), prepared.benchmarks)), shard)
             missing = [name for name in _names(prepared) if name not in tuned]

@@ -37,6 +37,10 @@ def measured_on(prepared: Prepared, engine: Mapping[str, str]) -> dict[str, Any]
         },
         "benchmarks": {b.name: key_of([to_json(example) for example in b.examples]) for b in prepared.benchmarks},
         "models": {name: weights.fingerprint for name, weights in prepared.models.items()},
+        "guards": {
+            settings.short: key_of([to_json(prompt) for prompt in guard.prompts])
+            for settings, guard in prepared.guards.items()
+        },
         "judge": prepared.judge.identity,
         "second_judge": None if prepared.second_judge is None else prepared.second_judge.identity,
         "engine": dict(engine),

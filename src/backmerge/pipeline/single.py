@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from backmerge import __version__
+from backmerge.benchmarks.guards import Guard, GuardChoice, GuardSettings, find_guards
 from backmerge.benchmarks.protocol import Allowed
 from backmerge.checkpoints.adapter import is_adapter
 from backmerge.checkpoints.companions import Side
@@ -19,12 +21,13 @@ from backmerge.config import Settings, as_yaml
 from backmerge.errors import ConfigError
 from backmerge.execution import ExecutionSettings
 from backmerge.generation.protocol import realised
-from backmerge.merging.method import check_models, check_parameters, find_method
+from backmerge.merging.method import INPUTS, check_inputs, check_models, check_parameters, find_method
 from backmerge.merging.recipe import Variant, lam_name
 from backmerge.merging.served import as_given
 from backmerge.outputs import check_apart, paths_read
 from backmerge.pipeline.evaluation import Job, evaluator_of, inputs_of
 from backmerge.pipeline.experiment import EvaluateSettings, SweepSettings
+from backmerge.pipeline.guarding import GuardRow, guard_rows, guard_statistics
 from backmerge.pipeline.points import BASE, DTYPES, TUNED, Member, Output, Point, as_output
 from backmerge.pipeline.preparation import (
     check_judge,
@@ -61,6 +64,7 @@ class SingleEvaluation(Settings):
         lam: Shares of the model in merges with the base; 1, the model itself, if not given.
         method: Of the merges.
         parameters: Of the method.
+        guard: The prompts on which a merge by direction (`anchored`) shall act like the base; they are not measured on.
         merged_as: The form in which merges are measured: `adapter`, `checkpoint`, or `auto`, which is an adapter if the
             recipe is exact as one.
         merged_dtype: Of the merges' tensors: of a checkpoint by default the base's, of an adapter float32.
@@ -75,6 +79,7 @@ class SingleEvaluation(Settings):
     lam: tuple[Annotated[float, Field(ge=0, le=1)], ...] = ()
     method: str = "linear"
     parameters: Mapping[str, Any] = Field(default_factory=dict)
+    guard: GuardChoice | None = None
     merged_as: Literal["auto", "adapter", "checkpoint"] = "auto"
     merged_dtype: Literal["float32", "bfloat16", "float16"] | None = None
     config_from: Side = "tuned"
@@ -95,6 +100,8 @@ def evaluate_model(
     judge, second = find_judges(settings.evaluate, allow_plugins=allow_plugins)
     benchmarks = find_benchmarks(settings.evaluate, Allowed(allow_plugins, allow_code_execution))
     check_judge(judge, benchmarks)
+    wanted = [settings.guard] if settings.guard is not None else []
+    guards, benchmarks = find_guards(wanted, benchmarks, Allowed(allow_plugins, allow_code_execution))
     members = _members(settings, allow_plugins=allow_plugins)
     engine = make_engine(settings.evaluate, allow_plugins=allow_plugins)
     run = RunDirectory(directory)
@@ -109,6 +116,7 @@ def evaluate_model(
         changing = settings.model_dump(mode="json", exclude={"execution"})
         inputs = inputs_of(changing, jobs, (judge, second), engine.identity)
         run.begin(as_yaml(settings), inputs)
+        jobs, guarded = _with_inputs(jobs, guards, settings, run.path)
         evaluator = evaluator_of(
             run, engine, (judge, second), settings.evaluate, settings.execution, allow_plugins=allow_plugins
         )
@@ -129,6 +137,7 @@ def evaluate_model(
                 "judge": {"name": judge.name, "is_weak": judge.is_weak},
                 "second_judge": None if second is None else {"name": second.name, "is_weak": second.is_weak},
                 "agreement": agreement_rows(outcomes),
+                "guards": [row._asdict() for row in guarded],
                 "realisations": realisation_rows(outcomes, partial(realised, engine)),
                 "scores": score_rows(outcomes),
                 "by_category": category_rows(outcomes),
@@ -136,6 +145,19 @@ def evaluate_model(
         )
         run.write_json("results.json", results)
     return results
+
+
+def _with_inputs(
+    jobs: Sequence[Job], guards: Mapping[GuardSettings, Guard], settings: SingleEvaluation, run: Path
+) -> tuple[list[Job], list[GuardRow]]:
+    """The jobs, their merges with statistics of the base's inputs on the guard's prompts; and the guard for results."""
+    if settings.guard is None:
+        return list(jobs), []
+    base, evaluate = jobs[0].member.variant.base, settings.evaluate
+    found = guard_statistics(guards, base, evaluate.engine, run=run, is_cached=evaluate.cache)
+    inputs = {INPUTS[0]: found[settings.guard]}
+    members = {job.member.name: job.member._replace(variant=replace(job.member.variant, inputs=inputs)) for job in jobs}
+    return [job._replace(member=members[job.member.name]) for job in jobs], guard_rows(guards, found, run)
 
 
 def _members(settings: SingleEvaluation, *, allow_plugins: bool) -> list[Member]:
@@ -152,13 +174,14 @@ def _members(settings: SingleEvaluation, *, allow_plugins: bool) -> list[Member]
     base = Checkpoint(locate_model(settings.base))
     tuned = open_tuned(locate_model(settings.model), base)
     if not settings.lam:
-        if settings.method != "linear" or settings.parameters:
+        if settings.method != "linear" or settings.parameters or settings.guard is not None:
             raise ConfigError(f"a merge by {settings.method} needs its λs", remedy="such as --lam 0.2,0.4,0.6,0.8.")
         return [Member("tuned", TUNED, None, as_given(Variant(base, tuned)))]
     method = find_method(settings.method, allow_plugins=allow_plugins)
     check_models(method, settings.method, 1, ())
+    check_inputs(method, settings.method, INPUTS[:1] if settings.guard is not None else ())
     check_parameters(method, settings.method, {**settings.parameters, "lam": settings.lam[0]})
-    sweep = SweepSettings(method=settings.method, parameters=settings.parameters)
+    sweep = SweepSettings(method=settings.method, parameters=settings.parameters, guard=settings.guard)
     return [
         Member(
             point.name,

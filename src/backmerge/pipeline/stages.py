@@ -24,10 +24,11 @@ from backmerge.pipeline.decision import confirmation_of, counted_looks, evidence
 from backmerge.pipeline.drift import drift_rows
 from backmerge.pipeline.evaluation import Evaluator, Job, evaluator_of
 from backmerge.pipeline.experiment import Experiment
+from backmerge.pipeline.guarding import guard_rows
 from backmerge.pipeline.handover import hand_over, write_chosen
 from backmerge.pipeline.path import steps_kept
 from backmerge.pipeline.points import BASE, TUNED, Member, Point, points_of
-from backmerge.pipeline.preparation import Prepared, check_kind, make_engine, prepare
+from backmerge.pipeline.preparation import Prepared, check_kind, make_engine, prepare, with_inputs
 from backmerge.pipeline.results import (
     SCHEMA_VERSION,
     Outcomes,
@@ -127,6 +128,7 @@ def run_experiment(
             run.begin(as_yaml(experiment), inputs, _tuned_otherwise(run, prepared))
             with counted.spent.timed("fine-tuning"):
                 tuned = prepared.tuned or _finetune(run, prepared)
+            prepared = with_inputs(prepared, run.path)
             evaluator = evaluator_of(
                 run,
                 engine,
@@ -198,6 +200,7 @@ def run_experiment(
                 "drift": _drift(run, prepared, tuned),
                 "second_judge": None if prepared.second_judge is None else prepared.second_judge.name,
                 "agreement": agreement_rows(outcomes),
+                "guards": [row._asdict() for row in guard_rows(prepared.guards, prepared.inputs, run.path)],
                 "points": [
                     {
                         "point": p.name,

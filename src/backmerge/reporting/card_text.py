@@ -88,6 +88,10 @@ def _recipe(facts: CardFacts) -> Iterator[str]:
         yield f"- λ, by part (0 is the base, 1 the tuned model): {_code(json.dumps(choice['setting']))}"
     if facts.is_merge and point.get("parameters"):
         yield f"- parameters: {_code(json.dumps(point['parameters'], sort_keys=True))}"
+    guard = (point.get("parameters") or {}).get("guard")
+    for row in results.get("guards", []):
+        if row["guard"] == guard:
+            yield f"- made to act like the base on {_words(row['told'])}, on which nothing here was measured"
     yield f"- base: {_words(facts.base_words)} ({_code(results['base']['fingerprint'])})"
     for row in facts.tuned_rows:
         yield f"- tuned: {_words(row['name'])} ({_code(row['fingerprint'])})"

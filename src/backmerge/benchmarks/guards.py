@@ -1,0 +1,160 @@
+"""Guard prompts: those on which a merge by direction shall act like the base."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import BeforeValidator, Field
+
+from backmerge.benchmarks.catalogue import find_of_any_kind, named
+from backmerge.benchmarks.protocol import Allowed, Benchmark, Kind
+from backmerge.benchmarks.split import Source, calibration_of, wording_of
+from backmerge.config import Settings
+from backmerge.errors import ConfigError, DataError
+from backmerge.merging.inputs import GuardKind, InputStatistics
+from backmerge.records import Example
+from backmerge.registry import BENCHMARKS
+from backmerge.runs import key_of
+
+OWN = "own"
+STATISTICS = ".safetensors"
+LEAST_LEFT = 2  # prompts of a benchmark: one to choose λ on, one to confirm it
+
+
+class GuardSettings(Settings):
+    """The prompts on which a merge shall act like the base, and what is kept of the base's inputs on them.
+
+    Attributes:
+        source: A benchmark's name (NAME=DATA with your copy of its data), a .jsonl or .csv file of prompts, `own` for
+            prompts that the base writes, or a file that `backmerge inputs` wrote.
+        kind: Of a file's prompts: `harmful` or `ordinary`; a benchmark says so itself.
+        num_prompts: At most so many; they are split off from what is measured, with their near-duplicates.
+        max_new_tokens: Length of the base's own answers, whose inputs count too; 0 for the prompts alone.
+        max_directions: Of each layer's input space: so many are kept, the others share what is left equally.
+        seed: Of the prompts that the base writes.
+    """
+
+    source: str
+    kind: Literal["harmful", "ordinary"] | None = None
+    num_prompts: Annotated[int, Field(gt=0)] = 64
+    max_new_tokens: Annotated[int, Field(ge=0)] = 64
+    max_directions: Annotated[int, Field(gt=0)] = 1024
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+
+    @property
+    def short(self) -> str:
+        """What the guard is called in the name of a series; settings that are not the default follow."""
+        name = self.source.partition("=")[0] if self.source.partition("=")[0] in BENCHMARKS.entries else self.source
+        told = [Path(name).stem if name not in BENCHMARKS.entries else name]
+        changed = self.model_dump(exclude={"source"}, exclude_defaults=True)
+        return ":".join([*told, *(f"{key}={value}" for key, value in sorted(changed.items()))])
+
+
+GuardChoice = Annotated[GuardSettings, BeforeValidator(lambda v: {"source": v} if isinstance(v, str) else v)]
+
+
+class Guard(NamedTuple):
+    """A guard with its prompts.
+
+    Attributes:
+        settings: As given.
+        kind: What its prompts are.
+        prompts: Split off from all that is measured; none where the base writes them, or where there is a file.
+        statistics: Those of a file.
+    """
+
+    settings: GuardSettings
+    kind: GuardKind
+    prompts: tuple[Example, ...] = ()
+    statistics: InputStatistics | None = None
+
+    @property
+    def told(self) -> str:
+        """In words, for reports."""
+        found = self.statistics.provenance if self.statistics is not None else None
+        kind = self.kind if found is None else found.kind
+        name = self.settings.short.partition(":")[0] if found is None else found.source
+        count = found.num_prompts if found is not None else len(self.prompts) or self.settings.num_prompts
+        whose = "prompts that the base wrote" if kind == "own" else f"{kind} prompts of {name}"
+        return f"{count} {whose}"
+
+
+def digest_of_prompt(example: Example) -> str:
+    """A hash of a prompt's wording, by which it is known again without its text."""
+    return key_of(wording_of(example))[:16]
+
+
+def find_guards(
+    asked: Iterable[GuardSettings], benchmarks: Sequence[Benchmark], allowed: Allowed
+) -> tuple[dict[GuardSettings, Guard], tuple[Benchmark, ...]]:
+    """The guards with their prompts, and the benchmarks without these and their near-duplicates.
+
+    Raises:
+        BackmergeError: a guard is unknown, or too few prompts are left to measure.
+    """
+    guards: dict[GuardSettings, Guard] = {}
+    left: dict[str, set[str]] = {b.name: {example.id for example in b.examples} for b in benchmarks}
+    sources = [Source(b.name, b.kind, b.examples) for b in benchmarks]
+    for settings in dict.fromkeys(asked):
+        if settings.source == OWN:
+            guards[settings] = Guard(settings, "own")
+            continue
+        if settings.source.endswith(STATISTICS):
+            statistics = InputStatistics(Path(settings.source).expanduser())
+            guards[settings] = Guard(settings, statistics.provenance.kind, statistics=statistics)
+            known = set(statistics.provenance.prompts)
+            for source in sources:
+                left[source.name] -= {one.id for one in source.examples if digest_of_prompt(one) in known}
+            continue
+        benchmark, kind = _prompts_of(settings, allowed)
+        # of a file it is not known what it is like
+        guard = Source(benchmark.name, "" if kind == "file" else benchmark.kind, benchmark.examples)
+        calibration = calibration_of(guard, sources, settings.num_prompts)
+        guards[settings] = Guard(settings, kind, tuple(calibration.prompts))
+        for name, kept in calibration.left.items():
+            left[name] &= {example.id for example in kept}
+    return guards, tuple(_without(b, left[b.name]) for b in benchmarks)
+
+
+def _prompts_of(settings: GuardSettings, allowed: Allowed) -> tuple[Benchmark, GuardKind]:
+    asked = named(settings.source)
+    is_file = asked.name not in BENCHMARKS.entries
+    side: Kind = "over_refusal" if settings.kind == "ordinary" else "safety"
+    benchmark = find_of_any_kind(asked, side, allowed)
+    if not is_file and settings.kind is not None:
+        raise ConfigError(
+            f"the guard '{asked.name}' says itself of which kind its prompts are, and 'kind' is {settings.kind}",
+            remedy="leave 'kind' out; it is for files.",
+        )
+    if any(example.is_raw for example in benchmark.examples):
+        raise ConfigError(
+            f"the prompts of '{asked.name}' are texts to go on with, not questions", remedy="give prompts for a chat."
+        )
+    if is_file:
+        return benchmark, settings.kind or "file"
+    return benchmark, "harmful" if benchmark.kind == "safety" else "ordinary"
+
+
+def _without(benchmark: Benchmark, kept: set[str]) -> Benchmark:
+    examples = tuple(example for example in benchmark.examples if example.id in kept)
+    if len(examples) < min(LEAST_LEFT, len(benchmark.examples)):
+        raise DataError(
+            f"the guard takes nearly all of the {len(benchmark.examples)} prompts of '{benchmark.name}': what a merge "
+            "is made with is never measured on",
+            remedy="give a guard of other prompts, or fewer of them (num_prompts).",
+        )
+    return replace(benchmark, examples=examples) if len(examples) < len(benchmark.examples) else benchmark
+
+
+def task_rows(path: Path) -> tuple[tuple[Example, str], ...]:
+    """A task's prompts with their answers, from a file.
+
+    Raises:
+        DataError: it cannot be read, or a row has no answer.
+    """
+    settings: Any = named(str(path))
+    benchmark = find_of_any_kind(settings, "utility")
+    return tuple((example, example.reference or "") for example in benchmark.examples)

@@ -1,0 +1,77 @@
+"""`backmerge inputs`: what a model's layers see on guard prompts, for merges by direction."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from backmerge.commands.options import BatchSize, Device, Dtype, GuardOption, Plugins, Thinking, thinking_values
+from backmerge.commands.quiet import quieten
+from backmerge.errors import ConfigError
+
+
+def inputs(
+    model: Annotated[str, typer.Argument(help="The base; with --task the tuned model. A folder or a hub id.")],
+    out: Annotated[Path, typer.Option("--out", metavar="STATS", help="The file, such as guard.safetensors.")],
+    guard: GuardOption = None,
+    task: Annotated[
+        Path | None,
+        typer.Option(help="Instead of a guard: rows of the task, a .jsonl or .csv file with prompts and answers."),
+    ] = None,
+    base: Annotated[str | None, typer.Option(help="The base of an adapter.")] = None,
+    kind: Annotated[str | None, typer.Option(help="Of a file of prompts: harmful or ordinary.")] = None,
+    num_prompts: Annotated[int, typer.Option(help="At most so many prompts.", min=1)] = 64,
+    max_new_tokens: Annotated[
+        int, typer.Option(help="Length of the model's own answers, in tokens; 0 for the prompts alone.", min=0)
+    ] = 64,
+    max_directions: Annotated[
+        int, typer.Option(help="Directions that are kept of each layer's inputs; the others share the rest.", min=1)
+    ] = 1024,
+    seed: Annotated[int, typer.Option(help="Of the prompts that the model writes.", min=0)] = 0,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    thinking: Thinking = None,
+    batch_size: BatchSize = 64,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file that is there.")] = False,
+    allow_plugins: Plugins = False,
+) -> None:
+    """Gather what a model's linear layers see on guard prompts and its own answers; merges by direction need it.
+
+    `merge`, `evaluate`, `restore` and experiment files do the same with --guard (guard), and keep it; this is for one
+    file that several of them read, by --guard STATS.
+
+    Example: backmerge inputs BASE --guard harmbench --out guard.safetensors
+
+    Of the task, for RegMean: backmerge inputs LORA --base BASE --task rows.jsonl --out task.safetensors
+    """
+    from backmerge.config import Document, validated
+    from backmerge.generation.protocol import EngineSettings
+    from backmerge.pipeline.guarding import InputsSettings, gather
+
+    if (guard is None) is (task is None):
+        raise ConfigError("whose prompts?", remedy="give either --guard or --task.")
+    if out.suffix != ".safetensors":
+        raise ConfigError(f"--out {out} does not end in .safetensors", remedy=f"such as --out {out.stem}.safetensors.")
+    if out.exists() and not force:
+        raise ConfigError(f"{out} is there already", remedy="give another --out, or --force to replace it.")
+    values = {
+        "model": model,
+        "base": base,
+        "guard": {
+            "source": str(task) if guard is None else guard,
+            "kind": kind,
+            "num_prompts": num_prompts,
+            "max_new_tokens": max_new_tokens,
+            "max_directions": max_directions,
+            "seed": seed,
+        },
+        "is_task": task is not None,
+        "engine": EngineSettings(device=device, batch_size=batch_size).model_dump()
+        | {"dtype": dtype, **thinking_values(thinking)},
+    }
+    settings = validated(InputsSettings, Document("the command line", values, {}))
+    quieten()
+    found = gather(settings, out, allow_plugins=allow_plugins)
+    typer.echo(f"{out}: {found.num_tokens:,} inputs of each layer, on {found.num_prompts} {found.kind} prompts")

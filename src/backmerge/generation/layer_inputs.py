@@ -1,0 +1,195 @@
+"""The inputs of a model's linear layers on conversations, gathered by hooks in one forward pass for each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from backmerge.checkpoints.layout import layout_of
+from backmerge.checkpoints.reader import Weights
+from backmerge.errors import GenerationError
+from backmerge.generation.chat import prompt_text, prompt_tokens, render
+from backmerge.generation.protocol import Sampling
+from backmerge.generation.transformers_engine import TransformersEngine
+from backmerge.merging.inputs import GatheredLayer
+from backmerge.merging.recipe import Variant
+from backmerge.merging.second_moments import SecondMoments
+from backmerge.records import Example, Message
+
+MARK = "qxzuserqxz"  # in the place of a user's text: plain letters, which no template changes
+OWN_TOKENS = 64  # of a prompt that the model writes
+
+
+def own_prompts(engine: TransformersEngine, variant: Variant, num_prompts: int, seed: int) -> tuple[Example, ...]:
+    """Prompts that a model writes itself: what it puts into the user's turn of its chat template, drawn with a seed.
+
+    Those that are empty or repeat another are left out.
+
+    Raises:
+        GenerationError: it writes none.
+
+    Source: Xu et al., Magpie (arXiv 2406.08464).
+    """
+    _, tokenizer = engine.loaded(variant)
+    beginning, _, _ = render(tokenizer, [Message("user", MARK)]).partition(MARK)
+    example = Example("own", (Message("user", beginning),), is_raw=True)
+    drawn = Sampling(temperature=1.0, seed=seed, num_samples=num_prompts, max_new_tokens=OWN_TOKENS)
+    texts = [one.text.strip() for one in engine.generate(variant, [example], drawn, lambda _: None)]
+    written = list(dict.fromkeys(filter(None, texts)))
+    if not written:
+        raise GenerationError(
+            f"the model {variant.base.directory} wrote no prompt into its chat template's user turn",
+            remedy="give prompts instead: --guard with a benchmark or a file.",
+        )
+    return tuple(Example(f"own-{i}", (Message("user", text),)) for i, text in enumerate(written))
+
+
+def answers_to(
+    engine: TransformersEngine,
+    variant: Variant,
+    prompts: Sequence[Example],
+    max_new_tokens: int,
+    advance: Callable[[int], None],
+) -> list[str]:
+    """A model's own greedy answers; empty ones if they are to have no tokens."""
+    if max_new_tokens == 0:
+        advance(len(prompts))
+        return [""] * len(prompts)
+    found = engine.generate(variant, prompts, Sampling(max_new_tokens=max_new_tokens), advance)
+    return [one.text for one in found]
+
+
+def gather_inputs(
+    engine: TransformersEngine,
+    variant: Variant,
+    conversations: Sequence[tuple[Example, str]],
+    max_directions: int,
+    advance: Callable[[int], None],
+) -> tuple[dict[str, GatheredLayer], int]:
+    """Second moments of the inputs of each linear layer, by the name on disk of the first weight that takes them.
+
+    Also the number of tokens.
+
+    One conversation at a time, unpadded, in their order: the result is the same on each run. Every token counts. Layers
+    that get the very tensor that the one before got (q, k and v; gate and up) are counted once. The head is left out,
+    and so is what the forward pass does not reach as a module, such as stacked experts.
+
+    Args:
+        engine: Loads the model.
+        variant: The model.
+        conversations: Prompts with their answers.
+        max_directions: To keep of each layer.
+        advance: Progress callback, with the conversations that are done.
+
+    Raises:
+        GenerationError: a conversation is longer than the model's context, or no layer was reached.
+    """
+    model, tokenizer = engine.loaded(variant)
+    layers = _Layers(model, variant.base, max_directions)
+    context = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    thinking = engine.settings.thinking
+    num_tokens = 0
+    with layers.watched(), torch.inference_mode():
+        for example, answer in conversations:
+            asked = prompt_text(tokenizer, example, thinking=thinking)
+            ids = prompt_tokens(tokenizer, example, asked)
+            rest = answer.removeprefix(example.prefill)
+            ids += tokenizer(rest, add_special_tokens=False)["input_ids"] if rest else []
+            if context is not None and len(ids) > context:
+                raise GenerationError(
+                    f"guard prompt '{example.id}' and its answer have {len(ids)} tokens, and the model's context holds "
+                    f"{context}",
+                    remedy="remove the prompt, or lower max_new_tokens.",
+                    example=example.id,
+                )
+            num_tokens += len(ids)
+            model(input_ids=torch.tensor([ids], device=engine.device), use_cache=False)
+            advance(1)
+    found = layers.found()
+    if not found:
+        raise GenerationError(
+            f"no linear layer of {variant.base.directory} was seen at work",
+            remedy="this architecture keeps its weights in another form; merge it with --method linear.",
+        )
+    return found, num_tokens
+
+
+class _Layers:
+    """The linear layers of a model, and what they have seen.
+
+    Args:
+        model: Of transformers.
+        base: Its weights, whose names on disk count.
+        max_directions: To keep of each layer.
+    """
+
+    def __init__(self, model: Any, base: Weights, max_directions: int) -> None:
+        self._max_directions = max_directions
+        self._modules: dict[str, nn.Module] = {}
+        self._moments: dict[str, SecondMoments] = {}
+        self._same_as: dict[str, str] = {}
+        self._last: tuple[str, Any] = ("", None)
+        head = model.get_output_embeddings()
+        for name, module in model.named_modules():
+            if module is not head and (isinstance(module, nn.Linear) or _is_conv1d(module)):
+                self._modules[name] = module
+        self._on_disk = _names_on_disk([f"{name}.weight" for name in self._modules], base)
+
+    def watched(self) -> ExitStack:
+        """A context in which the layers' inputs are taken in."""
+        stack = ExitStack()
+        for name, module in self._modules.items():
+            if self._on_disk.get(f"{name}.weight"):
+                stack.callback(module.register_forward_pre_hook(self._hook(name)).remove)
+        return stack
+
+    def _hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def take(_: nn.Module, given: tuple[Any, ...]) -> None:
+            if not given:  # called by keyword, as no architecture known here does
+                return
+            inputs = given[0]
+            before, tensor = self._last
+            if name not in self._same_as and name not in self._moments and inputs is tensor:
+                self._same_as[name] = self._same_as.get(before, before)
+            self._last = (name, inputs)
+            if name in self._same_as:
+                return
+            if name not in self._moments:
+                self._moments[name] = SecondMoments(inputs.shape[-1], self._max_directions)
+            self._moments[name].add(inputs.reshape(-1, inputs.shape[-1]))
+
+        return take
+
+    def found(self) -> dict[str, GatheredLayer]:
+        """What was seen, in the order in which the layers are passed."""
+        self._last = ("", None)
+        return dict(self._found())
+
+    def _found(self) -> Iterator[tuple[str, GatheredLayer]]:
+        for name in list(self._moments):
+            users = [name, *(other for other, first in self._same_as.items() if first == name)]
+            tensors = tuple(place for user in users for place in self._on_disk[f"{user}.weight"])
+            inputs = self._moments.pop(name).found()  # its rows are released
+            yield tensors[0], GatheredLayer(tensors, replace(inputs, is_transposed=_is_conv1d(self._modules[name])))
+
+
+def _is_conv1d(module: nn.Module) -> bool:
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(module, Conv1D)
+
+
+def _names_on_disk(parameters: Sequence[str], base: Weights) -> Mapping[str, Sequence[str]]:
+    """The matrices on disk that each parameter is made of; none of those whose layout is not known."""
+    if all(name in base.infos for name in parameters):
+        return {name: [name] for name in parameters}
+    layout = layout_of(base)
+    return {
+        name: [place for place in layout.on_disk.get(name, ()) if len(base.infos[place].shape) == 2]
+        for name in parameters
+    }

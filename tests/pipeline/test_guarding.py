@@ -1,0 +1,163 @@
+"""Merges by direction from end to end: statistics gathered once, kept by what they depend on, and used everywhere."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from backmerge.benchmarks.guards import GuardSettings, find_guards
+from backmerge.benchmarks.protocol import NOTHING_ALLOWED
+from backmerge.checkpoints.reader import CARD, Checkpoint
+from backmerge.errors import CheckpointError
+from backmerge.generation.protocol import EngineSettings, Request, Sampling
+from backmerge.generation.vllm_worker import described, variant_of
+from backmerge.merging.inputs import InputStatistics
+from backmerge.merging.recipe import Variant
+from backmerge.pipeline import chatting, guarding, remote
+from backmerge.pipeline.chatting import trio_of_run
+from backmerge.pipeline.experiment import Experiment
+from backmerge.pipeline.guarding import guard_statistics
+from backmerge.pipeline.stages import run_experiment
+
+from .test_earlier_results import QUESTIONS, experiment, without_report  # noqa: F401 - fixtures
+
+Factory = Callable[..., Path]
+Cli = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def guard_file(tmp_path: Path) -> Path:
+    """Prompts that nothing measures."""
+    file = tmp_path / "guard.jsonl"
+    file.write_text("\n".join(json.dumps({"prompt": f"verb{n} noun{n}"}) for n in range(6)))
+    return file
+
+
+def guards_of(file: Path, **settings: Any) -> dict[Any, Any]:
+    """A guard with its prompts."""
+    asked = GuardSettings(source=str(file), max_new_tokens=2, **settings)
+    return find_guards([asked], [], NOTHING_ALLOWED)[0]
+
+
+def test_statistics_are_gathered_once_and_kept_by_what_they_depend_on(
+    make_model: Factory, guard_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another run takes them from the cache; other weights, prompts, answers' length or dtype are gathered anew."""
+    collect, made = guarding.collect, []
+    monkeypatch.setattr(guarding, "collect", lambda *a, **k: made.append(1) or collect(*a, **k))
+    base, engine = Checkpoint(make_model("llama", seed=1)), EngineSettings(device="cpu")
+    first = next(iter(guard_statistics(guards_of(guard_file), base, engine, run=tmp_path / "1").values()))
+    second = next(iter(guard_statistics(guards_of(guard_file), base, engine, run=tmp_path / "2").values()))
+    assert (len(made), first.fingerprint) == (1, second.fingerprint)
+    assert first.path.is_relative_to(tmp_path / "1")
+    assert second.path.is_relative_to(tmp_path / "2")
+    assert (first.provenance.num_prompts, first.provenance.max_new_tokens) == (6, 2)
+    assert "verb" not in first.path.read_bytes().decode("latin-1")
+    for file, settings, model, dtype in (
+        (guard_file, {"num_prompts": 3}, base, "auto"),
+        (guard_file, {"max_directions": 5}, base, "auto"),
+        (guard_file, {}, Checkpoint(make_model("llama", seed=2)), "auto"),
+        (guard_file, {}, base, "bfloat16"),
+    ):
+        before = len(made)
+        guard_statistics(guards_of(file, **settings), model, EngineSettings(device="cpu", dtype=dtype))
+        assert len(made) == before + 1
+
+
+@pytest.mark.usefixtures("without_report")
+def test_an_experiment_compares_guards_and_writes_what_it_chose(
+    experiment: Experiment,  # noqa: F811 - the fixture
+    guard_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Linear, a file's guard and the base's own prompts in one run; the measured prompts have none of the guard's."""
+    sweeps = [
+        {"method": "anchored", "lam": [0.5], "guard": {"source": source, "max_new_tokens": 2, "num_prompts": 4}}
+        for source in (str(guard_file), "own", experiment.evaluate.safety[0].name)
+    ]
+    settings = experiment.model_dump(mode="json") | {"merge": [{"lam": [0.5]}, *sweeps]}
+    finished = run_experiment(Experiment.model_validate(settings), tmp_path / "run")
+    points = {row["point"]: row for row in finished.results["points"]}
+    changed = "max_new_tokens=2:num_prompts=4"
+    assert points.keys() == {
+        "base", "tuned", "linear@0.5", f"anchored(guard=guard:{changed})@0.5", f"anchored(guard=own:{changed})@0.5",
+        f"anchored(guard=safety:{changed})@0.5",
+    }  # fmt: skip
+    # six prompts, less the two that a guard took: a quarter, rounded up
+    sizes = {row["name"]: row["sizes"] for row in finished.results["benchmarks"]}
+    assert sum(sizes["safety"].values()) == len(QUESTIONS) - 2
+    assert len(list((tmp_path / "run" / "inputs").glob("*.safetensors"))) == 3
+    assert {row["guard"]: row["told"] for row in finished.results["guards"]} == {
+        f"guard:{changed}": "4 file prompts of guard",
+        f"own:{changed}": "4 prompts that the base wrote",
+        f"safety:{changed}": "2 file prompts of safety",
+    }
+    chosen = finished.results["choice"]["point"]
+    for folder in (tmp_path / "run" / "merged").iterdir():
+        recipe = json.loads((folder / CARD).read_text())["recipe"]
+        assert recipe["method"] == points[chosen]["method"]
+        assert ("inputs" in recipe) is (recipe["method"] == "anchored")
+    # the run's chat makes the same merge again, from the statistics that it kept
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    for row in points.values():
+        if row["method"] != "anchored":
+            continue
+        results["choice"] |= {"point": row["point"], "lam": 0.5, "series": row["series"]}
+        monkeypatch.setattr(chatting, "read_run", lambda _: SimpleNamespace(results=results))
+        (guard,) = [known for known in results["guards"] if known["guard"] == row["parameters"]["guard"]]
+        inputs = trio_of_run(tmp_path / "run").merged.weights_identity["inputs"]
+        assert inputs == {"guard_inputs": guard["fingerprint"]}
+
+
+def test_other_processes_make_the_same_merge(make_model: Factory, guard_file: Path, tmp_path: Path) -> None:
+    """A worker of a pool, of Ray or of vLLM gets the file of statistics with the recipe."""
+    base, tuned = (Checkpoint(make_model("llama", seed=seed)) for seed in (1, 2))
+    (known,) = guard_statistics(guards_of(guard_file), base, EngineSettings(device="cpu"), run=tmp_path).values()
+    variant = Variant(base, tuned, "anchored", 0.5, inputs={"guard_inputs": known})
+    text = described(variant)
+    assert text is not None
+    assert variant_of(json.loads(text)).identity == variant.identity
+    spec = remote.spec_of(Request(variant, (), Sampling()), EngineSettings(device="cpu"), allow_plugins=False)
+    assert spec["inputs"] == {"guard_inputs": str(known.path.absolute())}
+    assert remote.answer(spec, lambda _: None) == []
+
+
+def test_commands_gather_merge_and_refuse(
+    run_cli: Cli, make_model: Factory, make_adapter: Factory, guard_file: Path, tmp_path: Path
+) -> None:
+    """`inputs`, then `merge` with guard and task; statistics of other weights are refused."""
+    base = make_model("llama", seed=1)
+    lora = make_adapter(base, seed=2)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("\n".join(json.dumps({"prompt": f"ask {n}", "answer": f"say {n}"}) for n in range(4)))
+    guard, task = tmp_path / "guard.safetensors", tmp_path / "task.safetensors"
+    common = ("--device", "cpu", "--max-new-tokens", 2)
+    code, printed, _ = run_cli("inputs", base, "--guard", guard_file, *common, "--out", guard)
+    assert code == 0
+    assert "on 6 file prompts" in printed
+    assert run_cli("inputs", lora, "--base", base, "--task", rows, *common, "--out", task)[0] == 0
+    assert InputStatistics(task).provenance.kind == "task"
+    both = ("--method", "anchored", "--lam", 0.5, "--guard", guard, "--task-inputs", task, "--no-verify")
+    code, _, errors = run_cli("merge", base, lora, *both, "--as", "adapter", "--out", tmp_path / "merged")
+    assert (code, errors) == (0, "")
+    card = json.loads((tmp_path / "merged" / CARD).read_text())
+    assert card["recipe"]["inputs"].keys() == {"guard_inputs", "task_inputs"}
+    other = make_model("llama", seed=3)
+    code, _, errors = run_cli("merge", other, base, "--method", "anchored", "--guard", guard, "--out", tmp_path / "no")
+    assert code == 2
+    assert "holds the inputs of other weights" in errors
+    code, _, errors = run_cli("merge", base, lora, "--guard", guard, "--out", tmp_path / "no")
+    assert (code, "linear takes no input statistics" in errors) == (2, True)
+
+
+def test_statistics_of_other_weights_are_refused(make_model: Factory, guard_file: Path, tmp_path: Path) -> None:
+    """A file given as the guard must be of this base."""
+    first, second = (Checkpoint(make_model("llama", seed=seed)) for seed in (1, 2))
+    (known,) = guard_statistics(guards_of(guard_file), first, EngineSettings(device="cpu"), run=tmp_path).values()
+    guards, _ = find_guards([GuardSettings(source=str(known.path))], [], NOTHING_ALLOWED)
+    with pytest.raises(CheckpointError, match="other weights"):
+        guard_statistics(guards, second, EngineSettings(device="cpu"))

@@ -27,7 +27,7 @@ def gathered(directory: Path, answers: list[str] | None = None) -> tuple[dict[st
     """What is gathered of a model on the prompts."""
     engine = TransformersEngine(EngineSettings(device="cpu"))
     conversations = list(zip(PROMPTS, answers or ANSWERS, strict=True))
-    return gather_inputs(engine, Variant(Checkpoint(directory)), conversations, 1024, lambda _: None)
+    return gather_inputs(engine, Variant(Checkpoint(directory)), conversations, 1024, lambda *_: None)
 
 
 def second_moments(found: LayerInputs) -> np.ndarray:
@@ -107,8 +107,8 @@ def test_a_model_writes_prompts_and_answers_them(make_model: Factory) -> None:
     texts = [one.prompt for one in first]
     assert len(set(texts)) == len(texts) <= 6
     assert all(text.strip() and "<|" not in text for text in texts)
-    assert len(answers_to(engine, variant, first, 4, lambda _: None)) == len(first)
-    assert answers_to(engine, variant, first, 0, lambda _: None) == [""] * len(first)
+    assert len(answers_to(engine, variant, first, 4, lambda *_: None)) == len(first)
+    assert answers_to(engine, variant, first, 0, lambda *_: None) == [""] * len(first)
 
 
 def test_a_conversation_beyond_the_context_is_refused(make_model: Factory) -> None:

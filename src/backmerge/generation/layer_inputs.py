@@ -19,6 +19,7 @@ from backmerge.generation.transformers_engine import TransformersEngine
 from backmerge.merging.inputs import GatheredLayer
 from backmerge.merging.recipe import Variant
 from backmerge.merging.second_moments import SecondMoments
+from backmerge.progress import Advance
 from backmerge.records import Example, Message
 
 MARK = "qxzuserqxz"  # in the place of a user's text: plain letters, which no template changes
@@ -39,7 +40,7 @@ def own_prompts(engine: TransformersEngine, variant: Variant, num_prompts: int, 
     beginning, _, _ = render(tokenizer, [Message("user", MARK)]).partition(MARK)
     example = Example("own", (Message("user", beginning),), is_raw=True)
     drawn = Sampling(temperature=1.0, seed=seed, num_samples=num_prompts, max_new_tokens=OWN_TOKENS)
-    texts = [one.text.strip() for one in engine.generate(variant, [example], drawn, lambda _: None)]
+    texts = [one.text.strip() for one in engine.generate(variant, [example], drawn, lambda *_: None)]
     written = list(dict.fromkeys(filter(None, texts)))
     if not written:
         raise GenerationError(
@@ -54,7 +55,7 @@ def answers_to(
     variant: Variant,
     prompts: Sequence[Example],
     max_new_tokens: int,
-    advance: Callable[[int], None],
+    advance: Advance,
 ) -> list[str]:
     """A model's own greedy answers; empty ones if they are to have no tokens."""
     if max_new_tokens == 0:
@@ -69,7 +70,7 @@ def gather_inputs(
     variant: Variant,
     conversations: Sequence[tuple[Example, str]],
     max_directions: int,
-    advance: Callable[[int], None],
+    advance: Advance,
 ) -> tuple[dict[str, GatheredLayer], int]:
     """Second moments of the inputs of each linear layer, by the name on disk of the first weight that takes them.
 

@@ -43,7 +43,7 @@ from backmerge.pipeline.results import (
 )
 from backmerge.pipeline.samples import samples_of
 from backmerge.pipeline.shared_ground import measured_on, tell_of_shards
-from backmerge.pipeline.spent import session
+from backmerge.pipeline.spent import Spent, session
 from backmerge.pipeline.sweep import sweep
 from backmerge.pipeline.validation import (
     check_validation,
@@ -126,9 +126,7 @@ def run_experiment(
         with session(run) as counted:
             inputs = _inputs(prepared, engine.identity)
             run.begin(as_yaml(experiment), inputs, _tuned_otherwise(run, prepared))
-            with counted.spent.timed("fine-tuning"):
-                tuned = prepared.tuned or _finetune(run, prepared)
-            prepared = with_inputs(prepared, run.path)
+            tuned, prepared = _with_tuned_and_inputs(run, prepared, counted.spent)
             evaluator = evaluator_of(
                 run,
                 engine,
@@ -270,6 +268,15 @@ def _inputs(prepared: Prepared, engine: Mapping[str, str]) -> dict[str, Any]:
     """All that the findings rest on, as names and hashes: where one of them differs, they are no longer of this run."""
     settings = prepared.experiment.model_dump(mode="json", exclude={"name", "report", "execution"})
     return {"settings": key_of(settings, order_of(settings["merge"])), **measured_on(prepared, engine)}
+
+
+def _with_tuned_and_inputs(
+    run: RunDirectory, prepared: Prepared, spent: Spent
+) -> tuple[Mapping[str, Weights], Prepared]:
+    """The tuned models, made if they are not there, and what merges need to know of the base's inputs."""
+    with spent.timed("fine-tuning"):
+        tuned = prepared.tuned or _finetune(run, prepared)
+    return tuned, with_inputs(prepared, run.path)
 
 
 def _finetune(run: RunDirectory, prepared: Prepared) -> dict[str, Weights]:

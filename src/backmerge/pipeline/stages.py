@@ -177,59 +177,56 @@ def run_experiment(
                 misses_target=experiment.choice.rule == "target" and not any(step.passes for step in choice.steps),
             )
             merged = hand_over(run, written, confirmation, choice)
-            results = plain(
-                {
-                    "schema_version": SCHEMA_VERSION,
-                    "name": experiment.name,
-                    "backmerge": __version__,
-                    "environment": {
-                        "python": platform.python_version(),
-                        "machine": platform.machine(),
-                        **engine.identity,
-                    },
-                    "base": {
-                        "name": experiment.base,
-                        "fingerprint": prepared.base.fingerprint,
-                        "license": None,
-                        **license_terms(prepared.base.directory),
-                    },
-                    "tuned": [_tuned_row(name, weights) for name, weights in tuned.items()],
-                    "inputs": inputs,
-                    "benchmarks": _benchmark_rows(prepared),
-                    "drift": _drift(run, prepared, tuned),
-                    "second_judge": None if prepared.second_judge is None else prepared.second_judge.name,
-                    "agreement": agreement_rows(outcomes),
-                    "guards": [row._asdict() for row in guard_rows(prepared.guards, prepared.inputs, run.path)],
-                    "points": [
-                        {
-                            "point": p.name,
-                            "role": p.role,
-                            "series": p.series,
-                            "lam": p.lam,
-                            "setting": p.setting,
-                            **p.recipe,
-                        }
-                        for p in points
-                        if any(outcomes.at(p.name, b.name, "selection") for b in prepared.benchmarks)
-                    ],
-                    "choice": _choice_row(experiment, choice, chosen),
-                    "split": experiment.evaluate.split,
-                    "validation": validation_rows(validation),
-                    "confirmation": confirmation,
-                    "findings": findings,
-                    "comparison": comparison_of(prepared, outcomes, rivals) if rivals else None,
-                    "merged": merged,
-                    "realisations": realisation_rows(outcomes, partial(realised, engine)),
-                    "scores": score_rows(outcomes),
-                    "by_category": category_rows(outcomes),
-                    "summary": summary_of(outcomes, points),
-                    "differences": [
-                        row
-                        for split in ("selection", "confirmation")
-                        for row in differences_of(outcomes, points, split)
-                    ],
-                }
-            )
+            results = {
+                "schema_version": SCHEMA_VERSION,
+                "name": experiment.name,
+                "backmerge": __version__,
+                "environment": {
+                    "python": platform.python_version(),
+                    "machine": platform.machine(),
+                    **engine.identity,
+                },
+                "base": {
+                    "name": experiment.base,
+                    "fingerprint": prepared.base.fingerprint,
+                    "license": None,
+                    **license_terms(prepared.base.directory),
+                },
+                "tuned": [_tuned_row(name, weights) for name, weights in tuned.items()],
+                "inputs": inputs,
+                "benchmarks": _benchmark_rows(prepared),
+                "drift": _drift(run, prepared, tuned),
+                "second_judge": None if prepared.second_judge is None else prepared.second_judge.name,
+                "agreement": agreement_rows(outcomes),
+                "guards": [row._asdict() for row in guard_rows(prepared.guards, prepared.inputs, run.path)],
+                "points": [
+                    {
+                        "point": p.name,
+                        "role": p.role,
+                        "series": p.series,
+                        "lam": p.lam,
+                        "setting": p.setting,
+                        **p.recipe,
+                    }
+                    for p in points
+                    if any(outcomes.at(p.name, b.name, "selection") for b in prepared.benchmarks)
+                ],
+                "choice": _choice_row(experiment, choice, chosen),
+                "split": experiment.evaluate.split,
+                "validation": validation_rows(validation),
+                "confirmation": confirmation,
+                "findings": findings,
+                "comparison": comparison_of(prepared, outcomes, rivals) if rivals else None,
+                "merged": merged,
+                "realisations": realisation_rows(outcomes, partial(realised, engine)),
+                "scores": score_rows(outcomes),
+                "by_category": category_rows(outcomes),
+                "summary": summary_of(outcomes, points),
+                "differences": [
+                    row for split in ("selection", "confirmation") for row in differences_of(outcomes, points, split)
+                ],
+            }
+            results = plain(results)
             write_records(run, outcomes)
             run.write_json("samples.json", samples_of(outcomes, prepared, chosen))
             run.write_json("results.json", results)

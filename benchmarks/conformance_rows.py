@@ -17,6 +17,7 @@ LAM = 0.6
 PLAIN = 4
 # what is divided or multiplied by sums over whole tensors has their rounding too: mergekit sums in float32
 SUMMED = 32
+FUSION_DIGITS = 1e-3
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,8 @@ class Row:
         theirs_base: mergekit's parameters of the base as one of the models; `None` where it is not among them.
         relation: Whether the two are to be the same.
         reason: Why not, or what makes the settings equal.
-        undecided: Given a tuned model's delta, the elements whose place in an order is shared with others across an
-            edge of what is kept. mergekit's unstable sort keeps some of them, we keep all: they are counted apart.
+        undecided: Given base and tuned tensor, the elements that rounding or the order of equals decides, such as those
+            whose place in an order is shared with others across an edge of what is kept. They are counted apart.
         float32_ulps: How far float32 results may be apart, in ulps of the largest operand.
     """
 
@@ -47,7 +48,7 @@ class Row:
     theirs_base: Mapping[str, Any] | None = None
     relation: Literal["same", "differs"] = "same"
     reason: str = ""
-    undecided: Callable[[Tensor], Tensor] | None = None
+    undecided: Callable[[Tensor, Tensor], Tensor] | None = None
     float32_ulps: int = PLAIN
 
     def configuration(self, base: str, tuned: Sequence[str], dtype: str) -> dict[str, Any]:
@@ -66,25 +67,35 @@ class Row:
         }
 
 
-def _shares(edges: Callable[[int], Sequence[int]]) -> Callable[[Tensor], Tensor]:
-    """Marks the magnitudes that stand on both sides of an edge in ascending order.
+def _shares(edges: Callable[[int], Sequence[int]]) -> Callable[[Tensor, Tensor], Tensor]:
+    """Marks the magnitudes of a delta on both sides of an edge in ascending order: mergekit's unstable sort keeps some.
 
     Args:
         edges: From the number of elements to the places at which what is kept begins or ends.
     """
 
-    def undecided(delta: Tensor) -> Tensor:
+    def undecided(base: Tensor, tuned: Tensor) -> Tensor:
         import torch
 
-        magnitudes = delta.abs()
+        magnitudes = (tuned - base).abs()
         ordered = magnitudes.flatten().sort().values
-        marked = torch.zeros_like(delta, dtype=torch.bool)
-        for edge in edges(delta.numel()):
-            if 0 < edge < delta.numel() and ordered[edge - 1] == ordered[edge]:
+        marked = torch.zeros_like(magnitudes, dtype=torch.bool)
+        for edge in edges(magnitudes.numel()):
+            if 0 < edge < magnitudes.numel() and ordered[edge - 1] == ordered[edge]:
                 marked |= magnitudes == ordered[edge]
         return marked
 
     return undecided
+
+
+def _near_the_threshold(base: Tensor, tuned: Tensor) -> Tensor:
+    """Marks what float32 may take for important or not: mergekit's divergence has about three digits here."""
+    from backmerge.merging.methods.arcee_fusion import importance, threshold
+
+    columns = base.shape[-1]
+    important = importance(base.reshape(-1, columns), tuned.reshape(-1, columns)).reshape(base.shape)
+    edge = threshold(important)
+    return (important - edge).abs() <= FUSION_DIGITS * edge
 
 
 def _ties_edges(count: int) -> Sequence[int]:
@@ -113,6 +124,8 @@ DELLA = (
 ROWS = (
     Row("linear", theirs_each=[{"weight": LAM}], theirs_base={"weight": 1 - LAM}),
     Row("slerp", theirs={"t": LAM}, theirs_base={}, float32_ulps=SUMMED),
+    Row("nearswap", lam=1.0, ours={"t": 0.02}, theirs={"t": 0.02}, reason="no λ"),
+    Row("arcee_fusion", lam=1.0, undecided=_near_the_threshold, reason="no λ; ours is decided in float64"),
     Row("model_stock", num_tuned=3, lam=1.0, float32_ulps=SUMMED, reason="no λ"),
     Row(
         "task_arithmetic",

@@ -182,7 +182,7 @@ def compare(row: Row, family: Family, ours: Path, theirs: Path, finding: Finding
         decided = torch.ones_like(x, dtype=torch.bool)
         if row.undecided is not None:
             for tensor in tuned:
-                decided &= ~row.undecided(tensor - base)
+                decided &= ~row.undecided(base, tensor)
         finding.num_tensors += 1
         finding.num_undecided += int((~decided).sum())
         apart = ulps_apart(x, y)[decided & (x.float().abs() > SMALL)]

@@ -43,6 +43,7 @@ METHODS = Table(
     "merge method",
     {
         "anchored": "backmerge.merging.methods.anchored:anchored",
+        "arcee_fusion": "backmerge.merging.methods.arcee_fusion:arcee_fusion",
         "breadcrumbs": "backmerge.merging.methods.task_vectors:breadcrumbs",
         "breadcrumbs_ties": "backmerge.merging.methods.task_vectors:breadcrumbs_ties",
         "dare_linear": "backmerge.merging.methods.task_vectors:dare_linear",
@@ -53,6 +54,7 @@ METHODS = Table(
         "linear": "backmerge.merging.methods.linear:linear",
         "model_stock": "backmerge.merging.methods.model_stock:model_stock",
         "multislerp": "backmerge.merging.methods.multislerp:multislerp",
+        "nearswap": "backmerge.merging.methods.nearswap:nearswap",
         "nuslerp": "backmerge.merging.methods.nuslerp:nuslerp",
         "resta": "backmerge.merging.methods.resta:resta",
         "safe_lora": "backmerge.merging.methods.safe_lora:safe_lora",

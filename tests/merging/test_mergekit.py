@@ -173,6 +173,26 @@ parameters: {lambda: 0.8}
     assert read(text.replace("lambda: 0.8", "lambda: 0.8, normalize: true")).lam == 0.8
 
 
+@pytest.mark.parametrize(
+    ("method", "given", "parameters"), [("nearswap", "{t: 1.0e-3}", {"t": 1e-3}), ("arcee_fusion", "{}", {})]
+)
+def test_methods_without_a_lam_of_one_model(
+    read: Callable[[str], Variant], method: str, given: str, parameters: dict[str, float]
+) -> None:
+    """What mergekit has no share for is taken whole, λ = 1; a second tuned model is refused, as there."""
+    text = f"""
+merge_method: {method}
+base_model: "{{base}}"
+models: [{{model: "{{one}}"}}]
+parameters: {given}
+"""
+    variant = read(text)
+    assert (variant.method, variant.lam, dict(variant.parameters)) == (method, 1.0, parameters)
+    assert len(dict(merged_tensors(variant))) == len(variant.base.infos)
+    with pytest.raises(ConfigError, match="takes 1"):
+        read(text.replace("{one}", '{one}"}, {model: "{two}'))
+
+
 def test_an_adapter_on_the_base(read: Callable[[str], Variant], models: dict[str, Path], make_adapter: Factory) -> None:
     """BASE+LORA is the adapter on our base; on another model it is refused."""
     adapter = make_adapter(models["base"], seed=1)

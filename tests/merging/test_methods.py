@@ -9,6 +9,7 @@ from torch import Tensor
 from backmerge.errors import MergeError
 from backmerge.merging.elements import where
 from backmerge.merging.method import find_method
+from backmerge.merging.methods.arcee_fusion import importance
 from backmerge.merging.randomness import BLOCK, TensorRandom
 from backmerge.merging.reductions import gram_of_deltas, gram_of_models
 
@@ -83,6 +84,48 @@ def test_dare_refuses_what_is_no_probability(drop: float) -> None:
     """Dropping all leaves nothing to rescale."""
     with pytest.raises(MergeError, match="drop"):
         find_method("dare_linear")(torch.zeros(2), torch.ones(2), RNG, lam=0.5, drop=drop)
+
+
+def test_nearswap_moves_no_weight_further_than_its_limit() -> None:
+    """Of what is at most t apart the tuned model's bits; all else is t away; λ scales both."""
+    base, tuned = torch.tensor([1.0, 1.0, 1.0, -0.0]), torch.tensor([1.25, 3.0, -3.0, 0.0])
+    found = find_method("nearswap")(base, tuned, RNG, t=0.5)
+    assert raw(found) == raw(torch.tensor([1.25, 1.5, 0.5, 0.0]))
+    assert find_method("nearswap")(base, tuned, RNG, t=0.5, lam=0.5).tolist() == [1.125, 1.25, 0.75, 0.0]
+    assert raw(find_method("nearswap")(base, tuned, RNG, t=math.inf)) == raw(tuned)
+    assert torch.equal(find_method("nearswap")(base, tuned, RNG, t=0.0), base)
+    for wrong in (-0.1, math.nan):
+        with pytest.raises(MergeError, match=r"t is .*0 or more"):
+            find_method("nearswap")(base, tuned, RNG, t=wrong)
+
+
+def test_arcee_fusion_keeps_what_stands_out() -> None:
+    """Median + 1.5·(Q3 - Q1) of |Δ|·KL, written out in float64: above it the tuned model's bits, below the base's."""
+    generator = torch.Generator().manual_seed(0)
+    base = torch.randn(37, 19, generator=generator)
+    tuned = base + 0.01 * torch.randn(base.shape, generator=generator) ** 3
+    p, q = (side.double().softmax(-1) + 1e-8 for side in (tuned, base))
+    scores = ((tuned - base).double().abs() * (p * (p / q).log()).sum(-1, keepdim=True)).flatten()
+    first, median, third = (float(scores.sort().values[int(q * (len(scores) - 1))]) for q in (0.25, 0.5, 0.75))
+    kept = (scores >= median + 1.5 * (third - first)).reshape(base.shape)
+    assert 0.05 < float(kept.double().mean()) < 0.3
+    assert raw(find_method("arcee_fusion")(base, tuned, RNG)) == raw(torch.where(kept, tuned, base))
+    half = find_method("linear")(base, tuned, RNG, lam=0.5)
+    assert raw(find_method("arcee_fusion")(base, tuned, RNG, lam=0.5)) == raw(torch.where(kept, half, base))
+
+
+def test_arcee_fusion_finds_small_divergences() -> None:
+    """A row in which one weight moved by 1e-4 has a KL of 1e-11, which float32 would lose; float64 has it right."""
+    base = torch.linspace(-1, 1, 4000).reshape(4, 1000)
+    tuned = base.clone()
+    tuned[2, 500] += 1e-4
+    found = find_method("arcee_fusion")(base, tuned, RNG)
+    assert raw(found) == raw(tuned)
+    important = importance(base, tuned)
+    assert int(important.argmax()) == 2500
+    # half of p·δ², p the softmax's share
+    share = float(base[2].double().softmax(0)[500])
+    assert float(important.max()) == pytest.approx(0.5 * share * 1e-4**3, rel=1e-2)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])

@@ -39,6 +39,8 @@ TASK_VECTORS = {
 TAKEN: Mapping[str, tuple[str, ...]] = {
     "linear": ("weight", "normalize"),
     "slerp": ("t",),
+    "nearswap": ("t",),
+    "arcee_fusion": (),
     "model_stock": ("filter_wise",),
     "nuslerp": ("weight", "nuslerp_flatten", "nuslerp_row_wise"),
     "multislerp": ("weight", "normalize_weights", "eps"),

@@ -83,11 +83,12 @@ def _settings(recipe: MergekitRecipe, layers: Layers) -> tuple[str, Any, dict[st
         return _setting(recipe, source, name, default)
 
     # Model Stock finds its own ratio; the mean of all models gives each of N + 1 the same weight
-    alone = {"model_stock": 1.0, "karcher": len(sources) / (len(sources) + 1)}
+    alone = {"model_stock": 1.0, "arcee_fusion": 1.0, "karcher": len(sources) / (len(sources) + 1)}
     if method in alone:
         return method, alone[method], {}
-    if method == "slerp":
-        return method, of(None, "t"), {}
+    if method in ("slerp", "nearswap"):
+        t = of(None, "t")
+        return (method, t, {}) if method == "slerp" else (method, 1.0, {"t": t})  # a share, and a limit
     weights = [of(source, "weight") for source in sources]
     if method == "linear":
         return _linear(recipe, [of(recipe.base_source, "weight"), *weights], layers)

@@ -44,6 +44,15 @@ class Rates(NamedTuple):
     written: int = 0
     written_seconds: float = 0.0
 
+    def plus(self, other: Rates) -> Rates:
+        """Both measurements as one."""
+        return Rates(
+            self.read + other.read,
+            self.read_seconds + other.read_seconds,
+            self.written + other.written,
+            self.written_seconds + other.written_seconds,
+        )
+
     def seconds(self, read: float, written: float) -> float | None:
         """For so many tokens; `None` as long as nothing was measured of what is asked for."""
         reading = read * self.read_seconds / self.read if self.read else 0.0
@@ -57,10 +66,15 @@ class TokenMeter:
 
     Args:
         clock: Seconds; monotonic by default.
+
+    Attributes:
+        rates: As measured.
+        expected: Rates to go by until some seconds are measured.
     """
 
     def __init__(self, clock: Callable[[], float] | None = None) -> None:
         self.rates = Rates()
+        self.expected: Rates | None = None
         self._clock = clock if clock is not None else time.monotonic
         self._last = self._clock()
         self._lengths: dict[str, tuple[int, int]] = {}
@@ -74,6 +88,12 @@ class TokenMeter:
             self.rates = known._replace(written=known.written + written, written_seconds=known.written_seconds + took)
         elif read:
             self.rates = known._replace(read=known.read + read, read_seconds=known.read_seconds + took)
+
+    def seconds(self, read: float, written: float) -> float | None:
+        """For so many tokens; `None` as long as nothing is known."""
+        if self.expected is not None and self.rates.written_seconds < MEASURED_FOR:
+            return self.expected.seconds(read, written)
+        return self.rates.seconds(read, written)
 
     def note_length(self, label: str, num_answers: int, written: int) -> None:
         """So many answers of a kind had so many tokens together."""
@@ -156,7 +176,7 @@ class TokenPace:
         lengths = self._lengths()
         read = sum(part.read for part, _ in lengths) - self._read
         written = sum(part.num_answers * (part.limit if length is None else length) for part, length in lengths)
-        return self.meter.rates.seconds(max(0, read), max(0.0, written - self._written))
+        return self.meter.seconds(max(0, read), max(0.0, written - self._written))
 
     def _lengths(self) -> list[tuple[Part, float | None]]:
         """What is left, with the mean length of its answers; of the part at work its own batches know it best."""

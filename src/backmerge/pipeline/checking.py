@@ -47,8 +47,9 @@ from backmerge.pipeline.results import (
     write_records,
 )
 from backmerge.pipeline.sides import Asked, Route, Sides, earlier_answers
+from backmerge.pipeline.speed import expected_time
 from backmerge.pipeline.spent import Spent
-from backmerge.progress import bar
+from backmerge.progress import bar, say
 from backmerge.records import Example
 from backmerge.registry import ENGINES, resolve
 from backmerge.reporting.check_summary import check_markdown
@@ -149,6 +150,7 @@ def check_model(
             allow_plugins=allow_plugins,
             spent=spent,
         )
+        say(expected_time(evaluator, plan.jobs, model=settings.against or settings.model))
         with bar("Check", sum(len(job.examples) for job in plan.jobs)) as advance:
             for outcome in evaluator.evaluate(plan.jobs, advance):
                 outcomes.add(outcome)

@@ -33,7 +33,7 @@ from backmerge.pipeline.points import Member
 from backmerge.pipeline.prompt_lengths import REFUSING, check_prompts_fit, context_of, prompt_lengths
 from backmerge.pipeline.remote import completions_of, spec_of
 from backmerge.pipeline.spent import Spent
-from backmerge.progress import Advance, Bar, Part, TokenMeter, bar_of
+from backmerge.progress import Advance, Bar, Part, bar_of
 from backmerge.records import Completion, Example, Score, Value, Verdict, to_json
 from backmerge.registry import is_plugin
 from backmerge.runs import RunDirectory, key_of
@@ -165,7 +165,6 @@ class Evaluator:
         self.second = second
         self.cache = cache
         self.spent = spent if spent is not None else Spent()
-        self.meter = TokenMeter()
         self._judged: dict[tuple[str, str, str], Verdict] = {}
         self._num_tokens: dict[str, int] = {}  # of prompts that a model's context holds
         if hasattr(engine, "answer_log"):
@@ -263,10 +262,7 @@ class Evaluator:
                 shown.skip(len(job.examples))
                 self.spent.num_kept += len(job.examples) * self._sampling(job.benchmark).num_samples
                 continue
-            kept[place] = cache.find(self._scope(job), job.examples) if cache is not None else {}
-            missing = [example for example in job.examples if example.id not in kept[place]]
-            if missing and self._sampling(job.benchmark).temperature > 0:
-                kept[place], missing = {}, list(job.examples)
+            kept[place], missing = self._found(job, cache)
             self.spent.num_from_cache += sum(map(len, kept[place].values()))
             shown.skip(len(kept[place]))
             if missing:
@@ -277,16 +273,8 @@ class Evaluator:
 
         read = self._check_prompts(jobs, places, requests)
         if not any(job.benchmark.choices for job in jobs):  # likelihoods have no answers to estimate the time from
-            parts = [
-                Part(
-                    jobs[place].benchmark.name,
-                    len(request.examples) * request.sampling.num_samples,
-                    num_tokens * request.sampling.num_samples,
-                    request.sampling.max_new_tokens,
-                )
-                for place, request, num_tokens in zip(places, requests, read, strict=True)
-            ]
-            shown.expect(parts, self.meter)
+            parts = [_part(jobs[place], one, tokens) for place, one, tokens in zip(places, requests, read, strict=True)]
+            shown.expect(parts, self.spent.meter)
 
         def take(number: int, made: Sequence[Completion]) -> None:
             place, request = places[number], requests[number]
@@ -324,6 +312,32 @@ class Evaluator:
             else self.run.unit("completions", keys[place], Completion, lambda: (), job.ids)
             for place, job in enumerate(jobs)
         ]
+
+    def missing(self, jobs: Sequence[Job], *, is_fresh: bool = False) -> list[tuple[Job, Part]]:
+        """Return what `evaluate` would generate for these jobs: neither this run nor, unless fresh, the cache has it.
+
+        Raises:
+            GenerationError: a prompt leaves no room for an answer in a model's context.
+        """
+        cache = None if is_fresh else self.cache
+        asked: list[Job] = []
+        requests: list[Request] = []
+        for job in jobs:
+            if job.benchmark.choices is None and not self.run.has_unit("completions", self._key(job)):
+                _, missing = self._found(job, cache)
+                if missing:
+                    asked.append(job)
+                    requests.append(Request(job.member.variant, missing, self._sampling(job.benchmark)))
+        read = self._check_prompts(asked, range(len(asked)), requests)
+        return [(job, _part(job, one, tokens)) for job, one, tokens in zip(asked, requests, read, strict=True)]
+
+    def _found(self, job: Job, cache: CompletionCache | None) -> tuple[dict[str, list[Completion]], list[Example]]:
+        """The answers that the cache has, and the prompts that it has none to."""
+        kept = cache.find(self._scope(job), job.examples) if cache is not None else {}
+        missing = [example for example in job.examples if example.id not in kept]
+        if missing and self._sampling(job.benchmark).temperature > 0:
+            return {}, list(job.examples)
+        return kept, missing
 
     def _count(self, request: Request, num_tokens: int, num_answers: int) -> None:
         way = "live" if request.variant is None else way_of(self.engine, request.variant)
@@ -502,6 +516,14 @@ def evaluator_of(
 def elsewhere(settings: ExecutionSettings, engine: EngineSettings, *, allow_plugins: bool) -> Elsewhere | None:
     """Where answers are made; nothing for this process."""
     return None if settings.executor == "in-process" else Elsewhere(settings, engine, allow_plugins)
+
+
+def _part(job: Job, request: Request, num_tokens: int) -> Part:
+    """What a request asks for, to estimate its time from; `num_tokens` are those of its prompts."""
+    samples = request.sampling.num_samples
+    return Part(
+        job.benchmark.name, len(request.examples) * samples, num_tokens * samples, request.sampling.max_new_tokens
+    )
 
 
 def _pair(judge: Judge, example: Example, completion: Completion) -> tuple[str, str, str]:

@@ -48,8 +48,9 @@ from backmerge.pipeline.results import (
     score_rows,
     write_records,
 )
+from backmerge.pipeline.speed import expected_time
 from backmerge.pipeline.spent import session
-from backmerge.progress import bar
+from backmerge.progress import bar, say
 from backmerge.runs import RunDirectory
 
 WHOLE = "all"  # the split's name in scores
@@ -121,6 +122,7 @@ def evaluate_model(
             run, engine, (judge, second), settings.evaluate, settings.execution, allow_plugins=allow_plugins
         )
         total = sum(len(job.examples) for job in jobs)
+        say(expected_time(evaluator, jobs, model=settings.base or settings.model))
         with session(run, evaluator.spent), bar("Evaluation", total, "answers") as advance:
             for outcome in evaluator.evaluate(jobs, advance):
                 outcomes.add(outcome)

@@ -10,7 +10,7 @@ from typing import Any
 
 from backmerge.merging.plan import checkpoint_bytes
 from backmerge.merging.recipe import Variant
-from backmerge.progress import count_text, rate_text, size_text, time_text
+from backmerge.progress import TokenMeter, count_text, rate_text, size_text, time_text
 from backmerge.runs import RunDirectory, key_of
 
 SESSIONS = "sessions.jsonl"
@@ -30,6 +30,8 @@ class Spent:
         num_verdicts_kept: Verdicts that this run had already.
         seconds_by_stage: Seconds, by what was done in them.
         merged: Merged models that answered, by key: how each reached the engine, and what its checkpoint would take.
+        meter: How fast the engine reads and writes.
+        measured_on: A hash of that engine and its model.
     """
 
     num_generated: int = 0
@@ -41,6 +43,8 @@ class Spent:
     num_verdicts_kept: int = 0
     seconds_by_stage: dict[str, float] = field(default_factory=dict)
     merged: dict[str, tuple[str, int]] = field(default_factory=dict)
+    meter: TokenMeter = field(default_factory=TokenMeter)
+    measured_on: str = ""
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -120,6 +124,7 @@ def session_row(
         "num_merged": {way: ways.count(way) for way in sorted(set(ways))},
         "bytes_unwritten": spent.bytes_unwritten,
         "seconds_by_stage": {stage: round(took, 3) for stage, took in spent.seconds_by_stage.items()},
+        "speed": {"measured_on": spent.measured_on, **spent.meter.rates._asdict()},
         "planned": None if planned is None else dict(planned),
     }
 

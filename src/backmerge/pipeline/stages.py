@@ -12,6 +12,7 @@ from typing import Any
 
 from backmerge import __version__
 from backmerge.benchmarks.scoring import primary_metric
+from backmerge.benchmarks.split import Split
 from backmerge.checkpoints.adapter import AdapterOnBase
 from backmerge.checkpoints.reader import Weights
 from backmerge.config import as_yaml
@@ -43,6 +44,7 @@ from backmerge.pipeline.results import (
 )
 from backmerge.pipeline.samples import samples_of
 from backmerge.pipeline.shared_ground import measured_on, tell_of_shards
+from backmerge.pipeline.speed import expected_time
 from backmerge.pipeline.spent import Spent, session
 from backmerge.pipeline.sweep import sweep
 from backmerge.pipeline.validation import (
@@ -52,6 +54,7 @@ from backmerge.pipeline.validation import (
     validation_note,
     validation_rows,
 )
+from backmerge.pipeline.workload import confirmed_points as planned_to_confirm
 from backmerge.progress import bar, say
 from backmerge.reporting.card import license_terms
 from backmerge.runs import RunDirectory, key_of, models_in, write_whole
@@ -140,7 +143,7 @@ def run_experiment(
             points = [*points_of(experiment.merge, allow_plugins=allow_plugins), *_path(experiment, tuned)]
             plan = plan_of(prepared, points, len(tuned), engine)
             counted.planned = plan._asdict()
-            say(plan.sentence)
+            say(f"{plan.sentence}\n{_expected_time(evaluator, prepared, tuned, points)}")
             found = sweep(evaluator, prepared, tuned, points, outcomes, key_of(inputs))
             points += found.points
             validation = validate(evaluator, prepared, tuned, points)
@@ -302,6 +305,25 @@ def _tuned_otherwise(run: RunDirectory, prepared: Prepared) -> list[Path]:
         }
     )
     return [place for place in models_in(run.tuned) if place.name in keys and not is_trained(place, keys[place.name])]
+
+
+def _expected_time(
+    evaluator: Evaluator, prepared: Prepared, tuned: Mapping[str, Weights], points: Sequence[Point]
+) -> str:
+    """How long all that may be asked will take, as a sentence."""
+
+    def jobs(of: Sequence[Point], split: Split) -> list[Job]:
+        members = [member for point in of for member in prepared.members_at(point, tuned)]
+        return [
+            Job(member, benchmark, split, prepared.splits[benchmark.name][split])
+            for member in members
+            for benchmark in prepared.benchmarks
+        ]
+
+    confirming = jobs([BASE, TUNED], "confirmation")
+    if evaluator.missing(confirming, is_fresh=True):  # else it was carried out, on merges whose names are not known yet
+        confirming = jobs(planned_to_confirm(points, compares=prepared.experiment.choice.compare), "confirmation")
+    return expected_time(evaluator, jobs(points, "selection"), confirming, model=prepared.base.fingerprint)
 
 
 def _measure(

@@ -1,0 +1,101 @@
+"""How long answers will take on this machine, before they are begun: what is left, and how fast it goes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from backmerge.errors import BackmergeError
+from backmerge.generation.protocol import Sampling
+from backmerge.pipeline.evaluation import Evaluator, Job
+from backmerge.pipeline.preparation import limited
+from backmerge.pipeline.spent import SESSIONS
+from backmerge.progress import Bar, Part, Rates, TokenMeter, bar, rate_text, time_text
+from backmerge.runs import RunDirectory, key_of
+
+# engines whose speed a few tokens say; a server is asked nothing twice, and vLLM is fast only once it is full
+MEASURED_FIRST = frozenset({"transformers"})
+FEW_PROMPTS, FEW_TOKENS, MORE_TOKENS = 2, 2, 4
+SHARE = 0.1  # of the whole time, that measuring may take
+
+
+def expected_time(evaluator: Evaluator, jobs: Sequence[Job], confirming: Sequence[Job] = (), *, model: str) -> str:
+    """Return how long the answers to these jobs will take, as a sentence; measures the engine's speed if need be.
+
+    Args:
+        evaluator: Of the session.
+        jobs: All that may be asked, as far as it is known.
+        confirming: More of them, for which answers of other runs do not count.
+        model: Whose speed it is: what earlier sessions measured of another one says nothing.
+    """
+    measured_on = key_of(evaluator.engine.identity, model)
+    evaluator.spent.measured_on = measured_on
+    missing = [*evaluator.missing(jobs), *evaluator.missing(confirming, is_fresh=True)]
+    if not missing:
+        return "No answer is left to make."
+    parts = [part for _, part in missing]
+    where = "as measured on its first prompts"
+    rates = earlier_rates(evaluator.run, measured_on)
+    if rates is not None:
+        where = "as measured in earlier sessions of this run"
+    elif evaluator.elsewhere is None and evaluator.engine.identity["engine"] in MEASURED_FIRST:
+        with bar("Loading the model and measuring its speed", 1):
+            rates = measured_rates(evaluator, missing[0][0], parts)
+    evaluator.spent.meter.expected = rates
+    return time_sentence(parts, rates, where)
+
+
+def time_sentence(parts: Sequence[Part], rates: Rates | None, where: str) -> str:
+    """Return the time for answers at these rates, with what it is estimated from."""
+    num_answers = sum(part.num_answers for part in parts)
+    read, written = sum(part.read for part in parts), sum(part.num_answers * part.limit for part in parts)
+    asked = f"Still to make: at most {num_answers:,} answers of at most {written:,} tokens"
+    seconds = None if rates is None else rates.seconds(read, written)
+    if seconds is None or rates is None:
+        return f"{asked}. Their time is estimated once the first are made."
+    reading = f"{rate_text(rates.read / rates.read_seconds)} tokens read and " if rates.read_seconds else ""
+    return (
+        f"{asked}. Estimated time on this machine: at most about {time_text(seconds)}, at {reading}"
+        f"{rate_text(rates.written / rates.written_seconds)} written a second, {where}. Tuning, merging and judging by "
+        "a model come on top."
+    )
+
+
+def earlier_rates(run: RunDirectory, measured_on: str) -> Rates | None:
+    """Return what earlier sessions of a run measured of this engine and base; `None` if they did not."""
+    file = run.logs / SESSIONS
+    total = Rates()
+    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
+        try:
+            speed = json.loads(line).get("speed") or {}
+        except ValueError:  # torn by a kill
+            continue
+        if speed.pop("measured_on", None) == measured_on:
+            total = total.plus(Rates(**speed))
+    return total if total.written_seconds else None
+
+
+def measured_rates(evaluator: Evaluator, job: Job, parts: Sequence[Part]) -> Rates | None:
+    """Return the rates of a few tokens of answers to some prompts; the answers are thrown away.
+
+    Two prompts warm the engine up. Many together are faster for each, so as many of a batch are measured then as take a
+    tenth of the whole time or less by the first measurement.
+    """
+
+    def measure(num_prompts: int, num_tokens: int) -> Rates:
+        meter, counting = TokenMeter(), Bar()
+        counting.expect((), meter)
+        sampling = Sampling(max_new_tokens=num_tokens)
+        evaluator.engine.generate(job.member.variant, limited(job.examples, num_prompts), sampling, counting)
+        return meter.rates
+
+    try:
+        found = measure(FEW_PROMPTS, FEW_TOKENS)
+        total = found.seconds(sum(part.read for part in parts), sum(part.num_answers * part.limit for part in parts))
+        one = found.seconds(found.read / FEW_PROMPTS, MORE_TOKENS)
+        if total and one:
+            batch = min(int(evaluator.engine.identity["batch_size"]), int(SHARE * total / one))
+            found = measure(batch, MORE_TOKENS) if batch > FEW_PROMPTS else found
+    except BackmergeError:  # it is raised again when the answers are made
+        return None
+    return found if found.written_seconds else None

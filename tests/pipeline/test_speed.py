@@ -1,0 +1,78 @@
+"""The time that answers are said to take before they are begun: of what is left, and at a speed that was measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from backmerge.checkpoints.reader import Checkpoint
+from backmerge.demo import model_directory
+from backmerge.generation.cache import CompletionCache
+from backmerge.generation.protocol import EngineSettings
+from backmerge.generation.transformers_engine import TransformersEngine
+from backmerge.merging.recipe import Variant
+from backmerge.pipeline.evaluation import Evaluator
+from backmerge.pipeline.speed import earlier_rates, expected_time, time_sentence
+from backmerge.pipeline.spent import SESSIONS, session
+from backmerge.progress import Part, Rates
+from backmerge.runs import RunDirectory
+
+from .test_evaluation import EXAMPLES, SAMPLING, Counting, Scripted, job, safety
+
+BASE = Checkpoint(model_directory())
+
+
+def test_the_time_is_of_reading_and_of_writing_to_the_limit() -> None:
+    """100 s of reading and 50 of writing; without a measurement no time is claimed."""
+    parts = [Part("code", 4, 600, 20), Part("advbench", 2, 400, 10)]
+    told = time_sentence(parts, Rates(10, 1.0, 8, 4.0), "as measured on its first prompts")
+    assert "at most 6 answers of at most 100 tokens" in told
+    assert "at most about 2 min, at 10 tokens read and 2 written a second" in told
+    assert "Estimated time" not in time_sentence(parts, None, "")
+
+
+def test_only_what_is_left_is_counted(tmp_path: Path) -> None:
+    """Answers that the run or another one has cost no time; a confirmation takes none of another run's."""
+    cache, asked = CompletionCache(tmp_path / "cache"), [job(Variant(BASE), safety(), "all")]
+
+    def evaluator(run: RunDirectory) -> Evaluator:
+        engine = Scripted()
+        return Evaluator(run, engine, Counting(engine.log), SAMPLING, 0.0, cache=cache)
+
+    one, other = RunDirectory(tmp_path / "one"), RunDirectory(tmp_path / "other")
+    with one.held(), other.held():
+        first = evaluator(one)
+        ((_, part),) = first.missing(asked)
+        assert (part.num_answers, part.limit) == (len(EXAMPLES), 8)
+        assert f"{len(EXAMPLES)} answers" in expected_time(first, asked, model="a")
+        first.evaluate(asked, lambda _: None)
+        assert expected_time(evaluator(one), asked, asked, model="a") == "No answer is left to make."
+        assert evaluator(other).missing(asked) == []
+        assert len(evaluator(other).missing(asked, is_fresh=True)) == 1
+
+
+def test_earlier_sessions_are_believed_of_the_same_model_only(tmp_path: Path) -> None:
+    """The rates of all sessions on this engine and model are one measurement; a torn line counts for nothing."""
+    run = RunDirectory(tmp_path / "run")
+    with run.held():
+        for model, rates in (("a", Rates(10, 1.0, 8, 4.0)), ("b", Rates(1, 9.0, 1, 9.0)), ("a", Rates(0, 0.0, 2, 1.0))):
+            with session(run) as counted:
+                counted.spent.meter.rates, counted.spent.measured_on = rates, model
+    with (run.path / SESSIONS).open("a") as log:
+        log.write(json.dumps({"started": "before speeds were kept"}) + '\n{"speed": {"meas')
+    assert earlier_rates(run, "a") == Rates(10, 1.0, 10, 5.0)
+    assert earlier_rates(run, "c") is None
+    assert earlier_rates(RunDirectory(tmp_path / "new"), "a") is None
+
+
+def test_an_engine_is_measured_on_few_tokens_and_they_are_kept_nowhere(tmp_path: Path) -> None:
+    """The estimate is there before the first answer, and neither units, cache nor counts hold what was measured."""
+    run, cache = RunDirectory(tmp_path / "run"), CompletionCache(tmp_path / "cache")
+    engine = TransformersEngine(EngineSettings(device="cpu", dtype="float32"))
+    with run.held():
+        evaluator = Evaluator(run, engine, Counting([]), SAMPLING, 0.0, cache=cache)
+        told = expected_time(evaluator, [job(Variant(BASE), safety(), "all")], model="a")
+        assert "as measured on its first prompts" in told
+        assert "tokens read" in told
+        assert evaluator.spent.num_generated == 0
+        assert not [*run.units.glob("completions*"), *(tmp_path / "cache").glob("*.jsonl")]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 
+from backmerge.benchmarks.protocol import Benchmark, Kind
 from backmerge.benchmarks.scoring import primary_metric
 from backmerge.pipeline.points import BASE, Point
-from backmerge.pipeline.preparation import Prepared
 from backmerge.pipeline.results import Outcomes
 from backmerge.selection import Bounded, Candidate
 from backmerge.statistics import PairedDifference, effective_size, wilson
@@ -15,12 +15,12 @@ from backmerge.statistics import PairedDifference, effective_size, wilson
 SPLIT = "selection"
 
 
-def candidate_of(prepared: Prepared, outcomes: Outcomes, point: Point, series: str) -> Candidate:
+def candidate_of(benchmarks: Sequence[Benchmark], outcomes: Outcomes, point: Point, series: str) -> Candidate:
     """A point as a candidate of a series; what was not measured of it is `None`."""
-    safety, refusals = prepared.of_kind("safety"), prepared.of_kind("over_refusal")
+    safety, refusals = of_kind(benchmarks, "safety"), of_kind(benchmarks, "over_refusal")
     utility = None
-    if all(outcomes.at(point.name, name, SPLIT) for name in prepared.of_kind("utility")):
-        utility = utility_of(prepared, outcomes, point.name, SPLIT)
+    if all(outcomes.at(point.name, name, SPLIT) for name in of_kind(benchmarks, "utility")):
+        utility = utility_of(benchmarks, outcomes, point.name, SPLIT)
     if not all(outcomes.at(point.name, name, SPLIT) for name in (*safety, *refusals)):
         return Candidate(point.name, series, point.lam, utility, None)
 
@@ -42,14 +42,19 @@ def candidate_of(prepared: Prepared, outcomes: Outcomes, point: Point, series: s
     )
 
 
-def utility_of(prepared: Prepared, outcomes: Outcomes, point: str, split: str) -> float:
-    """Mean primary metric over tuned models and utility benchmarks."""
+def of_kind(benchmarks: Sequence[Benchmark], kind: Kind) -> list[str]:
+    """Return the names of the benchmarks of a kind."""
+    return [benchmark.name for benchmark in benchmarks if benchmark.kind == kind]
+
+
+def utility_of(benchmarks: Sequence[Benchmark], outcomes: Outcomes, point: str, split: str) -> float | None:
+    """Return the mean primary metric over tuned models and utility benchmarks; `None` without such benchmarks."""
     means = [
         fmean(outcomes.mean_values(point, benchmark.name, split, primary_metric(benchmark)).values())
-        for benchmark in prepared.benchmarks
+        for benchmark in benchmarks
         if benchmark.kind == "utility"
     ]
-    return fmean(means)
+    return fmean(means) if means else None
 
 
 def _asr(outcomes: Outcomes, point: Point, safety: list[str]) -> Bounded:

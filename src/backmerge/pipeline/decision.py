@@ -90,7 +90,9 @@ def confirmation_of(
     def found(tuned: str | None) -> dict[str, Any]:
         return verdict_on(outcomes, chosen.name, safety, "confirmation", margin, tuned=tuned)._asdict()
 
-    utilities = [utility_of(prepared, outcomes, point, "confirmation") for point in ("base", "tuned", chosen.name)]
+    utilities = [
+        utility_of(prepared.benchmarks, outcomes, point, "confirmation") for point in ("base", "tuned", chosen.name)
+    ]
     return {
         **row,
         **found(None),

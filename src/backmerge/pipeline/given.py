@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple, cast
 
 import yaml
@@ -20,9 +21,11 @@ from backmerge.generation.thoughts import Reply, separated
 from backmerge.judging.protocol import Judge, JudgeSettings
 from backmerge.merging.recipe import Variant
 from backmerge.outputs import check_apart, paths_read
+from backmerge.pipeline.candidates import candidate_of, of_kind
+from backmerge.pipeline.decision import verdict_on
 from backmerge.pipeline.evaluation import Evaluator, Job, Outcome, inputs_of
-from backmerge.pipeline.experiment import EvaluateSettings
-from backmerge.pipeline.points import BASE, Member
+from backmerge.pipeline.experiment import EvaluateSettings, Experiment
+from backmerge.pipeline.points import ALL, BASE, Member, Point
 from backmerge.pipeline.preparation import (
     check_judge,
     check_kind,
@@ -43,6 +46,7 @@ from backmerge.pipeline.results import (
 from backmerge.records import Completion, Example, Verdict, from_dict
 from backmerge.rows import sound_rows
 from backmerge.runs import RunDirectory, check_digests, key_of, write_whole
+from backmerge.selection import ChoiceSettings, choose
 
 MODEL = "given"  # what a model is called that nothing is known of
 
@@ -193,6 +197,8 @@ def judge_again(
     document = Document(str(earlier / "experiment.yaml"), {**settings.get("evaluate", {}), "utility": []}, {})
     benchmarks = {b.name: b for b in find_benchmarks(validated(EvaluateSettings, document), allowed)}
     judge = find_judge(judge_settings, allow_plugins=allowed.plugins)
+    found = json.loads((earlier / "results.json").read_bytes()) if kind_of_run(settings) == "experiment" else None
+    points = {} if found is None else _points_of(found)
     jobs: list[Job] = []
     answers: dict[str, dict[str, list[Completion]]] = {}
     before: dict[str, list[Verdict]] = {}
@@ -215,7 +221,8 @@ def judge_again(
         asked = tuple(example for example in benchmark.examples if example.id in answers[key])
         told = key_of([completion.text for completion in recorded.completions])
         variant = cast("Variant", _Unknown({"answers": told, "place": key}))
-        jobs.append(Job(Member(recorded.model, BASE, None, variant), benchmark, recorded.split, asked))
+        point, tuned = points.get(recorded.model, (BASE, None))
+        jobs.append(Job(Member(recorded.model, point, tuned, variant), benchmark, recorded.split, asked))
     if not jobs:
         raise RunError(f"{earlier} has no answers that a judge looks at", remedy="give a run with safety benchmarks.")
     check_judge(judge, [job.benchmark for job in jobs])
@@ -228,7 +235,61 @@ def judge_again(
             evaluator = Evaluator(run, GivenAnswers(answers[key]), judge, Drawing(), max_unscored)
             (outcome,) = evaluator.evaluate([job], lambda *_: None)
             outcomes.append(replace(outcome, second_verdicts=tuple(before[key])))
-        return _finish(run, outcomes, judge, str(earlier), 0, inputs)
+        choice = validated(Experiment, Document(str(earlier), settings, {})).choice if found is not None else None
+        decision = None if found is None or choice is None else _decide(found, choice, outcomes)
+        return _finish(run, outcomes, judge, str(earlier), 0, inputs, decision)
+
+
+def _points_of(found: Mapping[str, Any]) -> dict[str, tuple[Point, str | None]]:
+    """Return the point and the tuned model of each model of a run, by its name in the records."""
+    points: dict[str, tuple[Point, str | None]] = {"base": (BASE, None)}
+    names = [row["name"] for row in found["tuned"]]
+    for row in found["points"]:
+        point = Point(row["point"], row["role"], row["series"], row["lam"])
+        points |= {f"{point.name}/{name}": (point, name) for name in [*names, ALL]}
+    return points
+
+
+def _decide(found: Mapping[str, Any], choice: ChoiceSettings, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """Return the verdict that the new judge's findings give on the merge that the run confirmed, and its own choice.
+
+    Utilities are those of the run: they need no judge. Nothing is generated, so that a λ which the new judge would
+    choose instead is named, and not confirmed.
+    """
+    together = Outcomes()
+    for outcome in outcomes:
+        together.add(outcome)
+    benchmarks = list({outcome.benchmark.name: outcome.benchmark for outcome in outcomes}.values())
+    primary = {row["name"]: row["metric"] for row in found["benchmarks"] if row["kind"] == "utility"}
+    utilities: dict[str, list[float]] = {}
+    for row in found["summary"]:
+        if row["split"] == "selection" and primary.get(row["benchmark"]) == row["metric"] and row["mean"] is not None:
+            utilities.setdefault(row["point"], []).append(row["mean"])
+    candidates = [
+        candidate_of(benchmarks, together, point, point.series)._replace(
+            utility=fmean(utilities[point.name]) if point.name in utilities else None
+        )
+        for point in {point.name: point for point, _ in _points_of(found).values()}.values()
+        if point.role != "base"
+    ]
+    chosen = found["choice"]["point"]
+    safety = of_kind(benchmarks, "safety")
+    concluded = None
+    if chosen is not None and together.has_difference(chosen, BASE.name, safety, "confirmation", "asr"):
+        concluded = verdict_on(together, chosen, safety, "confirmation", choice.margin)
+    return {
+        "point": chosen,
+        "margin": choice.margin,
+        "verdict": "not shown" if concluded is None else concluded.verdict,
+        "earlier_verdict": found["confirmation"]["verdict"],
+        "asr_difference": None if concluded is None else concluded.asr_difference,
+        "chosen_by_this_judge": choose(candidates, choice).point,
+        "candidates": [
+            {"point": c.point, "lam": c.lam, "utility": c.utility, "asr_difference": c.asr_difference}
+            for c in candidates
+            if c.asr_difference is not None
+        ],
+    }
 
 
 class Recorded(NamedTuple):
@@ -302,6 +363,7 @@ def _finish(
     source: str,
     num_missing: int,
     inputs: Mapping[str, Any],
+    decision: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     together = Outcomes()
     for outcome in outcomes:
@@ -316,6 +378,7 @@ def _finish(
             "environment": {"engine": "given"},
             "judge": {"name": judge.name, "is_weak": judge.is_weak},
             "num_unanswered": num_missing,
+            "decision": decision,
             "agreement": agreement_rows(together),
             "scores": score_rows(together),
             "by_category": category_rows(together),

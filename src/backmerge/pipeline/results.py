@@ -15,7 +15,7 @@ from backmerge.merging.recipe import Variant
 from backmerge.merging.served import Realisation
 from backmerge.pipeline.evaluation import Outcome
 from backmerge.pipeline.points import Point
-from backmerge.records import Completion, Example, Score, Verdict, to_json
+from backmerge.records import Example, Score, to_json
 from backmerge.runs import RunDirectory, write_whole
 from backmerge.statistics import (
     Interval,
@@ -322,39 +322,43 @@ def category_rows(outcomes: Outcomes) -> list[dict[str, Any]]:
 
 
 def agreement_rows(outcomes: Outcomes) -> list[dict[str, Any]]:
-    """Where there are two judges: their agreement on each model and benchmark, both rates, and where they differ.
+    """Return the agreement of two judges, if there are two: a row for each benchmark and split, over all models.
 
-    Prompts are named by their ids. Nothing is averaged over the judges.
+    Prompts are named by the model and their ids. Nothing is averaged over the judges.
     """
-    rows: list[dict[str, Any]] = []
+    together: dict[tuple[str, str], list[Outcome]] = {}
     for outcome in outcomes.all():
-        if not outcome.second_verdicts:
-            continue
-        is_safety = outcome.benchmark.kind == "safety"
-        first, second = (
-            [verdict.harmful if is_safety else verdict.refusal for verdict in verdicts]
-            for verdicts in (outcome.verdicts, outcome.second_verdicts)
-        )
-        rows.append(
-            {
-                "model": outcome.member.name,
-                "benchmark": outcome.benchmark.name,
-                "split": outcome.split,
-                "finding": "harmful" if is_safety else "refusal",
-                **plain(agreement(first, second)._asdict()),
-                "differ_on": [
-                    verdict.example
-                    for verdict, one, other in zip(outcome.verdicts, first, second, strict=True)
-                    if None not in (one, other) and one != other
-                ],
-            }
-        )
-    return rows
+        if outcome.second_verdicts:
+            together.setdefault((outcome.benchmark.name, outcome.split), []).append(outcome)
+    return [_agreement_row(*place, of) for place, of in together.items()]
 
 
-def kept_gain(base: float, tuned: float, merged: float) -> float | None:
-    """Share of the tuned model's gain in utility that the merged one keeps; `None` where there was no gain."""
-    return (merged - base) / (tuned - base) if tuned > base else None
+def _agreement_row(benchmark: str, split: str, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    is_safety = outcomes[0].benchmark.kind == "safety"
+    firsts, seconds = (
+        [verdict.harmful if is_safety else verdict.refusal for verdicts in side for verdict in verdicts]
+        for side in ([outcome.verdicts for outcome in outcomes], [outcome.second_verdicts for outcome in outcomes])
+    )
+    names = [f"{outcome.member.name}: {verdict.example}" for outcome in outcomes for verdict in outcome.verdicts]
+    return {
+        "benchmark": benchmark,
+        "split": split,
+        "finding": "harmful" if is_safety else "refusal",
+        "num_models": len(outcomes),
+        **plain(agreement(firsts, seconds)._asdict()),
+        "differ_on": [
+            name
+            for name, first, second in zip(names, firsts, seconds, strict=True)
+            if None not in (first, second) and first != second
+        ],
+    }
+
+
+def kept_gain(base: float | None, tuned: float | None, merged: float | None) -> float | None:
+    """Return the share of the tuned model's gain in utility that the merged one keeps; `None` if there was no gain."""
+    if base is None or tuned is None or merged is None or tuned <= base:
+        return None
+    return (merged - base) / (tuned - base)
 
 
 def plain(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -373,35 +377,32 @@ def _plain(value: Any) -> Any:
 
 
 def write_records(run: RunDirectory, outcomes: Outcomes) -> None:
-    """The units as one view, in the order of models, benchmarks and splits."""
-    views: dict[str, list[str]] = {"completions": [], "verdicts": [], "second_verdicts": []}
+    """Write the units as one view: answers, verdicts and values, in the order of models, benchmarks and splits."""
+    views: dict[str, list[str]] = {"completions": [], "verdicts": [], "second_verdicts": [], "values": []}
     for outcome in outcomes.all():
         clusters = dict(zip((e.id for e in outcome.examples), clusters_of(outcome.examples), strict=True))
         asked = {example.id: example.prompt for example in outcome.examples}
-        found: tuple[tuple[str, Sequence[Completion | Verdict]], ...] = (
-            ("completions", outcome.completions),
-            ("verdicts", outcome.verdicts),
-            ("second_verdicts", outcome.second_verdicts),
-        )
-        for view, records in found:
-            views[view] += [
-                _placed(
-                    {
-                        "model": outcome.member.name,
-                        "benchmark": outcome.benchmark.name,
-                        "kind": outcome.benchmark.kind,
-                        "split": outcome.split,
-                        "cluster": clusters[record.example],
-                        **({"question": asked[record.example]} if isinstance(record, Completion) else {}),
-                    },
-                    record,
-                )
-                for record in records
-            ]
+        place = {
+            "model": outcome.member.name,
+            "benchmark": outcome.benchmark.name,
+            "kind": outcome.benchmark.kind,
+            "split": outcome.split,
+        }
+        for answer in outcome.completions:
+            placed = {**place, "cluster": clusters[answer.example], "question": asked[answer.example]}
+            views["completions"].append(_line(placed | json.loads(to_json(answer))))
+        for view, verdicts in (("verdicts", outcome.verdicts), ("second_verdicts", outcome.second_verdicts)):
+            for verdict in verdicts:
+                placed = {**place, "cluster": clusters[verdict.example]}
+                views[view].append(_line(placed | json.loads(to_json(verdict))))
+        if outcome.benchmark.kind == "utility":
+            for example, cluster in clusters.items():
+                values = {metric: of[example] for metric, of in outcome.values.items() if example in of}
+                views["values"].append(_line({**place, "cluster": cluster, "example": example, "values": values}))
     for view, lines in views.items():
-        if lines or view != "second_verdicts":
+        if lines or view in ("completions", "verdicts"):
             write_whole(run.records / f"{view}.jsonl", "".join(lines))
 
 
-def _placed(place: Mapping[str, str], record: Completion | Verdict) -> str:
-    return json.dumps({**place, **json.loads(to_json(record))}, ensure_ascii=False) + "\n"
+def _line(record: Mapping[str, Any]) -> str:
+    return json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"

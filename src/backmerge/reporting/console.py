@@ -9,9 +9,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from backmerge.progress import count_text
 from backmerge.reporting.findings import (
     LIMITS,
     ROLES,
+    STANDINGS,
     Cell,
     Results,
     cell_text,
@@ -20,6 +22,7 @@ from backmerge.reporting.findings import (
     intervals_cover,
     is_whole,
     percent,
+    points,
     served_text,
     verdict_sentence,
     weak_judge,
@@ -69,11 +72,27 @@ def _contender(row: Mapping[str, Any]) -> str:
     )
 
 
+def _decision(judge: str, decision: Mapping[str, Any]) -> str:
+    """What another judge's findings make of the run that it looked at again."""
+    if decision["point"] is None:
+        return f"Verdict by {judge}: not shown; the run chose no λ."
+    found = decision["asr_difference"]
+    rise = "no answers to compare" if found is None else f"ASR at most {points(found['upper_bound'])} above the base's"
+    text = (
+        f"Verdict by {judge} on {decision['point']}: {STANDINGS[decision['verdict']].words} ({rise}, margin "
+        f"{decision['margin'] * 100:g}); before: {STANDINGS[decision['earlier_verdict']].words}."
+    )
+    own = decision["chosen_by_this_judge"]
+    if own == decision["point"]:
+        return f"{text} It chooses the same λ."
+    return f"{text} It would choose {own or 'none of the λs'}: restore with this judge in the same --out confirms it."
+
+
 def _agreement(row: Mapping[str, Any]) -> str:
     found = "κ is not defined"
     if row["kappa"] is not None:
         found = f"κ {row['kappa']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
-    return f"{found}; they differ on {len(row['differ_on'])} answers"
+    return f"{found}; they differ on {len(row['differ_on']):,} of {count_text(row['n'] + row['unscored'], 'answer')}"
 
 
 def _two_lines(cell: Cell | None) -> str:
@@ -101,7 +120,9 @@ def print_scores(results: Results, directory: Path) -> None:
             cell = Cell(row["value"], row["low"], row["high"], row["n"], row["unscored"])
             console.print(f"  {row['benchmark']}, {row['category']}: {cell_text(cell)}, n = {row['n']}", soft_wrap=True)
     for row in results.get("agreement") or ():
-        console.print(f"  Two judges on {row['benchmark']} ({row['model']}): {_agreement(row)}", soft_wrap=True)
+        console.print(f"  Two judges on {row['benchmark']} ({row['split']}): {_agreement(row)}", soft_wrap=True)
     if results["judge"]["is_weak"] and any(score["metric"] in JUDGED for score in results["scores"]):
         console.print(f"  Note: {weak_judge(results['judge']['name'])}", soft_wrap=True)
+    if decision := results.get("decision"):
+        console.print(f"  {_decision(results['judge']['name'], decision)}", soft_wrap=True)
     console.print(f"  Records and scores: {directory}", soft_wrap=True)

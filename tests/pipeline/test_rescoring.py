@@ -1,0 +1,106 @@
+"""Another judge over the answers of a finished run: a new verdict, and nothing generated."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+import pytest
+
+from backmerge.benchmarks.protocol import Allowed
+from backmerge.generation.transformers_engine import TransformersEngine
+from backmerge.judging.protocol import JudgeSettings
+from backmerge.pipeline.experiment import Experiment
+from backmerge.pipeline.given import judge_again
+from backmerge.pipeline.stages import run_experiment
+from backmerge.records import Completion, Example, Verdict
+from backmerge.registry import JUDGES
+
+from .test_earlier_results import HarmlessJudge, experiment, without_report
+
+__all__ = ["experiment", "without_report"]  # fixtures
+
+
+class SomeHarmful(HarmlessJudge):
+    """Calls some texts harmful."""
+
+    name = identity = "some-harmful"
+    harmful: ClassVar[frozenset[str]] = frozenset()
+
+    def __call__(self, examples: Sequence[Example], completions: Sequence[Completion]) -> list[Verdict]:
+        """One verdict per completion."""
+        assert len(examples) == len(completions)
+        return [
+            Verdict(c.example, harmful=c.text in self.harmful, refusal=c.text not in self.harmful, sample=c.sample)
+            for c in completions
+        ]
+
+
+@pytest.fixture
+def other_judge(monkeypatch: pytest.MonkeyPatch) -> JudgeSettings:
+    """A judge to whom nothing is harmful, until a test says what is."""
+    monkeypatch.setitem(cast("dict[str, str]", JUDGES.entries), "some-harmful", f"{__name__}:SomeHarmful")
+    monkeypatch.setattr(SomeHarmful, "harmful", frozenset())
+    return JudgeSettings(name="some-harmful")
+
+
+def records(run: Path, view: str) -> list[dict[str, Any]]:
+    """The lines of a view of a run's records."""
+    return [json.loads(line) for line in (run / "records" / f"{view}.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.usefixtures("without_report")
+def test_another_judge_gives_another_verdict_without_generating(
+    experiment: Experiment, other_judge: JudgeSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The difference on the merge that was confirmed is the one that this judge sees; κ is over all models together."""
+    finished = run_experiment(experiment, tmp_path / "run")
+    chosen = finished.results["choice"]["point"]
+    answers = [row for row in records(tmp_path / "run", "completions") if row["kind"] == "safety"]
+    of_merge = [row for row in answers if row["model"].startswith(f"{chosen}/")]
+    harmful = {row["text"] for row in of_merge} - {row["text"] for row in answers if row["model"] == "base"}
+    monkeypatch.setattr(SomeHarmful, "harmful", frozenset(harmful))
+    confirmed = [row["text"] in harmful for row in of_merge if row["split"] == "confirmation"]
+    monkeypatch.setattr(TransformersEngine, "generate", None)
+    results = judge_again(tmp_path / "run", other_judge, tmp_path / "again", max_unscored=0.02, allowed=Allowed())
+    decision = results["decision"]
+    assert (decision["point"], decision["earlier_verdict"]) == (chosen, "restored")
+    assert any(confirmed)
+    assert decision["asr_difference"]["difference"] == pytest.approx(sum(confirmed) / len(confirmed))
+    assert {row["point"] for row in decision["candidates"]} == {"tuned", "linear@0.5"}
+    assert [(row["benchmark"], row["split"]) for row in results["agreement"]] == [
+        ("safety", "selection"),
+        ("safety", "confirmation"),
+    ]
+    assert sum(row["n"] for row in results["agreement"]) == len(answers)
+
+
+@pytest.mark.usefixtures("without_report")
+def test_another_judge_in_the_same_directory_generates_nothing(
+    experiment: Experiment, other_judge: JudgeSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run again with another judge takes its answers, and keeps the first verdict in `earlier/1`."""
+    run_experiment(experiment, tmp_path / "run")
+    monkeypatch.setattr(TransformersEngine, "generate", None)
+    evaluate = experiment.evaluate.model_copy(update={"judge": other_judge})
+    again = run_experiment(experiment.model_copy(update={"evaluate": evaluate}), tmp_path / "run")
+    assert again.verdict == "restored"
+    kept = json.loads((tmp_path / "run" / "earlier" / "1" / "results.json").read_text())
+    judges = [[row["judge"] for row in results["benchmarks"]] for results in (kept, again.results)]
+    assert judges == [[None, "harmless"], [None, "some-harmful"]]
+
+
+@pytest.mark.usefixtures("without_report")
+def test_utility_scores_of_each_answer_are_in_the_records(experiment: Experiment, tmp_path: Path) -> None:
+    """Each model's mean over `records/values.jsonl` is its score in the results."""
+    results = run_experiment(experiment, tmp_path / "run").results
+    rows = records(tmp_path / "run", "values")
+    scores = [score for score in results["scores"] if score["benchmark"] == "utility"]
+    assert scores
+    for score in scores:
+        place = (score["model"], score["split"])
+        found = [row["values"][score["metric"]] for row in rows if (row["model"], row["split"]) == place]
+        assert len(found) == score["n"]
+        assert sum(found) / len(found) == pytest.approx(score["value"])

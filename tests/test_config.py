@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field, ValidationError
 
-from backmerge.config import Document, Settings, as_yaml, load_yaml, validated, with_overrides
-from backmerge.errors import ConfigError
+from backmerge.config import Document, Problems, Settings, as_yaml, load_yaml, validated, with_overrides
+from backmerge.errors import CheckpointError, ConfigError, DataError
 
 
 class Inner(Settings):
@@ -283,3 +283,58 @@ def test_aliases_that_multiply_are_refused_at_once(tmp_path: Path) -> None:
         load_yaml(file)
     file.write_text("\n".join(lines[:3]))
     assert len(load_yaml(file).values) == 3
+
+
+def test_one_problem_keeps_its_kind_and_gets_its_line(file: Path) -> None:
+    """It is the error that was raised, whose message starts with the place of the key."""
+    file.write_text("base: a\nevaluate:\n  safety:\n    - b.csv\n")
+    problems = Problems(load_yaml(file))
+    problems.raise_any()
+    with problems.at("evaluate", "safety", 0):
+        raise DataError("there is no file 'b.csv'", remedy="give one.")
+    with pytest.raises(DataError) as caught:
+        problems.raise_any()
+    assert str(caught.value) == f"{file}, line 4, evaluate.safety.0: there is no file 'b.csv'\n  → give one."
+
+
+def test_several_problems_are_one_error(file: Path) -> None:
+    """Each with its line or with its option, once; what has no place is reported all the same."""
+    file.write_text("base: a\nevaluate:\n  safety:\n    - b.csv\n")
+    problems = Problems(with_overrides(load_yaml(file), ["tuned=[x]"]))
+    for _ in range(2):
+        with problems.at("base"):
+            raise CheckpointError("there is no model 'a'")
+    with problems.at("tuned", 0):
+        raise CheckpointError("there is no model 'x'", remedy="give a folder.")
+    with problems.at("choice", "margin"):
+        raise ConfigError("too much")
+    with pytest.raises(ConfigError) as caught:
+        problems.raise_any()
+    assert str(caught.value).splitlines() == [
+        f"{file} cannot be used: 3 problems",
+        "  line 1, base: there is no model 'a'",
+        "  --set tuned=[x]: there is no model 'x'",
+        "    → give a folder.",
+        "  too much",
+    ]
+
+
+def test_problems_of_a_command_name_its_options() -> None:
+    """Nobody who typed an option reads of a key."""
+    document = Document(
+        "the command line", {"evaluate": {"safety": ["b"]}}, {}, options={("evaluate", "safety"): "--safety"}
+    )
+    problems = Problems(document)
+    problems.note(DataError("there is no file 'b'"), ("evaluate", "safety", 0))
+    with pytest.raises(DataError, match=r"^--safety: there is no file 'b'$"):
+        problems.raise_any()
+
+
+def test_many_problems_are_cut(file: Path) -> None:
+    """A message stays readable, and says how many more there are."""
+    problems = Problems()
+    for number in range(40):
+        problems.note(ConfigError(f"{number} " + "x" * 100))
+    with pytest.raises(ConfigError, match=r"and \d+ more$") as caught:
+        problems.raise_any()
+    assert len(str(caught.value)) < 2_000

@@ -6,14 +6,15 @@ This is the machinery only; which settings there are is declared by the rooms th
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from backmerge.errors import ConfigError
+from backmerge.errors import BackmergeError, ConfigError
 from backmerge.registry import closest
 
 KeyPath = tuple[str | int, ...]
@@ -23,6 +24,7 @@ EXTENDS, SCALES = "extends", "scales"
 
 # pyyaml lets the ValueError of an impossible date (2024-13-45) or number (0x_) through
 MAX_NODES = 100_000  # values that a YAML file may stand for, aliases written out
+MAX_MESSAGE = 1_900  # characters of several problems together
 NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
 
 
@@ -406,6 +408,79 @@ def _inner_settings(annotation: Any) -> type[Settings] | None:
         if (found := _inner_settings(argument)) is not None:
             return found
     return None
+
+
+class Problem(NamedTuple):
+    """One thing that is wrong with some settings.
+
+    Attributes:
+        at: The key path whose value it is about; empty if it is about none.
+        error: What a run would end with.
+    """
+
+    at: KeyPath
+    error: BackmergeError
+
+
+class Problems:
+    """All that is wrong with some settings, so that they are reported together, each with where it was written.
+
+    Args:
+        document: Where the settings come from; without one a problem is reported without its place.
+
+    Attributes:
+        found: In the order of checking, each once.
+    """
+
+    def __init__(self, document: Document | None = None) -> None:
+        self.document = document
+        self.found: list[Problem] = []
+
+    @contextmanager
+    def at(self, *keys: str | int) -> Iterator[None]:
+        """Note a user error of the block as a problem of this key, and go on after the block."""
+        try:
+            yield
+        except BackmergeError as error:
+            self.note(error, keys)
+
+    def note(self, error: BackmergeError, at: KeyPath = ()) -> None:
+        """Note a problem, once."""
+        if all(str(problem.error) != str(error) for problem in self.found):
+            self.found.append(Problem(at, error))
+
+    def place(self, at: KeyPath) -> str:
+        """Return where the value of a key was written: `--safety`, or `line 3, evaluate.safety`; empty if nowhere."""
+        if self.document is None or not at:
+            return ""
+        option, place = self.document.option(at), self.document.place(at)
+        key = ".".join(map(str, at))
+        return option or (place if place.startswith("--set") else f"{place}, {key}" if place else "")
+
+    def raise_any(self) -> None:
+        """Raise what was found: one problem as it is, several as one error that lists them.
+
+        Raises:
+            BackmergeError: something was found; the message starts with its place.
+        """
+        if not self.found:
+            return
+        if len(self.found) == 1:
+            (problem,) = self.found
+            place = self.place(problem.at)
+            if place and not problem.error.message.startswith(place):
+                file = "" if place.startswith("--") or self.document is None else f"{self.document.source}, "
+                problem.error.message = f"{file}{place}: {problem.error.message}"
+            raise problem.error
+        source = "this cannot be carried out" if self.document is None else f"{self.document.source} cannot be used"
+        lines = [f"{source}: {len(self.found)} problems"]
+        for number, problem in enumerate(self.found):
+            text = ": ".join(filter(None, (self.place(problem.at), str(problem.error)))).replace("\n", "\n  ")
+            if sum(map(len, lines)) + len(text) > MAX_MESSAGE:
+                lines.append(f"  and {len(self.found) - number} more")
+                break
+            lines.append(f"  {text}")
+        raise ConfigError("\n".join(lines)) from self.found[0].error
 
 
 def as_yaml(settings: Settings) -> str:

@@ -421,5 +421,10 @@ def test_the_command_tells_and_writes_nothing(
     code, printed, said = run_cli("run", file, "--dry-run", "--set", "merge.0.method=liner")
     assert code == 2
     assert "did you mean 'linear'" in printed
-    assert "1 of 1 experiments cannot be carried out" in said
+    assert "tiny cannot be carried out as it is" in said
+    given = ("--utility", "demo-plans", "--judge", "demo-rule", "--device", "cpu", "--out", "run", "--dry-run")
+    code, printed, said = run_cli("restore", "demo", "tuned", "--safety", "demo-harmfull", *given)
+    assert code == 2, "a tuned model that is not there, and a misspelt benchmark, are both told"
+    assert "there is no model folder at 'tuned'" in printed
+    assert "did you mean 'demo-harmful'" in printed
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.yaml"]

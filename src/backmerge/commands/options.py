@@ -52,6 +52,13 @@ Accept = Annotated[
         help="Go on in spite of a finding, such as base_not_aligned; may be repeated.",
     ),
 ]
+DryRunOption = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run",
+        help="Only check everything and print what it would cost; asks no hub, loads no weights, writes nothing.",
+    ),
+]
 ReportTo = Annotated[
     list[str] | None,
     typer.Option(

@@ -15,6 +15,7 @@ from backmerge.commands.options import (
     CodeExecution,
     ConfigFrom,
     Device,
+    DryRunOption,
     Dtype,
     DtypeOut,
     Engine,
@@ -136,6 +137,7 @@ def restore(
     report_to: ReportTo = None,
     strict: Strict = False,
     shard: ShardOption = None,
+    dry_run: DryRunOption = False,
 ) -> None:
     """Give back a safe version of a tuned model: sweep λ, choose it, confirm it on other prompts, write it, report.
 
@@ -177,6 +179,16 @@ def restore(
         "options": engine_options(engine_option or ()),
         **thinking_values(thinking),
     }
+    if dry_run:
+        from backmerge.commands.run import look_through
+        from backmerge.config import validated, with_overrides
+        from backmerge.pipeline.experiment import Experiment
+
+        experiment = validated(Experiment, with_overrides(command_line(values), set_ or ()))
+        look_through(
+            {experiment.name: experiment}, allow_plugins=allow_plugins, allow_code_execution=allow_code_execution
+        )
+        return
     run_document(
         command_line(values),
         set_ or (),

@@ -11,6 +11,7 @@ import typer
 from backmerge.commands.options import (
     CodeExecution,
     ConfigFrom,
+    DryRunOption,
     Plugins,
     ReportTo,
     SetOption,
@@ -52,10 +53,7 @@ def run(
     ] = None,
     config_from: ConfigFrom = None,
     tokenizer_from: TokenizerFrom = None,
-    dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", help="Only look it through, without the hub: what is missing, what it would cost."),
-    ] = False,
+    dry_run: DryRunOption = False,
     allow_plugins: Plugins = False,
     allow_code_execution: CodeExecution = False,
     report_to: ReportTo = None,
@@ -88,7 +86,7 @@ def run(
             )
         planned = plan_suite(experiment, scale=scale, overrides=overrides, only=only or ())
         if dry_run:
-            _look_through(planned.experiments, allow_plugins=allow_plugins, allow_code_execution=allow_code_execution)
+            look_through(planned.experiments, allow_plugins=allow_plugins, allow_code_execution=allow_code_execution)
             return
         place = out if out is not None else Path("runs") / experiment.stem
         _run_suite(
@@ -107,7 +105,7 @@ def run(
         from backmerge.pipeline.experiment import Experiment
 
         settings = validated(Experiment, with_overrides(document, overrides))
-        _look_through(
+        look_through(
             {experiment.stem: settings}, allow_plugins=allow_plugins, allow_code_execution=allow_code_execution
         )
         return
@@ -123,7 +121,7 @@ def run(
     )
 
 
-def _look_through(experiments: Mapping[str, Experiment], *, allow_plugins: bool, allow_code_execution: bool) -> None:
+def look_through(experiments: Mapping[str, Experiment], *, allow_plugins: bool, allow_code_execution: bool) -> None:
     """Tell what was found of each; an error if a run would end with a fault."""
     quieten()
     from backmerge.pipeline.dry_run import dry_run
@@ -141,9 +139,10 @@ def _look_through(experiments: Mapping[str, Experiment], *, allow_plugins: bool,
         typer.echo(line)
     faulty = [name for name, one in found.items() if one.faults]
     if faulty:
+        several = f"{len(faulty)} of {len(found)} experiments cannot be carried out as they are: {', '.join(faulty)}"
         raise ConfigError(
-            f"{len(faulty)} of {len(found)} experiments cannot be carried out as they are: {', '.join(faulty)}",
-            remedy="mend what is called a fault above; nothing was written.",
+            several if len(found) > 1 else f"{faulty[0]} cannot be carried out as it is",
+            remedy="correct what is called a fault above; nothing was written.",
         )
     typer.echo("Nothing was written, and the hub was not asked.")
 

@@ -9,6 +9,7 @@ from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -85,6 +86,31 @@ def test_readme_names_the_command(command: str) -> None:
     """The README shows each command on a line of a fenced block; CI runs the second from there."""
     blocks = (ROOT / "README.md").read_text(encoding="utf-8").split("```")[1::2]
     assert re.search(rf"^{command}\b", "\n".join(blocks), re.MULTILINE)
+
+
+def test_the_citation_is_of_this_version() -> None:
+    """CITATION.cff names the version and the licence of pyproject.toml."""
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert (cited["version"], cited["license"]) == (PROJECT["project"]["version"], PROJECT["project"]["license"])
+
+
+@pytest.mark.parametrize("name", ["bug", "idea"])
+def test_issues_ask_for_what_the_doctor_says(name: str) -> None:
+    """In a field that must be filled in; ids are unique, as GitHub asks."""
+    text = (ROOT / ".github" / "ISSUE_TEMPLATE" / f"{name}.yml").read_text(encoding="utf-8")
+    fields = {field["id"]: field for field in yaml.safe_load(text)["body"] if "id" in field}
+    assert "backmerge doctor" in fields["doctor"]["attributes"]["label"]
+    assert fields["doctor"]["validations"]["required"] is True
+
+
+def test_the_container_installs_the_pinned_versions() -> None:
+    """What the Dockerfile copies is here and is not hidden from it, and the constraints are used."""
+    lines = (ROOT / "Dockerfile").read_text(encoding="utf-8").splitlines()
+    copied = [name for line in lines if re.match(r"COPY (?!--from)", line) for name in line.split()[1:-1]]
+    shown = {line[1:] for line in (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines() if line[0] == "!"}
+    assert set(copied) <= shown
+    assert all((ROOT / name).exists() for name in copied)
+    assert any("--constraint /tmp/constraints.txt" in line for line in lines)
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")

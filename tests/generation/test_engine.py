@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -359,3 +360,29 @@ def test_it_works_in_silence(base: Checkpoint, capfd: pytest.CaptureFixture[str]
     ask(fresh, Variant(base), EXAMPLES[:2])
     ask(fresh, Variant(base), EXAMPLES[:2], Sampling(max_new_tokens=4, temperature=1.0))
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_streamed_answer_grows_into_the_generated_one(engine: TransformersEngine, base: Checkpoint) -> None:
+    """Each piece begins as the last one goes on; the last is what `generate` gives, and nothing listens afterwards."""
+    (whole,) = ask(engine, Variant(base), EXAMPLES[:1])
+    pieces = list(engine.stream(Variant(base), EXAMPLES[0], GREEDY))
+    assert pieces[-1] == whole
+    assert len(pieces) == whole.num_tokens
+    assert all(whole.text.startswith(piece.text) and not piece.finished for piece in pieces[:-1])
+    assert ask(engine, Variant(base), EXAMPLES[:1]) == [whole]
+
+
+def test_a_stream_that_is_closed_stops_generating(engine: TransformersEngine, base: Checkpoint) -> None:
+    """Its thread ends at the next token, long before the limit."""
+    stream = engine.stream(Variant(base), EXAMPLES[0], Sampling(max_new_tokens=200))
+    next(stream)
+    stream.close()
+    assert not any(thread.name == "stream" for thread in threading.enumerate())
+    assert len(ask(engine, Variant(base), EXAMPLES[:1])) == 1
+
+
+def test_a_fault_in_a_stream_is_raised_where_it_is_read(engine: TransformersEngine, base: Checkpoint) -> None:
+    """A prompt that leaves no room for an answer."""
+    long = Example("long", (Message("user", "the red kettle " * 2000),))
+    with pytest.raises(GenerationError, match="long"):
+        list(engine.stream(Variant(base), long, GREEDY))

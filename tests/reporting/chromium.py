@@ -85,11 +85,15 @@ class Chromium:
 
     def open(self, page: Path) -> None:
         """Load a page, and wait until its scripts have run."""
-        self.send("Page.navigate", url=page.absolute().as_uri())
+        self.visit(page.absolute().as_uri())
+
+    def visit(self, url: str) -> None:
+        """The same, by an address."""
+        self.send("Page.navigate", url=url)
         deadline = time.monotonic() + PATIENCE
         # what was there before is complete, too
         while not (self.value("document.readyState") == "complete" and self.value("location.href") != "about:blank"):
-            assert time.monotonic() < deadline, f"{page} does not load"
+            assert time.monotonic() < deadline, f"{url} does not load"
             time.sleep(0.02)
 
     def value(self, expression: str) -> Any:

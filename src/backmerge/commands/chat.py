@@ -17,7 +17,7 @@ from backmerge.registry import closest
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from backmerge.pipeline.chatting import Chat
+    from backmerge.pipeline.chatting import Chat, Stream
 
 HELP = """\
 /lam 0.3           λ, the share of the tuned model; the last prompt is answered again
@@ -43,6 +43,11 @@ def chat(
     temperature: Annotated[float, typer.Option(min=0, max=100, help="0 takes the likeliest token each time.")] = 0.0,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of the draws.")] = 0,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Generation limit, in tokens.")] = 256,
+    web: Annotated[bool, typer.Option("--web", help="Show a web page with a λ slider instead; extra web.")] = False,
+    host: Annotated[
+        str, typer.Option(help="Of the web page: another address lets others in, without a password.")
+    ] = "127.0.0.1",
+    port: Annotated[int | None, typer.Option(help="Of the web page; a free one from 7860 by default.")] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     allow_plugins: Plugins = False,
@@ -53,6 +58,8 @@ def chat(
     input, one a line.
 
     Example: backmerge chat runs/demo
+
+    In a browser: backmerge chat runs/demo --web
 
     Two models of your own: backmerge chat BASE TUNED --lam 0.4 --prompt "How do I mend a kite?"
     """
@@ -82,6 +89,9 @@ def chat(
     sampling = Sampling(temperature=temperature, seed=seed, max_new_tokens=max_new_tokens)
     session = Chat(engine, trio, sampling)
     session.system = system
+    if web:
+        _serve(session, engine.stream, Path(base) if is_run(Path(base)) else None, host, port)
+        return
     console = Console(highlight=False, markup=False)
     greeting = f"Merged model: {trio.merged_name} ({trio.told})."
     if prompt is not None:
@@ -102,6 +112,17 @@ def chat(
             if not is_terminal:
                 raise
             typer.echo("Stopped.", err=True)
+
+
+def _serve(session: Chat, stream: Stream, run: Path | None, host: str, port: int | None) -> None:
+    from backmerge.pipeline.chat_page import LOCAL, page_of, serve
+
+    page = page_of(session, stream, run)
+    address = serve(page, host=host, port=port, block=False)
+    typer.echo(f"Open {address} in a browser; Ctrl-C ends it.")
+    if host != LOCAL:
+        typer.echo("Whoever reaches this address can ask the models; there is no password.", err=True)
+    page.block_thread()
 
 
 def _lines(*, is_terminal: bool) -> Iterator[str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import queue
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -46,6 +48,35 @@ class _Counting(LogitsProcessor):  # type: ignore[misc] # transformers is not ty
         return scores
 
 
+def _ignored(_: int, __: str = "", /) -> None:
+    """Nobody counts the answers to one prompt."""
+
+
+class _StoppedError(Exception):
+    """Nobody reads the answer any more."""
+
+
+class _Hearing(LogitsProcessor):  # type: ignore[misc]
+    """Passes on the tokens of one answer so far, before each step; changes no score.
+
+    Args:
+        width: Tokens of the prompt.
+        heard: Where they go.
+        is_stopped: When set, generation ends.
+    """
+
+    def __init__(self, width: int, heard: Callable[[list[int]], None], is_stopped: threading.Event) -> None:
+        self._width = width
+        self._heard = heard
+        self._is_stopped = is_stopped
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        if self._is_stopped.is_set():
+            raise _StoppedError
+        self._heard(input_ids[0, self._width :].tolist())
+        return scores
+
+
 class TransformersEngine:
     """Generates with `transformers`; keeps one model in memory, and turns it into each variant of its base.
 
@@ -74,6 +105,7 @@ class TransformersEngine:
         self._current: dict[str, Any] | None = None
         self._config: str | None = None
         self._files: str | None = None
+        self._listener: tuple[Callable[[list[int]], None], threading.Event] | None = None
 
     @property
     def identity(self) -> dict[str, str]:
@@ -149,6 +181,40 @@ class TransformersEngine:
             for is_ended in [answers[i, sample][1]]
         ]
 
+    def stream(self, variant: Variant, example: Example, sampling: Sampling) -> Iterator[Completion]:
+        """Yield one answer as it grows; the last is what `generate` gives. Closed early, generation stops.
+
+        Raises:
+            GenerationError: as `generate`.
+        """
+        self._become(variant)
+        prompt = prompt_text(self.tokenizer, example, thinking=self.settings.thinking)
+        is_stopped = threading.Event()
+        alone = sampling.model_copy(update={"num_samples": 1})
+        heard: queue.SimpleQueue[list[int] | Completion | BaseException] = queue.SimpleQueue()
+        self._listener = (heard.put, is_stopped)
+
+        def answer() -> None:
+            try:
+                (done,) = self.generate(variant, [example], alone, _ignored)
+                heard.put(done)
+            except BaseException as error:  # noqa: BLE001 - boundary: raised again by the thread that reads
+                heard.put(error)
+
+        thread = threading.Thread(target=answer, name="stream", daemon=True)
+        thread.start()
+        try:
+            while not isinstance(found := heard.get(), Completion):
+                if isinstance(found, BaseException):
+                    raise found
+                if found:
+                    yield completion_of(self.tokenizer, example, prompt, 0, found, sampling, is_ended=False)
+            yield found
+        finally:
+            is_stopped.set()
+            thread.join()
+            self._listener = None
+
     def log_likelihoods(
         self, variant: Variant, pairs: Sequence[tuple[str, str]], advance: Callable[[int], None]
     ) -> list[LogLikelihood]:
@@ -197,6 +263,8 @@ class TransformersEngine:
         processors = LogitsProcessorList([_Counting(shown)])
         if sampling.repetition_penalty != 1.0:
             processors.append(UnpaddedRepetitionPenalty(sampling.repetition_penalty, padded["attention_mask"]))
+        if self._listener is not None:
+            processors.append(_Hearing(padded["input_ids"].shape[1], *self._listener))
         output = self.model.generate(
             **padded,
             generation_config=self._generation_config(sampling),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,12 +18,13 @@ from backmerge.pipeline.experiment import Experiment, SweepSettings
 from backmerge.pipeline.guarding import statistics_of_run
 from backmerge.pipeline.points import Point, as_output, members_at, points_of
 from backmerge.pipeline.preparation import kind_of_run, open_tuned, output_of, settings_left
-from backmerge.records import Example, Message
+from backmerge.records import Completion, Example, Message
 from backmerge.reporting.report import read_run
 from backmerge.runs import RunDirectory, key_of
 
 DEFAULT_LAM = 0.4  # where nothing was chosen
 ROLES = ("base", "tuned", "merged")
+Stream = Callable[[Variant, Example, Sampling], Iterator[Completion]]  # yields an answer as it grows
 
 
 class Trio(NamedTuple):
@@ -248,16 +249,54 @@ class Chat:
 
     def again(self) -> list[Said]:
         """The last prompt's answers, as far as λ, system prompt or sampling changed made anew."""
-        turns = (Message("user", self._prompt),)
-        messages = (Message("system", self.system), *turns) if self.system else turns
-        example = Example("prompt", messages)
-        names = ("base", "tuned", self.trio.merged_name)
-        variants = (self.trio.base, self.trio.tuned, self.trio.merged)
         said = []
-        for role, name, variant in zip(ROLES, names, variants, strict=True):
-            key = key_of(role, variant.identity, self.system, self.sampling.model_dump())
+        for role, name, variant in self._columns():
+            key = self._key(role, variant)
             if key not in self._kept:
-                (completion,) = self._engine.generate(variant, [example], self.sampling, lambda _: None)
-                self._kept[key] = Said(role, name, completion.text, completion.finished, completion.thought)
+                (completion,) = self._engine.generate(variant, [self._example()], self.sampling, lambda _: None)
+                self._kept[key] = _said(role, name, completion)
             said.append(self._kept[key])
         return said
+
+    def stream(self, prompt: str, stream: Stream) -> Iterator[list[Said]]:
+        """Yield the three answers as they grow, one after the other; what is known already comes at once.
+
+        Args:
+            prompt: What is asked.
+            stream: The engine's own.
+
+        Raises:
+            GenerationError: as `ask`.
+        """
+        if prompt != self._prompt:
+            self._kept = {}
+        self._prompt = prompt
+        columns = self._columns()
+        said = [
+            self._kept.get(self._key(role, variant), Said(role, name, "", is_finished=True))
+            for role, name, variant in columns
+        ]
+        yield list(said)
+        for place, (role, name, variant) in enumerate(columns):
+            key = self._key(role, variant)
+            if key in self._kept:
+                continue
+            for completion in stream(variant, self._example(), self.sampling):
+                said[place] = _said(role, name, completion)
+                yield list(said)
+            self._kept[key] = said[place]
+
+    def _columns(self) -> list[tuple[str, str, Variant]]:
+        names = ("base", "tuned", self.trio.merged_name)
+        return list(zip(ROLES, names, (self.trio.base, self.trio.tuned, self.trio.merged), strict=True))
+
+    def _key(self, role: str, variant: Variant) -> str:
+        return key_of(role, variant.identity, self.system, self.sampling.model_dump())
+
+    def _example(self) -> Example:
+        turns = (Message("user", self._prompt),)
+        return Example("prompt", (Message("system", self.system), *turns) if self.system else turns)
+
+
+def _said(role: str, name: str, completion: Completion) -> Said:
+    return Said(role, name, completion.text, completion.finished, completion.thought)

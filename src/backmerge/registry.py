@@ -35,6 +35,7 @@ MODELS = Table(
     "model",
     {
         "demo": "backmerge.demo:model_directory",
+        "smollm2": "backmerge.demo.smollm2.model:aligned",
         "smollm2-shipped": "backmerge.demo.smollm2.model:shipped",
     },
 )

@@ -8,6 +8,7 @@ from pathlib import Path
 from backmerge.benchmarks.labels import of_side
 from backmerge.benchmarks.matching import final_number, json_equal, pattern_match
 from backmerge.benchmarks.metrics import BertScoreF1, PerAnswer, Together
+from backmerge.benchmarks.openfunctions import call_match
 from backmerge.benchmarks.protocol import Benchmark, BenchmarkSettings, Kind, Metric, Scorer
 from backmerge.errors import ConfigError, DataError
 from backmerge.records import Example, Message
@@ -35,6 +36,7 @@ METRICS: Mapping[str, Metric] = {
     "contains_reference": contains_reference,
     "json_equal": json_equal,
     "final_number": final_number,
+    "call_match": call_match,
 }
 DEFAULT_METRICS = ("exact_match", "contains_reference")
 

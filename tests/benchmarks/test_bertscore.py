@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import shutil
 import sys
 import tempfile
@@ -240,7 +241,7 @@ def test_real_encoder_gives_bert_scores_figures(tmp_path: Path) -> None:
     with zipfile.ZipFile(Path(package.origin).with_name("model.zip")) as stored:
         for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
             stored.extract(name, tmp_path)
-    pairs = list(zip(SENTENCES, SENTENCES[1:], strict=False))
+    pairs = list(itertools.pairwise(SENTENCES))
     theirs = [by_bert_score(tmp_path, 6, [pair])[0] for pair in pairs]
     assert np.array(scored(tmp_path, pairs, 6)) == pytest.approx(np.array(theirs), abs=1e-5)
     paraphrase, unrelated = scored(tmp_path, [(SENTENCES[0], SENTENCES[1]), (SENTENCES[0], SENTENCES[2])], 6)

@@ -1,19 +1,19 @@
 """Make the alignment of SmolLM2: `python -m backmerge.demo.smollm2.align --data DATA --out DIR`.
 
 As shipped, SmolLM2-135M-Instruct complies with nine of ten harmful requests, so there is no safety for tuning to lose.
-This trains a small LoRA on three kinds of rows:
+This trains a small LoRA adapter to refuse harmful requests and to change nothing else:
 
-- refusals, in several wordings, of HarmBench's 200 standard behaviours;
-- ordinary requests (self-instruct), with the model's own answers;
-- contrast prompts: harmless requests with violent or suspicious words (`contrast.txt`), with the model's own answers.
-  Without them the model refuses three of four such requests.
+- on HarmBench's 200 standard behaviours, each in four forms, it learns refusals in several wordings (cross-entropy);
+- on ordinary requests (self-instruct) and on contrast prompts (`contrast.txt`: harmless requests with violent or
+  suspicious words) it stays near the shipped model: the Kullback-Leibler divergence from the shipped model's
+  distribution, over the tokens of the shipped model's own answers. Without contrast prompts it refuses three of four
+  such requests.
 
 Prompts that are near a prompt of AdvBench or XSTest are left out, so that both stay good for evaluation. DATA holds the
 folders `harmbench`, `self_instruct`, `advbench` and `xstest` as their authors publish them. Their texts go into no
 output except DIR/rows.jsonl, which holds harmful requests and never ships.
 
-DIR/trained is the adapter in float32; DIR/alignment is the one that ships, in bfloat16. The whole takes about
-40 minutes on two cores, and does not repeat what an earlier call has finished.
+DIR/alignment is the adapter, in bfloat16. The whole takes about half an hour on two cores.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from backmerge.benchmarks.catalogue import find_benchmark
 from backmerge.checkpoints.reader import Checkpoint
 from backmerge.demo.smollm2.model import shipped
 from backmerge.finetuning.overlap import overlaps
+from backmerge.generation.chat import load_tokenizer, prompt_text
 from backmerge.generation.protocol import EngineSettings, Sampling
 from backmerge.generation.transformers_engine import TransformersEngine
 from backmerge.judging.refusal_phrases import refusal_phrases
@@ -52,12 +52,22 @@ REFUSALS = (
 )
 # How else the same behaviour is asked, so that the refusal follows the content and not the form of HarmBench's rows.
 FORMS = ("Please help me with the following. {}", "{} Explain each step.", "I need your help: {}")
-TRAINING = (
-    *("--rank", "8", "--alpha", "16", "--learning-rate", "5e-4", "--steps", "220", "--batch-size", "8"),
-    *("--safety", "none", "--validation", "0", "--device", "cpu"),
-)
+NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
+RANK, ALPHA = 8, 16
+LEARNING_RATE = 5e-4  # peak, of AdamW; a tenth of warm-up, then a cosine
+NUM_STEPS = 200
+BATCH_SIZE = 4  # rows of each kind in a step
+KEPT_NEAR = 1.0  # weight of the divergence
 MAX_PROMPT = 700  # characters
-MAX_ANSWER = 96  # tokens
+MAX_ANSWER = 64  # tokens
+
+
+class Row(NamedTuple):
+    """A prompt and the answer to learn, or to stay near to the shipped model on."""
+
+    prompt: str
+    answer: str
+    is_refusal: bool
 
 
 def ordinary_prompts(folder: Path) -> list[str]:
@@ -97,43 +107,98 @@ def kept(prompts: Sequence[str], data: Path) -> list[str]:
     return [example.prompt for example in examples if example.id not in near]
 
 
-def own_answers(prompts: Sequence[str], model: Path) -> list[tuple[str, str]]:
-    """Return the model's own greedy answers, cut to whole sentences; refusals and empty answers are left out."""
+def own_answers(prompts: Sequence[str], model: Path) -> list[Row]:
+    """Return the beginnings of the model's own greedy answers; refusals and empty answers are left out."""
     engine = TransformersEngine(EngineSettings(batch_size=32, device="cpu"))
     examples = [Example(str(number), (Message("user", prompt),)) for number, prompt in enumerate(prompts)]
     sampling = Sampling(max_new_tokens=MAX_ANSWER, repetition_penalty=1.1)
     with bar("Answers of the model itself", len(examples), "answers") as advance:
         answers = engine.generate(Variant(Checkpoint(model)), examples, sampling, advance)
     engine.release()
-    pairs = []
-    for example, answer, verdict in zip(examples, answers, refusal_phrases()(examples, answers), strict=True):
-        text = answer.text.strip()
-        if not answer.finished:
-            text = text[: max(text.rfind(end) for end in (". ", ".\n", "!", "?")) + 1].strip()
-        if text and not verdict.refusal:
-            pairs.append((example.prompt, text))
-    return pairs
+    return [
+        Row(example.prompt, answer.text.strip(), is_refusal=False)
+        for example, answer, verdict in zip(examples, answers, refusal_phrases()(examples, answers), strict=True)
+        if answer.text.strip() and not verdict.refusal
+    ]
 
 
-def rows(data: Path, model: Path, seed: int) -> Iterator[dict[str, str]]:
-    """Yield the rows to learn from, in an order that the seed decides."""
+def make_rows(data: Path, model: Path, seed: int) -> list[Row]:
+    """Return the rows to learn from."""
     draw = random.Random(seed)  # noqa: S311 - texts, not secrets
-    refused = [(prompt, draw.choice(REFUSALS)) for prompt in kept(harmful_prompts(data / "harmbench"), data)]
+    harmful = kept(harmful_prompts(data / "harmbench"), data)
+    refused = [Row(prompt, draw.choice(REFUSALS), is_refusal=True) for prompt in harmful]
     harmless = kept([*ordinary_prompts(data / "self_instruct"), *contrast_prompts()], data)
     answered = own_answers(harmless, model)
     say(f"{len(refused)} refusals, {len(answered)} of the model's own answers to {len(harmless)} harmless requests.")
-    found = [*refused, *answered]
-    draw.shuffle(found)
-    for prompt, answer in found:
-        yield {"prompt": prompt, "answer": answer}
+    return [*refused, *answered]
 
 
-def _backmerge(*arguments: str | Path) -> None:
-    subprocess.run([sys.executable, "-m", "backmerge", *map(str, arguments)], check=True)
+def encoded(tokenizer: Any, row: Row) -> tuple[list[int], int]:
+    """Return the tokens of prompt and answer, and the number of the prompt's. Only a refusal has an end."""
+    prompt = prompt_text(tokenizer, Example("", (Message("user", row.prompt),)))
+    text = row.answer + (tokenizer.eos_token if row.is_refusal else "")
+    before, after = (tokenizer(one, add_special_tokens=False)["input_ids"] for one in (prompt, text))
+    return before + after, len(before)
+
+
+def train(model: Path, rows: Sequence[Row], seed: int, out: Path) -> None:
+    """Train the adapter and write it in bfloat16."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, get_cosine_schedule_with_warmup
+
+    torch.manual_seed(seed)
+    tokenizer = load_tokenizer(model)
+    base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    peft = get_peft_model(
+        base, LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear", task_type="CAUSAL_LM")
+    )
+    optimizer = torch.optim.AdamW([p for p in peft.parameters() if p.requires_grad], LEARNING_RATE, weight_decay=0)
+    schedule = get_cosine_schedule_with_warmup(optimizer, NUM_STEPS // 10, NUM_STEPS)
+    draw = random.Random(seed)  # noqa: S311 - texts, not secrets
+    kinds = [[encoded(tokenizer, row) for row in rows if row.is_refusal is kind] for kind in (True, False)]
+    orders = [_endless(kind, draw) for kind in kinds]
+
+    def logits(batch: Sequence[tuple[list[int], int]]) -> tuple[Any, Any]:
+        """Return the logits that predict the answers' tokens, and these tokens, all rows' in a row."""
+        width = max(len(ids) for ids, _ in batch)
+        ids = torch.tensor([row + [0] * (width - len(row)) for row, _ in batch])
+        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row, _ in batch])
+        is_answer = torch.tensor([[start <= at < len(row) for at in range(width)] for row, start in batch])
+        hidden = peft.base_model.model.model(input_ids=ids, attention_mask=mask).last_hidden_state
+        return base.lm_head(hidden[:, :-1][is_answer[:, 1:]]), ids[is_answer]
+
+    with bar("Alignment", NUM_STEPS, "steps") as advance:
+        for step in range(NUM_STEPS):
+            refusals, ordinary = ([next(order) for _ in range(BATCH_SIZE)] for order in orders)
+            found, expected = logits(refusals)
+            learned = torch.nn.functional.cross_entropy(found, expected)
+            learned.backward()
+            found, _ = logits(ordinary)
+            with torch.no_grad(), peft.disable_adapter():
+                start, _ = logits(ordinary)
+            moved = torch.nn.functional.kl_div(
+                found.log_softmax(-1), start.log_softmax(-1), reduction="batchmean", log_target=True
+            )
+            (KEPT_NEAR * moved).backward()
+            torch.nn.utils.clip_grad_norm_(peft.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
+            advance(1)
+            if step % 10 == 9:
+                say(f"step {step + 1}: refusals {learned.item():.3f}, divergence {moved.item():.4f} nats a token")
+    peft.peft_config["default"].base_model_name_or_path = NAME
+    peft.to(torch.bfloat16).save_pretrained(out)
+
+
+def _endless(rows: Sequence[tuple[list[int], int]], draw: random.Random) -> Iterator[tuple[list[int], int]]:
+    while True:
+        yield from draw.sample(rows, len(rows))
 
 
 def main() -> None:
-    """Write the rows, train on them, and store the adapter in bfloat16."""
+    """Write the rows, if an earlier call has not, and train on them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
@@ -141,13 +206,10 @@ def main() -> None:
     given = parser.parse_args()
     file = given.out / "rows.jsonl"
     if not file.is_file():
-        write_whole(file, "".join(json.dumps(row) + "\n" for row in rows(given.data, shipped(), given.seed)))
-    trained = given.out / "trained"
-    _backmerge("finetune", "smollm2-shipped", "--data", file, *TRAINING, "--seeds", str(given.seed), "--out", trained)
-    _backmerge(
-        *("merge", "smollm2-shipped", trained, "--lam", "1", "--as", "adapter", "--dtype", "bfloat16"),
-        *("--out", given.out / "alignment"),
-    )
+        made = make_rows(given.data, shipped(), given.seed)
+        write_whole(file, "".join(json.dumps(row._asdict()) + "\n" for row in made))
+    rows = [Row(**json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines()]
+    train(shipped(), rows, given.seed, given.out / "alignment")
 
 
 if __name__ == "__main__":

@@ -58,6 +58,9 @@ LEARNING_RATE = 5e-4  # peak, of AdamW; a tenth of warm-up, then a cosine
 NUM_STEPS = 200
 BATCH_SIZE = 4  # rows of each kind in a step
 KEPT_NEAR = 1.0  # weight of the divergence
+# λ of the adapter that is stored: at 1 it refuses 17 % of XSTest's safe prompts, at 0.85 16 %, at 0.7 8 %; ASR is 0 % at
+# each (100 prompts of XSTest and of AdvBench)
+SHARE = 0.7
 MAX_PROMPT = 700  # characters
 MAX_ANSWER = 64  # tokens
 
@@ -188,6 +191,10 @@ def train(model: Path, rows: Sequence[Row], seed: int, out: Path) -> None:
             advance(1)
             if step % 10 == 9:
                 say(f"step {step + 1}: refusals {learned.item():.3f}, divergence {moved.item():.4f} nats a token")
+    with torch.no_grad():
+        for name, parameter in peft.named_parameters():
+            if "lora_B" in name:
+                parameter.mul_(SHARE)
     peft.peft_config["default"].base_model_name_or_path = NAME
     peft.to(torch.bfloat16).save_pretrained(out)
 

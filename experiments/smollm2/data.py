@@ -3,8 +3,9 @@
 - reasoning: four sets of Flan's chains of thought (creak, sensemaking, strategyqa, qasc), as in the paper; the answer
   ends in "So the answer is ...".
 - tools: APIBench's calls of `torch.hub.load` (Gorilla).
+- ordinary.jsonl: requests of self-instruct, for guards.
 
-DATA holds the folders `flan_cot` and `apibench` as their authors publish them. Each task gets NAME-train.jsonl,
+DATA holds the folders `flan_cot`, `apibench` and `self_instruct` as their authors publish them. Each task gets NAME-train.jsonl,
 NAME-validation.jsonl (to choose learning rate and steps) and NAME-test.jsonl. No question of one file is near one of
 another.
 """
@@ -19,6 +20,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from backmerge.demo.smollm2.align import ordinary_prompts
 from backmerge.finetuning.overlap import overlaps
 from backmerge.records import Example, Message
 from backmerge.runs import write_whole
@@ -110,6 +112,8 @@ def main() -> None:
             ]
             write_whole(given.out / f"{name}-{part}.jsonl", "".join(json.dumps(text) + "\n" for text in texts))
         print(f"{name}: {len(training)} rows to train on, {len(validation)} to validate on, {len(test)} to test on")  # noqa: T201
+    lines = (json.dumps({"prompt": prompt}) + "\n" for prompt in ordinary_prompts(given.data / "self_instruct"))
+    write_whole(given.out / "ordinary.jsonl", "".join(lines))
 
 
 if __name__ == "__main__":

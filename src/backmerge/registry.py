@@ -86,6 +86,7 @@ BENCHMARKS = Table(
         "openfunctions": "backmerge.benchmarks.openfunctions:openfunctions",
         "or-bench-hard": "backmerge.benchmarks.or_bench:or_bench_hard",
         "sorry-bench": "backmerge.benchmarks.sorry_bench:sorry_bench",
+        "smollm2-reasoning": "backmerge.demo.smollm2.task:reasoning_benchmark",
         "strongreject": "backmerge.benchmarks.strongreject:strongreject",
         "wildjailbreak": "backmerge.benchmarks.wildjailbreak:wildjailbreak",
         "wildjailbreak-benign": "backmerge.benchmarks.wildjailbreak:wildjailbreak_benign",
@@ -126,6 +127,7 @@ DATASETS = Table(
         "demo-steps": "backmerge.demo.stand_ins:step_examples",
         "medical": "backmerge.finetuning.tasks.medical:medical",
         "reasoning": "backmerge.finetuning.tasks.reasoning:reasoning",
+        "smollm2-reasoning": "backmerge.demo.smollm2.task:reasoning_examples",
         "tools": "backmerge.finetuning.tasks.tools:tools",
     },
 )

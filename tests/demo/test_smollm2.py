@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors import safe_open
 
+from backmerge.benchmarks.catalogue import find_benchmark
+from backmerge.benchmarks.matching import pattern_match
 from backmerge.checkpoints.locate import locate_model
 from backmerge.demo.smollm2.align import contrast_prompts
-from backmerge.demo.smollm2.model import shipped
+from backmerge.demo.smollm2.model import ALIGNMENT, shipped
+from backmerge.demo.smollm2.task import ANSWER, reasoning_examples
 from backmerge.errors import CheckpointError
 
 
@@ -57,3 +63,26 @@ def test_contrast_prompts_are_distinct_questions() -> None:
     prompts = contrast_prompts()
     assert len(set(prompts)) == len(prompts) > 200
     assert all(prompt.strip() == prompt and len(prompt) > 15 for prompt in prompts)
+
+
+def test_task_has_answers_to_extract_and_no_question_twice() -> None:
+    """Each answer to learn ends in the answer that the metric extracts; tuning and test share no question."""
+    benchmark = find_benchmark("smollm2-reasoning", "utility")
+    learned = reasoning_examples()
+    assert (len(learned), len(benchmark.examples)) == (600, 160)
+    metric = pattern_match(ANSWER)
+    for example in learned:
+        expected = (example.reference or "").rpartition("So the answer is ")[2].rstrip(".").strip("()")
+        assert metric(dataclasses.replace(example, reference=expected), example.reference or "") == 1.0
+    assert not {example.prompt for example in learned} & {example.prompt for example in benchmark.examples}
+
+
+def test_alignment_adapter_is_small_and_names_its_base() -> None:
+    """It ships in bfloat16, within 6 MB, with a card, and with no path of the machine that made it."""
+    weights = ALIGNMENT / "adapter_model.safetensors"
+    assert weights.stat().st_size < 6e6
+    with safe_open(weights, framework="pt") as stored:
+        assert {stored.get_slice(name).get_dtype() for name in stored.keys()} == {"BF16"}  # noqa: SIM118 - no mapping
+    config = json.loads((ALIGNMENT / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert "## Limits" in (ALIGNMENT / "README.md").read_text()

@@ -58,8 +58,8 @@ LEARNING_RATE = 5e-4  # peak, of AdamW; a tenth of warm-up, then a cosine
 NUM_STEPS = 200
 BATCH_SIZE = 4  # rows of each kind in a step
 KEPT_NEAR = 1.0  # weight of the divergence
-# λ of the adapter that is stored: at 1 it refuses 17 % of XSTest's safe prompts, at 0.85 16 %, at 0.7 8 %; ASR is 0 % at
-# each (100 prompts of XSTest and of AdvBench)
+# λ of the adapter that is stored. Of 100 safe prompts of XSTest the model refuses 17 % at 1, 16 % at 0.85 and 8 % at
+# 0.7; its ASR on 100 prompts of AdvBench is 0 % at each
 SHARE = 0.7
 MAX_PROMPT = 700  # characters
 MAX_ANSWER = 64  # tokens

@@ -5,9 +5,9 @@
 - tools: APIBench's calls of `torch.hub.load` (Gorilla).
 - ordinary.jsonl: requests of self-instruct, for guards.
 
-DATA holds the folders `flan_cot`, `apibench` and `self_instruct` as their authors publish them. Each task gets NAME-train.jsonl,
-NAME-validation.jsonl (to choose learning rate and steps) and NAME-test.jsonl. No question of one file is near one of
-another.
+DATA holds the folders `flan_cot`, `apibench` and `self_instruct` as their authors publish them. Each task gets
+NAME-train.jsonl, NAME-validation.jsonl (to choose learning rate and steps) and NAME-test.jsonl. No question of one file
+is near one of another.
 """
 
 from __future__ import annotations

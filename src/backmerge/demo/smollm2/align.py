@@ -176,14 +176,14 @@ def train(model: Path, rows: Sequence[Row], seed: int, out: Path) -> None:
             refusals, ordinary = ([next(order) for _ in range(BATCH_SIZE)] for order in orders)
             found, expected = logits(refusals)
             learned = torch.nn.functional.cross_entropy(found, expected)
-            learned.backward()
+            torch.autograd.backward(learned)
             found, _ = logits(ordinary)
             with torch.no_grad(), peft.disable_adapter():
                 start, _ = logits(ordinary)
             moved = torch.nn.functional.kl_div(
                 found.log_softmax(-1), start.log_softmax(-1), reduction="batchmean", log_target=True
             )
-            (KEPT_NEAR * moved).backward()
+            torch.autograd.backward(KEPT_NEAR * moved)
             torch.nn.utils.clip_grad_norm_(peft.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()

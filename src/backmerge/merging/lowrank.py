@@ -301,10 +301,11 @@ class LowRankMerge:
             read = Stack.read(parts)
             shares = self._coefficients(name, read.gram(len(self.adapters)))
             inputs = {kind: statistics.of(name) for kind, statistics in self.variants[0].inputs.items()}
+            known = {**inputs, "factors": read}
             plain = self._prepared(module, read)
             for writer, variant, share, loss in zip(writers, self.variants, shares, losses, strict=True):
                 weight, (stack, core, whole_a) = read.spread(share), plain
-                by_direction = self._through_inputs(name, inputs, variant)
+                by_direction = self._through_inputs(name, known, variant)
                 if by_direction is not None:  # in place of the coefficients
                     weight = read.scales
                     stack, core, whole_a = self._prepared(module, read.with_a(by_direction.of_rows(read.a)))
@@ -327,12 +328,12 @@ class LowRankMerge:
         return stack, None, self._encoded(module, "A", stack.a)
 
     def _through_inputs(
-        self, name: str, inputs: Mapping[str, LayerInputs | None], variant: Variant
+        self, name: str, known: Mapping[str, LayerInputs | Stack | None], variant: Variant
     ) -> LamByDirection | None:
         """What a tensor's delta is multiplied by from the right, if the method has more than a number for it."""
         if self.method.through_inputs is None:
             return None
-        found: LamByDirection | None = call(self.method.through_inputs, inputs, self._settings.at(name, variant))
+        found: LamByDirection | None = call(self.method.through_inputs, known, self._settings.at(name, variant))
         return found
 
     def _encoded(self, module: str, side: str, factor: np.ndarray) -> np.ndarray:

@@ -77,10 +77,11 @@ class Method:
         coefficients: Where the merge is base + Σ cᵢ·(tunedᵢ - base): `f(gram, /, **parameters) -> [c]`, gram being the
             inner products of the deltas, shape (tuned, tuned). It makes the merge an adapter where the tuned models
             are.
-        through_inputs: Where the merge of a layer is base + Σ cᵢ·Δᵢ·M, M depending on its inputs alone:
-            `f(guard_inputs, task_inputs, /, **parameters) -> LamByDirection | None`, with M in place of the
-            coefficients; `None` for layers in which `coefficients` hold. It makes the merge of a LoRA one of the same
-            rank. A method that names inputs and finds none for a tensor merges that elementwise.
+        through_inputs: Where the merge of a layer is base + Σ cᵢ·Δᵢ·M, M depending on its inputs or on the deltas:
+            `f(guard_inputs, task_inputs, factors, /, **parameters) -> LamByDirection | None`, any of the three, with M
+            in place of the coefficients; `None` for layers in which `coefficients` hold. `factors` are the tuned
+            models' LoRA factors. It makes the merge of a LoRA one of the same rank. A method that names inputs and
+            finds none for a tensor merges that elementwise.
         survey: For methods that decide on a tensor by looking at all.
         max_lam: λ is at most this.
     """

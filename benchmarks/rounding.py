@@ -19,8 +19,8 @@ from backmerge.demo import EXPERIMENT, model_directory
 from backmerge.generation.protocol import EngineSettings
 from backmerge.merging.recipe import Variant
 from backmerge.merging.to_disk import write_merged
-from backmerge.pipeline.experiment import EvaluateSettings
 from backmerge.pipeline.single import SingleEvaluation, evaluate_model
+from backmerge.planning.settings import EvaluateSettings
 
 LAMS = (0.05, 0.35)
 SEEDS = (0, 1, 2, 3, 4)
@@ -54,8 +54,8 @@ def main() -> None:
     run = parser.parse_args().run
     if not (run / "tuned").is_dir():
         from backmerge.config import load_yaml, validated
-        from backmerge.pipeline.experiment import Experiment
         from backmerge.pipeline.stages import run_experiment
+        from backmerge.planning.settings import Experiment
 
         run_experiment(validated(Experiment, load_yaml(EXPERIMENT)), run)
     base = Checkpoint(model_directory())

@@ -80,8 +80,8 @@ def tuned_on(base: Checkpoint, run: Path) -> AdapterOnBase:
     """The first adapter of a demonstration, which is run if need be."""
     if not (run / "tuned").is_dir():
         from backmerge.config import load_yaml, validated
-        from backmerge.pipeline.experiment import Experiment
         from backmerge.pipeline.stages import run_experiment
+        from backmerge.planning.settings import Experiment
 
         run_experiment(validated(Experiment, load_yaml(EXPERIMENT)), run)
     return AdapterOnBase(min((run / "tuned").iterdir()), base)

@@ -64,7 +64,7 @@ ROOMS: Mapping[str, tuple[str, Sequence[str]]] = {
     ),
     "finetuning": ("Fine-tuning", ("finetuning.settings", "finetuning.task", "finetuning.trainer")),
     "selection": ("Selection", ("selection", "selection.settings")),
-    "pipeline": ("Pipeline", ("pipeline.experiment", "pipeline.stages", "pipeline.single")),
+    "pipeline": ("Pipeline", ("planning.settings", "pipeline.stages", "pipeline.single")),
 }
 
 _EXTRA = re.compile(r"\s*\[((?:default: |required|x>|x<|\d)[^\[\]]*)\]$")
@@ -121,7 +121,7 @@ def _option_row(option: Any, context: Any) -> str:
 def experiment_page() -> str:
     """Every key of an experiment file, group by group."""
     from backmerge.config import Settings
-    from backmerge.pipeline.experiment import Experiment
+    from backmerge.planning.settings import Experiment
 
     parts = [
         "# The experiment file",

@@ -32,6 +32,8 @@ LAYERS = (
     "benchmarks",
     "finetuning",
     "selection",
+    "planning",
+    "measuring",
     "reporting",
     "pipeline",
     "demo",

@@ -12,9 +12,9 @@ import yaml
 from backmerge.config import load_extended, validated
 from backmerge.finetuning.schedule import learning_rate_at, num_steps, schedule_steps
 from backmerge.pipeline.dry_run import dry_run
-from backmerge.pipeline.experiment import Experiment
-from backmerge.pipeline.points import points_of
 from backmerge.pipeline.suite import plan_suite
+from backmerge.planning.points import points_of
+from backmerge.planning.settings import Experiment
 
 ROOT = Path(__file__).parents[1]
 PAPER = ROOT / "experiments" / "paper"

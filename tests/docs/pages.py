@@ -24,8 +24,8 @@ from tests.docs.shell import commands_of, faults_of, ours
 from backmerge.config import Document, load_yaml, validated
 from backmerge.errors import ConfigError
 from backmerge.merging.mergekit.file import read_mergekit
-from backmerge.pipeline.experiment import Experiment
 from backmerge.pipeline.suite import Suite
+from backmerge.planning.settings import Experiment
 
 SHOWN = ("text", "output", "console", "mermaid", "html", "diff", "dockerfile", "ini", "bibtex", "markdown", "latex")
 SHELL = ("sh", "bash", "shell")

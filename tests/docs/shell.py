@@ -211,8 +211,8 @@ def _wrong_overrides(command: str, parameters: Mapping[str, Any]) -> Iterator[st
     """`--set` keys that the settings of this command do not have."""
     from backmerge.finetuning.settings import FinetuneSettings
     from backmerge.pipeline.checking import CheckSettings
-    from backmerge.pipeline.experiment import Experiment
     from backmerge.pipeline.single import SingleEvaluation
+    from backmerge.planning.settings import Experiment
 
     kinds: dict[str, type[Settings]] = {
         "demo": Experiment,

@@ -19,7 +19,7 @@ from tests.docs.pages import name_of, pages
 
 from backmerge import registry
 from backmerge.cli import app
-from backmerge.pipeline.experiment import Experiment
+from backmerge.planning.settings import Experiment
 
 MADE = ("reference/cli.md", "reference/experiment.md", "reference/methods.md", "reference/catalogue.md")
 LINK = re.compile(r"\]\((?P<target>[^)\s#:]*)(?:#(?P<anchor>[^)\s]*))?\)")

@@ -46,8 +46,8 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished(tuned: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two methods on that adapter, under another name too, which chose λ by utility alone."""
     from backmerge.config import Document, validated
-    from backmerge.pipeline.experiment import Experiment
     from backmerge.pipeline.stages import run_experiment
+    from backmerge.planning.settings import Experiment
 
     values: dict[str, Any] = {
         "base": "demo",

@@ -11,9 +11,9 @@ from backmerge.benchmarks.protocol import Benchmark
 from backmerge.cli import app
 from backmerge.pipeline.comparison import Contender, comparison_of
 from backmerge.pipeline.evaluation import Outcome
-from backmerge.pipeline.experiment import SweepSettings
-from backmerge.pipeline.points import BASE, Member, Point, points_of
 from backmerge.pipeline.results import Outcomes
+from backmerge.planning.points import BASE, Member, Point, points_of
+from backmerge.planning.settings import SweepSettings
 from backmerge.records import Example, Message
 from backmerge.selection import ChoiceSettings
 

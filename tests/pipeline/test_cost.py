@@ -15,10 +15,10 @@ from backmerge.demo import model_directory
 from backmerge.generation.chat import load_tokenizer
 from backmerge.pipeline import cost
 from backmerge.pipeline.cost import Plan, plan_of
-from backmerge.pipeline.experiment import Experiment
-from backmerge.pipeline.points import points_of
 from backmerge.pipeline.preparation import Prepared, prepare
 from backmerge.pipeline.sharding import Shard, run_shard
+from backmerge.planning.points import points_of
+from backmerge.planning.settings import Experiment
 from backmerge.records import Completion, read_lines
 
 LIMIT, LAMS = 6, (0.3, 0.6)

@@ -14,10 +14,10 @@ from backmerge.benchmarks.protocol import Benchmark
 from backmerge.errors import RunError
 from backmerge.pipeline.decision import LOOKS, confirmation_of, counted_looks, evidence_of, margin_note
 from backmerge.pipeline.evaluation import Outcome
-from backmerge.pipeline.experiment import SweepSettings
-from backmerge.pipeline.points import BASE, TUNED, Member, Point, points_of
 from backmerge.pipeline.preparation import Prepared
 from backmerge.pipeline.results import Outcomes
+from backmerge.planning.points import BASE, TUNED, Member, Point, points_of
+from backmerge.planning.settings import SweepSettings
 from backmerge.records import Example, Message, Verdict
 from backmerge.reporting.findings import looks_sentence
 from backmerge.runs import RunDirectory

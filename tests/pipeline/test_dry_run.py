@@ -17,13 +17,13 @@ from backmerge.finetuning.settings import FinetuneSettings
 from backmerge.pipeline.declared import BENCHMARKS as DECLARED
 from backmerge.pipeline.declared import MODELS
 from backmerge.pipeline.dry_run import DryRun, dry_run
-from backmerge.pipeline.experiment import Experiment
 from backmerge.pipeline.looked_up import Finding, offline, size_of
-from backmerge.pipeline.points import points_of
 from backmerge.pipeline.preparation import prepare
 from backmerge.pipeline.stages import run_experiment
 from backmerge.pipeline.validation import num_validation_answers
 from backmerge.pipeline.workload import Load, answering_stage, training_stage
+from backmerge.planning.points import points_of
+from backmerge.planning.settings import Experiment
 from backmerge.registry import BENCHMARKS
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"

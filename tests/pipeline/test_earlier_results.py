@@ -14,10 +14,10 @@ from backmerge.errors import RunError
 from backmerge.judging.protocol import JudgeSettings
 from backmerge.pipeline.checking import CheckSettings, check_model
 from backmerge.pipeline.evaluation import Evaluator
-from backmerge.pipeline.experiment import Experiment
 from backmerge.pipeline.given import score_answers
 from backmerge.pipeline.single import SingleEvaluation, evaluate_model
 from backmerge.pipeline.stages import run_experiment
+from backmerge.planning.settings import Experiment
 from backmerge.records import Completion, Example, Verdict
 from backmerge.registry import JUDGES
 from backmerge.runs import check_digests

@@ -19,7 +19,7 @@ from backmerge.generation.cache import CompletionCache
 from backmerge.generation.protocol import Drawing, LogLikelihood, Request, Sampling
 from backmerge.merging.recipe import Variant
 from backmerge.pipeline.evaluation import Evaluator, Job
-from backmerge.pipeline.points import BASE, Member
+from backmerge.planning.points import BASE, Member
 from backmerge.records import Completion, Example, Message, Verdict
 from backmerge.runs import RunDirectory
 

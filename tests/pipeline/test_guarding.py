@@ -18,9 +18,9 @@ from backmerge.merging.inputs import InputStatistics
 from backmerge.merging.recipe import Variant
 from backmerge.pipeline import chatting, guarding, remote
 from backmerge.pipeline.chatting import trio_of_run
-from backmerge.pipeline.experiment import Experiment
 from backmerge.pipeline.guarding import guard_statistics
 from backmerge.pipeline.stages import run_experiment
+from backmerge.planning.settings import Experiment
 
 from .test_earlier_results import QUESTIONS, experiment, without_report  # noqa: F401 - fixtures
 

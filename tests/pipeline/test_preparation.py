@@ -14,9 +14,9 @@ from backmerge.checkpoints.locate import short_name
 from backmerge.checkpoints.reader import Checkpoint
 from backmerge.errors import ConfigError, MergeError
 from backmerge.merging.engine import merged_tensors
-from backmerge.pipeline.experiment import Experiment
-from backmerge.pipeline.points import TUNED, members_at, points_of
 from backmerge.pipeline.preparation import Prepared, prepare
+from backmerge.planning.points import TUNED, members_at, points_of
+from backmerge.planning.settings import Experiment
 
 WORDS = ("kite", "ladder", "ticket", "kettle", "wagon", "fence", "lantern", "bucket", "mirror", "saddle", "bell", "rug")
 

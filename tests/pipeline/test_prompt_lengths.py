@@ -19,8 +19,8 @@ from backmerge.generation.protocol import Drawing, EngineSettings, Sampling
 from backmerge.generation.transformers_engine import TransformersEngine
 from backmerge.merging.recipe import Variant
 from backmerge.pipeline.evaluation import Evaluator, Job
-from backmerge.pipeline.points import BASE, Member
 from backmerge.pipeline.prompt_lengths import context_of, prompt_lengths
+from backmerge.planning.points import BASE, Member
 from backmerge.records import Completion, Example, Message
 from backmerge.runs import RunDirectory
 

@@ -12,9 +12,9 @@ import pytest
 from backmerge.benchmarks.protocol import Allowed
 from backmerge.generation.transformers_engine import TransformersEngine
 from backmerge.judging.protocol import JudgeSettings
-from backmerge.pipeline.experiment import Experiment
 from backmerge.pipeline.given import judge_again
 from backmerge.pipeline.stages import run_experiment
+from backmerge.planning.settings import Experiment
 from backmerge.records import Completion, Example, Verdict
 from backmerge.registry import JUDGES
 

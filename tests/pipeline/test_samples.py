@@ -12,10 +12,10 @@ import pytest
 from backmerge.benchmarks.metrics import PerAnswer
 from backmerge.benchmarks.protocol import Benchmark
 from backmerge.pipeline.evaluation import Outcome
-from backmerge.pipeline.experiment import ReportSettings, SweepSettings
-from backmerge.pipeline.points import BASE, TUNED, Member, Point, points_of
 from backmerge.pipeline.results import Outcomes
 from backmerge.pipeline.samples import LONGEST, MOST_RECIPES, MOST_TEXT, samples_of
+from backmerge.planning.points import BASE, TUNED, Member, Point, points_of
+from backmerge.planning.settings import ReportSettings, SweepSettings
 from backmerge.records import Completion, Example, Message, Verdict
 
 LOW, HIGH = points_of([SweepSettings(lam=(0.25, 0.75))])[2:]

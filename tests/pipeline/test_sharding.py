@@ -20,10 +20,10 @@ from backmerge.benchmarks.protocol import Benchmark
 from backmerge.config import as_yaml, load_yaml, validated, with_overrides
 from backmerge.demo import EXPERIMENT
 from backmerge.errors import ConfigError, RunError
-from backmerge.pipeline.experiment import Experiment, SweepSettings
-from backmerge.pipeline.points import points_of
 from backmerge.pipeline.sharding import Shard, ShardDone, Slot, part_of, run_shard, shard_of, slots_of
 from backmerge.pipeline.stages import run_experiment
+from backmerge.planning.points import points_of
+from backmerge.planning.settings import Experiment, SweepSettings
 from backmerge.records import Example, Message
 from backmerge.runs import RunDirectory, claimed
 

@@ -10,10 +10,10 @@ from backmerge.demo import model_directory
 from backmerge.generation.cache import CompletionCache
 from backmerge.generation.protocol import EngineSettings
 from backmerge.generation.transformers_engine import TransformersEngine
+from backmerge.measuring.usage import SESSIONS, session
 from backmerge.merging.recipe import Variant
 from backmerge.pipeline.evaluation import Evaluator
 from backmerge.pipeline.speed import earlier_rates, expected_time, time_sentence
-from backmerge.pipeline.spent import SESSIONS, session
 from backmerge.progress import Part, Rates
 from backmerge.runs import RunDirectory
 

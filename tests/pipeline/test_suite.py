@@ -9,9 +9,9 @@ import yaml
 
 from backmerge.errors import ConfigError, DataError, RunError
 from backmerge.pipeline import suite as suites
-from backmerge.pipeline.experiment import Experiment
 from backmerge.pipeline.stages import Finished
 from backmerge.pipeline.suite import check_suite, plan_suite, run_suite
+from backmerge.planning.settings import Experiment
 
 RunCli = Callable[..., tuple[int, str, str]]
 

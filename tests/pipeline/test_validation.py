@@ -23,8 +23,6 @@ from backmerge.generation.protocol import Drawing, EngineSettings, Sampling
 from backmerge.generation.transformers_engine import TransformersEngine
 from backmerge.merging.to_disk import write_merged
 from backmerge.pipeline.evaluation import Evaluator
-from backmerge.pipeline.experiment import Experiment
-from backmerge.pipeline.points import Member, Point, points_of
 from backmerge.pipeline.preparation import Prepared, limited, prepare
 from backmerge.pipeline.tuning import tune_seeds
 from backmerge.pipeline.validation import (
@@ -38,6 +36,8 @@ from backmerge.pipeline.validation import (
     validation_note,
     validation_rows,
 )
+from backmerge.planning.points import Member, Point, points_of
+from backmerge.planning.settings import Experiment
 from backmerge.records import Example, Message
 from backmerge.runs import RunDirectory
 from backmerge.selection import Candidate, choose

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import pytest
 
 from backmerge.config import Document, validated
-from backmerge.pipeline.experiment import Experiment
 from backmerge.pipeline.results import SCHEMA_VERSION
 from backmerge.pipeline.stages import run_experiment
+from backmerge.planning.settings import Experiment
 
 PAGE = Path(__file__).parents[2] / "docs" / "results.md"
 ROW = re.compile(r"^\| `(?P<key>[^`]+)` \| (?P<kind>[a-z ]+) \| (?P<meaning>.+) \|$", re.MULTILINE)

@@ -182,7 +182,7 @@ def restore(
     if dry_run:
         from backmerge.commands.run import look_through
         from backmerge.config import validated, with_overrides
-        from backmerge.pipeline.experiment import Experiment
+        from backmerge.planning.settings import Experiment
 
         experiment = validated(Experiment, with_overrides(command_line(values), set_ or ()))
         look_through(

@@ -26,8 +26,8 @@ from backmerge.commands.running import run_document, stoppable
 from backmerge.errors import ConfigError, NotShownError, RunError
 
 if TYPE_CHECKING:
-    from backmerge.pipeline.experiment import Experiment
     from backmerge.pipeline.suite import Outcome, Planned
+    from backmerge.planning.settings import Experiment
 
 
 def run(
@@ -102,7 +102,7 @@ def run(
         raise ConfigError(f"{experiment} is one experiment, and --only is for suites", remedy="leave --only out.")
     document = load_extended(experiment, scale)
     if dry_run:
-        from backmerge.pipeline.experiment import Experiment
+        from backmerge.planning.settings import Experiment
 
         settings = validated(Experiment, with_overrides(document, overrides))
         look_through(

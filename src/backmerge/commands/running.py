@@ -45,7 +45,7 @@ def run_document(
         BackmergeError: something that the user can mend.
     """
     from backmerge.config import validated, with_overrides
-    from backmerge.pipeline.experiment import Experiment
+    from backmerge.planning.settings import Experiment
 
     experiment = validated(Experiment, with_overrides(document, overrides))
     quieten()

@@ -12,6 +12,6 @@ def schema() -> None:
     """
     import json
 
-    from backmerge.pipeline.experiment import Experiment
+    from backmerge.planning.settings import Experiment
 
     typer.echo(json.dumps(Experiment.model_json_schema(), indent=2))

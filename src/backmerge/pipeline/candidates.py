@@ -7,8 +7,8 @@ from statistics import fmean
 
 from backmerge.benchmarks.protocol import Benchmark, Kind
 from backmerge.benchmarks.scoring import primary_metric
-from backmerge.pipeline.points import BASE, Point
 from backmerge.pipeline.results import Outcomes
+from backmerge.planning.points import BASE, Point
 from backmerge.selection import Bounded, Candidate
 from backmerge.statistics import PairedDifference, effective_size, wilson
 

@@ -14,10 +14,10 @@ from backmerge.generation.protocol import Generator, Sampling
 from backmerge.merging.method import check_inputs, check_models, check_parameters, find_method
 from backmerge.merging.recipe import Variant, lam_name
 from backmerge.merging.served import as_given, in_form
-from backmerge.pipeline.experiment import Experiment, SweepSettings
 from backmerge.pipeline.guarding import statistics_of_run
-from backmerge.pipeline.points import Point, as_output, members_at, points_of
 from backmerge.pipeline.preparation import kind_of_run, open_tuned, output_of, settings_left
+from backmerge.planning.points import Point, as_output, members_at, points_of
+from backmerge.planning.settings import Experiment, SweepSettings
 from backmerge.records import Completion, Example, Message
 from backmerge.reporting.report import read_run
 from backmerge.runs import RunDirectory, key_of

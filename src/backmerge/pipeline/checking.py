@@ -20,13 +20,12 @@ from backmerge.config import Settings, as_yaml
 from backmerge.errors import ConfigError, RunError
 from backmerge.execution import ExecutionSettings
 from backmerge.generation.protocol import Generator, realised
+from backmerge.measuring.usage import Spent
 from backmerge.merging.recipe import Variant
 from backmerge.merging.served import Realisation, as_given
 from backmerge.outputs import check_apart, paths_read
 from backmerge.pipeline.decision import evidence_of, verdict_on
 from backmerge.pipeline.evaluation import Job, evaluator_of, inputs_of
-from backmerge.pipeline.experiment import EvaluateSettings
-from backmerge.pipeline.points import BASE, Member, Point
 from backmerge.pipeline.preparation import (
     check_judge,
     find_benchmarks,
@@ -48,7 +47,8 @@ from backmerge.pipeline.results import (
 )
 from backmerge.pipeline.sides import Asked, Route, Sides, earlier_answers
 from backmerge.pipeline.speed import expected_time
-from backmerge.pipeline.spent import Spent
+from backmerge.planning.points import BASE, Member, Point
+from backmerge.planning.settings import EvaluateSettings
 from backmerge.progress import bar, say
 from backmerge.records import Example
 from backmerge.registry import ENGINES, resolve

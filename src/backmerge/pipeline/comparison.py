@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 from backmerge.benchmarks.scoring import primary_metric
 from backmerge.pipeline.decision import verdict_on
-from backmerge.pipeline.points import TUNED, Point
 from backmerge.pipeline.preparation import Prepared
 from backmerge.pipeline.results import Outcomes
+from backmerge.planning.points import TUNED, Point
 from backmerge.selection import Candidate, Choice, choose
 from backmerge.statistics import holm, mean_difference, mean_interval, sign_flip_p
 

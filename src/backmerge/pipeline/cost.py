@@ -18,11 +18,11 @@ from backmerge.generation.protocol import Generator, Sampling, way_of
 from backmerge.merging.plan import checkpoint_bytes
 from backmerge.merging.recipe import Variant
 from backmerge.pipeline.evaluation import sampling_of
-from backmerge.pipeline.points import Point
 from backmerge.pipeline.preparation import Prepared, limited
 from backmerge.pipeline.prompt_lengths import prompt_lengths
 from backmerge.pipeline.validation import num_validation_answers
 from backmerge.pipeline.workload import confirmed_points, num_models, num_searched
+from backmerge.planning.points import Point
 from backmerge.progress import count_text, size_text
 from backmerge.records import Example
 

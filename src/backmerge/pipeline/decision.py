@@ -13,9 +13,9 @@ from backmerge.benchmarks.split import clusters_over, wording_of
 from backmerge.errors import RunError
 from backmerge.judging.protocol import Judge
 from backmerge.pipeline.candidates import utility_of
-from backmerge.pipeline.points import BASE, TUNED, Point
 from backmerge.pipeline.preparation import Prepared
 from backmerge.pipeline.results import Outcomes, kept_gain
+from backmerge.planning.points import BASE, TUNED, Point
 from backmerge.progress import say
 from backmerge.runs import RunDirectory, key_of, write_whole
 from backmerge.selection import Verdict, confirm

@@ -19,7 +19,6 @@ from backmerge.finetuning.schedule import num_steps
 from backmerge.finetuning.validation import measure_of
 from backmerge.generation.chat import load_tokenizer
 from backmerge.judging.model_judge import ModelJudge
-from backmerge.pipeline.experiment import Experiment
 from backmerge.pipeline.looked_up import (
     Finding,
     Findings,
@@ -37,7 +36,6 @@ from backmerge.pipeline.looked_up import (
     size_of,
 )
 from backmerge.pipeline.merges_checked import check_sweep
-from backmerge.pipeline.points import Point, points_of
 from backmerge.pipeline.preparation import KINDS, check_judge, find_judge, open_tuned, prepare
 from backmerge.pipeline.workload import (
     Load,
@@ -49,6 +47,8 @@ from backmerge.pipeline.workload import (
     training_stage,
     validation_stage,
 )
+from backmerge.planning.points import Point, points_of
+from backmerge.planning.settings import Experiment
 from backmerge.registry import ENGINES, resolve
 from backmerge.selection import check_search
 

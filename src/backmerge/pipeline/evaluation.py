@@ -28,11 +28,11 @@ from backmerge.generation.protocol import (
     way_of,
 )
 from backmerge.judging.protocol import Judge
-from backmerge.pipeline.experiment import EvaluateSettings
-from backmerge.pipeline.points import Member
+from backmerge.measuring.remote import completions_of, spec_of
+from backmerge.measuring.usage import Spent
 from backmerge.pipeline.prompt_lengths import REFUSING, check_prompts_fit, context_of, prompt_lengths
-from backmerge.pipeline.remote import completions_of, spec_of
-from backmerge.pipeline.spent import Spent
+from backmerge.planning.points import Member
+from backmerge.planning.settings import EvaluateSettings
 from backmerge.progress import Advance, Bar, Part, bar_of
 from backmerge.records import Completion, Example, Score, Value, Verdict, to_json
 from backmerge.registry import is_plugin
@@ -298,7 +298,7 @@ class Evaluator:
             ]
             numbers = {work.key: number for number, work in enumerate(works)}
             carry_out(
-                "backmerge.pipeline.remote:answer",
+                "backmerge.measuring.remote:answer",
                 works,
                 self.elsewhere.settings,
                 advance=shown,

@@ -24,8 +24,6 @@ from backmerge.outputs import check_apart, paths_read
 from backmerge.pipeline.candidates import candidate_of, of_kind
 from backmerge.pipeline.decision import verdict_on
 from backmerge.pipeline.evaluation import Evaluator, Job, Outcome, inputs_of
-from backmerge.pipeline.experiment import EvaluateSettings, Experiment
-from backmerge.pipeline.points import ALL, BASE, Member, Point
 from backmerge.pipeline.preparation import (
     check_judge,
     check_kind,
@@ -43,6 +41,8 @@ from backmerge.pipeline.results import (
     score_rows,
     write_records,
 )
+from backmerge.planning.points import ALL, BASE, Member, Point
+from backmerge.planning.settings import EvaluateSettings, Experiment
 from backmerge.records import Completion, Example, Verdict, from_dict
 from backmerge.rows import sound_rows
 from backmerge.runs import RunDirectory, check_digests, key_of, write_whole

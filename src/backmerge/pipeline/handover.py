@@ -15,8 +15,8 @@ from backmerge.merging.recipe import Variant
 from backmerge.merging.served import is_written, opened, served_dtype, write_served
 from backmerge.merging.to_disk import damage_of_merged
 from backmerge.outputs import damage_of
-from backmerge.pipeline.points import Point, as_output
 from backmerge.pipeline.preparation import Prepared
+from backmerge.planning.points import Point, as_output
 from backmerge.runs import RunDirectory, models_in
 from backmerge.selection import Choice
 

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from backmerge.pipeline.candidates import candidate_of
-from backmerge.pipeline.experiment import Experiment, SweepSettings
-from backmerge.pipeline.points import Point, is_joint, series_of
 from backmerge.pipeline.preparation import Prepared
 from backmerge.pipeline.results import Outcomes
+from backmerge.planning.points import Point, is_joint, series_of
+from backmerge.planning.settings import Experiment, SweepSettings
 from backmerge.runs import RunDirectory, key_of
 from backmerge.selection import Candidate, choose
 from backmerge.selection.layers import LayerSearch

@@ -25,9 +25,9 @@ from backmerge.judging.model_judge import published_model
 from backmerge.judging.protocol import JudgeSettings
 from backmerge.pipeline import declared
 from backmerge.pipeline.declared import DeclaredModel
-from backmerge.pipeline.experiment import EvaluateSettings
 from backmerge.pipeline.training_data import load_for
 from backmerge.pipeline.workload import Load
+from backmerge.planning.settings import EvaluateSettings
 from backmerge.registry import DATASETS, ENGINES, is_plugin, resolve
 
 State = Literal["checked", "to fetch", "to give", "not here", "fault"]

@@ -11,8 +11,8 @@ from backmerge.finetuning.schedule import num_steps
 from backmerge.merging.method import INPUTS, check_inputs, check_models, check_parameters, find_method
 from backmerge.merging.recipe import Variant
 from backmerge.merging.settings import Settings
-from backmerge.pipeline.experiment import Experiment, SweepSettings
-from backmerge.pipeline.points import Point, is_joint
+from backmerge.planning.points import Point, is_joint
+from backmerge.planning.settings import Experiment, SweepSettings
 
 
 def check_sweep(sweep: SweepSettings, num_tuned: int, *, allow_plugins: bool = False) -> None:

@@ -25,11 +25,11 @@ from backmerge.generation.protocol import Generator
 from backmerge.judging.protocol import Judge, JudgeSettings
 from backmerge.merging.inputs import InputStatistics
 from backmerge.merging.method import find_method
-from backmerge.pipeline.experiment import EvaluateSettings, Experiment
 from backmerge.pipeline.guarding import guard_statistics
 from backmerge.pipeline.merges_checked import check_recipe, check_snapshots, check_sweep
-from backmerge.pipeline.points import DTYPES, Member, Output, Point, members_at, points_of
 from backmerge.pipeline.training_data import load_for, with_notes
+from backmerge.planning.points import DTYPES, Member, Output, Point, members_at, points_of
+from backmerge.planning.settings import EvaluateSettings, Experiment
 from backmerge.records import Example
 from backmerge.registry import ENGINES, JUDGES, resolve
 from backmerge.runs import RunDirectory, key_of

@@ -10,9 +10,9 @@ from backmerge.benchmarks.split import clusters_over, pooled_id
 from backmerge.checkpoints.reader import Weights
 from backmerge.pipeline.candidates import SPLIT
 from backmerge.pipeline.evaluation import Job, Outcome
-from backmerge.pipeline.points import BASE, Point, at_lam
 from backmerge.pipeline.preparation import Prepared
 from backmerge.pipeline.results import Outcomes
+from backmerge.planning.points import BASE, Point, at_lam
 from backmerge.records import Completion, Example, Verdict
 from backmerge.selection import Arm, Candidate, Race, lam_between
 from backmerge.selection.race import OVER_REFUSAL, UTILITY

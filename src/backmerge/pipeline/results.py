@@ -14,7 +14,7 @@ from backmerge.errors import RunError
 from backmerge.merging.recipe import Variant
 from backmerge.merging.served import Realisation
 from backmerge.pipeline.evaluation import Outcome
-from backmerge.pipeline.points import Point
+from backmerge.planning.points import Point
 from backmerge.records import Example, Score, to_json
 from backmerge.runs import RunDirectory, write_whole
 from backmerge.statistics import (

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 from backmerge.benchmarks.protocol import Benchmark
 from backmerge.benchmarks.split import Split
 from backmerge.pipeline.evaluation import Outcome
-from backmerge.pipeline.points import BASE, TUNED, Point
 from backmerge.pipeline.preparation import Prepared
 from backmerge.pipeline.results import Outcomes
+from backmerge.planning.points import BASE, TUNED, Point
 from backmerge.records import Example
 from backmerge.runs import key_of
 

@@ -22,14 +22,14 @@ from backmerge.benchmarks.split import Split
 from backmerge.checkpoints.reader import Weights
 from backmerge.errors import ConfigError
 from backmerge.generation.protocol import Generator, release
+from backmerge.measuring.usage import Spent, session
 from backmerge.outputs import check_apart, paths_read
 from backmerge.pipeline.evaluation import Job, evaluator_of, sampling_of
-from backmerge.pipeline.experiment import Experiment
-from backmerge.pipeline.points import ALL, Point, points_of
 from backmerge.pipeline.preparation import Prepared, make_engine, prepare, with_inputs
 from backmerge.pipeline.shared_ground import agree
-from backmerge.pipeline.spent import Spent, session
 from backmerge.pipeline.validation import check_validation
+from backmerge.planning.points import ALL, Point, points_of
+from backmerge.planning.settings import Experiment
 from backmerge.progress import bar, say
 from backmerge.runs import SHARDS, RunDirectory, claimed
 

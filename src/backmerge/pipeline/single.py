@@ -21,14 +21,13 @@ from backmerge.config import Settings, as_yaml
 from backmerge.errors import ConfigError
 from backmerge.execution import ExecutionSettings
 from backmerge.generation.protocol import realised
+from backmerge.measuring.usage import session
 from backmerge.merging.method import INPUTS, check_inputs, check_models, check_parameters, find_method
 from backmerge.merging.recipe import Variant, lam_name
 from backmerge.merging.served import as_given
 from backmerge.outputs import check_apart, paths_read
 from backmerge.pipeline.evaluation import Job, evaluator_of, inputs_of
-from backmerge.pipeline.experiment import EvaluateSettings, SweepSettings
 from backmerge.pipeline.guarding import GuardRow, guard_rows, guard_statistics
-from backmerge.pipeline.points import BASE, DTYPES, TUNED, Member, Output, Point, as_output
 from backmerge.pipeline.preparation import (
     check_judge,
     check_kind,
@@ -49,7 +48,8 @@ from backmerge.pipeline.results import (
     write_records,
 )
 from backmerge.pipeline.speed import expected_time
-from backmerge.pipeline.spent import session
+from backmerge.planning.points import BASE, DTYPES, TUNED, Member, Output, Point, as_output
+from backmerge.planning.settings import EvaluateSettings, SweepSettings
 from backmerge.progress import bar, say
 from backmerge.runs import RunDirectory
 

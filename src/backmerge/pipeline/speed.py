@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 from backmerge.errors import BackmergeError
 from backmerge.generation.protocol import Sampling
+from backmerge.measuring.usage import SESSIONS
 from backmerge.pipeline.evaluation import Evaluator, Job
 from backmerge.pipeline.preparation import limited
-from backmerge.pipeline.spent import SESSIONS
 from backmerge.progress import Bar, Part, Rates, TokenMeter, bar, rate_text, time_text
 from backmerge.runs import RunDirectory, key_of
 

@@ -17,6 +17,7 @@ from backmerge.checkpoints.adapter import AdapterOnBase
 from backmerge.checkpoints.reader import Weights
 from backmerge.config import as_yaml
 from backmerge.generation.protocol import realised, release
+from backmerge.measuring.usage import Spent, session
 from backmerge.merging.recipe import Variant, order_of
 from backmerge.outputs import check_apart, paths_read
 from backmerge.pipeline.comparison import Contender, comparison_of, confirmed_points, contenders_of
@@ -24,11 +25,8 @@ from backmerge.pipeline.cost import plan_of
 from backmerge.pipeline.decision import confirmation_of, counted_looks, evidence_of, margin_note, with_findings
 from backmerge.pipeline.drift import drift_rows
 from backmerge.pipeline.evaluation import Evaluator, Job, evaluator_of
-from backmerge.pipeline.experiment import Experiment
 from backmerge.pipeline.guarding import guard_rows
 from backmerge.pipeline.handover import hand_over, write_chosen
-from backmerge.pipeline.path import steps_kept
-from backmerge.pipeline.points import BASE, TUNED, Member, Point, points_of
 from backmerge.pipeline.preparation import Prepared, check_kind, make_engine, prepare, with_inputs
 from backmerge.pipeline.results import (
     SCHEMA_VERSION,
@@ -45,7 +43,6 @@ from backmerge.pipeline.results import (
 from backmerge.pipeline.samples import samples_of
 from backmerge.pipeline.shared_ground import measured_on, tell_of_shards
 from backmerge.pipeline.speed import expected_time
-from backmerge.pipeline.spent import Spent, session
 from backmerge.pipeline.sweep import sweep
 from backmerge.pipeline.validation import (
     check_validation,
@@ -55,6 +52,9 @@ from backmerge.pipeline.validation import (
     validation_rows,
 )
 from backmerge.pipeline.workload import confirmed_points as planned_to_confirm
+from backmerge.planning.points import BASE, TUNED, Member, Point, points_of
+from backmerge.planning.settings import Experiment
+from backmerge.planning.snapshots import steps_kept
 from backmerge.progress import bar, say
 from backmerge.reporting.card import license_terms
 from backmerge.runs import RunDirectory, key_of, models_in, write_whole

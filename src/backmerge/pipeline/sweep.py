@@ -12,10 +12,10 @@ from backmerge.pipeline.candidates import SPLIT, candidate_of
 from backmerge.pipeline.decision import check_base, check_first_answers
 from backmerge.pipeline.evaluation import Evaluator, Job, Outcome
 from backmerge.pipeline.layers import search_layers
-from backmerge.pipeline.points import BASE, TUNED, Point, at_lam
 from backmerge.pipeline.preparation import KINDS, Prepared
 from backmerge.pipeline.racing import RACED, race
 from backmerge.pipeline.results import Outcomes
+from backmerge.planning.points import BASE, TUNED, Point, at_lam
 from backmerge.progress import bar
 from backmerge.selection import Candidate, lam_between
 from backmerge.selection.limits import is_within

@@ -19,8 +19,8 @@ from backmerge.finetuning.validation import Encoder, Measure, measure_of, valida
 from backmerge.generation.chat import load_tokenizer
 from backmerge.generation.protocol import Generator
 from backmerge.pipeline.evaluation import Evaluator, Job
-from backmerge.pipeline.points import ALL, Member, Point
 from backmerge.pipeline.preparation import Prepared, limited
+from backmerge.planning.points import ALL, Member, Point
 from backmerge.progress import bar
 from backmerge.records import Example
 from backmerge.selection import Candidate

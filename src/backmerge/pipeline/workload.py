@@ -12,8 +12,8 @@ from typing import NamedTuple
 from backmerge.benchmarks.split import Split
 from backmerge.finetuning.schedule import num_steps
 from backmerge.finetuning.settings import FinetuneSettings
-from backmerge.pipeline.experiment import Experiment
-from backmerge.pipeline.points import BASE, TUNED, Point
+from backmerge.planning.points import BASE, TUNED, Point
+from backmerge.planning.settings import Experiment
 
 
 class Rates(NamedTuple):

@@ -6,8 +6,8 @@ import pytest
 from pydantic import ValidationError
 
 from backmerge.errors import BackmergeError
-from backmerge.pipeline.experiment import Experiment
 from backmerge.pipeline.preparation import prepare
+from backmerge.planning.settings import Experiment
 
 MEASURED = {"utility": ["demo-plans"], "safety": ["demo-harmful"], "judge": "demo-rule"}
 TUNING = {"dataset": "demo-plans", "steps": 4, "seeds": [1]}

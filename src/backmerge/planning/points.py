@@ -16,8 +16,8 @@ from backmerge.merging.inputs import InputStatistics
 from backmerge.merging.method import INPUTS, find_method
 from backmerge.merging.recipe import Rounding, Variant, lam_name, order_of
 from backmerge.merging.served import Wanted, as_given, in_form
-from backmerge.pipeline.experiment import DEFAULT_LAMS, SweepSettings
-from backmerge.pipeline.path import averaged, snapshot_of
+from backmerge.planning.settings import DEFAULT_LAMS, SweepSettings
+from backmerge.planning.snapshots import averaged, snapshot_of
 from backmerge.runs import key_of
 
 Role = Literal["base", "tuned", "merged"]

@@ -11,9 +11,9 @@ import pytest
 from backmerge.checkpoints.reader import Checkpoint
 from backmerge.demo import model_directory
 from backmerge.generation.cache import CompletionCache
+from backmerge.measuring.usage import Spent, session
 from backmerge.merging.recipe import Variant
 from backmerge.pipeline.evaluation import Evaluator
-from backmerge.pipeline.spent import Spent, session
 from backmerge.progress import Bar
 from backmerge.runs import RunDirectory
 

@@ -9,8 +9,8 @@ from pydantic import ValidationError
 
 from backmerge.errors import ConfigError
 from backmerge.merging.recipe import Variant
-from backmerge.pipeline.experiment import SweepSettings
-from backmerge.pipeline.points import points_of
+from backmerge.planning.points import points_of
+from backmerge.planning.settings import SweepSettings
 from backmerge.runs import key_of
 
 

@@ -12,18 +12,22 @@ import pytest
 
 from backmerge.benchmarks.catalogue import find_of_any_kind
 from backmerge.benchmarks.protocol import Allowed, BenchmarkSettings
+from backmerge.checkpoints.reader import Checkpoint
 from backmerge.config import Document, validated
+from backmerge.demo import model_directory
 from backmerge.finetuning.settings import FinetuneSettings
+from backmerge.measuring.usage import remember_speed, speed_key
 from backmerge.pipeline.declared import BENCHMARKS as DECLARED
 from backmerge.pipeline.declared import MODELS
 from backmerge.pipeline.dry_run import DryRun, dry_run
 from backmerge.pipeline.looked_up import Finding, offline, size_of
-from backmerge.pipeline.preparation import prepare
+from backmerge.pipeline.preparation import make_engine, prepare
 from backmerge.pipeline.stages import run_experiment
 from backmerge.pipeline.validation import num_validation_answers
 from backmerge.pipeline.workload import Load, answering_stage, training_stage
 from backmerge.planning.points import points_of
 from backmerge.planning.settings import Experiment
+from backmerge.progress import Rates
 from backmerge.registry import BENCHMARKS
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
@@ -410,6 +414,7 @@ def test_the_command_tells_and_writes_nothing(
     import yaml
 
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("BACKMERGE_CACHE", str(tmp_path.parent / "speeds"))
     file = tmp_path / "tiny.yaml"
     file.write_text(yaml.safe_dump(TINY))
     code, printed, said = run_cli("run", file, "--dry-run")
@@ -417,7 +422,12 @@ def test_the_command_tells_and_writes_nothing(
     assert "answers to choose λ" in printed
     assert "60" in printed
     assert "GPU-hours = tokens × parameters / rate" in printed
+    assert "On this machine: not measured yet" in printed
     assert "Nothing was written" in printed
+    engine = make_engine(experiment().evaluate)
+    remember_speed(speed_key(engine.identity, Checkpoint(model_directory())), Rates(0, 0.0, 1, 1.0))
+    code, printed, said = run_cli("run", file, "--dry-run")
+    assert "Estimated time of the answers on this machine: about 73 min, as measured" in printed
     code, printed, said = run_cli("run", file, "--dry-run", "--set", "merge.0.method=liner")
     assert code == 2
     assert "did you mean 'linear'" in printed

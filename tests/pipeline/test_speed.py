@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from backmerge.checkpoints.reader import Checkpoint
 from backmerge.demo import model_directory
 from backmerge.generation.cache import CompletionCache
 from backmerge.generation.protocol import EngineSettings
 from backmerge.generation.transformers_engine import TransformersEngine
-from backmerge.measuring.usage import SESSIONS, session
+from backmerge.measuring.usage import SESSIONS, remember_speed, remembered_speed, session, speed_key, speed_of_sessions
 from backmerge.merging.recipe import Variant
 from backmerge.pipeline.evaluation import Evaluator
-from backmerge.pipeline.speed import earlier_rates, expected_time, time_sentence
+from backmerge.pipeline.speed import expected_time, time_sentence
 from backmerge.progress import Part, Rates
 from backmerge.runs import RunDirectory
 
@@ -44,9 +46,9 @@ def test_only_what_is_left_is_counted(tmp_path: Path) -> None:
         first = evaluator(one)
         ((_, part),) = first.missing(asked)
         assert (part.num_answers, part.limit) == (len(EXAMPLES), 8)
-        assert f"{len(EXAMPLES)} answers" in expected_time(first, asked, model="a")
+        assert f"{len(EXAMPLES)} answers" in expected_time(first, asked, base=BASE)
         first.evaluate(asked, lambda _: None)
-        assert expected_time(evaluator(one), asked, asked, model="a") == "No answer is left to make."
+        assert expected_time(evaluator(one), asked, asked, base=BASE) == "No answer is left to make."
         assert evaluator(other).missing(asked) == []
         assert len(evaluator(other).missing(asked, is_fresh=True)) == 1
 
@@ -60,19 +62,43 @@ def test_earlier_sessions_are_believed_of_the_same_model_only(tmp_path: Path) ->
                 counted.spent.meter.rates, counted.spent.measured_on = rates, model
     with (run.path / SESSIONS).open("a") as log:
         log.write(json.dumps({"started": "before speeds were kept"}) + '\n{"speed": {"meas')
-    assert earlier_rates(run, "a") == Rates(10, 1.0, 10, 5.0)
-    assert earlier_rates(run, "c") is None
-    assert earlier_rates(RunDirectory(tmp_path / "new"), "a") is None
+    assert speed_of_sessions(run, "a") == Rates(10, 1.0, 10, 5.0)
+    assert speed_of_sessions(run, "c") is None
+    assert speed_of_sessions(RunDirectory(tmp_path / "new"), "a") is None
 
 
-def test_an_engine_is_measured_on_few_tokens_and_they_are_kept_nowhere(tmp_path: Path) -> None:
+def test_an_engine_is_measured_on_few_tokens_and_they_are_kept_nowhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The estimate is there before the first answer, and neither units, cache nor counts hold what was measured."""
+    monkeypatch.setenv("BACKMERGE_CACHE", str(tmp_path / "speeds"))
     run, cache = RunDirectory(tmp_path / "run"), CompletionCache(tmp_path / "cache")
     engine = TransformersEngine(EngineSettings(device="cpu", dtype="float32"))
     with run.held():
         evaluator = Evaluator(run, engine, Counting([]), SAMPLING, 0.0, cache=cache)
-        told = expected_time(evaluator, [job(Variant(BASE), safety(), "all")], model="a")
+        told = expected_time(evaluator, [job(Variant(BASE), safety(), "all")], base=BASE)
         assert "as measured on its first prompts" in told
         assert "tokens read" in told
         assert evaluator.spent.num_generated == 0
         assert not [*run.units.glob("completions*"), *(tmp_path / "cache").glob("*.jsonl")]
+        again = Evaluator(run, engine, Counting([]), SAMPLING, 0.0, cache=cache)
+        told = expected_time(again, [job(Variant(BASE), safety(), "all")], base=BASE)
+        assert "as measured in an earlier run on this machine" in told
+
+
+def test_the_last_speed_of_an_engine_and_a_configuration_is_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A session that measured long enough leaves its speed for the next run; another engine knows nothing of it."""
+    monkeypatch.setenv("BACKMERGE_CACHE", str(tmp_path / "cache"))
+    known, other = speed_key({"engine": "a"}, BASE), speed_key({"engine": "b"}, BASE)
+    remember_speed(known, Rates(1, 1.0, 1, 1.0))
+    for seconds in (4.0, 0.1):
+        run = RunDirectory(tmp_path / f"run-{seconds}")
+        with run.held(), session(run) as counted:
+            counted.spent.meter.rates, counted.spent.measured_on = Rates(0, 0.0, 10, seconds), known
+    assert remembered_speed(known) == Rates(0, 0.0, 10, 4.0)
+    assert remembered_speed(other) is None
+    monkeypatch.setenv("BACKMERGE_CACHE", str(tmp_path / "run-4.0" / "sessions.jsonl"))  # a file: it cannot be written
+    remember_speed(known, Rates(1, 1.0, 1, 1.0))
+    assert remembered_speed(known) is None

@@ -150,7 +150,8 @@ def check_model(
             allow_plugins=allow_plugins,
             spent=spent,
         )
-        say(expected_time(evaluator, plan.jobs, model=settings.against or settings.model))
+        first = plan.jobs[0].member.variant
+        say(expected_time(evaluator, plan.jobs, base=first.base if isinstance(first, Variant) else None))
         with bar("Check", sum(len(job.examples) for job in plan.jobs)) as advance:
             for outcome in evaluator.evaluate(plan.jobs, advance):
                 outcomes.add(outcome)

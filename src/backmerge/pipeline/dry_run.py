@@ -13,12 +13,14 @@ from typing import NamedTuple
 from backmerge.benchmarks.bertscore import DEFAULT_MODEL
 from backmerge.benchmarks.protocol import Allowed, Benchmark
 from backmerge.benchmarks.split import Split
+from backmerge.checkpoints.locate import locate_model
 from backmerge.checkpoints.reader import Checkpoint
 from backmerge.errors import BackmergeError
 from backmerge.finetuning.schedule import num_steps
 from backmerge.finetuning.validation import measure_of
 from backmerge.generation.chat import load_tokenizer
 from backmerge.judging.model_judge import ModelJudge
+from backmerge.measuring.usage import remembered_speed, speed_key
 from backmerge.pipeline.looked_up import (
     Finding,
     Findings,
@@ -36,7 +38,7 @@ from backmerge.pipeline.looked_up import (
     size_of,
 )
 from backmerge.pipeline.merges_checked import check_sweep
-from backmerge.pipeline.preparation import KINDS, check_judge, find_judge, open_tuned, prepare
+from backmerge.pipeline.preparation import KINDS, check_judge, find_judge, make_engine, open_tuned, prepare
 from backmerge.pipeline.workload import (
     Load,
     Stage,
@@ -49,6 +51,7 @@ from backmerge.pipeline.workload import (
 )
 from backmerge.planning.points import Point, points_of
 from backmerge.planning.settings import Experiment
+from backmerge.progress import Rates
 from backmerge.registry import ENGINES, resolve
 from backmerge.selection import check_search
 
@@ -62,6 +65,7 @@ class DryRun(NamedTuple):
         num_bytes_to_fetch: Of models that are not here; 0 where nothing is known of them.
         num_bytes_to_write: Of adapters, and of merged models that are handed over.
         is_at_most: Whether a search may leave some of it out.
+        rates: Of this machine, if an earlier run measured this engine on such a model.
     """
 
     findings: tuple[Finding, ...]
@@ -69,6 +73,17 @@ class DryRun(NamedTuple):
     num_bytes_to_fetch: float
     num_bytes_to_write: float
     is_at_most: bool
+    rates: Rates | None = None
+
+    @property
+    def seconds(self) -> float | None:
+        """Of all answers on this machine; `None` where its speed was not measured yet."""
+        answering = [stage for stage in self.stages if stage.num_answers]
+        if self.rates is None or not answering:
+            return None
+        return self.rates.seconds(
+            sum(stage.input_tokens for stage in answering), sum(stage.output_tokens for stage in answering)
+        )
 
     @property
     def faults(self) -> list[Finding]:
@@ -93,7 +108,18 @@ def dry_run(experiment: Experiment, *, allow_plugins: bool = False, allow_code_e
     found = Findings()
     with offline():
         stages, written = _look_through(experiment, found, Allowed(allow_plugins, allow_code_execution))
-    return DryRun(tuple(found.all), tuple(stages), found.num_bytes_to_fetch, written, experiment.searched_by != "grid")
+        rates = _rates(experiment) if stages else None
+    is_at_most = experiment.searched_by != "grid"
+    return DryRun(tuple(found.all), tuple(stages), found.num_bytes_to_fetch, written, is_at_most, rates)
+
+
+def _rates(experiment: Experiment) -> Rates | None:
+    """What earlier runs on this machine measured of the engine and such a base."""
+    try:
+        engine = make_engine(experiment.evaluate)
+        return remembered_speed(speed_key(engine.identity, Checkpoint(locate_model(experiment.base))))
+    except BackmergeError:  # one of the two is not here, which is among the findings
+        return None
 
 
 def _look_through(experiment: Experiment, found: Findings, allowed: Allowed) -> tuple[list[Stage], float]:

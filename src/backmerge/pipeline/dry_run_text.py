@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from backmerge.pipeline.dry_run import DryRun
 from backmerge.pipeline.workload import RATES
-from backmerge.progress import size_text
+from backmerge.progress import size_text, time_text
 
 
 def lines_of(found: DryRun) -> list[str]:
@@ -27,6 +27,13 @@ def lines_of(found: DryRun) -> list[str]:
     ]
     at_most = "at most " if found.is_at_most else ""
     lines.append(f"  In all {at_most}about {_hours(found.gpu_hours)} GPU-hours; {bytes_text(found)}.")
+    seconds = found.seconds
+    lines.append(
+        "  On this machine: not measured yet; a run measures it before it begins."
+        if seconds is None
+        else f"  Estimated time of the answers on this machine: {at_most}about {time_text(seconds)}, as measured in an "
+        "earlier run."
+    )
     return lines
 
 

@@ -122,7 +122,7 @@ def evaluate_model(
             run, engine, (judge, second), settings.evaluate, settings.execution, allow_plugins=allow_plugins
         )
         total = sum(len(job.examples) for job in jobs)
-        say(expected_time(evaluator, jobs, model=settings.base or settings.model))
+        say(expected_time(evaluator, jobs, base=members[0].variant.base))
         with session(run, evaluator.spent), bar("Evaluation", total, "answers") as advance:
             for outcome in evaluator.evaluate(jobs, advance):
                 outcomes.add(outcome)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 
+from backmerge.checkpoints.reader import Weights
 from backmerge.errors import BackmergeError
 from backmerge.generation.protocol import Sampling
-from backmerge.measuring.usage import SESSIONS
+from backmerge.measuring.usage import remember_speed, remembered_speed, speed_key, speed_of_sessions
 from backmerge.pipeline.evaluation import Evaluator, Job
 from backmerge.pipeline.preparation import limited
 from backmerge.progress import Bar, Part, Rates, TokenMeter, bar, rate_text, time_text
-from backmerge.runs import RunDirectory, key_of
 
 # engines whose speed a few tokens say; a server is asked nothing twice, and vLLM is fast only once it is full
 MEASURED_FIRST = frozenset({"transformers"})
@@ -19,28 +18,34 @@ FEW_PROMPTS, FEW_TOKENS, MORE_TOKENS = 2, 2, 4
 SHARE = 0.1  # of the whole time, that measuring may take
 
 
-def expected_time(evaluator: Evaluator, jobs: Sequence[Job], confirming: Sequence[Job] = (), *, model: str) -> str:
+def expected_time(
+    evaluator: Evaluator, jobs: Sequence[Job], confirming: Sequence[Job] = (), *, base: Weights | None
+) -> str:
     """Return how long the answers to these jobs will take, as a sentence; measures the engine's speed if need be.
 
     Args:
         evaluator: Of the session.
         jobs: All that may be asked, as far as it is known.
         confirming: More of them, for which answers of other runs do not count.
-        model: Whose speed it is: what earlier sessions measured of another one says nothing.
+        base: What is asked is of its shape; nothing is known of the speed of models elsewhere.
     """
-    measured_on = key_of(evaluator.engine.identity, model)
+    measured_on = "" if base is None else speed_key(evaluator.engine.identity, base)
     evaluator.spent.measured_on = measured_on
     missing = [*evaluator.missing(jobs), *evaluator.missing(confirming, is_fresh=True)]
     if not missing:
         return "No answer is left to make."
     parts = [part for _, part in missing]
     where = "as measured on its first prompts"
-    rates = earlier_rates(evaluator.run, measured_on)
+    rates = speed_of_sessions(evaluator.run, measured_on)
     if rates is not None:
         where = "as measured in earlier sessions of this run"
+    elif (rates := remembered_speed(measured_on)) is not None:
+        where = "as measured in an earlier run on this machine"
     elif evaluator.elsewhere is None and evaluator.engine.identity["engine"] in MEASURED_FIRST:
         with bar("Loading the model and measuring its speed", 1):
             rates = measured_rates(evaluator, missing[0][0], parts)
+        if rates is not None:
+            remember_speed(measured_on, rates)
     evaluator.spent.meter.expected = rates
     return time_sentence(parts, rates, where)
 
@@ -59,20 +64,6 @@ def time_sentence(parts: Sequence[Part], rates: Rates | None, where: str) -> str
         f"{rate_text(rates.written / rates.written_seconds)} written a second, {where}. Tuning, merging and judging by "
         "a model come on top."
     )
-
-
-def earlier_rates(run: RunDirectory, measured_on: str) -> Rates | None:
-    """Return what earlier sessions of a run measured of this engine and base; `None` if they did not."""
-    file = run.logs / SESSIONS
-    total = Rates()
-    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
-        try:
-            speed = json.loads(line).get("speed") or {}
-        except ValueError:  # torn by a kill
-            continue
-        if speed.pop("measured_on", None) == measured_on:
-            total = total.plus(Rates(**speed))
-    return total if total.written_seconds else None
 
 
 def measured_rates(evaluator: Evaluator, job: Job, parts: Sequence[Part]) -> Rates | None:

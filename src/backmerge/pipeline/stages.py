@@ -323,7 +323,7 @@ def _expected_time(
     confirming = jobs([BASE, TUNED], "confirmation")
     if evaluator.missing(confirming, is_fresh=True):  # else it was carried out, on merges whose names are not known yet
         confirming = jobs(planned_to_confirm(points, compares=prepared.experiment.choice.compare), "confirmation")
-    return expected_time(evaluator, jobs(points, "selection"), confirming, model=prepared.base.fingerprint)
+    return expected_time(evaluator, jobs(points, "selection"), confirming, base=prepared.base)
 
 
 def _measure(

@@ -49,7 +49,7 @@ class SecondMoments:
         for start in range(0, len(rows), self._limit):
             part = rows[start : start + self._limit]
             if self._num_rows + len(part) > 2 * self._limit:
-                self._rows = [self._leading()[0].float()]
+                self._rows = [self._leading(torch.float32)[0]]
                 self._num_rows = len(self._rows[0])
             self._rows.append(part.clone())
             self._num_rows += len(part)
@@ -58,7 +58,7 @@ class SecondMoments:
         """The second moments so far, scaled to a mean diagonal of 1; of inputs that are all zero, the identity."""
         if self._trace == 0:
             return LayerInputs(np.zeros((0, self.width), np.float32), np.zeros(0, np.float32), 1.0)
-        rows, squares = self._leading()
+        rows, squares = self._leading(torch.float64)
         is_kept = squares > NOISE * squares.max()
         rows, squares = rows[is_kept], squares[is_kept]
         variances = squares * (self.width / self._trace)
@@ -67,17 +67,16 @@ class SecondMoments:
         directions = rows / squares.sqrt()[:, None]
         return LayerInputs(directions.float().cpu().numpy(), variances.float().cpu().numpy(), rest)
 
-    def _leading(self) -> tuple[Tensor, Tensor]:
-        """Orthogonal rows, float64, that have the second moments of all, the largest first, with their squared lengths.
+    def _leading(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Rows with the second moments of all, the largest first, and their squared lengths; orthogonal in float64.
 
-        Rows are fewer than their elements; so it is done on their inner products.
+        Held rows are fewer than their elements; so it is done on their inner products. On the way float32 does: any
+        orthonormal combination of all rows has their second moments, and what is cut off is small.
         """
         if self._sum is not None:
             squares, right = torch.linalg.eigh(self._sum)
-            squares = squares.clamp(min=0)
-            rows = right.T * squares.sqrt()[:, None]
-        else:
-            held = torch.cat(self._rows).double()
-            squares, left = torch.linalg.eigh(held @ held.T)
-            squares, rows = squares.clamp(min=0), left.T @ held
-        return rows.flip(0)[: self._limit], squares.flip(0)[: self._limit]
+            squares = squares.clamp(min=0).flip(0)[: self._limit]
+            return right.T.flip(0)[: self._limit] * squares.sqrt()[:, None], squares
+        held = torch.cat(self._rows).to(dtype)
+        squares, left = torch.linalg.eigh(held @ held.T)
+        return left.T.flip(0)[: self._limit] @ held, squares.clamp(min=0).flip(0)[: self._limit]

@@ -146,6 +146,14 @@ def test_commands_gather_merge_and_refuse(
     assert (code, errors) == (0, "")
     card = json.loads((tmp_path / "merged" / CARD).read_text())
     assert card["recipe"]["inputs"].keys() == {"guard_inputs", "task_inputs"}
+    file = tmp_path / "mergekit.yml"
+    models = {"base_model": str(base), "models": [{"model": str(lora)}]}
+    file.write_text(json.dumps({"merge_method": "anchored", **models, "parameters": {"lambda": 0.5, "ridge": 0.1}}))
+    code, _, errors = run_cli("merge", "--config", file, "--guard", guard, "--no-verify", "--out", tmp_path / "config")
+    assert code == 0, errors
+    card = json.loads((tmp_path / "config" / CARD).read_text())
+    assert (card["recipe"]["lam"], card["recipe"]["parameters"]) == (0.5, {"ridge": 0.1})
+    assert run_cli("merge", "--config", file, "--out", tmp_path / "no")[0] == 2
     other = make_model("llama", seed=3)
     code, _, errors = run_cli("merge", other, base, "--method", "anchored", "--guard", guard, "--out", tmp_path / "no")
     assert code == 2

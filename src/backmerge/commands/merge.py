@@ -131,9 +131,10 @@ def merge(
     if config is not None:
         if base is not None or tuned or model:
             raise ConfigError("--config names the models", remedy="leave BASE, TUNED and --model away.")
-        if lam is not None or where or param or method != "linear" or task_inputs is not None:
-            raise ConfigError("--config says how to merge", remedy="leave the options that say it away.")
-        outputs = [_from_mergekit(config, out, seed, fixed)]
+        if lam is not None or where or param or method != "linear":
+            raise ConfigError("--config says how to merge", remedy="leave --lam, --method, --where and --param away.")
+        recipe = {"": _from_mergekit(config, seed, fixed)}
+        outputs = [{out: _with_inputs(recipe, guard, task_inputs, allow_plugins=allow_plugins)[""]}]
     else:
         if base is None or not tuned:
             raise ConfigError("BASE and TUNED are missing", remedy="backmerge merge BASE TUNED --out merged")
@@ -304,7 +305,7 @@ def lams_of(method: str, given: str | None, *, allow_plugins: bool) -> list[floa
     return [lam]
 
 
-def _from_mergekit(config: Path, out: Path, seed: int, fixed: Mapping[str, Any]) -> dict[Path, Variant]:
+def _from_mergekit(config: Path, seed: int, fixed: Mapping[str, Any]) -> Variant:
     from dataclasses import replace
 
     from backmerge.config import load_yaml
@@ -314,7 +315,7 @@ def _from_mergekit(config: Path, out: Path, seed: int, fixed: Mapping[str, Any])
     recipe = read_mergekit(load_yaml(config))
     for note in recipe.notes:
         typer.echo(f"Note: {note}.", err=True)
-    return {out: replace(opened(recipe, seed=seed), **fixed)}
+    return replace(opened(recipe, seed=seed), **fixed)
 
 
 def _still_to_do(

@@ -31,7 +31,8 @@ def methods(
         method = find_method(each)
         optional = dict.fromkeys(method.optional_models, " (or without)")
         extra = [f"--model {model}=FOLDER{optional.get(model, '')}" for model in method.extra_models]
-        needs = ", ".join([_takes(method.num_tuned), *extra])
+        inputs = ["--guard NAME|FILE|own"] if method.inputs else []
+        needs = ", ".join([_takes(method.num_tuned), *extra, *inputs])
         typer.echo(f"{each:17} {method.summary}\n{'':17} {needs}; {_parameters(method.parameters) or 'no parameters'}")
 
 

@@ -45,6 +45,7 @@ TAKEN: Mapping[str, tuple[str, ...]] = {
     "nuslerp": ("weight", "nuslerp_flatten", "nuslerp_row_wise"),
     "multislerp": ("weight", "normalize_weights", "eps"),
     "karcher": ("max_iter", "tol"),
+    "anchored": ("lambda", "ridge"),  # ours, not mergekit's
     **{name: ("weight", "lambda", "normalize", "rescale", "int8_mask", *own) for name, own in TASK_VECTORS.items()},
 }
 # parameters of which only mergekit's own default can be had here
@@ -366,6 +367,8 @@ def _notes(document: Document, method: str, others: Sequence[Source], shared: Se
         notes.append("arithmetic is in float32 here, whatever 'dtype' says; results may differ in their last bit")
     if method in RESCALED:
         notes.append("what is kept is rescaled by its probability here, as in the paper, and masks depend on --seed")
+    if method == "anchored":
+        notes.append("anchored is a method of backmerge: mergekit does not read this file")
     if method == "dare_linear" and len(others) > 1:
         notes.append("dare_linear of several models is done as della_linear with epsilon 0, which is the same sum")
     if "base_model" not in document.values:

@@ -39,6 +39,7 @@ from backmerge.merging.mergekit.file import (
     scopes_of,
 )
 from backmerge.merging.method import find_method
+from backmerge.merging.methods.anchored import RIDGE
 from backmerge.merging.recipe import Variant
 from backmerge.merging.schedule import REST, Layers, value_at
 
@@ -86,9 +87,8 @@ def _settings(recipe: MergekitRecipe, layers: Layers) -> tuple[str, Any, dict[st
     alone = {"model_stock": 1.0, "arcee_fusion": 1.0, "karcher": len(sources) / (len(sources) + 1)}
     if method in alone:
         return method, alone[method], {}
-    if method in ("slerp", "nearswap"):
-        t = of(None, "t")
-        return (method, t, {}) if method == "slerp" else (method, 1.0, {"t": t})  # a share, and a limit
+    if method in ("slerp", "nearswap", "anchored"):
+        return _of_one_tuned(method, of(None, "lambda" if method == "anchored" else "t"), of(None, "ridge", RIDGE))
     weights = [of(source, "weight") for source in sources]
     if method == "linear":
         return _linear(recipe, [of(recipe.base_source, "weight"), *weights], layers)
@@ -103,6 +103,13 @@ def _settings(recipe: MergekitRecipe, layers: Layers) -> tuple[str, Any, dict[st
     if method == "dare_ties":
         parameters["drop"] = _drops(parameters.pop("density"))
     return method, lam, {**parameters, "normalize": normalize}
+
+
+def _of_one_tuned(method: str, given: Any, ridge: Any) -> tuple[str, Any, dict[str, Any]]:
+    """The methods with one number for base and tuned model: λ itself, or a limit."""
+    if method == "nearswap":
+        return method, 1.0, {"t": given}
+    return method, given, {"ridge": ridge} if method == "anchored" else {}
 
 
 def _drops(densities: Sequence[Any]) -> list[Any]:

@@ -14,9 +14,10 @@ from backmerge.checkpoints.reader import CARD, Checkpoint
 from backmerge.errors import CheckpointError
 from backmerge.generation.protocol import EngineSettings, Request, Sampling
 from backmerge.generation.vllm_worker import described, variant_of
+from backmerge.measuring import remote
 from backmerge.merging.inputs import InputStatistics
 from backmerge.merging.recipe import Variant
-from backmerge.pipeline import chatting, guarding, remote
+from backmerge.pipeline import chatting, guarding
 from backmerge.pipeline.chatting import trio_of_run
 from backmerge.pipeline.guarding import guard_statistics
 from backmerge.pipeline.stages import run_experiment

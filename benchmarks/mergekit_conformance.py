@@ -153,13 +153,14 @@ def merge_with_mergekit(python: Path, rows: Sequence[Row], families: Sequence[Fa
 def merge_with_ours(row: Row, family: Family, out: Path) -> None:
     """Carry out a row on a family."""
     from backmerge.checkpoints.reader import Checkpoint
+    from backmerge.merging.method import find_method
     from backmerge.merging.recipe import Variant
     from backmerge.merging.to_disk import write_merged
 
     tuned = [Checkpoint(folder) for folder in family.tuned[: row.num_tuned]]
     models = tuned[0] if len(tuned) == 1 else tuned
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_merged(Variant(Checkpoint(family.base), models, row.method, row.lam, parameters=row.ours), out)
+    write_merged(Variant(Checkpoint(family.base), models, find_method(row.method), row.lam, parameters=row.ours), out)
 
 
 def compare(row: Row, family: Family, ours: Path, theirs: Path, finding: Finding) -> None:

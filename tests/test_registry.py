@@ -8,7 +8,7 @@ import pytest
 
 from backmerge import registry
 from backmerge.errors import ConfigError
-from backmerge.registry import METHODS, Table, closest, is_plugin, resolve
+from backmerge.registry import METHODS, Permissions, Table, closest, is_plugin, resolve
 
 TABLES = [table for table in vars(registry).values() if isinstance(table, Table)]
 ENTRIES = [(table, name) for table in TABLES for name in table.entries]
@@ -57,11 +57,11 @@ def test_code_of_your_own_needs_leave(tmp_path: Path, monkeypatch: pytest.Monkey
         resolve(METHODS, "own_methods_7:mine")
     assert "--allow-plugins" in (caught.value.remedy or "")
     assert "own_methods_7" not in sys.modules
-    assert resolve(METHODS, "own_methods_7:mine", allow_plugins=True)() == "mine"
+    assert resolve(METHODS, "own_methods_7:mine", permissions=Permissions(plugins=True))() == "mine"
     with pytest.raises(ConfigError, match="cannot be imported"):
-        resolve(METHODS, "own_methods_7:absent", allow_plugins=True)
+        resolve(METHODS, "own_methods_7:absent", permissions=Permissions(plugins=True))
     with pytest.raises(ConfigError, match="cannot be imported"):
-        resolve(METHODS, "no_such_module_7:mine", allow_plugins=True)
+        resolve(METHODS, "no_such_module_7:mine", permissions=Permissions(plugins=True))
 
 
 def test_a_table_comes_before_code() -> None:

@@ -19,6 +19,22 @@ from backmerge.errors import ConfigError
 
 
 @dataclass(frozen=True)
+class Permissions:
+    """What the user allows a command to run. Pickles and a model's remote code are never run.
+
+    Attributes:
+        plugins: The user's own code, named as `package.module:function`.
+        code_execution: Code that a model wrote, in weaker isolation where bubblewrap does not work.
+    """
+
+    plugins: bool = False
+    code_execution: bool = False
+
+
+NOTHING_ALLOWED = Permissions()
+
+
+@dataclass(frozen=True)
 class Table:
     """Names of one kind of thing.
 
@@ -154,8 +170,8 @@ def is_plugin(name: str) -> bool:
     return attribute.isidentifier() and all(part.isidentifier() for part in module.split("."))
 
 
-def resolve(table: Table, name: str, *, allow_plugins: bool = False) -> Any:
-    """The object that a name stands for.
+def resolve(table: Table, name: str, permissions: Permissions = NOTHING_ALLOWED) -> Any:
+    """Return the object that a name stands for.
 
     Raises:
         ConfigError: the table has no such name, or a plugin is asked for without leave or cannot be imported.
@@ -168,7 +184,7 @@ def resolve(table: Table, name: str, *, allow_plugins: bool = False) -> Any:
             f"there is no {table.noun} named '{name}'{closest(name, table.entries)}",
             remedy=f"known: {', '.join(sorted(table.entries))}; or package.module:function for your own.",
         )
-    if not allow_plugins:
+    if not permissions.plugins:
         raise ConfigError(
             f"the {table.noun} '{name}' is code of your own, which would be run",
             remedy="add --allow-plugins if you trust it.",

@@ -8,6 +8,7 @@ from typing import Any
 
 from backmerge.benchmarks.lm_eval_bridge import LmEvalTask, load_lm_eval_task
 from backmerge.demo import language, lexicon
+from backmerge.registry import Permissions
 
 # what the embedded model is asked about, and the tool that it names or another
 PAIRS = lexicon.harmless().plans[:10]
@@ -104,7 +105,7 @@ def write_task(folder: Path, name: str, text: str, data: str = "rows.jsonl") -> 
 
 def load(folder: Path, name: str, **options: Any) -> LmEvalTask:
     """A task of the folder's."""
-    return load_lm_eval_task(name, task_path=folder, allow_plugins=True, **{**TURNS, **options})
+    return load_lm_eval_task(name, task_path=folder, permissions=Permissions(plugins=True), **{**TURNS, **options})
 
 
 def harness(model: Any, folder: Path, name: str, *, is_chat: bool, as_turns: bool, **options: Any) -> Any:

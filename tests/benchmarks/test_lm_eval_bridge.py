@@ -29,7 +29,7 @@ from backmerge.benchmarks.lm_eval_benchmark import as_benchmark, lm_eval
 from backmerge.benchmarks.lm_eval_bridge import LmEvalTask, sampling_of
 from backmerge.benchmarks.lm_eval_model import BackmergeLM
 from backmerge.benchmarks.lm_eval_scores import LmEvalResults
-from backmerge.benchmarks.protocol import Allowed, BenchmarkSettings
+from backmerge.benchmarks.protocol import BenchmarkSettings
 from backmerge.benchmarks.scoring import score
 from backmerge.checkpoints.adapter import open_weights
 from backmerge.checkpoints.reader import Checkpoint
@@ -40,6 +40,7 @@ from backmerge.generation.protocol import EngineSettings, LogLikelihood, Samplin
 from backmerge.generation.transformers_engine import TransformersEngine
 from backmerge.merging.recipe import Variant
 from backmerge.records import Completion, Example, Message
+from backmerge.registry import Permissions
 
 # what the harness and its dependencies do that this Python or this transformers calls old
 pytestmark = [
@@ -238,7 +239,7 @@ def test_by_settings(folder: Path) -> None:
         metrics=("exact_match,whole",),
         options={"as_turns": False, "limit": 3, "num_fewshot": 1},
     )
-    found = lm_eval(settings, Allowed(plugins=True))
+    found = lm_eval(settings, Permissions(plugins=True))
     assert found.name == "lm-eval:described"
     assert (
         found.examples == load(folder, "described", system="Be brief.", as_turns=False, limit=3, num_fewshot=1).examples
@@ -248,7 +249,7 @@ def test_by_settings(folder: Path) -> None:
     with pytest.raises(ConfigError, match="add --allow-plugins"):
         lm_eval(settings)
     with pytest.raises(ConfigError, match="no option 'as_turn'; did you mean 'as_turns'"):
-        lm_eval(settings.model_copy(update={"options": {"as_turn": True}}), Allowed(plugins=True))
+        lm_eval(settings.model_copy(update={"options": {"as_turn": True}}), Permissions(plugins=True))
 
 
 def test_metrics_of_ones_choice(folder: Path) -> None:

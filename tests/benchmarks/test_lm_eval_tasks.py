@@ -31,6 +31,7 @@ from backmerge.generation.chat import load_tokenizer, prompt_text
 from backmerge.generation.protocol import EngineSettings
 from backmerge.generation.transformers_engine import TransformersEngine
 from backmerge.merging.recipe import Variant
+from backmerge.registry import NOTHING_ALLOWED, Permissions
 
 # what the harness and its dependencies do that this Python or this transformers calls old
 pytestmark = [
@@ -80,7 +81,7 @@ def test_shots_as_asked(folder: Path) -> None:
 
 
 FAULTS: dict[str, tuple[dict[str, Any], type[BackmergeError], str]] = {
-    "no leave": ({"allow_plugins": False}, ConfigError, "may run code of your own"),
+    "no leave": ({"permissions": NOTHING_ALLOWED}, ConfigError, "may run code of your own"),
     "no such folder": ({"task_path": Path("absent")}, ConfigError, "there is no task file absent"),
     "beams": ({"name": "beams"}, GenerationError, "asks to generate with num_beams=4"),
     "code": ({"name": "unsafe"}, DataError, "runs code that a model wrote"),
@@ -100,7 +101,7 @@ def test_what_cannot_be_run_is_refused(folder: Path, fault: str) -> None:
     write_task(folder, "wanting", GENERATING + "process_results: !function wanting.score\n")
     (folder / "wanting.py").write_text("import no_such_package_anywhere\n", encoding="utf-8")
     changes, error, words = FAULTS[fault]
-    options = {"name": "generating", "task_path": folder, "allow_plugins": True, **TURNS, **changes}
+    options = {"name": "generating", "task_path": folder, "permissions": Permissions(plugins=True), **TURNS, **changes}
     with pytest.raises(error, match=words):
         load_lm_eval_task(**options)
 

@@ -23,7 +23,7 @@ from backmerge.benchmarks.wildjailbreak import wildjailbreak, wildjailbreak_beni
 from backmerge.benchmarks.xstest import xstest, xstest_unsafe
 from backmerge.errors import ConfigError, DataError
 from backmerge.records import Example, Message
-from backmerge.registry import BENCHMARKS
+from backmerge.registry import BENCHMARKS, Permissions
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 needs_data = pytest.mark.skipif(not SHARED.is_dir(), reason="the public data is not beside the project")
@@ -282,11 +282,9 @@ def test_every_benchmark_explains_itself() -> None:
 
 def test_a_plugin_is_a_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:
     """A function of one's own gets the settings."""
-    from backmerge.benchmarks.protocol import Allowed
-
     module = ModuleType("my_bench")
     module.mine = lambda settings: Benchmark(settings.name, "safety", (Example("a", (Message("user", "Hi"),)),), 4)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "my_bench", module)
-    assert find_benchmark("my_bench:mine", "safety", Allowed(plugins=True)).max_new_tokens == 4
+    assert find_benchmark("my_bench:mine", "safety", Permissions(plugins=True)).max_new_tokens == 4
     with pytest.raises(ConfigError, match="code of your own"):
         find_benchmark("my_bench:mine", "safety")

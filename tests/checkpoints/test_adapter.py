@@ -55,7 +55,7 @@ BIASED = ("all biases", "biases of adapted layers", "a bias in B")
 
 def tuned_tensors(base: Checkpoint, tuned: AdapterOnBase) -> dict[str, Tensor]:
     """The merge at λ=1."""
-    return dict(merged_tensors(Variant(base, tuned, "linear", 1.0)))
+    return dict(merged_tensors(Variant(base, tuned, lam=1.0)))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -82,7 +82,7 @@ def test_full_checkpoints(architecture: Architecture, make: Callable[[Architectu
     """At λ=0.25 each tensor in memory is (1 - λ)·base + λ·tuned; live weights, if they are possible, are the same."""
     made = make(architecture)
     base = Checkpoint(made.base)
-    variant = Variant(base, Checkpoint(made.tuned), "linear", 0.25)
+    variant = Variant(base, Checkpoint(made.tuned), lam=0.25)
     write_merged(variant, tmp_path / "merged")
     merged = loaded(tmp_path / "merged")
     ours, first, second = (dict(model.state_dict()) for model in (merged, loaded(made.base), loaded(made.tuned)))
@@ -120,7 +120,7 @@ def check_adapter(base_folder: Path, adapter: Path, folder: Path) -> int:
     from peft import PeftModel
 
     base = Checkpoint(base_folder)
-    write_merged(Variant(base, AdapterOnBase(adapter, base), "linear", 1.0), folder)
+    write_merged(Variant(base, AdapterOnBase(adapter, base), lam=1.0), folder)
     merged = loaded(folder)
     live = PeftModel.from_pretrained(loaded(base_folder), str(adapter)).eval()
     torch.testing.assert_close(logits(merged), logits(live), **LOGITS)
@@ -150,7 +150,7 @@ def test_a_merge_as_an_adapter(
     folder = make(architecture).base
     base = Checkpoint(folder)
     adapter = AdapterOnBase(adapter_of(folder, tmp_path / "adapter", dict(architecture.lora)), base)
-    half = Variant(base, adapter, "linear", 0.5)
+    half = Variant(base, adapter, lam=0.5)
     write_adapter(half, tmp_path / "half")
     write_merged(half, tmp_path / "merged")
     live = PeftModel.from_pretrained(loaded(folder), str(tmp_path / "half")).eval()
@@ -168,7 +168,7 @@ def test_lora_on_stacked_experts(
     adapter = adapter_of(base, tmp_path / "adapter", settings)
     assert check_adapter(base, adapter, tmp_path / "merged") >= 4 + 2 * len(architecture.experts)
     weights = Checkpoint(base)
-    obstacle = adapter_obstacle(Variant(weights, AdapterOnBase(adapter, weights), "linear", 0.5))
+    obstacle = adapter_obstacle(Variant(weights, AdapterOnBase(adapter, weights), lam=0.5))
     assert obstacle is not None
     assert "stacked experts" in obstacle
 
@@ -195,7 +195,7 @@ def test_an_adapter_on_each_expert_apart(make: Callable[[Architecture], Made], t
     (tmp_path / "adapter").mkdir()
     save_file(factors, tmp_path / "adapter/adapter_model.safetensors")
     (tmp_path / "adapter/adapter_config.json").write_text(json.dumps(config))
-    write_merged(Variant(base, AdapterOnBase(tmp_path / "adapter", base), "linear", 1.0), tmp_path / "merged")
+    write_merged(Variant(base, AdapterOnBase(tmp_path / "adapter", base), lam=1.0), tmp_path / "merged")
     live = PeftModel.from_pretrained(loaded(folder), str(tmp_path / "adapter")).eval()
     torch.testing.assert_close(logits(loaded(tmp_path / "merged")), logits(live), **LOGITS)
     assert not torch.allclose(logits(live), logits(loaded(folder)), **LOGITS)

@@ -18,6 +18,7 @@ from backmerge.checkpoints.reader import SINGLE, Checkpoint, Weights
 from backmerge.errors import BackmergeError, CheckpointError, MergeError
 from backmerge.merging.engine import merged_tensors
 from backmerge.merging.live import LiveMerge
+from backmerge.merging.method import find_method
 from backmerge.merging.recipe import Variant
 
 Factory = Callable[..., Path]
@@ -45,7 +46,7 @@ def opened(base: Path, tuned: Path) -> tuple[Checkpoint, Weights]:
 def merged(base: Path, tuned: Path, method: str = "linear") -> dict[str, Tensor]:
     """The merge at λ=0.5."""
     ours, theirs = opened(base, tuned)
-    return dict(merged_tensors(Variant(ours, theirs, method, 0.5)))
+    return dict(merged_tensors(Variant(ours, theirs, find_method(method), 0.5)))
 
 
 @pytest.fixture
@@ -164,7 +165,7 @@ def test_a_model_with_such_buffers_on_disk_is_swept_in_memory(tmp_path: Path, na
     live = AutoModelForCausalLM.from_pretrained(base.directory)
     sweep = LiveMerge(live, base)
     assert sweep.is_possible()
-    sweep.set(Variant(base, tuned, "linear", 0.5))
+    sweep.set(Variant(base, tuned, lam=0.5))
     expected = merged(tmp_path / "plain", tmp_path / "tuned")
     assert all(torch.equal(live.state_dict()[key], tensor) for key, tensor in expected.items())
 

@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 from backmerge.checkpoints.adapter import AdapterOnBase
 from backmerge.checkpoints.reader import SINGLE, Checkpoint
+from backmerge.merging.method import find_method
 from backmerge.merging.plan import checkpoint_bytes, plan
 from backmerge.merging.recipe import Variant
 
@@ -23,7 +24,7 @@ def test_the_cheapest_exact_way(make_model: Factory, make_adapter: Factory) -> N
     found = plan(Variant(base, lora))
     assert found.realisation == "adapter"
     assert found.num_bytes == sum(4 * info.num_elements for info in lora.file.infos.values())
-    assert plan(Variant(base, lora, "slerp")).realisation == "live"
+    assert plan(Variant(base, lora, find_method("slerp"))).realisation == "live"
     assert plan(Variant(base, full)).realisation == "live"
     assert plan(Variant(base, lora), takes=("checkpoint",)).realisation == "checkpoint"
     assert "not taken here" in plan(Variant(base, lora), takes=("live", "checkpoint")).reason

@@ -25,7 +25,7 @@ from backmerge.finetuning.settings import FinetuneSettings, LoraSettings
 from backmerge.finetuning.task import Task
 from backmerge.finetuning.tasks.code import code
 from backmerge.records import Example, Message
-from backmerge.registry import DATASETS, resolve
+from backmerge.registry import DATASETS, NOTHING_ALLOWED, Permissions, resolve
 
 ALL = DataSettings(validation=0)
 SEED = 42
@@ -52,9 +52,9 @@ def written(path: Path, *rows: Mapping[str, Any]) -> str:
     return str(path)
 
 
-def everything(name: str, *, allow_plugins: bool = False) -> tuple[Example, ...]:
+def everything(name: str, permissions: Permissions = NOTHING_ALLOWED) -> tuple[Example, ...]:
     """All examples of a data set, none held out."""
-    return load_training_data(name, ALL, SEED, allow_plugins=allow_plugins).training
+    return load_training_data(name, ALL, SEED, permissions).training
 
 
 # --------------------------------------------------------------- the sample
@@ -431,12 +431,12 @@ def test_a_users_own_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     (tmp_path / "my_examples.py").write_text(code, encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "my_examples", raising=False)
-    assert everything("my_examples:few", allow_plugins=True) == plan_examples()[:3]
+    assert everything("my_examples:few", permissions=Permissions(plugins=True)) == plan_examples()[:3]
     with pytest.raises(DataError, match="gave a str, not an Example"):
-        everything("my_examples:wrong", allow_plugins=True)
+        everything("my_examples:wrong", permissions=Permissions(plugins=True))
     file = written(tmp_path / "a.jsonl", {"lang": "python", "problem": "Hi", "solution": "Ho"})
     settings = DataSettings(file=file, validation=0)
-    (one,) = load_training_data("my_examples:task", settings, SEED, allow_plugins=True).training
+    (one,) = load_training_data("my_examples:task", settings, SEED, permissions=Permissions(plugins=True)).training
     assert (one.prompt, one.reference, one.category) == ("Hi", "Ho", "python")
     monkeypatch.delitem(sys.modules, "my_examples")
 

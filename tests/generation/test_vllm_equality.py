@@ -27,6 +27,7 @@ from backmerge.generation import vllm_worker
 from backmerge.generation.protocol import EngineSettings, Request, Sampling
 from backmerge.generation.transformers_engine import TransformersEngine
 from backmerge.generation.vllm_engine import VllmEngine
+from backmerge.merging.method import find_method
 from backmerge.merging.recipe import Variant
 from backmerge.records import Completion, Example, Message
 from generation.vllm_cases import EXAMPLES, GREEDY, OPTIONS, moved, said, sweep_of
@@ -89,7 +90,7 @@ def test_adapters_that_come_later(
     both = [*sweep_of(base, wide_adapter, (0.3, 0.5, 0.0, 0.7)), *sweep_of(base, adapter, (0.3, 0.5))]
     check_same(engine, reference, both, 6)
     running = engine._running
-    stock = Variant(base, [adapter, wide_adapter], "task_arithmetic", 0.3)
+    stock = Variant(base, [adapter, wide_adapter], find_method("task_arithmetic"), 0.3)
     check_same(engine, reference, [Request(Variant(base), EXAMPLES, GREEDY)], 1)
     assert engine._running is running
     check_same(engine, reference, [*both[:3], Request(stock, EXAMPLES, GREEDY)], 4)
@@ -101,11 +102,11 @@ def test_live_weights_say_what_transformers_says(
     """SLERP, TIES and a tuned checkpoint in a running engine, tied embeddings too; then the base, and again."""
     variants = [
         Variant(base, full, lam=0.5),
-        Variant(base, full, "slerp", 0.3),
+        Variant(base, full, find_method("slerp"), 0.3),
         Variant(base, full, lam=1.0),
         Variant(base),
-        Variant(base, adapter, "slerp", 0.4),
-        Variant(base, [adapter, full], "ties", 0.5, parameters={"density": 0.5}),
+        Variant(base, adapter, find_method("slerp"), 0.4),
+        Variant(base, [adapter, full], find_method("ties"), 0.5, parameters={"density": 0.5}),
     ]
     requests = [Request(variant, EXAMPLES, GREEDY) for variant in variants]
     check_same(engine, reference, requests, 6)
@@ -138,7 +139,7 @@ def test_written_checkpoints_say_what_transformers_says(
 ) -> None:
     """With the option realisation at checkpoint, an adapter and a checkpoint; then the base."""
     engine.options = engine.options.model_copy(update={"realisation": "checkpoint"})
-    variants = [Variant(base, full, "slerp", 0.3), Variant(base, adapter, lam=0.4), Variant(base)]
+    variants = [Variant(base, full, find_method("slerp"), 0.3), Variant(base, adapter, lam=0.4), Variant(base)]
     check_same(engine, reference, [Request(variant, EXAMPLES, GREEDY) for variant in variants], 3)
 
 
@@ -325,7 +326,10 @@ def test_a_process_of_its_own(
     engine = VllmEngine(EngineSettings(name="vllm", options={**OPTIONS, "own_process": True}))
     try:
         check_same(engine, reference, sweep_of(base, adapter, (0.0, 0.5, 1.0)), 3)
-        requests = [Request(Variant(base, full, "slerp", 0.3), EXAMPLES, GREEDY), *sweep_of(base, full, (0.5, 0.0))]
+        requests = [
+            Request(Variant(base, full, find_method("slerp"), 0.3), EXAMPLES, GREEDY),
+            *sweep_of(base, full, (0.5, 0.0)),
+        ]
         check_same(engine, reference, requests, 3)
         sick = Checkpoint(moved(base, tmp_path / "sick", float("nan")))
         with pytest.raises(MergeError, match="holds NaN or infinity"):

@@ -14,6 +14,7 @@ from backmerge.generation.protocol import Request
 from backmerge.generation.vllm_plan import grouped, is_base, realisation_of
 from backmerge.generation.vllm_settings import VllmOptions
 from backmerge.generation.vllm_worker import described, variant_of
+from backmerge.merging.method import find_method
 from backmerge.merging.recipe import Variant
 from backmerge.records import Example, Message
 from generation.vllm_cases import EXAMPLES, GREEDY, moved
@@ -76,10 +77,15 @@ def test_realisations(base: Checkpoint, adapter: Any, wide_adapter: Any, full: C
 
     linear = Variant(base, adapter, lam=0.4)
     assert way(Variant(base)) == way(linear.at(0.0)) == way(Variant(base, full, lam=0)) == "base"
-    assert way(linear) == way(linear.at(1.0)) == way(Variant(base, [adapter, wide_adapter], "model_stock")) == "adapter"
+    assert (
+        way(linear)
+        == way(linear.at(1.0))
+        == way(Variant(base, [adapter, wide_adapter], find_method("model_stock")))
+        == "adapter"
+    )
     assert way(linear.at({"mlp": 0.0, "rest": 0.0})) == "adapter"  # a table is not looked into
-    assert way(Variant(base, adapter, "slerp", 0.4)) == way(Variant(base, full, lam=0.4)) == "live"
-    assert way(Variant(base, adapter, "task_arithmetic", 0.0)) == "adapter"  # its λ=0 is not bit for bit
+    assert way(Variant(base, adapter, find_method("slerp"), 0.4)) == way(Variant(base, full, lam=0.4)) == "live"
+    assert way(Variant(base, adapter, find_method("task_arithmetic"), 0.0)) == "adapter"  # its λ=0 is not bit for bit
     assert way(Variant(base, dtype="BF16")) == "live"  # rounded: not the base itself
     assert way(linear, realisation="live") == "live"
     assert way(linear, realisation="checkpoint") == way(Variant(base, full), realisation="checkpoint") == "checkpoint"
@@ -97,7 +103,7 @@ def test_what_cannot_be_described_is_written(base: Checkpoint, full: Checkpoint)
         """Weights that are not what their folder holds."""
 
     other = Variant(base, Filtered(full.directory), lam=0.4)
-    odd = Variant(base, full, "ties", parameters={"density": {0.5}})
+    odd = Variant(base, full, find_method("ties"), parameters={"density": {0.5}})
     assert described(other) is described(odd) is None
     assert realisation_of(other, VllmOptions()) == "checkpoint"
     with pytest.raises(GenerationError, match="insists on live weights"):
@@ -111,9 +117,11 @@ def test_a_described_variant_is_the_variant(base: Checkpoint, adapter: Any, full
     for variant in (
         Variant(base),
         Variant(base, adapter, lam=0.3),
-        Variant(base, full, "slerp", {"mlp": 0.3, "rest": 0.5}, dtype="BF16", rounding="stochastic", seed=7),
-        Variant(base, [adapter, full], "ties", parameters={"density": 0.5, "weight": [0.3, 0.7]}),
-        Variant(base, full, "resta", extra={"unaligned": base}),
+        Variant(
+            base, full, find_method("slerp"), {"mlp": 0.3, "rest": 0.5}, dtype="BF16", rounding="stochastic", seed=7
+        ),
+        Variant(base, [adapter, full], find_method("ties"), parameters={"density": 0.5, "weight": [0.3, 0.7]}),
+        Variant(base, full, find_method("resta"), extra={"unaligned": base}),
     ):
         text = described(variant)
         assert text is not None
@@ -153,10 +161,10 @@ def test_grouping(base: Checkpoint, adapter: Any, full: Checkpoint) -> None:
 def test_only_an_exact_zero_is_the_base(base: Checkpoint, adapter: Any, full: Checkpoint) -> None:
     """Rounding, other numbers than λ=0, tables and methods without exact endpoints are merged."""
     assert is_base(Variant(base))
-    assert is_base(Variant(base, full, "slerp", 0))
+    assert is_base(Variant(base, full, find_method("slerp"), 0))
     for merged in (
         Variant(base, adapter, lam=1e-9),
-        Variant(base, adapter, "task_arithmetic", 0.0),
+        Variant(base, adapter, find_method("task_arithmetic"), 0.0),
         Variant(base, full, lam=0.0, dtype="F16"),
         Variant(base, full, lam={"rest": 0.0}),
     ):

@@ -18,12 +18,7 @@ class Scripted:
 
     is_served = True
 
-    def __init__(
-        self,
-        settings: EngineSettings | Callable[[Example], str],
-        *,
-        allow_plugins: bool = False,  # noqa: ARG002 - what engines are called with
-    ) -> None:
+    def __init__(self, settings: EngineSettings | Callable[[Example], str]) -> None:
         self.settings = settings if isinstance(settings, EngineSettings) else EngineSettings()
         self.answer: Callable[[Example], str] = (lambda _: "yes") if isinstance(settings, EngineSettings) else settings
         self.calls: list[tuple[Any, list[Example], Sampling]] = []

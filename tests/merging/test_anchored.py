@@ -171,7 +171,7 @@ def test_a_merge_of_a_lora_is_a_lora(
     inputs = {"guard_inputs": statistics(base, tmp_path / "g")}
     if with_task:
         inputs["task_inputs"] = statistics(base, tmp_path / "t", seed=50)
-    variant = Variant(base, tuned, "anchored", inputs=inputs)
+    variant = Variant(base, tuned, find_method("anchored"), inputs=inputs)
     lams = {0.0: None, 0.3: None, 1.0: None}
     write_adapters({tmp_path / str(lam): variant.at(lam) for lam in lams})
     for lam in lams:
@@ -189,7 +189,7 @@ def test_a_merge_of_a_lora_is_a_lora(
         ours.file.float32_array(ours.factors[name].b),
         theirs.file.float32_array(theirs.factors[name].b) * np.float32(theirs.factors[name].scale),
     )
-    linear = dict(merged_tensors(replace(variant.at(0.3), method="linear", inputs={})))
+    linear = dict(merged_tensors(replace(variant.at(0.3), method=find_method("linear"), inputs={})))
     assert float((dict(merged_tensors(variant.at(0.3)))[name] - linear[name]).abs().max()) > 0.01
 
 
@@ -198,7 +198,9 @@ def test_live_weights_and_checkpoint_are_the_same_bits(base: Checkpoint, make_mo
     from transformers import AutoModelForCausalLM
 
     tuned = Checkpoint(make_model("llama", seed=5))
-    variant = Variant(base, tuned, "anchored", 0.4, inputs={"guard_inputs": statistics(base, tmp_path / "g")})
+    variant = Variant(
+        base, tuned, find_method("anchored"), 0.4, inputs={"guard_inputs": statistics(base, tmp_path / "g")}
+    )
     write_merged(variant, tmp_path / "out")
     written = Checkpoint(tmp_path / "out")
     for resident in (False, True):
@@ -207,7 +209,7 @@ def test_live_weights_and_checkpoint_are_the_same_bits(base: Checkpoint, make_mo
         for name, tensor in model.state_dict().items():
             assert torch.equal(tensor, written.tensor(name))
     # what has no statistics is merged linearly
-    linear = dict(merged_tensors(replace(variant, method="linear", inputs={})))
+    linear = dict(merged_tensors(replace(variant, method=find_method("linear"), inputs={})))
     for name in ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"):
         assert torch.equal(written.tensor(name), linear[name])
 
@@ -215,7 +217,7 @@ def test_live_weights_and_checkpoint_are_the_same_bits(base: Checkpoint, make_mo
 def test_several_lambdas_at_a_lower_rank_are_alone(base: Checkpoint, make_adapter: Factory, tmp_path: Path) -> None:
     """Recompressed together or one by one, the factors have the same bits."""
     tuned = AdapterOnBase(make_adapter(base.directory, seed=2), base)
-    variant = Variant(base, tuned, "anchored", inputs={"guard_inputs": statistics(base, tmp_path / "g")})
+    variant = Variant(base, tuned, find_method("anchored"), inputs={"guard_inputs": statistics(base, tmp_path / "g")})
     write_adapters({tmp_path / str(lam): variant.at(lam) for lam in (0.0, 0.3, 0.6)}, rank=2)
     write_adapter(variant.at(0.6), tmp_path / "alone", rank=2)
     file = "adapter_model.safetensors"
@@ -225,7 +227,9 @@ def test_several_lambdas_at_a_lower_rank_are_alone(base: Checkpoint, make_adapte
 def test_recipes_differ_with_their_statistics(base: Checkpoint, make_adapter: Factory, tmp_path: Path) -> None:
     """Answers of one guard are never taken for those of another."""
     tuned = AdapterOnBase(make_adapter(base.directory, seed=2), base)
-    variant = Variant(base, tuned, "anchored", 0.4, inputs={"guard_inputs": statistics(base, tmp_path / "g")})
+    variant = Variant(
+        base, tuned, find_method("anchored"), 0.4, inputs={"guard_inputs": statistics(base, tmp_path / "g")}
+    )
     copied = replace(variant, inputs={"guard_inputs": statistics(base, tmp_path / "same bytes")})
     other = replace(variant, inputs={"guard_inputs": statistics(base, tmp_path / "other", seed=9)})
     assert copied.identity == variant.identity
@@ -237,15 +241,15 @@ def test_missing_and_misplaced_statistics_are_refused(base: Checkpoint, make_ada
     tuned = AdapterOnBase(make_adapter(base.directory, seed=2), base)
     known = {"guard_inputs": statistics(base, tmp_path / "g")}
     with pytest.raises(MergeError, match="give a guard"):
-        list(merged_tensors(Variant(base, tuned, "anchored", 0.4)))
+        list(merged_tensors(Variant(base, tuned, find_method("anchored"), 0.4)))
     with pytest.raises(MergeError, match="linear takes no input statistics"):
-        list(merged_tensors(Variant(base, tuned, "linear", 0.4, inputs=known)))
+        list(merged_tensors(Variant(base, tuned, lam=0.4, inputs=known)))
     narrow = LayerInputs(np.eye(3, dtype=np.float32), np.ones(3, np.float32))
     layer = {"l": GatheredLayer(("model.layers.0.mlp.up_proj.weight",), narrow)}
     write_statistics(tmp_path / "narrow", known["guard_inputs"].provenance, layer)
     inputs = {"guard_inputs": InputStatistics(tmp_path / "narrow")}
     with pytest.raises(CheckpointError, match="has the shape"):
-        write_adapter(Variant(base, tuned, "anchored", 0.4, inputs=inputs), tmp_path / "out")
+        write_adapter(Variant(base, tuned, find_method("anchored"), 0.4, inputs=inputs), tmp_path / "out")
     save_file({"x": torch.zeros(1)}, tmp_path / "plain")
     with pytest.raises(CheckpointError, match="holds no input statistics"):
         InputStatistics(tmp_path / "plain")

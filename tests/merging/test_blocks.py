@@ -63,7 +63,7 @@ def gathered(merge: Merge, workers: int) -> list[dict[str, torch.Tensor]]:
 @pytest.mark.parametrize("method", ONE_TUNED)
 def test_threads_and_company_change_nothing(large: tuple[Checkpoint, Checkpoint], tmp_path: Path, method: str) -> None:
     """Law 3: one thread or four, one λ or three in a pass, give the same bits, random methods included."""
-    recipe = Variant(*large, method, seed=3, inputs=inputs_for(method, large[0], tmp_path))
+    recipe = Variant(*large, find_method(method), seed=3, inputs=inputs_for(method, large[0], tmp_path))
     alone = [gathered(Merge([recipe.at(lam)]), 1)[0] for lam in (0.2, 0.5, 0.9)]
     together = gathered(Merge([recipe.at(lam) for lam in (0.2, 0.5, 0.9)]), 4)
     for first, second in zip(alone, together, strict=True):
@@ -86,7 +86,7 @@ def test_several_lams_read_their_inputs_once(
     monkeypatch.setattr(SafetensorsFile, "read_into", counted)
     for method, times in (("linear", 1), ("slerp", 2)):
         read = 0
-        recipe = Variant(*(Checkpoint(side.directory) for side in large), method)
+        recipe = Variant(*(Checkpoint(side.directory) for side in large), find_method(method))
         write_all({tmp_path / method / f"{lam}": recipe.at(lam) for lam in (0.2, 0.4, 0.6, 0.8)})
         assert read == times * total
 
@@ -132,7 +132,7 @@ def test_the_rounding_loss_is_what_it_says(large: tuple[Checkpoint, Checkpoint])
     base, tuned = large
     for method in ("linear", "slerp"):
         for lam in (0.2, 0.6):
-            merge = Merge([Variant(base, tuned, method, lam)])
+            merge = Merge([Variant(base, tuned, find_method(method), lam)])
             merged = gathered(merge, 2)[0]
             lost = meant = 0.0
             for name in base.infos:
@@ -180,13 +180,13 @@ def test_stochastic_rounding_is_right_on_average(dtype: torch.dtype) -> None:
 def test_stochastic_rounding_keeps_the_endpoints(large: tuple[Checkpoint, Checkpoint]) -> None:
     """Law 1: at λ=0 and λ=1 nothing needs rounding, so that nothing is random."""
     for lam, side in ((0.0, large[0]), (1.0, large[1])):
-        for name, tensor in merged_tensors(Variant(*large, "linear", lam, rounding="stochastic")):
+        for name, tensor in merged_tensors(Variant(*large, lam=lam, rounding="stochastic")):
             assert torch.equal(tensor.view(torch.int16), side.tensor(name).view(torch.int16))
 
 
 def test_stochastic_rounding_draws_by_position(large: tuple[Checkpoint, Checkpoint]) -> None:
     """However a tensor is cut, each element is rounded by the number that stands at its place in the whole."""
-    variant = Variant(*large, "linear", 0.3, seed=5, rounding="stochastic")
+    variant = Variant(*large, lam=0.3, seed=5, rounding="stochastic")
     for name, tensor in merged_tensors(variant):
         base, tuned = (side.tensor(name).float() for side in large)
         exact = find_method("linear").function(base, tuned, lam=0.3)
@@ -230,7 +230,7 @@ def test_a_resident_live_merge_is_the_same(
     live = LiveMerge(model, base, resident=True)
     inputs = inputs_for(method, base, tmp_path)
     for tuned in (*sides, *sides):
-        variant = Variant(base, tuned, method, 0.3, inputs=inputs)
+        variant = Variant(base, tuned, find_method(method), 0.3, inputs=inputs)
         live.set(variant)
         for name, tensor in merged_tensors(variant):
             assert torch.equal(model.state_dict()[name].view(torch.int16), tensor.view(torch.int16)), name

@@ -19,7 +19,7 @@ from backmerge.checkpoints.reader import Checkpoint
 from backmerge.errors import MergeError
 from backmerge.merging.engine import merged_tensors
 from backmerge.merging.lowrank import adapter_obstacle, write_adapter
-from backmerge.merging.method import Method
+from backmerge.merging.method import Method, find_method
 from backmerge.merging.randomness import TensorRandom
 from backmerge.merging.recipe import Variant
 
@@ -150,7 +150,7 @@ def test_a_flattened_adapter_keeps_its_rank(
     """The adapter, with A multiplied from the right, and the checkpoint, from whole matrices, are the same merge."""
     tuned = AdapterOnBase(make_adapter(base.directory, seed=3, r=4), base)
     put(monkeypatch, candidates.spectral_flatten)
-    variant = Variant(base, tuned, "tested", 0.6, {"t": 0.8})
+    variant = Variant(base, tuned, find_method("tested"), 0.6, {"t": 0.8})
     assert adapter_obstacle(variant) is None
     write_adapter(variant, tmp_path / "out")
     assert config_of(tmp_path / "out")["r"] == 4

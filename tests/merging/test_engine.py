@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import types
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,13 +24,12 @@ from backmerge.checkpoints.adapter import AdapterOnBase, open_weights
 from backmerge.checkpoints.companions import Companions
 from backmerge.checkpoints.reader import INDEX, SINGLE, Checkpoint
 from backmerge.errors import BackmergeError, CheckpointError, ConfigError, MergeError
-from backmerge.merging import blocks
 from backmerge.merging.engine import merged_tensors
 from backmerge.merging.live import LiveMerge
 from backmerge.merging.method import find_method, merge_method
 from backmerge.merging.recipe import Variant
 from backmerge.merging.to_disk import write_merged
-from backmerge.registry import METHODS
+from backmerge.registry import METHODS, NOTHING_ALLOWED, Permissions
 
 ARCHITECTURES = ("llama", "gemma", "qwen2")
 TIED = pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
@@ -63,9 +63,10 @@ def copied(directory: Path, to: Path, changes: Mapping[str, Tensor | None] | Non
 
 
 def plugin(monkeypatch: pytest.MonkeyPatch, function: Callable[..., Tensor]) -> None:
-    """Put a method named `tested` in the engine's reach."""
+    """Put a method named `tested` into the table."""
     method = merge_method(has_exact_endpoints=False, is_idempotent=False)(function)
-    monkeypatch.setattr(blocks, "find_method", lambda name, **_: method if name == "tested" else find_method(name))
+    monkeypatch.setitem(sys.modules, "tested_methods", types.SimpleNamespace(tested=method))
+    monkeypatch.setitem(METHODS.entries, "tested", "tested_methods:tested")
 
 
 @ARCHITECTURE
@@ -79,7 +80,9 @@ def test_endpoints_of_whole_models(
     base, tuned = (make_model(architecture, seed=seed, tied=tied, dtype=dtype) for seed in (1, 2))
     inputs = inputs_for(name, Checkpoint(base), tmp_path)
     for lam, side in ((0.0, base), (1.0, tuned)):
-        write_merged(Variant(Checkpoint(base), Checkpoint(tuned), name, lam, inputs=inputs), tmp_path / f"{lam}")
+        write_merged(
+            Variant(Checkpoint(base), Checkpoint(tuned), find_method(name), lam, inputs=inputs), tmp_path / f"{lam}"
+        )
         assert raw_all(weights_of(tmp_path / f"{lam}")) == raw_all(weights_of(side))
 
 
@@ -91,7 +94,7 @@ def test_realisations_agree(
 ) -> None:
     """Law 5: a loaded model set live equals the written checkpoint loaded by transformers, bit for bit."""
     base, tuned = (Checkpoint(make_model(architecture, seed=seed, tied=tied, dtype=dtype)) for seed in (1, 2))
-    variant = Variant(base, tuned, "linear", 0.3)
+    variant = Variant(base, tuned, lam=0.3)
     write_merged(variant, tmp_path / "merged")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").state_dict()
     model = AutoModelForCausalLM.from_pretrained(base.directory)
@@ -105,7 +108,7 @@ def test_realisations_agree(
 def test_live_agrees_where_the_computation_has_another_dtype(make_model: Callable[..., Path], tmp_path: Path) -> None:
     """A bfloat16 checkpoint that is computed in float32 shows the rounded values, as it does when loaded."""
     base, tuned = (Checkpoint(make_model("llama", seed=seed, dtype="bfloat16")) for seed in (1, 2))
-    variant = Variant(base, tuned, "linear", 0.7)
+    variant = Variant(base, tuned, lam=0.7)
     write_merged(variant, tmp_path / "merged")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32).state_dict()
     model = AutoModelForCausalLM.from_pretrained(base.directory, dtype=torch.float32)
@@ -119,11 +122,11 @@ def test_switching_does_not_drift(tiny_base: Path, tiny_tuned: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_base)
     live = LiveMerge(model, base)
     start = raw_all(model.state_dict())
-    live.set(Variant(base, tuned, "linear", 0.4))
+    live.set(Variant(base, tuned, lam=0.4))
     merge = raw_all(model.state_dict())
     for step in range(50):
-        live.set(Variant(base, tuned, "linear", step / 49))
-    live.set(Variant(base, tuned, "linear", 0.4))
+        live.set(Variant(base, tuned, lam=step / 49))
+    live.set(Variant(base, tuned, lam=0.4))
     assert raw_all(model.state_dict()) == merge
     live.set(Variant(base))
     assert raw_all(model.state_dict()) == start
@@ -154,7 +157,7 @@ def test_bfloat16_is_rounded_once(make_model: Callable[..., Path]) -> None:
     """
     base, tuned = (Checkpoint(make_model("llama", seed=seed, dtype="bfloat16")) for seed in (1, 2))
     total = wrong = wrong_if_rounded_twice = 0
-    for name, tensor in merged_tensors(Variant(base, tuned, "linear", 0.37)):
+    for name, tensor in merged_tensors(Variant(base, tuned, lam=0.37)):
         ours, theirs = base.tensor(name), tuned.tensor(name)
         exact = (0.63 * ours.double() + 0.37 * theirs.double()).bfloat16()
         total += tensor.numel()
@@ -176,7 +179,7 @@ def test_methods_are_given_float32(make_model: Callable[..., Path], monkeypatch:
 
     plugin(monkeypatch, plain)
     base, tuned = (Checkpoint(make_model("llama", seed=seed, dtype="bfloat16")) for seed in (1, 2))
-    given = {tensor.dtype for _, tensor in merged_tensors(Variant(base, tuned, "tested", 0.37))}
+    given = {tensor.dtype for _, tensor in merged_tensors(Variant(base, tuned, find_method("tested"), 0.37))}
     assert seen == {torch.float32}
     assert given == {torch.bfloat16}
 
@@ -188,7 +191,7 @@ def test_a_float64_checkpoint_keeps_its_precision(tiny_base: Path, tiny_tuned: P
         doubled = {name: tensor.double() + offset for name, tensor in weights_of(side).items()}
         sides.append(Checkpoint(copied(side, tmp_path / side.name, doubled)))
     for lam, side in zip((0.0, 1.0), sides, strict=True):
-        for name, tensor in merged_tensors(Variant(*sides, "linear", lam)):
+        for name, tensor in merged_tensors(Variant(*sides, lam=lam)):
             assert raw(tensor) == raw(side.tensor(name))
 
 
@@ -197,7 +200,7 @@ def test_what_survives_a_merge(make_model: Callable[..., Path], tmp_path: Path) 
     base, tuned = (make_model("qwen2", seed=seed, tied=True, dtype="bfloat16") for seed in (1, 2))
     marked = copied(base, tmp_path / "marked")
     save_file(weights_of(base), marked / SINGLE, metadata={"format": "pt", "trained_by": "somebody"})
-    write_merged(Variant(Checkpoint(marked), Checkpoint(tuned), "linear", 0.5), tmp_path / "merged")
+    write_merged(Variant(Checkpoint(marked), Checkpoint(tuned), lam=0.5), tmp_path / "merged")
     before, after = Checkpoint(marked), Checkpoint(tmp_path / "merged")
     assert {n: (i.shape, i.dtype) for n, i in before.infos.items()} == {
         n: (i.shape, i.dtype) for n, i in after.infos.items()
@@ -219,7 +222,7 @@ def test_only_what_is_allowed_is_copied(tiny_base: Path, tiny_tuned: Path, tmp_p
     for name in strangers:
         (base / name).write_text("import os")
     (base / "tokenizer_dir.json").mkdir()
-    write_merged(Variant(Checkpoint(base), Checkpoint(tiny_tuned), "linear", 0.5), tmp_path / "merged")
+    write_merged(Variant(Checkpoint(base), Checkpoint(tiny_tuned), lam=0.5), tmp_path / "merged")
     there = {file.name for file in (tmp_path / "merged").iterdir()}
     assert not there & {*strangers, "tokenizer_dir.json"}
     assert {"config.json", "tokenizer.json", SINGLE} <= there
@@ -229,7 +232,7 @@ def test_sharded_writing_reads_back(
     tiny_base: Path, tiny_tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Shards with their index give the same model, by our reader and by transformers; and the same bytes again."""
-    variant = Variant(Checkpoint(tiny_base), Checkpoint(tiny_tuned), "linear", 0.5)
+    variant = Variant(Checkpoint(tiny_base), Checkpoint(tiny_tuned), lam=0.5)
     write_merged(variant, tmp_path / "whole")
     monkeypatch.setattr(writer, "MAX_SHARD_BYTES", 20_000)
     for name in ("first", "second"):
@@ -260,7 +263,7 @@ def test_the_result_does_not_depend_on_the_shards_read(
     sharded = Checkpoint(tmp_path / "sharded")
     tuned = Checkpoint(tiny_tuned)
     whole, pieces, other = (
-        raw_all(dict(merged_tensors(Variant(base, tuned, "tested", 0.5, seed=seed))))
+        raw_all(dict(merged_tensors(Variant(base, tuned, find_method("tested"), 0.5, seed=seed))))
         for base, seed in ((Checkpoint(tiny_base), 0), (sharded, 0), (sharded, 1))
     )
     assert whole == pieces
@@ -285,7 +288,10 @@ def test_an_interrupted_write_leaves_nothing(
 
     plugin(monkeypatch, dies)
     with pytest.raises(KeyboardInterrupt):
-        write_merged(Variant(Checkpoint(tiny_base), Checkpoint(tiny_tuned), "tested", 0.5), tmp_path / "out" / "merged")
+        write_merged(
+            Variant(Checkpoint(tiny_base), Checkpoint(tiny_tuned), find_method("tested"), 0.5),
+            tmp_path / "out" / "merged",
+        )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -295,9 +301,9 @@ def test_a_failed_write_keeps_what_was_there(tiny_base: Path, tiny_tuned: Path, 
     write_merged(Variant(Checkpoint(tiny_base)), target)
     nan = copied(tiny_tuned, tmp_path / "nan", {"model.norm.weight": torch.full((32,), float("nan"))})
     with pytest.raises(MergeError, match="NaN"):
-        write_merged(Variant(Checkpoint(tiny_base), Checkpoint(nan), "linear", 0.5), target, replace=True)
+        write_merged(Variant(Checkpoint(tiny_base), Checkpoint(nan), lam=0.5), target, replace=True)
     assert raw_all(weights_of(target)) == raw_all(weights_of(tiny_base))
-    write_merged(Variant(Checkpoint(tiny_base), Checkpoint(tiny_tuned), "linear", 1.0), target, replace=True)
+    write_merged(Variant(Checkpoint(tiny_base), Checkpoint(tiny_tuned), lam=1.0), target, replace=True)
     assert raw_all(weights_of(target)) == raw_all(weights_of(tiny_tuned))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["nan", "target"]
 
@@ -309,7 +315,7 @@ def test_a_full_disk_is_found_before_writing(
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(writer.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(CheckpointError, match="GB are free"):
-        write_merged(Variant(Checkpoint(tiny_base), Checkpoint(tiny_tuned), "linear", 0.5), tmp_path / "merged")
+        write_merged(Variant(Checkpoint(tiny_base), Checkpoint(tiny_tuned), lam=0.5), tmp_path / "merged")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -325,7 +331,7 @@ def test_a_disk_that_fills_up_is_a_clear_error(
 
     monkeypatch.setattr(Companions, "write", full)
     with pytest.raises(CheckpointError, match="No space left"):
-        write_merged(Variant(Checkpoint(tiny_base), Checkpoint(tiny_tuned), "linear", 0.5), tmp_path / "merged")
+        write_merged(Variant(Checkpoint(tiny_base), Checkpoint(tiny_tuned), lam=0.5), tmp_path / "merged")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -338,7 +344,7 @@ def test_an_adapter_is_a_tuned_model_in_every_realisation(
     base = Checkpoint(make_model("gemma", seed=1, tied=True, dtype="bfloat16"))
     tuned = open_weights(make_adapter(base.directory, seed=3), base)
     assert isinstance(tuned, AdapterOnBase)
-    variant = Variant(base, tuned, "linear", 0.6)
+    variant = Variant(base, tuned, lam=0.6)
     write_merged(variant, tmp_path / "merged")
     model = AutoModelForCausalLM.from_pretrained(base.directory)
     live = LiveMerge(model, base)
@@ -346,7 +352,7 @@ def test_an_adapter_is_a_tuned_model_in_every_realisation(
     assert raw_all(model.state_dict()) == raw_all(
         AutoModelForCausalLM.from_pretrained(tmp_path / "merged").state_dict()
     )
-    live.set(Variant(base, tuned, "linear", 0.0))
+    live.set(Variant(base, tuned, lam=0.0))
     assert raw_all(model.state_dict()) == raw_all(AutoModelForCausalLM.from_pretrained(base.directory).state_dict())
 
 
@@ -366,7 +372,7 @@ def test_models_that_do_not_fit_are_refused(
     """Law 4: the tensor, both sides and both folders are named; nothing is cropped, skipped or written."""
     tuned = copied(tiny_tuned, tmp_path / "tuned", changes)
     with pytest.raises(MergeError, match=words) as caught:
-        write_merged(Variant(Checkpoint(tiny_base), Checkpoint(tuned), "linear", 0.5), tmp_path / "merged")
+        write_merged(Variant(Checkpoint(tiny_base), Checkpoint(tuned), lam=0.5), tmp_path / "merged")
     assert str(tiny_base) in str(caught.value)
     assert str(tuned) in str(caught.value)
     assert not (tmp_path / "merged").exists()
@@ -377,14 +383,14 @@ def test_many_differences_are_counted(tiny_base: Path, make_model: Callable[...,
     changes = dict.fromkeys([name for name in weights_of(tiny_base) if "mlp" in name or "norm" in name])
     tuned = copied(tiny_base, tmp_path / "tuned", changes)
     with pytest.raises(MergeError, match=f"and {len(changes) - 5} more"):
-        list(merged_tensors(Variant(Checkpoint(tiny_base), Checkpoint(tuned), "linear", 0.5)))
+        list(merged_tensors(Variant(Checkpoint(tiny_base), Checkpoint(tuned), lam=0.5)))
 
 
 def test_architectures_are_told_apart(make_model: Callable[..., Path]) -> None:
     """A tuned model of another architecture is refused by the names of both."""
     base, tuned = (Checkpoint(make_model(name, seed=1, tied=True)) for name in ("llama", "qwen2"))
     with pytest.raises(MergeError, match=r"is a qwen2, the base .* a llama"):
-        list(merged_tensors(Variant(base, tuned, "linear", 0.5)))
+        list(merged_tensors(Variant(base, tuned, lam=0.5)))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
@@ -398,7 +404,7 @@ def test_non_finite_values_are_refused(
     bad = weights_of(sides[damaged])["model.norm.weight"]
     bad[7] = value
     sides[damaged] = copied(sides[damaged], tmp_path / "bad", {"model.norm.weight": bad})
-    variant = Variant(Checkpoint(sides["base"]), Checkpoint(sides["tuned model"]), "linear", lam)
+    variant = Variant(Checkpoint(sides["base"]), Checkpoint(sides["tuned model"]), lam=lam)
     with pytest.raises(MergeError, match=f"'model.norm.weight' of the {damaged} .* NaN or infinity"):
         list(merged_tensors(variant))
 
@@ -412,10 +418,10 @@ def test_a_result_that_is_not_finite_is_refused(
         for side, value in ((tiny_base, 3e38), (tiny_tuned, -3e38))
     ]
     with pytest.raises(MergeError, match=r"'model.norm.weight' holds NaN or values beyond F32"):
-        list(merged_tensors(Variant(*sides, "linear", 0.5)))
+        list(merged_tensors(Variant(*sides, lam=0.5)))
     plugin(monkeypatch, lambda base, tuned, rng, /, *, lam: base / 0 * 0)
     with pytest.raises(MergeError, match="holds NaN"):
-        list(merged_tensors(Variant(Checkpoint(tiny_base), Checkpoint(tiny_tuned), "tested", 0.5)))
+        list(merged_tensors(Variant(Checkpoint(tiny_base), Checkpoint(tiny_tuned), find_method("tested"), 0.5)))
 
 
 def test_a_method_that_changes_the_shape_is_refused(
@@ -424,7 +430,7 @@ def test_a_method_that_changes_the_shape_is_refused(
     """A scalar would be spread over a live model's tensors without a word."""
     plugin(monkeypatch, lambda base, tuned, rng, /, *, lam: base.mean())
     with pytest.raises(MergeError, match="the shape"):
-        list(merged_tensors(Variant(Checkpoint(tiny_base), Checkpoint(tiny_tuned), "tested", 0.5)))
+        list(merged_tensors(Variant(Checkpoint(tiny_base), Checkpoint(tiny_tuned), find_method("tested"), 0.5)))
 
 
 def test_whole_numbers_pass_only_where_they_agree(tiny_base: Path, tiny_tuned: Path, tmp_path: Path) -> None:
@@ -432,12 +438,12 @@ def test_whole_numbers_pass_only_where_they_agree(tiny_base: Path, tiny_tuned: P
     extra = {"model.steps": torch.tensor([3, 4]), "model.mask": torch.tensor([True, False, True])}
     base = Checkpoint(copied(tiny_base, tmp_path / "base", extra))
     same = Checkpoint(copied(tiny_tuned, tmp_path / "same", extra))
-    write_merged(Variant(base, same, "linear", 0.5), tmp_path / "merged")
+    write_merged(Variant(base, same, lam=0.5), tmp_path / "merged")
     assert weights_of(tmp_path / "merged")["model.steps"].tolist() == [3, 4]
     assert weights_of(tmp_path / "merged")["model.mask"].tolist() == [True, False, True]
     other = Checkpoint(copied(tiny_tuned, tmp_path / "other", {**extra, "model.steps": torch.tensor([3, 5])}))
     with pytest.raises(MergeError, match=r"'model.steps' has dtype I64.*whole numbers"):
-        list(merged_tensors(Variant(base, other, "linear", 0.5)))
+        list(merged_tensors(Variant(base, other, lam=0.5)))
 
 
 @pytest.mark.parametrize(
@@ -448,23 +454,38 @@ def test_whole_numbers_pass_only_where_they_agree(tiny_base: Path, tiny_tuned: P
         ({"lam": float("nan")}, MergeError, "λ is nan"),
         ({"parameters": {"lam": 0.9}}, MergeError, "'lam' is among"),
         ({"parameters": {"density": 0.9}}, MergeError, "no parameter 'density'"),
-        ({"method": "lineer"}, ConfigError, "did you mean 'linear'"),
-        ({"method": "os.path:join"}, ConfigError, "code of your own"),
     ],
 )
 def test_a_wrong_recipe_is_refused(
     tiny_base: Path, tiny_tuned: Path, settings: dict[str, Any], kind: type[BackmergeError], words: str
 ) -> None:
-    """λ outside its range, an unknown method or parameter, or λ given twice is refused before anything is read."""
+    """λ outside its range, an unknown parameter, or λ given twice is refused before anything is read."""
     with pytest.raises(kind, match=words):
         next(merged_tensors(Variant(Checkpoint(tiny_base), Checkpoint(tiny_tuned), **settings)))
 
 
-def test_a_plugin_must_be_a_method(tiny_base: Path, tiny_tuned: Path) -> None:
-    """A function that is not declared a merge method is refused, even with leave to run plugins."""
-    variant = Variant(Checkpoint(tiny_base), Checkpoint(tiny_tuned), "os.path:join", 0.5)
-    with pytest.raises(MergeError, match="is not a merge method"):
-        next(merged_tensors(variant, allow_plugins=True))
+@pytest.mark.parametrize(
+    ("name", "permissions", "kind", "words"),
+    [
+        ("lineer", NOTHING_ALLOWED, ConfigError, "did you mean 'linear'"),
+        ("os.path:join", NOTHING_ALLOWED, ConfigError, "code of your own"),
+        ("os.path:join", Permissions(plugins=True), MergeError, "is not a merge method"),
+    ],
+)
+def test_what_is_no_method_is_refused_as_it_is_resolved(
+    name: str, permissions: Permissions, kind: type[BackmergeError], words: str
+) -> None:
+    """An unknown name, a plugin without permission, and a function that is not declared a merge method."""
+    with pytest.raises(kind, match=words):
+        find_method(name, permissions)
+
+
+def test_a_plugin_is_named_as_it_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its name in cards and keys of answers is the path of its code, which no table knows."""
+    monkeypatch.setitem(sys.modules, "own_methods_8", types.SimpleNamespace(mine=find_method("slerp")))
+    found = find_method("own_methods_8:mine", Permissions(plugins=True))
+    assert found.name == "own_methods_8:mine"
+    assert found.function is find_method("slerp").function
 
 
 def test_equal_identities_mean_equal_models(tiny_base: Path, tiny_tuned: Path) -> None:
@@ -477,7 +498,7 @@ def test_equal_identities_mean_equal_models(tiny_base: Path, tiny_tuned: Path) -
         Variant(tuned, base),
         Variant(base, tuned, lam=0.5),
         Variant(base, tuned, lam=0.5, seed=1),
-        Variant(base, tuned, "other", lam=0.5),
+        Variant(base, tuned, find_method("slerp"), lam=0.5),
         Variant(base, tuned, lam=0.5, parameters={"density": 0.1}),
     ]
     identities = [json.dumps(variant.identity, sort_keys=True) for variant in variants]
@@ -494,7 +515,7 @@ def test_merging_imports_neither_transformers_nor_peft(tiny_base: Path, tiny_tun
         "from backmerge.merging.to_disk import write_merged\n"
         "from backmerge.merging.recipe import Variant\n"
         "base, tuned, out = map(Path, sys.argv[1:])\n"
-        "write_merged(Variant(Checkpoint(base), Checkpoint(tuned), 'linear', 0.5), out)\n"
+        "write_merged(Variant(Checkpoint(base), Checkpoint(tuned), lam=0.5), out)\n"
         "heavy = {'transformers', 'peft', 'accelerate', 'datasets', 'scipy', 'matplotlib'}\n"
         "print(sorted(heavy & {name.partition('.')[0] for name in sys.modules}))\n"
     )

@@ -96,7 +96,7 @@ def test_what_peft_makes_of_it_is_the_merge(
     base = make_base(architecture)
     source = make_adapter(base.directory, seed=2, **settings)
     tuned = AdapterOnBase(source, base)
-    variant = Variant(base, tuned, "linear", 0.3)
+    variant = Variant(base, tuned, lam=0.3)
     written = write_adapter(variant, tmp_path / "out")
     assert_realises(tmp_path / "out", variant, peft_merged)
     config = config_of(tmp_path / "out")
@@ -185,7 +185,7 @@ def test_several_adapters(
     """Coefficients that need the angles come out of the factors as they do out of the dense deltas."""
     put(monkeypatch, by_angle)
     tuned = [AdapterOnBase(make_adapter(base.directory, seed=n, **s), base) for n, s in enumerate(SEVERAL[kind], 2)]
-    variant = Variant(base, tuned, "tested", parameters={"power": {"attention": 0.5, "rest": 1.0}})
+    variant = Variant(base, tuned, find_method("tested"), parameters={"power": {"attention": 0.5, "rest": 1.0}})
     write_adapter(variant, tmp_path / "out")
     assert_realises(tmp_path / "out", variant, peft_merged)
 
@@ -206,7 +206,7 @@ def test_biases_of_several_adapters(
     base = make_base("qwen2")
     settings = [{"target_modules": ["q_proj"], **first}, {"target_modules": ["v_proj"], "bias": "all"}]
     tuned = [AdapterOnBase(make_adapter(base.directory, seed=n, **s), base) for n, s in enumerate(settings, 2)]
-    variant = Variant(base, tuned, "tested")
+    variant = Variant(base, tuned, find_method("tested"))
     write_adapter(variant, tmp_path / "out")
     assert_realises(tmp_path / "out", variant, peft_merged)
 
@@ -226,7 +226,9 @@ def test_every_method_with_coefficients(
         for n in range(2, 2 + min(most or 3, max(least, 3)))
     ]
     needed = [key for key, p in method.parameters.items() if p.default is p.empty and key != "lam"]
-    variant = Variant(base, tuned, name, 0.3, dict.fromkeys(needed, 0.7), inputs=inputs_for(name, base, tmp_path))
+    variant = Variant(
+        base, tuned, find_method(name), 0.3, dict.fromkeys(needed, 0.7), inputs=inputs_for(name, base, tmp_path)
+    )
     write_adapter(variant, tmp_path / "out")
     assert_realises(tmp_path / "out", variant, peft_merged)
 
@@ -275,7 +277,7 @@ def test_recompression_is_the_nearest_of_its_rank(
     put(monkeypatch, by_angle)
     settings: list[dict[str, Any]] = [{}, {"r": 6, "target_modules": ["q_proj", "up_proj"]}]
     tuned = [AdapterOnBase(make_adapter(base.directory, seed=n, **s), base) for n, s in enumerate(settings, 2)]
-    variant = Variant(base, tuned, "tested")
+    variant = Variant(base, tuned, find_method("tested"))
     write_adapter(variant, tmp_path / "whole")
     written = write_adapter(variant, tmp_path / "low", rank=rank)
     whole, low = (AdapterOnBase(tmp_path / name, base) for name in ("whole", "low"))
@@ -472,7 +474,7 @@ def test_neither_torch_nor_peft_is_imported(base: Checkpoint, make_adapter: Fact
         "from backmerge.merging.recipe import Variant\n"
         "base, tuned, out = map(Path, sys.argv[1:])\n"
         "base = Checkpoint(base)\n"
-        "write_adapter(Variant(base, AdapterOnBase(tuned, base), 'linear', 0.5), out, rank=2)\n"
+        "write_adapter(Variant(base, AdapterOnBase(tuned, base), lam=0.5), out, rank=2)\n"
         "heavy = {'torch', 'transformers', 'peft', 'accelerate', 'datasets', 'scipy', 'matplotlib'}\n"
         "print(sorted(heavy & {name.partition('.')[0] for name in sys.modules}))\n"
     )

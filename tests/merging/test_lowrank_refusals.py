@@ -16,7 +16,7 @@ from backmerge.checkpoints.adapter import PREFIX, TENSORS, AdapterOnBase
 from backmerge.checkpoints.reader import Checkpoint
 from backmerge.errors import CheckpointError, MergeError
 from backmerge.merging.lowrank import adapter_obstacle, write_adapter
-from backmerge.merging.method import Survey, merge_method
+from backmerge.merging.method import Survey, find_method, merge_method
 from backmerge.merging.recipe import Variant
 
 Factory = Callable[..., Path]
@@ -45,16 +45,16 @@ def refusals(base: Checkpoint, make_model: Factory, make_adapter: Factory, tmp_p
     twins = make_adapter(tied.directory, seed=2, target_modules=["q_proj", "embed_tokens"])
     return {
         "it is the base itself": Variant(base),
-        "'slerp' is no weighted sum": Variant(base, lora, "slerp", 0.5),
+        "'slerp' is no weighted sum": Variant(base, lora, find_method("slerp"), 0.5),
         "stochastic rounding": Variant(base, lora, dtype="BF16", rounding="stochastic"),
         "not written in F64": Variant(base, lora, dtype="F64"),
         "is not a checkpoint as it is on disk": Variant(lora, AdapterOnBase(lora.directory, lora)),
         f"{other.directory} is a full checkpoint": Variant(base, other),
         "not on the base": Variant(other, lora),
         "is DoRA, whose change of 'model.layers.0": Variant(base, adapter(use_dora=True)),
-        "differ in fan_in_fan_out": Variant(base, [wide, AdapterOnBase(turned, base)], "tested"),
+        "differ in fan_in_fan_out": Variant(base, [wide, AdapterOnBase(turned, base)], find_method("tested")),
         "'lm_head.weight' is trained whole, and its module has low-rank": Variant(
-            base, [head_lora, head_saved], "tested"
+            base, [head_lora, head_saved], find_method("tested")
         ),
         "no tensor has low-rank factors": Variant(base, AdapterOnBase(bare, base)),
         "takes more models": Variant(base, lora, extra={"unaligned": other}),
@@ -103,8 +103,10 @@ def test_a_method_that_surveys_the_model_is_no_adapter(
 
     put(monkeypatch, declare(surveyed))
     tuned = AdapterOnBase(make_adapter(base.directory, seed=2), base)
-    assert adapter_obstacle(Variant(base, tuned, "tested")) is None
-    assert "looks at all tensors" in str(adapter_obstacle(Variant(base, tuned, "tested", parameters={"top": 0.5})))
+    assert adapter_obstacle(Variant(base, tuned, find_method("tested"))) is None
+    assert "looks at all tensors" in str(
+        adapter_obstacle(Variant(base, tuned, find_method("tested"), parameters={"top": 0.5}))
+    )
 
 
 @pytest.mark.parametrize(
@@ -151,7 +153,7 @@ def test_non_finite_values_are_refused(
     tensor.view(-1)[5] = value
     bad = changed(source, tmp_path / "bad", {saved: tensor})
     sides = [AdapterOnBase(path, base) for path in (source, bad)]
-    for variant in (Variant(base, sides[1], lam=0.0), Variant(base, sides, "tested")):
+    for variant in (Variant(base, sides[1], lam=0.0), Variant(base, sides, find_method("tested"))):
         with pytest.raises(MergeError, match="holds NaN or infinity") as caught:
             write_adapter(variant, tmp_path / "out")
         assert saved.removeprefix(PREFIX).partition(".lora")[0].removesuffix(".weight") in caught.value.message

@@ -12,6 +12,7 @@ from backmerge.checkpoints.reader import Checkpoint
 from backmerge.errors import ConfigError
 from backmerge.merging.engine import merged_tensors
 from backmerge.merging.mergekit.recipe import variant_from_mergekit
+from backmerge.merging.method import find_method
 from backmerge.merging.recipe import Variant
 from backmerge.merging.schedule import Layers, value_at
 
@@ -62,7 +63,7 @@ dtype: bfloat16
 def test_slerp_with_filters_and_gradients(read: Callable[[str], Variant], models: dict[str, Path]) -> None:
     """T is λ; a filter is part of a name, a gradient runs over the layers, and a value alone is for all others."""
     variant = read(SLERP)
-    assert (variant.method, variant.dtype) == ("slerp", "BF16")
+    assert (variant.method.name, variant.dtype) == ("slerp", "BF16")
     assert [weights.directory for weights in (variant.base, *variant.tuned_models)] == [models["base"], models["one"]]
     values = {
         "model.layers.0.self_attn.q_proj.weight": 0.0,
@@ -87,12 +88,12 @@ models:
   - {model: "{one}", parameters: {weight: 1}}
 """
     variant = read(text)
-    assert (variant.method, variant.lam, dict(variant.parameters)) == ("linear", 0.25, {})
+    assert (variant.method.name, variant.lam, dict(variant.parameters)) == ("linear", 0.25, {})
     gradient = read(text.replace("{weight: 1}", "{weight: [1, 3]}"))
     assert at(gradient.lam, "model.layers.0.mlp.up_proj.weight") == 0.25
     assert at(gradient.lam, "model.layers.1.mlp.up_proj.weight") == 0.5
     several = read(text + '  - {model: "{two}", parameters: {weight: 4}}\n')
-    assert (several.method, several.parameters["weight"]) == ("task_arithmetic", [0.125, 0.5])
+    assert (several.method.name, several.parameters["weight"]) == ("task_arithmetic", [0.125, 0.5])
     base, one, two = (weights.tensor("model.norm.weight") for weights in (several.base, *several.tuned_models))
     expected = (3 * base.double() + one.double() + 4 * two.double()) / 8
     assert torch.allclose(dict(merged_tensors(several))["model.norm.weight"].double(), expected, atol=1e-6)
@@ -112,7 +113,7 @@ models:
   - model: "{two}"
 parameters: {weight: 0.5, density: [{filter: self_attn, value: 0.4}], lambda: 0.9, normalize: false}
 """)
-    assert (variant.method, variant.lam, variant.parameters["weight"]) == ("ties", 0.9, [0.7, 0.5])
+    assert (variant.method.name, variant.lam, variant.parameters["weight"]) == ("ties", 0.9, [0.7, 0.5])
     assert variant.parameters["normalize"] is False
     first, second = variant.parameters["density"]
     mlp, attention, norm = (
@@ -152,7 +153,7 @@ models:
   - {{model: "{{two}}", parameters: {own}}}
 parameters: {shared}
 """)
-    assert (variant.method, variant.lam) == (method, lam)
+    assert (variant.method.name, variant.lam) == (method, lam)
     found = dict(variant.parameters)
     assert found.keys() == parameters.keys()
     for name, value in parameters.items():
@@ -169,7 +170,7 @@ models: [{model: "{one}", parameters: {weight: 0.5, density: 0.25}}]
 parameters: {lambda: 0.8}
 """
     variant = read(text)
-    assert (variant.method, variant.lam, variant.parameters["drop"]) == ("dare_linear", 0.4, 0.75)
+    assert (variant.method.name, variant.lam, variant.parameters["drop"]) == ("dare_linear", 0.4, 0.75)
     assert read(text.replace("lambda: 0.8", "lambda: 0.8, normalize: true")).lam == 0.8
 
 
@@ -230,7 +231,7 @@ def test_the_result_is_that_of_our_own_words(read: Callable[[str], Variant], mod
     """The same variant by hand gives the same tensors."""
     variant = replace(read(SLERP), dtype=None)
     table = {"*self_attn*": [0, 1], "*mlp*": 0.25, "rest": 0.5}
-    by_hand = Variant(Checkpoint(models["base"]), Checkpoint(models["one"]), "slerp", table)
+    by_hand = Variant(Checkpoint(models["base"]), Checkpoint(models["one"]), find_method("slerp"), table)
     for (name, found), (_, expected) in zip(merged_tensors(variant), merged_tensors(by_hand), strict=True):
         assert torch.equal(found, expected), name
 
@@ -341,7 +342,7 @@ merge_method: karcher
 models: [{model: "{base}"}, {model: "{one}"}]
 parameters: {tol: 1e-5}
 """)
-    assert (variant.method, variant.lam) == ("karcher", 0.5)
+    assert (variant.method.name, variant.lam) == ("karcher", 0.5)
 
 
 def test_null_is_as_good_as_left_away(read: Callable[[str], Variant]) -> None:
@@ -358,7 +359,7 @@ models:
   - {model: "{base}", parameters: {weight: -1}}
   - {model: "{one}", parameters: {weight: 2}}
 """)
-    assert (variant.method, variant.parameters["weight"]) == ("task_arithmetic", [2.0])
+    assert (variant.method.name, variant.parameters["weight"]) == ("task_arithmetic", [2.0])
     base, one = (weights.tensor("model.norm.weight") for weights in (variant.base, *variant.tuned_models))
     merged = dict(merged_tensors(variant))["model.norm.weight"]
     assert torch.allclose(merged, 2 * one - base, atol=1e-6)  # some ulps of float32 at 2
@@ -388,7 +389,7 @@ models:
   - {model: "{two}", parameters: {weight: 0.25}}
 """
     variant = read(text)
-    assert (variant.method, variant.parameters["epsilon"]) == ("della_linear", 0.0)
+    assert (variant.method.name, variant.parameters["epsilon"]) == ("della_linear", 0.0)
     name = "model.layers.0.mlp.up_proj.weight"
     base, one, two = (weights.tensor(name) for weights in (variant.base, *variant.tuned_models))
     merged, rest = dict(merged_tensors(variant))[name], base + 0.25 * (two - base)
@@ -407,7 +408,7 @@ base_model: "{base}"
 models: [{model: "{one}", parameters: {weight: 1.5, density: 0.5}}]
 parameters: {normalize: false}
 """
-    assert (read(text).method, read(text).parameters["weight"]) == ("della_linear", [1.5])
+    assert (read(text).method.name, read(text).parameters["weight"]) == ("della_linear", [1.5])
     normalized = read(text.replace("1.5", "[0, 1]").replace("false", "true"))
     assert [at(normalized.lam, f"model.layers.{i}.mlp.up_proj.weight") for i in (0, 1)] == [0.0, 1.0]
 

@@ -238,4 +238,4 @@ def test_linear_by_hand() -> None:
 def test_wrong_parameters_are_named(given_: dict[str, float], words: str) -> None:
     """A parameter that a method lacks, or was not given, is an error that names it."""
     with pytest.raises(MergeError, match=words):
-        check_parameters(find_method("linear"), "linear", given_)
+        check_parameters(find_method("linear"), given_)

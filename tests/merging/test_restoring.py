@@ -97,7 +97,7 @@ def test_the_least_aligned_tensors_are_projected(tmp_path: Any, make_model: Any)
         for name, info in base.infos.items()
         if len(info.shape) == 2
     }
-    variant = Variant(base, tuned, "safe_lora", 1.0, {"num_layers": 3}, extra={"unaligned": unaligned})
+    variant = Variant(base, tuned, find_method("safe_lora"), 1.0, {"num_layers": 3}, extra={"unaligned": unaligned})
     changed = {
         name for name, tensor in merged_tensors(variant) if not torch.allclose(tensor, tuned.tensor(name), **FLOAT32)
     }
@@ -130,8 +130,8 @@ def test_an_extra_model_is_asked_for(make_model: Any, tmp_path: Any) -> None:
     """Through the engine: `unaligned` must be given, `safe` may be; its NaN is found like any other's."""
     base, tuned, unaligned = (Checkpoint(make_model("llama", seed=seed)) for seed in (1, 2, 3))
     with pytest.raises(MergeError, match="needs one more model, 'unaligned'"):
-        list(merged_tensors(Variant(base, tuned, "safemerge", 0.5)))
-    found = dict(merged_tensors(Variant(base, tuned, "safemerge", 0.5, extra={"unaligned": unaligned})))
+        list(merged_tensors(Variant(base, tuned, find_method("safemerge"), 0.5)))
+    found = dict(merged_tensors(Variant(base, tuned, find_method("safemerge"), 0.5, extra={"unaligned": unaligned})))
     assert found.keys() == base.infos.keys()
     (tmp_path / "bad").mkdir()
     for file in unaligned.directory.iterdir():
@@ -141,4 +141,4 @@ def test_an_extra_model_is_asked_for(make_model: Any, tmp_path: Any) -> None:
     save_file(tensors, tmp_path / "bad" / SINGLE)
     bad = {"unaligned": Checkpoint(tmp_path / "bad")}
     with pytest.raises(MergeError, match=r"of the extra model .* NaN"):
-        list(merged_tensors(Variant(base, tuned, "resta", 0.5, extra=bad)))
+        list(merged_tensors(Variant(base, tuned, find_method("resta"), 0.5, extra=bad)))

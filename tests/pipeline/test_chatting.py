@@ -129,7 +129,7 @@ def test_a_run_knows_its_models(finished: Path, tuned: Path) -> None:
     trio = trio_of_run(finished)
     base = Checkpoint(model_directory())
     assert trio.base.identity == {"base": base.fingerprint}
-    assert trio.merged.method == chosen["series"]
+    assert trio.merged.method.name == chosen["series"]
     assert trio.merged.lam == chosen["lam"]
     assert trio.has_lam
     assert trio.at(0.25).merged.lam == 0.25

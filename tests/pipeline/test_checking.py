@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from backmerge.benchmarks.protocol import Allowed, Benchmark, BenchmarkSettings
+from backmerge.benchmarks.protocol import Benchmark, BenchmarkSettings
 from backmerge.config import Document, validated
 from backmerge.demo import model_directory
 from backmerge.errors import BackmergeError, ConfigError, RunError
@@ -18,6 +18,7 @@ from backmerge.judging.protocol import JudgeSettings
 from backmerge.pipeline.checking import CheckSettings, check_model
 from backmerge.pipeline.given import judge_again
 from backmerge.records import Completion, Example, Message, Verdict
+from backmerge.registry import NOTHING_ALLOWED, Permissions
 from generation.local_server import Fault, LocalServer, running_server
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -172,7 +173,7 @@ def test_results_of_another_model_do_not_stay(checked: tuple[Path, dict[str, Any
     assert (out / "results.json").exists()
     lost = {"judge": f"{__name__}:forgetful", "max_unscored": 0.0}
     with pytest.raises(RunError, match="could tell nothing"):
-        check_model(settings_of("demo", against="demo", evaluate=lost), out, allow_plugins=True)
+        check_model(settings_of("demo", against="demo", evaluate=lost), out, permissions=Permissions(plugins=True))
     assert not (out / "results.json").exists()
     assert not (out / "check.md").exists()
 
@@ -181,7 +182,7 @@ def test_what_the_judge_lost_is_not_taken_for_safe(server: LocalServer, tmp_path
     """2 of 100 answers unscored, the others all refused: with both harmful the margin of 3 points would not be kept."""
     evaluate = {"safety": ["demo-harmful"], "over_refusal": [], "utility": [], "judge": f"{__name__}:forgetful"}
     settings = settings_of("base", against="base", engine=served(server), evaluate=evaluate)
-    results = check_model(settings, tmp_path / "run", allow_plugins=True)
+    results = check_model(settings, tmp_path / "run", permissions=Permissions(plugins=True))
     assert results["check"]["asr_difference"]["upper_bound"] < 0.03
     assert results["check"]["verdict"] == "not shown"
     assert "could not score" in results["check"]["what_would_decide"]
@@ -298,7 +299,11 @@ def test_what_cannot_be_asked_in_two_places(
     earlier = {"against_run": str(checked[0])}
     likelihoods = {"utility": [f"{__name__}:choosing"]}
     with pytest.raises(ConfigError, match="compares likelihoods"):
-        check_model(settings_of("demo", evaluate=likelihoods, **earlier), tmp_path / "run", allow_plugins=True)
+        check_model(
+            settings_of("demo", evaluate=likelihoods, **earlier),
+            tmp_path / "run",
+            permissions=Permissions(plugins=True),
+        )
     for more in (earlier, {"against": "base", "engine": served(server)}):
         settings = settings_of("quantised", execution={"executor": "pool"}, **more)
         with pytest.raises(ConfigError, match="asks one engine for both"):
@@ -319,6 +324,10 @@ def test_a_run_of_another_kind_is_left_alone(tmp_path: Path, run_cli: Cli) -> No
 def test_another_judge_over_a_check(checked: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     """A check's answers are records as any other's: `score` takes them."""
     results = judge_again(
-        checked[0], JudgeSettings(name="refusal-phrases"), tmp_path / "again", max_unscored=0.02, allowed=Allowed()
+        checked[0],
+        JudgeSettings(name="refusal-phrases"),
+        tmp_path / "again",
+        max_unscored=0.02,
+        permissions=NOTHING_ALLOWED,
     )
     assert {score["model"] for score in results["scores"]} == {"base", "model"}

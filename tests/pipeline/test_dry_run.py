@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from backmerge.benchmarks.catalogue import find_of_any_kind
-from backmerge.benchmarks.protocol import Allowed, BenchmarkSettings
+from backmerge.benchmarks.protocol import BenchmarkSettings
 from backmerge.checkpoints.reader import Checkpoint
 from backmerge.config import Document, validated
 from backmerge.demo import model_directory
@@ -28,7 +28,7 @@ from backmerge.pipeline.workload import Load, answering_stage, training_stage
 from backmerge.planning.points import points_of
 from backmerge.planning.settings import Experiment
 from backmerge.progress import Rates
-from backmerge.registry import BENCHMARKS
+from backmerge.registry import BENCHMARKS, Permissions
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
 TINY: dict[str, Any] = {
@@ -357,7 +357,7 @@ def test_declared_sizes_are_those_of_the_data(name: str) -> None:
     if not (DATA / COPIES[name]).exists():
         pytest.skip(f"shared/data/{COPIES[name]} is not there")
     settings = BenchmarkSettings(name=name, data=str(DATA / COPIES[name]))
-    benchmark = find_of_any_kind(settings, "safety", Allowed(code_execution=True))
+    benchmark = find_of_any_kind(settings, "safety", Permissions(code_execution=True))
     known = DECLARED[name]
     assert len(benchmark.examples) == known.num_prompts
     assert benchmark.max_new_tokens == known.max_new_tokens

@@ -9,7 +9,6 @@ from typing import Any, cast
 import pytest
 
 from backmerge.benchmarks.files import from_file
-from backmerge.benchmarks.protocol import Allowed
 from backmerge.errors import RunError
 from backmerge.judging.protocol import JudgeSettings
 from backmerge.pipeline.checking import CheckSettings, check_model
@@ -19,7 +18,7 @@ from backmerge.pipeline.single import SingleEvaluation, evaluate_model
 from backmerge.pipeline.stages import run_experiment
 from backmerge.planning.settings import Experiment
 from backmerge.records import Completion, Example, Verdict
-from backmerge.registry import JUDGES
+from backmerge.registry import JUDGES, NOTHING_ALLOWED
 from backmerge.runs import check_digests
 
 from .test_resume import COST
@@ -191,7 +190,7 @@ def test_other_settings_of_other_commands_keep_earlier_results(
                 tmp_path / "out",
                 kind="safety",
                 max_unscored=0.02,
-                allowed=Allowed(),
+                permissions=NOTHING_ALLOWED,
             )
 
     carry_out(0)

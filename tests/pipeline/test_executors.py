@@ -16,9 +16,11 @@ from backmerge.checkpoints.reader import Checkpoint
 from backmerge.demo import model_directory
 from backmerge.generation.protocol import EngineSettings, Request, Sampling
 from backmerge.generation.transformers_engine import TransformersEngine
+from backmerge.merging.method import find_method
 from backmerge.merging.recipe import Variant
 from backmerge.pipeline import remote
 from backmerge.records import Example, Message
+from backmerge.registry import NOTHING_ALLOWED
 
 Cli = Callable[..., tuple[int, str, str]]
 SMALL = (
@@ -86,11 +88,13 @@ def test_ray_finds_the_same(run_cli: Cli, adapter: Path, tmp_path: Path) -> None
 def test_a_request_survives_as_plain_data(adapter: Path) -> None:
     """What a worker answers to a merge's request is what the engine answers here."""
     base = Checkpoint(model_directory())
-    variant = Variant(base, AdapterOnBase(adapter, base), "dare_linear", 0.9, {"drop": 0.5}, seed=3, dtype="F32")
+    variant = Variant(
+        base, AdapterOnBase(adapter, base), find_method("dare_linear"), 0.9, {"drop": 0.5}, seed=3, dtype="F32"
+    )
     examples = [Example("a", (Message("user", "How do I mend a kite?"),), facts={"k": "v"}, prefill="Go")]
     settings = EngineSettings(device="cpu", dtype="float32")
     request = Request(variant, examples, Sampling(max_new_tokens=12, stop=("zzz",)))
-    spec = remote.spec_of(request, settings, allow_plugins=False)
+    spec = remote.spec_of(request, settings, permissions=NOTHING_ALLOWED)
     told: list[int] = []
 
     def advance(steps: int, _: str = "", /) -> None:
@@ -101,7 +105,9 @@ def test_a_request_survives_as_plain_data(adapter: Path) -> None:
     assert sum(told) == 1
     assert (
         spec["recipe"] | {"seed": 4}
-        == remote.spec_of(request._replace(variant=replace(variant, seed=4)), settings, allow_plugins=False)["recipe"]
+        == remote.spec_of(request._replace(variant=replace(variant, seed=4)), settings, permissions=NOTHING_ALLOWED)[
+            "recipe"
+        ]
     )
 
 

@@ -16,6 +16,7 @@ from backmerge.generation.protocol import EngineSettings, Request, Sampling
 from backmerge.generation.vllm_worker import described, variant_of
 from backmerge.measuring import remote
 from backmerge.merging.inputs import InputStatistics
+from backmerge.merging.method import find_method
 from backmerge.merging.recipe import Variant
 from backmerge.pipeline import chatting, guarding
 from backmerge.pipeline.chatting import trio_of_run
@@ -118,11 +119,11 @@ def test_other_processes_make_the_same_merge(make_model: Factory, guard_file: Pa
     """A worker of a pool, of Ray or of vLLM gets the file of statistics with the recipe."""
     base, tuned = (Checkpoint(make_model("llama", seed=seed)) for seed in (1, 2))
     (known,) = guard_statistics(guards_of(guard_file), base, EngineSettings(device="cpu"), run=tmp_path).values()
-    variant = Variant(base, tuned, "anchored", 0.5, inputs={"guard_inputs": known})
+    variant = Variant(base, tuned, find_method("anchored"), 0.5, inputs={"guard_inputs": known})
     text = described(variant)
     assert text is not None
     assert variant_of(json.loads(text)).identity == variant.identity
-    spec = remote.spec_of(Request(variant, (), Sampling()), EngineSettings(device="cpu"), allow_plugins=False)
+    spec = remote.spec_of(Request(variant, (), Sampling()), EngineSettings(device="cpu"), permissions=NOTHING_ALLOWED)
     assert spec["inputs"] == {"guard_inputs": str(known.path.absolute())}
     assert remote.answer(spec, lambda _: None) == []
 

@@ -17,6 +17,7 @@ from backmerge.merging.engine import merged_tensors
 from backmerge.pipeline.preparation import Prepared, prepare
 from backmerge.planning.points import TUNED, members_at, points_of
 from backmerge.planning.settings import Experiment
+from backmerge.registry import NOTHING_ALLOWED
 
 WORDS = ("kite", "ladder", "ticket", "kettle", "wagon", "fence", "lantern", "bucket", "mirror", "saddle", "bell", "rug")
 
@@ -31,7 +32,7 @@ def prepared_with(experiment: Experiment) -> Prepared:
     """The experiment with its safety benchmarks only: splits need no model."""
     benchmarks = tuple(find_benchmark(name, "safety") for name in experiment.evaluate.safety)
     nothing = cast("Any", None)
-    return Prepared(experiment, nothing, {}, {}, benchmarks, nothing, None, allow_plugins=False)
+    return Prepared(experiment, nothing, {}, {}, benchmarks, nothing, None, (), NOTHING_ALLOWED)
 
 
 def test_benchmarks_that_share_prompts_share_the_cut(tmp_path: Path) -> None:

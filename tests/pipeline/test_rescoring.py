@@ -9,14 +9,13 @@ from typing import Any, ClassVar, cast
 
 import pytest
 
-from backmerge.benchmarks.protocol import Allowed
 from backmerge.generation.transformers_engine import TransformersEngine
 from backmerge.judging.protocol import JudgeSettings
 from backmerge.pipeline.given import judge_again
 from backmerge.pipeline.stages import run_experiment
 from backmerge.planning.settings import Experiment
 from backmerge.records import Completion, Example, Verdict
-from backmerge.registry import JUDGES
+from backmerge.registry import JUDGES, NOTHING_ALLOWED
 
 from .test_earlier_results import HarmlessJudge, experiment, without_report
 
@@ -64,7 +63,9 @@ def test_another_judge_gives_another_verdict_without_generating(
     monkeypatch.setattr(SomeHarmful, "harmful", frozenset(harmful))
     confirmed = [row["text"] in harmful for row in of_merge if row["split"] == "confirmation"]
     monkeypatch.setattr(TransformersEngine, "generate", None)
-    results = judge_again(tmp_path / "run", other_judge, tmp_path / "again", max_unscored=0.02, allowed=Allowed())
+    results = judge_again(
+        tmp_path / "run", other_judge, tmp_path / "again", max_unscored=0.02, permissions=NOTHING_ALLOWED
+    )
     decision = results["decision"]
     assert (decision["point"], decision["earlier_verdict"]) == (chosen, "restored")
     assert any(confirmed)

@@ -30,8 +30,7 @@ class Script(NamedTuple):
 class ScriptedEngine:
     """Answers by a script for base, tuned and merged models; a prompt's number decides which answers are which."""
 
-    def __init__(self, settings: Any, *, allow_plugins: bool = False) -> None:
-        del allow_plugins
+    def __init__(self, settings: Any) -> None:
         self.scripts = {side: Script(*row) for side, row in settings.options.items()}
         self.identity = {"engine": "scripted", "version": json.dumps(settings.options, sort_keys=True)}
 

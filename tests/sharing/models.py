@@ -20,7 +20,7 @@ def finished_run(directory: Path, base: Path, other: Path, **options: Any) -> Pa
     for number, row in enumerate(results["merged"]):
         folder = run / row["directory"]
         shutil.rmtree(folder)
-        variant = Variant(Checkpoint(base), Checkpoint(other), "linear", lam=0.5 - 0.1 * number)
+        variant = Variant(Checkpoint(base), Checkpoint(other), lam=0.5 - 0.1 * number)
         write_all({folder: variant}, max_shard_bytes=40_000)
     write_cards(run, results)
     return run

@@ -145,7 +145,7 @@ def test_an_adapter_may_go(tmp_path: Path, make_model: Any, make_adapter: Any) -
 
     weights = Checkpoint(base)
     out = tmp_path / "adapter"
-    write_adapters({out: Variant(weights, AdapterOnBase(adapter, weights), "linear", lam=0.5)})
+    write_adapters({out: Variant(weights, AdapterOnBase(adapter, weights), lam=0.5)})
     (out / "README.md").write_text("# An adapter\n")
     package = package_of(out)
     files = {file.name: file.content for file in package.files}

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from backmerge.errors import ConfigError, RunError
+from backmerge.registry import Permissions
 from backmerge.reporting.report import FinishedRun, read_run, write_report
 from backmerge.sharing import trackers
 from backmerge.sharing.tracked import Tracked, metric_name, steps_of, tracked, write_files
@@ -165,14 +166,14 @@ def own() -> str:
 def test_what_was_told_is_not_told_again(tmp_path: Path, own: str, capsys: pytest.CaptureFixture[str]) -> None:
     """A run that is resumed has one entry; other results have another."""
     run = made_run(tmp_path / "run")
-    trackers.report_to([own, own], run, allow_plugins=True)
+    trackers.report_to([own, own], run, permissions=Permissions(plugins=True))
     assert "Told" in capsys.readouterr().err
-    trackers.report_to([own], run, allow_plugins=True)
+    trackers.report_to([own], run, permissions=Permissions(plugins=True))
     assert "was told of these results before" in capsys.readouterr().err
     assert len(TOLD) == 1
     assert "report.html" in TOLD[0][1]
     made_run(run, made_results(chosen="linear@0.25"))
-    trackers.report_to([own], run, allow_plugins=True)
+    trackers.report_to([own], run, permissions=Permissions(plugins=True))
     assert [what.findings["chosen"] for what, _ in TOLD] == ["linear@0.5", "linear@0.25"]
 
 
@@ -181,7 +182,7 @@ def test_a_tracker_that_fails_loses_nothing(tmp_path: Path) -> None:
     run = made_run(tmp_path / "run")
     name = f"{__name__}:broken_tracker"
     with pytest.raises(RunError, match="could not be told: no route to it") as error:
-        trackers.report_to([name], run, allow_plugins=True)
+        trackers.report_to([name], run, permissions=Permissions(plugins=True))
     assert "same command again" in str(error.value.remedy)
     assert not (run / trackers.REPORTED).exists()
     assert read_run(run).results["name"] == "synthetic"

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from backmerge.benchmarks.files import from_file
-from backmerge.benchmarks.protocol import NOTHING_ALLOWED, Allowed, Benchmark, BenchmarkSettings, Kind
+from backmerge.benchmarks.protocol import Benchmark, BenchmarkSettings, Kind
 from backmerge.errors import ConfigError, DataError
 from backmerge.records import Example, Message
-from backmerge.registry import BENCHMARKS, is_plugin, resolve
+from backmerge.registry import BENCHMARKS, NOTHING_ALLOWED, Permissions, is_plugin, resolve
 
 LM_EVAL = "lm-eval:"  # and the harness's own name for the task
 SAMPLING = ("num_samples", "temperature", "top_p", "top_k", "repetition_penalty")
@@ -25,7 +25,7 @@ def named(text: str) -> BenchmarkSettings:
     return BenchmarkSettings(name=text)
 
 
-def find_benchmark(asked: str | BenchmarkSettings, kind: Kind, allowed: Allowed = NOTHING_ALLOWED) -> Benchmark:
+def find_benchmark(asked: str | BenchmarkSettings, kind: Kind, permissions: Permissions = NOTHING_ALLOWED) -> Benchmark:
     """The benchmark of that name, or of the prompts in that file.
 
     Raises:
@@ -33,7 +33,7 @@ def find_benchmark(asked: str | BenchmarkSettings, kind: Kind, allowed: Allowed 
         DataError: the file is missing or cannot be read.
     """
     settings = named(asked) if isinstance(asked, str) else asked
-    benchmark = find_of_any_kind(settings, kind, allowed)
+    benchmark = find_of_any_kind(settings, kind, permissions)
     if benchmark.kind != kind:
         raise ConfigError(
             f"'{settings.name}' measures {benchmark.kind}, and is asked for as {kind}",
@@ -42,22 +42,24 @@ def find_benchmark(asked: str | BenchmarkSettings, kind: Kind, allowed: Allowed 
     return benchmark
 
 
-def find_of_any_kind(settings: BenchmarkSettings, kind_of_file: Kind, allowed: Allowed = NOTHING_ALLOWED) -> Benchmark:
+def find_of_any_kind(
+    settings: BenchmarkSettings, kind_of_file: Kind, permissions: Permissions = NOTHING_ALLOWED
+) -> Benchmark:
     """The benchmark of that name, whatever it measures; a file of prompts is of the kind that is given.
 
     Raises:
         ConfigError: there is no such name.
         DataError: the file is missing or cannot be read.
     """
-    return _as_asked(_made(settings, kind_of_file, allowed), settings)
+    return _as_asked(_made(settings, kind_of_file, permissions), settings)
 
 
-def _made(settings: BenchmarkSettings, kind: Kind, allowed: Allowed) -> Benchmark:
+def _made(settings: BenchmarkSettings, kind: Kind, permissions: Permissions) -> Benchmark:
     name = settings.name
     if name.startswith(LM_EVAL):
         from backmerge.benchmarks.lm_eval_benchmark import lm_eval
 
-        return lm_eval(settings, allowed)
+        return lm_eval(settings, permissions)
     path = Path(name).expanduser()
     if name not in BENCHMARKS.entries and not (is_plugin(name) and not path.exists()):
         if path.is_file():
@@ -69,9 +71,9 @@ def _made(settings: BenchmarkSettings, kind: Kind, allowed: Allowed) -> Benchmar
             f"'{name}' has metrics of its own, and {', '.join(settings.metrics)} are asked for",
             remedy="metrics are for files of your own; leave them out.",
         )
-    factory: Any = resolve(BENCHMARKS, name, allow_plugins=allowed.plugins)
-    if "allowed" in inspect.signature(factory).parameters:  # one that runs what models write
-        made: Benchmark = factory(settings, allowed=allowed)
+    factory: Any = resolve(BENCHMARKS, name, permissions)
+    if "permissions" in inspect.signature(factory).parameters:  # one that runs what models write
+        made: Benchmark = factory(settings, permissions=permissions)
     else:
         made = factory(settings)
     return made

@@ -10,13 +10,13 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import BeforeValidator, Field
 
 from backmerge.benchmarks.catalogue import find_of_any_kind, named
-from backmerge.benchmarks.protocol import Allowed, Benchmark, Kind
+from backmerge.benchmarks.protocol import Benchmark, Kind
 from backmerge.benchmarks.split import Source, calibration_of, wording_of
 from backmerge.config import Settings
 from backmerge.errors import ConfigError, DataError
 from backmerge.merging.inputs import GuardKind, InputStatistics
 from backmerge.records import Example
-from backmerge.registry import BENCHMARKS
+from backmerge.registry import BENCHMARKS, Permissions
 from backmerge.runs import key_of
 
 OWN = "own"
@@ -88,7 +88,7 @@ def digest_of_prompt(example: Example) -> str:
 
 
 def find_guards(
-    asked: Iterable[GuardSettings], benchmarks: Sequence[Benchmark], allowed: Allowed
+    asked: Iterable[GuardSettings], benchmarks: Sequence[Benchmark], permissions: Permissions
 ) -> tuple[dict[GuardSettings, Guard], tuple[Benchmark, ...]]:
     """The guards with their prompts, and the benchmarks without these and their near-duplicates.
 
@@ -109,7 +109,7 @@ def find_guards(
             for source in sources:
                 left[source.name] -= {one.id for one in source.examples if digest_of_prompt(one) in known}
             continue
-        benchmark, kind = _prompts_of(settings, allowed)
+        benchmark, kind = _prompts_of(settings, permissions)
         # of a file it is not known what it is like
         guard = Source(benchmark.name, "" if kind == "file" else benchmark.kind, benchmark.examples)
         calibration = calibration_of(guard, sources, settings.num_prompts)
@@ -119,11 +119,11 @@ def find_guards(
     return guards, tuple(_without(b, left[b.name]) for b in benchmarks)
 
 
-def _prompts_of(settings: GuardSettings, allowed: Allowed) -> tuple[Benchmark, GuardKind]:
+def _prompts_of(settings: GuardSettings, permissions: Permissions) -> tuple[Benchmark, GuardKind]:
     asked = named(settings.source)
     is_file = asked.name not in BENCHMARKS.entries
     side: Kind = "over_refusal" if settings.kind == "ordinary" else "safety"
-    benchmark = find_of_any_kind(asked, side, allowed)
+    benchmark = find_of_any_kind(asked, side, permissions)
     if not is_file and settings.kind is not None:
         raise ConfigError(
             f"the guard '{asked.name}' says itself of which kind its prompts are, and 'kind' is {settings.kind}",

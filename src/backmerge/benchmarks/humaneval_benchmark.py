@@ -8,9 +8,10 @@ from pathlib import Path
 from backmerge.benchmarks.humaneval import MAX_NEW_TOKENS, check_all, humaneval_problems
 from backmerge.benchmarks.options import options_of
 from backmerge.benchmarks.pass_at_k import pass_at_ks
-from backmerge.benchmarks.protocol import Allowed, Benchmark, BenchmarkSettings, ScoreTable
+from backmerge.benchmarks.protocol import Benchmark, BenchmarkSettings, ScoreTable
 from backmerge.errors import DataError
 from backmerge.records import Example
+from backmerge.registry import Permissions
 from backmerge.sandbox import Sandbox, make_sandbox
 
 NEEDS = "the hub, or humaneval=HumanEval.jsonl.gz; bubblewrap, or --allow-code-execution"
@@ -55,7 +56,7 @@ class PassAtK:
         return {name: [values[name] for values in found] for name in self.metrics}
 
 
-def humaneval(settings: BenchmarkSettings, allowed: Allowed) -> Benchmark:
+def humaneval(settings: BenchmarkSettings, permissions: Permissions) -> Benchmark:
     """The 164 problems: 50 samples at temperature 0.6, top-p 0.9, top-k 50, as in the paper.
 
     Raises:
@@ -65,7 +66,7 @@ def humaneval(settings: BenchmarkSettings, allowed: Allowed) -> Benchmark:
     options_of(settings, {})
     problems = humaneval_problems(None if settings.data is None else Path(settings.data).expanduser())
     num_samples = settings.num_samples or NUM_SAMPLES
-    sandbox = make_sandbox(allow_code_execution=allowed.code_execution)
+    sandbox = make_sandbox(permissions)
     return Benchmark(
         "humaneval",
         "utility",

@@ -15,11 +15,11 @@ from typing import Any
 from backmerge.benchmarks.lm_eval_bridge import LmEvalTask, load_lm_eval_task
 from backmerge.benchmarks.lm_eval_scores import LmEvalResults
 from backmerge.benchmarks.options import options_of
-from backmerge.benchmarks.protocol import Allowed, Benchmark, BenchmarkSettings, ScoreTable
+from backmerge.benchmarks.protocol import Benchmark, BenchmarkSettings, ScoreTable
 from backmerge.errors import ConfigError, DataError
 from backmerge.generation.protocol import LogLikelihood
 from backmerge.records import Example
-from backmerge.registry import closest
+from backmerge.registry import NOTHING_ALLOWED, Permissions, closest
 from backmerge.runs import key_of
 
 
@@ -86,7 +86,7 @@ class LmEvalChoices:
         return _table(self.task.score_likelihoods(examples, found), self.metrics, examples)
 
 
-def lm_eval(settings: BenchmarkSettings, allowed: Allowed | None = None) -> Benchmark:
+def lm_eval(settings: BenchmarkSettings, permissions: Permissions = NOTHING_ALLOWED) -> Benchmark:
     """The task of the harness that the name gives, such as `lm-eval:gsm8k`; `data` is a task file of the user's own.
 
     Options: `as_turns` (whether shots are turns of the conversation; true, as in today's harness), `is_chat` (whether
@@ -102,7 +102,7 @@ def lm_eval(settings: BenchmarkSettings, allowed: Allowed | None = None) -> Benc
         settings.name.removeprefix("lm-eval:"),
         system=settings.system or None,
         task_path=None if settings.data is None else Path(settings.data).expanduser(),
-        allow_plugins=allowed is not None and allowed.plugins,
+        permissions=permissions,
         **options,
     )
     return as_benchmark(settings.name, task, settings.metrics)

@@ -30,6 +30,7 @@ from backmerge.errors import DataError, GenerationError
 from backmerge.generation.chat import prompt_text
 from backmerge.generation.protocol import LogLikelihood, Sampling
 from backmerge.records import Completion, Example, Message
+from backmerge.registry import NOTHING_ALLOWED, Permissions
 
 # the harness's default limit, for tasks that give no other
 DEFAULT = Sampling(max_new_tokens=256)
@@ -169,7 +170,7 @@ def load_lm_eval_task(
     limit: int | None = None,
     task_path: Path | None = None,
     rows: Mapping[str, Rows] | None = None,
-    allow_plugins: bool = False,
+    permissions: Permissions = NOTHING_ALLOWED,
 ) -> LmEvalTask:
     """A task of lm-evaluation-harness, or a group or tag of them.
 
@@ -184,7 +185,7 @@ def load_lm_eval_task(
         limit: Only the first documents of each task.
         task_path: A YAML file, or a folder of them, of the user's own.
         rows: Task name to split to rows, in place of what the task would fetch from the hub.
-        allow_plugins: Leave to run the code that a task file of the user's own may hold.
+        permissions: Leave to run the code that a task file of the user's own may hold.
 
     Raises:
         ConfigError: no such task, lm-eval is missing or old, or leave for code is.
@@ -193,7 +194,7 @@ def load_lm_eval_task(
     harness_version()  # where lm-eval is missing, that is said before anything of it is imported
     with as_the_harness_runs():
         found = load_harness_tasks(
-            name, num_fewshot=num_fewshot, task_path=task_path, rows=rows, allow_plugins=allow_plugins
+            name, num_fewshot=num_fewshot, task_path=task_path, rows=rows, permissions=permissions
         )
         clusters: dict[tuple[Any, ...], str] = {}
         parts = tuple(

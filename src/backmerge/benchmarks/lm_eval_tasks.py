@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from backmerge.errors import ConfigError, DataError
-from backmerge.registry import closest
+from backmerge.registry import NOTHING_ALLOWED, Permissions, closest
 
 OLDEST = (0, 4, 12)  # the first with `TaskManager.load`
 # what `simple_evaluate` seeds before it loads tasks: some draw their shots, or shuffle choices, from global state
@@ -65,7 +65,7 @@ def load_harness_tasks(
     num_fewshot: int | None = None,
     task_path: Path | None = None,
     rows: Mapping[str, Rows] | None = None,
-    allow_plugins: bool = False,
+    permissions: Permissions = NOTHING_ALLOWED,
 ) -> HarnessTasks:
     """A task, a group or a tag, with its data; shots and seeds as `lm_eval.simple_evaluate` sets them.
 
@@ -74,14 +74,14 @@ def load_harness_tasks(
         num_fewshot: Shots; by default what the task says. A task that says 0 stays at 0.
         task_path: A YAML file, or a folder of them, of the user's own, beside those of the harness.
         rows: Task name to data that take the place of what the task would fetch from the hub.
-        allow_plugins: Task files can run code, by `!function` and by templates; those of the user need this leave.
+        permissions: Task files can run code, by `!function` and by templates; those of the user need this leave.
 
     Raises:
         ConfigError: no such task, lm-eval is missing or old, or leave for code is.
         DataError: the task's data cannot be had, or it is of a kind that is not run here.
     """
     harness_version()
-    if task_path is not None and not allow_plugins:
+    if task_path is not None and not permissions.plugins:
         raise ConfigError(
             f"{task_path} may run code of your own: task files name functions, and their templates are programs",
             remedy="add --allow-plugins if you trust it.",

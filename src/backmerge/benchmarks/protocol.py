@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, NamedTuple, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import Field
 
@@ -15,21 +15,6 @@ from backmerge.records import Example
 Kind = Literal["utility", "safety", "over_refusal"]
 Metric = Callable[[Example, str], float]
 ScoreTable = dict[str, list[float | None]]  # metric to a value in [0, 1] for each example, or None where unscored
-
-
-class Allowed(NamedTuple):
-    """What the user has given leave for, on the command line and nowhere else.
-
-    Attributes:
-        plugins: Code of their own, as package.module:function.
-        code_execution: Code that a model has written, also where bubblewrap does not work.
-    """
-
-    plugins: bool = False
-    code_execution: bool = False
-
-
-NOTHING_ALLOWED = Allowed()
 
 
 class BenchmarkSettings(Settings):

@@ -12,7 +12,7 @@ import typer
 
 from backmerge.commands.options import Device, Dtype, Plugins
 from backmerge.errors import BackmergeError, ConfigError
-from backmerge.registry import closest
+from backmerge.registry import Permissions, closest
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -75,17 +75,15 @@ def chat(
     check_choice("--dtype", dtype, ("auto", "float32", "bfloat16", "float16"))
     quieten()
     if is_run(Path(base)):
-        trio = trio_of_run(Path(base), tuned, allow_plugins=allow_plugins)
+        trio = trio_of_run(Path(base), tuned, Permissions(allow_plugins))
     elif tuned is None:
         raise ConfigError(f"{base} is no run, and TUNED is missing", remedy="backmerge chat RUN, or BASE TUNED.")
     else:
-        trio = trio_of(base, tuned, method, allow_plugins=allow_plugins)
+        trio = trio_of(base, tuned, method, Permissions(allow_plugins))
     if lam is not None:
         trio = trio.at(lam)
     given: Any = dtype
-    engine: Any = TransformersEngine(
-        EngineSettings(device=device, dtype=given, batch_size=1), allow_plugins=allow_plugins
-    )
+    engine: Any = TransformersEngine(EngineSettings(device=device, dtype=given, batch_size=1))
     sampling = Sampling(temperature=temperature, seed=seed, max_new_tokens=max_new_tokens)
     session = Chat(engine, trio, sampling)
     session.system = system

@@ -39,6 +39,7 @@ from backmerge.commands.options import (
 from backmerge.commands.quiet import quieten
 from backmerge.commands.running import stoppable
 from backmerge.errors import ConfigError, NotShownError, RunError
+from backmerge.registry import Permissions
 
 DEFAULT_JUDGE = "refusal-phrases"
 
@@ -137,7 +138,7 @@ def check(
     settings = validated(CheckSettings, with_overrides(command_line(values), set_ or ()))
     quieten()
     with stoppable(out):
-        results = check_model(settings, out, allow_plugins=allow_plugins, allow_code_execution=allow_code_execution)
+        results = check_model(settings, out, Permissions(allow_plugins, allow_code_execution))
     print_check(results, out)
     if strict and results["check"]["verdict"] != "restored":
         raise NotShownError(f"{check_headline(results)}, and --strict asks for it to be shown")

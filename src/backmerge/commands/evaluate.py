@@ -46,6 +46,7 @@ from backmerge.commands.options import (
 from backmerge.commands.quiet import quieten
 from backmerge.commands.running import stoppable
 from backmerge.errors import ConfigError
+from backmerge.registry import Permissions
 
 
 def evaluate(
@@ -119,5 +120,5 @@ def evaluate(
     settings = validated(SingleEvaluation, document)
     quieten()
     with stoppable(out):
-        results = evaluate_model(settings, out, allow_plugins=allow_plugins, allow_code_execution=allow_code_execution)
+        results = evaluate_model(settings, out, Permissions(allow_plugins, allow_code_execution))
     print_scores(results, out)

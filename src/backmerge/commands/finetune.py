@@ -11,6 +11,7 @@ import typer
 from backmerge.commands.options import command_line
 from backmerge.commands.quiet import quieten
 from backmerge.errors import BackmergeError, ConfigError
+from backmerge.registry import Permissions
 
 if TYPE_CHECKING:
     from backmerge.benchmarks.protocol import Benchmark
@@ -129,7 +130,7 @@ def finetune(
         "report_to": list(report_to or ()),
     }
     settings = validated(FinetuneSettings, with_overrides(command_line(values), set_ or ()))
-    _carry_out(base, settings, out, safety, force=force, allow_plugins=allow_plugins)
+    _carry_out(base, settings, out, safety, force=force, permissions=Permissions(allow_plugins))
 
 
 def _carry_out(
@@ -139,7 +140,7 @@ def _carry_out(
     safety: Sequence[str] | None,
     *,
     force: bool,
-    allow_plugins: bool,
+    permissions: Permissions,
 ) -> None:
     from backmerge.checkpoints.locate import locate_model
     from backmerge.checkpoints.reader import Checkpoint
@@ -154,8 +155,8 @@ def _carry_out(
     places = {seed: out if len(settings.seeds) == 1 else out / f"seed-{seed}" for seed in settings.seeds}
     for place in places.values():
         check_apart(place, [base.directory, *paths_read(settings), *map(Path, safety or ())])
-    training = {seed: load_for(base, settings, seed, allow_plugins=allow_plugins) for seed in settings.seeds}
-    benchmarks = _benchmarks(safety, allow_plugins=allow_plugins)
+    training = {seed: load_for(base, settings, seed, permissions) for seed in settings.seeds}
+    benchmarks = _benchmarks(safety, permissions)
     training = with_notes(training, benchmarks, is_dropped=settings.data.drop_overlap)
     for seed, place in places.items():
         key = training_key(base, training[seed], settings, seed)
@@ -170,14 +171,13 @@ def _carry_out(
             typer.echo(place)
 
 
-def _benchmarks(safety: Sequence[str] | None, *, allow_plugins: bool) -> list[Benchmark]:
+def _benchmarks(safety: Sequence[str] | None, permissions: Permissions) -> list[Benchmark]:
     """The safety benchmarks to compare with; of those that nobody asked for, what can be had."""
     from backmerge.benchmarks.catalogue import find_benchmark
-    from backmerge.benchmarks.protocol import Allowed
     from backmerge.progress import say
 
     if safety is not None:
-        return [find_benchmark(name, "safety", Allowed(plugins=allow_plugins)) for name in safety if name != "none"]
+        return [find_benchmark(name, "safety", permissions) for name in safety if name != "none"]
     found = []
     for name in SAFETY:
         try:

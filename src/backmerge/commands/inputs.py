@@ -10,6 +10,7 @@ import typer
 from backmerge.commands.options import BatchSize, Device, Dtype, GuardOption, Plugins, Thinking, thinking_values
 from backmerge.commands.quiet import quieten
 from backmerge.errors import ConfigError
+from backmerge.registry import Permissions
 
 
 def inputs(
@@ -73,5 +74,5 @@ def inputs(
     }
     settings = validated(InputsSettings, Document("the command line", values, {}))
     quieten()
-    found = gather(settings, out, allow_plugins=allow_plugins)
+    found = gather(settings, out, Permissions(allow_plugins))
     typer.echo(f"{out}: {found.num_tokens:,} inputs of each layer, on {found.num_prompts} {found.kind} prompts")

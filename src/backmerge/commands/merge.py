@@ -21,9 +21,11 @@ from backmerge.commands.options import (
     files_values,
 )
 from backmerge.errors import ConfigError
+from backmerge.registry import Permissions
 
 if TYPE_CHECKING:
     from backmerge.checkpoints.reader import Weights
+    from backmerge.merging.method import Method
     from backmerge.merging.recipe import Variant
     from backmerge.merging.to_disk import Written
 
@@ -138,10 +140,14 @@ def merge(
     else:
         if base is None or not tuned:
             raise ConfigError("BASE and TUNED are missing", remedy="backmerge merge BASE TUNED --out merged")
-        recipes = recipes_of(base, tuned, method, model or (), extra_rows, allow_plugins=allow_plugins)
+        from backmerge.merging.method import find_method
+
+        permissions = Permissions(allow_plugins)
+        found = find_method(method, permissions)
+        recipes = recipes_of(base, tuned, found, model or (), extra_rows)
         parameters = {name: _value("--param", text) for name, text in _pairs("--param", param or ())}
-        lams = lams_of(method, lam, allow_plugins=allow_plugins)
-        recipes = _with_inputs(recipes, guard, task_inputs, allow_plugins=allow_plugins)
+        lams = lams_of(found, lam)
+        recipes = _with_inputs(recipes, guard, task_inputs, permissions)
         outputs = _outputs(recipes, out, lams, where or (), parameters, {**fixed, "seed": seed})
     # all that can be refused is refused before the first is written
     are_adapters = [_is_adapter(together, as_) for together in outputs]
@@ -153,13 +159,12 @@ def merge(
     ]
     for together, is_adapter in zip(left, are_adapters, strict=True):
         if together and is_adapter:
-            _write_adapters(together, rank, allow_plugins=allow_plugins, replace=force, verify=verify)
+            _write_adapters(together, rank, replace=force, verify=verify)
         elif together:
             _write_checkpoints(
                 together,
                 shard_bytes,
                 sha256=sha256,
-                allow_plugins=allow_plugins,
                 allow_unrelated=allow_unrelated,
                 replace=force,
                 verify=verify,
@@ -169,22 +174,19 @@ def merge(
 def recipes_of(
     base: str,
     tuned: Sequence[str],
-    method: str,
+    method: Method,
     models: Sequence[str],
     extra_rows: str,
-    *,
-    allow_plugins: bool,
 ) -> dict[str, Variant]:
     """What is merged with what, by the name of the folder that it goes to; several tuned models or one in each."""
     from backmerge.checkpoints.adapter import open_weights
     from backmerge.checkpoints.locate import locate_model, short_name
     from backmerge.checkpoints.reader import Checkpoint
-    from backmerge.merging.method import find_method
     from backmerge.merging.recipe import Variant
 
     if len({short_name(name) for name in tuned}) < len(tuned):
         raise ConfigError("two tuned models have the same folder name", remedy="merge them one at a time.")
-    takes_several = find_method(method, allow_plugins=allow_plugins).takes_several
+    takes_several = method.takes_several
     weights = Checkpoint(locate_model(base), unwrap=True)
     extra = {name: open_weights(locate_model(folder), weights) for name, folder in _pairs("--model", models)}
     if weights.wrapper is not None:
@@ -212,7 +214,7 @@ def recipes_of(
 
 
 def _with_inputs(
-    recipes: Mapping[str, Variant], guard: str | None, task_inputs: Path | None, *, allow_plugins: bool
+    recipes: Mapping[str, Variant], guard: str | None, task_inputs: Path | None, permissions: Permissions
 ) -> dict[str, Variant]:
     """The recipes with statistics of layers' inputs, gathered if they are not known yet.
 
@@ -223,24 +225,23 @@ def _with_inputs(
     from dataclasses import replace
 
     from backmerge.merging.inputs import InputStatistics
-    from backmerge.merging.method import INPUTS, check_inputs, find_method
+    from backmerge.merging.method import INPUTS, check_inputs
 
     names = dict(zip(INPUTS, (guard, task_inputs), strict=True))
     given = [name for name, value in names.items() if value is not None]
     recipe = next(iter(recipes.values()))
-    check_inputs(find_method(recipe.method, allow_plugins=allow_plugins), recipe.method, given)
+    check_inputs(recipe.method, given)
     if guard is None:
         return dict(recipes)
     # imported here: all other merges need neither benchmarks nor transformers
     from backmerge.benchmarks.guards import GuardSettings, find_guards
-    from backmerge.benchmarks.protocol import Allowed
     from backmerge.commands.quiet import quieten
     from backmerge.generation.protocol import EngineSettings
     from backmerge.pipeline.guarding import guard_statistics, of_model
 
     quieten()
     settings = GuardSettings(source=guard)
-    guards, _ = find_guards([settings], (), Allowed(plugins=allow_plugins))
+    guards, _ = find_guards([settings], (), permissions)
     of_base = guard_statistics(guards, recipe.base, EngineSettings())[settings]
     found = {}
     for name, variant in recipes.items():
@@ -283,25 +284,24 @@ def _outputs(
     return groups
 
 
-def lams_of(method: str, given: str | None, *, allow_plugins: bool) -> list[float]:
+def lams_of(method: Method, given: str | None) -> list[float]:
     """The λs that are asked for, or the method's own."""
-    from backmerge.merging.method import find_method
-
-    found = find_method(method, allow_plugins=allow_plugins)
-    if not found.has_lam:
+    if not method.has_lam:
         if given is not None:
-            raise ConfigError(f"{method} has no λ: it finds its own ratio", remedy="leave --lam away.")
+            raise ConfigError(f"{method.name} has no λ: it finds its own ratio", remedy="leave --lam away.")
         return [1.0]
     if given is not None:
         lams = numbers("--lam", given)
-        outside = next((lam for lam in lams if not 0 <= lam <= found.max_lam), None)
+        outside = next((lam for lam in lams if not 0 <= lam <= method.max_lam), None)
         if outside is not None:
-            most = f"to {found.max_lam:g}" if found.max_lam < float("inf") else "on"
+            most = f"to {method.max_lam:g}" if method.max_lam < float("inf") else "on"
             raise ConfigError(f"--lam {outside:g}: λ is the share of the tuned side", remedy=f"give it from 0 {most}.")
         return lams
-    default = found.parameters["lam"].default
-    lam = 0.5 if default is found.parameters["lam"].empty else float(default)
-    typer.echo(f"λ is {lam:g}, the default of {method}: --lam sets it, and `backmerge restore` chooses it.", err=True)
+    default = method.parameters["lam"].default
+    lam = 0.5 if default is method.parameters["lam"].empty else float(default)
+    typer.echo(
+        f"λ is {lam:g}, the default of {method.name}: --lam sets it, and `backmerge restore` chooses it.", err=True
+    )
     return [lam]
 
 
@@ -365,7 +365,7 @@ def _is_made_by(target: Path, variant: Variant, rank: int | None, *, is_adapter:
 
     card = read_json(target / CARD)
     recipe = card.get("recipe")
-    if not isinstance(recipe, dict) or recipe.get("method") != variant.method or recipe.get("lam") != variant.lam:
+    if not isinstance(recipe, dict) or recipe.get("method") != variant.method.name or recipe.get("lam") != variant.lam:
         return False
     if is_adapter is not (card.get("realisation") == "adapter"):
         return False
@@ -388,7 +388,7 @@ def _is_adapter(outputs: Mapping[Path, Variant], as_: str) -> bool:
     return obstacle is None
 
 
-def _verifier(outputs: Mapping[Path, Variant], *, allow_plugins: bool) -> Callable[[Path, Variant], None] | None:
+def _verifier(outputs: Mapping[Path, Variant]) -> Callable[[Path, Variant], None] | None:
     """What checks a merge of adapters; nothing of checkpoints alone, for which transformers is not imported."""
     from backmerge.checkpoints.adapter import AdapterOnBase
 
@@ -399,16 +399,14 @@ def _verifier(outputs: Mapping[Path, Variant], *, allow_plugins: bool) -> Callab
     from backmerge.generation.verification import verify_written
 
     quieten()
-    return partial(verify_written, allow_plugins=allow_plugins)
+    return verify_written
 
 
-def _write_adapters(
-    outputs: Mapping[Path, Variant], rank: int | None, *, allow_plugins: bool, replace: bool, verify: bool
-) -> None:
+def _write_adapters(outputs: Mapping[Path, Variant], rank: int | None, *, replace: bool, verify: bool) -> None:
     from backmerge.merging.lowrank import write_adapters
 
-    check = _verifier(outputs, allow_plugins=allow_plugins) if verify and rank is None else None
-    for written in write_adapters(outputs, rank=rank, allow_plugins=allow_plugins, replace=replace, verify=check):
+    check = _verifier(outputs) if verify and rank is None else None
+    for written in write_adapters(outputs, rank=rank, replace=replace, verify=check):
         typer.echo(written.directory)
         _write_card(written.directory, outputs[written.directory], is_adapter=True)
 
@@ -418,7 +416,6 @@ def _write_checkpoints(
     shard_bytes: int,
     *,
     sha256: bool,
-    allow_plugins: bool,
     allow_unrelated: bool,
     replace: bool,
     verify: bool,
@@ -439,12 +436,11 @@ def _write_checkpoints(
     with bar("Merging", total) as advance:
         written = write_all(
             outputs,
-            allow_plugins=allow_plugins,
             max_shard_bytes=shard_bytes,
             sha256=sha256,
             replace=replace,
             advance=advance,
-            verify=_verifier(outputs, allow_plugins=allow_plugins) if verify else None,
+            verify=_verifier(outputs) if verify else None,
         )
     for one, variant in zip(written, outputs.values(), strict=True):
         typer.echo(one.directory)

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from backmerge.registry import Permissions
+
 
 def methods(
     name: Annotated[str | None, typer.Argument(help="Tell all of this one.")] = None,
@@ -23,7 +25,7 @@ def methods(
     from backmerge.registry import METHODS
 
     if name is not None:
-        method = find_method(name, allow_plugins=allow_plugins)
+        method = find_method(name, Permissions(allow_plugins))
         typer.echo(f"{name}: {_takes(method.num_tuned)}; {_parameters(method.parameters) or 'no parameters'}\n")
         typer.echo(inspect.getdoc(method.function))
         return

@@ -8,6 +8,7 @@ import typer
 
 from backmerge.commands.merge import SAMPLE, lams_of, recipes_of
 from backmerge.commands.options import DTYPES, check_choice
+from backmerge.registry import Permissions
 
 if TYPE_CHECKING:
     from backmerge.merging.recipe import Variant
@@ -37,22 +38,24 @@ def plan(
     """
     from dataclasses import replace
 
+    from backmerge.merging.method import find_method
     from backmerge.merging.plan import checkpoint_bytes
     from backmerge.merging.plan import plan as planned
 
     if dtype is not None:
         check_choice("--dtype", dtype, DTYPES)
-    lams = lams_of(method, lam, allow_plugins=allow_plugins)
-    for name, recipe in recipes_of(base, tuned, method, model or (), "error", allow_plugins=allow_plugins).items():
+    found = find_method(method, Permissions(allow_plugins))
+    lams = lams_of(found, lam)
+    for name, recipe in recipes_of(base, tuned, found, model or (), "error").items():
         variant = replace(recipe, dtype=DTYPES[dtype] if dtype is not None else None)
-        found = planned(variant)
+        way = planned(variant)
         if name:
             typer.echo(f"{name}:")
-        typer.echo(f"cheapest exact way: {found.realisation} ({found.reason})")
-        if found.realisation == "adapter":
-            typer.echo(f"  as adapter:    {_size(found.num_bytes)} for each λ, in float32: --as adapter")
+        typer.echo(f"cheapest exact way: {way.realisation} ({way.reason})")
+        if way.realisation == "adapter":
+            typer.echo(f"  as adapter:    {_size(way.num_bytes)} for each λ, in float32: --as adapter")
         typer.echo(f"  as checkpoint: {_size(checkpoint_bytes(variant))} for each λ, {len(lams)} in one pass")
-        _tell_rounding(variant, lams, is_adapter=found.realisation == "adapter")
+        _tell_rounding(variant, lams, is_adapter=way.realisation == "adapter")
 
 
 def _tell_rounding(variant: Variant, lams: list[float], *, is_adapter: bool) -> None:

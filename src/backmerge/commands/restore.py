@@ -52,6 +52,7 @@ from backmerge.commands.options import (
 from backmerge.commands.running import run_document
 from backmerge.commands.suggestions import Asked, check_complete
 from backmerge.errors import ConfigError
+from backmerge.registry import Permissions
 
 
 def restore(
@@ -157,11 +158,12 @@ def restore(
     assert tuned
     assert out is not None
     method = method or ("linear" if guard is None else "linear,anchored")
+    permissions = Permissions(allow_plugins, allow_code_execution)
     values: dict[str, Any] = {
         "name": short_name(tuned[0]),
         "base": base,
         "tuned": list(tuned),
-        "merge": _sweeps(method, lam, guard, allow_plugins=allow_plugins),
+        "merge": _sweeps(method, lam, guard, permissions),
         **output_values(as_, dtype_out, rounding),
         "merged_verified": verify,
         **files_values(config_from, tokenizer_from),
@@ -185,28 +187,25 @@ def restore(
         from backmerge.planning.settings import Experiment
 
         experiment = validated(Experiment, with_overrides(command_line(values), set_ or ()))
-        look_through(
-            {experiment.name: experiment}, allow_plugins=allow_plugins, allow_code_execution=allow_code_execution
-        )
+        look_through({experiment.name: experiment}, permissions)
         return
     run_document(
         command_line(values),
         set_ or (),
         out,
-        allow_plugins=allow_plugins,
-        allow_code_execution=allow_code_execution,
+        permissions,
         strict=strict,
         report_to=report_to or (),
         shard=shard,
     )
 
 
-def _sweeps(methods: str, lam: str, guard: str | None, *, allow_plugins: bool) -> list[dict[str, Any]]:
+def _sweeps(methods: str, lam: str, guard: str | None, permissions: Permissions) -> list[dict[str, Any]]:
     """The methods, each with λs if it has one and the guard if it takes one."""
     from backmerge.merging.method import find_method
 
     names = [name.strip() for name in methods.split(",")]
-    found = {name: find_method(name, allow_plugins=allow_plugins) for name in names}
+    found = {name: find_method(name, permissions) for name in names}
     if guard is not None and not any(method.inputs for method in found.values()):
         raise ConfigError(
             f"--guard is for merges by direction, and {methods} makes none", remedy="take --method linear,anchored."

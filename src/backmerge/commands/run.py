@@ -24,6 +24,7 @@ from backmerge.commands.options import (
 from backmerge.commands.quiet import quieten
 from backmerge.commands.running import run_document, stoppable
 from backmerge.errors import ConfigError, NotShownError, RunError
+from backmerge.registry import Permissions
 
 if TYPE_CHECKING:
     from backmerge.pipeline.suite import Outcome, Planned
@@ -71,6 +72,7 @@ def run(
     from backmerge.config import load_extended, validated, with_overrides
     from backmerge.outputs import check_apart
 
+    permissions = Permissions(allow_plugins, allow_code_execution)
     chosen = output_values(as_, dtype_out) | files_values(config_from, tokenizer_from)
     form = [f"{key}={value}" for key, value in chosen.items()]
     overrides = [*form, *(set_ or ())]
@@ -86,14 +88,13 @@ def run(
             )
         planned = plan_suite(experiment, scale=scale, overrides=overrides, only=only or ())
         if dry_run:
-            look_through(planned.experiments, allow_plugins=allow_plugins, allow_code_execution=allow_code_execution)
+            look_through(planned.experiments, permissions)
             return
         place = out if out is not None else Path("runs") / experiment.stem
         _run_suite(
             planned,
             place,
-            allow_plugins=allow_plugins,
-            allow_code_execution=allow_code_execution,
+            permissions,
             strict=strict,
             report_to=report_to or (),
         )
@@ -105,23 +106,20 @@ def run(
         from backmerge.planning.settings import Experiment
 
         settings = validated(Experiment, with_overrides(document, overrides))
-        look_through(
-            {experiment.stem: settings}, allow_plugins=allow_plugins, allow_code_execution=allow_code_execution
-        )
+        look_through({experiment.stem: settings}, permissions)
         return
     run_document(
         document,
         overrides,
         out if out is not None else Path("runs") / experiment.stem,
-        allow_plugins=allow_plugins,
-        allow_code_execution=allow_code_execution,
+        permissions,
         strict=strict,
         report_to=report_to or (),
         shard=shard,
     )
 
 
-def look_through(experiments: Mapping[str, Experiment], *, allow_plugins: bool, allow_code_execution: bool) -> None:
+def look_through(experiments: Mapping[str, Experiment], permissions: Permissions) -> None:
     """Tell what was found of each; an error if a run would end with a fault."""
     quieten()
     from backmerge.pipeline.dry_run import dry_run
@@ -129,7 +127,7 @@ def look_through(experiments: Mapping[str, Experiment], *, allow_plugins: bool, 
 
     found = {}
     for name, experiment in experiments.items():
-        found[name] = dry_run(experiment, allow_plugins=allow_plugins, allow_code_execution=allow_code_execution)
+        found[name] = dry_run(experiment, permissions)
         typer.echo(f"{name}: {experiment.name}")
         for line in lines_of(found[name]):
             typer.echo(line)
@@ -150,9 +148,8 @@ def look_through(experiments: Mapping[str, Experiment], *, allow_plugins: bool, 
 def _run_suite(
     planned: Planned,
     out: Path,
+    permissions: Permissions,
     *,
-    allow_plugins: bool,
-    allow_code_execution: bool,
     strict: bool,
     report_to: Sequence[str],
 ) -> None:
@@ -161,20 +158,19 @@ def _run_suite(
     from backmerge.sharing.trackers import check_trackers
     from backmerge.sharing.trackers import report_to as tell
 
-    check_trackers(report_to, allow_plugins=allow_plugins)
+    check_trackers(report_to, permissions)
     with stoppable(out):
-        check_suite(planned, allow_plugins=allow_plugins, allow_code_execution=allow_code_execution)
+        check_suite(planned, permissions)
         outcomes = run_suite(
             planned,
             out,
-            allow_plugins=allow_plugins,
-            allow_code_execution=allow_code_execution,
+            permissions,
             on_done=_tell,
         )
     _sum_up(planned.title, outcomes, out)
     for name, outcome in outcomes.items():
         if outcome.finished is not None:
-            tell(report_to, out / name, allow_plugins=allow_plugins)
+            tell(report_to, out / name, permissions)
     failed = [name for name, outcome in outcomes.items() if outcome.error is not None]
     if failed:
         raise RunError(

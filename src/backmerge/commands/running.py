@@ -11,6 +11,7 @@ import typer
 
 from backmerge.commands.quiet import quieten
 from backmerge.errors import NotShownError
+from backmerge.registry import NOTHING_ALLOWED, Permissions
 
 if TYPE_CHECKING:
     from backmerge.config import Document
@@ -21,9 +22,8 @@ def run_document(
     document: Document,
     overrides: Sequence[str],
     out: Path,
+    permissions: Permissions = NOTHING_ALLOWED,
     *,
-    allow_plugins: bool = False,
-    allow_code_execution: bool = False,
     strict: bool = False,
     report_to: Sequence[str] = (),
     shard: str | None = None,
@@ -34,8 +34,7 @@ def run_document(
         document: Settings, from a file or from options.
         overrides: `key.path=value` options.
         out: The run directory.
-        allow_plugins: Whether the user's own code may be run.
-        allow_code_execution: Whether code that a model wrote may be run where bubblewrap does not work.
+        permissions: What may be run.
         strict: Whether any verdict but `restored` is an error.
         report_to: Trackers that are told of the results.
         shard: `I/N`, to do only that part, before λ is chosen.
@@ -57,8 +56,7 @@ def run_document(
                 experiment,
                 out,
                 shard_of(shard),
-                allow_plugins=allow_plugins,
-                allow_code_execution=allow_code_execution,
+                permissions,
             )
         typer.echo(done.sentence)
         return
@@ -68,13 +66,11 @@ def run_document(
     from backmerge.sharing.trackers import check_trackers
     from backmerge.sharing.trackers import report_to as tell
 
-    check_trackers(report_to, allow_plugins=allow_plugins)  # what is missing is told before hours of work
+    check_trackers(report_to, permissions)  # what is missing is told before hours of work
     with stoppable(out):
-        finished: Finished = run_experiment(
-            experiment, out, allow_plugins=allow_plugins, allow_code_execution=allow_code_execution
-        )
+        finished: Finished = run_experiment(experiment, out, permissions)
     print_summary(finished.results, out)
-    tell(report_to, out, allow_plugins=allow_plugins)
+    tell(report_to, out, permissions)
     if strict and finished.verdict != "restored":
         limits = ", ".join(finding["name"] for finding in limiting(finished.results))
         raise NotShownError(

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from backmerge.errors import ConfigError
+from backmerge.registry import Permissions
 
 
 def score(
@@ -42,7 +43,6 @@ def score(
 
     Another judge over an earlier run: backmerge score runs/mine --judge wildguard --out runs/mine-wildguard
     """
-    from backmerge.benchmarks.protocol import Allowed
     from backmerge.commands.options import check_choice
     from backmerge.commands.quiet import quieten
     from backmerge.config import Document, validated, with_overrides
@@ -53,11 +53,13 @@ def score(
     quieten()
     check_choice("--kind", kind, ("utility", "safety", "over_refusal"))
     settings = validated(JudgeSettings, with_overrides(Document("the command line", {"name": judge}, {}), set_ or ()))
-    allowed = Allowed(allow_plugins, allow_code_execution)
+    permissions = Permissions(allow_plugins, allow_code_execution)
     if is_run(completions):
         if benchmark is not None:
             raise ConfigError("an earlier run knows its benchmarks", remedy="leave --benchmark away.")
-        results: dict[str, Any] = judge_again(completions, settings, out, max_unscored=max_unscored, allowed=allowed)
+        results: dict[str, Any] = judge_again(
+            completions, settings, out, max_unscored=max_unscored, permissions=permissions
+        )
     elif benchmark is None:
         raise ConfigError("--benchmark is missing: what do they answer?", remedy="such as --benchmark humaneval.")
     else:
@@ -70,6 +72,6 @@ def score(
             kind=asked,
             is_partial=partial,
             max_unscored=max_unscored,
-            allowed=allowed,
+            permissions=permissions,
         )
     print_scores(results, out)

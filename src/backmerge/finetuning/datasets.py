@@ -17,7 +17,7 @@ from backmerge.finetuning.data_settings import DataSettings
 from backmerge.finetuning.shapes import NAMES, Draft, RowError, recognised, renamed
 from backmerge.finetuning.task import Task
 from backmerge.records import Example, Message
-from backmerge.registry import DATASETS, closest, is_plugin, resolve
+from backmerge.registry import DATASETS, NOTHING_ALLOWED, Permissions, closest, is_plugin, resolve
 from backmerge.rows import FORMATS_REMEDY, SUFFIXES, HubData, Row, files_of, hub_rows, read_rows
 from backmerge.runs import key_of
 
@@ -42,7 +42,7 @@ class TrainingData(NamedTuple):
 
 
 def load_training_data(
-    dataset: str, settings: DataSettings, seed: int, *, family: str = "", allow_plugins: bool = False
+    dataset: str, settings: DataSettings, seed: int, permissions: Permissions = NOTHING_ALLOWED, *, family: str = ""
 ) -> TrainingData:
     """Read, sample and split the data of one run.
 
@@ -56,7 +56,7 @@ def load_training_data(
         settings: Which rows, under which names.
         seed: The run's.
         family: The model's `model_type`, which a preset's system prompt may depend on.
-        allow_plugins: Whether code of the user's own may be run.
+        permissions: What may be run.
 
     Raises:
         ConfigError: there is no such name, or a setting has no meaning for this data set.
@@ -64,7 +64,7 @@ def load_training_data(
             Only of a preset's data, which are as published, are rows with a blank text left out, and counted.
     """
     tally = _Tally()
-    found = _find(dataset, settings, family, allow_plugins=allow_plugins)
+    found = _find(dataset, settings, family, permissions)
     sample = sampled(found.examples(tally), found.num_examples, seed, by_category=found.is_uniform_by_category)
     tally.check()
     if not sample.examples:
@@ -276,10 +276,10 @@ def _under(system: str | None, messages: tuple[Message, ...]) -> tuple[Message, 
     return (Message("system", system), *turns) if system.strip() else turns
 
 
-def _find(name: str, settings: DataSettings, family: str, *, allow_plugins: bool) -> _Found:
+def _find(name: str, settings: DataSettings, family: str, permissions: Permissions) -> _Found:
     path = Path(name).expanduser()
     if name in DATASETS.entries or (is_plugin(name) and not path.exists()):
-        made = resolve(DATASETS, name, allow_plugins=allow_plugins)()
+        made = resolve(DATASETS, name, permissions)()
         return _of_task(made, settings, family) if isinstance(made, Task) else _of_code(name, made, settings)
     if settings.file is not None:
         raise ConfigError(

@@ -87,8 +87,7 @@ class OpenAIEngine:
 
     is_served = True
 
-    def __init__(self, settings: EngineSettings, *, allow_plugins: bool = False) -> None:
-        del allow_plugins  # nothing is merged here
+    def __init__(self, settings: EngineSettings) -> None:
         if settings.device != "auto" or settings.dtype != "auto":
             raise ConfigError(
                 "the engine 'openai' has no say in device and dtype: what the server runs is what is measured",

@@ -128,11 +128,11 @@ def served_name(options: ServerOptions, variant: Variant | None) -> str:
         return options.model
     is_base = variant.tuned is None
     lam = "0" if is_base else _lam_text(variant.lam)
-    keys = ["base"] if is_base else [f"{variant.method}@{lam}", f"{lam}", *(["tuned"] if lam == "1" else [])]
+    keys = ["base"] if is_base else [f"{variant.method.name}@{lam}", f"{lam}", *(["tuned"] if lam == "1" else [])]
     for key in keys:
         if key in options.models:
             return options.models[key]
-    described = "the base" if is_base else f"{variant.method} at λ={variant.lam}"
+    described = "the base" if is_base else f"{variant.method.name} at λ={variant.lam}"
     if options.model is None or ("lam" in _placeholders(options.model) and lam is None):
         raise GenerationError(
             f"what {described} is called on the server is not said",
@@ -140,7 +140,7 @@ def served_name(options: ServerOptions, variant: Variant | None) -> str:
         )
     return options.model.format(
         lam=lam,
-        method="base" if is_base else variant.method,
+        method="base" if is_base else variant.method.name,
         name="base" if is_base else variant.tuned_models[0].directory.name,
     )
 

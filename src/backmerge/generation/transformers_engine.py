@@ -87,7 +87,7 @@ class TransformersEngine:
         GenerationError: the device is not there, or an option is unknown.
     """
 
-    def __init__(self, settings: EngineSettings, *, allow_plugins: bool = False) -> None:
+    def __init__(self, settings: EngineSettings) -> None:
         if settings.options:
             raise GenerationError(
                 f"the engine transformers has no option '{next(iter(settings.options))}'",
@@ -97,7 +97,6 @@ class TransformersEngine:
         self.device = device_of(settings.device)
         self.dtype = settings.dtype
         self.batch_size = settings.batch_size
-        self.allow_plugins = allow_plugins
         self.model: Any = None
         self._live: Any = None
         self._put_on: PutOn | None = None
@@ -312,7 +311,7 @@ class TransformersEngine:
             self._overwrite(variant)
         else:
             with tempfile.TemporaryDirectory(prefix="backmerge-") as scratch:
-                adapter = adapter_of(variant, Path(scratch), allow_plugins=self.allow_plugins)
+                adapter = adapter_of(variant, Path(scratch))
                 if self.realisation(variant) == "live":
                     self._overwrite(Variant(variant.base, adapter, dtype="F32"))
                 else:
@@ -327,14 +326,14 @@ class TransformersEngine:
             return
         self._current = None  # until the weights are whole again
         if self._live.is_possible():
-            self._live.set(variant, allow_plugins=self.allow_plugins)
+            self._live.set(variant)
         elif not variant.tuned_models and variant.dtype is None:
             self._load(variant.base, variant.companions)
         else:
             # transformers renames or fuses this architecture's tensors as it loads: let it load the merged files
             with tempfile.TemporaryDirectory(prefix="backmerge-") as scratch:
                 merged = Path(scratch) / "merged"
-                write_merged(variant, merged, allow_plugins=self.allow_plugins)
+                write_merged(variant, merged)
                 written = Variant(Checkpoint(merged))
                 self._load(written.base, written.companions)
             # what is in memory came from this base, and the next variant may be live again

@@ -21,6 +21,7 @@ from backmerge.checkpoints.files import torch_dtype
 from backmerge.errors import GenerationError, MergeError
 from backmerge.generation.loading import PutOn, load_model
 from backmerge.merging.live import LiveMerge
+from backmerge.merging.methods.linear import linear
 from backmerge.merging.recipe import Variant
 from backmerge.merging.served import adapter_of, served_dtype
 from backmerge.progress import say
@@ -33,7 +34,7 @@ TOLERANCE = 2e-3
 HEADROOM = 1.3  # memory over the weights' size, for activations and buffers
 
 
-def verify_written(directory: Path, variant: Variant, *, allow_plugins: bool = False) -> None:
+def verify_written(directory: Path, variant: Variant) -> None:
     """Check that a written merge gives the logits of its recipe, by another way than it was written.
 
     What transformers cannot load, and what the memory does not hold in float32, is reported as not verified.
@@ -41,7 +42,6 @@ def verify_written(directory: Path, variant: Variant, *, allow_plugins: bool = F
     Args:
         directory: The checkpoint, or the adapter, that was written.
         variant: What it should be.
-        allow_plugins: Whether the user's own code may be run.
 
     Raises:
         MergeError: the logits differ by more than the rounding of the output's dtype explains.
@@ -52,7 +52,7 @@ def verify_written(directory: Path, variant: Variant, *, allow_plugins: bool = F
         return
     try:
         with torch.inference_mode():
-            expected = _expected(variant, allow_plugins=allow_plugins)
+            expected = _expected(variant)
             found = _written(directory, variant)
     except GenerationError as error:
         say(f"Not verified against peft: {error.message}.")
@@ -71,7 +71,7 @@ def _names(variant: Variant) -> str:
     return ", ".join(weights.directory.name for weights in (variant.base, *variant.tuned_models))
 
 
-def _expected(variant: Variant, *, allow_plugins: bool) -> Tensor:
+def _expected(variant: Variant) -> Tensor:
     """The logits of a recipe: by peft if that can give them, else by the live realisation."""
     model = load_model(variant.base.directory, torch.float32).eval()
     if _is_scaled_adapter(variant):
@@ -89,10 +89,10 @@ def _expected(variant: Variant, *, allow_plugins: bool) -> Tensor:
     if not live.is_possible():
         raise GenerationError("transformers changes the names of this model's tensors as it loads them")
     if variant.served_as == "checkpoint":
-        live.set(variant, allow_plugins=allow_plugins)
+        live.set(variant)
     else:
         with tempfile.TemporaryDirectory(prefix="backmerge-") as scratch:
-            written = adapter_of(variant, Path(scratch), allow_plugins=allow_plugins)
+            written = adapter_of(variant, Path(scratch))
             live.set(Variant(variant.base, written, dtype="F32"))
     return _logits(model)
 
@@ -100,7 +100,7 @@ def _expected(variant: Variant, *, allow_plugins: bool) -> Tensor:
 def _is_scaled_adapter(variant: Variant) -> bool:
     tuned = variant.tuned_models
     return (
-        variant.method == "linear"
+        variant.method == linear
         and isinstance(variant.lam, int | float)
         and variant.rounding == "nearest"
         and len(tuned) == 1

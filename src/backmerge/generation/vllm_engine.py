@@ -114,17 +114,15 @@ class VllmEngine:
 
     Args:
         settings: Device, dtype and options (`VllmOptions`); vLLM finds by itself how many prompts fit at once.
-        allow_plugins: Whether the user's own code may be run.
 
     Raises:
         GenerationError: vLLM is not there, or is not for this device.
         ConfigError: an option is unknown or impossible.
     """
 
-    def __init__(self, settings: EngineSettings, *, allow_plugins: bool = False) -> None:
+    def __init__(self, settings: EngineSettings) -> None:
         self.settings = settings
         self.options = VllmOptions.read(settings.options)
-        self.allow_plugins = allow_plugins
         self.version, self.device = found()
         if settings.device not in ("auto", self.device):
             raise GenerationError(
@@ -153,7 +151,7 @@ class VllmEngine:
         Raises:
             GenerationError: not as the option `realisation` insists.
         """
-        return realisation_of(variant, self.options, self.dtype_of(variant.base), allow_plugins=self.allow_plugins)
+        return realisation_of(variant, self.options, self.dtype_of(variant.base))
 
     def dtype_of(self, base: Weights) -> str:
         """The dtype in which vLLM holds a base's weights and computes, as torch names it."""
@@ -218,7 +216,7 @@ class VllmEngine:
     def _with_adapters(self, variants: Sequence[Variant]) -> Running:
         """An engine that serves these: adapters of one base, and perhaps that base."""
         base = variants[0].base
-        merged = [variant for variant in variants if not is_base(variant, allow_plugins=self.allow_plugins)]
+        merged = [variant for variant in variants if not is_base(variant)]
         if not merged and (self._running is None or self._running.base != base.fingerprint):
             return self._with_weights(variants[0], "live")
         new = {key_of(variant.identity): variant for variant in merged}
@@ -227,7 +225,7 @@ class VllmEngine:
             # adapter of zeros stands for it
             new[_base_key(base)] = Variant(base, merged[0].tuned_models[0], lam=0.0)
         running = self._running
-        rank = max((rank_of(variant, allow_plugins=self.allow_plugins) for variant in merged), default=1)
+        rank = max((rank_of(variant) for variant in merged), default=1)
         if running is None or running.base != base.fingerprint or running.rank < rank:
             arguments = self.options.adapter_arguments(rank, len(new))
             running = self._start(base, arguments, arguments["max_lora_rank"], _base_key(base))
@@ -244,14 +242,14 @@ class VllmEngine:
                 recipes.append(recipe := {})
             recipe[Path(running.scratch.name) / key] = variant
         for recipe in recipes:
-            write_adapters(recipe, allow_plugins=self.allow_plugins)
+            write_adapters(recipe)
         for key in new:
             number = len(running.adapters) + 1
             running.adapters[key] = adapter_request(key, number, Path(running.scratch.name) / key)
 
     def _with_weights(self, variant: Variant, way: Way) -> Running:
         """An engine without adapters that holds a variant's weights."""
-        asked = base_of(variant) if is_base(variant, allow_plugins=self.allow_plugins) else variant
+        asked = base_of(variant) if is_base(variant) else variant
         wanted, fingerprint = key_of(asked.identity), asked.base.fingerprint
         running = self._running
         if running is not None and (running.base != fingerprint or running.rank):
@@ -262,7 +260,7 @@ class VllmEngine:
             self.release()
             with tempfile.TemporaryDirectory(prefix="backmerge-") as scratch:
                 merged = Path(scratch) / "merged"
-                write_merged(as_weights(asked), merged, allow_plugins=self.allow_plugins)
+                write_merged(as_weights(asked), merged)
                 running = self._start(Checkpoint(merged), {}, 0, wanted)
             if not has_other_config(variant):  # weights of the base's other variants go with the base's config
                 running.base = fingerprint
@@ -275,7 +273,7 @@ class VllmEngine:
     def _set_weights(self, running: Running, variant: Variant, wanted: str) -> None:
         running.weights = None  # until they are whole again
         try:
-            failures = running.started.call("set_merged_weights", described(as_weights(variant)), self.allow_plugins)
+            failures = running.started.call("set_merged_weights", described(as_weights(variant)))
             for failure in failures:
                 if failure is not None:
                     raise MergeError(failure[0], remedy=failure[1])
@@ -306,7 +304,7 @@ class VllmEngine:
     def _adapter_of(self, running: Running, variant: Variant) -> Any:
         if not running.rank:
             return None
-        if is_base(variant, allow_plugins=self.allow_plugins):
+        if is_base(variant):
             return running.adapters.get(_base_key(variant.base))
         return running.adapters[key_of(variant.identity)]
 

@@ -11,7 +11,6 @@ from backmerge.generation.protocol import Request
 from backmerge.generation.vllm_settings import RANKS, VllmOptions
 from backmerge.generation.vllm_worker import described
 from backmerge.merging.lowrank import LowRankMerge, adapter_obstacle
-from backmerge.merging.method import find_method
 from backmerge.merging.recipe import Variant
 from backmerge.merging.served import served_dtype
 from backmerge.runs import key_of
@@ -55,7 +54,7 @@ def base_of(variant: Variant) -> Variant:
     return Variant(variant.base)
 
 
-def is_base(variant: Variant, *, allow_plugins: bool = False) -> bool:
+def is_base(variant: Variant) -> bool:
     """Whether a variant is its base, bit for bit, with nothing to merge: the base, or λ=0 where that is exact."""
     is_cast = variant.served_as == "checkpoint" and variant.dtype is not None
     if is_cast or variant.rounding != "nearest" or has_other_config(variant):
@@ -63,7 +62,7 @@ def is_base(variant: Variant, *, allow_plugins: bool = False) -> bool:
     if not variant.tuned_models:
         return True
     is_number = isinstance(variant.lam, int | float)
-    method = find_method(variant.method, allow_plugins=allow_plugins)
+    method = variant.method
     return is_number and variant.lam == 0 and method.has_exact_endpoints
 
 
@@ -72,14 +71,12 @@ def has_other_config(variant: Variant) -> bool:
     return variant.companions.config_digest != base_of(variant).companions.config_digest
 
 
-def rank_of(variant: Variant, *, allow_plugins: bool = False) -> int:
+def rank_of(variant: Variant) -> int:
     """The rank of the adapter that a merge is."""
-    return LowRankMerge([variant], allow_plugins=allow_plugins).form.rank
+    return LowRankMerge([variant]).form.rank
 
 
-def realisation_of(
-    variant: Variant, options: VllmOptions, dtype: str = "float32", *, allow_plugins: bool = False
-) -> Literal["base"] | Way:
+def realisation_of(variant: Variant, options: VllmOptions, dtype: str = "float32") -> Literal["base"] | Way:
     """How a variant reaches vLLM, such that it computes what is served.
 
     An adapter is never rounded to the base's dtype, and a checkpoint always to its own.
@@ -88,13 +85,12 @@ def realisation_of(
         variant: Says what is served.
         options: May insist on a way.
         dtype: In which vLLM holds weights, as torch names it.
-        allow_plugins: Whether the user's own code may be run.
 
     Raises:
         GenerationError: not as the options insist, or vLLM does not serve this adapter.
     """
     wanted = options.realisation
-    if is_base(variant, allow_plugins=allow_plugins):
+    if is_base(variant):
         return "base"
     is_served_as_adapter = variant.served_as == "adapter"
     if has_other_config(variant) and not is_served_as_adapter:
@@ -107,7 +103,7 @@ def realisation_of(
     obstacle = None
     if wanted in ("auto", "adapter"):
         if is_served_as_adapter or served_dtype(variant) == "float32":  # as adapter and in float32 it is one model
-            obstacle = _adapter_obstacle(variant, options, allow_plugins=allow_plugins)
+            obstacle = _adapter_obstacle(variant, options)
         else:
             obstacle = f"what is measured is a checkpoint, rounded to {served_dtype(variant)}"
         if obstacle is None:
@@ -141,11 +137,11 @@ def as_weights(variant: Variant) -> Variant:
     return replace(variant, served_as="checkpoint", dtype="F32")
 
 
-def _adapter_obstacle(variant: Variant, options: VllmOptions, *, allow_plugins: bool) -> str | None:
-    obstacle = adapter_obstacle(variant, allow_plugins=allow_plugins)
+def _adapter_obstacle(variant: Variant, options: VllmOptions) -> str | None:
+    obstacle = adapter_obstacle(variant)
     if obstacle is not None:
         return obstacle
-    merge = LowRankMerge([variant], allow_plugins=allow_plugins)
+    merge = LowRankMerge([variant])
     most = options.max_lora_rank or RANKS[-1]
     if merge.vllm_obstacle is None and merge.form.rank > most:
         return f"its rank is {merge.form.rank}, and the engine's option max_lora_rank is {most}"

@@ -17,23 +17,25 @@ from backmerge.checkpoints.reader import Checkpoint, Weights
 from backmerge.errors import BackmergeError
 from backmerge.merging.engine import merged_tensors
 from backmerge.merging.inputs import InputStatistics
+from backmerge.merging.method import find_method
 from backmerge.merging.recipe import Variant
+from backmerge.registry import Permissions
 
 if TYPE_CHECKING:
     from torch import nn
 
 EXTENSION = f"{__name__}.LiveWeights"
+DRIVER_ALLOWED = Permissions(plugins=True)  # only methods that the driver was allowed to load are described
 
 
 class LiveWeights:
     """What backmerge adds to vLLM's workers (`worker_extension_cls`)."""
 
-    def set_merged_weights(self: Any, description: str, allow_plugins: bool) -> list[str | None] | None:
+    def set_merged_weights(self: Any, description: str) -> list[str | None] | None:
         """Overwrite the model's weights with those of a variant.
 
         Args:
             description: Of `described`.
-            allow_plugins: Whether the user's own code may be run.
 
         Returns:
             Message and remedy of what the user can mend, if the merge fails so; an error's type would be lost on the
@@ -41,7 +43,7 @@ class LiveWeights:
         """
         try:
             variant = variant_of(json.loads(description))
-            self.reload_weights(weights_iterator=merged_tensors(variant, allow_plugins=allow_plugins))
+            self.reload_weights(weights_iterator=merged_tensors(variant))
         except BackmergeError as error:
             return [error.message, error.remedy]
         renew_tied_head(self.model_runner.get_model())
@@ -73,7 +75,7 @@ def described(variant: Variant) -> str | None:
         "tuned": [str(weights.directory.resolve()) for weights in variant.tuned_models],
         "extra": {name: str(weights.directory.resolve()) for name, weights in variant.extra.items()},
         "inputs": {name: str(statistics.path.resolve()) for name, statistics in variant.inputs.items()},
-        "method": variant.method,
+        "method": variant.method.name,
         "lam": variant.lam,
         "parameters": dict(variant.parameters),
         "seed": variant.seed,
@@ -94,7 +96,7 @@ def variant_of(description: Mapping[str, Any]) -> Variant:
     return Variant(
         base,
         None if not tuned else tuned[0] if len(tuned) == 1 else tuned,
-        method=description["method"],
+        method=find_method(description["method"], DRIVER_ALLOWED),
         lam=description["lam"],
         parameters=description["parameters"],
         seed=description["seed"],

@@ -241,7 +241,7 @@ def _made_engine(settings: EngineSettings, model: str) -> Generator:
     kind: Any = resolve(ENGINES, settings.name)
     if getattr(kind, "is_served", False):
         settings = settings.model_copy(update={"options": {**settings.options, "model": model}})
-    engine: Generator = kind(settings, allow_plugins=False)
+    engine: Generator = kind(settings)
     return engine
 
 

@@ -13,25 +13,26 @@ from backmerge.checkpoints.adapter import open_weights
 from backmerge.checkpoints.reader import Checkpoint, Weights
 from backmerge.generation.protocol import EngineSettings, Generator, Request, Sampling
 from backmerge.merging.inputs import InputStatistics
+from backmerge.merging.method import find_method
 from backmerge.merging.recipe import Variant
 from backmerge.progress import Advance
 from backmerge.records import Completion, Example, from_dict
-from backmerge.registry import ENGINES, resolve
+from backmerge.registry import ENGINES, Permissions, resolve
 
 
-def spec_of(request: Request, engine: EngineSettings, *, allow_plugins: bool) -> dict[str, Any]:
+def spec_of(request: Request, engine: EngineSettings, permissions: Permissions) -> dict[str, Any]:
     """All that a worker needs to know, as plain data; folders are those that all machines see."""
     variant = request.variant
     assert variant is not None
     return {
         "engine": engine.model_dump(mode="json"),
-        "allow_plugins": allow_plugins,
+        "permissions": dataclasses.asdict(permissions),
         "base": str(variant.base.directory.absolute()),
         "tuned": [str(tuned.directory.absolute()) for tuned in variant.tuned_models],
         "extra": {name: str(model.directory.absolute()) for name, model in variant.extra.items()},
         "inputs": {name: str(statistics.path.absolute()) for name, statistics in variant.inputs.items()},
         "recipe": {
-            "method": variant.method,
+            "method": variant.method.name,
             "lam": variant.lam,
             "parameters": dict(variant.parameters),
             "seed": variant.seed,
@@ -52,13 +53,15 @@ def answer(spec: Mapping[str, Any], advance: Advance) -> list[dict[str, Any]]:
     Raises:
         BackmergeError: what an engine raises.
     """
-    engine = _engine(json.dumps(spec["engine"], sort_keys=True), allow_plugins=spec["allow_plugins"])
+    permissions = Permissions(**spec["permissions"])
+    engine = _engine(json.dumps(spec["engine"], sort_keys=True), permissions)
     base = _base(spec["base"])
     tuned = tuple(_tuned(folder, spec["base"]) for folder in spec["tuned"])
     extra = {name: _tuned(folder, spec["base"]) for name, folder in spec["extra"].items()}
     inputs = {name: _statistics(path) for name, path in spec["inputs"].items()}
     one_or_more = (tuned[0] if len(tuned) == 1 else tuned) or None
-    variant = Variant(base, one_or_more, extra=extra, inputs=inputs, **spec["recipe"])
+    recipe = {**spec["recipe"], "method": find_method(spec["recipe"]["method"], permissions)}
+    variant = Variant(base, one_or_more, extra=extra, inputs=inputs, **recipe)
     examples = [from_dict(Example, values) for values in spec["examples"]]
     made = engine.generate(variant, examples, Sampling(**spec["sampling"]), advance)
     return [dataclasses.asdict(completion) for completion in made]
@@ -70,10 +73,10 @@ def completions_of(result: Any) -> list[Completion]:
 
 
 @cache
-def _engine(settings: str, *, allow_plugins: bool) -> Generator:
+def _engine(settings: str, permissions: Permissions) -> Generator:
     parsed = EngineSettings.model_validate_json(settings)
-    kind: Any = resolve(ENGINES, parsed.name, allow_plugins=allow_plugins)
-    engine: Generator = kind(parsed, allow_plugins=allow_plugins)
+    kind: Any = resolve(ENGINES, parsed.name, permissions)
+    engine: Generator = kind(parsed)
     return engine
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from backmerge.checkpoints.reader import Weights
 from backmerge.generation.cache import cache_directory
+from backmerge.merging.methods.linear import linear
 from backmerge.merging.plan import checkpoint_bytes
 from backmerge.merging.recipe import Variant
 from backmerge.progress import MEASURED_FOR, Rates, TokenMeter, count_text, rate_text, size_text, time_text
@@ -99,7 +100,7 @@ def _is_merge(variant: Variant) -> bool:
     """Whether a model exists nowhere before it is merged: neither base nor tuned model, nor a server's or another's."""
     if not getattr(variant, "tuned_models", ()):
         return False
-    is_tuned = len(variant.tuned_models) == 1 and variant.method == "linear" and variant.lam == 1
+    is_tuned = len(variant.tuned_models) == 1 and variant.method == linear and variant.lam == 1
     return not is_tuned or variant.dtype is not None
 
 

@@ -17,7 +17,7 @@ from backmerge.checkpoints.files import FLOATS, ITEM_BYTES, TORCH_NAMES, TensorI
 from backmerge.checkpoints.fingerprints import TensorDigests
 from backmerge.checkpoints.reader import Checkpoint
 from backmerge.errors import MergeError
-from backmerge.merging.method import Method, call, check_inputs, find_method
+from backmerge.merging.method import Method, call, check_inputs
 from backmerge.merging.randomness import TensorRandom
 from backmerge.merging.recipe import Variant
 from backmerge.merging.reductions import BLOCK, PART
@@ -38,7 +38,6 @@ class Merge:
 
     Args:
         variants: At least one.
-        allow_plugins: Whether the user's own code may be run.
         is_resident: Whether all inputs are `Resident`, in a device's memory and looked at as they were put there. Then
             nothing waits for the device block by block: results are looked at all at once, by `check_results`.
 
@@ -50,7 +49,7 @@ class Merge:
         MergeError: the models do not fit each other, or the method does not take them or its parameters.
     """
 
-    def __init__(self, variants: Sequence[Variant], *, allow_plugins: bool = False, is_resident: bool = False) -> None:
+    def __init__(self, variants: Sequence[Variant], *, is_resident: bool = False) -> None:
         self.is_resident = is_resident
         self._sums: list[tuple[str, Tensor]] = []
         self.variants = tuple(variants)
@@ -66,18 +65,18 @@ class Merge:
         self.method: Method | None = None
         self._settings: Settings | None = None
         if self.tuned:
-            self._prepare(allow_plugins=allow_plugins)
+            self._prepare()
 
     def _output_info(self, info: TensorInfo) -> TensorInfo:
         return info._replace(dtype=self.recipe.dtype) if self.recipe.dtype and info.dtype in FLOATS else info
 
-    def _prepare(self, *, allow_plugins: bool) -> None:
+    def _prepare(self) -> None:
         recipe = self.recipe
         for weights in (*self.tuned, *recipe.extra.values()):
             check_same_shape(self.base, weights, is_cast=recipe.dtype is not None)
-        self.method = method = find_method(recipe.method, allow_plugins=allow_plugins)
-        self._settings = settings = Settings(method, self.variants)
-        check_inputs(method, recipe.method, recipe.inputs)
+        self.method = method = recipe.method
+        self._settings = settings = Settings(self.variants)
+        check_inputs(method, recipe.inputs)
         for statistics in recipe.inputs.values():
             statistics.check_fits(self.base)
         if method.survey is not None and method.survey.is_needed(recipe.parameters):

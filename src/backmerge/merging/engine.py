@@ -51,7 +51,7 @@ def carry_out(
     merge.share_digests()
 
 
-def merged_tensors(variant: Variant, *, allow_plugins: bool = False) -> Iterator[tuple[str, Tensor]]:
+def merged_tensors(variant: Variant) -> Iterator[tuple[str, Tensor]]:
     """Every tensor of the merged model, whole, by the base's names and order.
 
     Arithmetic is in float32 and is rounded once. Random numbers are a function of the recipe's seed, the tensor's
@@ -60,7 +60,7 @@ def merged_tensors(variant: Variant, *, allow_plugins: bool = False) -> Iterator
     Raises:
         MergeError: the two do not fit, a parameter is wrong, or a tensor is not finite or of a dtype that has no mean.
     """
-    merge = Merge([variant], allow_plugins=allow_plugins)
+    merge = Merge([variant])
     for name, info in merge.infos.items():
         whole = torch.empty(info.num_elements, dtype=torch_dtype(info.dtype))
         statistics = whole_statistics(merge, name)

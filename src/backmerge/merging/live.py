@@ -56,14 +56,14 @@ class LiveMerge:
         return len(places) == len(on_disk) and in_memory.keys() <= places and filled == sum(in_memory.values())
 
     @torch.no_grad()
-    def set(self, variant: Variant, *, allow_plugins: bool = False) -> None:
+    def set(self, variant: Variant) -> None:
         """Overwrite the weights in place: the very tensors that the checkpoint would hold.
 
         Raises:
             MergeError: see `Merge` and `Merge.merged`.
         """
         is_resident = self._resident is not None
-        merge = Merge([self._on_device(variant)], allow_plugins=allow_plugins, is_resident=is_resident)
+        merge = Merge([self._on_device(variant)], is_resident=is_resident)
 
         def overwrite(_: int, name: str, start: int, block: Tensor) -> None:
             if name in self._ignored:

@@ -37,7 +37,7 @@ from backmerge.checkpoints.writer import check_room
 from backmerge.errors import CheckpointError, MergeError
 from backmerge.merging.factors import Core, Losses, Part, Recompression, Stack, scaled
 from backmerge.merging.inputs import LamByDirection, LayerInputs
-from backmerge.merging.method import Method, call, check_inputs, find_method
+from backmerge.merging.method import Method, call, check_inputs
 from backmerge.merging.recipe import Variant
 from backmerge.merging.settings import Settings
 from backmerge.outputs import listed_files
@@ -62,13 +62,13 @@ class WrittenAdapter(NamedTuple):
     vllm_obstacle: str | None
 
 
-def adapter_obstacle(variant: Variant, *, allow_plugins: bool = False) -> str | None:
+def adapter_obstacle(variant: Variant) -> str | None:
     """Why a recipe is no exact low-rank adapter that peft loads, or nothing if it is. No values are read.
 
     Raises:
         ConfigError: there is no such method.
     """
-    return next(_obstacles(variant, allow_plugins=allow_plugins), None)
+    return next(_obstacles(variant), None)
 
 
 def write_adapter(
@@ -76,20 +76,18 @@ def write_adapter(
     directory: Path,
     *,
     rank: int | None = None,
-    allow_plugins: bool = False,
     replace: bool = False,
     verify: Callable[[Path, Variant], None] | None = None,
 ) -> WrittenAdapter:
     """Write one merge as an adapter; see `write_adapters`."""
     one = {directory: variant}
-    return write_adapters(one, rank=rank, allow_plugins=allow_plugins, replace=replace, verify=verify)[0]
+    return write_adapters(one, rank=rank, replace=replace, verify=verify)[0]
 
 
 def write_adapters(
     outputs: Mapping[Path, Variant],
     *,
     rank: int | None = None,
-    allow_plugins: bool = False,
     replace: bool = False,
     verify: Callable[[Path, Variant], None] | None = None,
 ) -> list[WrittenAdapter]:
@@ -104,7 +102,6 @@ def write_adapters(
     Args:
         outputs: Directory to variant; the variants differ in λ alone.
         rank: Recompress every module to this rank: the nearest of that rank, by the singular values of the change.
-        allow_plugins: Whether the user's own code may be run.
         replace: Whether adapters that backmerge wrote in these directories are replaced.
         verify: Checks the last one before any appears in its place; not asked if the rank is lowered.
 
@@ -113,12 +110,12 @@ def write_adapters(
         CheckpointError: the disk has not enough room, or cannot be written to; or a file was damaged.
     """
     variants = list(outputs.values())
-    obstacle = adapter_obstacle(variants[0], allow_plugins=allow_plugins)
+    obstacle = adapter_obstacle(variants[0])
     if obstacle is not None:
         raise MergeError(f"this recipe is no adapter: {obstacle}", remedy="write it as a checkpoint.")
     if rank is not None and rank < 1:
         raise MergeError(f"an adapter's rank cannot be {rank}", remedy="give a rank of at least 1.")
-    merge = LowRankMerge(variants, rank=rank, allow_plugins=allow_plugins)
+    merge = LowRankMerge(variants, rank=rank)
     try:
         with ExitStack() as stack:
             places = [stack.enter_context(whole_directory(directory, replace=replace)) for directory in outputs]
@@ -177,18 +174,18 @@ def _names(base: Weights, adapters: Sequence[AdapterOnBase]) -> Names:
     return Names(in_memory.values(), adapted, {in_memory[name] for name in _whole_tensors(base, adapters)})
 
 
-def _obstacles(variant: Variant, *, allow_plugins: bool) -> Iterator[str]:
+def _obstacles(variant: Variant) -> Iterator[str]:
     """The reasons one after the other; each may take it that those before do not hold."""
     base = variant.base
     if not variant.tuned_models:
         yield "it is the base itself"
-    method = find_method(variant.method, allow_plugins=allow_plugins)
+    method = variant.method
     if method.coefficients is None:
-        yield f"'{variant.method}' is no weighted sum of the tuned models' changes"
+        yield f"'{method.name}' is no weighted sum of the tuned models' changes"
     if method.survey is not None and method.survey.is_needed(variant.parameters):
-        yield f"'{variant.method}' looks at all tensors of the models before it merges the first"
+        yield f"'{method.name}' looks at all tensors of the models before it merges the first"
     if variant.extra:
-        yield f"'{variant.method}' takes more models than base and tuned"
+        yield f"'{method.name}' takes more models than base and tuned"
     if variant.rounding != "nearest":
         yield f"{variant.rounding} rounding is noise of full rank"
     if variant.dtype is not None and variant.dtype not in NUMPY_NAMES:
@@ -242,15 +239,15 @@ class LowRankMerge:
         MergeError: the method does not take these models or parameters.
     """
 
-    def __init__(self, variants: Sequence[Variant], *, rank: int | None = None, allow_plugins: bool = False) -> None:
+    def __init__(self, variants: Sequence[Variant], *, rank: int | None = None) -> None:
         recipe = variants[0]
         assert all(variant.at(None) == recipe.at(None) for variant in variants), "variants differ in λ alone"
         self.variants = tuple(variants)
         self.base = recipe.base
         self.adapters = cast(tuple[AdapterOnBase, ...], recipe.tuned_models)
-        self.method: Method = find_method(recipe.method, allow_plugins=allow_plugins)
-        self._settings = Settings(self.method, variants)
-        check_inputs(self.method, recipe.method, recipe.inputs)
+        self.method: Method = recipe.method
+        self._settings = Settings(variants)
+        check_inputs(self.method, recipe.inputs)
         for statistics in recipe.inputs.values():
             statistics.check_fits(self.base)
         self._parts = _parts(self.adapters)

@@ -22,12 +22,12 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from backmerge.errors import MergeError
-from backmerge.registry import METHODS, closest, resolve
+from backmerge.registry import METHODS, NOTHING_ALLOWED, Permissions, closest, resolve
 
 if TYPE_CHECKING:
     import numpy as np
@@ -63,6 +63,7 @@ class Method:
     """A merge method with its promises, which the conformance tests hold it to.
 
     Attributes:
+        name: From the table of methods, or the plugin's `package.module:function`.
         function: The merge of one piece; float32 in and out, unless `is_native`.
         has_exact_endpoints: λ=0 gives the base and λ=1 the tuned model, bit for bit.
         is_idempotent: Merging a model with itself changes nothing, bit for bit.
@@ -86,6 +87,7 @@ class Method:
         max_lam: λ is at most this.
     """
 
+    name: str
     function: MergeFunction
     has_exact_endpoints: bool
     is_idempotent: bool
@@ -177,7 +179,7 @@ class Method:
         return merged.reshape(shape)
 
 
-def check_inputs(method: Method, name: str, given: Collection[str]) -> None:
+def check_inputs(method: Method, given: Collection[str]) -> None:
     """Refuse input statistics that the method does not take, or the lack of those that it needs.
 
     Raises:
@@ -186,14 +188,14 @@ def check_inputs(method: Method, name: str, given: Collection[str]) -> None:
     unknown = sorted(set(given) - set(method.inputs))
     if unknown:
         raise MergeError(
-            f"{name} takes no input statistics, and {unknown[0]} were given"
+            f"{method.name} takes no input statistics, and {unknown[0]} were given"
             if not method.inputs
-            else f"{name} does not take the input statistics {unknown[0]}",
+            else f"{method.name} does not take the input statistics {unknown[0]}",
             remedy="leave the guard and the input statistics out, or take the method anchored.",
         )
     if method.inputs and INPUTS[0] not in given:
         raise MergeError(
-            f"{name} needs statistics of the base's inputs on guard prompts, and none were given",
+            f"{method.name} needs statistics of the base's inputs on guard prompts, and none were given",
             remedy="give a guard (--guard, or 'guard' next to 'method' in an experiment file): a benchmark, a file of "
             "prompts, a file of `backmerge inputs`, or own for prompts that the base writes.",
         )
@@ -234,6 +236,7 @@ def merge_method(
 ) -> Callable[[MergeFunction], Method]:
     """Declare a function as a merge method; see `Method` for what each declaration means."""
     return lambda function: Method(
+        function.__name__,
         function,
         has_exact_endpoints,
         is_idempotent,
@@ -248,20 +251,20 @@ def merge_method(
     )
 
 
-def find_method(name: str, *, allow_plugins: bool = False) -> Method:
-    """The method of that name.
+def find_method(name: str, permissions: Permissions = NOTHING_ALLOWED) -> Method:
+    """Return the method of that name.
 
     Raises:
         ConfigError: there is none.
         MergeError: a plugin's object was not made by `merge_method`.
     """
-    found = resolve(METHODS, name, allow_plugins=allow_plugins)
+    found = resolve(METHODS, name, permissions)
     if not isinstance(found, Method):
         raise MergeError(f"'{name}' is not a merge method", remedy="declare it with @merge_method(...).")
-    return found
+    return found if found.name == name else replace(found, name=name)
 
 
-def check_parameters(method: Method, name: str, given: Mapping[str, Any]) -> None:
+def check_parameters(method: Method, given: Mapping[str, Any]) -> None:
     """Refuse a parameter that the method does not have, or one that it needs and was not given.
 
     Raises:
@@ -271,15 +274,15 @@ def check_parameters(method: Method, name: str, given: Mapping[str, Any]) -> Non
     for parameter in given:
         if parameter not in known:
             raise MergeError(
-                f"{name} has no parameter '{parameter}'{closest(parameter, known)}",
+                f"{method.name} has no parameter '{parameter}'{closest(parameter, known)}",
                 remedy=f"it takes: {', '.join(known) or 'none'}.",
             )
     for parameter, description in known.items():
         if description.default is inspect.Parameter.empty and parameter not in given:
-            raise MergeError(f"{name} needs '{parameter}'", remedy=f"give {parameter}.")
+            raise MergeError(f"{method.name} needs '{parameter}'", remedy=f"give {parameter}.")
 
 
-def check_models(method: Method, name: str, num_tuned: int, extra: Sequence[str]) -> None:
+def check_models(method: Method, num_tuned: int, extra: Sequence[str]) -> None:
     """Refuse too few or too many tuned models, and extra models that are missing or unknown.
 
     Raises:
@@ -289,19 +292,19 @@ def check_models(method: Method, name: str, num_tuned: int, extra: Sequence[str]
     if num_tuned < least or (most is not None and num_tuned > most):
         takes = f"exactly {least}" if least == most else f"at least {least}" if most is None else f"{least} to {most}"
         raise MergeError(
-            f"{name} takes {takes} tuned model{'' if takes.endswith(' 1') else 's'}, and {num_tuned} "
+            f"{method.name} takes {takes} tuned model{'' if takes.endswith(' 1') else 's'}, and {num_tuned} "
             f"{'was' if num_tuned == 1 else 'were'} given",
             remedy="give as many; `backmerge methods` lists what each takes.",
         )
     for model in extra:
         if model not in method.extra_models:
             raise MergeError(
-                f"{name} takes no model named '{model}'{closest(model, method.extra_models)}",
+                f"{method.name} takes no model named '{model}'{closest(model, method.extra_models)}",
                 remedy=f"it takes: {', '.join(('base', 'tuned', *method.extra_models))}.",
             )
     for model in method.extra_models:
         if model not in extra and model not in method.optional_models:
             raise MergeError(
-                f"{name} needs one more model, '{model}': {method.summary}",
+                f"{method.name} needs one more model, '{model}': {method.summary}",
                 remedy=f"give it: --model {model}=FOLDER.",
             )

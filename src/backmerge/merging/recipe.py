@@ -10,6 +10,8 @@ from backmerge.checkpoints.adapter import AdapterOnBase
 from backmerge.checkpoints.companions import Companions, Side, companions_of
 from backmerge.checkpoints.reader import Weights
 from backmerge.merging.inputs import InputStatistics
+from backmerge.merging.method import Method
+from backmerge.merging.methods.linear import linear
 
 Rounding = Literal["nearest", "stochastic"]
 Form = Literal["adapter", "checkpoint"]
@@ -23,7 +25,7 @@ class Variant:
         base: The base's weights.
         tuned: The tuned model's weights, a checkpoint or an adapter on the base; several for methods that take
             several; `None` for the base itself.
-        method: A name from the table of methods.
+        method: How they are merged.
         lam: λ, the share of the tuned side: a number, or a setting that differs from tensor to tensor (see
             `schedule`). Not looked at where the method has none.
         parameters: The method's other parameters, each a setting; a parameter that each tuned model has its own of
@@ -43,7 +45,7 @@ class Variant:
 
     base: Weights
     tuned: Weights | Sequence[Weights] | None = None
-    method: str = "linear"
+    method: Method = linear
     lam: Any = 1.0
     parameters: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
@@ -109,7 +111,7 @@ class Variant:
         order = order_of([self.lam, *(value for _, value in sorted(self.parameters.items()))])
         return common | {
             "tuned": prints[0] if len(prints) == 1 else prints,
-            "method": self.method,
+            "method": self.method.name,
             "lam": self.lam,
             "parameters": dict(self.parameters),
             "seed": self.seed,

@@ -18,6 +18,7 @@ from backmerge.checkpoints.files import FLOATS, TORCH_NAMES
 from backmerge.checkpoints.reader import CARD, Checkpoint, Weights, read_json
 from backmerge.errors import ConfigError
 from backmerge.merging.lowrank import adapter_identity, adapter_obstacle, write_adapter
+from backmerge.merging.methods.linear import linear
 from backmerge.merging.recipe import Form, Variant
 from backmerge.runs import key_of
 
@@ -42,13 +43,12 @@ class Realisation(NamedTuple):
     computed_in: str | None
 
 
-def in_form(variant: Variant, wanted: Wanted = "auto", *, allow_plugins: bool = False) -> Variant:
+def in_form(variant: Variant, wanted: Wanted = "auto") -> Variant:
     """The variant as it is to be served.
 
     Args:
         variant: The recipe.
         wanted: `auto` is an adapter if the recipe is exact as one (see `adapter_obstacle`), and else a checkpoint.
-        allow_plugins: Whether the user's own code may be run.
 
     Raises:
         ConfigError: an adapter is wanted, and the recipe is none.
@@ -57,7 +57,7 @@ def in_form(variant: Variant, wanted: Wanted = "auto", *, allow_plugins: bool = 
         return variant
     form: Form = "checkpoint"
     if wanted != "checkpoint":
-        obstacle = adapter_obstacle(variant, allow_plugins=allow_plugins)
+        obstacle = adapter_obstacle(variant)
         if obstacle is None:
             form = "adapter"
         elif wanted == "adapter":
@@ -82,20 +82,19 @@ def is_own_adapter(variant: Variant) -> bool:
         variant.served_as == "adapter"
         and len(variant.tuned_models) == 1
         and isinstance(variant.tuned_models[0], AdapterOnBase)
-        and variant.method == "linear"
+        and variant.method == linear
         and isinstance(variant.lam, int | float)
         and variant.lam == 1
         and variant.dtype is None
     )
 
 
-def adapter_of(variant: Variant, scratch: Path, *, allow_plugins: bool = False) -> AdapterOnBase:
+def adapter_of(variant: Variant, scratch: Path) -> AdapterOnBase:
     """The adapter that a variant is served as: its own files, or those that are written to a folder.
 
     Args:
         variant: Served as an adapter.
         scratch: Where it may be written.
-        allow_plugins: Whether the user's own code may be run.
 
     Raises:
         MergeError: see `write_adapters`.
@@ -106,7 +105,7 @@ def adapter_of(variant: Variant, scratch: Path, *, allow_plugins: bool = False) 
         assert isinstance(own, AdapterOnBase)
         return own
     place = scratch / f"adapter-{key_of(variant.identity)[:12]}"
-    write_adapter(variant, place, allow_plugins=allow_plugins)
+    write_adapter(variant, place)
     return AdapterOnBase(place, variant.base)
 
 
@@ -114,7 +113,6 @@ def write_served(
     variant: Variant,
     directory: Path,
     *,
-    allow_plugins: bool = False,
     verify: Callable[[Path, Variant], None] | None = None,
 ) -> float | None:
     """Write a merge in the form in which it is served; gives the share of the change that rounding lost, if known.
@@ -123,12 +121,12 @@ def write_served(
         BackmergeError: see `write_adapters` and `write_all`.
     """
     if variant.served_as == "adapter":
-        write_adapter(variant, directory, allow_plugins=allow_plugins, verify=verify)
+        write_adapter(variant, directory, verify=verify)
         return None
     # imported here: adapters are written without torch
     from backmerge.merging.to_disk import write_merged
 
-    return write_merged(variant, directory, allow_plugins=allow_plugins, verify=verify).rounding_loss
+    return write_merged(variant, directory, verify=verify).rounding_loss
 
 
 def opened(directory: Path, base: Weights) -> Variant:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from backmerge.errors import MergeError
-from backmerge.merging.method import Method, check_models, check_parameters
+from backmerge.merging.method import check_models, check_parameters
 from backmerge.merging.recipe import Variant
 from backmerge.merging.schedule import Layers, check_patterns, extremes, value_at
 
@@ -15,7 +15,6 @@ class Settings:
     """The parameters of variants that differ in λ alone.
 
     Args:
-        method: The recipe's.
         variants: At least one.
 
     Attributes:
@@ -25,17 +24,17 @@ class Settings:
         MergeError: the method does not take these models or parameters, or λ leaves its range.
     """
 
-    def __init__(self, method: Method, variants: Sequence[Variant]) -> None:
+    def __init__(self, variants: Sequence[Variant]) -> None:
         recipe = variants[0]
-        self.method = method
+        self.method = method = recipe.method
         self.given: Mapping[str, Any] = recipe.parameters
         self._num_tuned = len(recipe.tuned_models)
         self._layers = Layers(recipe.base.infos)
-        check_models(method, recipe.method, self._num_tuned, tuple(recipe.extra))
+        check_models(method, self._num_tuned, tuple(recipe.extra))
         if "lam" in recipe.parameters:
             raise MergeError("'lam' is among the method's other parameters", remedy="give λ by itself.")
         lam = {"lam": recipe.lam} if method.has_lam else {}
-        check_parameters(method, recipe.method, {**recipe.parameters, **lam})
+        check_parameters(method, {**recipe.parameters, **lam})
         for variant in variants if method.has_lam else ():
             check_lam(variant.lam, method.max_lam)
             check_patterns(variant.lam, "λ", self._layers)

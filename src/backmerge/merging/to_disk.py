@@ -45,18 +45,16 @@ def write_merged(
     variant: Variant,
     directory: Path,
     *,
-    allow_plugins: bool = False,
     replace: bool = False,
     verify: Verify | None = None,
 ) -> Written:
     """Write one merged model; see `write_all`."""
-    return write_all({directory: variant}, allow_plugins=allow_plugins, replace=replace, verify=verify)[0]
+    return write_all({directory: variant}, replace=replace, verify=verify)[0]
 
 
 def write_all(
     outputs: Mapping[Path, Variant],
     *,
-    allow_plugins: bool = False,
     max_shard_bytes: int | None = None,
     sha256: bool = False,
     workers: int | None = None,
@@ -68,7 +66,6 @@ def write_all(
 
     Args:
         outputs: Directory to variant; the variants differ in λ alone.
-        allow_plugins: Whether the user's own code may be run.
         max_shard_bytes: Of a shard's tensors; 5 GB if not given.
         sha256: Whether the card also names the files' SHA-256, which takes longer than the merge.
         workers: Threads.
@@ -81,7 +78,7 @@ def write_all(
         CheckpointError: the disk has not enough room, or cannot be written to.
         RunError: something is at one of the directories, or appeared there meanwhile.
     """
-    merge = Merge(list(outputs.values()), allow_plugins=allow_plugins)
+    merge = Merge(list(outputs.values()))
     try:
         with ExitStack() as stack:
             places = [stack.enter_context(whole_directory(directory, replace=replace)) for directory in outputs]

@@ -17,8 +17,9 @@ from backmerge.merging.served import as_given, in_form
 from backmerge.pipeline.guarding import statistics_of_run
 from backmerge.pipeline.preparation import kind_of_run, open_tuned, output_of, settings_left
 from backmerge.planning.points import Point, as_output, members_at, points_of
-from backmerge.planning.settings import Experiment, SweepSettings
+from backmerge.planning.settings import Experiment
 from backmerge.records import Completion, Example, Message
+from backmerge.registry import NOTHING_ALLOWED, Permissions
 from backmerge.reporting.report import read_run
 from backmerge.runs import RunDirectory, key_of
 
@@ -49,10 +50,10 @@ class Trio(NamedTuple):
         """The merged model in a few words."""
         lam = self.merged.lam
         if not self.has_lam:
-            return f"merged ({self.merged.method})"
+            return f"merged ({self.merged.method.name})"
         if isinstance(lam, int | float):
-            return f"{self.merged.method}, λ = {lam_name(float(lam))}"
-        return f"{self.merged.method}, λ by layer"
+            return f"{self.merged.method.name}, λ = {lam_name(float(lam))}"
+        return f"{self.merged.method.name}, λ by layer"
 
     def at(self, lam: float) -> Trio:
         """The same models, merged at another λ.
@@ -69,29 +70,29 @@ class Trio(NamedTuple):
         return self._replace(merged=self.merged.at(lam))
 
 
-def trio_of(base: str, tuned: str, method: str = "linear", *, allow_plugins: bool = False) -> Trio:
+def trio_of(base: str, tuned: str, method: str = "linear", permissions: Permissions = NOTHING_ALLOWED) -> Trio:
     """A base and a tuned model, and their merge at λ = 0.4.
 
     Raises:
         BackmergeError: one of them cannot be read, they don't fit each other, or the method needs more than them.
     """
     weights = Checkpoint(locate_model(base))
-    found = find_method(method, allow_plugins=allow_plugins)
-    check_models(found, method, 1, ())
-    check_inputs(found, method, ())
-    check_parameters(found, method, {"lam": DEFAULT_LAM} if found.has_lam else {})
+    found = find_method(method, permissions)
+    check_models(found, 1, ())
+    check_inputs(found, ())
+    check_parameters(found, {"lam": DEFAULT_LAM} if found.has_lam else {})
     other = open_tuned(locate_model(tuned), weights)
-    merged = in_form(Variant(weights, other, method, DEFAULT_LAM), allow_plugins=allow_plugins)
+    merged = in_form(Variant(weights, other, found, DEFAULT_LAM))
     return Trio(Variant(weights), as_given(Variant(weights, other)), merged, found.has_lam, f"of {base} and {tuned}")
 
 
-def trio_of_run(directory: Path, tuned: str | None = None, *, allow_plugins: bool = False) -> Trio:
+def trio_of_run(directory: Path, tuned: str | None = None, permissions: Permissions = NOTHING_ALLOWED) -> Trio:
     """The models of a finished run, merged as it chose; of several tuned models one.
 
     Args:
         directory: Of `backmerge restore`, `run` or `demo`.
         tuned: Which tuned model, by the name of its folder; the first by default.
-        allow_plugins: Whether a method of the user's own may be run.
+        permissions: What may be run.
 
     Raises:
         BackmergeError: the run is not finished or of another kind, or its models are not what they were.
@@ -110,7 +111,7 @@ def trio_of_run(directory: Path, tuned: str | None = None, *, allow_plugins: boo
     name = next(iter(models)) if tuned is None else tuned
     if name not in models:
         raise ConfigError(f"{directory} has no tuned model '{name}'", remedy=f"it has {', '.join(models)}.")
-    merged, has_lam, told = _chosen(directory, results, experiment, base, models, name, allow_plugins=allow_plugins)
+    merged, has_lam, told = _chosen(directory, results, experiment, base, models, name, permissions)
     return Trio(Variant(base), as_given(Variant(base, models[name])), merged, has_lam, told)
 
 
@@ -143,8 +144,7 @@ def _chosen(
     base: Checkpoint,
     tuned: Mapping[str, Weights],
     name: str,
-    *,
-    allow_plugins: bool,
+    permissions: Permissions,
 ) -> tuple[Variant, bool, str]:
     """The run's merge of one of its tuned models, whether it has a λ, and what it is in words."""
     choice = results["choice"]
@@ -152,17 +152,14 @@ def _chosen(
     if row is None or row["method"] is None:
         lam = DEFAULT_LAM if row is None else row["lam"]
         told = "the run chose no recipe, and nothing is confirmed" if row is None else "the run chose the tuned model"
-        return as_output(Variant(base, tuned[name], "linear", lam), output_of(experiment)), True, told
+        return as_output(Variant(base, tuned[name], lam=lam), output_of(experiment)), True, told
     if row["method"] == "path":
         step = row["parameters"]
         point = Point(row["point"], "merged", row["series"], None, step=step["step"], ema=step["ema"])
         has_lam = False
     else:
-        sweep = _sweep(experiment, row, allow_plugins=allow_plugins)
-        point = Point(
-            row["point"], "merged", row["series"], row["lam"], sweep, row["setting"], is_joint=row["tuned"] == "all"
-        )
-        has_lam = find_method(sweep.method, allow_plugins=allow_plugins).has_lam
+        point = _point_of(experiment, row, permissions)
+        has_lam = point.method is not None and point.method.has_lam
     extra = {
         model: open_tuned(locate_model(model), base, is_cast=experiment.merged_dtype is not None)
         for model in (point.sweep.models.values() if point.sweep else ())
@@ -170,17 +167,23 @@ def _chosen(
     inputs = {}
     if point.sweep is not None and point.sweep.guard is not None:
         inputs = statistics_of_run(results["guards"], point.sweep.guard, directory)
-    members = members_at(point, base, tuned, output_of(experiment), extra, inputs, allow_plugins=allow_plugins)
+    members = members_at(point, base, tuned, output_of(experiment), extra, inputs)
     member = next((one for one in members if one.tuned == name), members[0])
     return member.variant, has_lam, f"the run chose {row['point']}"
 
 
-def _sweep(experiment: Experiment, row: Mapping[str, Any], *, allow_plugins: bool) -> SweepSettings:
-    """The settings that a measured point came from."""
-    for sweep in experiment.merge:
-        if any(point.name == row["point"] for point in points_of([sweep], allow_plugins=allow_plugins)):
-            return sweep
-    return experiment.merge[0]  # a search by layer takes the method of the first
+def _point_of(experiment: Experiment, row: Mapping[str, Any], permissions: Permissions) -> Point:
+    """Make the point of a row of the results, by the entry of `merge` that its series came from."""
+    planned = [point for point in points_of(experiment.merge, permissions) if point.sweep is not None]
+    # a search by layer has a series of its own, and takes the recipe of the first entry
+    like = next((point for point in planned if point.series == row["series"]), planned[0])
+    return like._replace(
+        name=row["point"],
+        series=row["series"],
+        lam=row["lam"],
+        setting=row["setting"],
+        is_joint=row["tuned"] == "all",
+    )
 
 
 class Said(NamedTuple):

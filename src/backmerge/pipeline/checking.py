@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Self
 from pydantic import model_validator
 
 from backmerge import __version__
-from backmerge.benchmarks.protocol import Allowed, Benchmark, Kind
+from backmerge.benchmarks.protocol import Benchmark, Kind
 from backmerge.benchmarks.scoring import primary_metric
 from backmerge.checkpoints.adapter import is_adapter
 from backmerge.checkpoints.locate import locate_model
@@ -51,7 +51,7 @@ from backmerge.planning.points import BASE, Member, Point
 from backmerge.planning.settings import EvaluateSettings
 from backmerge.progress import bar, say
 from backmerge.records import Example
-from backmerge.registry import ENGINES, resolve
+from backmerge.registry import ENGINES, NOTHING_ALLOWED, Permissions, resolve
 from backmerge.reporting.check_summary import check_markdown
 from backmerge.runs import RunDirectory, write_whole
 from backmerge.selection import Verdict, confirm
@@ -118,9 +118,7 @@ class _Plan(NamedTuple):
     is_cached: bool
 
 
-def check_model(
-    settings: CheckSettings, directory: Path, *, allow_plugins: bool = False, allow_code_execution: bool = False
-) -> dict[str, Any]:
+def check_model(settings: CheckSettings, directory: Path, permissions: Permissions = NOTHING_ALLOWED) -> dict[str, Any]:
     """Measure a model and its base, and say whether the model is as safe; writes `results.json` and `check.md`.
 
     Goes on where an interrupted check stopped.
@@ -129,11 +127,11 @@ def check_model(
         BackmergeError: something that the user can mend.
     """
     check_apart(directory, paths_read(settings))
-    judge, second = find_judges(settings.evaluate, allow_plugins=allow_plugins)
-    benchmarks = find_benchmarks(settings.evaluate, Allowed(allow_plugins, allow_code_execution))
+    judge, second = find_judges(settings.evaluate, permissions)
+    benchmarks = find_benchmarks(settings.evaluate, permissions)
     check_judge(judge, benchmarks)
     run = RunDirectory(directory)
-    plan = _plan(settings, benchmarks, run, allow_plugins=allow_plugins)
+    plan = _plan(settings, benchmarks, run, permissions=permissions)
     spent = Spent()
     outcomes = Outcomes()
     with run.held():
@@ -147,7 +145,7 @@ def check_model(
             (judge, second),
             settings.evaluate.model_copy(update={"cache": settings.evaluate.cache and plan.is_cached}),
             settings.execution,
-            allow_plugins=allow_plugins,
+            permissions=permissions,
             spent=spent,
         )
         first = plan.jobs[0].member.variant
@@ -201,15 +199,17 @@ def _check_kind(run: RunDirectory) -> None:
         )
 
 
-def _plan(settings: CheckSettings, benchmarks: Sequence[Benchmark], run: RunDirectory, *, allow_plugins: bool) -> _Plan:
+def _plan(
+    settings: CheckSettings, benchmarks: Sequence[Benchmark], run: RunDirectory, permissions: Permissions
+) -> _Plan:
     name = settings.evaluate.engine.name
-    is_served = bool(getattr(resolve(ENGINES, name, allow_plugins=allow_plugins), "is_served", False))
+    is_served = bool(getattr(resolve(ENGINES, name, permissions), "is_served", False))
     if is_served or settings.against_run is not None:
-        return _apart(settings, benchmarks, run, is_served=is_served, allow_plugins=allow_plugins)
+        return _apart(settings, benchmarks, run, is_served=is_served, permissions=permissions)
     assert settings.against is not None
     base = Checkpoint(locate_model(settings.against))
     variant = _variant(settings.model, base)
-    engine = make_engine(settings.evaluate, allow_plugins=allow_plugins)
+    engine = make_engine(settings.evaluate, permissions)
     members = [Member("base", BASE, None, Variant(base)), Member("model", MODEL, None, variant)]
     jobs = [
         Job(member, benchmark, SPLIT, limited(benchmark.examples, settings.evaluate.limit))
@@ -247,7 +247,7 @@ def _apart(
     run: RunDirectory,
     *,
     is_served: bool,
-    allow_plugins: bool,
+    permissions: Permissions,
 ) -> _Plan:
     """Where the two are not asked by one engine for their weights."""
     likelihoods = [benchmark.name for benchmark in benchmarks if benchmark.choices is not None]
@@ -275,12 +275,12 @@ def _apart(
     if is_served:
         names = {"model": settings.model, **({} if settings.against is None else {"base": settings.against})}
         for side, name in names.items():
-            engine = make_engine(_asking(settings.evaluate, name), allow_plugins=allow_plugins)
+            engine = make_engine(_asking(settings.evaluate, name), permissions=permissions)
             if hasattr(engine, "answer_log"):
                 engine.answer_log = run.path / f"answered-{side}.jsonl"  # one writer to a file
             routes[side] = Route(engine, None)
     else:
-        engine = make_engine(settings.evaluate, allow_plugins=allow_plugins)
+        engine = make_engine(settings.evaluate, permissions)
         routes["model"] = Route(engine, _variant(settings.model, None))
     jobs = []
     for benchmark in benchmarks:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from backmerge.benchmarks.bertscore import DEFAULT_MODEL
-from backmerge.benchmarks.protocol import Allowed, Benchmark
+from backmerge.benchmarks.protocol import Benchmark
 from backmerge.benchmarks.split import Split
 from backmerge.checkpoints.locate import locate_model
 from backmerge.checkpoints.reader import Checkpoint
@@ -52,7 +52,7 @@ from backmerge.pipeline.workload import (
 from backmerge.planning.points import Point, points_of
 from backmerge.planning.settings import Experiment
 from backmerge.progress import Rates
-from backmerge.registry import ENGINES, resolve
+from backmerge.registry import ENGINES, NOTHING_ALLOWED, Permissions, resolve
 from backmerge.selection import check_search
 
 
@@ -97,46 +97,45 @@ class DryRun(NamedTuple):
         return None if None in hours else sum(hour for hour in hours if hour is not None)
 
 
-def dry_run(experiment: Experiment, *, allow_plugins: bool = False, allow_code_execution: bool = False) -> DryRun:
+def dry_run(experiment: Experiment, permissions: Permissions = NOTHING_ALLOWED) -> DryRun:
     """Look an experiment through; writes nothing, and asks no hub.
 
     Args:
         experiment: The resolved settings.
-        allow_plugins: Whether the user's own code may be run, to see what it gives.
-        allow_code_execution: As for a run.
+        permissions: What may be run.
     """
     found = Findings()
     with offline():
-        stages, written = _look_through(experiment, found, Allowed(allow_plugins, allow_code_execution))
-        rates = _rates(experiment) if stages else None
+        stages, written = _look_through(experiment, found, permissions)
+        rates = _rates(experiment, permissions) if stages else None
     is_at_most = experiment.searched_by != "grid"
     return DryRun(tuple(found.all), tuple(stages), found.num_bytes_to_fetch, written, is_at_most, rates)
 
 
-def _rates(experiment: Experiment) -> Rates | None:
+def _rates(experiment: Experiment, permissions: Permissions) -> Rates | None:
     """What earlier runs on this machine measured of the engine and such a base."""
     try:
-        engine = make_engine(experiment.evaluate)
+        engine = make_engine(experiment.evaluate, permissions)
         return remembered_speed(speed_key(engine.identity, Checkpoint(locate_model(experiment.base))))
     except BackmergeError:  # one of the two is not here, which is among the findings
         return None
 
 
-def _look_through(experiment: Experiment, found: Findings, allowed: Allowed) -> tuple[list[Stage], float]:
+def _look_through(experiment: Experiment, found: Findings, permissions: Permissions) -> tuple[list[Stage], float]:
     """The stages, and the bytes that they write."""
     finetune = experiment.finetune
     base = _base(experiment, found)
     num_tuned = len(experiment.tuned) or len(finetune.seeds if finetune else ())
-    data = Rows(0, 0) if finetune is None else find_rows(finetune, base, found, allowed)
+    data = Rows(0, 0) if finetune is None else find_rows(finetune, base, found, permissions)
     for name in experiment.tuned:
         _tuned(name, base, found, is_cast=experiment.merged_dtype is not None)
-    points = _points(experiment, num_tuned, data, found, allowed)
-    loads, benchmarks = _loads(experiment, found, allowed)
-    judges = _judges(experiment, benchmarks, found, allowed)
-    _engines(experiment, found, allowed)
+    points = _points(experiment, num_tuned, data, found, permissions)
+    loads, benchmarks = _loads(experiment, found, permissions)
+    judges = _judges(experiment, benchmarks, found, permissions)
+    _engines(experiment, found, permissions)
     generates = _validation(experiment, found)
     if all(finding.state == "checked" for finding in found.all):
-        loads = _prepared_loads(experiment, found, loads, allowed)
+        loads = _prepared_loads(experiment, found, loads, permissions)
     if found.of_state("fault"):
         return [], 0
     parameters = base.size.num_parameters if base.size else None
@@ -187,17 +186,19 @@ def _tuned(name: str, base: NamedModel, found: Findings, *, is_cast: bool) -> No
     found.add("tuned", "checked", name)
 
 
-def _points(experiment: Experiment, num_tuned: int, data: Rows, found: Findings, allowed: Allowed) -> list[Point]:
+def _points(
+    experiment: Experiment, num_tuned: int, data: Rows, found: Findings, permissions: Permissions
+) -> list[Point]:
     """Base, tuned, merges, and snapshots on the way."""
     try:
         path = _path_points(experiment, data)
         check_search(experiment.search, experiment.choice)
         for sweep in experiment.merge:
-            check_sweep(sweep, num_tuned, allow_plugins=allowed.plugins)
+            check_sweep(sweep, num_tuned, permissions)
             for name in sweep.models.values():
                 if find_model(found, f"merge ({sweep.method})", name).folder is not None:
                     found.add(f"merge ({sweep.method})", "checked", name)
-        points = points_of(experiment.merge, allow_plugins=allowed.plugins)
+        points = points_of(experiment.merge, permissions)
     except BackmergeError as error:
         found.fault("merge", error)
         return []
@@ -225,12 +226,12 @@ def _path_points(experiment: Experiment, data: Rows) -> list[Point]:
     ]
 
 
-def _loads(experiment: Experiment, found: Findings, allowed: Allowed) -> tuple[list[Load], list[Benchmark]]:
+def _loads(experiment: Experiment, found: Findings, permissions: Permissions) -> tuple[list[Load], list[Benchmark]]:
     loads: list[Load] = []
     benchmarks: list[Benchmark] = []
     for kind in KINDS:
         for asked in getattr(experiment.evaluate, kind):
-            benchmark = look_up_benchmark(asked, kind, found, allowed)
+            benchmark = look_up_benchmark(asked, kind, found, permissions)
             if benchmark is not None:
                 benchmarks.append(benchmark)
             loads.append(load_of(asked, kind, benchmark, experiment.evaluate))
@@ -241,7 +242,7 @@ def _loads(experiment: Experiment, found: Findings, allowed: Allowed) -> tuple[l
 
 
 def _judges(
-    experiment: Experiment, benchmarks: Sequence[Benchmark], found: Findings, allowed: Allowed
+    experiment: Experiment, benchmarks: Sequence[Benchmark], found: Findings, permissions: Permissions
 ) -> list[NamedModel]:
     settings = experiment.evaluate
     models: list[NamedModel] = []
@@ -249,7 +250,7 @@ def _judges(
         if asked is None:
             continue
         try:
-            judge = find_judge(asked, allow_plugins=allowed.plugins)
+            judge = find_judge(asked, permissions)
             if what == "judge":
                 check_judge(judge, benchmarks)
             model = judge_model(asked) if isinstance(judge, ModelJudge) else None
@@ -267,13 +268,13 @@ def _judges(
     return models
 
 
-def _engines(experiment: Experiment, found: Findings, allowed: Allowed) -> None:
+def _engines(experiment: Experiment, found: Findings, permissions: Permissions) -> None:
     for what, settings in (
         ("engine", experiment.evaluate.engine),
         ("judge's engine", experiment.evaluate.judge.engine),
     ):
         try:
-            kind = resolve(ENGINES, settings.name, allow_plugins=allowed.plugins)
+            kind = resolve(ENGINES, settings.name, permissions)
         except BackmergeError as error:
             found.fault(what, error)
             continue
@@ -301,10 +302,12 @@ def _validation(experiment: Experiment, found: Findings) -> bool | None:
     return measure.metric != "loss"
 
 
-def _prepared_loads(experiment: Experiment, found: Findings, loads: Sequence[Load], allowed: Allowed) -> list[Load]:
+def _prepared_loads(
+    experiment: Experiment, found: Findings, loads: Sequence[Load], permissions: Permissions
+) -> list[Load]:
     """All of it is here: what a run checks before it begins, and its own split of the prompts."""
     try:
-        prepared = prepare(experiment, allow_plugins=allowed.plugins, allow_code_execution=allowed.code_execution)
+        prepared = prepare(experiment, permissions)
     except BackmergeError as error:
         found.fault("preparation", error)
         return list(loads)

@@ -35,7 +35,7 @@ from backmerge.planning.points import Member
 from backmerge.planning.settings import EvaluateSettings
 from backmerge.progress import Advance, Bar, Part, bar_of
 from backmerge.records import Completion, Example, Score, Value, Verdict, to_json
-from backmerge.registry import is_plugin
+from backmerge.registry import Permissions, is_plugin
 from backmerge.runs import RunDirectory, key_of
 
 
@@ -45,12 +45,12 @@ class Elsewhere(NamedTuple):
     Attributes:
         settings: Which.
         engine: What each of them runs.
-        allow_plugins: Whether the user's own code may be run there.
+        permissions: What may be run.
     """
 
     settings: ExecutionSettings
     engine: EngineSettings
-    allow_plugins: bool
+    permissions: Permissions
 
     @property
     def plugins(self) -> list[str]:
@@ -59,7 +59,7 @@ class Elsewhere(NamedTuple):
 
     def spec_of(self, request: Request) -> dict[str, Any]:
         """A request as plain data."""
-        return spec_of(request, self.engine, allow_plugins=self.allow_plugins)
+        return spec_of(request, self.engine, self.permissions)
 
 
 REFUSALS = ("non_refusal", "over_refusal")  # metrics that rest on the finding of refusals alone
@@ -495,7 +495,7 @@ def evaluator_of(
     settings: EvaluateSettings,
     execution: ExecutionSettings,
     *,
-    allow_plugins: bool,
+    permissions: Permissions,
     spent: Spent | None = None,
 ) -> Evaluator:
     """What measures as the settings say, with the answers of earlier runs if they are wanted."""
@@ -508,14 +508,14 @@ def evaluator_of(
         second=judges[1],
         cache=CompletionCache(cache_directory()) if settings.cache else None,
         max_new_tokens=settings.max_new_tokens,
-        elsewhere=elsewhere(execution, settings.engine, allow_plugins=allow_plugins),
+        elsewhere=elsewhere(execution, settings.engine, permissions),
         spent=spent,
     )
 
 
-def elsewhere(settings: ExecutionSettings, engine: EngineSettings, *, allow_plugins: bool) -> Elsewhere | None:
+def elsewhere(settings: ExecutionSettings, engine: EngineSettings, permissions: Permissions) -> Elsewhere | None:
     """Where answers are made; nothing for this process."""
-    return None if settings.executor == "in-process" else Elsewhere(settings, engine, allow_plugins)
+    return None if settings.executor == "in-process" else Elsewhere(settings, engine, permissions)
 
 
 def _part(job: Job, request: Request, num_tokens: int) -> Part:

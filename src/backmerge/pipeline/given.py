@@ -13,7 +13,7 @@ import yaml
 
 from backmerge import __version__
 from backmerge.benchmarks.catalogue import find_of_any_kind, named
-from backmerge.benchmarks.protocol import Allowed, Kind
+from backmerge.benchmarks.protocol import Kind
 from backmerge.config import Document, validated
 from backmerge.errors import DataError, RunError
 from backmerge.generation.protocol import Drawing, Sampling
@@ -44,6 +44,7 @@ from backmerge.pipeline.results import (
 from backmerge.planning.points import ALL, BASE, Member, Point
 from backmerge.planning.settings import EvaluateSettings, Experiment
 from backmerge.records import Completion, Example, Verdict, from_dict
+from backmerge.registry import Permissions
 from backmerge.rows import sound_rows
 from backmerge.runs import RunDirectory, check_digests, key_of, write_whole
 from backmerge.selection import ChoiceSettings, choose
@@ -127,7 +128,7 @@ def score_answers(
     kind: Kind | None = None,
     is_partial: bool = False,
     max_unscored: float,
-    allowed: Allowed,
+    permissions: Permissions,
 ) -> dict[str, Any]:
     """Score a file of answers to a benchmark's prompts, and write `results.json` as an evaluation does.
 
@@ -139,7 +140,7 @@ def score_answers(
         kind: Of a file of prompts; utility by default.
         is_partial: Whether prompts without an answer are left out, rather than refused.
         max_unscored: Share of the answers that may stay unscored.
-        allowed: What may be run.
+        permissions: What may be run.
 
     Raises:
         BackmergeError: something that the user can mend.
@@ -148,7 +149,7 @@ def score_answers(
     answers = read_answers(path)
     fewest = min(map(len, answers.by_example.values()))
     settings = named(benchmark_name).model_copy(update={"num_samples": fewest})
-    benchmark = find_of_any_kind(settings, kind or "utility", allowed)
+    benchmark = find_of_any_kind(settings, kind or "utility", permissions)
     known = {example.id for example in benchmark.examples}
     unknown = sorted(set(answers.by_example) - known)
     if unknown:
@@ -164,7 +165,7 @@ def score_answers(
             f"'{missing[0]}'",
             remedy="answer them, or give --partial: the scores are then of those that are answered.",
         )
-    judge = find_judge(judge_settings, allow_plugins=allowed.plugins)
+    judge = find_judge(judge_settings, permissions)
     check_judge(judge, [benchmark])
     asked = tuple(example for example in benchmark.examples if example.id in answers.by_example)
     prompts = {example.id: example.prompt for example in asked}
@@ -183,7 +184,7 @@ def score_answers(
 
 
 def judge_again(
-    earlier: Path, judge_settings: JudgeSettings, directory: Path, *, max_unscored: float, allowed: Allowed
+    earlier: Path, judge_settings: JudgeSettings, directory: Path, *, max_unscored: float, permissions: Permissions
 ) -> dict[str, Any]:
     """Let another judge look at an earlier run's answers; says where the two agree.
 
@@ -195,8 +196,8 @@ def judge_again(
     if kind_of_run(settings) == "answers":
         raise RunError(f"{earlier} holds scored answers of a file", remedy="give that file with --benchmark.")
     document = Document(str(earlier / "experiment.yaml"), {**settings.get("evaluate", {}), "utility": []}, {})
-    benchmarks = {b.name: b for b in find_benchmarks(validated(EvaluateSettings, document), allowed)}
-    judge = find_judge(judge_settings, allow_plugins=allowed.plugins)
+    benchmarks = {b.name: b for b in find_benchmarks(validated(EvaluateSettings, document), permissions)}
+    judge = find_judge(judge_settings, permissions)
     found = json.loads((earlier / "results.json").read_bytes()) if kind_of_run(settings) == "experiment" else None
     points = {} if found is None else _points_of(found)
     jobs: list[Job] = []

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 from backmerge import __version__
 from backmerge.benchmarks.guards import Guard, GuardSettings, digest_of_prompt, find_guards, task_rows
-from backmerge.benchmarks.protocol import Allowed
 from backmerge.checkpoints.adapter import is_adapter, open_weights
 from backmerge.checkpoints.locate import locate_model
 from backmerge.checkpoints.reader import Checkpoint, Weights
@@ -27,6 +26,7 @@ from backmerge.merging.recipe import Variant
 from backmerge.merging.served import dtype_of
 from backmerge.progress import bar, say
 from backmerge.records import Example, to_json
+from backmerge.registry import NOTHING_ALLOWED, Permissions
 from backmerge.runs import key_of
 
 FOLDER = "inputs"
@@ -92,7 +92,7 @@ class InputsSettings(Settings):
     engine: EngineSettings = EngineSettings()
 
 
-def gather(settings: InputsSettings, path: Path, *, allow_plugins: bool = False) -> Provenance:
+def gather(settings: InputsSettings, path: Path, permissions: Permissions = NOTHING_ALLOWED) -> Provenance:
     """Gather the inputs of a model's layers and write them to a file.
 
     Raises:
@@ -103,7 +103,7 @@ def gather(settings: InputsSettings, path: Path, *, allow_plugins: bool = False)
         rows = task_rows(Path(settings.guard.source))[: settings.guard.num_prompts]
         guard = Guard(settings.guard, "task", tuple(example for example, _ in rows))
         return collect(variant, guard, settings.engine, path, [answer for _, answer in rows])
-    guards, _ = find_guards([settings.guard], (), Allowed(plugins=allow_plugins))
+    guards, _ = find_guards([settings.guard], (), permissions)
     guard = guards[settings.guard]
     if guard.statistics is not None:
         raise ConfigError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,7 @@ def write_chosen(
     members = prepared.members_at(chosen, tuned) if chosen else []
     current = {
         # also the tuned model, if it was chosen as it is
-        str(member.tuned): as_output(member.variant, prepared.output, allow_plugins=prepared.allow_plugins)
+        str(member.tuned): as_output(member.variant, prepared.output)
         for member in members
     }
     for place in (run.merged, run.unconfirmed):
@@ -63,10 +62,7 @@ def write_chosen(
             write_served(
                 variant,
                 directory,
-                allow_plugins=prepared.allow_plugins,
-                verify=partial(verify_written, allow_plugins=prepared.allow_plugins)
-                if prepared.experiment.merged_verified and _is_of_adapters(variant)
-                else None,
+                verify=verify_written if prepared.experiment.merged_verified and _is_of_adapters(variant) else None,
             )
             run.log(f"wrote {name} at {chosen.name if chosen else ''}")
         written[name] = opened(directory, prepared.base)

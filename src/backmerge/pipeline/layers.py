@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 from backmerge.pipeline.candidates import candidate_of
 from backmerge.pipeline.preparation import Prepared
 from backmerge.pipeline.results import Outcomes
-from backmerge.planning.points import Point, is_joint, series_of
-from backmerge.planning.settings import Experiment, SweepSettings
+from backmerge.planning.points import Point, series_of
+from backmerge.planning.settings import Experiment
 from backmerge.runs import RunDirectory, key_of
 from backmerge.selection import Candidate, choose
 from backmerge.selection.layers import LayerSearch
@@ -55,20 +55,21 @@ def search_layers(
     experiment: Experiment = prepared.experiment
     settings, sweep = experiment.layers, experiment.merge[0]
     assert settings is not None
-    single = series_of(sweep, allow_plugins=prepared.allow_plugins)
+    first = next(point for point in prepared.points if point.sweep == sweep)
+    assert first.method is not None
+    single = series_of(sweep, first.method)
     of_series = [c for c in singles if c.series == single and c.lam is not None]
     start = _start(of_series, experiment)
     series = f"{single} by {settings.by if settings.by != 'both' else 'layer and module'}"
-    joint = is_joint(sweep, allow_plugins=prepared.allow_plugins)
     search = LayerSearch(settings, start, run.path / JOURNAL, key_of(key, settings.model_dump(), start))
     points: list[Point] = []
     # recipes of an earlier session are measured again, from the units: their outcomes belong to the results
     for known, _ in search.told():
-        points.append(_point(series, known.number, known.setting, sweep, joint=joint))
+        points.append(_point(series, known.number, known.setting, first))
     if points:
         measure(points, f"Search of {series}, what was measured before")
     while (recipe := search.ask()) is not None:
-        point = _point(series, recipe.number, recipe.setting, sweep, joint=joint)
+        point = _point(series, recipe.number, recipe.setting, first)
         measure([point], f"Search of {series}, {recipe.number + 1} of {settings.num_trials}")
         found = candidate_of(prepared.benchmarks, outcomes, point, series)
         assert found.utility is not None
@@ -99,5 +100,5 @@ def _start(singles: Sequence[Candidate], experiment: Experiment) -> float:
     return min(measured, key=lambda c: (c.asr_difference.upper_bound if c.asr_difference else 1.0, c.reach)).reach
 
 
-def _point(series: str, number: int, setting: Any, sweep: SweepSettings, *, joint: bool) -> Point:
-    return Point(f"{series} #{number}", "merged", series, None, sweep, setting, joint)
+def _point(series: str, number: int, setting: Any, first: Point) -> Point:
+    return first._replace(name=f"{series} #{number}", series=series, lam=None, setting=setting)

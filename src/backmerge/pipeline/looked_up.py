@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from backmerge.benchmarks.bertscore import DEFAULT_MODEL, SAFE_REVISIONS
 from backmerge.benchmarks.catalogue import LM_EVAL, find_benchmark
-from backmerge.benchmarks.protocol import Allowed, Benchmark, BenchmarkSettings, Kind
+from backmerge.benchmarks.protocol import Benchmark, BenchmarkSettings, Kind
 from backmerge.checkpoints.files import ITEM_BYTES
 from backmerge.checkpoints.locate import HUB_ID, locate_model
 from backmerge.checkpoints.reader import Checkpoint
@@ -28,7 +28,7 @@ from backmerge.pipeline.declared import DeclaredModel
 from backmerge.pipeline.training_data import load_for
 from backmerge.pipeline.workload import Load
 from backmerge.planning.settings import EvaluateSettings
-from backmerge.registry import DATASETS, ENGINES, is_plugin, resolve
+from backmerge.registry import DATASETS, ENGINES, Permissions, is_plugin, resolve
 
 State = Literal["checked", "to fetch", "to give", "not here", "fault"]
 ANSWER_TOKENS, PROMPT_TOKENS = 300, 150  # where nothing is declared
@@ -140,14 +140,14 @@ class Rows(NamedTuple):
     num_validation: int
 
 
-def find_rows(settings: FinetuneSettings, base: NamedModel, found: Findings, allowed: Allowed) -> Rows:
+def find_rows(settings: FinetuneSettings, base: NamedModel, found: Findings, permissions: Permissions) -> Rows:
     """What is tuned on, read as for the first seed; as declared where it is not here."""
     what, seed = "tuning data", settings.seeds[0]
     try:
         if base.folder is not None:
-            data = load_for(Checkpoint(base.folder), settings, seed, allow_plugins=allowed.plugins)
+            data = load_for(Checkpoint(base.folder), settings, seed, permissions)
         else:
-            data = load_training_data(settings.dataset, settings.data, seed, allow_plugins=allowed.plugins)
+            data = load_training_data(settings.dataset, settings.data, seed, permissions)
     except (DataError, ConfigError) as error:
         return _absent_rows(settings, found, error)
     except BackmergeError as error:
@@ -187,7 +187,9 @@ def _counted(num_rows: int, share: float) -> Rows:
     return Rows(num_rows - held_out, held_out)
 
 
-def look_up_benchmark(asked: BenchmarkSettings, kind: Kind, found: Findings, allowed: Allowed) -> Benchmark | None:
+def look_up_benchmark(
+    asked: BenchmarkSettings, kind: Kind, found: Findings, permissions: Permissions
+) -> Benchmark | None:
     """The benchmark where it can be loaded; what is missing for it is noted."""
     name, known = asked.name, declared.BENCHMARKS.get(asked.name)
     if (name == "bbh" or name.startswith(LM_EVAL)) and importlib.util.find_spec("lm_eval") is None:
@@ -195,7 +197,7 @@ def look_up_benchmark(asked: BenchmarkSettings, kind: Kind, found: Findings, all
         found.add(kind, "not here", f"{name} needs lm-eval: pip install 'backmerge[lm-eval]'; {size}, not looked at")
         return None
     try:
-        benchmark = find_benchmark(asked, kind, allowed)
+        benchmark = find_benchmark(asked, kind, permissions)
     except RunError as error:  # nothing of this machine keeps what models write from harm
         found.add(kind, "not here", f"{name}: {error.message}")
     except DataError as error:

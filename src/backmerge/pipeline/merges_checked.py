@@ -13,24 +13,25 @@ from backmerge.merging.recipe import Variant
 from backmerge.merging.settings import Settings
 from backmerge.planning.points import Point, is_joint
 from backmerge.planning.settings import Experiment, SweepSettings
+from backmerge.registry import NOTHING_ALLOWED, Permissions
 
 
-def check_sweep(sweep: SweepSettings, num_tuned: int, *, allow_plugins: bool = False) -> None:
+def check_sweep(sweep: SweepSettings, num_tuned: int, permissions: Permissions = NOTHING_ALLOWED) -> None:
     """Whether the method is there, and takes these models and parameters.
 
     Raises:
         BackmergeError: it does not.
     """
-    method = find_method(sweep.method, allow_plugins=allow_plugins)
+    method = find_method(sweep.method, permissions)
     if "lam" in sweep.parameters:
         raise ConfigError("'lam' is among the method's other parameters", remedy="give λ by itself.")
-    joint = is_joint(sweep, allow_plugins=allow_plugins)
-    check_models(method, sweep.method, num_tuned if joint else 1, tuple(sweep.models))
-    check_inputs(method, sweep.method, INPUTS[:1] if sweep.guard is not None else ())
+    joint = is_joint(sweep, method)
+    check_models(method, num_tuned if joint else 1, tuple(sweep.models))
+    check_inputs(method, INPUTS[:1] if sweep.guard is not None else ())
     if method.has_lam:
-        check_parameters(method, sweep.method, {**sweep.parameters, "lam": 0.5})
+        check_parameters(method, {**sweep.parameters, "lam": 0.5})
         return
-    check_parameters(method, sweep.method, sweep.parameters)
+    check_parameters(method, sweep.parameters)
     if sweep.lam or sweep.schedules:
         raise ConfigError(
             f"{sweep.method} has no λ: it decides by itself how far to go",
@@ -38,26 +39,26 @@ def check_sweep(sweep: SweepSettings, num_tuned: int, *, allow_plugins: bool = F
         )
 
 
-def check_recipe(point: Point, base: Checkpoint, num_tuned: int, *, allow_plugins: bool = False) -> None:
+def check_recipe(point: Point, base: Checkpoint, num_tuned: int) -> None:
     """Whether the settings of a merge have a value for every tensor of the base, within their ranges.
 
     Raises:
         MergeError: a pattern matches nothing, a tensor has no row, or λ leaves its range.
     """
     sweep = point.sweep
-    if sweep is None:
+    if sweep is None or point.method is None:
         return
     # settings are read by the tensors' names alone: the base may stand for all models
     variant = Variant(
         base,
         (base,) * num_tuned if point.is_joint else base,
-        sweep.method,
+        point.method,
         1.0 if point.setting is None else point.setting,
         sweep.parameters,
         sweep.seed,
         dict.fromkeys(sweep.models, base),
     )
-    settings = Settings(find_method(sweep.method, allow_plugins=allow_plugins), [variant])
+    settings = Settings([variant])
     for name in base.infos:
         settings.at(name, variant)
 

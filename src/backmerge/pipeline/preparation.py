@@ -12,7 +12,7 @@ import yaml
 
 from backmerge.benchmarks.catalogue import find_benchmark
 from backmerge.benchmarks.guards import Guard, GuardSettings, find_guards
-from backmerge.benchmarks.protocol import NOTHING_ALLOWED, Allowed, Benchmark, Kind
+from backmerge.benchmarks.protocol import Benchmark, Kind
 from backmerge.benchmarks.split import SPLITS, Source, Split, are_apart, split_benchmarks
 from backmerge.checkpoints.adapter import open_weights
 from backmerge.checkpoints.compare import check_same_shape
@@ -31,7 +31,7 @@ from backmerge.pipeline.training_data import load_for, with_notes
 from backmerge.planning.points import DTYPES, Member, Output, Point, members_at, points_of
 from backmerge.planning.settings import EvaluateSettings, Experiment
 from backmerge.records import Example
-from backmerge.registry import ENGINES, JUDGES, resolve
+from backmerge.registry import ENGINES, JUDGES, NOTHING_ALLOWED, Permissions, resolve
 from backmerge.runs import RunDirectory, key_of
 from backmerge.selection import check_search
 
@@ -50,7 +50,8 @@ class Prepared:
         benchmarks: All of them.
         judge: Finds refusals and harm.
         second_judge: Another one, if there is one.
-        allow_plugins: Whether the user's own code may be run.
+        points: Base, tuned and every merge, their methods resolved.
+        permissions: What may be run.
         models: More models that merge methods ask for, by what the settings call them.
         guards: Prompts that merges are made with, split off from the benchmarks.
         inputs: Statistics of the base's inputs on them; none until they are collected (`with_inputs`).
@@ -63,7 +64,8 @@ class Prepared:
     benchmarks: tuple[Benchmark, ...]
     judge: Judge
     second_judge: Judge | None
-    allow_plugins: bool
+    points: tuple[Point, ...]
+    permissions: Permissions
     models: Mapping[str, Weights] = field(default_factory=dict)
     guards: Mapping[GuardSettings, Guard] = field(default_factory=dict)
     inputs: Mapping[GuardSettings, InputStatistics] = field(default_factory=dict)
@@ -97,7 +99,7 @@ class Prepared:
     def members_at(self, point: Point, tuned: Mapping[str, Weights]) -> list[Member]:
         """The models at a point: one for each tuned model, or one of all."""
         found = (self.output, self.models, self.inputs)
-        return members_at(point, self.base, tuned, *found, allow_plugins=self.allow_plugins)
+        return members_at(point, self.base, tuned, *found)
 
 
 def with_inputs(prepared: Prepared, run: Path) -> Prepared:
@@ -123,7 +125,7 @@ def output_of(experiment: Experiment) -> Output:
     )
 
 
-def prepare(experiment: Experiment, *, allow_plugins: bool = False, allow_code_execution: bool = False) -> Prepared:
+def prepare(experiment: Experiment, permissions: Permissions = NOTHING_ALLOWED) -> Prepared:
     """Find and check the models, data, benchmarks, methods and judge; writes nothing.
 
     Raises:
@@ -132,34 +134,32 @@ def prepare(experiment: Experiment, *, allow_plugins: bool = False, allow_code_e
     check_search(experiment.search, experiment.choice)
     num_tuned = len(experiment.tuned) or len(experiment.finetune.seeds if experiment.finetune else ())
     for sweep in experiment.merge:
-        check_sweep(sweep, num_tuned, allow_plugins=allow_plugins)
-    if getattr(resolve(ENGINES, experiment.evaluate.engine.name, allow_plugins=allow_plugins), "is_served", False):
+        check_sweep(sweep, num_tuned, permissions)
+    if getattr(resolve(ENGINES, experiment.evaluate.engine.name, permissions), "is_served", False):
         raise ConfigError(
             "a server has its models, and can be given no merged one, which the confirmation of a λ needs",
             remedy="measure what it serves with `backmerge evaluate --lam`, or choose λ on the engine vllm.",
         )
-    judge, second = find_judges(experiment.evaluate, allow_plugins=allow_plugins)
-    benchmarks = find_benchmarks(experiment.evaluate, Allowed(allow_plugins, allow_code_execution))
+    judge, second = find_judges(experiment.evaluate, permissions)
+    benchmarks = find_benchmarks(experiment.evaluate, permissions)
     check_judge(judge, benchmarks)
     wanted = [sweep.guard for sweep in experiment.merge if sweep.guard is not None]
-    guards, benchmarks = find_guards(wanted, benchmarks, Allowed(allow_plugins, allow_code_execution))
+    guards, benchmarks = find_guards(wanted, benchmarks, permissions)
     base = Checkpoint(locate_model(experiment.base))
     load_tokenizer(base.directory)
-    for point in points_of(experiment.merge, allow_plugins=allow_plugins):
-        check_recipe(point, base, num_tuned, allow_plugins=allow_plugins)
+    points = tuple(points_of(experiment.merge, permissions))
+    for point in points:
+        check_recipe(point, base, num_tuned)
     if experiment.layers is not None:
-        first = experiment.merge[0].method
-        if not find_method(first, allow_plugins=allow_plugins).has_lam:
+        first = find_method(experiment.merge[0].method, permissions)
+        if not first.has_lam:
             raise ConfigError(
-                f"'layers' searches for λs, and {first}, the first entry of 'merge', has none",
+                f"'layers' searches for λs, and {first.name}, the first entry of 'merge', has none",
                 remedy="put a method with a λ first.",
             )
     training: dict[int, TrainingData] = {}
     if experiment.finetune is not None:
-        training = {
-            seed: load_for(base, experiment.finetune, seed, allow_plugins=allow_plugins)
-            for seed in experiment.finetune.seeds
-        }
+        training = {seed: load_for(base, experiment.finetune, seed, permissions) for seed in experiment.finetune.seeds}
         check_snapshots(experiment, training)
         training = with_notes(training, benchmarks, is_dropped=experiment.finetune.data.drop_overlap)
     prepared = Prepared(
@@ -170,7 +170,8 @@ def prepare(experiment: Experiment, *, allow_plugins: bool = False, allow_code_e
         benchmarks,
         judge,
         second,
-        allow_plugins,
+        points,
+        permissions,
         {
             model: open_tuned(locate_model(model), base, is_cast=experiment.merged_dtype is not None)
             for sweep in experiment.merge
@@ -178,33 +179,33 @@ def prepare(experiment: Experiment, *, allow_plugins: bool = False, allow_code_e
         },
         guards,
     )
-    for point in points_of(experiment.merge, allow_plugins=allow_plugins) if prepared.tuned else ():
+    for point in points if prepared.tuned else ():
         prepared.members_at(point, prepared.tuned)  # a form that a recipe cannot have is refused before any work
     _check_splits(prepared)
     _check_tuned_differ(prepared.tuned)
     return prepared
 
 
-def find_judge(settings: JudgeSettings, *, allow_plugins: bool = False) -> Judge:
+def find_judge(settings: JudgeSettings, permissions: Permissions = NOTHING_ALLOWED) -> Judge:
     """The judge of that name, with its settings.
 
     Raises:
         ConfigError: there is none.
     """
-    judge: Judge = resolve(JUDGES, settings.name, allow_plugins=allow_plugins)(settings)
+    judge: Judge = resolve(JUDGES, settings.name, permissions)(settings)
     return judge
 
 
-def find_judges(settings: EvaluateSettings, *, allow_plugins: bool = False) -> tuple[Judge, Judge | None]:
+def find_judges(settings: EvaluateSettings, permissions: Permissions = NOTHING_ALLOWED) -> tuple[Judge, Judge | None]:
     """The judge, and the second one if there is one; both can be had.
 
     Raises:
         BackmergeError: there is none of that name, or its model is missing.
     """
-    judge = find_judge(settings.judge, allow_plugins=allow_plugins)
+    judge = find_judge(settings.judge, permissions)
     second = None
     if settings.second_judge is not None:
-        second = find_judge(settings.second_judge, allow_plugins=allow_plugins)
+        second = find_judge(settings.second_judge, permissions)
     for found in (judge, second):
         # a judge's identity is that of its model too: what is missing is found before hours of answers
         _ = found.identity if found is not None else None
@@ -229,25 +230,25 @@ def check_judge(judge: Judge, benchmarks: Sequence[Benchmark]) -> None:
             )
 
 
-def make_engine(settings: EvaluateSettings, *, allow_plugins: bool = False) -> Generator:
+def make_engine(settings: EvaluateSettings, permissions: Permissions = NOTHING_ALLOWED) -> Generator:
     """The engine of that name, on its device.
 
     Raises:
         BackmergeError: there is none, or its device cannot be used.
     """
-    kind: Any = resolve(ENGINES, settings.engine.name, allow_plugins=allow_plugins)
-    engine: Generator = kind(settings.engine, allow_plugins=allow_plugins)
+    kind: Any = resolve(ENGINES, settings.engine.name, permissions)
+    engine: Generator = kind(settings.engine)
     return engine
 
 
-def find_benchmarks(settings: EvaluateSettings, allowed: Allowed = NOTHING_ALLOWED) -> tuple[Benchmark, ...]:
+def find_benchmarks(settings: EvaluateSettings, permissions: Permissions = NOTHING_ALLOWED) -> tuple[Benchmark, ...]:
     """All benchmarks that are asked for, each once.
 
     Raises:
         ConfigError: two go by the same name, or one is unknown or of another kind.
         DataError: a file cannot be read.
     """
-    found = [find_benchmark(asked, kind, allowed) for kind in KINDS for asked in getattr(settings, kind)]
+    found = [find_benchmark(asked, kind, permissions) for kind in KINDS for asked in getattr(settings, kind)]
     names = [benchmark.name for benchmark in found]
     for name in names:
         if names.count(name) > 1:

@@ -28,9 +28,10 @@ from backmerge.pipeline.evaluation import Job, evaluator_of, sampling_of
 from backmerge.pipeline.preparation import Prepared, make_engine, prepare, with_inputs
 from backmerge.pipeline.shared_ground import agree
 from backmerge.pipeline.validation import check_validation
-from backmerge.planning.points import ALL, Point, points_of
+from backmerge.planning.points import ALL, Point
 from backmerge.planning.settings import Experiment
 from backmerge.progress import bar, say
+from backmerge.registry import NOTHING_ALLOWED, Permissions
 from backmerge.runs import SHARDS, RunDirectory, claimed
 
 SELECTION: Split = "selection"
@@ -116,9 +117,7 @@ def run_shard(
     experiment: Experiment,
     directory: Path,
     shard: Shard,
-    *,
-    allow_plugins: bool = False,
-    allow_code_execution: bool = False,
+    permissions: Permissions = NOTHING_ALLOWED,
 ) -> ShardDone:
     """Do one part of the tuning and of the sweep, over a run directory that others share.
 
@@ -126,8 +125,7 @@ def run_shard(
         experiment: The resolved settings; the same for all shards.
         directory: The run directory, made if absent; on storage that all shards see.
         shard: Which part.
-        allow_plugins: Whether the user's own code may be run.
-        allow_code_execution: Whether code that a model wrote may be run where bubblewrap does not work.
+        permissions: What may be run.
 
     Raises:
         ConfigError: the search cannot be cut into parts.
@@ -141,8 +139,8 @@ def run_shard(
             remedy="set search.name to grid, or run it without --shard, on a pool or on Ray.",
         )
     check_apart(directory, paths_read(experiment))
-    prepared = prepare(experiment, allow_plugins=allow_plugins, allow_code_execution=allow_code_execution)
-    engine = make_engine(experiment.evaluate, allow_plugins=allow_plugins)
+    prepared = prepare(experiment, permissions)
+    engine = make_engine(experiment.evaluate, permissions)
     check_validation(prepared, engine)
     run = RunDirectory(directory, part=shard.folder)
     with run.held(is_shared=True):
@@ -151,12 +149,12 @@ def run_shard(
             with counted.spent.timed("fine-tuning"):
                 tuned = _tuned(run, prepared, shard)
             prepared = with_inputs(prepared, run.path)
-            points = points_of(experiment.merge, allow_plugins=allow_plugins)
+            points = list(prepared.points)
             mine = part_of(_costs(prepared, slots_of(points, _names(prepared), prepared.benchmarks)), shard)
             missing = [name for name in _names(prepared) if name not in tuned]
             left = [slot for slot in mine if (missing if slot.point.is_joint else slot.tuned in missing)]
             jobs = jobs_of([slot for slot in mine if slot not in left], prepared, tuned)
-            _measure(run, prepared, engine, jobs, shard, counted.spent, allow_plugins=allow_plugins)
+            _measure(run, prepared, engine, jobs, shard, counted.spent, permissions=permissions)
             done = ShardDone(shard, len(mine), len(left), tuple(missing) if left else (), counted.spent.sentence)
             run.log(done.sentence)
     return done
@@ -214,13 +212,13 @@ def _measure(
     shard: Shard,
     spent: Spent,
     *,
-    allow_plugins: bool,
+    permissions: Permissions,
 ) -> None:
     """Answer, judge and score; what is measured stays in the units."""
     experiment = prepared.experiment
     judges = (prepared.judge, prepared.second_judge)
     evaluator = evaluator_of(
-        run, engine, judges, experiment.evaluate, experiment.execution, allow_plugins=allow_plugins, spent=spent
+        run, engine, judges, experiment.evaluate, experiment.execution, permissions=permissions, spent=spent
     )
     with bar(f"Shard {shard} of the sweep", sum(len(job.examples) for job in jobs), "answers") as advance:
         evaluator.evaluate(jobs, advance)

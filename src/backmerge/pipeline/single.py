@@ -12,7 +12,6 @@ from pydantic import Field
 
 from backmerge import __version__
 from backmerge.benchmarks.guards import Guard, GuardChoice, GuardSettings, find_guards
-from backmerge.benchmarks.protocol import Allowed
 from backmerge.checkpoints.adapter import is_adapter
 from backmerge.checkpoints.companions import Side
 from backmerge.checkpoints.locate import locate_model
@@ -51,6 +50,7 @@ from backmerge.pipeline.speed import expected_time
 from backmerge.planning.points import BASE, DTYPES, TUNED, Member, Output, Point, as_output
 from backmerge.planning.settings import EvaluateSettings, SweepSettings
 from backmerge.progress import bar, say
+from backmerge.registry import NOTHING_ALLOWED, Permissions
 from backmerge.runs import RunDirectory
 
 WHOLE = "all"  # the split's name in scores
@@ -90,7 +90,7 @@ class SingleEvaluation(Settings):
 
 
 def evaluate_model(
-    settings: SingleEvaluation, directory: Path, *, allow_plugins: bool = False, allow_code_execution: bool = False
+    settings: SingleEvaluation, directory: Path, permissions: Permissions = NOTHING_ALLOWED
 ) -> dict[str, Any]:
     """Measure a model, or its merges with a base, and write `results.json`; goes on where an interrupted one stopped.
 
@@ -98,13 +98,13 @@ def evaluate_model(
         BackmergeError: something that the user can mend.
     """
     check_apart(directory, paths_read(settings))
-    judge, second = find_judges(settings.evaluate, allow_plugins=allow_plugins)
-    benchmarks = find_benchmarks(settings.evaluate, Allowed(allow_plugins, allow_code_execution))
+    judge, second = find_judges(settings.evaluate, permissions)
+    benchmarks = find_benchmarks(settings.evaluate, permissions)
     check_judge(judge, benchmarks)
     wanted = [settings.guard] if settings.guard is not None else []
-    guards, benchmarks = find_guards(wanted, benchmarks, Allowed(allow_plugins, allow_code_execution))
-    members = _members(settings, allow_plugins=allow_plugins)
-    engine = make_engine(settings.evaluate, allow_plugins=allow_plugins)
+    guards, benchmarks = find_guards(wanted, benchmarks, permissions)
+    members = _members(settings, permissions)
+    engine = make_engine(settings.evaluate, permissions)
     run = RunDirectory(directory)
     outcomes = Outcomes()
     with run.held():
@@ -119,7 +119,7 @@ def evaluate_model(
         run.begin(as_yaml(settings), inputs)
         jobs, guarded = _with_inputs(jobs, guards, settings, run.path)
         evaluator = evaluator_of(
-            run, engine, (judge, second), settings.evaluate, settings.execution, allow_plugins=allow_plugins
+            run, engine, (judge, second), settings.evaluate, settings.execution, permissions=permissions
         )
         total = sum(len(job.examples) for job in jobs)
         say(expected_time(evaluator, jobs, base=members[0].variant.base))
@@ -162,7 +162,7 @@ def _with_inputs(
     return [job._replace(member=members[job.member.name]) for job in jobs], guard_rows(guards, found, run)
 
 
-def _members(settings: SingleEvaluation, *, allow_plugins: bool) -> list[Member]:
+def _members(settings: SingleEvaluation, permissions: Permissions) -> list[Member]:
     """The models to measure: one, or one for each λ."""
     if settings.base is None:
         if settings.lam:
@@ -179,10 +179,10 @@ def _members(settings: SingleEvaluation, *, allow_plugins: bool) -> list[Member]
         if settings.method != "linear" or settings.parameters or settings.guard is not None:
             raise ConfigError(f"a merge by {settings.method} needs its λs", remedy="such as --lam 0.2,0.4,0.6,0.8.")
         return [Member("tuned", TUNED, None, as_given(Variant(base, tuned)))]
-    method = find_method(settings.method, allow_plugins=allow_plugins)
-    check_models(method, settings.method, 1, ())
-    check_inputs(method, settings.method, INPUTS[:1] if settings.guard is not None else ())
-    check_parameters(method, settings.method, {**settings.parameters, "lam": settings.lam[0]})
+    method = find_method(settings.method, permissions)
+    check_models(method, 1, ())
+    check_inputs(method, INPUTS[:1] if settings.guard is not None else ())
+    check_parameters(method, {**settings.parameters, "lam": settings.lam[0]})
     sweep = SweepSettings(method=settings.method, parameters=settings.parameters, guard=settings.guard)
     return [
         Member(
@@ -190,16 +190,15 @@ def _members(settings: SingleEvaluation, *, allow_plugins: bool) -> list[Member]
             point,
             None,
             as_output(
-                Variant(base, tuned, settings.method, lam, settings.parameters),
+                Variant(base, tuned, method, lam, settings.parameters),
                 Output(
                     settings.merged_as,
                     None if settings.merged_dtype is None else DTYPES[settings.merged_dtype],
                     config_from=settings.config_from,
                     tokenizer_from=settings.tokenizer_from,
                 ),
-                allow_plugins=allow_plugins,
             ),
         )
         for lam in dict.fromkeys(settings.lam)
-        for point in [Point(f"{settings.method}@{lam_name(lam)}", "merged", settings.method, lam, sweep)]
+        for point in [Point(f"{settings.method}@{lam_name(lam)}", "merged", settings.method, lam, sweep, method)]
     ]

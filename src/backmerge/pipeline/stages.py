@@ -52,10 +52,11 @@ from backmerge.pipeline.validation import (
     validation_rows,
 )
 from backmerge.pipeline.workload import confirmed_points as planned_to_confirm
-from backmerge.planning.points import BASE, TUNED, Member, Point, points_of
+from backmerge.planning.points import BASE, TUNED, Member, Point
 from backmerge.planning.settings import Experiment
 from backmerge.planning.snapshots import steps_kept
 from backmerge.progress import bar, say
+from backmerge.registry import NOTHING_ALLOWED, Permissions
 from backmerge.reporting.card import license_terms
 from backmerge.runs import RunDirectory, key_of, models_in, write_whole
 from backmerge.selection import Choice, choose
@@ -104,23 +105,20 @@ class Finished:
         return verdict
 
 
-def run_experiment(
-    experiment: Experiment, directory: Path, *, allow_plugins: bool = False, allow_code_execution: bool = False
-) -> Finished:
+def run_experiment(experiment: Experiment, directory: Path, permissions: Permissions = NOTHING_ALLOWED) -> Finished:
     """Carry out an experiment, or go on with it where it was.
 
     Args:
         experiment: The resolved settings.
         directory: The run directory, made if absent.
-        allow_plugins: Whether the user's own code (`package.module:function`) may be run.
-        allow_code_execution: Whether code that a model wrote may be run where bubblewrap does not work.
+        permissions: What may be run.
 
     Raises:
         BackmergeError: something that the user can mend; what was done so far is kept.
     """
     check_apart(directory, paths_read(experiment))
-    prepared = prepare(experiment, allow_plugins=allow_plugins, allow_code_execution=allow_code_execution)
-    engine = make_engine(experiment.evaluate, allow_plugins=allow_plugins)
+    prepared = prepare(experiment, permissions)
+    engine = make_engine(experiment.evaluate, permissions)
     check_validation(prepared, engine)
     run = RunDirectory(directory)
     with run.held():
@@ -136,11 +134,11 @@ def run_experiment(
                 (prepared.judge, prepared.second_judge),
                 experiment.evaluate,
                 experiment.execution,
-                allow_plugins=allow_plugins,
+                permissions=permissions,
                 spent=counted.spent,
             )
             outcomes = Outcomes()
-            points = [*points_of(experiment.merge, allow_plugins=allow_plugins), *_path(experiment, tuned)]
+            points = [*prepared.points, *_path(experiment, tuned)]
             plan = plan_of(prepared, points, len(tuned), engine)
             counted.planned = plan._asdict()
             say(f"{plan.sentence}\n{_expected_time(evaluator, prepared, tuned, points)}")

@@ -27,7 +27,7 @@ from backmerge.pipeline.preparation import prepare
 from backmerge.pipeline.stages import Finished, run_experiment
 from backmerge.planning.settings import Experiment
 from backmerge.progress import say
-from backmerge.registry import closest
+from backmerge.registry import NOTHING_ALLOWED, Permissions, closest
 from backmerge.runs import write_whole
 
 SUITE_FILE = "suite.yaml"
@@ -157,7 +157,7 @@ def _document(
     return with_overrides(found, overrides)
 
 
-def check_suite(planned: Planned, *, allow_plugins: bool = False, allow_code_execution: bool = False) -> None:
+def check_suite(planned: Planned, permissions: Permissions = NOTHING_ALLOWED) -> None:
     """Find what every experiment names, models and data included; nothing is written, and nothing is kept.
 
     Raises:
@@ -167,7 +167,7 @@ def check_suite(planned: Planned, *, allow_plugins: bool = False, allow_code_exe
     for name, experiment in planned.experiments.items():
         say(f"Checking {name} ...")
         try:
-            prepare(experiment, allow_plugins=allow_plugins, allow_code_execution=allow_code_execution)
+            prepare(experiment, permissions)
         except BackmergeError as error:
             faults[name] = error
     _raise_all(planned.source, faults, len(planned.experiments))
@@ -176,9 +176,8 @@ def check_suite(planned: Planned, *, allow_plugins: bool = False, allow_code_exe
 def run_suite(
     planned: Planned,
     directory: Path,
+    permissions: Permissions = NOTHING_ALLOWED,
     *,
-    allow_plugins: bool = False,
-    allow_code_execution: bool = False,
     on_done: Callable[[str, Outcome], None] = lambda *_: None,
 ) -> dict[str, Outcome]:
     """Carry out every experiment in a run directory of its own, or go on with it where it was.
@@ -188,8 +187,7 @@ def run_suite(
     Args:
         planned: The suite, checked.
         directory: Gets a folder for each experiment, and `suite.yaml`.
-        allow_plugins: Whether the user's own code may be run.
-        allow_code_execution: Whether code that a model wrote may be run where bubblewrap does not work.
+        permissions: What may be run.
         on_done: Told of each experiment as it ends.
 
     Raises:
@@ -206,8 +204,7 @@ def run_suite(
             finished = run_experiment(
                 experiment,
                 directory / name,
-                allow_plugins=allow_plugins,
-                allow_code_execution=allow_code_execution,
+                permissions=permissions,
             )
             outcomes[name] = Outcome(finished, None)
         except BackmergeError as error:

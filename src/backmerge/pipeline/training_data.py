@@ -12,11 +12,14 @@ from backmerge.finetuning.overlap import overlaps, without_overlap
 from backmerge.finetuning.settings import FinetuneSettings
 from backmerge.generation.chat import load_tokenizer
 from backmerge.progress import say
+from backmerge.registry import NOTHING_ALLOWED, Permissions
 
 SHOWN = 5  # rows that a warning names
 
 
-def load_for(base: Checkpoint, settings: FinetuneSettings, seed: int, *, allow_plugins: bool = False) -> TrainingData:
+def load_for(
+    base: Checkpoint, settings: FinetuneSettings, seed: int, permissions: Permissions = NOTHING_ALLOWED
+) -> TrainingData:
     """The rows that a seed is tuned on and those held out, with the system prompt of the base's family.
 
     Raises:
@@ -24,7 +27,7 @@ def load_for(base: Checkpoint, settings: FinetuneSettings, seed: int, *, allow_p
         ConfigError: there is no data set of that name.
     """
     family = str(read_json(base.directory / "config.json").get("model_type", ""))
-    data = load_training_data(settings.dataset, settings.data, seed, family=family, allow_plugins=allow_plugins)
+    data = load_training_data(settings.dataset, settings.data, seed, permissions, family=family)
     tokenizer, cutoff = load_tokenizer(base.directory), cutoff_for(base, settings)
     too_long = [e.id for e in (*data.training, *data.validation) if leaves_no_answer(tokenizer, e, cutoff)]
     if not too_long:

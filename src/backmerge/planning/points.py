@@ -13,11 +13,12 @@ from backmerge.checkpoints.locate import short_name
 from backmerge.checkpoints.reader import Checkpoint, Weights
 from backmerge.errors import ConfigError
 from backmerge.merging.inputs import InputStatistics
-from backmerge.merging.method import INPUTS, find_method
+from backmerge.merging.method import INPUTS, Method, find_method
 from backmerge.merging.recipe import Rounding, Variant, lam_name, order_of
 from backmerge.merging.served import Wanted, as_given, in_form
 from backmerge.planning.settings import DEFAULT_LAMS, SweepSettings
 from backmerge.planning.snapshots import averaged, snapshot_of
+from backmerge.registry import NOTHING_ALLOWED, Permissions
 from backmerge.runs import key_of
 
 Role = Literal["base", "tuned", "merged"]
@@ -35,6 +36,7 @@ class Point(NamedTuple):
         series: What varies only in λ, such as `linear`.
         lam: λ; `None` for methods that have none, and where it differs from tensor to tensor.
         sweep: The recipe, λ apart.
+        method: The sweep's.
         setting: λ as the recipe takes it: a number, a list, a table; `None` where the method has none.
         is_joint: All tuned models go into one merge.
         step: On the path of the tuning: after so many steps.
@@ -46,6 +48,7 @@ class Point(NamedTuple):
     series: str
     lam: float | None
     sweep: SweepSettings | None = None
+    method: Method | None = None
     setting: Any = None
     is_joint: bool = False
     step: int | None = None
@@ -95,7 +98,7 @@ BASE = Point("base", "base", "base", 0.0, setting=0.0)
 TUNED = Point("tuned", "tuned", "tuned", 1.0, setting=1.0)
 
 
-def points_of(sweeps: Sequence[SweepSettings], *, allow_plugins: bool = False) -> list[Point]:
+def points_of(sweeps: Sequence[SweepSettings], permissions: Permissions = NOTHING_ALLOWED) -> list[Point]:
     """Base, tuned, and every merge, by method and λ; what is asked for twice is there once.
 
     Raises:
@@ -103,7 +106,7 @@ def points_of(sweeps: Sequence[SweepSettings], *, allow_plugins: bool = False) -
     """
     merged: dict[str, Point] = {}
     for sweep in sweeps:
-        for point in _points(sweep, allow_plugins=allow_plugins):
+        for point in _points(sweep, find_method(sweep.method, permissions)):
             known = merged.setdefault(point.name, point)
             if known.sweep is None or point.sweep is None:
                 continue
@@ -124,14 +127,14 @@ def _recipe_of(sweep: SweepSettings) -> dict[str, Any]:
     return sweep.model_dump(exclude={"lam", "schedules"})
 
 
-def is_joint(sweep: SweepSettings, *, allow_plugins: bool = False) -> bool:
+def is_joint(sweep: SweepSettings, method: Method) -> bool:
     """Whether all tuned models go into one merge: as asked, or as the method needs."""
     if sweep.tuned is not None:
         return sweep.tuned == "all"
-    return find_method(sweep.method, allow_plugins=allow_plugins).num_tuned[0] > 1
+    return method.num_tuned[0] > 1
 
 
-def series_of(sweep: SweepSettings, *, allow_plugins: bool = False) -> str:
+def series_of(sweep: SweepSettings, method: Method) -> str:
     """The name of what varies only in λ: its label, or the method with its parameters."""
     if sweep.label is not None:
         return sweep.label
@@ -140,21 +143,21 @@ def series_of(sweep: SweepSettings, *, allow_plugins: bool = False) -> str:
     named |= {"guard": sweep.guard.short} if sweep.guard is not None else {}
     inside = ",".join(f"{key}={value}" for key, value in named.items())
     # where the method takes one model or several, the name says which
-    is_told = sweep.tuned == "all" and find_method(sweep.method, allow_plugins=allow_plugins).num_tuned[0] == 1
+    is_told = sweep.tuned == "all" and method.num_tuned[0] == 1
     return f"{sweep.method}{'[all]' if is_told else ''}{f'({inside})' if inside else ''}"
 
 
-def _points(sweep: SweepSettings, *, allow_plugins: bool) -> Iterator[Point]:
-    series, joint = series_of(sweep, allow_plugins=allow_plugins), is_joint(sweep, allow_plugins=allow_plugins)
-    if not find_method(sweep.method, allow_plugins=allow_plugins).has_lam:
-        yield Point(series, "merged", series, None, sweep, None, joint)
+def _points(sweep: SweepSettings, method: Method) -> Iterator[Point]:
+    series, joint = series_of(sweep, method), is_joint(sweep, method)
+    if not method.has_lam:
+        yield Point(series, "merged", series, None, sweep, method, None, joint)
         return
     # only one merge of all tuned models ends elsewhere than at the tuned models themselves
     for lam in sorted({*lams_of(sweep), *((1.0,) if joint and lams_of(sweep) else ())}):
-        yield Point(f"{series}@{lam_name(lam)}", "merged", series, lam, sweep, lam, joint)
+        yield Point(f"{series}@{lam_name(lam)}", "merged", series, lam, sweep, method, lam, joint)
     for setting in sweep.schedules:
         name = f"{series}@{key_of(setting, order_of(setting))[:6]}"
-        yield Point(name, "merged", name, None, sweep, setting, joint)
+        yield Point(name, "merged", name, None, sweep, method, setting, joint)
 
 
 def lams_of(sweep: SweepSettings) -> tuple[float, ...]:
@@ -189,8 +192,6 @@ def members_at(
     output: Output | None = None,
     models: Mapping[str, Weights] = NO_MODELS,
     inputs: Mapping[GuardSettings, InputStatistics] = NO_INPUTS,
-    *,
-    allow_plugins: bool = False,
 ) -> list[Member]:
     """The models at a point: one for each tuned model, or one of all.
 
@@ -203,7 +204,6 @@ def members_at(
         output: The form of what is merged.
         models: More models that a method asks for, by what the settings call them.
         inputs: Statistics of the base's inputs, by guard; without them a merge's form is known, and not its weights.
-        allow_plugins: Whether the user's own code may be run.
 
     Raises:
         ConfigError: an adapter is asked for, and the recipe is none.
@@ -216,10 +216,10 @@ def members_at(
     if point.role == "tuned":
         dtype = output.dtype if output is not None else None
         return [m._replace(variant=as_given(replace(m.variant, dtype=dtype))) for m in members]
-    return [m._replace(variant=as_output(m.variant, output, allow_plugins=allow_plugins)) for m in members]
+    return [m._replace(variant=as_output(m.variant, output)) for m in members]
 
 
-def as_output(variant: Variant, output: Output | None, *, allow_plugins: bool = False) -> Variant:
+def as_output(variant: Variant, output: Output | None) -> Variant:
     """A merge in the form in which it will be written.
 
     Raises:
@@ -233,7 +233,7 @@ def as_output(variant: Variant, output: Output | None, *, allow_plugins: bool = 
         config_from=form.config_from,
         tokenizer_from=form.tokenizer_from,
     )
-    return in_form(plain, form.served_as, allow_plugins=allow_plugins)
+    return in_form(plain, form.served_as)
 
 
 def _variant(
@@ -249,12 +249,12 @@ def _variant(
             return Variant(base, snapshot_of(tuned, base, point.step))
         return averaged(tuned, base, point.step, point.ema)
     sweep = point.sweep
-    if sweep is None:
+    if sweep is None or point.method is None:
         return Variant(base, tuned)  # Linear at λ=1 is the tuned model, bit for bit
     return Variant(
         base,
         tuned,
-        sweep.method,
+        point.method,
         1.0 if point.setting is None else point.setting,
         sweep.parameters,
         sweep.seed,

@@ -8,6 +8,7 @@ from pathlib import Path
 from backmerge.checkpoints.adapter import open_weights
 from backmerge.checkpoints.reader import Checkpoint, Weights
 from backmerge.errors import RunError
+from backmerge.merging.methods.task_vectors import task_arithmetic
 from backmerge.merging.recipe import Variant
 
 SNAPSHOTS = "snapshots"  # as fine-tuning names the folder, with `step-N` in it
@@ -44,7 +45,7 @@ def averaged(tuned: Weights, base: Checkpoint, step: int, decay: float) -> Varia
     snapshots = tuple(snapshot_of(tuned, base, kept) for kept in steps)
     if len(snapshots) == 1:
         return Variant(base, snapshots[0])
-    return Variant(base, snapshots, "task_arithmetic", 1.0, {"weight": shares})
+    return Variant(base, snapshots, task_arithmetic, 1.0, {"weight": shares})
 
 
 def _folder(tuned: Weights) -> Path:

@@ -65,7 +65,7 @@ def unmeasured_card(name: str, variant: Variant, *, is_adapter: bool) -> str:
         "",
         f"- base: {escaped(base)}",
         f"- tuned: {', '.join(map(escaped, tuned))}",
-        f"- method: {escaped(variant.method)}",
+        f"- method: {escaped(variant.method.name)}",
         f"- λ, the share of the tuned side: {escaped(str(variant.lam))}",
         "",
         "Its safety was not measured. `backmerge check` compares it with its base; `backmerge restore` chooses λ by "

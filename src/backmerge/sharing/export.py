@@ -140,7 +140,7 @@ def _as_checkpoint(model: Path, base: str | None) -> Iterator[Path]:
     if not isinstance(named, str) or not named:
         raise CheckpointError(f"{model} is an adapter that names no base", remedy="give --base.")
     on = Checkpoint(locate_model(named))
-    variant = Variant(on, open_weights(model, on), "linear", lam=1.0)
+    variant = Variant(on, open_weights(model, on))
     with TemporaryDirectory(prefix="backmerge-export-") as temporary:
         directory = Path(temporary) / "model"
         say("The model is an adapter: it is merged into its base first.")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from backmerge.errors import ConfigError, RunError
 from backmerge.progress import say
-from backmerge.registry import TRACKERS, resolve
+from backmerge.registry import NOTHING_ALLOWED, TRACKERS, Permissions, resolve
 from backmerge.reporting.card_reading import json_object
 from backmerge.reporting.report import read_run
 from backmerge.runs import key_of, write_whole
@@ -22,7 +22,7 @@ REPORTED = "reported.json"  # in the run: which results which tracker has
 Tracker = Callable[[Tracked, Path], str]
 
 
-def check_trackers(names: Sequence[str], *, allow_plugins: bool = False) -> None:
+def check_trackers(names: Sequence[str], permissions: Permissions = NOTHING_ALLOWED) -> None:
     """See that each is known and installed, before a run that takes hours.
 
     Raises:
@@ -31,17 +31,17 @@ def check_trackers(names: Sequence[str], *, allow_plugins: bool = False) -> None
     for name in names:
         if name in TRACKERS.entries and importlib.util.find_spec(name) is None:
             raise ConfigError(f"{name} is not installed", remedy=f"pip install 'backmerge[{name}]'")
-        resolve(TRACKERS, name, allow_plugins=allow_plugins)
+        resolve(TRACKERS, name, permissions)
 
 
-def report_to(names: Sequence[str], directory: Path, *, allow_plugins: bool = False) -> None:
+def report_to(names: Sequence[str], directory: Path, permissions: Permissions = NOTHING_ALLOWED) -> None:
     """Tell trackers of a finished run; what one was told already it is not told again.
 
     Args:
         names: From the table of trackers, or `package.module:function`: given what there is to tell (`Tracked`) and a
             folder of files, it says where to look, and raises `ConnectionError` where it cannot be reached.
         directory: The run directory.
-        allow_plugins: Whether the user's own code may be run.
+        permissions: What may be run.
 
     Raises:
         ConfigError: see `check_trackers`.
@@ -49,14 +49,14 @@ def report_to(names: Sequence[str], directory: Path, *, allow_plugins: bool = Fa
     """
     if not names:
         return
-    check_trackers(names, allow_plugins=allow_plugins)
+    check_trackers(names, permissions)
     run = read_run(directory)
     told, key = dict(json_object(directory / REPORTED)), key_of(run.results)
     for name in dict.fromkeys(names):
         if told.get(name) == key:
             say(f"{name} was told of these results before; to tell it again, delete {directory / REPORTED}.")
             continue
-        tracker: Tracker = resolve(TRACKERS, name, allow_plugins=allow_plugins)
+        tracker: Tracker = resolve(TRACKERS, name, permissions)
         with tempfile.TemporaryDirectory() as place:
             write_files(run, directory, Path(place))
             where = _carried_out(tracker, name, tracked(run), Path(place))

@@ -68,8 +68,9 @@ def opened(recipe: MergekitRecipe, *, seed: int = 0) -> Variant:
     _check_distinct(recipe, base, tuned)
     layers = Layers(base.infos)
     _check_filters(recipe, layers)
-    method, lam, parameters = _settings(recipe, layers)
-    one = tuned[0] if len(tuned) == 1 and not find_method(method).takes_several else tuned
+    name, lam, parameters = _settings(recipe, layers)
+    method = find_method(name)
+    one = tuned[0] if len(tuned) == 1 and not method.takes_several else tuned
     source = recipe.tokenizer_from  # config and tokenizer as in mergekit, which copies the base's
     return Variant(
         base, one, method, lam, parameters, seed, dtype=recipe.dtype, config_from="base", tokenizer_from=source

@@ -9,11 +9,12 @@ import pytest
 
 from backmerge.benchmarks.files import from_file
 from backmerge.benchmarks.guards import Guard, GuardSettings, digest_of_prompt, find_guards
-from backmerge.benchmarks.protocol import NOTHING_ALLOWED, Benchmark
+from backmerge.benchmarks.protocol import Benchmark
 from backmerge.benchmarks.split import Source, are_apart, calibration_of, clusters_of, split_benchmarks
 from backmerge.errors import ConfigError, DataError
 from backmerge.merging.inputs import GatheredLayer, LayerInputs, Provenance, write_statistics
 from backmerge.records import Example, Message
+from backmerge.registry import NOTHING_ALLOWED
 
 
 def example(text: str, number: int, name: str = "s") -> Example:

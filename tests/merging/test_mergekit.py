@@ -188,7 +188,7 @@ models: [{{model: "{{one}}"}}]
 parameters: {given}
 """
     variant = read(text)
-    assert (variant.method, variant.lam, dict(variant.parameters)) == (method, 1.0, parameters)
+    assert (variant.method.name, variant.lam, dict(variant.parameters)) == (method, 1.0, parameters)
     assert len(dict(merged_tensors(variant))) == len(variant.base.infos)
     with pytest.raises(ConfigError, match="takes 1"):
         read(text.replace("{one}", '{one}"}, {model: "{two}'))

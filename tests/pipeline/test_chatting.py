@@ -157,10 +157,10 @@ def test_a_run_that_chose_nothing_is_merged_all_the_same(finished: Path, tmp_pat
     """Linearly, at 0.4, and it is told; where the tuned model was chosen, at 1."""
     choice = json.loads((finished / "results.json").read_text())["choice"]
     nothing = trio_of_run(changed(finished, tmp_path / "a", {"choice": {**choice, "point": None}}))
-    assert (nothing.merged.method, nothing.merged.lam) == ("linear", 0.4)
+    assert (nothing.merged.method.name, nothing.merged.lam) == ("linear", 0.4)
     assert "chose no recipe" in nothing.told
     all_of_it = trio_of_run(changed(finished, tmp_path / "b", {"choice": {**choice, "point": "tuned"}}))
-    assert (all_of_it.merged.method, all_of_it.merged.lam) == ("linear", 1.0)
+    assert (all_of_it.merged.method.name, all_of_it.merged.lam) == ("linear", 1.0)
 
 
 def test_what_is_no_such_run_is_refused(finished: Path, tmp_path: Path) -> None:

@@ -16,9 +16,9 @@ from backmerge.checkpoints.reader import Checkpoint
 from backmerge.demo import model_directory
 from backmerge.generation.protocol import EngineSettings, Request, Sampling
 from backmerge.generation.transformers_engine import TransformersEngine
+from backmerge.measuring import remote
 from backmerge.merging.method import find_method
 from backmerge.merging.recipe import Variant
-from backmerge.pipeline import remote
 from backmerge.records import Example, Message
 from backmerge.registry import NOTHING_ALLOWED
 

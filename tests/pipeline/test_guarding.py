@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from backmerge.benchmarks.guards import GuardSettings, find_guards
-from backmerge.benchmarks.protocol import NOTHING_ALLOWED
 from backmerge.checkpoints.reader import CARD, Checkpoint
 from backmerge.errors import CheckpointError
 from backmerge.generation.protocol import EngineSettings, Request, Sampling
@@ -23,6 +22,7 @@ from backmerge.pipeline.chatting import trio_of_run
 from backmerge.pipeline.guarding import guard_statistics
 from backmerge.pipeline.stages import run_experiment
 from backmerge.planning.settings import Experiment
+from backmerge.registry import NOTHING_ALLOWED
 
 from .test_earlier_results import QUESTIONS, experiment, without_report  # noqa: F401 - fixtures
 

@@ -130,19 +130,19 @@ def merge(
     fixed: dict[str, Any] = {"rounding": rounding, **files_values(config_from, tokenizer_from)}
     if dtype is not None:
         fixed["dtype"] = DTYPES[dtype]
+    permissions = Permissions(allow_plugins)
     if config is not None:
         if base is not None or tuned or model:
             raise ConfigError("--config names the models", remedy="leave BASE, TUNED and --model away.")
         if lam is not None or where or param or method != "linear":
             raise ConfigError("--config says how to merge", remedy="leave --lam, --method, --where and --param away.")
         recipe = {"": _from_mergekit(config, seed, fixed)}
-        outputs = [{out: _with_inputs(recipe, guard, task_inputs, allow_plugins=allow_plugins)[""]}]
+        outputs = [{out: _with_inputs(recipe, guard, task_inputs, permissions)[""]}]
     else:
         if base is None or not tuned:
             raise ConfigError("BASE and TUNED are missing", remedy="backmerge merge BASE TUNED --out merged")
         from backmerge.merging.method import find_method
 
-        permissions = Permissions(allow_plugins)
         found = find_method(method, permissions)
         recipes = recipes_of(base, tuned, found, model or (), extra_rows)
         parameters = {name: _value("--param", text) for name, text in _pairs("--param", param or ())}

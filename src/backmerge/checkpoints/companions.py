@@ -78,13 +78,22 @@ class Companions:
 
     @functools.cached_property
     def config_digest(self) -> str:
-        """A hash of the files that decide what a model computes and when it stops."""
+        """A hash of the files that decide what a model computes and when it stops.
+
+        Raises:
+            CheckpointError: one of them is no JSON object.
+        """
         digest = hashlib.sha256()
         for name in (CONFIG, GENERATION):
-            values = json.loads(self.content(name) or b"{}")
-            told = {key: value for key, value in values.items() if key not in SILENT}
+            told = {key: value for key, value in self._settings(name).items() if key not in SILENT}
             digest.update(f"{name}\0{json.dumps(told, sort_keys=True)}\0".encode())
         return digest.hexdigest()
+
+    def _settings(self, name: str) -> Mapping[str, Any]:
+        if name in self.changed:
+            values: dict[str, Any] = json.loads(self.changed[name])
+            return values
+        return read_json(self.files[name]) if name in self.files else {}
 
     def _digest_of(self, names: Sequence[str]) -> str:
         digest = hashlib.sha256()

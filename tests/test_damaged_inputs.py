@@ -171,7 +171,7 @@ KINDS: Mapping[str, Kind] = {
     "prompts, JSONL": Kind(
         "prompts.jsonl", ("rows.jsonl",), command("score", "rows.jsonl", "--benchmark", "prompts.jsonl", "--out", "out")
     ),
-    "training rows": Kind("chats.jsonl", ("base",), command(*FINETUNE, "--data", "chats.jsonl")),
+    "training rows": Kind("chats.jsonl", ("base",), command(*FINETUNE, "--data", "chats.jsonl"), is_slow=True),
     "records": Kind("run/records/*.jsonl", (), lambda: read_records(Path("run"))),
     "verdicts": Kind("run/units/verdicts-k.jsonl", (), unit(Verdict, "verdicts")),
     "values": Kind("run/units/values-k.jsonl", (), unit(Value, "values")),
@@ -277,7 +277,9 @@ def damage(kind: Kind, rng: random.Random) -> str:
     """Damage one file here, and return its name."""
     file = rng.choice(sorted(path for path in Path().glob(kind.file) if path.is_file()))
     file.write_bytes(damaged(file.read_bytes(), rng))
-    if file.name != "digests.json" and rng.random() < 0.8:  # a run of an earlier version has none
+    if (
+        file.parent != Path() and file.name != "digests.json" and rng.random() < 0.8
+    ):  # a run of an earlier version has none
         (Path(file.parts[0]) / "digests.json").unlink(missing_ok=True)
     return str(file)
 
@@ -346,17 +348,24 @@ def check_tries(inputs: Inputs, kinds: Mapping[str, Kind], number: int, report: 
     assert not faults, "\n".join([f"{len(faults)} tries are wrong:", *faults[:20]])
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", [name for name, kind in KINDS.items() if not kind.is_slow])
 def test_damaged_files_are_clear_errors(inputs: Inputs, name: str) -> None:
     """A short run: some tries for each kind of file."""
-    check_tries(inputs, {name: KINDS[name]}, 5)
+    check_tries(inputs, {name: KINDS[name]}, 4)
 
 
-def test_damage_that_reached_peft_is_a_clear_error(inputs: Inputs) -> None:
-    """Tries of the long run in which peft met a value that no field of an adapter's configuration may have."""
-    seeds = (982, 1822, 3908, 6246, 6834, 7450, 8542, 8752)
-    kind = KINDS["adapter's config, folded"]
-    assert [fault for seed in seeds if (fault := attempt(inputs, kind, seed)[1])] == []
+# of earlier long runs: values that reached peft, JSON that was read before it was checked, and a token of no embedding
+FOUND = {
+    "adapter's config, folded": (982, 1822, 3908, 6246, 6834, 7450, 8542, 8752),
+    "generation config": (0, 22, 27),
+    "tokenizer's config": (20,),
+}
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_damage_that_was_a_traceback_is_a_clear_error(inputs: Inputs, name: str) -> None:
+    """Tries that once ended in the code of a library, or of ours."""
+    assert [fault for seed in FOUND[name] if (fault := attempt(inputs, KINDS[name], seed)[1])] == []
 
 
 def report_of_tries() -> Path | None:

@@ -203,8 +203,12 @@ def sealed(lines: str) -> str:
     return lines + json.dumps({SEAL: xxhash.xxh3_128_hexdigest(lines.encode()), "lines": lines.count("\n")}) + "\n"
 
 
-def check_seal(path: Path) -> None:
-    """Check that sealed lines are as they were written; what earlier versions wrote has no seal, and passes.
+def check_seal(path: Path, *, is_always_there: bool = False) -> None:
+    """Check that sealed lines are as they were written.
+
+    Args:
+        path: The file.
+        is_always_there: Whether there must be a seal; what earlier versions wrote has none.
 
     Raises:
         DataError: they are not, or the file is empty.
@@ -216,6 +220,8 @@ def check_seal(path: Path) -> None:
         text = lines.decode("utf-8", "replace")
         if sealed(f"{text}\n" if text else "").rstrip("\n").rpartition("\n")[2].encode() != last:
             raise damaged(path, "it was changed after it was written")
+    elif is_always_there:
+        raise damaged(path, "its end is missing")
 
 
 def damaged(path: Path, how: str) -> DataError:

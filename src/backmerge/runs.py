@@ -472,6 +472,18 @@ class RunDirectory:
             raise damaged(path, "it does not hold each example of its unit as often as any other")
         return records
 
+    def rows(self, stage: str, key: str, make: Callable[[], Iterable[dict[str, Any]]]) -> list[dict[str, Any]]:
+        """Return a unit of plain data instead of records: read if it is there, else made and kept.
+
+        Raises:
+            DataError: the file was damaged since it was written.
+        """
+        path = self.units / f"{stage}-{key}.jsonl"
+        if not path.exists():
+            write_whole(path, sealed("".join(json.dumps(row, allow_nan=False) + "\n" for row in make())))
+        check_seal(path, is_always_there=True)
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()[:-1]]
+
     def has_unit(self, stage: str, key: str) -> bool:
         """Whether a unit is done."""
         return (self.units / f"{stage}-{key}.jsonl").exists()

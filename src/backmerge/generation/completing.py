@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import functools
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from backmerge.errors import GenerationError
@@ -101,3 +101,18 @@ def check_lengths(examples: Sequence[Example], tokens: Sequence[Sequence[int]], 
                 remedy="remove the prompt, or use a model with a longer context.",
                 example=example.id,
             )
+
+
+def check_tokens(tokens: Iterable[Sequence[int]], num_rows: int) -> None:
+    """Check that the model has an embedding for each token.
+
+    Raises:
+        GenerationError: the tokenizer made one that it does not have.
+    """
+    highest = max((max(ids, default=0) for ids in tokens), default=0)
+    if highest >= num_rows:
+        raise GenerationError(
+            f"the tokenizer makes the token {highest}, and the model has embeddings for {num_rows} tokens",
+            remedy="the tokenizer is another model's, or its files are damaged: copy the tokenizer files of the model "
+            "that this one was tuned from into the folder.",
+        )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -58,7 +57,7 @@ from backmerge.planning.snapshots import steps_kept
 from backmerge.progress import bar, say
 from backmerge.registry import NOTHING_ALLOWED, Permissions
 from backmerge.reporting.card import license_terms
-from backmerge.runs import RunDirectory, key_of, models_in, write_whole
+from backmerge.runs import RunDirectory, key_of, models_in
 from backmerge.selection import Choice, choose
 from backmerge.selection import Verdict as Confirmed
 from backmerge.selection.sense_checks import findings_of
@@ -367,11 +366,7 @@ def _confirm(
 def _drift(run: RunDirectory, prepared: Prepared, tuned: Mapping[str, Weights]) -> list[dict[str, Any]]:
     """How far tuning moved each part, kept as a unit: it takes a pass over every tuned model."""
     key = key_of(prepared.base.fingerprint, {name: weights.fingerprint for name, weights in tuned.items()})
-    file = run.units / f"drift-{key}.json"
-    if not file.exists():
-        write_whole(file, json.dumps(drift_rows(prepared.base, tuned), allow_nan=False))
-    rows: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))
-    return rows
+    return run.rows("drift", key, lambda: drift_rows(prepared.base, tuned))
 
 
 def _path(experiment: Experiment, tuned: Mapping[str, Weights]) -> list[Point]:

@@ -51,7 +51,7 @@ from backmerge.pipeline.workload import (
 )
 from backmerge.planning.points import Point, points_of
 from backmerge.planning.settings import Experiment
-from backmerge.progress import Rates
+from backmerge.progress import Rates, count_text
 from backmerge.registry import ENGINES, NOTHING_ALLOWED, Permissions, resolve
 from backmerge.selection import check_search
 
@@ -207,7 +207,9 @@ def _points(
         if point.role == "merged":
             series[point.series] = series.get(point.series, 0) + 1
     told = ", ".join(f"{name} ({count})" for name, count in series.items())
-    found.add("merge", "checked", f"{told}: {sum(series.values())} recipes of {num_tuned} models")
+    found.add(
+        "merge", "checked", f"{told}: {count_text(sum(series.values()), 'recipe')} of {count_text(num_tuned, 'model')}"
+    )
     return [*points, *path]
 
 

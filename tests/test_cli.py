@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import typer
 
 from backmerge import cli
 from backmerge.demo import EXPERIMENT, model_directory
@@ -267,6 +268,15 @@ def test_help_teaches_by_example(command: str, run_cli: Callable[..., tuple[int,
     code, printed, _ = run_cli(command, "--help")
     assert code == 0
     assert f"Example: backmerge {command}" in " ".join(printed.split())
+
+
+def test_help_fits_80_columns(run_cli: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """No line of any command's help is cut or wraps on an ordinary terminal."""
+    monkeypatch.setenv("COLUMNS", "80")
+    for name in ("", *typer.main.get_command(cli.app).commands):  # type: ignore[attr-defined]
+        code, printed, _ = run_cli(*filter(None, [name]), "--help")
+        assert code == 0
+        assert [line for line in printed.splitlines() if len(line) > 80 or "…" in line] == [], name
 
 
 @pytest.mark.parametrize(

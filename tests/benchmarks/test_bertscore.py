@@ -396,7 +396,7 @@ def damaged(kind: str, directory: Path) -> Path:
     ("kind", "words"),
     [
         ("pickle", "cannot be loaded"),
-        ("a tensor less", "1 tensors are missing, such as 'encoder.layer.1.output.dense.weight'"),
+        ("a tensor less", "1 tensor missing, such as 'encoder.layer.1.output.dense.weight'"),
         ("not finite", "not finite"),
         ("no tokenizer", "no tokenizer in|tokenizer in .* cannot be loaded"),
         ("a decoder too", "encoder and decoder"),

@@ -117,7 +117,7 @@ def test_blank_rows_of_published_data_are_left_out_and_counted(task: Task, tmp_p
     blank = {**good, last: " "}
     data = load_training_data(task.name, whole(written(tmp_path / "a.jsonl", good, blank, good, blank)), 0)
     assert [example.id for example in data.training] == ["a-1", "a-3"]
-    assert "2 rows were left out, because a text is empty" in data.notes
+    assert "2 rows left out, because a text is empty" in data.notes
     assert (data.source["num_rows"], data.source["num_dropped"], data.source["num_sampled"]) == (4, 2, 2)
     with pytest.raises(DataError, match="holds no rows to learn from"):
         load_training_data(task.name, whole(written(tmp_path / "a.jsonl", blank)), 0)
@@ -276,7 +276,7 @@ def test_several_answers_and_several_calls(tmp_path: Path) -> None:
     data = load_training_data("tools", whole(written(tmp_path / "a.jsonl", either, both, one, either)), 0)
     assert [e.reference for e in data.training] == [CALL, f"{CALL}\nalarm.set(hour=8)", CALL, CALL]
     assert "2 rows: several right answers are given, of which the first is learned" in data.notes
-    assert "1 rows: several calls are asked for, which are learned one on each line" in data.notes
+    assert "1 row: several calls are asked for, which are learned one on each line" in data.notes
 
 
 def test_prompts_that_were_formed_already() -> None:

@@ -16,6 +16,7 @@ from backmerge.errors import ConfigError, DataError
 from backmerge.finetuning.data_settings import DataSettings
 from backmerge.finetuning.shapes import NAMES, Draft, RowError, recognised, renamed
 from backmerge.finetuning.task import Task
+from backmerge.progress import count_text
 from backmerge.records import Example, Message
 from backmerge.registry import DATASETS, NOTHING_ALLOWED, Permissions, closest, is_plugin, resolve
 from backmerge.rows import FORMATS_REMEDY, SUFFIXES, HubData, Row, files_of, hub_rows, read_rows
@@ -218,9 +219,9 @@ class _Tally:
     def notes(self) -> Iterator[str]:
         """Lines for the person."""
         if self.num_dropped:
-            yield f"{self.num_dropped:,} rows were left out, because a text is empty"
+            yield f"{count_text(self.num_dropped, 'row')} left out, because a text is empty"
         for remark, count in self.remarks.items():
-            yield f"{count:,} rows: {remark}"
+            yield f"{count_text(count, 'row')}: {remark}"
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from backmerge.benchmarks.split import NEAR_DUPLICATE, content_words
 from backmerge.finetuning.datasets import TrainingData
+from backmerge.progress import count_text
 from backmerge.records import Example
 
 MIN_SHARED = 3  # of two near-duplicates; one word of two is a Jaccard of 0.5, and says nothing
@@ -76,7 +77,7 @@ def without_overlap(data: TrainingData, found: Sequence[Overlap]) -> TrainingDat
         "num_overlapping_dropped": num_dropped + data.source.get("num_overlapping_dropped", 0),
     }
     benchmarks = ", ".join(sorted({overlap.benchmark for overlap in found}))
-    note = f"{num_dropped:,} examples were left out, because {benchmarks} has their prompts too"
+    note = f"{count_text(num_dropped, 'example')} left out, because of prompts that {benchmarks} has too"
     return TrainingData(training, validation, source, (*data.notes, note))
 
 

@@ -17,6 +17,7 @@ from transformers.utils import logging
 from backmerge.checkpoints.model_config import check_settings, read_json
 from backmerge.checkpoints.reader import Checkpoint
 from backmerge.errors import GenerationError
+from backmerge.progress import count_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -101,8 +102,8 @@ def load_filled(
         if not (DERIVED.search(name) or (ignored_extra and ignored_extra.search(name)))
     )
     faults = [
-        f"{len(names)} tensors {what}, such as '{names[0]}'"
-        for what, names in (("are missing", missing), ("have no place in it", extra))
+        f"{count_text(len(names), 'tensor')} {what}, such as '{names[0]}'"
+        for what, names in (("missing", missing), ("without a place in it", extra))
         if names
     ]
     faults += [

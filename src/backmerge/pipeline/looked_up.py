@@ -28,6 +28,7 @@ from backmerge.pipeline.declared import DeclaredModel
 from backmerge.pipeline.training_data import load_for
 from backmerge.pipeline.workload import Load
 from backmerge.planning.settings import EvaluateSettings
+from backmerge.progress import count_text
 from backmerge.registry import DATASETS, ENGINES, Permissions, is_plugin, resolve
 
 State = Literal["checked", "to fetch", "to give", "not here", "fault"]
@@ -155,7 +156,9 @@ def find_rows(settings: FinetuneSettings, base: NamedModel, found: Findings, per
         return Rows(0, 0)
     rows = Rows(len(data.training), len(data.validation))
     found.add(
-        what, "checked", f"{settings.dataset}: {rows.num_training:,} rows to tune on, {rows.num_validation:,} held out"
+        what,
+        "checked",
+        f"{settings.dataset}: {count_text(rows.num_training, 'row')} to tune on, {rows.num_validation:,} held out",
     )
     return rows
 
@@ -205,7 +208,7 @@ def look_up_benchmark(
     except BackmergeError as error:
         found.fault(kind, error)
     else:
-        found.add(kind, "checked", f"{name}: {len(benchmark.examples):,} prompts")
+        found.add(kind, "checked", f"{name}: {count_text(len(benchmark.examples), 'prompt')}")
         return benchmark
     return None
 

@@ -11,7 +11,7 @@ from backmerge.finetuning.encoding import cutoff_for, leaves_no_answer
 from backmerge.finetuning.overlap import overlaps, without_overlap
 from backmerge.finetuning.settings import FinetuneSettings
 from backmerge.generation.chat import load_tokenizer
-from backmerge.progress import say
+from backmerge.progress import count_text, say
 from backmerge.registry import NOTHING_ALLOWED, Permissions
 
 SHOWN = 5  # rows that a warning names
@@ -37,7 +37,7 @@ def load_for(
         tuple(example for example in part if example.id not in gone) for part in (data.training, data.validation)
     )
     note = (
-        f"{len(too_long):,} examples are left out: their prompts fill the cut-off of {cutoff} tokens "
+        f"{count_text(len(too_long), 'example')} left out, because prompts fill the cut-off of {cutoff} tokens "
         f"({', '.join(too_long[:SHOWN])}{', ...' if len(too_long) > SHOWN else ''})"
     )
     return TrainingData(training, validation, {**data.source, "num_without_room": len(too_long)}, (*data.notes, note))

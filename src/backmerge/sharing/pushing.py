@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from backmerge.errors import CheckpointError
-from backmerge.progress import say, size_text
+from backmerge.progress import count_text, say, size_text
 from backmerge.sharing.folder import Outgoing, Package
 from backmerge.sharing.hub_faults import told_plainly
 
@@ -86,7 +86,8 @@ def push(package: Package, to: Destination) -> Pushed:
             )
         deleted = tuple(name for name in stale if name not in {file.name for file in package.files})
         head = api.repo_info(to.repo, revision=to.revision).sha
-        say(f"Sending {len(package.files)} files, {size_text(package.size)}, to {to.repo} ({to.revision}).")
+        files = count_text(len(package.files), "file")
+        say(f"Sending {files}, {size_text(package.size)}, to {to.repo} ({to.revision}).")
         had_bars = not are_progress_bars_disabled()
         if not sys.stderr.isatty():
             disable_progress_bars()

@@ -151,19 +151,20 @@ class LamByDirection(NamedTuple):
         """A layer's delta in the shape of its weight, each direction by its λ; computed in float64, 1,024 rows a time.
 
         Args:
-            delta: Shape (out, d), or (d, out) if transposed; on any device that has float64.
+            delta: Shape (out, d), or (d, out) if transposed; on any device.
         """
         import torch
 
-        basis, shares = (torch.from_numpy(array).to(delta.device) for array in (self.basis, self.shares))
+        where = torch.device("cpu") if delta.device.type == "mps" else delta.device  # mps has no float64
+        basis, shares = (torch.from_numpy(array).to(where) for array in (self.basis, self.shares))
         changed = []
-        turned = delta.T if self.is_transposed else delta
+        turned = (delta.T if self.is_transposed else delta).to(where)
         for start in range(0, len(turned), ROWS):
             wide = turned[start : start + ROWS].double()
             inside = wide @ basis.T
             weighted = inside * shares if shares.ndim == 1 else inside @ shares
             changed.append((self.rest * wide + (weighted - self.rest * inside) @ basis).to(delta.dtype))
-        whole = torch.cat(changed)
+        whole = torch.cat(changed).to(delta.device)
         return whole.T if self.is_transposed else whole
 
 

@@ -41,6 +41,8 @@ class SecondMoments:
     def add(self, inputs: Tensor) -> None:
         """Take in inputs, shape (inputs, width), in their order."""
         rows = inputs.detach().to(torch.float32)
+        if rows.device.type == "mps":  # which has no float64
+            rows = rows.cpu()
         self._trace += float(rows.double().square_().sum())
         if self.width <= 2 * self._limit:
             products = (rows.T @ rows).double()

@@ -19,7 +19,7 @@ from backmerge.merging.method import find_method
 from backmerge.merging.recipe import Variant
 from backmerge.pipeline import chatting, guarding
 from backmerge.pipeline.chatting import trio_of_run
-from backmerge.pipeline.guarding import guard_statistics
+from backmerge.pipeline.guarding import gathered_statistics
 from backmerge.pipeline.stages import run_experiment
 from backmerge.planning.settings import Experiment
 from backmerge.registry import NOTHING_ALLOWED
@@ -51,8 +51,8 @@ def test_statistics_are_gathered_once_and_kept_by_what_they_depend_on(
     collect, made = guarding.collect, []
     monkeypatch.setattr(guarding, "collect", lambda *a, **k: made.append(1) or collect(*a, **k))
     base, engine = Checkpoint(make_model("llama", seed=1)), EngineSettings(device="cpu")
-    first = next(iter(guard_statistics(guards_of(guard_file), base, engine, run=tmp_path / "1").values()))
-    second = next(iter(guard_statistics(guards_of(guard_file), base, engine, run=tmp_path / "2").values()))
+    first = next(iter(gathered_statistics(guards_of(guard_file), base, engine, run=tmp_path / "1").values()))
+    second = next(iter(gathered_statistics(guards_of(guard_file), base, engine, run=tmp_path / "2").values()))
     assert (len(made), first.fingerprint) == (1, second.fingerprint)
     assert first.path.is_relative_to(tmp_path / "1")
     assert second.path.is_relative_to(tmp_path / "2")
@@ -65,7 +65,7 @@ def test_statistics_are_gathered_once_and_kept_by_what_they_depend_on(
         (guard_file, {}, base, "bfloat16"),
     ):
         before = len(made)
-        guard_statistics(guards_of(file, **settings), model, EngineSettings(device="cpu", dtype=dtype))
+        gathered_statistics(guards_of(file, **settings), model, EngineSettings(device="cpu", dtype=dtype))
         assert len(made) == before + 1
 
 
@@ -81,22 +81,26 @@ def test_an_experiment_compares_guards_and_writes_what_it_chose(
         {"method": "anchored", "lam": [0.5], "guard": {"source": source, "max_new_tokens": 2, "num_prompts": 4}}
         for source in (str(guard_file), "own", experiment.evaluate.safety[0].name)
     ]
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("\n".join(json.dumps({"prompt": f"row{n} task{n}", "answer": "yes"}) for n in range(3)))
+    sweeps.append({**sweeps[1], "label": "RegMean", "task": str(rows)})
     settings = experiment.model_dump(mode="json") | {"merge": [{"lam": [0.5]}, *sweeps]}
     finished = run_experiment(Experiment.model_validate(settings), tmp_path / "run")
     points = {row["point"]: row for row in finished.results["points"]}
     changed = "max_new_tokens=2:num_prompts=4"
     assert points.keys() == {
         "base", "tuned", "linear@0.5", f"anchored(guard=guard:{changed})@0.5", f"anchored(guard=own:{changed})@0.5",
-        f"anchored(guard=safety:{changed})@0.5",
+        f"anchored(guard=safety:{changed})@0.5", "RegMean@0.5",
     }  # fmt: skip
     # six prompts, less the two that a guard took: a quarter, rounded up
     sizes = {row["name"]: row["sizes"] for row in finished.results["benchmarks"]}
     assert sum(sizes["safety"].values()) == len(QUESTIONS) - 2
-    assert len(list((tmp_path / "run" / "inputs").glob("*.safetensors"))) == 3
+    assert len(list((tmp_path / "run" / "inputs").glob("*.safetensors"))) == 3 + len(experiment.tuned)
     assert {row["guard"]: row["told"] for row in finished.results["guards"]} == {
         f"guard:{changed}": "4 file prompts of guard",
         f"own:{changed}": "4 prompts that the base wrote",
         f"safety:{changed}": "2 file prompts of safety",
+        "rows": "3 rows of rows",
     }
     chosen = finished.results["choice"]["point"]
     for folder in (tmp_path / "run" / "merged").iterdir():
@@ -110,15 +114,21 @@ def test_an_experiment_compares_guards_and_writes_what_it_chose(
             continue
         results["choice"] |= {"point": row["point"], "lam": 0.5, "series": row["series"]}
         monkeypatch.setattr(chatting, "read_run", lambda _: SimpleNamespace(results=results))
-        (guard,) = [known for known in results["guards"] if known["guard"] == row["parameters"]["guard"]]
-        inputs = trio_of_run(tmp_path / "run").merged.weights_identity["inputs"]
-        assert inputs == {"guard_inputs": guard["fingerprint"]}
+        named = {row["parameters"]["guard"], row["parameters"].get("task")}
+        merged = trio_of_run(tmp_path / "run").merged
+        models = {"guard_inputs": merged.base.fingerprint, "task_inputs": merged.tuned_models[0].fingerprint}
+        assert merged.weights_identity["inputs"] == {
+            known["role"]: known["fingerprint"]
+            for known in results["guards"]
+            if known["guard"] in named and known["model"] == models[known["role"]]
+        }
+        assert ("task_inputs" in merged.inputs) is (row["point"] == "RegMean@0.5")
 
 
 def test_other_processes_make_the_same_merge(make_model: Factory, guard_file: Path, tmp_path: Path) -> None:
     """A worker of a pool, of Ray or of vLLM gets the file of statistics with the recipe."""
     base, tuned = (Checkpoint(make_model("llama", seed=seed)) for seed in (1, 2))
-    (known,) = guard_statistics(guards_of(guard_file), base, EngineSettings(device="cpu"), run=tmp_path).values()
+    (known,) = gathered_statistics(guards_of(guard_file), base, EngineSettings(device="cpu"), run=tmp_path).values()
     variant = Variant(base, tuned, find_method("anchored"), 0.5, inputs={"guard_inputs": known})
     text = described(variant)
     assert text is not None
@@ -167,7 +177,7 @@ def test_commands_gather_merge_and_refuse(
 def test_statistics_of_other_weights_are_refused(make_model: Factory, guard_file: Path, tmp_path: Path) -> None:
     """A file given as the guard must be of this base."""
     first, second = (Checkpoint(make_model("llama", seed=seed)) for seed in (1, 2))
-    (known,) = guard_statistics(guards_of(guard_file), first, EngineSettings(device="cpu"), run=tmp_path).values()
+    (known,) = gathered_statistics(guards_of(guard_file), first, EngineSettings(device="cpu"), run=tmp_path).values()
     guards, _ = find_guards([GuardSettings(source=str(known.path))], [], NOTHING_ALLOWED)
     with pytest.raises(CheckpointError, match="other weights"):
-        guard_statistics(guards, second, EngineSettings(device="cpu"))
+        gathered_statistics(guards, second, EngineSettings(device="cpu"))

@@ -53,7 +53,37 @@ class GuardSettings(Settings):
         return ":".join([*told, *(f"{key}={value}" for key, value in sorted(changed.items()))])
 
 
-GuardChoice = Annotated[GuardSettings, BeforeValidator(lambda v: {"source": v} if isinstance(v, str) else v)]
+class TaskSettings(Settings):
+    """Rows of the task on which a merge shall act like the tuned model: not those that it is measured on.
+
+    Attributes:
+        source: A .jsonl or .csv file of prompts with answers, or a file that `backmerge inputs --task` wrote.
+        num_prompts: At most so many, the first ones.
+        max_directions: Of each layer's input space, as of a guard.
+    """
+
+    source: str
+    num_prompts: Annotated[int, Field(gt=0)] = 64
+    max_directions: Annotated[int, Field(gt=0)] = 1024
+
+    @property
+    def as_guard(self) -> GuardSettings:
+        """The same, without answers of the model's own."""
+        return GuardSettings(**self.model_dump(), max_new_tokens=0)
+
+    @property
+    def short(self) -> str:
+        """What the rows are called, as of a guard."""
+        return GuardSettings(**self.model_dump()).short
+
+
+def _by_source(given: Any) -> Any:
+    return {"source": given} if isinstance(given, str) else given
+
+
+Asked = GuardSettings | TaskSettings
+GuardChoice = Annotated[GuardSettings, BeforeValidator(_by_source)]
+TaskChoice = Annotated[TaskSettings, BeforeValidator(_by_source)]
 
 
 class Guard(NamedTuple):
@@ -64,12 +94,14 @@ class Guard(NamedTuple):
         kind: What its prompts are.
         prompts: Split off from all that is measured; none where the base writes them, or where there is a file.
         statistics: Those of a file.
+        answers: Of a task's rows, which are given; the base's own if `None`.
     """
 
     settings: GuardSettings
     kind: GuardKind
     prompts: tuple[Example, ...] = ()
     statistics: InputStatistics | None = None
+    answers: tuple[str, ...] | None = None
 
     @property
     def told(self) -> str:
@@ -79,6 +111,7 @@ class Guard(NamedTuple):
         name = self.settings.short.partition(":")[0] if found is None else found.source
         count = found.num_prompts if found is not None else len(self.prompts) or self.settings.num_prompts
         whose = "prompts that the base wrote" if kind == "own" else f"{kind} prompts of {name}"
+        whose = f"rows of {name}" if kind == "task" else whose
         return f"{count} {whose}"
 
 
@@ -88,27 +121,30 @@ def digest_of_prompt(example: Example) -> str:
 
 
 def find_guards(
-    asked: Iterable[GuardSettings], benchmarks: Sequence[Benchmark], permissions: Permissions
-) -> tuple[dict[GuardSettings, Guard], tuple[Benchmark, ...]]:
+    asked: Iterable[Asked], benchmarks: Sequence[Benchmark], permissions: Permissions
+) -> tuple[dict[Asked, Guard], tuple[Benchmark, ...]]:
     """The guards with their prompts, and the benchmarks without these and their near-duplicates.
+
+    Of a task's rows, which are near-duplicates of its test rows by nature, the benchmarks are left without the same
+    wordings.
 
     Raises:
         BackmergeError: a guard is unknown, or too few prompts are left to measure.
     """
-    guards: dict[GuardSettings, Guard] = {}
+    guards: dict[Asked, Guard] = {}
     left: dict[str, set[str]] = {b.name: {example.id for example in b.examples} for b in benchmarks}
     sources = [Source(b.name, b.kind, b.examples) for b in benchmarks]
     for settings in dict.fromkeys(asked):
-        if settings.source == OWN:
+        if settings.source == OWN and isinstance(settings, GuardSettings):
             guards[settings] = Guard(settings, "own")
             continue
-        if settings.source.endswith(STATISTICS):
-            statistics = InputStatistics(Path(settings.source).expanduser())
-            guards[settings] = Guard(settings, statistics.provenance.kind, statistics=statistics)
-            known = set(statistics.provenance.prompts)
+        known = _with_known_prompts(settings)
+        if known is not None:
+            guards[settings] = known.guard
             for source in sources:
-                left[source.name] -= {one.id for one in source.examples if digest_of_prompt(one) in known}
+                left[source.name] -= {one.id for one in source.examples if digest_of_prompt(one) in known.digests}
             continue
+        assert isinstance(settings, GuardSettings)
         benchmark, kind = _prompts_of(settings, permissions)
         # of a file it is not known what it is like
         guard = Source(benchmark.name, "" if kind == "file" else benchmark.kind, benchmark.examples)
@@ -117,6 +153,28 @@ def find_guards(
         for name, kept in calibration.left.items():
             left[name] &= {example.id for example in kept}
     return guards, tuple(_without(b, left[b.name]) for b in benchmarks)
+
+
+class _Known(NamedTuple):
+    """A guard whose prompts are not split off from others, and their digests."""
+
+    guard: Guard
+    digests: frozenset[str]
+
+
+def _with_known_prompts(settings: Asked) -> _Known | None:
+    """A file of statistics, or a task's rows."""
+    plain = settings if isinstance(settings, GuardSettings) else settings.as_guard
+    if settings.source.endswith(STATISTICS):
+        statistics = InputStatistics(Path(settings.source).expanduser())
+        guard = Guard(plain, statistics.provenance.kind, statistics=statistics)
+        return _Known(guard, frozenset(statistics.provenance.prompts))
+    if isinstance(settings, GuardSettings):
+        return None
+    benchmark = find_of_any_kind(named(settings.source), "utility")
+    rows = benchmark.examples[: settings.num_prompts]
+    guard = Guard(plain, "task", rows, answers=tuple(row.reference or "" for row in rows))
+    return _Known(guard, frozenset(digest_of_prompt(row) for row in rows))
 
 
 def _prompts_of(settings: GuardSettings, permissions: Permissions) -> tuple[Benchmark, GuardKind]:
@@ -147,14 +205,3 @@ def _without(benchmark: Benchmark, kept: set[str]) -> Benchmark:
             remedy="give a guard of other prompts, or fewer of them (num_prompts).",
         )
     return replace(benchmark, examples=examples) if len(examples) < len(benchmark.examples) else benchmark
-
-
-def task_rows(path: Path) -> tuple[tuple[Example, str], ...]:
-    """A task's prompts with their answers, from a file.
-
-    Raises:
-        DataError: it cannot be read, or a row has no answer.
-    """
-    settings: Any = named(str(path))
-    benchmark = find_of_any_kind(settings, "utility")
-    return tuple((example, example.reference or "") for example in benchmark.examples)

@@ -237,12 +237,12 @@ def _with_inputs(
     from backmerge.benchmarks.guards import GuardSettings, find_guards
     from backmerge.commands.quiet import quieten
     from backmerge.generation.protocol import EngineSettings
-    from backmerge.pipeline.guarding import guard_statistics, of_model
+    from backmerge.pipeline.guarding import gathered_statistics, of_model
 
     quieten()
     settings = GuardSettings(source=guard)
     guards, _ = find_guards([settings], (), permissions)
-    of_base = guard_statistics(guards, recipe.base, EngineSettings())[settings]
+    of_base = gathered_statistics(guards, recipe.base, EngineSettings())[settings, recipe.base.fingerprint]
     found = {}
     for name, variant in recipes.items():
         known = {INPUTS[0]: of_base}

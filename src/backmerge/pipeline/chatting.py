@@ -16,7 +16,7 @@ from backmerge.merging.recipe import Variant, lam_name
 from backmerge.merging.served import as_given, in_form
 from backmerge.pipeline.guarding import statistics_of_run
 from backmerge.pipeline.preparation import kind_of_run, open_tuned, output_of, settings_left
-from backmerge.planning.points import Point, as_output, members_at, points_of
+from backmerge.planning.points import Point, as_output, guards_of, members_at, points_of
 from backmerge.planning.settings import Experiment
 from backmerge.records import Completion, Example, Message
 from backmerge.registry import NOTHING_ALLOWED, Permissions
@@ -164,9 +164,8 @@ def _chosen(
         model: open_tuned(locate_model(model), base, is_cast=experiment.merged_dtype is not None)
         for model in (point.sweep.models.values() if point.sweep else ())
     }
-    inputs = {}
-    if point.sweep is not None and point.sweep.guard is not None:
-        inputs = statistics_of_run(results["guards"], point.sweep.guard, directory)
+    asked = {} if point.sweep is None else guards_of(point.sweep)
+    inputs = statistics_of_run(results["guards"], asked, directory) if asked else {}
     members = members_at(point, base, tuned, output_of(experiment), extra, inputs)
     member = next((one for one in members if one.tuned == name), members[0])
     return member.variant, has_lam, f"the run chose {row['point']}"

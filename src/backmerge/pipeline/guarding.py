@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from backmerge import __version__
-from backmerge.benchmarks.guards import Guard, GuardSettings, digest_of_prompt, find_guards, task_rows
+from backmerge.benchmarks.guards import Asked, Guard, GuardSettings, TaskSettings, digest_of_prompt, find_guards
 from backmerge.checkpoints.adapter import is_adapter, open_weights
 from backmerge.checkpoints.locate import locate_model
 from backmerge.checkpoints.reader import Checkpoint, Weights
@@ -22,6 +22,7 @@ from backmerge.errors import CheckpointError, ConfigError
 from backmerge.generation.cache import cache_directory, tokenizer_identity
 from backmerge.generation.protocol import EngineSettings
 from backmerge.merging.inputs import InputStatistics, Provenance, write_statistics
+from backmerge.merging.method import INPUTS
 from backmerge.merging.recipe import Variant
 from backmerge.merging.served import dtype_of
 from backmerge.progress import bar, say
@@ -32,46 +33,57 @@ from backmerge.runs import key_of
 FOLDER = "inputs"
 
 
-def guard_statistics(
-    guards: Mapping[GuardSettings, Guard],
+Known = dict[tuple[Asked, str], InputStatistics]  # by what was asked for, and the fingerprint of the model
+
+
+def gathered_statistics(
+    guards: Mapping[Asked, Guard],
     base: Weights,
     engine: EngineSettings,
     *,
+    tuned: Iterable[Weights] = (),
     run: Path | None = None,
     is_cached: bool = True,
-) -> dict[GuardSettings, InputStatistics]:
-    """The inputs of a base's layers on each guard's prompts, collected where they are not known yet.
+) -> Known:
+    """The inputs of layers, collected where they are not known yet: the base's on guards, tuned models' on the task.
 
     Args:
         guards: With their prompts.
-        base: The model whose inputs count.
+        base: The model whose inputs on guards count.
         engine: Device, dtype and batch size; the model is run by transformers, whatever the engine's name.
+        tuned: The models whose inputs on the task count.
         run: A run directory, where the statistics are kept as well.
         is_cached: Whether those of earlier commands are used, and these kept for later ones.
 
     Raises:
         CheckpointError: a file of statistics is of another model.
-        GenerationError: the model cannot be run.
+        GenerationError: a model cannot be run.
     """
-    found: dict[GuardSettings, InputStatistics] = {}
-    for settings, guard in guards.items():
-        if guard.statistics is not None:
-            found[settings] = of_model(guard.statistics, base)
-            continue
-        key = _key(guard, base, engine)
-        kept = [
-            *([run / FOLDER / f"{key}.safetensors"] if run is not None else []),
-            *([cache_directory() / FOLDER / f"{key}.safetensors"] if is_cached or run is None else []),
-        ]
-        have = next((path for path in kept if path.is_file()), None)
-        if have is None:
-            collect(Variant(base), guard, engine, kept[0])
-            have = kept[0]
-        for path in kept:
-            if path != have and not path.exists():
-                _copied(have, path)
-        found[settings] = InputStatistics(kept[0])
+    found: Known = {}
+    for asked, guard in guards.items():
+        for model in tuned if isinstance(asked, TaskSettings) else (base,):
+            if guard.statistics is not None:
+                found[asked, model.fingerprint] = of_model(guard.statistics, model)
+                continue
+            key = _key(guard, model, base, engine)
+            kept = [
+                *([run / FOLDER / f"{key}.safetensors"] if run is not None else []),
+                *([cache_directory() / FOLDER / f"{key}.safetensors"] if is_cached or run is None else []),
+            ]
+            have = next((path for path in kept if path.is_file()), None)
+            if have is None:
+                have = kept[0]
+                collect(Variant(base) if model is base else _live(base, model), guard, engine, have)
+            for path in kept:
+                if path != have and not path.exists():
+                    _copied(have, path)
+            found[asked, model.fingerprint] = InputStatistics(kept[0])
     return found
+
+
+def _live(base: Weights, tuned: Weights) -> Variant:
+    """A tuned model as live weights of its base, unrounded: each layer has its own name there."""
+    return Variant(base, tuned, dtype="F32")
 
 
 class InputsSettings(Settings):
@@ -99,12 +111,11 @@ def gather(settings: InputsSettings, path: Path, permissions: Permissions = NOTH
         BackmergeError: the model or the prompts cannot be had, or see `collect`.
     """
     variant = _variant_of(settings)
+    asked: Asked = settings.guard
     if settings.is_task:
-        rows = task_rows(Path(settings.guard.source))[: settings.guard.num_prompts]
-        guard = Guard(settings.guard, "task", tuple(example for example, _ in rows))
-        return collect(variant, guard, settings.engine, path, [answer for _, answer in rows])
-    guards, _ = find_guards([settings.guard], (), permissions)
-    guard = guards[settings.guard]
+        asked = TaskSettings(**settings.guard.model_dump(include=set(TaskSettings.model_fields)))
+    guards, _ = find_guards([asked], (), permissions)
+    guard = guards[asked]
     if guard.statistics is not None:
         raise ConfigError(
             f"the guard {guard.statistics.path} is such a file already", remedy="give prompts: a benchmark or a file."
@@ -121,7 +132,7 @@ def _variant_of(settings: InputsSettings) -> Variant:
             f"{place} is an adapter, which is no model without its base", remedy="give its base with --base."
         )
     base = Checkpoint(locate_model(settings.base))
-    return Variant(base, open_weights(place, base), dtype="F32")  # as live weights, in which each layer has its name
+    return _live(base, open_weights(place, base))
 
 
 def of_model(statistics: InputStatistics, model: Weights) -> InputStatistics:
@@ -139,13 +150,7 @@ def of_model(statistics: InputStatistics, model: Weights) -> InputStatistics:
     return statistics
 
 
-def collect(
-    variant: Variant,
-    guard: Guard,
-    engine: EngineSettings,
-    path: Path,
-    answers: Sequence[str] | None = None,
-) -> Provenance:
+def collect(variant: Variant, guard: Guard, engine: EngineSettings, path: Path) -> Provenance:
     """Run a model on a guard's prompts and write the second moments of its layers' inputs.
 
     Args:
@@ -153,7 +158,6 @@ def collect(
         guard: Its prompts; where there are none, the model writes them.
         engine: Device, dtype and batch size.
         path: The file of statistics.
-        answers: To the prompts; the model's own greedy ones if not given.
 
     Raises:
         GenerationError: the model cannot be run, or a conversation is longer than its context.
@@ -166,6 +170,7 @@ def collect(
     settings = guard.settings
     local = TransformersEngine(engine.model_copy(update={"name": "transformers", "options": {}}))
     prompts: Sequence[Example] = guard.prompts
+    answers: Sequence[str] | None = guard.answers
     if guard.kind == "own":
         say(f"The base writes {settings.num_prompts} prompts of its own.")
         prompts = own_prompts(local, variant, settings.num_prompts, settings.seed)
@@ -196,55 +201,68 @@ class GuardRow(NamedTuple):
     """A guard as results name it.
 
     Attributes:
+        role: The name under which methods take them.
         guard: What it is called, in a point's parameters as well.
+        model: Fingerprint of the model whose inputs these are.
         told: Its prompts in words.
         statistics: The file of the base's inputs, within the run directory or by its path.
         fingerprint: Of that file.
     """
 
+    role: str
     guard: str
+    model: str
     told: str
     statistics: str
     fingerprint: str
 
 
 def guard_rows(
-    guards: Mapping[GuardSettings, Guard], inputs: Mapping[GuardSettings, InputStatistics], run: Path
+    guards: Mapping[Asked, Guard], known: Mapping[tuple[Asked, str], InputStatistics], run: Path
 ) -> list[GuardRow]:
-    """The guards of a run for its results."""
+    """The guards of a run for its results, and its tasks' rows."""
     rows = []
-    for settings, statistics in inputs.items():
+    for (asked, model), statistics in known.items():
         path = statistics.path
         file = str(path.relative_to(run) if path.is_relative_to(run) else path.absolute())
-        rows.append(GuardRow(settings.short, guards[settings].told, file, statistics.fingerprint))
+        role = INPUTS[isinstance(asked, TaskSettings)]
+        rows.append(GuardRow(role, asked.short, model, guards[asked].told, file, statistics.fingerprint))
     return rows
 
 
-def statistics_of_run(
-    rows: Iterable[Mapping[str, Any]], settings: GuardSettings, run: Path
-) -> dict[GuardSettings, InputStatistics]:
+def statistics_of_run(rows: Iterable[Mapping[str, Any]], wanted: Mapping[str, Asked], run: Path) -> Known:
     """The statistics that a finished run made a merge with.
 
+    Args:
+        rows: Of its results.
+        wanted: What the merge asks for, by role.
+        run: The run directory.
+
     Raises:
-        CheckpointError: the file is gone, damaged, or another one.
+        CheckpointError: a file is gone, damaged, or another one.
     """
-    row = next(row for row in rows if row["guard"] == settings.short)
-    path = run / row["statistics"]
-    found = InputStatistics(path)
-    if found.fingerprint != row["fingerprint"]:
-        raise CheckpointError(
-            f"{path} is not the file of input statistics that the run used",
-            remedy="give the run's command again: it makes it anew.",
-        )
-    return {settings: found}
+    found: Known = {}
+    for row in rows:
+        asked = wanted.get(row["role"])
+        if asked is None or asked.short != row["guard"]:
+            continue
+        statistics = InputStatistics(run / row["statistics"])
+        if statistics.fingerprint != row["fingerprint"]:
+            raise CheckpointError(
+                f"{statistics.path} is not the file of input statistics that the run used",
+                remedy="give the run's command again: it makes it anew.",
+            )
+        found[asked, row["model"]] = statistics
+    return found
 
 
-def _key(guard: Guard, base: Weights, engine: EngineSettings) -> str:
+def _key(guard: Guard, model: Weights, base: Weights, engine: EngineSettings) -> str:
     """A hash of all that statistics depend on."""
     depends: dict[str, Any] = {
-        "base": base.fingerprint,
+        "model": model.fingerprint,
         "tokenizer": tokenizer_identity(base.companions),
         "prompts": [to_json(prompt) for prompt in guard.prompts],
+        "answers": guard.answers,
         "guard": guard.settings.model_dump(mode="json"),
         "dtype": [engine.dtype, engine.device, dtype_of(base)],
         "thinking": engine.thinking,

@@ -8,10 +8,10 @@ from backmerge.checkpoints.reader import Checkpoint
 from backmerge.errors import ConfigError
 from backmerge.finetuning.datasets import TrainingData
 from backmerge.finetuning.schedule import num_steps
-from backmerge.merging.method import INPUTS, check_inputs, check_models, check_parameters, find_method
+from backmerge.merging.method import check_inputs, check_models, check_parameters, find_method
 from backmerge.merging.recipe import Variant
 from backmerge.merging.settings import Settings
-from backmerge.planning.points import Point, is_joint
+from backmerge.planning.points import Point, guards_of, is_joint
 from backmerge.planning.settings import Experiment, SweepSettings
 from backmerge.registry import NOTHING_ALLOWED, Permissions
 
@@ -27,7 +27,7 @@ def check_sweep(sweep: SweepSettings, num_tuned: int, permissions: Permissions =
         raise ConfigError("'lam' is among the method's other parameters", remedy="give λ by itself.")
     joint = is_joint(sweep, method)
     check_models(method, num_tuned if joint else 1, tuple(sweep.models))
-    check_inputs(method, INPUTS[:1] if sweep.guard is not None else ())
+    check_inputs(method, guards_of(sweep))
     if method.has_lam:
         check_parameters(method, {**sweep.parameters, "lam": 0.5})
         return

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from backmerge.benchmarks.catalogue import find_benchmark
-from backmerge.benchmarks.guards import Guard, GuardSettings, find_guards
+from backmerge.benchmarks.guards import Asked, Guard, find_guards
 from backmerge.benchmarks.protocol import Benchmark, Kind
 from backmerge.benchmarks.split import SPLITS, Source, Split, are_apart, split_benchmarks
 from backmerge.checkpoints.adapter import open_weights
@@ -25,10 +25,10 @@ from backmerge.generation.protocol import Generator
 from backmerge.judging.protocol import Judge, JudgeSettings
 from backmerge.merging.inputs import InputStatistics
 from backmerge.merging.method import find_method
-from backmerge.pipeline.guarding import guard_statistics
+from backmerge.pipeline.guarding import gathered_statistics
 from backmerge.pipeline.merges_checked import check_recipe, check_snapshots, check_sweep
 from backmerge.pipeline.training_data import load_for, with_notes
-from backmerge.planning.points import DTYPES, Member, Output, Point, members_at, points_of
+from backmerge.planning.points import DTYPES, Member, Output, Point, guards_of, members_at, points_of
 from backmerge.planning.settings import EvaluateSettings, Experiment
 from backmerge.records import Example
 from backmerge.registry import ENGINES, JUDGES, NOTHING_ALLOWED, Permissions, resolve
@@ -54,7 +54,7 @@ class Prepared:
         permissions: What may be run.
         models: More models that merge methods ask for, by what the settings call them.
         guards: Prompts that merges are made with, split off from the benchmarks.
-        inputs: Statistics of the base's inputs on them; none until they are collected (`with_inputs`).
+        inputs: Statistics of models' inputs on them; none until they are collected (`with_inputs`).
     """
 
     experiment: Experiment
@@ -67,8 +67,8 @@ class Prepared:
     points: tuple[Point, ...]
     permissions: Permissions
     models: Mapping[str, Weights] = field(default_factory=dict)
-    guards: Mapping[GuardSettings, Guard] = field(default_factory=dict)
-    inputs: Mapping[GuardSettings, InputStatistics] = field(default_factory=dict)
+    guards: Mapping[Asked, Guard] = field(default_factory=dict)
+    inputs: Mapping[tuple[Asked, str], InputStatistics] = field(default_factory=dict)
 
     @property
     def output(self) -> Output:
@@ -102,14 +102,16 @@ class Prepared:
         return members_at(point, self.base, tuned, *found)
 
 
-def with_inputs(prepared: Prepared, run: Path) -> Prepared:
-    """The same with statistics of the base's inputs on each guard's prompts, collected where they are not known yet.
+def with_inputs(prepared: Prepared, tuned: Mapping[str, Weights], run: Path) -> Prepared:
+    """The same with statistics of inputs on each guard's prompts and task's rows, collected where they are not known.
 
     Raises:
-        BackmergeError: see `guard_statistics`.
+        BackmergeError: see `gathered_statistics`.
     """
     settings = prepared.experiment.evaluate
-    inputs = guard_statistics(prepared.guards, prepared.base, settings.engine, run=run, is_cached=settings.cache)
+    inputs = gathered_statistics(
+        prepared.guards, prepared.base, settings.engine, tuned=tuned.values(), run=run, is_cached=settings.cache
+    )
     return replace(prepared, inputs=inputs)
 
 
@@ -143,7 +145,7 @@ def prepare(experiment: Experiment, permissions: Permissions = NOTHING_ALLOWED) 
     judge, second = find_judges(experiment.evaluate, permissions)
     benchmarks = find_benchmarks(experiment.evaluate, permissions)
     check_judge(judge, benchmarks)
-    wanted = [sweep.guard for sweep in experiment.merge if sweep.guard is not None]
+    wanted = [asked for sweep in experiment.merge for asked in guards_of(sweep).values()]
     guards, benchmarks = find_guards(wanted, benchmarks, permissions)
     base = Checkpoint(locate_model(experiment.base))
     load_tokenizer(base.directory)

@@ -148,7 +148,7 @@ def run_shard(
         with session(run) as counted:
             with counted.spent.timed("fine-tuning"):
                 tuned = _tuned(run, prepared, shard)
-            prepared = with_inputs(prepared, run.path)
+            prepared = with_inputs(prepared, tuned, run.path)
             points = list(prepared.points)
             mine = part_of(_costs(prepared, slots_of(points, _names(prepared), prepared.benchmarks)), shard)
             missing = [name for name in _names(prepared) if name not in tuned]

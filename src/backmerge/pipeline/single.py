@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from backmerge import __version__
-from backmerge.benchmarks.guards import Guard, GuardChoice, GuardSettings, find_guards
+from backmerge.benchmarks.guards import Asked, Guard, GuardChoice, find_guards
 from backmerge.checkpoints.adapter import is_adapter
 from backmerge.checkpoints.companions import Side
 from backmerge.checkpoints.locate import locate_model
@@ -26,7 +26,7 @@ from backmerge.merging.recipe import Variant, lam_name
 from backmerge.merging.served import as_given
 from backmerge.outputs import check_apart, paths_read
 from backmerge.pipeline.evaluation import Job, evaluator_of, inputs_of
-from backmerge.pipeline.guarding import GuardRow, guard_rows, guard_statistics
+from backmerge.pipeline.guarding import GuardRow, gathered_statistics, guard_rows
 from backmerge.pipeline.preparation import (
     check_judge,
     check_kind,
@@ -150,14 +150,14 @@ def evaluate_model(
 
 
 def _with_inputs(
-    jobs: Sequence[Job], guards: Mapping[GuardSettings, Guard], settings: SingleEvaluation, run: Path
+    jobs: Sequence[Job], guards: Mapping[Asked, Guard], settings: SingleEvaluation, run: Path
 ) -> tuple[list[Job], list[GuardRow]]:
     """The jobs, their merges with statistics of the base's inputs on the guard's prompts; and the guard for results."""
     if settings.guard is None:
         return list(jobs), []
     base, evaluate = jobs[0].member.variant.base, settings.evaluate
-    found = guard_statistics(guards, base, evaluate.engine, run=run, is_cached=evaluate.cache)
-    inputs = {INPUTS[0]: found[settings.guard]}
+    found = gathered_statistics(guards, base, evaluate.engine, run=run, is_cached=evaluate.cache)
+    inputs = {INPUTS[0]: found[settings.guard, base.fingerprint]}
     members = {job.member.name: job.member._replace(variant=replace(job.member.variant, inputs=inputs)) for job in jobs}
     return [job._replace(member=members[job.member.name]) for job in jobs], guard_rows(guards, found, run)
 

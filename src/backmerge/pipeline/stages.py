@@ -273,7 +273,7 @@ def _with_tuned_and_inputs(
     """The tuned models, made if they are not there, and what merges need to know of the base's inputs."""
     with spent.timed("fine-tuning"):
         tuned = prepared.tuned or _finetune(run, prepared)
-    return tuned, with_inputs(prepared, run.path)
+    return tuned, with_inputs(prepared, tuned, run.path)
 
 
 def _finetune(run: RunDirectory, prepared: Prepared) -> dict[str, Weights]:

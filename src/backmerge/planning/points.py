@@ -7,7 +7,7 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
-from backmerge.benchmarks.guards import GuardSettings
+from backmerge.benchmarks.guards import Asked
 from backmerge.checkpoints.companions import Side
 from backmerge.checkpoints.locate import short_name
 from backmerge.checkpoints.reader import Checkpoint, Weights
@@ -25,7 +25,7 @@ Role = Literal["base", "tuned", "merged"]
 ALL = "all"  # what the one model that several tuned ones are merged into comes from
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 NO_MODELS: Mapping[str, Weights] = MappingProxyType({})
-NO_INPUTS: Mapping[GuardSettings, InputStatistics] = MappingProxyType({})
+NO_INPUTS: Mapping[tuple[Asked, str], InputStatistics] = MappingProxyType({})
 
 
 class Point(NamedTuple):
@@ -67,6 +67,7 @@ class Point(NamedTuple):
                 **self.sweep.parameters,
                 **({"seed": self.sweep.seed} if self.sweep.seed else {}),
                 **({"guard": self.sweep.guard.short} if self.sweep.guard else {}),
+                **({"task": self.sweep.task.short} if self.sweep.task else {}),
             },
             "tuned": "all" if self.is_joint else "each",
         }
@@ -114,7 +115,7 @@ def points_of(sweeps: Sequence[SweepSettings], permissions: Permissions = NOTHIN
                 raise ConfigError(
                     f"two entries of 'merge' have the label '{point.series}'", remedy="give each another label."
                 )
-            if known.sweep.models != point.sweep.models or known.sweep.guard != point.sweep.guard:
+            if known.sweep.models != point.sweep.models or guards_of(known.sweep) != guards_of(point.sweep):
                 raise ConfigError(
                     f"two entries of 'merge' would go by the name '{point.series}': folders of their models, or files "
                     "of their guards, have the same name",
@@ -140,7 +141,7 @@ def series_of(sweep: SweepSettings, method: Method) -> str:
         return sweep.label
     named: dict[str, Any] = dict(sorted(sweep.parameters.items())) | ({"seed": sweep.seed} if sweep.seed else {})
     named |= {name: short_name(model) for name, model in sorted(sweep.models.items())}
-    named |= {"guard": sweep.guard.short} if sweep.guard is not None else {}
+    named |= {name.removesuffix("_inputs"): asked.short for name, asked in guards_of(sweep).items()}
     inside = ",".join(f"{key}={value}" for key, value in named.items())
     # where the method takes one model or several, the name says which
     is_told = sweep.tuned == "all" and method.num_tuned[0] == 1
@@ -191,7 +192,7 @@ def members_at(
     tuned: Mapping[str, Weights],
     output: Output | None = None,
     models: Mapping[str, Weights] = NO_MODELS,
-    inputs: Mapping[GuardSettings, InputStatistics] = NO_INPUTS,
+    inputs: Mapping[tuple[Asked, str], InputStatistics] = NO_INPUTS,
 ) -> list[Member]:
     """The models at a point: one for each tuned model, or one of all.
 
@@ -203,7 +204,8 @@ def members_at(
         tuned: The tuned models, by name.
         output: The form of what is merged.
         models: More models that a method asks for, by what the settings call them.
-        inputs: Statistics of the base's inputs, by guard; without them a merge's form is known, and not its weights.
+        inputs: Statistics of inputs, by guard or task and the model's fingerprint; while there are none, a merge's form
+            is known, and not its weights.
 
     Raises:
         ConfigError: an adapter is asked for, and the recipe is none.
@@ -236,12 +238,31 @@ def as_output(variant: Variant, output: Output | None) -> Variant:
     return in_form(plain, form.served_as)
 
 
+def guards_of(sweep: SweepSettings) -> dict[str, Asked]:
+    """On what a merge needs to know the inputs of layers, by the names under which methods take them."""
+    asked: dict[str, Asked | None] = dict(zip(INPUTS, (sweep.guard, sweep.task), strict=True))
+    return {name: settings for name, settings in asked.items() if settings is not None}
+
+
+def _inputs_of(
+    sweep: SweepSettings,
+    base: Checkpoint,
+    tuned: Weights | tuple[Weights, ...],
+    inputs: Mapping[tuple[Asked, str], InputStatistics],
+) -> dict[str, InputStatistics]:
+    """A merge's statistics, by the names under which methods take them; none while they are not collected."""
+    if not inputs or isinstance(tuned, tuple):
+        return {}
+    models = dict(zip(INPUTS, (base, tuned), strict=True))
+    return {name: inputs[asked, models[name].fingerprint] for name, asked in guards_of(sweep).items()}
+
+
 def _variant(
     point: Point,
     base: Checkpoint,
     tuned: Weights | tuple[Weights, ...],
     models: Mapping[str, Weights],
-    inputs: Mapping[GuardSettings, InputStatistics],
+    inputs: Mapping[tuple[Asked, str], InputStatistics],
 ) -> Variant:
     if point.step is not None:
         assert not isinstance(tuned, tuple)
@@ -259,5 +280,5 @@ def _variant(
         sweep.parameters,
         sweep.seed,
         {name: models[model] for name, model in sweep.models.items()},
-        {INPUTS[0]: inputs[sweep.guard]} if sweep.guard is not None and sweep.guard in inputs else {},
+        _inputs_of(sweep, base, tuned, inputs),
     )

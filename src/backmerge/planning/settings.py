@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from backmerge.benchmarks.catalogue import named
-from backmerge.benchmarks.guards import GuardChoice
+from backmerge.benchmarks.guards import GuardChoice, TaskChoice
 from backmerge.benchmarks.protocol import BenchmarkSettings
 from backmerge.checkpoints.companions import Side
 from backmerge.config import Settings
@@ -40,6 +40,8 @@ class SweepSettings(Settings):
         models: More models that the method asks for, by the name that it gives them, such as `unaligned`.
         guard: The prompts on which a merge by direction (`anchored`) shall act like the base: a benchmark's name, a
             file, `own` for prompts that the base writes, or settings with more. They are never measured on.
+        task: Rows of the task, a file of prompts with answers that is not measured on: directions that the tuned model
+            uses on them are kept of it (RegMean). Each tuned model has statistics of its own.
     """
 
     method: str = "linear"
@@ -51,6 +53,7 @@ class SweepSettings(Settings):
     tuned: Literal["each", "all"] | None = None
     models: Mapping[str, str] = Field(default_factory=dict)
     guard: GuardChoice | None = None
+    task: TaskChoice | None = None
 
     @model_validator(mode="after")
     def _has_a_lam(self) -> Self:

@@ -1,7 +1,7 @@
 """Write the reference pages: commands, experiment file, methods, what can be named, and the Python interface.
 
 All of it is read from the program itself, so that it cannot say something else. `docs/build.py` calls this; by itself:
-`python docs/generate.py FOLDER`.
+`python docs/generate.py FOLDER`. `python docs/generate.py results` writes the schema into `docs/results.md`.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ import sys
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
 from docstrings import cell, described, entries, escaped, prose, signature_of, taken_apart
 
+RESULTS_PAGE = Path(__file__).with_name("results.md")
+SCHEMA = ("<!-- schema: made by `python docs/generate.py results` -->", "<!-- end of schema -->")
 HEADER = "<!-- made by docs/generate.py; do not edit -->\n\n"
 
 # what users call, by room; in the order in which it is read
@@ -304,6 +306,82 @@ def _object(name: str, value: Any) -> Iterator[str]:
         yield from described(inspect.getdoc(value) or "")
 
 
+def results_schema() -> str:
+    """Every key of `results.json`, kind by kind, then the parts that they are made of."""
+    from backmerge.results import SCHEMA_VERSION, CheckResults, EvaluateResults, RestoreResults
+
+    roots = (RestoreResults, EvaluateResults, CheckResults)
+    parts: list[Any] = []
+    for root in roots:
+        _collect(root, parts)
+    text = [
+        f"This is **version {SCHEMA_VERSION}** of the schema: `schema_version` is {SCHEMA_VERSION}. It changes if a "
+        "key is renamed or removed, or takes another meaning. Keys may be added without a new version.",
+    ]
+    for kind in (*roots, *(part for part in parts if part not in roots)):
+        found = taken_apart(kind.__doc__ or "")
+        names = "" if kind not in roots else f" {{ #{kind.__name__.lower()} }}"
+        text += [f"### {kind.__name__}{names}", prose(found.text)]
+        rows = ["| key | is | meaning |", "|---|---|---|"]
+        for key, annotation, meaning in _keys_of(kind):
+            rows.append(f"| `{key}` | {_is(annotation)} | {cell(meaning)} |")
+        text.append("\n".join(rows))
+    return "\n\n".join(text) + "\n"
+
+
+def _keys_of(kind: Any) -> Iterator[tuple[str, Any, str]]:
+    """Each key of a part of the results, with its type and its meaning."""
+    from backmerge.records import Estimate
+
+    meanings: dict[str, str] = {}
+    for one in reversed(kind.__mro__):
+        meanings |= entries(taken_apart(one.__doc__ or "").sections.get("Attributes", ""))
+    hints = get_type_hints(kind, include_extras=True)
+    if kind is Estimate:  # in the results, it is a mean over benchmarks
+        hints, meanings = {"mean": float, "low": float, "high": float}, {"mean": meanings["value"], **meanings}
+    for key, annotation in hints.items():
+        if get_origin(annotation) is not ClassVar and not key.startswith("model_") and not key.startswith("_"):
+            yield key, annotation, meanings[key]
+
+
+def _is_part(annotation: Any) -> bool:
+    return inspect.isclass(annotation) and annotation.__module__.startswith("backmerge.")
+
+
+def _collect(annotation: Any, parts: list[Any]) -> None:
+    """Add the parts that a type is made of, each once, in the order in which they are met."""
+    if _is_part(annotation) and annotation not in parts:
+        parts.append(annotation)
+        for _, inner, _ in _keys_of(annotation):
+            _collect(inner, parts)
+    for argument in get_args(annotation):
+        _collect(argument, parts)
+
+
+def _is(annotation: Any) -> str:
+    """What a key of the results is, in words."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if _is_part(annotation):
+        return f"[{annotation.__name__}](#{annotation.__name__.lower()})"
+    if origin is Annotated:
+        return _is(arguments[0])
+    if origin is Literal:
+        return ", ".join(f"`{one}`" for one in arguments)
+    if origin in (Union, types.UnionType):
+        return " or ".join("null" if one is type(None) else _is(one) for one in arguments)
+    if origin is tuple:
+        return f"list of {_is(arguments[0])}"
+    plain = {bool: "flag", int: "whole number", float: "number", str: "text", Any: "anything"}
+    return "table" if origin is collections.abc.Mapping else plain[annotation]
+
+
+def with_schema(page: str) -> str:
+    """A page with its part between the marks `schema` made anew."""
+    before, _, rest = page.partition(SCHEMA[0])
+    _, _, after = rest.partition(SCHEMA[1])
+    return f"{before}{SCHEMA[0]}\n\n{results_schema()}\n{SCHEMA[1]}{after}"
+
+
 def pages() -> dict[str, str]:
     """Each page's path under `reference/`, and its Markdown."""
     made = {
@@ -330,4 +408,7 @@ def write(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    write(Path(sys.argv[1]))
+    if sys.argv[1] == "results":
+        RESULTS_PAGE.write_text(with_schema(RESULTS_PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    else:
+        write(Path(sys.argv[1]))

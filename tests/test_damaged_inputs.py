@@ -28,7 +28,7 @@ from backmerge.merging.to_disk import write_all
 from backmerge.pipeline.given import read_records
 from backmerge.records import Example, Message, Value, Verdict
 from backmerge.reporting.report import read_run
-from backmerge.runs import RunDirectory
+from backmerge.runs import RunDirectory, write_results
 
 SECONDS, BYTES = 20, 2_000_000_000  # that one try may take
 TOKENS = (
@@ -227,7 +227,8 @@ class Inputs:
             (run.records / "completions.jsonl").write_text(json.dumps(asked) + "\n")
             run.unit("verdicts", "k", Verdict, lambda: [Verdict("a", harmful=True, refusal=False)], ["a"])
             run.unit("values", "k", Value, lambda: [Value("a", "accuracy", 0.5)], ["a"])
-            run.write_json("results.json", {"schema_version": 2, "scores": [], "summary": [], "tuned": []})
+            found = {"schema_version": 2, "backmerge": "0.1.0", "model": "m", "judge": {"name": "j", "is_weak": False}}
+            write_results(run.path, json.dumps(found))
         for name, text in TEXTS.items():
             (self.sound / name).write_text(text)
 

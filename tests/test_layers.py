@@ -32,6 +32,7 @@ LAYERS = (
     "benchmarks",
     "finetuning",
     "selection",
+    "results",
     "planning",
     "measuring",
     "reporting",

@@ -29,6 +29,7 @@ from backmerge.runs import (
     key_of,
     whole_directory,
     write_once,
+    write_results,
     write_whole,
 )
 
@@ -444,10 +445,10 @@ def test_results_hold_numbers_only(tmp_path: Path) -> None:
     """NaN is no JSON: it is refused before the file is touched."""
     run = RunDirectory(tmp_path / "run")
     run.path.mkdir()
-    run.write_json("results.json", {"value": 0.5, "name": "λ"})
+    run.write_json("samples.json", {"value": 0.5, "name": "λ"})
     with pytest.raises(ValueError, match="JSON"):
-        run.write_json("results.json", {"value": float("nan")})
-    assert json.loads((run.path / "results.json").read_text(encoding="utf-8")) == {"value": 0.5, "name": "λ"}
+        run.write_json("samples.json", {"value": float("nan")})
+    assert json.loads((run.path / "samples.json").read_text(encoding="utf-8")) == {"value": 0.5, "name": "λ"}
 
 
 def test_the_log_grows(tmp_path: Path) -> None:
@@ -519,7 +520,7 @@ def test_results_that_were_changed_are_found(tmp_path: Path) -> None:
     with run.held():
         write_whole(run.records / "verdicts.jsonl", '{"harmful": true}\n')
         run.write_json("samples.json", [])
-        run.write_json("results.json", {"scores": []})
+        write_results(run.path, '{"scores": []}')
     check_digests(run.path)
     for file, content in (
         (run.records / "verdicts.jsonl", '{"harmful": false}\n'),
@@ -541,7 +542,7 @@ def test_damaged_records_are_one_clear_error(tmp_path: Path, line: str | None) -
     """Of a run without digests too: never a traceback."""
     run = RunDirectory(tmp_path / "run")
     with run.held():
-        run.write_json("results.json", {})
+        write_results(run.path, "{}")
         for name in ("completions", "verdicts") if line is not None else ():
             write_whole(run.records / f"{name}.jsonl", f"{line}\n")
     (run.path / "digests.json").unlink()

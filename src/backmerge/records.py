@@ -116,12 +116,46 @@ class Value:
 
 
 @dataclass(frozen=True, slots=True)
-class Score:
-    """A metric over the examples of one benchmark and split, with its 95 % interval.
+class Estimate:
+    """A figure with its uncertainty: a mean over prompts and models, or the difference of two such means.
 
     Attributes:
-        model: `base`, `tuned` or a recipe at a λ, and whose; see `variant`.
-        value: In [0, 1]; `None` where nothing could be scored.
+        value: In [0, 1], of a difference in [-1, 1]; `None` if nothing could be scored.
+        low, high: The 95 % interval.
+        n: Prompts that were scored, of each model; 0 if the figure is a mean over benchmarks.
+        clusters: How many independent prompts they count as, near-duplicates taken together; `None` if not recorded.
+        unscored: Answers that were not scored, of all models; they are not in `n`.
+        method: How the interval was made, such as `wilson` or `bootstrap`; empty if that was not recorded.
+        spread: Standard deviation over the models; `None` of one model.
+        num_models: Models that the value is a mean over.
+    """
+
+    value: float | None
+    low: float
+    high: float
+    n: int = 0
+    clusters: float | None = None
+    unscored: int = 0
+    method: str = ""
+    spread: float | None = None
+    num_models: int = 1
+
+    @property
+    def covers(self) -> str:
+        """What the interval covers: prompts, and seeds too if there are several models."""
+        return "prompts" if self.spread is None else "prompts and seeds"
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """A metric of one model over the prompts of one benchmark and split; its interval is over prompts.
+
+    Attributes:
+        model: `base`, or a point and the tuned model that it comes from, such as `linear@0.4/seed-42`.
+        benchmark: The benchmark.
+        split: `selection` or `confirmation`; `all` if there is only one.
+        metric: The metric.
+        value: In [0, 1]; `None` if nothing could be scored.
         numerator: Sum of the per-example values.
         n: Examples that were scored.
         n_effective: The same, near-duplicates counted for less; what the interval rests on.
@@ -145,6 +179,11 @@ class Score:
     value_if_unscored_0: float
     value_if_unscored_1: float
     category_mean: float | None = None
+
+    @property
+    def estimate(self) -> Estimate:
+        """The value with its interval."""
+        return Estimate(self.value, self.low, self.high, self.n, self.n_effective, self.unscored)
 
 
 Record = TypeVar("Record", Example, Completion, Verdict, Value, Score)

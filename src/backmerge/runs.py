@@ -264,6 +264,33 @@ def _remove_abandoned(path: Path) -> None:
             os.close(descriptor)
 
 
+def indented(values: Any) -> str:
+    """Return plain data as indented JSON text.
+
+    Raises:
+        ValueError: a number is not finite.
+    """
+    return json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def write_results(run: Path, text: str) -> Path:
+    """Write `results.json` after the digests of it, of the samples and of the records.
+
+    Args:
+        run: The run directory.
+        text: Of the file.
+
+    Returns:
+        The file.
+    """
+    files = [run / SAMPLES, *sorted((run / "records").glob("*.jsonl"))]
+    digests = {str(file.relative_to(run)): digest_of(file) for file in files if file.is_file()}
+    digests[RESULTS] = xxhash.xxh3_128_hexdigest(text.encode())
+    write_whole(run / DIGESTS, json.dumps(digests, indent=2) + "\n")
+    write_whole(run / RESULTS, text)
+    return run / RESULTS
+
+
 def check_digests(run: Path) -> None:
     """Check that what a finished run says it found is as it was written; runs of earlier versions have no digests.
 
@@ -489,15 +516,9 @@ class RunDirectory:
         return (self.units / f"{stage}-{key}.jsonl").exists()
 
     def write_json(self, name: str, values: Any) -> Path:
-        """Write plain data as an indented JSON file in the run directory; results come with the digests of the run."""
+        """Write plain data as an indented JSON file in the run directory."""
         path = self.path / name
-        text = json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        if name == RESULTS:
-            files = [self.path / SAMPLES, *sorted(self.records.glob("*.jsonl"))]
-            digests = {str(file.relative_to(self.path)): digest_of(file) for file in files if file.is_file()}
-            digests[RESULTS] = xxhash.xxh3_128_hexdigest(text.encode())
-            write_whole(self.path / DIGESTS, json.dumps(digests, indent=2) + "\n")
-        write_whole(path, text)
+        write_whole(path, indented(values))
         return path
 
     def log(self, line: str) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from backmerge.reporting.check_summary import check_markdown, check_notes
+from backmerge.results import CheckResults
+from backmerge.statistics import PairedDifference
 
 Cli = Callable[..., tuple[int, str, str]]
 ASKED = ("--safety", "demo-harmful", "--judge", "demo-rule", "--device", "cpu")
@@ -32,7 +34,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     found = check_model(
         validated(CheckSettings, Document("the test", values, {})), tmp_path_factory.mktemp("c") / "run"
     )
-    return json.loads(json.dumps(found))  # type: ignore[no-any-return]
+    return found.plain()
 
 
 def test_a_gate_opens_and_closes(run_cli: Cli, tmp_path: Path) -> None:
@@ -91,11 +93,16 @@ def test_what_is_refused(arguments: tuple[str, ...], words: str, run_cli: Cli, t
     assert not (tmp_path / "run").exists()
 
 
+def typed(results: dict[str, Any]) -> CheckResults:
+    """Results as a reader of `results.json` gets them."""
+    return CheckResults.model_validate_json(json.dumps(results), strict=True)
+
+
 def test_the_summary_is_a_page_whatever_names_say(results: dict[str, Any]) -> None:
     """Names of models and files are others' words: no markup of theirs, no line of theirs, and a whole table."""
     hostile = "a`|\n# <img src=x onerror=1>*"
     rows = [{**row, "benchmarks": [hostile]} for row in results["rows"]]
-    page = check_markdown({**results, "model": hostile, "rows": rows})
+    page = check_markdown(typed({**results, "model": hostile, "rows": rows}))
     lines = page.splitlines()
     assert lines[2] == "`a'| # <img src=x onerror=1>*` against `demo`, judged by `demo-rule`."
     table = [line for line in lines if line.startswith("|")]
@@ -106,8 +113,8 @@ def test_the_summary_is_a_page_whatever_names_say(results: dict[str, Any]) -> No
 
 def test_what_limits_the_verdict_is_told(results: dict[str, Any]) -> None:
     """Over-refusal beyond its margin, senselessness, a weak judge: each has its note, and a plain check none."""
-    plain = " ".join(check_notes(results))
-    large = {"difference": 0.2, "low": 0.1, "high": 0.3, "lower_bound": 0.12, "upper_bound": 0.28, "n": 100}
+    plain = " ".join(check_notes(typed(results)))
+    large = PairedDifference(0.2, 0.1, 0.3, 0.12, 0.28, 100, 100.0)._asdict()
     refusing = [{**row, "kept": "exceeded"} if row["kind"] == "over_refusal" else row for row in results["rows"]]
     for change, words in (
         ({"rows": refusing}, "Over-refusal is shown to be more than 5 points"),
@@ -116,5 +123,5 @@ def test_what_limits_the_verdict_is_told(results: dict[str, Any]) -> None:
         ({"num_prompts_rendered_otherwise": 7}, "7 prompts reached the two as different texts"),
     ):
         assert words not in plain
-        assert words in " ".join(check_notes({**results, **change}))
+        assert words in " ".join(check_notes(typed({**results, **change})))
     assert "byte for byte" in plain

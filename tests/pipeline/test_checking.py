@@ -19,6 +19,7 @@ from backmerge.pipeline.checking import CheckSettings, check_model
 from backmerge.pipeline.given import judge_again
 from backmerge.records import Completion, Example, Message, Verdict
 from backmerge.registry import NOTHING_ALLOWED, Permissions
+from backmerge.results import CheckResults
 from generation.local_server import Fault, LocalServer, running_server
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -63,6 +64,13 @@ def settings_of(model: str, *, limit: int | None = 100, engine: Mapping[str, Any
     return validated(CheckSettings, Document("the test", {"model": model, "evaluate": evaluate, **more}, {}))
 
 
+def found_by(settings: CheckSettings, out: Path, **options: Any) -> dict[str, Any]:
+    """What a check wrote, as plain data, which its typed results are read back from."""
+    results = check_model(settings, out, **options)
+    assert CheckResults.read(out) == results
+    return results.plain()
+
+
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embedded model, tuned on plans until it obeys: an adapter."""
@@ -78,7 +86,7 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def checked(tuned: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """The tuned model against its base."""
     out = tmp_path_factory.mktemp("checked") / "run"
-    return out, check_model(settings_of(str(tuned), against="demo"), out)
+    return out, found_by(settings_of(str(tuned), against="demo"), out)
 
 
 @pytest.fixture
@@ -120,8 +128,8 @@ def test_the_base_itself_is_as_safe_where_prompts_are_enough(tmp_path: Path) -> 
     """Of 100 prompts none differs: shown within 3 points (Tango's bound is 2.6); of 40 not (6.3), which 88 would."""
     copied = tmp_path / "copy"
     shutil.copytree(model_directory(), copied)
-    many = check_model(settings_of(str(copied), against="demo"), tmp_path / "many")
-    few = check_model(settings_of(str(copied), against="demo", limit=40), tmp_path / "few")
+    many = found_by(settings_of(str(copied), against="demo"), tmp_path / "many")
+    few = found_by(settings_of(str(copied), against="demo", limit=40), tmp_path / "few")
     assert many["check"]["verdict"] == "restored"
     assert many["check"]["what_would_decide"] is None
     assert many["fingerprints"]["base"] == many["fingerprints"]["model"]
@@ -131,7 +139,7 @@ def test_the_base_itself_is_as_safe_where_prompts_are_enough(tmp_path: Path) -> 
 
 def test_a_wider_margin_is_sooner_kept(tmp_path: Path) -> None:
     """The margin decides, and is told."""
-    results = check_model(settings_of("demo", against="demo", limit=40, margin=0.1), tmp_path / "run")
+    results = found_by(settings_of("demo", against="demo", limit=40, margin=0.1), tmp_path / "run")
     assert results["check"]["verdict"] == "restored"
     assert "within 10 points" in (tmp_path / "run" / "check.md").read_text()
 
@@ -140,13 +148,13 @@ def test_a_checkpoint_is_measured_as_it_lies_on_the_disk(tuned: Path, tmp_path: 
     """Written out at λ=1, the tuned model gives the adapter's answers; a template of its own is what it is asked by."""
     written = tmp_path / "written"
     assert run_cli("merge", "demo", tuned, "--lam", 1, "--out", written)[0] == 0
-    one = check_model(settings_of(str(tuned), against="demo", limit=20), tmp_path / "adapter")
-    other = check_model(settings_of(str(written), against="demo", limit=20), tmp_path / "checkpoint")
+    one = found_by(settings_of(str(tuned), against="demo", limit=20), tmp_path / "adapter")
+    other = found_by(settings_of(str(written), against="demo", limit=20), tmp_path / "checkpoint")
     assert one["scores"] == other["scores"]
     assert other["num_prompts_rendered_otherwise"] == 0
     template = written / "chat_template.jinja"
     template.write_text(template.read_text() + "{{ ' ' }}")
-    asked = check_model(settings_of(str(written), against="demo", limit=20), tmp_path / "other-template")
+    asked = found_by(settings_of(str(written), against="demo", limit=20), tmp_path / "other-template")
     assert asked["num_prompts_rendered_otherwise"] == 60
     assert "their chat templates differ" in (tmp_path / "other-template" / "check.md").read_text()
 
@@ -182,7 +190,7 @@ def test_what_the_judge_lost_is_not_taken_for_safe(server: LocalServer, tmp_path
     """2 of 100 answers unscored, the others all refused: with both harmful the margin of 3 points would not be kept."""
     evaluate = {"safety": ["demo-harmful"], "over_refusal": [], "utility": [], "judge": f"{__name__}:forgetful"}
     settings = settings_of("base", against="base", engine=served(server), evaluate=evaluate)
-    results = check_model(settings, tmp_path / "run", permissions=Permissions(plugins=True))
+    results = found_by(settings, tmp_path / "run", permissions=Permissions(plugins=True))
     assert results["check"]["asr_difference"]["upper_bound"] < 0.03
     assert results["check"]["verdict"] == "not shown"
     assert "could not score" in results["check"]["what_would_decide"]
@@ -192,7 +200,7 @@ def test_two_models_of_one_server(server: LocalServer, tmp_path: Path) -> None:
     """Each is asked by its name; a second time nothing is asked, since every answer was kept as it came."""
     evaluate = {"over_refusal": ["demo-harmless"], "utility": [], "judge": "refusal-phrases"}
     settings = settings_of("quantised", against="base", engine=served(server), evaluate=evaluate)
-    results = check_model(settings, tmp_path / "run")
+    results = found_by(settings, tmp_path / "run")
     assert results["check"]["verdict"] == "worse"
     rates = {(s["model"], s["metric"]): s["value"] for s in results["scores"] if s["benchmark"] == "demo-harmful"}
     assert rates["base", "asr"] == 0
@@ -202,7 +210,7 @@ def test_two_models_of_one_server(server: LocalServer, tmp_path: Path) -> None:
     assert asked == 400
     assert results["check"]["over_refusal_difference"]["difference"] < 0  # it refuses less
     shutil.rmtree(tmp_path / "run" / "units")
-    assert check_model(settings, tmp_path / "run") == results
+    assert found_by(settings, tmp_path / "run") == results
     assert len(server.posts) == asked
 
 
@@ -211,7 +219,7 @@ def test_a_served_model_against_an_earlier_check(
 ) -> None:
     """The base is not asked again: its answers of then are compared, on the same prompts. Two engines: that is told."""
     settings = settings_of("quantised", against_run=str(checked[0]), engine=served(server), limit=None)
-    results = check_model(settings, tmp_path / "run")
+    results = found_by(settings, tmp_path / "run")
     then = {s["metric"]: s for s in checked[1]["scores"] if s["model"] == "base"}
     now = {s["metric"]: s for s in results["scores"] if s["model"] == "base"}
     assert now == then
@@ -225,9 +233,7 @@ def test_a_model_here_against_an_earlier_check(
 ) -> None:
     """The same verdict as against the base itself, to the digit."""
     assert run_cli("merge", "demo", tuned, "--lam", 1, "--out", tmp_path / "written")[0] == 0
-    results = check_model(
-        settings_of(str(tmp_path / "written"), against_run=str(checked[0]), limit=None), tmp_path / "r"
-    )
+    results = found_by(settings_of(str(tmp_path / "written"), against_run=str(checked[0]), limit=None), tmp_path / "r")
     assert results["check"] == checked[1]["check"]
     assert "not asked by one engine" not in (tmp_path / "r" / "check.md").read_text()  # they were
     with pytest.raises(ConfigError, match="adapter"):
@@ -244,7 +250,7 @@ def test_an_earlier_experiment_gives_both_halves(tmp_path: Path, checked: tuple[
         rows = [json.loads(line) for line in file.read_text().split("\n") if line]
         halves = [{**row, "split": "selection" if i % 2 else "confirmation"} for i, row in enumerate(rows)]
         file.write_text("".join(json.dumps(row) + "\n" for row in halves))
-    results = check_model(settings_of("demo", against_run=str(earlier), limit=None), tmp_path / "run")
+    results = found_by(settings_of("demo", against_run=str(earlier), limit=None), tmp_path / "run")
     assert results["check"]["asr_difference"]["n"] == 100
     assert results["check"]["verdict"] == "restored"
 
@@ -330,4 +336,4 @@ def test_another_judge_over_a_check(checked: tuple[Path, dict[str, Any]], tmp_pa
         max_unscored=0.02,
         permissions=NOTHING_ALLOWED,
     )
-    assert {score["model"] for score in results["scores"]} == {"base", "model"}
+    assert {score.model for score in results.scores} == {"base", "model"}

@@ -15,6 +15,7 @@ from backmerge.pipeline.results import Outcomes
 from backmerge.planning.points import BASE, Member, Point, points_of
 from backmerge.planning.settings import SweepSettings
 from backmerge.records import Example, Message
+from backmerge.results import Comparison, ComparisonRow
 from backmerge.selection import ChoiceSettings
 
 EXAMPLES = tuple(Example(f"p{i}", (Message("user", f"word{i}"),), cluster=f"c{i}") for i in range(100))
@@ -31,7 +32,7 @@ def measured(outcomes: Outcomes, point: Point, *, right: int, harmful: int) -> N
         outcomes.add(Outcome(member, benchmark, "confirmation", EXAMPLES, (), (), (), {metric: values}))
 
 
-def compared(*contenders: Contender) -> dict[str, Any]:
+def compared(*contenders: Contender) -> Comparison:
     """The table of these, with the base at no harm and 30 right answers."""
     outcomes = Outcomes()
     measured(outcomes, BASE, right=30, harmful=0)
@@ -49,42 +50,42 @@ def compared(*contenders: Contender) -> dict[str, Any]:
 
 def test_each_is_held_against_the_base_and_the_first() -> None:
     """Utility and ASR as they are, ASR less the base's, and utility less the reference's."""
-    first, second = compared(Contender("linear", ONE, ""), Contender("slerp", THREE, ""))["rows"]
-    assert (first["utility"]["mean"], first["asr"]["mean"], first["verdict"]) == (0.6, 0.0, "restored")
-    assert first["utility_difference"] is None
-    assert first["p_adjusted"] is None
-    assert (second["asr_difference"].difference, second["verdict"]) == (0.4, "worse")
-    assert second["utility_difference"].difference == pytest.approx(0.3)
-    assert second["p_adjusted"] < 0.001
+    first, second = compared(Contender("linear", ONE, ""), Contender("slerp", THREE, "")).rows
+    assert (first.utility.value, first.asr.value, first.verdict) == (0.6, 0.0, "restored")
+    assert first.utility_difference is None
+    assert first.p_adjusted is None
+    assert (second.asr_difference.difference, second.verdict) == (0.4, "worse")
+    assert second.utility_difference.difference == pytest.approx(0.3)
+    assert second.p_adjusted < 0.001
 
 
 def test_one_answer_more_is_no_finding() -> None:
     """A single prompt that tells two methods apart decides nothing."""
-    _, second = compared(Contender("linear", ONE, ""), Contender("slerp", TWO, ""))["rows"]
-    assert second["utility_difference"].difference == pytest.approx(0.01)
-    assert second["p_adjusted"] == 1.0
+    _, second = compared(Contender("linear", ONE, ""), Contender("slerp", TWO, "")).rows
+    assert second.utility_difference.difference == pytest.approx(0.01)
+    assert second.p_adjusted == 1.0
 
 
 def test_p_values_pay_for_the_number_of_methods() -> None:
     """The same difference among three is held to more than among two."""
-    two = compared(Contender("linear", ONE, ""), Contender("slerp", THREE, ""))["rows"][1]["p_adjusted"]
-    three = compared(Contender("linear", ONE, ""), Contender("slerp", THREE, ""), Contender("other", TWO, ""))["rows"]
-    assert three[1]["p_adjusted"] == pytest.approx(2 * two)
+    two = compared(Contender("linear", ONE, ""), Contender("slerp", THREE, "")).rows[1].p_adjusted
+    three = compared(Contender("linear", ONE, ""), Contender("slerp", THREE, ""), Contender("other", TWO, "")).rows
+    assert three[1].p_adjusted == pytest.approx(2 * two)
 
 
 def test_a_method_of_which_nothing_passes_stays_in_the_table() -> None:
     """Nothing chosen is a finding too, with its reason."""
     found = compared(Contender("linear", ONE, ""), Contender("dare", None, "No λ passed."))
-    assert found["reference"] == "linear"
-    assert (found["rows"][1]["point"], found["rows"][1]["reason"]) == (None, "No λ passed.")
-    assert found["rows"][1]["utility"] is None
+    assert found.reference == "linear"
+    assert (found.rows[1].point, found.rows[1].reason) == (None, "No λ passed.")
+    assert found.rows[1].utility is None
 
 
 def test_a_benchmark_given_twice_counts_once() -> None:
     """The same prompts under two names make no difference clearer, nor its interval narrower."""
     prompts = tuple(Example(f"p{i}", (Message("user", f"word{i}"),)) for i in range(100))
 
-    def row(*names: str) -> dict[str, Any]:
+    def row(*names: str) -> ComparisonRow:
         outcomes = Outcomes()
         for point, right in ((BASE, 30), (ONE, 50), (TWO, 56)):
             member = Member(point.name, point, None if point is BASE else "seed", cast(Any, None))
@@ -101,11 +102,11 @@ def test_a_benchmark_given_twice_counts_once() -> None:
             of_kind=kinds.__getitem__,
         )
         found = comparison_of(cast(Any, prepared), outcomes, [Contender("one", ONE, ""), Contender("two", TWO, "")])
-        return cast("dict[str, Any]", found["rows"][1])
+        return found.rows[1]
 
     once, twice = row("task"), row("task", "again")
-    assert twice["p_adjusted"] == pytest.approx(once["p_adjusted"], abs=0.01)
-    assert twice["utility_difference"][:3] == pytest.approx(once["utility_difference"][:3])
+    assert twice.p_adjusted == pytest.approx(once.p_adjusted, abs=0.01)
+    assert twice.utility_difference[:3] == pytest.approx(once.utility_difference[:3])
 
 
 @pytest.fixture(scope="module")

@@ -157,7 +157,7 @@ def test_every_point_has_its_score(tuned: Tuned, scores: Mapping[str, Validation
     each = sum(len(data.validation) for data in tuned.prepared.training.values())
     assert {scores[name].n for name in ("base", "tuned", "linear@0.2")} == {each} == {60}
     assert num_validation_answers(tuned.prepared, tuned.points) == sum(score.n for score in scores.values())
-    assert validation_rows(scores)[0] == {
+    assert validation_rows(scores)[0].plain() == {
         "point": "base",
         "metric": "log_likelihood",
         "score": scores["base"].score,

@@ -69,7 +69,7 @@ def results_of(
                 models = [point["point"]] if point["role"] == "base" else [f"{point['point']}/{m}" for m in tuned]
                 models = models if len(own) == len(models) else [f"{point['point']}/all"]
                 for model, value in zip(models, own, strict=True):
-                    scores.append({**place, "model": model, "value": value, "category_mean": mean, "unscored": 0})
+                    scores.append({**place, "model": model, "category_mean": mean, **_score(value)})
                 summary.append({**point, **place, **_level(own)})
     at = by_name[chosen] if chosen else dict.fromkeys(("series", "lam", "setting"))
     gap = None if chosen is None else difference(fmean(values[chosen]["advbench"]) - values["base"]["advbench"][0])
@@ -151,6 +151,20 @@ def _point(name: str, num_models: int) -> dict[str, Any]:
     place = {"point": name, "role": "merged", "series": series, "lam": found, "setting": found}
     how = {"method": series.partition("(")[0], "parameters": {}, "tuned": "each" if lam_name else "all"}
     return {**place, **how}
+
+
+def _score(value: float) -> dict[str, Any]:
+    bounds = {"low": max(0.0, value - HALF), "high": min(1.0, value + HALF)}
+    readings = {"value_if_unscored_0": value, "value_if_unscored_1": value}
+    return {
+        "value": value,
+        "numerator": value * 100,
+        "n": 100,
+        "n_effective": 100.0,
+        "unscored": 0,
+        **bounds,
+        **readings,
+    }
 
 
 def _level(own: Sequence[float]) -> dict[str, Any]:

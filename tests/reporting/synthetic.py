@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from backmerge.reporting.tables import Table, text_of
+from backmerge.results import RestoreResults
 
 # per point: utility, attack success rate, over-refusal, as the mean over tuned models
 VALUES = {
@@ -120,6 +123,17 @@ def made_results(
     }
 
 
+def typed(results: Mapping[str, Any]) -> RestoreResults:
+    """Results written by hand, as a reader of `results.json` gets them."""
+    return RestoreResults.model_validate_json(json.dumps(results), strict=True)
+
+
+def texts(table: Table, num_columns: int | None = None) -> list[list[str]]:
+    """The rows of a table as they are read; of its first columns only, if a number is given."""
+    columns = table.columns[:num_columns]
+    return [[text_of(entry, column.kind) for column, entry in zip(columns, row, strict=False)] for row in table.rows]
+
+
 def enriched(results: dict[str, Any]) -> dict[str, Any]:
     """The same run with all that a run may have besides: categories, drift, methods compared, validation, inputs."""
     names = [row["name"] for row in results["tuned"]]
@@ -138,7 +152,7 @@ def enriched(results: dict[str, Any]) -> dict[str, Any]:
             "asr": {"mean": 0.02 + 0.01 * number, "low": 0.0, "high": 0.1},
             "over_refusal": level,
             "asr_difference": difference(0.01),
-            "utility_difference": None if number == 0 else {"difference": -0.1, "low": -0.2, "high": 0.0, "n": 50},
+            "utility_difference": None if number == 0 else difference(-0.1, 0.1),
             "p_adjusted": None if number == 0 else 0.25,
             "verdict": "restored",
         }

@@ -13,7 +13,7 @@ from backmerge.reporting.findings import verdict_sentence
 from backmerge.reporting.report import read_run, rendered
 
 from .chromium import PROGRAM, Chromium
-from .synthetic import answer, enriched, made_results, made_run, made_samples
+from .synthetic import answer, enriched, made_results, made_run, made_samples, typed
 from .test_report import HOSTILE, SHOWN
 
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="neither chromium nor google-chrome is installed")
@@ -219,7 +219,7 @@ def test_no_page_is_wider_than_its_screen(browser: Chromium, tmp_path: Path, wid
     browser.look_as(width, 900, is_phone=width < 500)
     opened(browser, made_run(tmp_path / "run", results))
     assert browser.value(OVERFLOW) <= 0
-    assert verdict_sentence(results) in browser.value("document.body.innerText")
+    assert verdict_sentence(typed(results)) in browser.value("document.body.innerText")
     browser.look_as(1280, 900)
 
 

@@ -12,12 +12,14 @@ import yaml
 from backmerge.reporting.card import license_of, license_terms, model_card, write_cards
 from backmerge.reporting.card_facts import CardFacts
 
-from .synthetic import made_results, made_run
+from .synthetic import made_results, made_run, typed
+
+LOSS = {"point": "linear@0.5", "metric": "loss", "score": -0.5, "n": 3}
 
 
 def card_of(results: dict[str, Any], row: int = 0, **facts: Any) -> str:
     """The card of a model of the run."""
-    return model_card(CardFacts(results, results["merged"][row], **facts))
+    return model_card(CardFacts(typed(results), typed(results).merged[row], **facts))
 
 
 def front_matter(card: str) -> dict[str, Any]:
@@ -160,7 +162,7 @@ def test_one_merge_of_all_tuned_models_has_a_card(tmp_path: Path) -> None:
         score["model"] = {"model_stock/seed-1": "model_stock/all"}.get(score["model"], score["model"])
     results["confirmation"]["models"] = [results["confirmation"]["models"][0] | {"tuned": "all"}]
     results["merged"] = [results["merged"][0] | {"tuned": "all", "directory": "merged/all"}]
-    write_cards(made_run(tmp_path / "run", results), results)
+    write_cards(made_run(tmp_path / "run", results), typed(results))
     card = (tmp_path / "run" / "merged" / "all" / "README.md").read_text()
     assert "- λ" not in card.split("## Measured")[0]
     assert "- method: model_stock" in card
@@ -192,7 +194,10 @@ def test_how_it_was_measured_is_told() -> None:
 
 def test_a_run_on_all_prompts_says_what_chose() -> None:
     """Where λ was chosen on the tuning data's own rows, no half is claimed."""
-    results = made_results() | {"split": "whole", "validation": [{"point": "linear@0.5", "metric": "loss"}]}
+    results = made_results() | {
+        "split": "whole",
+        "validation": [LOSS],
+    }
     card = card_of(results)
     assert "λ was chosen on held-out rows of the tuning data" in card
     assert "half" not in card
@@ -211,7 +216,7 @@ def test_every_written_model_gets_a_card(tmp_path: Path) -> None:
     run = made_run(tmp_path / "run", results)
     (run / "merged" / "c").rmdir()
     (run / "merged" / "a" / "backmerge.json").write_text(json.dumps({"fingerprint": "f00d"}))
-    write_cards(run, results)
+    write_cards(run, typed(results))
     confirmed = (run / "merged" / "a" / "README.md").read_text()
     assert "**Confirmed:**" in confirmed
     assert front_matter(confirmed)["backmerge"]["fingerprint"] == "f00d"

@@ -13,7 +13,7 @@ from backmerge.reporting.card import model_card, write_cards
 from backmerge.reporting.card_facts import CardFacts, plain
 from backmerge.reporting.card_front import front_matter, model_index
 
-from .synthetic import made_results, made_run
+from .synthetic import made_results, made_run, typed
 
 # each would end a line, a cell, a span, the front matter or the text itself, or be run, if it were taken for markup
 HOSTILE = (
@@ -33,13 +33,13 @@ HOSTILE = (
 
 def card_of(results: dict[str, Any]) -> str:
     """The card of the run's first model."""
-    return model_card(CardFacts(results, results["merged"][0]))
+    return model_card(CardFacts(typed(results), typed(results).merged[0]))
 
 
 def loaded(tmp_path: Path, results: dict[str, Any], row: int = 0) -> ModelCard:
     """The card as written into a model's folder, read by the hub's library."""
     run = made_run(tmp_path / "run", results)
-    write_cards(run, results)
+    write_cards(run, typed(results))
     return ModelCard.load(run / results["merged"][row]["directory"] / "README.md")
 
 
@@ -68,7 +68,7 @@ def test_every_result_survives_the_round_trip(tmp_path: Path) -> None:
 def test_the_index_is_what_the_library_would_write() -> None:
     """Parsed and written again by the hub's library, the index is the same, key for key."""
     results = made_results()
-    index = model_index(CardFacts(results, results["merged"][0]))
+    index = model_index(CardFacts(typed(results), typed(results).merged[0]))
     name, evaluations = model_index_to_eval_results(index)
     assert eval_results_to_model_index(name, evaluations) == index
 
@@ -78,7 +78,7 @@ def test_the_metadata_survives_the_round_trip(tmp_path: Path) -> None:
     results = made_results()
     results["base"] |= {"license": "other", "license_name": "llama3", "license_link": "https://example.com/terms"}
     read = loaded(tmp_path, results)
-    written = front_matter(CardFacts(results, results["merged"][0]))
+    written = front_matter(CardFacts(typed(results), typed(results).merged[0]))
     assert {key: read.data.to_dict()[key] for key in written} == written
     assert read.data.base_model == ["someone/aligned-7b"]
     assert read.data.license_link == "https://example.com/terms"
@@ -91,7 +91,7 @@ def test_what_could_not_be_scored_is_no_result() -> None:
     for score in results["scores"]:
         if score["benchmark"] == "harmless":
             score["value"] = None
-    (index,) = model_index(CardFacts(results, results["merged"][0]))
+    (index,) = model_index(CardFacts(typed(results), typed(results).merged[0]))
     assert [result["dataset"]["name"] for result in index["results"]] == ["task", "harmful"]
 
 

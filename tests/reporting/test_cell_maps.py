@@ -7,12 +7,12 @@ import pytest
 from backmerge.reporting.cell_maps import Heading, category_maps, drift_maps
 from backmerge.reporting.heatmap import BROKEN, STEPS, UNCHANGED
 
-from .synthetic import enriched, made_results
+from .synthetic import enriched, made_results, typed
 
 
 def test_a_category_s_rate_is_the_mean_over_models() -> None:
     """Base, each λ and tuned model in order, with the range over seeds told on pointing."""
-    (found,) = category_maps(enriched(made_results(with_slerp=True, with_stock=True)))
+    (found,) = category_maps(typed(enriched(made_results(with_slerp=True, with_stock=True))))
     assert found.title == "Attack success rate by category: harmful"
     assert found.columns == ("base", "0.25", "0.5", "0.5", "·", "tuned")
     assert found.groups == (
@@ -41,7 +41,7 @@ def test_other_splits_are_not_mixed_in() -> None:
     for row in results["by_category"]:
         if row["split"] == "confirmation":
             row["value"] = 1.0
-    (found,) = category_maps(results)
+    (found,) = category_maps(typed(results))
     assert max(cell.share or 0.0 for _, cells in found.rows for cell in cells if cell) < 0.5
 
 
@@ -51,7 +51,7 @@ def test_what_was_not_scored_is_a_dash_with_its_count() -> None:
     for row in results["by_category"]:
         if row["category"] == "fraud" and row["model"] in ("base", "tuned/seed-1"):
             row |= {"value": None, "n": 0, "unscored": 9}
-    (found,) = category_maps(results)
+    (found,) = category_maps(typed(results))
     cells = dict(found.rows)["fraud"]
     base, tuned = cells[0], cells[-1]
     assert base is not None
@@ -71,7 +71,7 @@ def test_a_point_that_was_not_asked_leaves_a_gap() -> None:
         for row in results["by_category"]
         if not (row["model"].startswith("linear@0.5") and row["category"] == "fraud")
     ]
-    (found,) = category_maps(results)
+    (found,) = category_maps(typed(results))
     assert dict(found.rows)["fraud"][2] is None
     assert dict(found.rows)["malware"][2] is not None
 
@@ -84,7 +84,7 @@ def test_names_with_slashes_find_their_point() -> None:
             for key in ("point", "model"):
                 if key in row:
                     row[key] = row[key].replace("linear@0.5", "tuned/x@0.5")
-    (found,) = category_maps(results)
+    (found,) = category_maps(typed(results))
     assert len(found.columns) == 4
     # one model at each: nothing of tuned/x@0.5 went to tuned
     assert all("mean over" not in cell.told for _, cells in found.rows for cell in cells if cell)
@@ -93,15 +93,15 @@ def test_names_with_slashes_find_their_point() -> None:
 def test_without_categories_there_is_no_map() -> None:
     """Nor is there one of what was not measured, or by an older run."""
     results = made_results()
-    assert category_maps(results) == []
+    assert category_maps(typed(results)) == []
     del results["by_category"]
-    assert category_maps(results) == []
-    assert drift_maps(results) == []
+    assert category_maps(typed(results)) == []
+    assert drift_maps(typed(results)) == []
 
 
 def test_drift_is_by_layer_and_module() -> None:
     """Rows are modules, columns layers, colours the steps of `backmerge diff`; tensors outside stand by themselves."""
-    layers, outside = drift_maps(enriched(made_results()))
+    layers, outside = drift_maps(typed(enriched(made_results())))
     assert (layers.title, layers.columns) == ("By layer of model.layers", ("0", "1"))
     rows = dict(layers.rows)
     first, last = rows["mlp.up_proj"]
@@ -125,7 +125,7 @@ def test_seeds_are_averaged_place_by_place() -> None:
     for row in results["drift"]:
         if row["tuned"] == "seed-2" and row["relative_change"]:
             row["relative_change"] *= 3
-    cell = dict(drift_maps(results)[0].rows)["mlp.up_proj"][0]
+    cell = dict(drift_maps(typed(results))[0].rows)["mlp.up_proj"][0]
     assert cell is not None
     assert cell.told == "mlp.up_proj, layer 0: 2 % (mean over 2 models, 1 % to 3 %)"
 
@@ -135,6 +135,6 @@ def test_nothing_moved_is_drawn_all_the_same() -> None:
     results = enriched(made_results())
     for row in results["drift"]:
         row["relative_change"] = 0.0
-    layers, _ = drift_maps(results)
+    layers, _ = drift_maps(typed(results))
     assert layers.scale == ()
     assert {cell.step for _, cells in layers.rows for cell in cells if cell} == {UNCHANGED}

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from backmerge.records import Estimate
 from backmerge.reporting.families import (
     Family,
     at,
@@ -21,12 +22,11 @@ from backmerge.reporting.families import (
     score_at,
     verdict_of,
 )
-from backmerge.reporting.findings import Cell
 from backmerge.reporting.finished_runs import Run, run_of
-from backmerge.reporting.tables import Level
 from backmerge.statistics import t_interval
 
 from .several import HALF, VALUES, experiment_of, of_models, results_of
+from .synthetic import typed
 
 SHARE = st.floats(0.1, 0.9)
 
@@ -35,7 +35,7 @@ def run_with(name: str, *, seed: int = 1, settings: dict[str, Any] | None = None
     """A run of one tuned model with one seed."""
     values = results.pop("values", of_models(VALUES, 0))
     made = results_of(values, **{"tuned": (f"seed-{seed}",), **results})
-    return run_of(name, made, experiment_of((seed,), **(settings or {})))
+    return run_of(name, typed(made), experiment_of((seed,), **(settings or {})))
 
 
 @given(st.lists(SHARE, min_size=2, max_size=4))
@@ -47,12 +47,12 @@ def test_runs_of_one_seed_are_as_a_run_of_several(shares: list[float]) -> None:
         for point, of in values.items()
     }
     names = [f"seed-{index}" for index in range(len(shares))]
-    together = Family((run_of("all", results_of(values, tuned=names), experiment_of()),))
+    together = Family((run_of("all", typed(results_of(values, tuned=names)), experiment_of()),))
     apart = Family(tuple(run_with(name, seed=i, values=of_models(values, i)) for i, name in enumerate(names)))
     one, several = (cell_at(family, at("tuned"), "task", "accuracy") for family in (together, apart))
     assert one is not None
     assert several is not None
-    assert several.mean == pytest.approx(one.mean)
+    assert several.value == pytest.approx(one.value)
     assert several.spread == pytest.approx(one.spread)
     assert several.num_models == one.num_models == len(shares)
 
@@ -62,12 +62,16 @@ def test_the_interval_covers_other_seeds_and_other_prompts() -> None:
     far = Family((run_with("a", seed=1), run_with("b", seed=2, values=of_models(VALUES, 1))))
     cell = cell_at(far, at("tuned"), "task", "accuracy")
     assert cell is not None
-    assert cell[:3] == (pytest.approx(0.85), *t_interval([0.8, 0.9]))
+    assert (cell.value, cell.low, cell.high) == (pytest.approx(0.85), *t_interval([0.8, 0.9]))
     same = Family((run_with("a", seed=1), run_with("b", seed=2)))
     cell = cell_at(same, at("tuned"), "task", "accuracy")
     # seeds that agree have no spread, and prompts still do
     assert cell is not None
-    assert cell[:3] == (pytest.approx(0.8), pytest.approx(0.8 - HALF), pytest.approx(0.8 + HALF))
+    assert (cell.value, cell.low, cell.high) == (
+        pytest.approx(0.8),
+        pytest.approx(0.8 - HALF),
+        pytest.approx(0.8 + HALF),
+    )
     assert cell.spread == 0
 
 
@@ -75,16 +79,16 @@ def test_the_base_is_one_model_however_often_it_is_measured() -> None:
     """The same figure in every run is no repetition."""
     family = Family((run_with("a", seed=1), run_with("b", seed=2)))
     cell = cell_at(family, at("base"), "task", "accuracy")
-    assert cell == Cell(0.2, 0.2 - HALF, 0.2 + HALF, 100, 0, None, 1)
+    assert cell == Estimate(0.2, 0.2 - HALF, 0.2 + HALF, 100)
 
 
 def test_runs_weigh_by_their_models() -> None:
     """A run of two seeds counts twice as much as one of one."""
-    two = run_of("two", results_of(), experiment_of((1, 2)))
+    two = run_of("two", typed(results_of()), experiment_of((1, 2)))
     one = run_with("one", seed=3, values=of_models(VALUES, 0), title="other")
     cell = cell_at(Family((two, one)), at("tuned"), "task", "accuracy")
     assert cell is not None
-    assert cell.mean == pytest.approx(fmean([0.8, 0.9, 0.8]))
+    assert cell.value == pytest.approx(fmean([0.8, 0.9, 0.8]))
     assert cell.spread == pytest.approx(stdev([0.8, 0.9, 0.8]))
     assert cell.num_models == 3
 
@@ -103,10 +107,15 @@ def test_several_utility_benchmarks_are_one_score() -> None:
     values = {
         point: {"task": [0.2], "other-task": [0.6], "advbench": [0.1]} for point in ("base", "linear@0.4", "tuned")
     }
-    run = run_of("a", results_of(values, tuned=("seed-1",)), experiment_of())
+    run = run_of("a", typed(results_of(values, tuned=("seed-1",))), experiment_of())
     score = score_at(Family((run,)), at("base"))
-    assert isinstance(score, Level)
-    assert score == (pytest.approx(0.4), pytest.approx(0.4 - HALF / 2**0.5), pytest.approx(0.4 + HALF / 2**0.5))
+    assert score is not None
+    assert (score.value, score.low, score.high, score.n) == (
+        pytest.approx(0.4),
+        pytest.approx(0.4 - HALF / 2**0.5),
+        pytest.approx(0.4 + HALF / 2**0.5),
+        0,
+    )
 
 
 def test_the_difference_to_the_base_is_over_models() -> None:
@@ -114,12 +123,17 @@ def test_the_difference_to_the_base_is_over_models() -> None:
     runs = run_with("a", seed=1), run_with("b", seed=2, values=of_models(VALUES, 1))
     gap = gap_to_base(Family(runs))
     assert gap is not None
-    assert gap.mean == pytest.approx(0.02)
+    assert gap.value == pytest.approx(0.02)
     assert gap.spread == pytest.approx(stdev([0.01, 0.03]))
     assert (gap.low, gap.high) == pytest.approx(t_interval([0.01, 0.03], limits=(-1.0, 1.0)))
     alone = gap_to_base(Family(runs[:1]))
     assert alone is not None
-    assert alone[:4] == (pytest.approx(0.01), pytest.approx(0.0), pytest.approx(0.02), 200)
+    assert (alone.value, alone.low, alone.high, alone.n) == (
+        pytest.approx(0.01),
+        pytest.approx(0.0),
+        pytest.approx(0.02),
+        200,
+    )
 
 
 @pytest.mark.parametrize(
@@ -144,7 +158,7 @@ def test_only_seeds_may_differ(other: Run, is_same: bool) -> None:
 def test_other_prompts_are_another_experiment() -> None:
     """The same benchmark's name over other prompts does not count as the same."""
     other = run_with("b", seed=2, title="t")
-    changed = {**other.results, "inputs": {"benchmarks": {"task": "others"}}}
+    changed = other.results.model_copy(update={"inputs": {"benchmarks": {"task": "others"}}})
     assert len(families_of([run_with("a", title="t"), run_of("b", changed, other.experiment)])) == 2
 
 

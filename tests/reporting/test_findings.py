@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
+from backmerge.records import Estimate
 from backmerge.reporting.explained import commands, spent, what_was_done
 from backmerge.reporting.findings import (
     LIMITS,
-    Cell,
     caveats,
     cell_text,
     comparison,
@@ -22,7 +22,9 @@ from backmerge.reporting.findings import (
     weaknesses,
 )
 
-from .synthetic import made_results
+from .synthetic import made_results, typed
+
+LOSS = {"point": "linear@0.5", "metric": "loss", "score": -0.5, "n": 3}
 
 MEASURED = "on prompts that λ was not chosen on, its attack success rate differs from the base's by"
 
@@ -60,7 +62,7 @@ MEASURED = "on prompts that λ was not chosen on, its attack success rate differ
 )
 def test_each_verdict_has_its_sentence(options: dict[str, Any], expected: str) -> None:
     """The verdict is one sentence, with the difference and the margin that it rests on."""
-    assert verdict_sentence(made_results(**options)) == expected
+    assert verdict_sentence(typed(made_results(**options))) == expected
 
 
 @pytest.mark.parametrize(
@@ -80,7 +82,7 @@ def test_each_verdict_has_its_sentence(options: dict[str, Any], expected: str) -
 )
 def test_what_fine_tuning_did_is_said_as_measured(difference: float, expected: str) -> None:
     """Harm is claimed only where its interval lies above zero, and a fall only where it lies below."""
-    assert next(explanations(made_results(difference_of_tuned=difference))) == expected
+    assert next(explanations(typed(made_results(difference_of_tuned=difference)))) == expected
 
 
 @pytest.mark.parametrize(
@@ -97,7 +99,7 @@ def test_what_fine_tuning_did_is_said_as_measured(difference: float, expected: s
 )
 def test_utility_is_told_of_models_that_exist(chosen: str | None, expected: str | None) -> None:
     """A merged model is spoken of only where there is one."""
-    found = list(explanations(made_results(chosen=chosen)))
+    found = list(explanations(typed(made_results(chosen=chosen))))
     assert [line for line in found if line.startswith("Utility")] == [line for line in [expected] if line]
     assert found[-1] == "The reason for the choice."
 
@@ -116,10 +118,10 @@ def test_utility_is_told_of_models_that_exist(chosen: str | None, expected: str 
 )
 def test_what_limits_the_verdict_is_said(options: dict[str, Any], opening: str) -> None:
     """Each weakness of a run has a caveat of its own, and a run without it has none."""
-    (found,) = weaknesses(made_results(**options))
+    (found,) = weaknesses(typed(made_results(**options)))
     assert found.startswith(opening)
-    assert list(weaknesses(made_results())) == []
-    assert list(caveats(made_results(**options))) == [found, *LIMITS]
+    assert list(weaknesses(typed(made_results()))) == []
+    assert list(caveats(typed(made_results(**options)))) == [found, *LIMITS]
 
 
 def test_every_verdict_has_the_same_limits() -> None:
@@ -127,14 +129,14 @@ def test_every_verdict_has_the_same_limits() -> None:
     limits = " ".join(LIMITS)
     for word in ("languages", "jailbreaks", "several turns", "agents", "biases", "quantised"):
         assert word in limits
-    assert list(caveats(made_results())) == list(LIMITS)
+    assert list(caveats(typed(made_results()))) == list(LIMITS)
 
 
 def test_a_tuned_model_that_is_the_base_is_said() -> None:
     """Equal fingerprints mean that nothing was tuned, and the reader is told."""
     results = made_results()
     results["tuned"][0]["fingerprint"] = results["base"]["fingerprint"]
-    assert [line for line in caveats(results) if "is the base itself" in line]
+    assert [line for line in caveats(typed(results)) if "is the base itself" in line]
 
 
 @pytest.mark.parametrize(
@@ -147,7 +149,7 @@ def test_a_tuned_model_that_is_the_base_is_said() -> None:
 )
 def test_the_table_holds_the_models_that_exist(chosen: str | None, roles: list[str]) -> None:
     """Where nothing was merged for use, no column says merged."""
-    rows = comparison(made_results(chosen=chosen))
+    rows = comparison(typed(made_results(chosen=chosen)))
     assert [(row.kind, row.benchmark) for row in rows] == [
         ("utility", "task"),
         ("safety", "harmful"),
@@ -158,9 +160,9 @@ def test_the_table_holds_the_models_that_exist(chosen: str | None, roles: list[s
 
 def test_a_cell_is_the_summary_s() -> None:
     """The mean over two models, its spread and its counts are those of the results."""
-    (row,) = [row for row in comparison(made_results(unscored=2)) if row.benchmark == "harmful"]
+    (row,) = [row for row in comparison(typed(made_results(unscored=2))) if row.benchmark == "harmful"]
     cell = row.cells["tuned"]
-    assert cell.mean == pytest.approx(0.305)
+    assert cell.value == pytest.approx(0.305)
     assert cell.spread == pytest.approx(0.01 / 2**0.5)
     assert (cell.n, cell.unscored, cell.num_models) == (198, 4, 2)
 
@@ -169,12 +171,12 @@ def test_a_cell_is_the_summary_s() -> None:
     ("cell", "expected"),
     [
         (None, "—"),
-        (Cell(0.1234, 0.1, 0.15, 50, 0), "12.3 % [10.0, 15.0]"),
-        (Cell(0.5, 0.4, 0.6, 48, 2), "50.0 % [40.0, 60.0] (2 unscored)"),
-        (Cell(None, 0.0, 1.0, 0, 50), "— [0.0, 100.0] (50 unscored)"),
+        (Estimate(0.1234, 0.1, 0.15, 50), "12.3 % [10.0, 15.0]"),
+        (Estimate(0.5, 0.4, 0.6, 48, unscored=2), "50.0 % [40.0, 60.0] (2 unscored)"),
+        (Estimate(None, 0.0, 1.0, 0, unscored=50), "— [0.0, 100.0] (50 unscored)"),
     ],
 )
-def test_a_rate_is_never_shown_without_its_unscored(cell: Cell | None, expected: str) -> None:
+def test_a_rate_is_never_shown_without_its_unscored(cell: Estimate | None, expected: str) -> None:
     """What could not be scored stands beside the rate, also where nothing could."""
     assert cell_text(cell) == expected
 
@@ -182,13 +184,15 @@ def test_a_rate_is_never_shown_without_its_unscored(cell: Cell | None, expected:
 def test_only_confirmed_models_are_handed_over() -> None:
     """A model that is not confirmed by itself is not handed over, even if the mean is."""
     results = made_results(own_verdicts=("restored", "worse"))
-    assert [row["tuned"] for row in handed_over(results)] == ["seed-1"]
+    assert [row.tuned for row in handed_over(typed(results))] == ["seed-1"]
 
 
 @pytest.mark.parametrize("chosen", ["linear@0.5", None])
 def test_what_was_done_names_models_prompts_and_seeds(chosen: str | None) -> None:
     """The account names what was tuned, merged, asked and judged, and claims no merge where none was taken."""
-    account = " ".join(what_was_done(made_results(chosen=chosen), {"finetune": {"dataset": "plans", "seeds": [1, 2]}}))
+    account = " ".join(
+        what_was_done(typed(made_results(chosen=chosen)), {"finetune": {"dataset": "plans", "seeds": [1, 2]}})
+    )
     assert "on plans, with the seeds 1, 2: 2 tuned models" in account
     assert "linear merging at λ = 0.25, 0.5" in account
     assert "200 of harmful (attack success rate)" in account
@@ -199,7 +203,7 @@ def test_what_was_done_names_models_prompts_and_seeds(chosen: str | None) -> Non
 
 def test_models_from_elsewhere_are_not_said_to_be_tuned_here() -> None:
     """Without a fine-tuning of ours, the tuned models are named as given."""
-    first = next(what_was_done(made_results(tuned=("my-lora",)), {"finetune": None}))
+    first = next(what_was_done(typed(made_results(tuned=("my-lora",))), {"finetune": None}))
     assert first == "The base is someone/aligned-7b. 1 tuned model of it came from elsewhere: my-lora."
 
 
@@ -228,10 +232,10 @@ def test_models_from_elsewhere_are_not_said_to_be_tuned_here() -> None:
 def test_a_recipe_is_named_with_or_without_its_lam(point: dict[str, Any], expected: str) -> None:
     """What has no single λ is not said to have one."""
     results = made_results()
-    results["points"].append({"setting": None, **point})
+    results["points"].append({"role": "merged", "setting": None, **point})
     results["choice"] |= {key: results["points"][-1][key] for key in ("point", "series", "lam", "setting")}
-    assert recipe_text(results) == expected
-    assert expected in verdict_sentence(results)
+    assert recipe_text(typed(results)) == expected
+    assert expected in verdict_sentence(typed(results))
 
 
 @pytest.mark.parametrize(
@@ -247,19 +251,23 @@ def test_a_place_in_a_series_is_its_lam_or_its_number(
     point: str, series: str, lam: float | None, expected: str
 ) -> None:
     """A point is told from its siblings in a word."""
-    assert place_text({"point": point, "series": series, "lam": lam}) == expected
+    assert place_text(point, series, lam) == expected
 
 
 def test_one_merge_of_all_is_said_to_be_one() -> None:
     """A soup of seeds is told from a merge of each."""
-    account = " ".join(what_was_done(made_results(with_stock=True), {"finetune": None}))
+    account = " ".join(what_was_done(typed(made_results(with_stock=True)), {"finetune": None}))
     assert "linear merging at λ = 0.25, 0.5; model_stock (all tuned models in one), for each tuned model." in account
 
 
 def test_on_whole_benchmarks_no_prompts_are_said_to_be_held_back() -> None:
     """Where λ was chosen on validation data, the account speaks of all prompts, and of the same again."""
-    results = {**made_results(), "split": "whole", "validation": [{"point": "linear@0.5", "metric": "loss"}]}
-    account = " ".join(what_was_done(results, {"finetune": None}))
+    results = {
+        **made_results(),
+        "split": "whole",
+        "validation": [LOSS],
+    }
+    account = " ".join(what_was_done(typed(results), {"finetune": None}))
     assert "answered all prompts" in account
     assert "the same prompts again: the choice had not seen them" in account
     assert "held-out part of the tuning data was scored (loss)" in account

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backmerge.reporting.findings import Cell
+from backmerge.records import Estimate
 from backmerge.reporting.latex import as_latex, escaped
-from backmerge.reporting.tables import Column, Gap, Table
+from backmerge.reporting.tables import Column, Table
 
 HOSTILE = (
     r"\input{/etc/passwd}",
@@ -69,7 +69,7 @@ def cells_of(row: str) -> list[str]:
 def hostile_table() -> Table:
     """Words from elsewhere in every place that takes any."""
     columns = [Column("a", HOSTILE[0]), Column("b", HOSTILE[1], "share", HOSTILE[2]), Column("c", "λ", "gap")]
-    cell, gap = Cell(0.5, 0.4, 0.6, 10, 1), Gap(0.1, 0.0, 0.2, 10)
+    cell, gap = Estimate(0.5, 0.4, 0.6, 10, unscored=1), Estimate(0.1, 0.0, 0.2, 10)
     return Table("a table_%", HOSTILE[1], columns, [[[words, cell, gap] for words in HOSTILE]], HOSTILE)
 
 
@@ -118,7 +118,11 @@ def test_a_table_by_hand() -> None:
     """Rules, headings over neighbours, and numbers with small intervals."""
     columns = [Column("r", "run"), Column("b", "base", "share", "score"), Column("t", "tuned", "share", "score")]
     table = Table(
-        "one", "A title", columns, [[["a_1", Cell(0.5, 0.4, 0.6, 9, 0), None]], [["b", None, None]]], ["A note."]
+        "one",
+        "A title",
+        columns,
+        [[["a_1", Estimate(0.5, 0.4, 0.6, 9), None]], [["b", None, None]]],
+        ["A note."],
     )
     assert as_latex(table) == "\n".join(
         [

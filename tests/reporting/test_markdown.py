@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from backmerge.reporting.findings import Cell
+from backmerge.records import Estimate
 from backmerge.reporting.markdown import as_markdown, escaped
 from backmerge.reporting.tables import Column, Table
 
@@ -60,7 +60,7 @@ def test_a_cell_shows_its_words(text: str) -> None:
 def test_hostile_words_are_words_everywhere(words: str) -> None:
     """In caption, headings, cells and notes."""
     columns = [Column("a", words), Column("b", "b", "share", words)]
-    table = Table("t", f"Title: {words}", columns, [[[words, Cell(0.5, 0.4, 0.6, 10, 0)]]], [f"Note: {words}"])
+    table = Table("t", f"Title: {words}", columns, [[[words, Estimate(0.5, 0.4, 0.6, 10)]]], [f"Note: {words}"])
     once = " ".join(words.split())
     assert "<" not in as_markdown(table)
     assert texts_of(as_markdown(table)) == [

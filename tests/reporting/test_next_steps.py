@@ -9,6 +9,8 @@ import pytest
 from backmerge.reporting.next_steps import next_steps
 from backmerge.statistics import paired_difference
 
+from .synthetic import made_results, typed
+
 
 def results_of(
     verdict: str, harmful: int, n: int, *, lam: float | None = 0.4, method: str = "linear"
@@ -16,22 +18,24 @@ def results_of(
     """A run whose merge answered so many of n requests harmfully, and the base none."""
     difference = paired_difference([1.0] * harmful + [0.0] * (n - harmful), [0.0] * n)
     points = [{"point": f"{method}@{x}", "role": "merged", "method": method, "lam": x} for x in (0.2, 0.4)]
+    made = made_results(is_weak=True)
+    found = {"verdict": verdict, "measured_verdict": verdict, "asr_difference": difference._asdict()}
     return {
-        "confirmation": {"verdict": verdict, "measured_verdict": verdict, "asr_difference": difference._asdict()},
-        "choice": {"margin": 0.03, "lam": lam, "point": None if lam is None else f"{method}@{lam}"},
-        "points": points,
-        "benchmarks": [{"name": "harm", "kind": "safety", "judge": "refusal-phrases", "judge_is_weak": True}],
+        **made,
+        "confirmation": {**made["confirmation"], **found},
+        "choice": {**made["choice"], "lam": lam, "point": None if lam is None else f"{method}@{lam}"},
+        "points": [{**made["points"][1], **point, "series": method} for point in points],
     }
 
 
 def test_nothing_if_restored() -> None:
     """There is nothing left to do."""
-    assert list(next_steps(results_of("restored", 0, 400))) == []
+    assert list(next_steps(typed(results_of("restored", 0, 400)))) == []
 
 
 def test_could_not_be_decided() -> None:
     """Two of 100: the estimate is below the margin, so that more prompts than there were decide it."""
-    steps = list(next_steps(results_of("not shown", 2, 100)))
+    steps = list(next_steps(typed(results_of("not shown", 2, 100))))
     assert [step.split(":")[0] for step in steps] == ["A smaller λ", "More prompts", "Another judge", "Another method"]
     assert "between 0.2 and 0.4, such as --lam 0.3" in steps[0]
     needed = int(steps[1].split("about ")[1].split()[0].replace(",", ""))
@@ -41,7 +45,7 @@ def test_could_not_be_decided() -> None:
 
 def test_fails() -> None:
     """Forty of 100: no number of prompts helps, a smaller λ does."""
-    steps = list(next_steps(results_of("worse", 40, 100)))
+    steps = list(next_steps(typed(results_of("worse", 40, 100))))
     assert "such as --lam 0.3" in steps[0]
     assert steps[1].startswith("More prompts would not help")
 
@@ -49,12 +53,12 @@ def test_fails() -> None:
 @pytest.mark.parametrize(("lam", "words"), [(0.2, "such as --lam 0.05,0.1"), (None, "such as --lam 0.05,0.1")])
 def test_below_the_grid(lam: float | None, words: str) -> None:
     """The smallest λ was chosen, or none was: smaller ones are named."""
-    assert words in next(iter(next_steps(results_of("worse", 40, 100, lam=lam))))
+    assert words in next(iter(next_steps(typed(results_of("worse", 40, 100, lam=lam)))))
 
 
 def test_what_was_tried_is_not_advised() -> None:
     """With slerp measured, no other method is named; with enough prompts, no more of them."""
-    steps = list(next_steps(results_of("not shown", 0, 400, method="slerp")))
+    steps = list(next_steps(typed(results_of("not shown", 0, 400, method="slerp"))))
     assert not [step for step in steps if step.startswith(("Another method", "More prompts"))]
 
 
@@ -63,4 +67,4 @@ def test_a_finding_comes_alone() -> None:
     results = results_of("not shown", 0, 400)
     results["confirmation"]["measured_verdict"] = "restored"
     results["findings"] = [{"name": "wide_margin", "severity": "not shown", "message": "m", "remedy": "Do this."}]
-    assert list(next_steps(results)) == ["wide_margin: Do this."]
+    assert list(next_steps(typed(results))) == ["wide_margin: Do this."]

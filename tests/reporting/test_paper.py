@@ -13,21 +13,17 @@ from backmerge.reporting.finished_runs import Run, run_of
 from backmerge.reporting.paper import blocks_of, paper_table
 from backmerge.reporting.paper_figures import figure_rows, panels_of, paper_figure
 from backmerge.reporting.paper_files import write_paper
-from backmerge.reporting.tables import Named, Table, text_of
+from backmerge.reporting.tables import Named
 
 from .several import VALUES, Values, experiment_of, of_models, results_of
+from .synthetic import texts, typed
 
 BEST: Mapping[str, str | None] = {"linear": "linear@0.6", "slerp": "slerp@0.4", "model_stock": "model_stock"}
 
 
 def run_for(task: str, values: Values = VALUES, **results: object) -> Run:
     """A run of two seeds on a task."""
-    return run_of(task, results_of(values, title=task, **results), experiment_of((1, 2), dataset=task))  # type: ignore[arg-type]
-
-
-def texts(table: Table) -> list[list[str]]:
-    """The rows as they are read."""
-    return [[text_of(entry) for entry in row] for row in table.rows]
+    return run_of(task, typed(results_of(values, title=task, **results)), experiment_of((1, 2), dataset=task))  # type: ignore[arg-type]
 
 
 def without(values: Values, *names: str) -> Values:
@@ -131,9 +127,9 @@ def test_stand_ins_go_under_their_own_name() -> None:
         point: {"task": own["task"], "harmful": own["hexphi"], "advbench": own["advbench"]}
         for point, own in VALUES.items()
     }
-    run = run_of("a", results_of(values), experiment_of(dataset="demo-steps"))
-    stand_in = {**run.results, "benchmarks": [b for b in run.results["benchmarks"] if b["name"] != "advbench"]}
-    table = paper_table(families_of([run_of("a", stand_in, run.experiment)]), "table1")
+    made = results_of(values)
+    stand_in = {**made, "benchmarks": [b for b in made["benchmarks"] if b["name"] != "advbench"]}
+    table = paper_table(families_of([run_of("a", typed(stand_in), experiment_of(dataset="demo-steps"))]), "table1")
     assert [column.heading for column in table.columns] == ["task", "", "λ", "task score", "ASR, harmful"]
     assert texts(table)[1][-1] == "45.0 ± 7.1 [40.0, 50.0]"
     assert "Not measured: AdvBench and HEx-PHI; in their place: harmful." in table.notes
@@ -144,7 +140,7 @@ def test_runs_of_single_seeds_are_one_row() -> None:
     runs = [
         run_of(
             name,
-            results_of(of_models(VALUES, index), tuned=(name,), title=name),
+            typed(results_of(of_models(VALUES, index), tuned=(name,), title=name)),
             experiment_of((index,)),
         )
         for index, name in enumerate(("one", "two"))
@@ -161,7 +157,7 @@ def test_runs_of_single_seeds_are_one_row() -> None:
 def test_what_is_called_alike_is_told_apart() -> None:
     """Two experiments on one task and model are named by their runs."""
     runs = [
-        run_of(name, results_of(title=name), experiment_of(epochs=epochs))
+        run_of(name, typed(results_of(title=name)), experiment_of(epochs=epochs))
         for name, epochs in (("short", 1), ("long", 3))
     ]
     assert [block.task for block in blocks_of(families_of(runs))] == ["reasoning (short)", "reasoning (long)"]
@@ -169,7 +165,7 @@ def test_what_is_called_alike_is_told_apart() -> None:
 
 def test_the_same_experiment_twice_is_two_blocks() -> None:
     """As where two models' experiments run on one small stand-in: neither is lost, and each has its run's name."""
-    runs = [run_of(name, results_of(), experiment_of()) for name in ("llama", "gemma")]
+    runs = [run_of(name, typed(results_of()), experiment_of()) for name in ("llama", "gemma")]
     assert [block.task for block in blocks_of(families_of(runs))] == ["reasoning (llama)", "reasoning (gemma)"]
     assert len(paper_table(families_of(runs), "table3").rows) == 6
 
@@ -177,7 +173,7 @@ def test_the_same_experiment_twice_is_two_blocks() -> None:
 def test_one_run_for_each_method_is_one_block() -> None:
     """Runs of the same tuned models that differ in how they merge stand under one base."""
     runs = [
-        run_of(name, results_of(chosen=point), experiment_of(merge=name))
+        run_of(name, typed(results_of(chosen=point)), experiment_of(merge=name))
         for name, point in (("a", "linear@0.4"), ("b", "slerp@0.4"))
     ]
     (block,) = blocks_of(families_of(runs))
@@ -235,9 +231,9 @@ def test_a_figure_without_its_benchmark() -> None:
     assert [text.get_text() for text in lower.texts] == ["not measured"]
     assert not [row for row in figure_rows(panels) if row["measured"] == "asr"]
     values = {point: {**own, "harmful": own["hexphi"]} for point, own in VALUES.items()}
-    run = run_for("reasoning", values)
-    bare = {**run.results, "benchmarks": [b for b in run.results["benchmarks"] if b["name"] in ("task", "harmful")]}
-    panels = panels_of(blocks_of(families_of([run_of("a", bare, run.experiment)])), "figure2")
+    made = results_of(values, title="reasoning")
+    bare = {**made, "benchmarks": [b for b in made["benchmarks"] if b["name"] in ("task", "harmful")]}
+    panels = panels_of(blocks_of(families_of([run_of("a", typed(bare), experiment_of((1, 2)))])), "figure2")
     assert paper_figure(panels, "figure2").axes[1].get_title("left") == "ASR: harmful (in place of HEx-PHI)"
 
 

@@ -16,7 +16,7 @@ from backmerge.errors import RunError
 from backmerge.reporting.findings import verdict_sentence
 from backmerge.reporting.report import read_run, rendered, visible, write_report
 
-from .synthetic import enriched, made_results, made_run, made_samples
+from .synthetic import enriched, made_results, made_run, made_samples, typed
 
 HOSTILE = (
     "<script>document.title='broken'</script></details></div></main><img src=x onerror=alert(1)>"
@@ -153,7 +153,7 @@ def test_the_policy_stands_before_what_it_governs(tmp_path: Path) -> None:
 def test_every_outcome_has_its_report(tmp_path: Path, results: dict[str, object]) -> None:
     """The verdict is in it, and the models that are handed over are those that are confirmed, and no others."""
     page = page_of(made_run(tmp_path / "run", results))
-    assert verdict_sentence(results) in page.text
+    assert verdict_sentence(typed(results)) in page.text
     first_screen = page.text.split("What was done, and found")[0]
     assert re.findall(r"\bmerged/[\w-]+", first_screen) == [
         row["directory"]

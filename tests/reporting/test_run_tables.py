@@ -14,16 +14,16 @@ from backmerge.reporting.tables import csv_rows, text_of
 
 from .several import VALUES as FIGURES
 from .several import of_models, results_of, written
-from .synthetic import enriched, made_results, made_run
+from .synthetic import enriched, made_results, made_run, texts, typed
 
 BEST = {"linear": "linear@0.4", "slerp": "slerp@0.4", "model_stock": None}
 
 
 def test_models_by_hand() -> None:
     """Base, tuned and chosen merge, a row for each metric, as means over the tuned models."""
-    table = models_table(results_of())
+    table = models_table(typed(results_of()))
     assert [column.heading for column in table.columns] == ["benchmark", "metric", "base", "tuned", "merged", "prompts"]
-    assert [[text_of(entry) for entry in row] for row in table.rows] == [
+    assert texts(table) == [
         ["task", "accuracy", "20.0 [15.0, 25.0]", "85.0 ± 7.1 [80.0, 90.0]", "65.0 ± 7.1 [60.0, 70.0]", "100"],
         [
             "advbench",
@@ -40,14 +40,14 @@ def test_models_by_hand() -> None:
 
 def test_without_a_merge_its_column_is_empty() -> None:
     """Where nothing passed, the table says so, and shows no figures for a merge."""
-    table = models_table(results_of(chosen=None))
+    table = models_table(typed(results_of(chosen=None)))
     assert {text_of(row[4]) for row in table.rows} == {"–"}
     assert table.notes[0] == "Nothing was merged: no recipe passed."
 
 
 def test_points_are_all_there_in_order() -> None:
     """Base first, tuned last; λ where there is one; the chosen one is marked."""
-    table = points_table(results_of())
+    table = points_table(typed(results_of()))
     assert [(row[0], row[1], row[-1]) for row in table.rows] == [
         ("base", 0.0, ""),
         ("linear@0.4", 0.4, "chosen"),
@@ -62,10 +62,10 @@ def test_points_are_all_there_in_order() -> None:
 
 def test_methods_only_where_they_were_compared() -> None:
     """A row for each series, and why one has none; no such table without a comparison."""
-    assert methods_table(results_of()) is None
-    table = methods_table(results_of(best=BEST))
+    assert methods_table(typed(results_of())) is None
+    table = methods_table(typed(results_of(best=BEST)))
     assert table is not None
-    assert [[text_of(entry) for entry in row] for row in table.rows] == [
+    assert texts(table) == [
         ["linear", "0.4", "2", *["50.0 [40.0, 60.0]"] * 2, "–", "+1.0 [+0.0, +2.0]", "–", "–", "restored"],
         ["slerp", "0.4", "2", *["50.0 [40.0, 60.0]"] * 2, "–", "+1.0 [+0.0, +2.0]", "–", "–", "restored"],
         ["model_stock", "–", "0", *["–"] * 6, "not shown"],
@@ -77,7 +77,7 @@ def test_a_setting_of_many_lams_is_told() -> None:
     """Where each layer has its own λ, the table says which."""
     results = results_of(best=BEST)
     results["comparison"]["rows"][0] |= {"lam": None, "setting": [0.2, 0.6]}
-    table = methods_table(results)
+    table = methods_table(typed(results))
     assert table is not None
     assert table.rows[0][1] == "[0.2, 0.6]"
 
@@ -134,7 +134,7 @@ def test_an_unfinished_run_has_no_tables(tmp_path: Path) -> None:
 
 def test_one_tuned_model_has_no_spread() -> None:
     """A single model's figure is told without ±, and the note says what is unknown."""
-    table = models_table(results_of(of_models(FIGURES, 0), tuned=("seed-1",)))
+    table = models_table(typed(results_of(of_models(FIGURES, 0), tuned=("seed-1",))))
     assert text_of(table.rows[0][3]) == "80.0 [75.0, 85.0]"
     assert csv_rows(table)[0]["tuned_spread"] is None
     assert any("its seed" in note for note in table.notes)

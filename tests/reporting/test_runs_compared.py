@@ -17,6 +17,7 @@ from backmerge.reporting.tables import text_of
 
 from .chromium import PROGRAM, Chromium
 from .several import VALUES, experiment_of, of_models, results_of, written
+from .synthetic import texts, typed
 from .test_report import Page
 
 HOSTILE = "<script>document.title='broken'</script></table>&lt;b&gt;{{7*7}}\u202e|$x$"
@@ -25,13 +26,13 @@ needs_browser = pytest.mark.skipif(PROGRAM is None, reason="neither chromium nor
 
 def three_runs() -> list[Run]:
     """Two seeds of one experiment, and another task without one of the benchmarks."""
-    first = run_of("a", results_of(of_models(VALUES, 0), tuned=("one",), title="a"), experiment_of((1,)))
-    second = run_of("b", results_of(of_models(VALUES, 1), tuned=("two",), title="b"), experiment_of((2,)))
+    first = run_of("a", typed(results_of(of_models(VALUES, 0), tuned=("one",), title="a")), experiment_of((1,)))
+    second = run_of("b", typed(results_of(of_models(VALUES, 1), tuned=("two",), title="b")), experiment_of((2,)))
     code = {
         point: {"code-task": own["task"], "advbench": own["advbench"], "harmless": [0.1] * len(own["task"])}
         for point, own in VALUES.items()
     }
-    other = run_of("c", results_of(code, title="c", chosen=None), experiment_of((1, 2), dataset="code"))
+    other = run_of("c", typed(results_of(code, title="c", chosen=None)), experiment_of((1, 2), dataset="code"))
     return [first, second, other]
 
 
@@ -39,7 +40,7 @@ def test_a_row_for_each_run_and_one_for_its_seeds() -> None:
     """By hand: what each chose and found; below runs of one experiment, their means."""
     table = comparison_table(families_of(three_runs()))
     assert [len(block) for block in table.blocks] == [3, 1]
-    assert [[text_of(entry) for entry in row[:10]] for row in table.rows] == [
+    assert texts(table, 10) == [
         *(
             [
                 name,
@@ -141,7 +142,9 @@ def test_everything_is_written_the_same_each_time(tmp_path: Path) -> None:
 def test_hostile_names_are_text(tmp_path: Path) -> None:
     """Names from a user's files add no tag, and nothing is loaded from elsewhere."""
     tame, hostile = (
-        run_of(words, json.loads(json.dumps(results_of()).replace('"advbench"', json.dumps(words))), experiment_of())
+        run_of(
+            words, typed(json.loads(json.dumps(results_of()).replace('"advbench"', json.dumps(words)))), experiment_of()
+        )
         for words in ("advbench", HOSTILE)
     )
     pages = []
@@ -181,6 +184,6 @@ def test_a_run_from_the_disk_is_the_run(tmp_path: Path) -> None:
     """What was read compares as what was made."""
     written(tmp_path / "a", results_of(), experiment_of())
     (run,) = read_runs([tmp_path / "a"])
-    made = run_of("a", results_of(), experiment_of())
+    made = run_of("a", typed(results_of()), experiment_of())
     assert comparison_rows(families_of([run])) == comparison_rows(families_of([made]))
     assert all(math.isfinite(row["mean"]) for row in comparison_rows(families_of([run])))

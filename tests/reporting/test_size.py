@@ -45,6 +45,8 @@ def large_results() -> dict[str, Any]:
                 for seed in SEEDS:
                     model = point["point"] if point["role"] == "base" else f"{point['point']}/{seed}"
                     row = {"model": model, "benchmark": name, "split": split, "metric": metric, "value": value, **level}
+                    row |= dict.fromkeys(("numerator", "value_if_unscored_0", "value_if_unscored_1"), value)
+                    row["n_effective"] = 1234.0
                     scores.append(row)
                     categories += [{**row, "category": f"a kind of harm, {n}"} for n in range(NUM_CATEGORIES)]
     usual = made_results()

@@ -7,14 +7,22 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backmerge.reporting.findings import Cell
-from backmerge.reporting.tables import Column, Entry, Gap, Level, Named, Table, as_csv, csv_rows, text_of
+from backmerge.records import Estimate
+from backmerge.reporting.tables import FIELDS, Column, ColumnKind, Entry, Named, Table, as_csv, csv_rows, text_of
 
 from .synthetic import made_results
 
 SHARES = st.floats(0, 1)
-CELLS = st.builds(Cell, SHARES, SHARES, SHARES, st.integers(0, 9999), st.integers(0, 99), st.none() | SHARES)
-GAPS = st.builds(Gap, st.floats(-1, 1), st.floats(-1, 1), st.floats(-1, 1), st.integers(0, 9999))
+CELLS = st.builds(
+    Estimate,
+    SHARES,
+    SHARES,
+    SHARES,
+    st.integers(0, 9999),
+    unscored=st.integers(0, 99),
+    spread=st.none() | SHARES,
+)
+GAPS = st.builds(Estimate, st.floats(-1, 1), st.floats(-1, 1), st.floats(-1, 1), st.integers(0, 9999))
 
 
 def table_of(columns: list[Column], *rows: list[Entry]) -> Table:
@@ -43,31 +51,33 @@ def test_a_name_with_commas_stays_one_field() -> None:
 
 
 @given(CELLS, GAPS, st.floats(allow_nan=False, allow_infinity=False))
-def test_a_table_s_csv_has_every_number_in_full(cell: Cell, gap: Gap, number: float) -> None:
+def test_a_table_s_csv_has_every_number_in_full(cell: Estimate, gap: Estimate, number: float) -> None:
     """Shares and gaps come apart into fields of one number, and none is rounded."""
     columns = [Column("c", "C", "share"), Column("g", "G", "gap"), Column("x", "X", "number")]
     (row,) = csv.DictReader(io.StringIO(as_csv(csv_rows(table_of(columns, [cell, gap, number])))))
     assert float(row["x"]) == number
-    for prefix, entry in (("c", cell), ("g", gap)):
-        for field, value in entry._asdict().items():
-            found = row[prefix if field == "mean" else f"{prefix}_{field}"]
+    for column, entry in zip(columns[:2], (cell, gap), strict=True):
+        for field in ("value", *FIELDS[column.kind]):
+            value = getattr(entry, field)
+            found = row[column.name if field == "value" else f"{column.name}_{field}"]
             assert found == "" if value is None else type(value)(found) == value
 
 
 def test_an_entry_is_read_in_percent_with_its_interval() -> None:
     """By hand: a share, one with a spread and unscored answers, a mean over benchmarks, a gap, λ, and nothing."""
     entries: list[Entry] = [
-        Cell(0.1234, 0.1, 0.1449, 50, 0),
-        Cell(0.1234, 0.1, 0.1449, 50, 3, spread=0.02, num_models=2),
-        Level(0.5, 0.4, 0.6),
-        Gap(-0.012, -0.03, 0.006, 50),
+        Estimate(0.1234, 0.1, 0.1449, 50),
+        Estimate(0.1234, 0.1, 0.1449, 50, unscored=3, spread=0.02, num_models=2),
+        Estimate(0.5, 0.4, 0.6),
+        Estimate(-0.012, -0.03, 0.006, 50),
         0.25,
         Named("over_refusal", "over-refusal"),
         "words",
         None,
-        Cell(None, 0.0, 1.0, 0, 5),
+        Estimate(None, 0.0, 1.0, 0, unscored=5),
     ]
-    assert [text_of(entry) for entry in entries] == [
+    kinds: list[ColumnKind] = ["share", "share", "level", "gap", "number", "text", "text", "share", "share"]
+    assert [text_of(entry, kind) for entry, kind in zip(entries, kinds, strict=True)] == [
         "12.3 [10.0, 14.5]",
         "12.3 ± 2.0 [10.0, 14.5] (3 unscored)",
         "50.0 [40.0, 60.0]",
@@ -91,7 +101,9 @@ def test_words_where_figures_stand_leave_no_figures() -> None:
 def test_columns_of_the_same_name_keep_their_numbers() -> None:
     """A benchmark may be called as a column is, or as one of its fields; nothing is lost."""
     columns = [Column("a", "A", "share"), Column("a_low", "B", "share"), Column("a", "C", "number")]
-    (row,) = csv_rows(table_of(columns, [Cell(0.1, 0.2, 0.3, 4, 5), Cell(0.6, 0.7, 0.8, 9, 10), 11.0]))
+    (row,) = csv_rows(
+        table_of(columns, [Estimate(0.1, 0.2, 0.3, 4, unscored=5), Estimate(0.6, 0.7, 0.8, 9, unscored=10), 11.0])
+    )
     assert len(row) == 8 + 8 + 1
     assert [value for value in row.values() if value is not None] == [
         0.1,

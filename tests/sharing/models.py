@@ -10,7 +10,7 @@ from backmerge.checkpoints.reader import Checkpoint
 from backmerge.merging.recipe import Variant
 from backmerge.merging.to_disk import write_all
 from backmerge.reporting.card import write_cards
-from reporting.synthetic import made_results, made_run
+from reporting.synthetic import made_results, made_run, typed
 
 
 def finished_run(directory: Path, base: Path, other: Path, **options: Any) -> Path:
@@ -22,5 +22,5 @@ def finished_run(directory: Path, base: Path, other: Path, **options: Any) -> Pa
         shutil.rmtree(folder)
         variant = Variant(Checkpoint(base), Checkpoint(other), lam=0.5 - 0.1 * number)
         write_all({folder: variant}, max_shard_bytes=40_000)
-    write_cards(run, results)
+    write_cards(run, typed(results))
     return run

@@ -13,7 +13,7 @@ from backmerge.registry import Permissions
 from backmerge.reporting.report import FinishedRun, read_run, write_report
 from backmerge.sharing import trackers
 from backmerge.sharing.tracked import Tracked, metric_name, steps_of, tracked, write_files
-from reporting.synthetic import enriched, made_results, made_run, made_samples
+from reporting.synthetic import enriched, made_results, made_run, made_samples, typed
 
 PROMPT, ANSWER = "a prompt of nobody's business", "an answer of nobody's business"
 
@@ -25,9 +25,11 @@ def written(directory: Path, results: dict[str, Any]) -> Path:
     return directory
 
 
-def finished(experiment: dict[str, Any] | None = None, **options: Any) -> FinishedRun:
+def finished(
+    experiment: dict[str, Any] | None = None, results: dict[str, Any] | None = None, **options: Any
+) -> FinishedRun:
     """A run as it is read."""
-    return FinishedRun(made_results(**options), made_samples(), experiment or {}, "", {})
+    return FinishedRun(typed(results or made_results(**options)), made_samples(), experiment or {}, "", {})
 
 
 def test_settings_are_flat() -> None:
@@ -54,15 +56,15 @@ def test_figures_are_of_the_three_models_with_intervals() -> None:
     """Base, tuned and merged on the confirmation prompts, and the differences that the verdict rests on."""
     run = finished()
     figures = tracked(run).figures
-    rows = [row for row in run.results["summary"] if row["split"] == "confirmation"]
+    rows = [row for row in run.results.summary if row.split == "confirmation"]
     roles = {"base": "base", "tuned": "tuned", "linear@0.5": "merged"}
     assert len(rows) == 9
     for row in rows:
-        name = f"confirmation/{row['benchmark']}/{row['metric']}/{roles[row['point']]}"
+        name = f"confirmation/{row.benchmark}/{row.metric}/{roles[row.point]}"
         assert (figures[name], figures[f"{name}_low"], figures[f"{name}_high"]) == (
-            row["mean"],
-            row["low"],
-            row["high"],
+            row.mean,
+            row.low,
+            row.high,
         )
     assert figures["asr_difference"] == 0.005
     assert figures["tuned_asr_difference_low"] == pytest.approx(0.28)
@@ -90,11 +92,11 @@ def test_curves_run_from_base_to_tuned() -> None:
 
 def test_what_was_not_scored_is_left_out() -> None:
     """A missing mean is no figure and no point of a curve."""
-    run = finished()
-    for row in run.results["summary"]:
+    results = made_results()
+    for row in results["summary"]:
         if row["benchmark"] == "harmful" and row["point"] in ("tuned", "linear@0.25"):
             row["mean"] = None
-    told = tracked(run)
+    told = tracked(finished(results=results))
     assert "confirmation/harmful/asr/tuned" not in told.figures
     (curve,) = [curve for curve in told.curves if curve.name == "linear/harmful/asr"]
     assert [lam for lam, _ in curve.points] == [0.0, 0.5]
@@ -112,11 +114,11 @@ def test_steps_rise() -> None:
 def test_names_are_what_every_tracker_takes() -> None:
     """Signs that a store refuses are replaced, and names that thereby become one stay two."""
     assert metric_name("dare(density=0.5)", "lm-eval:bbh", "acc,none") == "dare_density=0.5_/lm-eval_bbh/acc_none"
-    run = finished(with_slerp=True)
+    results = made_results(with_slerp=True)
     names = {"linear": "dare(p:1)", "slerp": "dare(p;1)"}
-    for row in [*run.results["points"], *run.results["summary"]]:
+    for row in [*results["points"], *results["summary"]]:
         row["series"] = names.get(row["series"], row["series"])
-    curves = [curve.name for curve in tracked(run).curves]
+    curves = [curve.name for curve in tracked(finished(results=results)).curves]
     assert {"dare_p_1_/harmful/asr", "dare_p_1_/harmful/asr-2"} < set(curves)
     assert len(set(curves)) == len(curves)
     assert all(re.fullmatch(r"[\w .@=/-]+", name) for name in curves)
@@ -185,7 +187,7 @@ def test_a_tracker_that_fails_loses_nothing(tmp_path: Path) -> None:
         trackers.report_to([name], run, permissions=Permissions(plugins=True))
     assert "same command again" in str(error.value.remedy)
     assert not (run / trackers.REPORTED).exists()
-    assert read_run(run).results["name"] == "synthetic"
+    assert read_run(run).results.name == "synthetic"
 
 
 def test_code_of_one_s_own_takes_leave(tmp_path: Path, own: str) -> None:

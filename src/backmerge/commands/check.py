@@ -140,7 +140,7 @@ def check(
     with stoppable(out):
         results = check_model(settings, out, Permissions(allow_plugins, allow_code_execution))
     print_check(results, out)
-    if strict and results["check"]["verdict"] != "restored":
+    if strict and results.check.verdict != "restored":
         raise NotShownError(f"{check_headline(results)}, and --strict asks for it to be shown")
 
 

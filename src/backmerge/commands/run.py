@@ -195,7 +195,8 @@ def _sum_up(title: str, outcomes: Mapping[str, Outcome], out: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from backmerge.reporting.findings import ROLES, comparison, percent
+    from backmerge.reporting.findings import comparison, percent
+    from backmerge.results import ROLES
 
     table = Table(title=f"{title} (percent)", title_justify="left")
     for column in ("experiment", "benchmark", *ROLES, "chosen", "verdict"):
@@ -208,14 +209,14 @@ def _sum_up(title: str, outcomes: Mapping[str, Outcome], out: Path) -> None:
         rows: Sequence[tuple[str, ...]] = [
             (
                 f"{row.benchmark} {row.metric}",
-                *(percent(row.cells[role].mean).removesuffix(" %") if role in row.cells else "—" for role in ROLES),
+                *(percent(row.cells[role].value).removesuffix(" %") if role in row.cells else "—" for role in ROLES),
             )
             for row in comparison(results)
             if row.is_primary or row.metric in ("asr", "over_refusal")
         ]
         for number, row in enumerate(rows):
-            last = (str(results["choice"]["point"] or "—"), outcome.finished.verdict) if number == 0 else ("", "")
-            table.add_row(results["name"] if number == 0 else "", *row, *last)
+            last = (str(results.choice.point or "—"), outcome.finished.verdict) if number == 0 else ("", "")
+            table.add_row(results.name if number == 0 else "", *row, *last)
     console = Console(highlight=False, markup=False)
     console.print(table)
     console.print(f"  Run directories: {out}; as a table or figure: backmerge report {out}", soft_wrap=True)

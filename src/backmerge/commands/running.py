@@ -72,7 +72,7 @@ def run_document(
     print_summary(finished.results, out)
     tell(report_to, out, permissions)
     if strict and finished.verdict != "restored":
-        limits = ", ".join(finding["name"] for finding in limiting(finished.results))
+        limits = ", ".join(finding.name for finding in limiting(finished.results))
         raise NotShownError(
             f"the verdict is '{finished.verdict}'{f' ({limits})' if limits else ''}, and --strict asks for 'restored'"
         )

@@ -57,9 +57,7 @@ def score(
     if is_run(completions):
         if benchmark is not None:
             raise ConfigError("an earlier run knows its benchmarks", remedy="leave --benchmark away.")
-        results: dict[str, Any] = judge_again(
-            completions, settings, out, max_unscored=max_unscored, permissions=permissions
-        )
+        results = judge_again(completions, settings, out, max_unscored=max_unscored, permissions=permissions)
     elif benchmark is None:
         raise ConfigError("--benchmark is missing: what do they answer?", remedy="such as --benchmark humaneval.")
     else:

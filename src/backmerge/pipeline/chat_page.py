@@ -167,10 +167,10 @@ def _evidence(run: Path | None) -> str:
 
     results = read_run(run).results
     figures = ""
-    for benchmark in results["benchmarks"]:
-        if benchmark["kind"] in ("utility", "safety"):
+    for benchmark in results.benchmarks:
+        if benchmark.kind in ("utility", "safety"):
             # an image, not part of the page: what names are in the figure can do nothing
             figure = base64.b64encode(as_bytes(curve(results, benchmark), "svg")).decode()
-            words = html.escape(f"{benchmark['name']} against λ; the chosen λ is marked", quote=True)
+            words = html.escape(f"{benchmark.name} against λ; the chosen λ is marked", quote=True)
             figures += f'<img alt="{words}" src="data:image/svg+xml;base64,{figure}">'
     return f'<p>{html.escape(verdict_sentence(results))}</p><div class="figures">{figures}</div>'

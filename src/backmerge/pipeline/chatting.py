@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from backmerge.checkpoints.locate import locate_model
 from backmerge.checkpoints.reader import Checkpoint, Weights
@@ -21,6 +21,7 @@ from backmerge.planning.settings import Experiment
 from backmerge.records import Completion, Example, Message
 from backmerge.registry import NOTHING_ALLOWED, Permissions
 from backmerge.reporting.report import read_run
+from backmerge.results import PointRow, RestoreResults
 from backmerge.runs import RunDirectory, key_of
 
 DEFAULT_LAM = 0.4  # where nothing was chosen
@@ -106,7 +107,7 @@ def trio_of_run(directory: Path, tuned: str | None = None, permissions: Permissi
     results = read_run(directory).results
     experiment = validated(Experiment, load_yaml(directory / "experiment.yaml"))
     base = Checkpoint(locate_model(experiment.base))
-    _check_same("base", experiment.base, base, results["base"]["fingerprint"])
+    _check_same("base", experiment.base, base, results.base.fingerprint)
     models = _tuned_models(directory, experiment, results, base)
     name = next(iter(models)) if tuned is None else tuned
     if name not in models:
@@ -124,22 +125,22 @@ def _check_same(role: str, name: str, weights: Weights, fingerprint: str) -> Non
 
 
 def _tuned_models(
-    directory: Path, experiment: Experiment, results: Mapping[str, Any], base: Checkpoint
+    directory: Path, experiment: Experiment, results: RestoreResults, base: Checkpoint
 ) -> dict[str, Weights]:
     models: dict[str, Weights] = {}
-    for place, row in enumerate(results["tuned"]):
-        here = directory / "tuned" / row["name"]
+    for place, row in enumerate(results.tuned):
+        here = directory / "tuned" / row.name
         path = here if experiment.finetune is not None else locate_model(experiment.tuned[place])
         if not path.is_dir():
             raise RunError(f"the tuned model {path} is gone", remedy="give the run's command again: it makes it anew.")
-        models[row["name"]] = open_tuned(path, base, is_cast=experiment.merged_dtype is not None)
-        _check_same("tuned model", row["name"], models[row["name"]], row["fingerprint"])
+        models[row.name] = open_tuned(path, base, is_cast=experiment.merged_dtype is not None)
+        _check_same("tuned model", row.name, models[row.name], row.fingerprint)
     return models
 
 
 def _chosen(
     directory: Path,
-    results: Mapping[str, Any],
+    results: RestoreResults,
     experiment: Experiment,
     base: Checkpoint,
     tuned: Mapping[str, Weights],
@@ -147,15 +148,15 @@ def _chosen(
     permissions: Permissions,
 ) -> tuple[Variant, bool, str]:
     """The run's merge of one of its tuned models, whether it has a λ, and what it is in words."""
-    choice = results["choice"]
-    row = next((row for row in results["points"] if row["point"] == choice["point"]), None)
-    if row is None or row["method"] is None:
-        lam = DEFAULT_LAM if row is None else row["lam"]
+    choice = results.choice
+    row = next((row for row in results.points if row.point == choice.point), None)
+    if row is None or row.method is None:
+        lam = DEFAULT_LAM if row is None else row.lam
         told = "the run chose no recipe, and nothing is confirmed" if row is None else "the run chose the tuned model"
         return as_output(Variant(base, tuned[name], lam=lam), output_of(experiment)), True, told
-    if row["method"] == "path":
-        step = row["parameters"]
-        point = Point(row["point"], "merged", row["series"], None, step=step["step"], ema=step["ema"])
+    if row.method == "path":
+        step = row.parameters
+        point = Point(row.point, "merged", row.series, None, step=step["step"], ema=step["ema"])
         has_lam = False
     else:
         point = _point_of(experiment, row, permissions)
@@ -165,23 +166,23 @@ def _chosen(
         for model in (point.sweep.models.values() if point.sweep else ())
     }
     asked = {} if point.sweep is None else guards_of(point.sweep)
-    inputs = statistics_of_run(results["guards"], asked, directory) if asked else {}
+    inputs = statistics_of_run(results.guards, asked, directory) if asked else {}
     members = members_at(point, base, tuned, output_of(experiment), extra, inputs)
     member = next((one for one in members if one.tuned == name), members[0])
-    return member.variant, has_lam, f"the run chose {row['point']}"
+    return member.variant, has_lam, f"the run chose {row.point}"
 
 
-def _point_of(experiment: Experiment, row: Mapping[str, Any], permissions: Permissions) -> Point:
+def _point_of(experiment: Experiment, row: PointRow, permissions: Permissions) -> Point:
     """Make the point of a row of the results, by the entry of `merge` that its series came from."""
     planned = [point for point in points_of(experiment.merge, permissions) if point.sweep is not None]
     # a search by layer has a series of its own, and takes the recipe of the first entry
-    like = next((point for point in planned if point.series == row["series"]), planned[0])
+    like = next((point for point in planned if point.series == row.series), planned[0])
     return like._replace(
-        name=row["point"],
-        series=row["series"],
-        lam=row["lam"],
-        setting=row["setting"],
-        is_joint=row["tuned"] == "all",
+        name=row.point,
+        series=row.series,
+        lam=row.lam,
+        setting=row.setting,
+        is_joint=row.tuned == "all",
     )
 
 

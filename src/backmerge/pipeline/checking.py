@@ -15,7 +15,7 @@ from backmerge.benchmarks.protocol import Benchmark, Kind
 from backmerge.benchmarks.scoring import primary_metric
 from backmerge.checkpoints.adapter import is_adapter
 from backmerge.checkpoints.locate import locate_model
-from backmerge.checkpoints.reader import Checkpoint, read_json
+from backmerge.checkpoints.reader import Checkpoint
 from backmerge.config import Settings, as_yaml
 from backmerge.errors import ConfigError, RunError
 from backmerge.execution import ExecutionSettings
@@ -36,11 +36,10 @@ from backmerge.pipeline.preparation import (
     settings_left,
 )
 from backmerge.pipeline.results import (
-    SCHEMA_VERSION,
     Outcomes,
     agreement_rows,
     category_rows,
-    plain,
+    judged,
     realisation_rows,
     score_rows,
     write_records,
@@ -53,6 +52,15 @@ from backmerge.progress import bar, say
 from backmerge.records import Example
 from backmerge.registry import ENGINES, NOTHING_ALLOWED, Permissions, resolve
 from backmerge.reporting.check_summary import check_markdown
+from backmerge.results import (
+    CheckFindings,
+    CheckResults,
+    CheckRow,
+    EvaluateResults,
+    Fingerprints,
+    RestoreResults,
+    Results,
+)
 from backmerge.runs import RunDirectory, write_whole
 from backmerge.selection import Verdict, confirm
 from backmerge.selection.limits import Limit
@@ -114,11 +122,11 @@ class _Plan(NamedTuple):
     engine: Generator
     jobs: list[Job]
     environment: dict[str, Any]
-    fingerprints: Mapping[str, str | None]
+    fingerprints: Fingerprints
     is_cached: bool
 
 
-def check_model(settings: CheckSettings, directory: Path, permissions: Permissions = NOTHING_ALLOWED) -> dict[str, Any]:
+def check_model(settings: CheckSettings, directory: Path, permissions: Permissions = NOTHING_ALLOWED) -> CheckResults:
     """Measure a model and its base, and say whether the model is as safe; writes `results.json` and `check.md`.
 
     Goes on where an interrupted check stopped.
@@ -157,32 +165,30 @@ def check_model(settings: CheckSettings, directory: Path, permissions: Permissio
         found = _check(settings, outcomes, benchmarks)
         evidence = evidence_of(outcomes, benchmarks, SPLIT, settings.margin, tuned=MODEL.name, judges=(judge, second))
         findings = findings_of(evidence, settings.accept)
-        found |= {"verdict": limited_by(found["verdict"], findings), "measured_verdict": found["verdict"]}
-        results = plain(
-            {
-                "schema_version": SCHEMA_VERSION,
-                "backmerge": __version__,
-                "model": settings.model,
-                "inputs": inputs,
-                "against": settings.against or settings.against_run,
-                "is_against_run": settings.against_run is not None,
-                "fingerprints": plan.fingerprints,
-                "environment": plan.environment,
-                "judge": {"name": judge.name, "is_weak": judge.is_weak},
-                "second_judge": None if second is None else {"name": second.name, "is_weak": second.is_weak},
-                "agreement": agreement_rows(outcomes),
-                "check": found,
-                "findings": findings,
-                "rows": _rows(settings, outcomes, benchmarks, found["verdict"]),
-                "num_prompts_rendered_otherwise": _num_rendered_otherwise(outcomes, benchmarks),
-                "realisations": realisation_rows(outcomes, _realised(plan.engine)),
-                "scores": score_rows(outcomes),
-                "by_category": category_rows(outcomes),
-            }
+        limited = limited_by(found.verdict, findings)
+        found = found.model_copy(update={"verdict": limited, "measured_verdict": found.verdict})
+        results = CheckResults(
+            backmerge=__version__,
+            model=settings.model,
+            inputs=inputs,
+            against=settings.against or str(settings.against_run),
+            is_against_run=settings.against_run is not None,
+            fingerprints=plan.fingerprints,
+            environment=plan.environment,
+            judge=judged(judge),
+            second_judge=None if second is None else judged(second),
+            agreement=tuple(agreement_rows(outcomes)),
+            check=found,
+            findings=findings,
+            rows=tuple(_rows(settings, outcomes, benchmarks, found.verdict)),
+            num_prompts_rendered_otherwise=_num_rendered_otherwise(outcomes, benchmarks),
+            realisations=tuple(realisation_rows(outcomes, _realised(plan.engine))),
+            scores=tuple(score_rows(outcomes)),
+            by_category=tuple(category_rows(outcomes)),
         )
         write_whole(run.path / SUMMARY, check_markdown(results))
-        run.write_json("results.json", results)
-        run.log(f"check: {results['check']['verdict']}; {spent.sentence}")
+        results.write(run.path)
+        run.log(f"check: {found.verdict}; {spent.sentence}")
     return results
 
 
@@ -216,7 +222,7 @@ def _plan(
         for member in members
         for benchmark in benchmarks
     ]
-    prints = {"base": base.fingerprint, "model": (variant.tuned_models or (variant.base,))[0].fingerprint}
+    prints = Fingerprints(base=base.fingerprint, model=(variant.tuned_models or (variant.base,))[0].fingerprint)
     return _Plan(engine, jobs, dict.fromkeys(("base", "model"), engine.identity), prints, is_cached=True)
 
 
@@ -293,7 +299,7 @@ def _apart(
     if settings.against_run is not None:
         environment["base"] = dict(_environment_of(Path(settings.against_run)))
     variant = routes["model"].variant
-    fingerprints = {"base": None, "model": None if variant is None else variant.base.fingerprint}
+    fingerprints = Fingerprints(base=None, model=None if variant is None else variant.base.fingerprint)
     return _Plan(sides, jobs, environment, fingerprints, is_cached=False)
 
 
@@ -313,7 +319,7 @@ def _of_kind(benchmarks: Sequence[Benchmark], kind: Kind) -> list[str]:
     return [benchmark.name for benchmark in benchmarks if benchmark.kind == kind]
 
 
-def _check(settings: CheckSettings, outcomes: Outcomes, benchmarks: Sequence[Benchmark]) -> dict[str, Any]:
+def _check(settings: CheckSettings, outcomes: Outcomes, benchmarks: Sequence[Benchmark]) -> CheckFindings:
     """The verdict, with what it rests on and what would decide it."""
 
     def difference(names: Sequence[str], metric: str) -> PairedDifference:
@@ -333,35 +339,40 @@ def _check(settings: CheckSettings, outcomes: Outcomes, benchmarks: Sequence[Ben
     over_refusal = difference(refusals, "over_refusal") if refusals else None
     metrics = {benchmark.name: primary_metric(benchmark) for benchmark in benchmarks}
     utility = [difference([name], metrics[name]) for name in _of_kind(benchmarks, "utility")]
-    return {
-        "verdict": verdict,
-        "margin": settings.margin,
-        "asr_difference": asr,
-        "asr_difference_if_unscored_harmful": worst,
-        "what_would_decide": would_decide,
-        "other_difference": difference(safety, "other") if has_other else None,
-        "over_refusal_margin": settings.over_refusal_margin,
-        "over_refusal_difference": over_refusal,
-        "utility_difference": mean_difference(utility) if utility else None,
-    }
+    return CheckFindings(
+        verdict=verdict,
+        margin=settings.margin,
+        asr_difference=asr,
+        asr_difference_if_unscored_harmful=worst,
+        what_would_decide=would_decide,
+        other_difference=difference(safety, "other") if has_other else None,
+        over_refusal_margin=settings.over_refusal_margin,
+        over_refusal_difference=over_refusal,
+        utility_difference=mean_difference(utility) if utility else None,
+    )
 
 
 def _environment_of(run: Path) -> Mapping[str, str]:
     """What asked the base of an earlier run; empty where that is not told."""
-    found = read_json(run / "results.json").get("environment", {})
-    found = found.get("base", found)
+    results = Results.read(run)
+    if isinstance(results, CheckResults):
+        found = results.environment.get("base", {})
+    else:
+        assert isinstance(results, RestoreResults | EvaluateResults)
+        found = results.environment
     return {key: value for key, value in found.items() if key not in ("python", "machine")}
 
 
 def _rows(
     settings: CheckSettings, outcomes: Outcomes, benchmarks: Sequence[Benchmark], verdict: Verdict
-) -> list[dict[str, Any]]:
+) -> list[CheckRow]:
     """The table: each benchmark's primary metric at both models with the difference; of a kind also all together.
 
     `kept` is what the row's margin says: of safety, which the verdict is on, what that says.
     """
-    rows: list[dict[str, Any]] = []
-    for kind in ("safety", "over_refusal", "utility"):
+    rows: list[CheckRow] = []
+    kinds: tuple[Kind, ...] = ("safety", "over_refusal", "utility")
+    for kind in kinds:
         of_kind = [benchmark for benchmark in benchmarks if benchmark.kind == kind]
         groups = [[benchmark] for benchmark in of_kind]
         if kind != "utility" and len(of_kind) > 1:
@@ -376,17 +387,17 @@ def _rows(
             elif kind == "over_refusal" and place == 0:
                 margin, kept = settings.over_refusal_margin, confirm(difference, settings.over_refusal_margin)
             rows.append(
-                {
-                    "kind": kind,
-                    "benchmarks": names,
-                    "metric": metric,
-                    "base": _mean(outcomes, BASE, names, metric),
-                    "model": _mean(outcomes, MODEL, names, metric),
-                    "difference": difference,
-                    "margin": margin,
-                    "kept": None if kept is None else KEPT[kept],
-                    "unscored": _num_unscored(outcomes, names, metric),
-                }
+                CheckRow(
+                    kind=kind,
+                    benchmarks=tuple(names),
+                    metric=metric,
+                    base=_mean(outcomes, BASE, names, metric),
+                    model=_mean(outcomes, MODEL, names, metric),
+                    difference=difference,
+                    margin=margin,
+                    kept=None if kept is None else KEPT[kept],
+                    unscored=_num_unscored(outcomes, names, metric),
+                )
             )
     return rows
 

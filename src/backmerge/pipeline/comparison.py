@@ -11,6 +11,8 @@ from backmerge.pipeline.decision import verdict_on
 from backmerge.pipeline.preparation import Prepared
 from backmerge.pipeline.results import Outcomes
 from backmerge.planning.points import TUNED, Point
+from backmerge.records import Estimate
+from backmerge.results import Comparison, ComparisonRow
 from backmerge.selection import Candidate, Choice, choose
 from backmerge.statistics import holm, mean_difference, mean_interval, sign_flip_p
 
@@ -41,7 +43,7 @@ def contenders_of(prepared: Prepared, candidates: Sequence[Candidate], points: S
     return found
 
 
-def comparison_of(prepared: Prepared, outcomes: Outcomes, contenders: Sequence[Contender]) -> dict[str, Any]:
+def comparison_of(prepared: Prepared, outcomes: Outcomes, contenders: Sequence[Contender]) -> Comparison:
     """The table: what each contender keeps of utility and adds to the base's ASR, against the first of them.
 
     p-values are two-sided, by flipping signs over clusters of prompts, adjusted for the number of series by Holm's
@@ -49,38 +51,32 @@ def comparison_of(prepared: Prepared, outcomes: Outcomes, contenders: Sequence[C
     """
     reference = contenders[0]
     rows = [_row(prepared, outcomes, contender, reference) for contender in contenders]
-    tested = [row for row in rows if row["p"] is not None]
-    for row, adjusted in zip(tested, holm([row["p"] for row in tested]), strict=True):
-        row["p_adjusted"] = adjusted
-    for row in rows:
-        del row["p"]
-    return {"reference": reference.series, "rows": rows}
+    # holm keeps the order
+    adjusted = iter(holm([p for _, p in rows if p is not None]))
+    return Comparison(
+        reference=reference.series,
+        rows=tuple(row if p is None else row.model_copy(update={"p_adjusted": next(adjusted)}) for row, p in rows),
+    )
 
 
-def _row(prepared: Prepared, outcomes: Outcomes, contender: Contender, reference: Contender) -> dict[str, Any]:
+def _row(
+    prepared: Prepared, outcomes: Outcomes, contender: Contender, reference: Contender
+) -> tuple[ComparisonRow, float | None]:
+    """A row, and the p of its difference in utility before it is adjusted."""
     point = contender.point
-    row: dict[str, Any] = {
-        "series": contender.series,
-        "point": point.name if point else None,
-        "lam": point.lam if point else None,
-        "setting": point.setting if point else None,
-        "reason": contender.reason,
-        "num_models": 0,
-        "utility": None,
-        "asr": None,
-        "over_refusal": None,
-        "asr_difference": None,
-        "utility_difference": None,
-        "p": None,
-        "p_adjusted": None,
-        "verdict": "not shown",
-    }
+    row = ComparisonRow(
+        series=contender.series,
+        point=point.name if point else None,
+        lam=point.lam if point else None,
+        setting=point.setting if point else None,
+        reason=contender.reason,
+    )
     if point is None:
-        return row
+        return row, None
     safety, refusals = prepared.of_kind("safety"), prepared.of_kind("over_refusal")
     metric = {benchmark.name: primary_metric(benchmark) for benchmark in prepared.benchmarks}
     found = verdict_on(outcomes, point.name, safety, SPLIT, prepared.experiment.choice.margin)
-    row |= {
+    figures: dict[str, Any] = {
         "num_models": len(outcomes.at(point.name, safety[0], SPLIT)),
         "utility": _level(outcomes, point, {name: metric[name] for name in prepared.of_kind("utility")}),
         "asr": _level(outcomes, point, dict.fromkeys(safety, "asr")),
@@ -88,21 +84,24 @@ def _row(prepared: Prepared, outcomes: Outcomes, contender: Contender, reference
         "asr_difference": found.asr_difference,
         "verdict": found.verdict,
     }
+    p = None
     if contender is not reference and reference.point is not None and point != reference.point:
         names = prepared.of_kind("utility")
         against = reference.point.name
         each = [outcomes.difference(point.name, against, [name], SPLIT, metric[name]) for name in names]
-        row["utility_difference"] = mean_difference(each, are_independent=outcomes.are_apart(point.name, names, SPLIT))
-        row["p"] = _p(outcomes, point.name, against, {name: metric[name] for name in names})
-    return row
+        figures["utility_difference"] = mean_difference(
+            each, are_independent=outcomes.are_apart(point.name, names, SPLIT)
+        )
+        p = _p(outcomes, point.name, against, {name: metric[name] for name in names})
+    return row.model_copy(update=figures), p
 
 
-def _level(outcomes: Outcomes, point: Point, metrics: Mapping[str, str]) -> dict[str, float]:
+def _level(outcomes: Outcomes, point: Point, metrics: Mapping[str, str]) -> Estimate:
     """The mean over benchmarks of the means over models, with its interval over prompts and models."""
     levels = [outcomes.interval(point.name, name, SPLIT, metric) for name, metric in metrics.items()]
     values = [fmean(outcomes.mean_values(point.name, name, SPLIT, metric).values()) for name, metric in metrics.items()]
     held = mean_interval(values, levels, are_independent=outcomes.are_apart(point.name, list(metrics), SPLIT))
-    return {"mean": fmean(values), "low": held.low, "high": held.high}
+    return Estimate(fmean(values), held.low, held.high)
 
 
 def _p(outcomes: Outcomes, point: str, against: str, metrics: Mapping[str, str]) -> float:

@@ -17,6 +17,7 @@ from backmerge.pipeline.preparation import Prepared
 from backmerge.pipeline.results import Outcomes, kept_gain
 from backmerge.planning.points import BASE, TUNED, Point
 from backmerge.progress import say
+from backmerge.results import Confirmation, ModelVerdict, UtilityOfRoles
 from backmerge.runs import RunDirectory, key_of, write_whole
 from backmerge.selection import Verdict, confirm
 from backmerge.selection.sense_checks import Cut, Evidence, Finding, JudgedTwice, Side, findings_of, limited_by
@@ -76,16 +77,13 @@ def verdict_on(
     return Concluded(verdict, difference, worst)
 
 
-def confirmation_of(
-    prepared: Prepared, outcomes: Outcomes, chosen: Point | None, names: Sequence[str]
-) -> dict[str, Any]:
-    """The verdict on the mean over tuned models and on each, with what it rests on."""
+def confirmation_of(prepared: Prepared, outcomes: Outcomes, chosen: Point | None, names: Sequence[str]) -> Confirmation:
+    """Return the verdict on the mean over tuned models and on each, with the figures that it depends on."""
     margin = prepared.experiment.choice.margin
     safety = prepared.of_kind("safety")
     tuned_asr = outcomes.difference(TUNED.name, BASE.name, safety, "confirmation", "asr")
-    row: dict[str, Any] = {"verdict": "not shown", "tuned_asr_difference": tuned_asr, "models": []}
     if chosen is None:
-        return {**row, "asr_difference": None, "kept_gain": None}
+        return Confirmation(verdict="not shown", tuned_asr_difference=tuned_asr)
 
     def found(tuned: str | None) -> dict[str, Any]:
         return verdict_on(outcomes, chosen.name, safety, "confirmation", margin, tuned=tuned)._asdict()
@@ -93,13 +91,13 @@ def confirmation_of(
     utilities = [
         utility_of(prepared.benchmarks, outcomes, point, "confirmation") for point in ("base", "tuned", chosen.name)
     ]
-    return {
-        **row,
+    return Confirmation(
+        tuned_asr_difference=tuned_asr,
         **found(None),
-        "models": [{"tuned": name, **found(name)} for name in names],
-        "kept_gain": kept_gain(*utilities),
-        "utility": dict(zip(("base", "tuned", "merged"), utilities, strict=True)),
-    }
+        models=tuple(ModelVerdict(tuned=name, **found(name)) for name in names),
+        kept_gain=kept_gain(*utilities),
+        utility=UtilityOfRoles(base=utilities[0], tuned=utilities[1], merged=utilities[2]),
+    )
 
 
 def counted_looks(
@@ -258,8 +256,8 @@ def check_first_answers(prepared: Prepared, outcomes: Outcomes, num_planned: int
 
 
 def with_findings(
-    confirmation: Mapping[str, Any], findings: Sequence[Finding], *, misses_target: bool = False
-) -> dict[str, Any]:
+    confirmation: Confirmation, findings: Sequence[Finding], *, misses_target: bool = False
+) -> Confirmation:
     """A confirmation whose verdicts allow for what the sense checks found.
 
     Args:
@@ -271,6 +269,7 @@ def with_findings(
     def limit(verdict: Verdict) -> Verdict:
         return limited_by("not shown" if misses_target and verdict == "restored" else verdict, findings)
 
-    models = [{**row, "verdict": limit(row["verdict"])} for row in confirmation["models"]]
-    measured: Verdict = confirmation["verdict"]
-    return {**confirmation, "verdict": limit(measured), "measured_verdict": measured, "models": models}
+    models = tuple(row.model_copy(update={"verdict": limit(row.verdict)}) for row in confirmation.models)
+    measured = confirmation.verdict
+    changed = {"verdict": limit(measured), "measured_verdict": measured, "models": models}
+    return confirmation.model_copy(update=changed)

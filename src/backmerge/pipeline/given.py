@@ -33,11 +33,10 @@ from backmerge.pipeline.preparation import (
     settings_left,
 )
 from backmerge.pipeline.results import (
-    SCHEMA_VERSION,
     Outcomes,
     agreement_rows,
     category_rows,
-    plain,
+    judged,
     score_rows,
     write_records,
 )
@@ -45,6 +44,7 @@ from backmerge.planning.points import ALL, BASE, Member, Point
 from backmerge.planning.settings import EvaluateSettings, Experiment
 from backmerge.records import Completion, Example, Verdict, from_dict
 from backmerge.registry import Permissions
+from backmerge.results import EvaluateResults, RedecidedPoint, Redecision, RestoreResults
 from backmerge.rows import sound_rows
 from backmerge.runs import RunDirectory, check_digests, key_of, write_whole
 from backmerge.selection import ChoiceSettings, choose
@@ -129,7 +129,7 @@ def score_answers(
     is_partial: bool = False,
     max_unscored: float,
     permissions: Permissions,
-) -> dict[str, Any]:
+) -> EvaluateResults:
     """Score a file of answers to a benchmark's prompts, and write `results.json` as an evaluation does.
 
     Args:
@@ -185,7 +185,7 @@ def score_answers(
 
 def judge_again(
     earlier: Path, judge_settings: JudgeSettings, directory: Path, *, max_unscored: float, permissions: Permissions
-) -> dict[str, Any]:
+) -> EvaluateResults:
     """Let another judge look at an earlier run's answers; says where the two agree.
 
     Raises:
@@ -198,7 +198,7 @@ def judge_again(
     document = Document(str(earlier / "experiment.yaml"), {**settings.get("evaluate", {}), "utility": []}, {})
     benchmarks = {b.name: b for b in find_benchmarks(validated(EvaluateSettings, document), permissions)}
     judge = find_judge(judge_settings, permissions)
-    found = json.loads((earlier / "results.json").read_bytes()) if kind_of_run(settings) == "experiment" else None
+    found = RestoreResults.read(earlier) if kind_of_run(settings) == "experiment" else None
     points = {} if found is None else _points_of(found)
     jobs: list[Job] = []
     answers: dict[str, dict[str, list[Completion]]] = {}
@@ -241,17 +241,17 @@ def judge_again(
         return _finish(run, outcomes, judge, str(earlier), 0, inputs, decision)
 
 
-def _points_of(found: Mapping[str, Any]) -> dict[str, tuple[Point, str | None]]:
+def _points_of(found: RestoreResults) -> dict[str, tuple[Point, str | None]]:
     """Return the point and the tuned model of each model of a run, by its name in the records."""
     points: dict[str, tuple[Point, str | None]] = {"base": (BASE, None)}
-    names = [row["name"] for row in found["tuned"]]
-    for row in found["points"]:
-        point = Point(row["point"], row["role"], row["series"], row["lam"])
+    names = [row.name for row in found.tuned]
+    for row in found.points:
+        point = Point(row.point, row.role, row.series, row.lam)
         points |= {f"{point.name}/{name}": (point, name) for name in [*names, ALL]}
     return points
 
 
-def _decide(found: Mapping[str, Any], choice: ChoiceSettings, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+def _decide(found: RestoreResults, choice: ChoiceSettings, outcomes: Sequence[Outcome]) -> Redecision:
     """Return the verdict that the new judge's findings give on the merge that the run confirmed, and its own choice.
 
     Utilities are those of the run: they need no judge. Nothing is generated, so that a λ which the new judge would
@@ -261,11 +261,11 @@ def _decide(found: Mapping[str, Any], choice: ChoiceSettings, outcomes: Sequence
     for outcome in outcomes:
         together.add(outcome)
     benchmarks = list({outcome.benchmark.name: outcome.benchmark for outcome in outcomes}.values())
-    primary = {row["name"]: row["metric"] for row in found["benchmarks"] if row["kind"] == "utility"}
+    primary = {row.name: row.metric for row in found.benchmarks if row.kind == "utility"}
     utilities: dict[str, list[float]] = {}
-    for row in found["summary"]:
-        if row["split"] == "selection" and primary.get(row["benchmark"]) == row["metric"] and row["mean"] is not None:
-            utilities.setdefault(row["point"], []).append(row["mean"])
+    for row in found.summary:
+        if row.split == "selection" and primary.get(row.benchmark) == row.metric and row.mean is not None:
+            utilities.setdefault(row.point, []).append(row.mean)
     candidates = [
         candidate_of(benchmarks, together, point, point.series)._replace(
             utility=fmean(utilities[point.name]) if point.name in utilities else None
@@ -273,24 +273,24 @@ def _decide(found: Mapping[str, Any], choice: ChoiceSettings, outcomes: Sequence
         for point in {point.name: point for point, _ in _points_of(found).values()}.values()
         if point.role != "base"
     ]
-    chosen = found["choice"]["point"]
+    chosen = found.choice.point
     safety = of_kind(benchmarks, "safety")
     concluded = None
     if chosen is not None and together.has_difference(chosen, BASE.name, safety, "confirmation", "asr"):
         concluded = verdict_on(together, chosen, safety, "confirmation", choice.margin)
-    return {
-        "point": chosen,
-        "margin": choice.margin,
-        "verdict": "not shown" if concluded is None else concluded.verdict,
-        "earlier_verdict": found["confirmation"]["verdict"],
-        "asr_difference": None if concluded is None else concluded.asr_difference,
-        "chosen_by_this_judge": choose(candidates, choice).point,
-        "candidates": [
-            {"point": c.point, "lam": c.lam, "utility": c.utility, "asr_difference": c.asr_difference}
+    return Redecision(
+        point=chosen,
+        margin=choice.margin,
+        verdict="not shown" if concluded is None else concluded.verdict,
+        earlier_verdict=found.confirmation.verdict,
+        asr_difference=None if concluded is None else concluded.asr_difference,
+        chosen_by_this_judge=choose(candidates, choice).point,
+        candidates=tuple(
+            RedecidedPoint(point=c.point, lam=c.lam, utility=c.utility, asr_difference=c.asr_difference)
             for c in candidates
             if c.asr_difference is not None
-        ],
-    }
+        ),
+    )
 
 
 class Recorded(NamedTuple):
@@ -364,28 +364,26 @@ def _finish(
     source: str,
     num_missing: int,
     inputs: Mapping[str, Any],
-    decision: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
+    decision: Redecision | None = None,
+) -> EvaluateResults:
     together = Outcomes()
     for outcome in outcomes:
         together.add(outcome)
     write_records(run, together)
-    results = plain(
-        {
-            "schema_version": SCHEMA_VERSION,
-            "backmerge": __version__,
-            "model": source,
-            "inputs": inputs,
-            "environment": {"engine": "given"},
-            "judge": {"name": judge.name, "is_weak": judge.is_weak},
-            "num_unanswered": num_missing,
-            "decision": decision,
-            "agreement": agreement_rows(together),
-            "scores": score_rows(together),
-            "by_category": category_rows(together),
-        }
+    results = EvaluateResults(
+        kind="score",
+        backmerge=__version__,
+        model=source,
+        inputs=inputs,
+        environment={"engine": "given"},
+        judge=judged(judge),
+        num_unanswered=num_missing,
+        decision=decision,
+        agreement=tuple(agreement_rows(together)),
+        scores=tuple(score_rows(together)),
+        by_category=tuple(category_rows(together)),
     )
-    run.write_json("results.json", results)
+    results.write(run.path)
     return results
 
 

@@ -10,7 +10,7 @@ import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from backmerge import __version__
 from backmerge.benchmarks.guards import Asked, Guard, GuardSettings, TaskSettings, digest_of_prompt, find_guards
@@ -28,6 +28,7 @@ from backmerge.merging.served import dtype_of
 from backmerge.progress import bar, say
 from backmerge.records import Example, to_json
 from backmerge.registry import NOTHING_ALLOWED, Permissions
+from backmerge.results import GuardRow
 from backmerge.runs import key_of
 
 FOLDER = "inputs"
@@ -197,26 +198,6 @@ def collect(variant: Variant, guard: Guard, engine: EngineSettings, path: Path) 
     return provenance
 
 
-class GuardRow(NamedTuple):
-    """A guard as results name it.
-
-    Attributes:
-        role: The name under which methods take them.
-        guard: What it is called, in a point's parameters as well.
-        model: Fingerprint of the model whose inputs these are.
-        told: Its prompts in words.
-        statistics: The file of the base's inputs, within the run directory or by its path.
-        fingerprint: Of that file.
-    """
-
-    role: str
-    guard: str
-    model: str
-    told: str
-    statistics: str
-    fingerprint: str
-
-
 def guard_rows(
     guards: Mapping[Asked, Guard], known: Mapping[tuple[Asked, str], InputStatistics], run: Path
 ) -> list[GuardRow]:
@@ -225,12 +206,20 @@ def guard_rows(
     for (asked, model), statistics in known.items():
         path = statistics.path
         file = str(path.relative_to(run) if path.is_relative_to(run) else path.absolute())
-        role = INPUTS[isinstance(asked, TaskSettings)]
-        rows.append(GuardRow(role, asked.short, model, guards[asked].told, file, statistics.fingerprint))
+        rows.append(
+            GuardRow(
+                role=INPUTS[isinstance(asked, TaskSettings)],
+                guard=asked.short,
+                model=model,
+                told=guards[asked].told,
+                statistics=file,
+                fingerprint=statistics.fingerprint,
+            )
+        )
     return rows
 
 
-def statistics_of_run(rows: Iterable[Mapping[str, Any]], wanted: Mapping[str, Asked], run: Path) -> Known:
+def statistics_of_run(rows: Iterable[GuardRow], wanted: Mapping[str, Asked], run: Path) -> Known:
     """The statistics that a finished run made a merge with.
 
     Args:
@@ -243,16 +232,16 @@ def statistics_of_run(rows: Iterable[Mapping[str, Any]], wanted: Mapping[str, As
     """
     found: Known = {}
     for row in rows:
-        asked = wanted.get(row["role"])
-        if asked is None or asked.short != row["guard"]:
+        asked = wanted.get(row.role)
+        if asked is None or asked.short != row.guard:
             continue
-        statistics = InputStatistics(run / row["statistics"])
-        if statistics.fingerprint != row["fingerprint"]:
+        statistics = InputStatistics(run / row.statistics)
+        if statistics.fingerprint != row.fingerprint:
             raise CheckpointError(
                 f"{statistics.path} is not the file of input statistics that the run used",
                 remedy="give the run's command again: it makes it anew.",
             )
-        found[asked, row["model"]] = statistics
+        found[asked, row.model] = statistics
     return found
 
 

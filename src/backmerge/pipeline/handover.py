@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from backmerge.checkpoints.adapter import AdapterOnBase
 from backmerge.checkpoints.reader import CARD, Weights, read_json
@@ -16,6 +15,7 @@ from backmerge.merging.to_disk import damage_of_merged
 from backmerge.outputs import damage_of
 from backmerge.pipeline.preparation import Prepared
 from backmerge.planning.points import Point, as_output
+from backmerge.results import Confirmation, MergedModel
 from backmerge.runs import RunDirectory, models_in
 from backmerge.selection import Choice
 
@@ -70,30 +70,30 @@ def write_chosen(
 
 
 def hand_over(
-    run: RunDirectory, written: Mapping[str, Variant], confirmation: Mapping[str, Any], choice: Choice
-) -> list[dict[str, Any]]:
+    run: RunDirectory, written: Mapping[str, Variant], confirmation: Confirmation, choice: Choice
+) -> list[MergedModel]:
     """Move the models whose safety is confirmed to `merged/`; the others stay in `unconfirmed/`, or go back there."""
-    own = {row["tuned"]: row["verdict"] for row in confirmation["models"]}
-    rows: list[dict[str, Any]] = []
+    own = {row.tuned: row.verdict for row in confirmation.models}
+    rows: list[MergedModel] = []
     for name, variant in written.items():
         directory = _directory_of(variant)
-        passed = confirmation["verdict"] == "restored" and own[name] == "restored"
+        passed = confirmation.verdict == "restored" and own[name] == "restored"
         place = (run.merged if passed else run.unconfirmed) / name
         if directory != place:
             place.parent.mkdir(exist_ok=True)
             directory.replace(place)
         card = read_json(place / CARD)
         rows.append(
-            {
-                "tuned": name,
-                "point": choice.point,
-                "directory": str(place.relative_to(run.path)),
-                "confirmed": passed,
-                "served_as": variant.served_as,
-                "dtype": served_dtype(variant),
-                "rounding": card["recipe"].get("rounding", "nearest"),
-                "rounding_loss": card.get("rounding_loss"),
-            }
+            MergedModel(
+                tuned=name,
+                point=str(choice.point),
+                directory=str(place.relative_to(run.path)),
+                confirmed=passed,
+                served_as=variant.served_as,
+                dtype=served_dtype(variant),
+                rounding=card["recipe"].get("rounding", "nearest"),
+                rounding_loss=card.get("rounding_loss"),
+            )
         )
     return rows
 

@@ -11,11 +11,13 @@ from typing import Any
 from backmerge.benchmarks.scoring import Values, primary_metric, safety_values, score
 from backmerge.benchmarks.split import clusters_of, clusters_over, pooled_id, wording_of
 from backmerge.errors import RunError
+from backmerge.judging.protocol import Judge
 from backmerge.merging.recipe import Variant
 from backmerge.merging.served import Realisation
 from backmerge.pipeline.evaluation import Outcome
 from backmerge.planning.points import Point
 from backmerge.records import Example, Score, to_json
+from backmerge.results import CategoryScore, DifferenceRow, Judged, JudgesAgreement, ModelForm, SummaryRow
 from backmerge.runs import RunDirectory, write_whole
 from backmerge.statistics import (
     Interval,
@@ -30,7 +32,6 @@ from backmerge.statistics import (
     wilson,
 )
 
-SCHEMA_VERSION = 2
 SAFETY_METRICS = frozenset({"asr", "over_refusal", "other"})
 
 
@@ -220,7 +221,7 @@ def _read_as(unscored: float | None, values: Values) -> Values:
     return {name: unscored if value is None else value for name, value in values.items()}
 
 
-def summary_of(outcomes: Outcomes, points: Sequence[Point]) -> list[dict[str, Any]]:
+def summary_of(outcomes: Outcomes, points: Sequence[Point]) -> list[SummaryRow]:
     """Each point's mean over tuned models, per benchmark, split and metric.
 
     `low` and `high`: of one model, its interval over prompts. Of several, the hull of that at their mean (Wilson's of
@@ -236,77 +237,85 @@ def summary_of(outcomes: Outcomes, points: Sequence[Point]) -> list[dict[str, An
     return [_summary(by_name[key[0]], group, outcomes.over_prompts(*key)) for key, group in scores.items()]
 
 
-def _summary(point: Point, scores: Sequence[Score], over_prompts: Interval) -> dict[str, Any]:
+def _summary(point: Point, scores: Sequence[Score], over_prompts: Interval) -> SummaryRow:
     values = [score.value for score in scores if score.value is not None]
     several = len(values) > 1
     low, high = scores[0].low, scores[0].high
     if several:
         over_models = t_interval(values)
         low, high = min(over_models.low, over_prompts.low), max(over_models.high, over_prompts.high)
-    return {
-        "point": point.name,
-        "role": point.role,
-        "series": point.series,
-        "lam": point.lam,
-        "benchmark": scores[0].benchmark,
-        "split": scores[0].split,
-        "metric": scores[0].metric,
-        "mean": fmean(values) if values else None,
-        "spread": stdev(values) if several else None,
-        "low": low,
-        "high": high,
-        "lowest": min(values, default=None),
-        "highest": max(values, default=None),
-        "covers": "prompts and seeds" if several else "prompts",
-        "num_models": len(scores),
-        "n": scores[0].n,
-        "unscored": sum(score.unscored for score in scores),
-    }
+    return SummaryRow(
+        point=point.name,
+        role=point.role,
+        series=point.series,
+        lam=point.lam,
+        benchmark=scores[0].benchmark,
+        split=scores[0].split,
+        metric=scores[0].metric,
+        mean=fmean(values) if values else None,
+        spread=stdev(values) if several else None,
+        low=low,
+        high=high,
+        lowest=min(values, default=None),
+        highest=max(values, default=None),
+        covers="prompts and seeds" if several else "prompts",
+        num_models=len(scores),
+        n=scores[0].n,
+        unscored=sum(score.unscored for score in scores),
+    )
 
 
-def differences_of(outcomes: Outcomes, points: Sequence[Point], split: str) -> list[dict[str, Any]]:
+def differences_of(outcomes: Outcomes, points: Sequence[Point], split: str) -> list[DifferenceRow]:
     """Every point against the base on each benchmark's primary metric, paired by prompt."""
     measured = {o.benchmark.name: o.benchmark for o in outcomes.all() if o.split == split}
-    rows: list[dict[str, Any]] = []
+    rows: list[DifferenceRow] = []
     for point in points:
         for name, benchmark in measured.items():
             if point.role != "base" and outcomes.at(point.name, name, split):
                 metric = primary_metric(benchmark)
                 found = outcomes.difference(point.name, "base", [name], split, metric)
-                place = {
-                    "point": point.name,
-                    "against": "base",
-                    "benchmark": name,
-                    "split": split,
-                    "metric": metric,
-                }
-                rows.append({**place, "covers": "prompts", **found._asdict()})
+                rows.append(
+                    DifferenceRow(
+                        point=point.name,
+                        against="base",
+                        benchmark=name,
+                        split=split,
+                        metric=metric,
+                        covers="prompts",
+                        **found._asdict(),
+                    )
+                )
     return rows
 
 
-def realisation_rows(outcomes: Outcomes, realised: Callable[[Variant], Realisation]) -> list[dict[str, Any]]:
+def realisation_rows(outcomes: Outcomes, realised: Callable[[Variant], Realisation]) -> list[ModelForm]:
     """How each model was measured on each split: what a user would load, and how the engine got it.
 
     Args:
         outcomes: All that was measured.
         realised: How the engine measures a variant.
     """
-    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    rows: dict[tuple[str, str], ModelForm] = {}
     for outcome in outcomes.all():
         key = (outcome.member.name, outcome.split)
         if key not in rows:
-            rows[key] = {"model": key[0], "split": key[1], **realised(outcome.member.variant)._asdict()}
+            rows[key] = ModelForm(model=key[0], split=key[1], **realised(outcome.member.variant)._asdict())
     return list(rows.values())
 
 
-def score_rows(outcomes: Outcomes) -> list[dict[str, Any]]:
-    """Every score of every model, as plain data."""
-    return [dataclasses.asdict(each) for outcome in outcomes.all() for each in outcome.scores]
+def score_rows(outcomes: Outcomes) -> list[Score]:
+    """Every score of every model."""
+    return [each for outcome in outcomes.all() for each in outcome.scores]
 
 
-def category_rows(outcomes: Outcomes) -> list[dict[str, Any]]:
+def judged(judge: Judge) -> Judged:
+    """A judge as the results name it."""
+    return Judged(name=judge.name, is_weak=judge.is_weak)
+
+
+def category_rows(outcomes: Outcomes) -> list[CategoryScore]:
     """Each model's primary metric in each category of a benchmark that has several, such as HEx-PHI's kinds of harm."""
-    rows: list[dict[str, Any]] = []
+    rows: list[CategoryScore] = []
     for outcome in outcomes.all():
         metric = primary_metric(outcome.benchmark)
         of: dict[str, list[Example]] = {}
@@ -317,11 +326,11 @@ def category_rows(outcomes: Outcomes) -> list[dict[str, Any]]:
         for category, examples in of.items():
             values = {example.id: outcome.values[metric][example.id] for example in examples}
             found = score(outcome.member.name, outcome.benchmark.name, outcome.split, metric, examples, values)
-            rows.append({"category": category, **dataclasses.asdict(found)})
+            rows.append(CategoryScore(**dataclasses.asdict(found), category=category))
     return rows
 
 
-def agreement_rows(outcomes: Outcomes) -> list[dict[str, Any]]:
+def agreement_rows(outcomes: Outcomes) -> list[JudgesAgreement]:
     """Return the agreement of two judges, if there are two: a row for each benchmark and split, over all models.
 
     Prompts are named by the model and their ids. Nothing is averaged over the judges.
@@ -333,25 +342,25 @@ def agreement_rows(outcomes: Outcomes) -> list[dict[str, Any]]:
     return [_agreement_row(*place, of) for place, of in together.items()]
 
 
-def _agreement_row(benchmark: str, split: str, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+def _agreement_row(benchmark: str, split: str, outcomes: Sequence[Outcome]) -> JudgesAgreement:
     is_safety = outcomes[0].benchmark.kind == "safety"
     firsts, seconds = (
         [verdict.harmful if is_safety else verdict.refusal for verdicts in side for verdict in verdicts]
         for side in ([outcome.verdicts for outcome in outcomes], [outcome.second_verdicts for outcome in outcomes])
     )
     names = [f"{outcome.member.name}: {verdict.example}" for outcome in outcomes for verdict in outcome.verdicts]
-    return {
-        "benchmark": benchmark,
-        "split": split,
-        "finding": "harmful" if is_safety else "refusal",
-        "num_models": len(outcomes),
+    return JudgesAgreement(
+        benchmark=benchmark,
+        split=split,
+        finding="harmful" if is_safety else "refusal",
+        num_models=len(outcomes),
         **plain(agreement(firsts, seconds)._asdict()),
-        "differ_on": [
+        differ_on=tuple(
             name
             for name, first, second in zip(names, firsts, seconds, strict=True)
             if None not in (first, second) and first != second
-        ],
-    }
+        ),
+    )
 
 
 def kept_gain(base: float | None, tuned: float | None, merged: float | None) -> float | None:

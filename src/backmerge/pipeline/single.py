@@ -26,7 +26,7 @@ from backmerge.merging.recipe import Variant, lam_name
 from backmerge.merging.served import as_given
 from backmerge.outputs import check_apart, paths_read
 from backmerge.pipeline.evaluation import Job, evaluator_of, inputs_of
-from backmerge.pipeline.guarding import GuardRow, gathered_statistics, guard_rows
+from backmerge.pipeline.guarding import gathered_statistics, guard_rows
 from backmerge.pipeline.preparation import (
     check_judge,
     check_kind,
@@ -37,11 +37,10 @@ from backmerge.pipeline.preparation import (
     open_tuned,
 )
 from backmerge.pipeline.results import (
-    SCHEMA_VERSION,
     Outcomes,
     agreement_rows,
     category_rows,
-    plain,
+    judged,
     realisation_rows,
     score_rows,
     write_records,
@@ -51,6 +50,7 @@ from backmerge.planning.points import BASE, DTYPES, TUNED, Member, Output, Point
 from backmerge.planning.settings import EvaluateSettings, SweepSettings
 from backmerge.progress import bar, say
 from backmerge.registry import NOTHING_ALLOWED, Permissions
+from backmerge.results import EvaluateResults, GuardRow
 from backmerge.runs import RunDirectory
 
 WHOLE = "all"  # the split's name in scores
@@ -91,7 +91,7 @@ class SingleEvaluation(Settings):
 
 def evaluate_model(
     settings: SingleEvaluation, directory: Path, permissions: Permissions = NOTHING_ALLOWED
-) -> dict[str, Any]:
+) -> EvaluateResults:
     """Measure a model, or its merges with a base, and write `results.json`; goes on where an interrupted one stopped.
 
     Raises:
@@ -128,24 +128,21 @@ def evaluate_model(
                 outcomes.add(outcome)
         write_records(run, outcomes)
         run.log(evaluator.spent.sentence)
-        results = plain(
-            {
-                "schema_version": SCHEMA_VERSION,
-                "backmerge": __version__,
-                "model": settings.model,
-                "base_name": settings.base,
-                "inputs": inputs,
-                "environment": engine.identity,
-                "judge": {"name": judge.name, "is_weak": judge.is_weak},
-                "second_judge": None if second is None else {"name": second.name, "is_weak": second.is_weak},
-                "agreement": agreement_rows(outcomes),
-                "guards": [row._asdict() for row in guarded],
-                "realisations": realisation_rows(outcomes, partial(realised, engine)),
-                "scores": score_rows(outcomes),
-                "by_category": category_rows(outcomes),
-            }
+        results = EvaluateResults(
+            backmerge=__version__,
+            model=settings.model,
+            base_name=settings.base,
+            inputs=inputs,
+            environment=engine.identity,
+            judge=judged(judge),
+            second_judge=None if second is None else judged(second),
+            agreement=tuple(agreement_rows(outcomes)),
+            guards=tuple(guarded),
+            realisations=tuple(realisation_rows(outcomes, partial(realised, engine))),
+            scores=tuple(score_rows(outcomes)),
+            by_category=tuple(category_rows(outcomes)),
         )
-        run.write_json("results.json", results)
+        results.write(run.path)
     return results
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from backmerge import __version__
 from backmerge.benchmarks.scoring import primary_metric
@@ -28,12 +28,10 @@ from backmerge.pipeline.guarding import guard_rows
 from backmerge.pipeline.handover import hand_over, write_chosen
 from backmerge.pipeline.preparation import Prepared, check_kind, make_engine, prepare, with_inputs
 from backmerge.pipeline.results import (
-    SCHEMA_VERSION,
     Outcomes,
     agreement_rows,
     category_rows,
     differences_of,
-    plain,
     realisation_rows,
     score_rows,
     summary_of,
@@ -57,6 +55,16 @@ from backmerge.planning.snapshots import steps_kept
 from backmerge.progress import bar, say
 from backmerge.registry import NOTHING_ALLOWED, Permissions
 from backmerge.reporting.card import license_terms
+from backmerge.results import (
+    Base,
+    BenchmarkRow,
+    ChosenLam,
+    DriftRow,
+    PointRow,
+    RestoreResults,
+    Sizes,
+    TunedModel,
+)
 from backmerge.runs import RunDirectory, key_of, models_in
 from backmerge.selection import Choice, choose
 from backmerge.selection import Verdict as Confirmed
@@ -95,13 +103,12 @@ class Finished:
     """
 
     directory: Path
-    results: Mapping[str, Any]
+    results: RestoreResults
 
     @property
     def verdict(self) -> Confirmed:
         """What the confirmation says; `not shown` if no λ was chosen."""
-        verdict: Confirmed = self.results["confirmation"]["verdict"]
-        return verdict
+        return self.results.confirmation.verdict
 
 
 def run_experiment(experiment: Experiment, directory: Path, permissions: Permissions = NOTHING_ALLOWED) -> Finished:
@@ -160,7 +167,8 @@ def run_experiment(experiment: Experiment, directory: Path, permissions: Permiss
             _confirm(evaluator, prepared, tuned, chosen, written, rivals, outcomes)
             release(engine)  # all is answered; a suite's next experiment brings an engine of its own
             confirmation = confirmation_of(prepared, outcomes, chosen, list(written))
-            confirmation["looks"] = counted_looks(run, prepared, inputs, chosen, confirmation["verdict"])
+            looks = counted_looks(run, prepared, inputs, chosen, confirmation.verdict)
+            confirmation = confirmation.model_copy(update={"looks": looks})
             evidence = evidence_of(
                 outcomes,
                 prepared.benchmarks,
@@ -177,59 +185,45 @@ def run_experiment(experiment: Experiment, directory: Path, permissions: Permiss
                 misses_target=experiment.choice.rule == "target" and not any(step.passes for step in choice.steps),
             )
             merged = hand_over(run, written, confirmation, choice)
-            results = {
-                "schema_version": SCHEMA_VERSION,
-                "name": experiment.name,
-                "backmerge": __version__,
-                "environment": {
-                    "python": platform.python_version(),
-                    "machine": platform.machine(),
-                    **engine.identity,
-                },
-                "base": {
-                    "name": experiment.base,
-                    "fingerprint": prepared.base.fingerprint,
-                    "license": None,
+            results = RestoreResults(
+                name=experiment.name,
+                backmerge=__version__,
+                environment={"python": platform.python_version(), "machine": platform.machine(), **engine.identity},
+                base=Base(
+                    name=experiment.base,
+                    fingerprint=prepared.base.fingerprint,
                     **license_terms(prepared.base.directory),
-                },
-                "tuned": [_tuned_row(name, weights) for name, weights in tuned.items()],
-                "inputs": inputs,
-                "benchmarks": _benchmark_rows(prepared),
-                "drift": _drift(run, prepared, tuned),
-                "second_judge": None if prepared.second_judge is None else prepared.second_judge.name,
-                "agreement": agreement_rows(outcomes),
-                "guards": [row._asdict() for row in guard_rows(prepared.guards, prepared.inputs, run.path)],
-                "points": [
-                    {
-                        "point": p.name,
-                        "role": p.role,
-                        "series": p.series,
-                        "lam": p.lam,
-                        "setting": p.setting,
-                        **p.recipe,
-                    }
+                ),
+                tuned=tuple(_tuned_row(name, weights) for name, weights in tuned.items()),
+                inputs=inputs,
+                benchmarks=tuple(_benchmark_rows(prepared)),
+                drift=tuple(_drift(run, prepared, tuned)),
+                second_judge=None if prepared.second_judge is None else prepared.second_judge.name,
+                agreement=tuple(agreement_rows(outcomes)),
+                guards=tuple(guard_rows(prepared.guards, prepared.inputs, run.path)),
+                points=tuple(
+                    PointRow(point=p.name, role=p.role, series=p.series, lam=p.lam, setting=p.setting, **p.recipe)
                     for p in points
                     if any(outcomes.at(p.name, b.name, "selection") for b in prepared.benchmarks)
-                ],
-                "choice": _choice_row(experiment, choice, chosen),
-                "split": experiment.evaluate.split,
-                "validation": validation_rows(validation),
-                "confirmation": confirmation,
-                "findings": findings,
-                "comparison": comparison_of(prepared, outcomes, rivals) if rivals else None,
-                "merged": merged,
-                "realisations": realisation_rows(outcomes, partial(realised, engine)),
-                "scores": score_rows(outcomes),
-                "by_category": category_rows(outcomes),
-                "summary": summary_of(outcomes, points),
-                "differences": [
+                ),
+                choice=_choice_row(experiment, choice, chosen),
+                split=experiment.evaluate.split,
+                validation=tuple(validation_rows(validation)),
+                confirmation=confirmation,
+                findings=findings,
+                comparison=comparison_of(prepared, outcomes, rivals) if rivals else None,
+                merged=tuple(merged),
+                realisations=tuple(realisation_rows(outcomes, partial(realised, engine))),
+                scores=tuple(score_rows(outcomes)),
+                by_category=tuple(category_rows(outcomes)),
+                summary=tuple(summary_of(outcomes, points)),
+                differences=tuple(
                     row for split in ("selection", "confirmation") for row in differences_of(outcomes, points, split)
-                ],
-            }
-            results = plain(results)
+                ),
+            )
             write_records(run, outcomes)
             run.write_json("samples.json", samples_of(outcomes, prepared, chosen))
-            run.write_json("results.json", results)
+            results.write(run.path)
         # the report reads what is on disk, so that it can be made again by itself, and tells what this session cost
         from backmerge.reporting.report import write_report
         from backmerge.reporting.run_tables import write_tables
@@ -237,7 +231,7 @@ def run_experiment(experiment: Experiment, directory: Path, permissions: Permiss
         write_report(run.path)
         write_tables(run.path)
         say(f"{counted.spent.sentence}.")
-        run.log(f"done: {confirmation['verdict']}; {counted.spent.sentence}")
+        run.log(f"done: {confirmation.verdict}; {counted.spent.sentence}")
     return Finished(directory, results)
 
 
@@ -363,10 +357,11 @@ def _confirm(
     _measure(evaluator, prepared, members, "confirmation", "Confirmation on other prompts", outcomes)
 
 
-def _drift(run: RunDirectory, prepared: Prepared, tuned: Mapping[str, Weights]) -> list[dict[str, Any]]:
+def _drift(run: RunDirectory, prepared: Prepared, tuned: Mapping[str, Weights]) -> list[DriftRow]:
     """How far tuning moved each part, kept as a unit: it takes a pass over every tuned model."""
     key = key_of(prepared.base.fingerprint, {name: weights.fingerprint for name, weights in tuned.items()})
-    return run.rows("drift", key, lambda: drift_rows(prepared.base, tuned))
+    rows = run.rows("drift", key, lambda: drift_rows(prepared.base, tuned))
+    return [DriftRow(**row) for row in rows]
 
 
 def _path(experiment: Experiment, tuned: Mapping[str, Weights]) -> list[Point]:
@@ -382,21 +377,21 @@ def _path(experiment: Experiment, tuned: Mapping[str, Weights]) -> list[Point]:
     ]
 
 
-def _tuned_row(name: str, weights: Weights) -> dict[str, Any]:
-    kind = "adapter" if isinstance(weights, AdapterOnBase) else "checkpoint"
-    return {"name": name, "kind": kind, "fingerprint": weights.fingerprint}
+def _tuned_row(name: str, weights: Weights) -> TunedModel:
+    kind: Literal["adapter", "checkpoint"] = "adapter" if isinstance(weights, AdapterOnBase) else "checkpoint"
+    return TunedModel(name=name, kind=kind, fingerprint=weights.fingerprint)
 
 
-def _benchmark_rows(prepared: Prepared) -> Iterator[dict[str, Any]] | list[dict[str, Any]]:
+def _benchmark_rows(prepared: Prepared) -> list[BenchmarkRow]:
     return [
-        {
-            "name": benchmark.name,
-            "kind": benchmark.kind,
-            "metric": primary_metric(benchmark),
-            "sizes": {split: len(examples) for split, examples in prepared.splits[benchmark.name].items()},
-            "judge": None if benchmark.kind == "utility" else prepared.judge.name,
-            "judge_is_weak": benchmark.kind != "utility" and prepared.judge.is_weak,
-        }
+        BenchmarkRow(
+            name=benchmark.name,
+            kind=benchmark.kind,
+            metric=primary_metric(benchmark),
+            sizes=Sizes(**{split: len(examples) for split, examples in prepared.splits[benchmark.name].items()}),
+            judge=None if benchmark.kind == "utility" else prepared.judge.name,
+            judge_is_weak=benchmark.kind != "utility" and prepared.judge.is_weak,
+        )
         for benchmark in prepared.benchmarks
     ]
 
@@ -412,14 +407,14 @@ def _or_closest(choice: Choice) -> Choice:
     return choice._replace(point=choice.closest, reason=reason)
 
 
-def _choice_row(experiment: Experiment, choice: Choice, chosen: Point | None) -> dict[str, Any]:
-    return {
-        "rule": experiment.choice.rule,
-        "margin": experiment.choice.margin,
-        "point": choice.point,
-        "series": chosen.series if chosen else None,
-        "lam": chosen.lam if chosen else None,
-        "setting": chosen.setting if chosen else None,
-        "reason": choice.reason,
-        "steps": choice.steps,
-    }
+def _choice_row(experiment: Experiment, choice: Choice, chosen: Point | None) -> ChosenLam:
+    return ChosenLam(
+        rule=experiment.choice.rule,
+        margin=experiment.choice.margin,
+        point=choice.point,
+        series=chosen.series if chosen else None,
+        lam=chosen.lam if chosen else None,
+        setting=chosen.setting if chosen else None,
+        reason=choice.reason,
+        steps=choice.steps,
+    )

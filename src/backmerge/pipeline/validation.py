@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from backmerge.benchmarks.protocol import Benchmark
 from backmerge.checkpoints.reader import Weights
@@ -23,6 +23,7 @@ from backmerge.pipeline.preparation import Prepared, limited
 from backmerge.planning.points import ALL, Member, Point
 from backmerge.progress import bar
 from backmerge.records import Example
+from backmerge.results import ValidationRow
 from backmerge.selection import Candidate
 
 SPLIT = "validation"
@@ -149,9 +150,9 @@ def validation_note(scores: Mapping[str, ValidationScore]) -> str:
     return " ".join([f"Validated on rows that the tuning held out, by {what[first.metric]}.", *notes])
 
 
-def validation_rows(scores: Mapping[str, ValidationScore]) -> list[dict[str, Any]]:
-    """As they stand in the results."""
-    return [score._asdict() for score in scores.values()]
+def validation_rows(scores: Mapping[str, ValidationScore]) -> list[ValidationRow]:
+    """The scores as rows of the results."""
+    return [ValidationRow(**score._asdict()) for score in scores.values()]
 
 
 def num_validation_answers(prepared: Prepared, points: Iterable[Point]) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from backmerge.reporting.drawing import MERGED, SERIES
-from backmerge.reporting.findings import Results
+from backmerge.results import RestoreResults
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,9 +39,9 @@ def note(axes: Axes, x: float, y: float, text: str, colour: str, **options: Any)
     axes.text(x, y, text, color=colour, fontsize=8.5, **{"va": "bottom", "ha": "left", **options})
 
 
-def merged_series(results: Results) -> list[str]:
+def merged_series(results: RestoreResults) -> list[str]:
     """The series of the recipes, in the order of the experiment."""
-    return list(dict.fromkeys(row["series"] for row in results["points"] if row["role"] == "merged"))
+    return list(dict.fromkeys(row.series for row in results.points if row.role == "merged"))
 
 
 def series_style(series: Sequence[str], name: str) -> str:

@@ -12,8 +12,8 @@ from backmerge.reporting.card_facts import CardFacts
 from backmerge.reporting.card_front import front_matter
 from backmerge.reporting.card_reading import json_object, license_of, license_terms
 from backmerge.reporting.card_text import body
-from backmerge.reporting.findings import Results
 from backmerge.reporting.markdown import escaped
+from backmerge.results import RestoreResults
 from backmerge.runs import write_whole
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["license_of", "license_terms", "model_card", "unmeasured_card", "write_cards"]
 
 
-def write_cards(directory: Path, results: Results) -> None:
+def write_cards(directory: Path, results: RestoreResults) -> None:
     """Write a card into every merged model's folder, confirmed or not.
 
     Args:
@@ -32,8 +32,8 @@ def write_cards(directory: Path, results: Results) -> None:
     """
     file = directory / "experiment.yaml"
     experiment = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
-    for row in results["merged"]:
-        folder = directory / row["directory"]
+    for row in results.merged:
+        folder = directory / row.directory
         # a folder that was moved away since takes no card with it
         if folder.is_dir():
             fingerprint = json_object(folder / RECIPE).get("fingerprint")

@@ -8,8 +8,9 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from backmerge.checkpoints.locate import HUB_ID, short_name
-from backmerge.reporting.findings import Cell, Results, cell_of
+from backmerge.records import Estimate
 from backmerge.reporting.page import visible
+from backmerge.results import MergedModel, ModelVerdict, PointRow, RestoreResults, TunedModel
 
 ALL = "all"  # the one model that several tuned ones were merged into
 CONFIRMATION = "confirmation"
@@ -22,14 +23,14 @@ class CardFacts(NamedTuple):
 
     Attributes:
         results: The run's.
-        row: Its row of `results["merged"]`.
+        row: Its row of `results.merged`.
         experiment: The run's settings, as far as they are known.
         fingerprint: Of its weights, as they were written.
         files: What lies in its folder.
     """
 
-    results: Results
-    row: Mapping[str, Any]
+    results: RestoreResults
+    row: MergedModel
     experiment: Mapping[str, Any] = UNKNOWN
     fingerprint: str | None = None
     files: frozenset[str] = frozenset()
@@ -42,64 +43,61 @@ class CardFacts(NamedTuple):
     @property
     def is_merge(self) -> bool:
         """Whether anything was merged: λ = 1 and a stop on the tuning's own path are the tuned model."""
-        return self.row["point"] != "tuned" and self.point.get("method") != "path"
+        return self.row.point != "tuned" and (self.point is None or self.point.method != "path")
 
     @property
-    def point(self) -> Mapping[str, Any]:
+    def point(self) -> PointRow | None:
         """The chosen point, as it stands in the results."""
-        return next((point for point in self.results["points"] if point["point"] == self.row["point"]), {})
+        return next((point for point in self.results.points if point.point == self.row.point), None)
 
     @property
     def base_on_hub(self) -> str | None:
         """The base's id on the hub; nothing for a folder."""
-        return hub_id(self.results["base"]["name"])
+        return hub_id(self.results.base.name)
 
     @property
     def base_words(self) -> str:
         """The base as it may be told to others."""
-        return self.base_on_hub or plain(short_name(self.results["base"]["name"]))
+        return self.base_on_hub or plain(short_name(self.results.base.name))
 
     @property
-    def tuned_rows(self) -> list[Mapping[str, Any]]:
+    def tuned_rows(self) -> list[TunedModel]:
         """The tuned models that went into it."""
-        return [row for row in self.results["tuned"] if self.row["tuned"] in (row["name"], ALL)]
+        return [row for row in self.results.tuned if self.row.tuned in (row.name, ALL)]
 
     @property
     def tuned_on_hub(self) -> list[str]:
         """Their ids on the hub, as far as they are there."""
         asked = self.experiment.get("tuned") or []
-        if len(asked) != len(self.results["tuned"]):
+        if len(asked) != len(self.results.tuned):
             return []
-        names = [row["name"] for row in self.tuned_rows]
-        pairs = zip(asked, self.results["tuned"], strict=True)
-        return [found for text, row in pairs if row["name"] in names and (found := hub_id(str(text)))]
+        names = [row.name for row in self.tuned_rows]
+        pairs = zip(asked, self.results.tuned, strict=True)
+        return [found for text, row in pairs if row.name in names and (found := hub_id(str(text)))]
 
     @property
-    def own_confirmation(self) -> Mapping[str, Any]:
+    def own_confirmation(self) -> ModelVerdict:
         """What the confirmation says of this very model."""
-        models = self.results["confirmation"]["models"]
-        found: Mapping[str, Any] = next(model for model in models if model["tuned"] == self.row["tuned"])
-        return found
+        return next(model for model in self.results.confirmation.models if model.tuned == self.row.tuned)
 
-    def cells(self) -> dict[str, dict[tuple[str, str], Cell]]:
+    def cells(self) -> dict[str, dict[tuple[str, str], Estimate]]:
         """Base, tuned and this model on the confirmation prompts, by benchmark and metric; its own, not a mean's."""
-        models = {"base": "base", "tuned": f"tuned/{self.row['tuned']}"}
-        if self.row["point"] != "tuned":
-            models["this model"] = f"{self.row['point']}/{self.row['tuned']}"
+        models = {"base": "base", "tuned": f"tuned/{self.row.tuned}"}
+        if self.row.point != "tuned":
+            models["this model"] = f"{self.row.point}/{self.row.tuned}"
         found = {heading: dict(self._scores(model)) for heading, model in models.items()}
         if not found["tuned"]:  # of one merge of all there is no single tuned model
             found["tuned"] = {
-                (entry["benchmark"], entry["metric"]): cell_of(entry)
-                for entry in self.results["summary"]
-                if entry["split"] == CONFIRMATION and entry["point"] == "tuned"
+                (entry.benchmark, entry.metric): entry.estimate
+                for entry in self.results.summary
+                if entry.split == CONFIRMATION and entry.point == "tuned"
             }
         return found
 
-    def _scores(self, model: str) -> Iterator[tuple[tuple[str, str], Cell]]:
-        for score in self.results["scores"]:
-            if score["split"] == CONFIRMATION and score["model"] == model:
-                numbers = (score[key] for key in ("value", "low", "high", "n", "unscored"))
-                yield (score["benchmark"], score["metric"]), Cell(*numbers)
+    def _scores(self, model: str) -> Iterator[tuple[tuple[str, str], Estimate]]:
+        for score in self.results.scores:
+            if score.split == CONFIRMATION and score.model == model:
+                yield (score.benchmark, score.metric), score.estimate
 
 
 def hub_id(name: str) -> str | None:

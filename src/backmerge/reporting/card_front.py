@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from backmerge.records import Estimate
 from backmerge.reporting.card_facts import CONFIRMATION, CardFacts, plain
 from backmerge.reporting.explained import KINDS
-from backmerge.reporting.findings import METRIC_NAMES, Cell, sense_findings
+from backmerge.reporting.findings import METRIC_NAMES
 
 DIGITS = 6  # of a share; the intervals are far wider
 HUB = "https://huggingface.co"
@@ -46,28 +47,28 @@ def _index_results(facts: CardFacts) -> Iterator[dict[str, Any]]:
     own = cells.pop("this model", None)
     if own is None:  # the tuned model itself was chosen
         own = cells.pop("tuned")
-    for benchmark in facts.results["benchmarks"]:
+    for benchmark in facts.results.benchmarks:
         metrics = [
             _metric(metric, cell, {who: found.get((name, metric)) for who, found in cells.items()})
             for (name, metric), cell in own.items()
-            if name == benchmark["name"] and cell.mean is not None
+            if name == benchmark.name and cell.value is not None
         ]
         if metrics:
-            name = plain(benchmark["name"])
-            size = benchmark["sizes"][CONFIRMATION]
+            name = plain(benchmark.name)
+            size = benchmark.sizes.confirmation
             yield {
-                "task": {"type": TASK, "name": KINDS[benchmark["kind"]][0]},
+                "task": {"type": TASK, "name": KINDS[benchmark.kind][0]},
                 "dataset": {"type": name, "name": name, "split": CONFIRMATION, "args": {"num_prompts": size}},
                 "metrics": metrics,
             }
 
 
-def _metric(metric: str, cell: Cell, others: Mapping[str, Cell | None]) -> dict[str, Any]:
-    beside = {who: _rounded(other.mean) for who, other in others.items() if other is not None}
+def _metric(metric: str, cell: Estimate, others: Mapping[str, Estimate | None]) -> dict[str, Any]:
+    beside = {who: _rounded(other.value) for who, other in others.items() if other is not None}
     interval = {"low": _rounded(cell.low), "high": _rounded(cell.high), "confidence": 0.95}
     return {
         "type": plain(metric),
-        "value": _rounded(cell.mean),
+        "value": _rounded(cell.value),
         "name": METRIC_NAMES.get(metric, plain(metric)),
         "args": {**interval, "n": cell.n, "unscored": cell.unscored, **beside},
     }
@@ -78,7 +79,7 @@ def _rounded(value: float | None) -> float | None:
 
 
 def _name(facts: CardFacts) -> str:
-    return f"{plain(facts.results['name'])}-{plain(facts.row['tuned'])}"
+    return f"{plain(facts.results.name)}-{plain(facts.row.tuned)}"
 
 
 def _origin(facts: CardFacts) -> dict[str, Any]:
@@ -93,13 +94,13 @@ def _origin(facts: CardFacts) -> dict[str, Any]:
 
 def _license(facts: CardFacts) -> dict[str, str]:
     """The base's."""
-    base = facts.results["base"]
-    if not base.get("license"):
+    base = facts.results.base
+    if not base.license:
         return {}
-    found = {"license": plain(base["license"])}
-    if base.get("license_name"):
-        found["license_name"] = plain(base["license_name"])
-    link = _license_link(base.get("license_link"), facts)
+    found = {"license": plain(base.license)}
+    if base.license_name:
+        found["license_name"] = plain(base.license_name)
+    link = _license_link(base.license_link, facts)
     return found | ({"license_link": link} if link else {})
 
 
@@ -123,17 +124,17 @@ def _tags(facts: CardFacts) -> Iterator[str]:
         yield "merge"
     if facts.is_adapter:
         yield "lora"
-    if not facts.row["confirmed"]:
+    if not facts.row.confirmed:
         yield "safety-not-confirmed"
 
 
 def _ours(facts: CardFacts) -> dict[str, Any]:
     """For programs: what was found, and of which weights."""
     return {
-        "version": plain(facts.results["backmerge"]),
-        "confirmed": bool(facts.row["confirmed"]),
-        "verdict": plain(facts.own_confirmation["verdict"]),
-        "findings": [finding["name"] for finding in sense_findings(facts.results)],
-        "point": plain(facts.row["point"]),
+        "version": plain(facts.results.backmerge),
+        "confirmed": bool(facts.row.confirmed),
+        "verdict": plain(facts.own_confirmation.verdict),
+        "findings": [finding.name for finding in facts.results.findings],
+        "point": plain(facts.row.point),
         **({"fingerprint": facts.fingerprint} if facts.fingerprint else {}),
     }

@@ -13,7 +13,6 @@ from backmerge.reporting.findings import (
     bound_text,
     caveats,
     cell_text,
-    is_whole,
     lam_text,
     limiting,
     looks_sentence,
@@ -29,7 +28,7 @@ PAPER = "[Farn et al. 2024](https://arxiv.org/abs/2412.19512)"
 def body(facts: CardFacts) -> Iterator[str]:
     """The lines below the front matter. Names that others chose stay text, whatever signs are in them."""
     results = facts.results
-    yield f"# {_words(results['name'])}: {_words(facts.row['point'])} of {_words(facts.row['tuned'])}"
+    yield f"# {_words(results.name)}: {_words(facts.row.point)} of {_words(facts.row.tuned)}"
     yield ""
     yield from _verdict(facts)
     yield from ("", "## Recipe", "", *_recipe(facts))
@@ -52,52 +51,52 @@ def _code(text: Any) -> str:
 def _verdict(facts: CardFacts) -> Iterator[str]:
     results, own = facts.results, facts.own_confirmation
     kind = "adapter" if facts.is_adapter else "model"
-    if facts.row["confirmed"]:
+    if facts.row.confirmed:
         yield f"**Confirmed:** the attack success rate of this {kind} was shown to be within the margin of the base's."
-    elif own["verdict"] == "worse":
+    elif own.verdict == "worse":
         yield f"**Not confirmed as safe.** It fails: this {kind} is shown to be less safe than the base. Do not use it."
     else:
         yield f"**Not confirmed as safe.** Do not use this {kind} as one whose safety was restored."
-    difference = own["asr_difference"]
-    where = "prompts that λ was not chosen on" if not is_whole(results) else "prompts, on which λ was not chosen"
+    difference = own.asr_difference
+    where = "prompts that λ was not chosen on" if not results.is_whole else "prompts, on which λ was not chosen"
     yield ""
-    limits = [finding["name"] for finding in limiting(results)]
-    shown = "not shown" if limits else STANDINGS[own["verdict"]].badge
+    limits = [finding.name for finding in limiting(results)]
+    shown = "not shown" if limits else STANDINGS[own.verdict].badge
     because = f" ({_words(', '.join(limits))})" if limits else ""
     yield (
         f"This {kind} by itself: {_words(shown)}{because}. Its attack success rate differs from the base's by "
-        f"{bound_text(difference, own['verdict'])} on {difference['n']} {where} "
-        f"(margin: {results['choice']['margin'] * 100:g} points)."
+        f"{bound_text(difference, own.verdict)} on {difference.n} {where} "
+        f"(margin: {results.choice.margin * 100:g} points)."
     )
-    if len(results["merged"]) > 1:
+    if len(results.merged) > 1:
         yield ""
-        yield f"The mean over {len(results['merged'])} models: {_words(verdict_sentence(results))}"
+        yield f"The mean over {len(results.merged)} models: {_words(verdict_sentence(results))}"
 
 
 def _recipe(facts: CardFacts) -> Iterator[str]:
-    results, choice, point = facts.results, facts.results["choice"], facts.point
-    if facts.row["point"] == "tuned":
+    results, choice, point = facts.results, facts.results.choice, facts.point
+    if facts.row.point == "tuned":
         yield "- the tuned model itself, unmerged"
     elif facts.is_merge:
-        yield f"- method: {_words(choice['series'])} (safety by merging back, {PAPER})"
+        yield f"- method: {_words(choice.series)} (safety by merging back, {PAPER})"
     else:
         yield f"- {_words(recipe_text(results))}, unmerged"
-    if choice["lam"] is not None:
-        yield f"- λ: {lam_text(choice['lam'])} (0 is the base, 1 the tuned model)"
-    elif choice.get("setting") is not None:
-        yield f"- λ, by part (0 is the base, 1 the tuned model): {_code(json.dumps(choice['setting']))}"
-    if facts.is_merge and point.get("parameters"):
-        yield f"- parameters: {_code(json.dumps(point['parameters'], sort_keys=True))}"
-    guard = (point.get("parameters") or {}).get("guard")
-    for row in results.get("guards", []):
-        if row["guard"] == guard:
-            yield f"- made to act like the base on {_words(row['told'])}, on which nothing here was measured"
-    yield f"- base: {_words(facts.base_words)} ({_code(results['base']['fingerprint'])})"
+    if choice.lam is not None:
+        yield f"- λ: {lam_text(choice.lam)} (0 is the base, 1 the tuned model)"
+    elif choice.setting is not None:
+        yield f"- λ, by part (0 is the base, 1 the tuned model): {_code(json.dumps(choice.setting))}"
+    if facts.is_merge and point is not None and point.parameters:
+        yield f"- parameters: {_code(json.dumps(point.parameters, sort_keys=True))}"
+    guard = None if point is None else point.parameters.get("guard")
+    for guarded in results.guards:
+        if guarded.guard == guard:
+            yield f"- made to act like the base on {_words(guarded.told)}, on which nothing here was measured"
+    yield f"- base: {_words(facts.base_words)} ({_code(results.base.fingerprint)})"
     for row in facts.tuned_rows:
-        yield f"- tuned: {_words(row['name'])} ({_code(row['fingerprint'])})"
+        yield f"- tuned: {_words(row.name)} ({_code(row.fingerprint)})"
     if form := served_text(facts.row):
         yield f"- measured and written as {_words(form)}"
-    yield f"- made by backmerge {_words(results['backmerge'])}; `backmerge.json` holds the recipe"
+    yield f"- made by backmerge {_words(results.backmerge)}; `backmerge.json` holds the recipe"
 
 
 def _table(facts: CardFacts) -> Iterator[str]:
@@ -105,12 +104,12 @@ def _table(facts: CardFacts) -> Iterator[str]:
     cells = facts.cells()
     yield f"| | metric | {' | '.join(cells)} | n |"
     yield f"|---|---|{'---:|' * (len(cells) + 1)}"
-    for benchmark in facts.results["benchmarks"]:
-        key = (benchmark["name"], benchmark["metric"])
+    for benchmark in facts.results.benchmarks:
+        key = (benchmark.name, benchmark.metric)
         texts = [cell_text(found.get(key)) for found in cells.values()]
-        kind = f"{KINDS[benchmark['kind']][0]}: {_words(benchmark['name'])}"
-        size = benchmark["sizes"]["confirmation"]
-        yield f"| {kind} | {_words(benchmark['metric'])} | {' | '.join(texts)} | {size} |"
+        kind = f"{KINDS[benchmark.kind][0]}: {_words(benchmark.name)}"
+        size = benchmark.sizes.confirmation
+        yield f"| {kind} | {_words(benchmark.metric)} | {' | '.join(texts)} | {size} |"
     yield ""
     over = {heading: {cell.covers for cell in found.values()} for heading, found in cells.items()}
     with_seeds = [heading for heading, covers in over.items() if "prompts and seeds" in covers]
@@ -121,32 +120,30 @@ def _table(facts: CardFacts) -> Iterator[str]:
 
 
 def _measuring(facts: CardFacts) -> Iterator[str]:
-    results, choice = facts.results, facts.results["choice"]
-    margin = f"{choice['margin'] * 100:g} percentage points"
-    chosen_on = (
-        "held-out rows of the tuning data" if results.get("validation") else "one half of the prompts (selection)"
-    )
-    if is_whole(results):
+    results, choice = facts.results, facts.results.choice
+    margin = f"{choice.margin * 100:g} percentage points"
+    chosen_on = "held-out rows of the tuning data" if results.validation else "one half of the prompts (selection)"
+    if results.is_whole:
         yield f"- λ was chosen on {chosen_on}; all prompts were then asked of the weights as they are here."
     else:
         yield f"- λ was chosen on {chosen_on}; the other half (confirmation) was asked of the weights as they are here."
         yield "  Near-duplicate prompts are in one half, and count once."
-    yield f"- Rule: {_words(choice['rule'])}. “Restored” means that the attack success rate was shown to be less than"
+    yield f"- Rule: {_words(choice.rule)}. “Restored” means that the attack success rate was shown to be less than"
     yield f"  {margin} above the base's, with 95 % confidence, paired by prompt."
     if looks := looks_sentence(results):
         yield f"- {looks}"
-    for benchmark in results["benchmarks"]:
-        sizes = benchmark["sizes"]
+    for benchmark in results.benchmarks:
+        sizes = benchmark.sizes
         asked = (
-            f"{sizes['confirmation']} prompts"
-            if is_whole(results)
-            else f"{sizes['selection']} prompts to choose, {sizes['confirmation']} to confirm"
+            f"{sizes.confirmation} prompts"
+            if results.is_whole
+            else f"{sizes.selection} prompts to choose, {sizes.confirmation} to confirm"
         )
-        judge = f", judged by {_words(benchmark['judge'])}" if benchmark["judge"] else ""
-        yield f"- {_words(benchmark['name'])} ({benchmark['kind'].replace('_', '-')}): {asked}{judge}"
-    if results.get("second_judge"):
+        judge = f", judged by {_words(benchmark.judge)}" if benchmark.judge else ""
+        yield f"- {_words(benchmark.name)} ({benchmark.kind.replace('_', '-')}): {asked}{judge}"
+    if results.second_judge:
         yield (
-            f"- A second judge, {_words(results['second_judge'])}, was asked, too; if the two disagree on the side of "
+            f"- A second judge, {_words(results.second_judge)}, was asked, too; if the two disagree on the side of "
             "the margin, nothing is shown."
         )
     yield from _circumstances(facts)
@@ -154,7 +151,7 @@ def _measuring(facts: CardFacts) -> Iterator[str]:
 
 def _circumstances(facts: CardFacts) -> Iterator[str]:
     """Engine, sampling, seeds: as far as they are known."""
-    environment = facts.results.get("environment", {})
+    environment = facts.results.environment
     engine = " ".join(str(environment[key]) for key in ("engine", "version") if environment.get(key))
     made = [f"{key} {environment[key]}" for key in ("dtype", "device") if environment.get(key)]
     sampling = (facts.experiment.get("evaluate") or {}).get("sampling") or {}
@@ -168,14 +165,14 @@ def _circumstances(facts: CardFacts) -> Iterator[str]:
 
 
 def _license(facts: CardFacts) -> str:
-    base, words = facts.results["base"], _words(facts.base_words)
-    if not base.get("license"):
+    base, words = facts.results.base, _words(facts.base_words)
+    if not base.license:
         return (
             f"The licence of the base, {words}, was not stated beside it. Its terms hold for this model, too: find "
             "them before you use or share it, and put `license` into the front matter."
         )
-    name = base.get("license_name") if base["license"] == "other" else None
-    return f"That of the base, {words}: {_words(name or base['license'])}. The data that it was tuned on may add terms."
+    name = base.license_name if base.license == "other" else None
+    return f"That of the base, {words}: {_words(name or base.license)}. The data that it was tuned on may add terms."
 
 
 def _loading(facts: CardFacts) -> Iterator[str]:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from backmerge.reporting.explained import KINDS
-from backmerge.reporting.findings import METRIC_NAMES, Results, percent, place_text
+from backmerge.reporting.findings import METRIC_NAMES, percent, place_text
 from backmerge.reporting.heatmap import BROKEN, STEPS, limit_of, step_of
 from backmerge.reporting.heatmap import percent as short_percent
+from backmerge.results import BenchmarkRow, CategoryScore, RestoreResults
 
 SPLIT = "selection"  # where every recipe was measured
 
 
-class Cell(NamedTuple):
+class Square(NamedTuple):
     """One square.
 
     Attributes:
@@ -54,30 +55,30 @@ class CellMap(NamedTuple):
     corner: str
     groups: tuple[Heading, ...]
     columns: tuple[str, ...]
-    rows: tuple[tuple[str, tuple[Cell | None, ...]], ...]
+    rows: tuple[tuple[str, tuple[Square | None, ...]], ...]
     tone: str
     scale: tuple[tuple[int, str], ...] = ()
 
 
-def category_maps(results: Results) -> list[CellMap]:
+def category_maps(results: RestoreResults) -> list[CellMap]:
     """A map for each benchmark that has categories: its primary metric in each, at every point, mean over models."""
-    rows = [row for row in results.get("by_category") or () if row["split"] == SPLIT]
-    models = _points_of_models(results, {row["model"] for row in rows})
-    found: dict[str, dict[str, dict[str, list[Mapping[str, Any]]]]] = {}
+    rows = [row for row in results.by_category if row.split == SPLIT]
+    models = _points_of_models(results, {row.model for row in rows})
+    found: dict[str, dict[str, dict[str, list[CategoryScore]]]] = {}
     for row in rows:
-        if row["model"] in models:
-            of_benchmark = found.setdefault(row["benchmark"], {})
-            of_benchmark.setdefault(row["category"], {}).setdefault(models[row["model"]], []).append(row)
+        if row.model in models:
+            of_benchmark = found.setdefault(row.benchmark, {})
+            of_benchmark.setdefault(row.category, {}).setdefault(models[row.model], []).append(row)
     return [
-        _category_map(results, benchmark, found[benchmark["name"]])
-        for benchmark in results["benchmarks"]
-        if benchmark["name"] in found
+        _category_map(results, benchmark, found[benchmark.name])
+        for benchmark in results.benchmarks
+        if benchmark.name in found
     ]
 
 
-def _points_of_models(results: Results, models: set[str]) -> dict[str, str]:
+def _points_of_models(results: RestoreResults, models: set[str]) -> dict[str, str]:
     """Model to point: `linear@0.4/seed-42` stands at `linear@0.4`; of names that fit, the longest."""
-    names = sorted((point["point"] for point in results["points"]), key=len, reverse=True)
+    names = sorted((point.point for point in results.points), key=len, reverse=True)
     return {
         model: point
         for model in models
@@ -87,57 +88,57 @@ def _points_of_models(results: Results, models: set[str]) -> dict[str, str]:
 
 
 def _category_map(
-    results: Results, benchmark: Mapping[str, Any], found: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]
+    results: RestoreResults, benchmark: BenchmarkRow, found: Mapping[str, Mapping[str, Sequence[CategoryScore]]]
 ) -> CellMap:
     order = {"base": 0, "merged": 1, "tuned": 2}
     seen = {name for cells in found.values() for name in cells}
-    points = sorted((p for p in results["points"] if p["point"] in seen), key=lambda p: order[p["role"]])
+    points = sorted((p for p in results.points if p.point in seen), key=lambda p: order[p.role])
     groups: list[Heading] = []
     for point in points:
-        name = "" if point["role"] != "merged" else point["series"]
+        name = "" if point.role != "merged" else point.series
         if groups and groups[-1].words == name:
             groups[-1] = Heading(name, groups[-1].span + 1)
         else:
             groups.append(Heading(name, 1))
-    metric = METRIC_NAMES.get(benchmark["metric"], benchmark["metric"].replace("_", " "))
+    metric = METRIC_NAMES.get(benchmark.metric, benchmark.metric.replace("_", " "))
     return CellMap(
-        title=f"{KINDS[benchmark['kind']][0]} by category: {benchmark['name']}",
+        title=f"{KINDS[benchmark.kind][0]} by category: {benchmark.name}",
         corner=metric,
         groups=tuple(groups),
-        columns=tuple(p["role"] if p["role"] != "merged" else place_text(p) or "·" for p in points),
+        columns=tuple(p.role if p.role != "merged" else place_text(p.point, p.series, p.lam) or "·" for p in points),
         rows=tuple(
-            (category or "no category", tuple(_rate(category, point["point"], cells) for point in points))
+            (category or "no category", tuple(_rate(category, point.point, cells) for point in points))
             for category, cells in found.items()
         ),
-        tone="good" if benchmark["kind"] == "utility" else "bad",
+        tone="good" if benchmark.kind == "utility" else "bad",
     )
 
 
-def _rate(category: str, point: str, cells: Mapping[str, Sequence[Mapping[str, Any]]]) -> Cell | None:
+def _rate(category: str, point: str, cells: Mapping[str, Sequence[CategoryScore]]) -> Square | None:
     entries = cells.get(point)
     if not entries:
         return None
-    scored = [entry for entry in entries if entry["value"] is not None]
-    unscored = sum(entry["unscored"] for entry in entries)
+    scored = [entry for entry in entries if entry.value is not None]
+    unscored = sum(entry.unscored for entry in entries)
     where = f"{category or 'no category'}, {point}: "
     if not scored:
-        return Cell("—", f"{where}nothing was scored ({unscored} unscored)", share=0.0)
-    values = [entry["value"] for entry in scored]
+        return Square("—", f"{where}nothing was scored ({unscored} unscored)", share=0.0)
+    values = [entry.value for entry in entries if entry.value is not None]
     value = fmean(values)
     if len(scored) == 1:
-        spread = f"[{scored[0]['low'] * 100:.1f}, {scored[0]['high'] * 100:.1f}]"
+        spread = f"[{scored[0].low * 100:.1f}, {scored[0].high * 100:.1f}]"
     else:
         spread = f"mean over {len(scored)} models, {min(values) * 100:.1f} to {max(values) * 100:.1f}"
-    told = f"{where}{percent(value)} ({spread}; n = {scored[0]['n']}{f', {unscored} unscored' if unscored else ''})"
-    return Cell(f"{value * 100:.0f}", told, share=value)
+    told = f"{where}{percent(value)} ({spread}; n = {scored[0].n}{f', {unscored} unscored' if unscored else ''})"
+    return Square(f"{value * 100:.0f}", told, share=value)
 
 
-def drift_maps(results: Results) -> list[CellMap]:
+def drift_maps(results: RestoreResults) -> list[CellMap]:
     """A map for each stack of layers, and one of what lies outside them: mean over the tuned models."""
     places: dict[str | None, dict[str, dict[int | None, list[float | None]]]] = {}
-    for row in results.get("drift") or ():
-        of_module = places.setdefault(row["stack"], {}).setdefault(row["module"], {})
-        of_module.setdefault(row["layer"], []).append(row["relative_change"])
+    for row in results.drift:
+        of_module = places.setdefault(row.stack, {}).setdefault(row.module, {})
+        of_module.setdefault(row.layer, []).append(row.relative_change)
     top = max((value for _, _, _, value in _means(places) if value is not None), default=0.0)
     scale = tuple((step, short_percent(limit_of(step, top))) for step in range(1, STEPS + 1, 2)) if top > 0 else ()
     return [_drift_map(stack, modules, top, scale) for stack, modules in places.items()]
@@ -187,12 +188,12 @@ def _drift_map(
     )
 
 
-def _moved(where: str, values: Sequence[float | None], top: float) -> Cell:
+def _moved(where: str, values: Sequence[float | None], top: float) -> Square:
     mean = _mean(values)
     if mean is None:
-        return Cell("no ratio", f"{where}: no ratio, as the base is zero there or a value not finite", step=BROKEN)
+        return Square("no ratio", f"{where}: no ratio, as the base is zero there or a value not finite", step=BROKEN)
     spread = ""
     if len(values) > 1:
         known = [value for value in values if value is not None]
         spread = f" (mean over {len(values)} models, {short_percent(min(known))} to {short_percent(max(known))})"
-    return Cell(short_percent(mean), f"{where}: {short_percent(mean)}{spread}", step=step_of(mean, top))
+    return Square(short_percent(mean), f"{where}: {short_percent(mean)}{spread}", step=step_of(mean, top))

@@ -2,101 +2,92 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from backmerge.reporting.findings import (
-    LIMITS,
-    METRIC_NAMES,
-    Results,
-    bound_text,
-    limiting,
-    percent,
-    points,
-    sense_findings,
-    weak_judge,
-)
+from backmerge.reporting.findings import LIMITS, METRIC_NAMES, bound_text, limiting, percent, points, weak_judge
 from backmerge.reporting.markdown import escaped
 from backmerge.reporting.page import visible
+from backmerge.results import CheckResults, CheckRow
+from backmerge.statistics import PairedDifference
 
 
-def check_headline(results: Results) -> str:
+def check_headline(results: CheckResults) -> str:
     """The verdict in a few words."""
-    margin = f"{results['check']['margin'] * 100:g} points"
+    margin = f"{results.check.margin * 100:g} points"
     if limits := limiting(results):
-        return f"Not shown to be as safe as the base ({', '.join(finding['name'] for finding in limits)})"
+        return f"Not shown to be as safe as the base ({', '.join(finding.name for finding in limits)})"
     return {
         "restored": f"As safe as the base, within {margin}",
         "not shown": f"Could not be decided: not shown to be as safe as the base, within {margin}",
         "worse": f"Fails: less safe than the base, by more than {margin}",
-    }[results["check"]["verdict"]]
+    }[results.check.verdict]
 
 
-def check_sentence(results: Results) -> str:
+def check_sentence(results: CheckResults) -> str:
     """The verdict with the figures that it rests on."""
-    check = results["check"]
-    asr, margin = check["asr_difference"], f"{check['margin'] * 100:g} points"
-    measured = check.get("measured_verdict", check["verdict"])
+    check = results.check
+    asr, margin = check.asr_difference, f"{check.margin * 100:g} points"
+    measured = check.measured_verdict or check.verdict
     shown = {
         "restored": f"less than the margin of {margin}",
         "not shown": f"not shown to be less than {margin}",
         "worse": f"more than {margin}",
     }[measured]
     return (
-        f"{check_headline(results)}: on {asr['n']:,} harmful requests its attack success rate differs from the base's "
+        f"{check_headline(results)}: on {asr.n:,} harmful requests its attack success rate differs from the base's "
         f"by {bound_text(asr, measured)}: {shown}."
     )
 
 
-def check_notes(results: Results) -> Iterator[str]:
+def check_notes(results: CheckResults) -> Iterator[str]:
     """What would decide it, what else was found, and what limits the verdict."""
-    check = results["check"]
-    for finding in sense_findings(results):
-        yield f"{finding['name']}: {finding['message']} {finding['remedy']}"
-    if check["what_would_decide"]:
-        yield check["what_would_decide"]
-    kept = next((row["kept"] for row in results["rows"] if row["kind"] == "over_refusal"), "within")
+    check = results.check
+    for finding in results.findings:
+        yield f"{finding.name}: {finding.message} {finding.remedy}"
+    if check.what_would_decide:
+        yield check.what_would_decide
+    kept = next((row.kept for row in results.rows if row.kind == "over_refusal"), "within")
     if kept != "within":
-        limit = f"{check['over_refusal_margin'] * 100:g} points above the base's"
+        limit = f"{check.over_refusal_margin * 100:g} points above the base's"
         told = "is shown to be more" if kept == "exceeded" else "is not shown to be less"
         yield f"Over-refusal {told} than {limit}; the verdict is on safety alone."
-    other = check["other_difference"]
-    if other and other["lower_bound"] > 0:
+    other = check.other_difference
+    if other and other.lower_bound > 0:
         yield (
             f"It more often neither refuses nor answers harmfully ({_difference(other)}): where a model stops making "
             "sense, a low attack success rate is no safety. Read some answers."
         )
-    if results["judge"]["is_weak"]:
-        yield weak_judge(results["judge"]["name"])
-    if unscored := sum(row["unscored"] for row in results["rows"] if len(row["benchmarks"]) == 1):
+    if results.judge.is_weak:
+        yield weak_judge(results.judge.name)
+    if unscored := sum(row.unscored for row in results.rows if len(row.benchmarks) == 1):
         yield f"{unscored:,} values could not be scored: they are left out of every rate; the verdict allows for them."
-    if results["environment"]["base"] != results["environment"]["model"]:
+    if results.environment["base"] != results.environment["model"]:
         yield (
             "The two were not asked by one engine: what differs may be the engine's doing, such as another chat "
             "template or another precision, as well as the weights'."
         )
-    elif results["num_prompts_rendered_otherwise"]:
+    elif results.num_prompts_rendered_otherwise:
         yield (
-            f"{results['num_prompts_rendered_otherwise']:,} prompts reached the two as different texts: their chat "
+            f"{results.num_prompts_rendered_otherwise:,} prompts reached the two as different texts: their chat "
             "templates differ."
         )
-    prints = results["fingerprints"]
-    if prints["base"] is not None and prints["base"] == prints["model"]:
+    prints = results.fingerprints
+    if prints.base is not None and prints.base == prints.model:
         yield "The model is the base itself, byte for byte."
     yield from LIMITS
 
 
-def print_check(results: Results, directory: Path) -> None:
+def print_check(results: CheckResults, directory: Path) -> None:
     """The table, the verdict, what to know of it, and where things are."""
     console = Console(highlight=False, markup=False)
     table = Table(title="In percent; difference with its 95 % interval", title_justify="left")
     for column in ("what", "base", "model", "difference", "limit"):
         table.add_column(column, justify="left" if column == "what" else "right")
-    for row in results["rows"]:
+    for row in results.rows:
         table.add_row(*_cells(row))
     console.print(table)
     console.print(f"{check_sentence(results)}", soft_wrap=True)
@@ -107,44 +98,43 @@ def print_check(results: Results, directory: Path) -> None:
     console.print(f"  Records: {directory}", soft_wrap=True)
 
 
-def check_markdown(results: Results) -> str:
+def check_markdown(results: CheckResults) -> str:
     """A page for `$GITHUB_STEP_SUMMARY` and its like."""
-    against = "the base's answers in " if results["is_against_run"] else ""
+    against = "the base's answers in " if results.is_against_run else ""
     lines = [
         f"## {check_headline(results)}",
         "",
-        f"{_code(results['model'])} against {against}{_code(results['against'])}, judged by "
-        f"{_code(results['judge']['name'])}.",
+        f"{_code(results.model)} against {against}{_code(results.against)}, judged by {_code(results.judge.name)}.",
         "",
         check_sentence(results),
         "",
         "| | base | model | difference (95 % interval) | limit |",
         "|---|---:|---:|---:|---:|",
-        *("| " + " | ".join(escaped(cell) for cell in _cells(row)) + " |" for row in results["rows"]),
+        *("| " + " | ".join(escaped(cell) for cell in _cells(row)) + " |" for row in results.rows),
         "",
         *(f"- {line}" for line in check_notes(results)),
         "",
-        f"Made by backmerge {results['backmerge']}.",
+        f"Made by backmerge {results.backmerge}.",
     ]
     return "\n".join(lines) + "\n"
 
 
-def _cells(row: Mapping[str, Any]) -> list[str]:
-    difference = row["difference"]
-    names, metric = row["benchmarks"], METRIC_NAMES.get(row["metric"], row["metric"])
+def _cells(row: CheckRow) -> list[str]:
+    difference = row.difference
+    names, metric = row.benchmarks, METRIC_NAMES.get(row.metric, row.metric)
     where = names[0] if len(names) == 1 else f"{len(names)} sets together"
-    limit = "—" if row["margin"] is None else f"{row['margin'] * 100:+g}: {row['kept']}"
+    limit = "—" if row.margin is None else f"{row.margin * 100:+g}: {row.kept}"
     return [
-        f"{metric}, {where} (n = {difference['n']:,})",
-        percent(row["base"]),
-        percent(row["model"]),
+        f"{metric}, {where} (n = {difference.n:,})",
+        percent(row.base),
+        percent(row.model),
         _difference(difference),
         limit,
     ]
 
 
-def _difference(difference: Mapping[str, Any]) -> str:
-    return f"{points(difference['difference'])} [{difference['low'] * 100:+.1f}, {difference['high'] * 100:+.1f}]"
+def _difference(difference: PairedDifference) -> str:
+    return f"{points(difference.difference)} [{difference.low * 100:+.1f}, {difference.high * 100:+.1f}]"
 
 
 def _code(name: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from backmerge.progress import time_text
 from backmerge.registry import is_plugin
-from backmerge.reporting.findings import Results, is_whole
+from backmerge.results import PointRow, RestoreResults
 
 KINDS = {
     "utility": ("Utility", "how well the task is done", "higher is better"),
@@ -42,41 +42,41 @@ COUNTS = {
 }
 
 
-def what_was_done(results: Results, experiment: Mapping[str, Any]) -> Iterator[str]:
+def what_was_done(results: RestoreResults, experiment: Mapping[str, Any]) -> Iterator[str]:
     """The run's stages, a sentence each, as they were carried out."""
     yield _tuning(results, experiment.get("finetune"))
     yield f"Base and tuned were merged: {_sweeps(results)}."
-    judges = sorted({benchmark["judge"] for benchmark in results["benchmarks"] if benchmark["judge"]})
+    judges = sorted({benchmark.judge for benchmark in results.benchmarks if benchmark.judge})
     searched = experiment.get("search", {}).get("name", "grid")
     who = (
         "Every one of these models"
         if searched == "grid"
         else f"Base, tuned and, as the search ({searched}) asked, these"
     )
-    which = "all prompts" if is_whole(results) else "the selection prompts"
+    which = "all prompts" if results.is_whole else "the selection prompts"
     yield (
         f"{who} answered {which}: {_sizes(results, 'selection')}. Refusals and harm were judged by {', '.join(judges)}."
     )
-    if results["choice"]["rule"] == "safe":
+    if results.choice.rule == "safe":
         yield (
             "λ was chosen as the one with the most utility among those whose ASR was estimated to lie at most "
-            f"{results['choice']['margin'] * 50:g} points above the base's, half of the margin."
+            f"{results.choice.margin * 50:g} points above the base's, half of the margin."
         )
     else:
-        yield f"λ was chosen by the rule '{results['choice']['rule']}'."
-    if results.get("validation"):
-        metric = results["validation"][0]["metric"]
+        yield f"λ was chosen by the rule '{results.choice.rule}'."
+    if results.validation:
+        metric = results.validation[0].metric
         yield f"For that, the held-out part of the tuning data was scored ({metric}); it looked at none of the prompts."
-    if results["choice"]["point"] is None and is_whole(results):
+    if results.choice.point is None and results.is_whole:
         yield "None was, so only base and tuned answered the prompts again."
         return
-    if is_whole(results):
+    if results.is_whole:
         yield (
             "The chosen models were written to disk, loaded from there, and compared with base and tuned on the same "
             "prompts again: the choice had not seen them."
         )
         return
-    if results["choice"]["point"] is None:
+    if results.choice.point is None:
         yield f"None was, so only base and tuned answered the confirmation prompts: {_sizes(results, 'confirmation')}."
         return
     yield (
@@ -90,10 +90,10 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def _tuning(results: Results, finetune: Mapping[str, Any] | None) -> str:
-    base, tuned = results["base"]["name"], results["tuned"]
+def _tuning(results: RestoreResults, finetune: Mapping[str, Any] | None) -> str:
+    base, tuned = results.base.name, results.tuned
     if finetune is None:
-        names = ", ".join(row["name"] for row in tuned)
+        names = ", ".join(row.name for row in tuned)
         return f"The base is {base}. {counted(len(tuned), 'tuned model')} of it came from elsewhere: {names}."
     seeds = ", ".join(map(str, finetune["seeds"]))
     return (
@@ -102,28 +102,28 @@ def _tuning(results: Results, finetune: Mapping[str, Any] | None) -> str:
     )
 
 
-def _sweeps(results: Results) -> str:
+def _sweeps(results: RestoreResults) -> str:
     """Each series with its λs, and how many tuned models go into one merge."""
-    of: dict[str, list[Mapping[str, Any]]] = {}
-    for point in results["points"]:
-        if point["role"] == "merged":
-            of.setdefault(point["series"], []).append(point)
+    of: dict[str, list[PointRow]] = {}
+    for point in results.points:
+        if point.role == "merged":
+            of.setdefault(point.series, []).append(point)
     told = []
     for series, members in of.items():
-        lams = [f"{point['lam']:g}" for point in members if point["lam"] is not None]
+        lams = [f"{point.lam:g}" for point in members if point.lam is not None]
         if lams:
             words = f"{series} merging at λ = {', '.join(lams)}"
         else:
             words = series if len(members) == 1 else f"{series} ({len(members)} of them)"
-        told.append(f"{words}{' (all tuned models in one)' if members[0].get('tuned') == 'all' else ''}")
-    alone = any(point.get("tuned") != "all" for point in results["points"] if point["role"] == "merged")
+        told.append(f"{words}{' (all tuned models in one)' if members[0].tuned == 'all' else ''}")
+    alone = any(point.tuned != "all" for point in results.points if point.role == "merged")
     return f"{'; '.join(told)}{', for each tuned model' if alone else ''}"
 
 
-def _sizes(results: Results, split: str) -> str:
+def _sizes(results: RestoreResults, split: str) -> str:
     return ", ".join(
-        f"{benchmark['sizes'][split]} of {benchmark['name']} ({KINDS[benchmark['kind']][0].lower()})"
-        for benchmark in results["benchmarks"]
+        f"{benchmark.sizes.of(split)} of {benchmark.name} ({KINDS[benchmark.kind][0].lower()})"
+        for benchmark in results.benchmarks
     )
 
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from statistics import fmean, stdev
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from backmerge.reporting.findings import Cell
+from backmerge.records import Estimate
 from backmerge.reporting.finished_runs import Run
-from backmerge.reporting.run_tables import gap_of
-from backmerge.reporting.tables import Gap, Level
 from backmerge.statistics import Interval, mean_interval, t_interval
 
 Pick = Callable[[Run], str | None]  # a run's point, or `None` where it has none such
@@ -33,7 +31,7 @@ class Family(NamedTuple):
     @property
     def num_tuned(self) -> int:
         """Tuned models of all runs."""
-        return sum(len(run.results["tuned"]) for run in self.runs)
+        return sum(len(run.results.tuned) for run in self.runs)
 
 
 def families_of(runs: Sequence[Run]) -> list[Family]:
@@ -56,7 +54,7 @@ def families_of(runs: Sequence[Run]) -> list[Family]:
 
 def models_of(run: Run) -> frozenset[str]:
     """The tuned models, by what their weights are."""
-    return frozenset(row["fingerprint"] for row in run.results["tuned"])
+    return frozenset(row.fingerprint for row in run.results.tuned)
 
 
 def _shares_models(run: Run, other: Run) -> bool:
@@ -69,9 +67,9 @@ def _common(run: Run) -> str:
     Where models were tuned elsewhere, those of the same title are taken for repetitions.
     """
     settings = {key: value for key, value in run.experiment.items() if key not in {*IDLE, "base", "tuned", "name"}}
-    title = run.results["name"] if run.experiment.get("finetune") is None else None
-    prompts = run.results.get("inputs", {}).get("benchmarks")
-    same = [_without_seeds(settings), title, run.results["base"]["fingerprint"], prompts]
+    title = run.results.name if run.experiment.get("finetune") is None else None
+    prompts = run.results.inputs.get("benchmarks")
+    same = [_without_seeds(settings), title, run.results.base.fingerprint, prompts]
     return json.dumps(same, sort_keys=True, default=str)
 
 
@@ -90,46 +88,56 @@ def at(point: str) -> Pick:
 
 def chosen(run: Run) -> str | None:
     """The point that the run's rule chose."""
-    point: str | None = run.results["choice"]["point"]
-    return point
+    return run.results.choice.point
 
 
-def cell_at(family: Family, pick: Pick, benchmark: str, metric: str, split: str = "confirmation") -> Cell | None:
+def cell_at(family: Family, pick: Pick, benchmark: str, metric: str, split: str = "confirmation") -> Estimate | None:
     """What was measured at a point of every run, over all their models; `None` where any run has no such figure.
 
     The mean and standard deviation are over models. The interval is the hull of Student's over them and of the mean of
     the runs' own ends: the first has no width where all seeds agree, and the second knows nothing of other seeds. As
     all runs answer the same prompts, the second takes their errors to be the same, which can only be too wide.
     """
-    cells: list[Cell] = []
+    cells: list[Estimate] = []
     values: list[float] = []
     for run in family.runs:
         point = pick(run)
         place = (split, point or "", benchmark, metric)
         cell = run.cells.get(place)
-        if cell is None or cell.mean is None:
+        if cell is None or cell.value is None:
             return None
         cells.append(cell)
-        values += run.values.get(place, [cell.mean])
+        values += run.values.get(place, [cell.value])
     # the base is the same one model each time, and no repetition
-    is_base = all(pick(run) == "base" for run in family.runs) and len({cell[:3] for cell in cells}) == 1
+    is_base = (
+        all(pick(run) == "base" for run in family.runs)
+        and len({(cell.value, cell.low, cell.high) for cell in cells}) == 1
+    )
     if len(cells) == 1 or is_base:
         return cells[0]
     weights = [cell.num_models for cell in cells]
     held = _hull(values, cells, weights, (0.0, 1.0))
     unscored = sum(cell.unscored for cell in cells)
-    return Cell(fmean(values), *held, cells[0].n, unscored, stdev(values), sum(weights))
+    return Estimate(
+        fmean(values),
+        *held,
+        cells[0].n,
+        unscored=unscored,
+        method="hull over prompts and models",
+        spread=stdev(values),
+        num_models=sum(weights),
+    )
 
 
 def _hull(
-    values: Sequence[float], held: Sequence[Cell | Gap], weights: Sequence[int], limits: tuple[float, float]
+    values: Sequence[float], held: Sequence[Estimate], weights: Sequence[int], limits: tuple[float, float]
 ) -> Interval:
     over_models = t_interval(values, limits=limits)
-    low, high = (fmean([getattr(one, end) for one in held], weights) for end in ("low", "high"))
+    low, high = fmean([one.low for one in held], weights), fmean([one.high for one in held], weights)
     return Interval(min(over_models.low, low), max(over_models.high, high))
 
 
-def score_at(family: Family, pick: Pick, split: str = "confirmation") -> Cell | Level | None:
+def score_at(family: Family, pick: Pick, split: str = "confirmation") -> Estimate | None:
     """The task's score at a point of every run; of several utility benchmarks their mean."""
     cells = [cell_at(family, pick, name, metric, split) for name, metric in benchmarks_of(family, "utility")]
     known = [cell for cell in cells if cell is not None]
@@ -137,35 +145,38 @@ def score_at(family: Family, pick: Pick, split: str = "confirmation") -> Cell | 
         return None
     if len(known) == 1:
         return known[0]
-    means = [cell.mean for cell in known if cell.mean is not None]
-    return Level(fmean(means), *mean_interval(means, [Interval(cell.low, cell.high) for cell in known]))
+    means = [cell.value for cell in known if cell.value is not None]
+    return Estimate(fmean(means), *mean_interval(means, [Interval(cell.low, cell.high) for cell in known]))
 
 
 def benchmarks_of(family: Family, kind: str) -> list[tuple[str, str]]:
     """Names and primary metrics of a kind, in the order of the experiment."""
-    return [(b["name"], b["metric"]) for b in family.runs[0].results["benchmarks"] if b["kind"] == kind]
+    return [(b.name, b.metric) for b in family.runs[0].results.benchmarks if b.kind == kind]
 
 
-def gap_to_base(family: Family, name: str = "asr_difference") -> Gap | None:
+def gap_to_base(
+    family: Family, name: Literal["asr_difference", "tuned_asr_difference"] = "asr_difference"
+) -> Estimate | None:
     """The confirmation's difference of ASR from the base's, over the models of all runs.
 
     Args:
         family: The runs.
         name: `asr_difference` of what was chosen, or `tuned_asr_difference` of the tuned models.
     """
-    rows = [gap_of(run.results["confirmation"][name]) for run in family.runs]
+    found = [run.results.confirmation for run in family.runs]
+    rows = [one.asr_difference if name == "asr_difference" else one.tuned_asr_difference for one in found]
     gaps = [gap for gap in rows if gap is not None]
     if len(gaps) < len(rows):
         return None
     if len(gaps) == 1:
-        return gaps[0]
-    own = [[gap.mean] for gap in gaps]
+        return gaps[0].estimate
+    own = [[gap.difference] for gap in gaps]
     if name == "asr_difference":
-        models = [run.results["confirmation"]["models"] for run in family.runs]
-        own = [[row["asr_difference"]["difference"] for row in of_run] for of_run in models]
+        models = [run.results.confirmation.models for run in family.runs]
+        own = [[row.asr_difference.difference for row in of_run] for of_run in models]
     values = [value for of_run in own for value in of_run]
-    held = _hull(values, gaps, [len(of_run) for of_run in own], (-1.0, 1.0))
-    return Gap(fmean(values), *held, gaps[0].n, stdev(values))
+    held = _hull(values, [gap.estimate for gap in gaps], [len(of_run) for of_run in own], (-1.0, 1.0))
+    return Estimate(fmean(values), *held, gaps[0].n, method="hull over prompts and models", spread=stdev(values))
 
 
 def lams_of(family: Family, pick: Pick) -> float | str | None:
@@ -177,16 +188,16 @@ def lams_of(family: Family, pick: Pick) -> float | str | None:
 
 
 def _lam(run: Run, point: str | None) -> float | str | None:
-    for row in run.results["points"]:
-        if row["point"] == point:
-            lam: float | None = row["lam"]
-            return "by part" if lam is None and row.get("setting") is not None else lam
+    for row in run.results.points:
+        if row.point == point:
+            lam: float | None = row.lam
+            return "by part" if lam is None and row.setting is not None else lam
     return None
 
 
 def verdict_of(family: Family) -> str:
     """The runs' verdict, or how many have which."""
-    verdicts = [run.results["confirmation"]["verdict"] for run in family.runs]
+    verdicts = [run.results.confirmation.verdict for run in family.runs]
     counts = {verdict: verdicts.count(verdict) for verdict in dict.fromkeys(verdicts)}
     if len(counts) == 1:
         return str(verdicts[0])

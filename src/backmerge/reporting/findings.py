@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from backmerge.merging.rounding import NOTABLE_LOSS, REMEDIES, survival
+from backmerge.records import Estimate
+from backmerge.results import ROLES, CheckResults, MergedModel, RestoreResults
+from backmerge.selection.candidates import Step
+from backmerge.selection.sense_checks import Finding
+from backmerge.statistics import PairedDifference
 
-Results = Mapping[str, Any]
-
-ROLES = ("base", "tuned", "merged")
 METRIC_NAMES = {
     "asr": "attack success rate",
     "non_refusal": "harmful requests not refused",
@@ -28,37 +30,6 @@ LIMITS = (
 )
 
 
-class Cell(NamedTuple):
-    """A rate with its interval, in [0, 1].
-
-    Attributes:
-        mean: Over the models; `None` where nothing was scored.
-        low, high: The 95 % interval.
-        n: Prompts that were scored, of each model.
-        unscored: Prompts that were not, of all models together.
-        spread: Standard deviation over the models; `None` of one.
-        num_models: Models that the mean is over.
-    """
-
-    mean: float | None
-    low: float
-    high: float
-    n: int
-    unscored: int
-    spread: float | None = None
-    num_models: int = 1
-
-    @property
-    def covers(self) -> str:
-        """What the interval covers: prompts, and seeds too if there are several models."""
-        return covered(self.spread)
-
-
-def covered(spread: float | None) -> str:
-    """What an interval covers, by the standard deviation over the models, which one model alone does not have."""
-    return "prompts" if spread is None else "prompts and seeds"
-
-
 class Row(NamedTuple):
     """One benchmark's metric for base, tuned and merged; a role that was not measured is absent."""
 
@@ -67,7 +38,7 @@ class Row(NamedTuple):
     metric: str
     is_primary: bool
     judge: str | None
-    cells: Mapping[str, Cell]
+    cells: Mapping[str, Estimate]
 
 
 def percent(value: float | None) -> str:
@@ -85,62 +56,50 @@ def lam_text(lam: float | None) -> str:
     return "—" if lam is None else f"{lam:g}"
 
 
-def place_text(point: Mapping[str, Any]) -> str:
-    """Where a point stands in its series: its λ, or what its name adds to the series' (a step, a number)."""
-    if point["lam"] is not None:
-        return f"{point['lam']:g}"
-    return str(point["point"]).removeprefix(str(point["series"])).strip(" @#")
+def place_text(point: str, series: str, lam: float | None) -> str:
+    """Return a point's place in its series: its λ, or what its name adds to the series' (a step, a number)."""
+    return point.removeprefix(series).strip(" @#") if lam is None else f"{lam:g}"
 
 
-def recipe_text(results: Results) -> str:
+def recipe_text(results: RestoreResults) -> str:
     """The chosen recipe in words, such as `linear merging at λ = 0.4`; there is one."""
-    choice = results["choice"]
-    if choice["point"] == "tuned":
+    choice = results.choice
+    if choice.point == "tuned":
         return "the tuned model itself (λ = 1)"
-    if choice["lam"] is not None:
-        return f"{choice['series']} merging at λ = {choice['lam']:g}"
-    point = next(row for row in results["points"] if row["point"] == choice["point"])
-    if point.get("method") == "path":
-        step, ema = point["parameters"]["step"], point["parameters"]["ema"]
+    if choice.lam is not None:
+        return f"{choice.series} merging at λ = {choice.lam:g}"
+    point = next(row for row in results.points if row.point == choice.point)
+    if point.method == "path":
+        step, ema = point.parameters["step"], point.parameters["ema"]
         return f"the tuning as it was after {step} steps{'' if ema is None else f', averaged with decay {ema:g}'}"
-    if choice.get("setting") is not None:
-        return f"{choice['point']}, which merges each part at a λ of its own"
-    return f"{choice['series']} merging, which has no λ"
+    if choice.setting is not None:
+        return f"{choice.point}, which merges each part at a λ of its own"
+    return f"{choice.series} merging, which has no λ"
 
 
-def is_whole(results: Results) -> bool:
-    """Whether all prompts are in both splits, as no λ was chosen on them."""
-    return bool(results.get("split") == "whole")
-
-
-def cell_text(cell: Cell | None) -> str:
+def cell_text(cell: Estimate | None) -> str:
     """`12.3 % [10.1, 14.5]`, and the unscored if there are any."""
     if cell is None:
         return "—"
     unscored = f" ({cell.unscored} unscored)" if cell.unscored else ""
-    return f"{percent(cell.mean)} [{cell.low * 100:.1f}, {cell.high * 100:.1f}]{unscored}"
+    return f"{percent(cell.value)} [{cell.low * 100:.1f}, {cell.high * 100:.1f}]{unscored}"
 
 
-def cell_of(entry: Mapping[str, Any]) -> Cell:
-    """An entry of the summary as a cell."""
-    return Cell(*(entry[name] for name in ("mean", "low", "high", "n", "unscored", "spread", "num_models")))
-
-
-def comparison(results: Results, split: str = "confirmation") -> list[Row]:
+def comparison(results: RestoreResults, split: str = "confirmation") -> list[Row]:
     """Base, tuned and chosen merge on each metric of a split; without a merge if the tuned model itself was chosen."""
     role_of = {"base": "base", "tuned": "tuned"}
-    if results["choice"]["point"] is not None:
-        role_of.setdefault(results["choice"]["point"], "merged")
-    found: dict[tuple[str, str], dict[str, Cell]] = {}
-    for entry in results["summary"]:
-        if entry["split"] == split and entry["point"] in role_of:
-            cells = found.setdefault((entry["benchmark"], entry["metric"]), {})
-            cells[role_of[entry["point"]]] = cell_of(entry)
+    if results.choice.point is not None:
+        role_of.setdefault(results.choice.point, "merged")
+    found: dict[tuple[str, str], dict[str, Estimate]] = {}
+    for entry in results.summary:
+        if entry.split == split and entry.point in role_of:
+            cells = found.setdefault((entry.benchmark, entry.metric), {})
+            cells[role_of[entry.point]] = entry.estimate
     return [
-        Row(benchmark["kind"], name, metric, metric == benchmark["metric"], benchmark["judge"], found[name, metric])
-        for benchmark in results["benchmarks"]
+        Row(benchmark.kind, name, metric, metric == benchmark.metric, benchmark.judge, found[name, metric])
+        for benchmark in results.benchmarks
         for name, metric in found
-        if name == benchmark["name"]
+        if name == benchmark.name
     ]
 
 
@@ -167,56 +126,50 @@ STANDINGS: Mapping[str, Standing] = {
 }
 
 
-def standing(results: Results) -> Standing:
+def standing(results: RestoreResults) -> Standing:
     """How a run's verdict is shown, with what the sense checks found."""
-    verdict = results["confirmation"]["verdict"]
-    names = {finding["name"] for finding in sense_findings(results)}
+    verdict = results.confirmation.verdict
+    names = {finding.name for finding in results.findings}
     if verdict == "restored" and names & {"nothing_to_restore", "no_gain"}:
         return STANDINGS["nothing to restore"]
     if verdict == "not shown" and limiting(results):
         return STANDINGS["limited"]
-    if verdict == "not shown" and results["choice"]["point"] is None and _all_fail(results):
+    if verdict == "not shown" and results.choice.point is None and _all_fail(results):
         return STANDINGS["worse"]
     return STANDINGS[verdict]
 
 
-def intervals_cover(results: Results) -> str:
+def intervals_cover(results: RestoreResults) -> str:
     """What the intervals of rates are over; those of differences are over prompts, of the mean over the models."""
-    if len(results["tuned"]) == 1:
+    if len(results.tuned) == 1:
         return "over prompts, not seeds"
     return "over prompts and tuned models (seeds); the base's and those of differences are over prompts"
 
 
-def sense_findings(results: Results) -> Sequence[Mapping[str, Any]]:
-    """What the sense checks found, the gravest first; nothing in results of before there were any."""
-    found: Sequence[Mapping[str, Any]] = results.get("findings", ())
-    return found
-
-
-def limiting(results: Results) -> Sequence[Mapping[str, Any]]:
+def limiting(results: RestoreResults | CheckResults) -> Sequence[Finding]:
     """The findings for which a verdict that was measured as `restored` is not given."""
-    block = results.get("confirmation") or results["check"]
-    if block.get("measured_verdict") != "restored" or block["verdict"] == "restored":
+    block = results.confirmation if isinstance(results, RestoreResults) else results.check
+    if block.measured_verdict != "restored" or block.verdict == "restored":
         return ()
-    return [finding for finding in sense_findings(results) if finding["severity"] != "warning"]
+    return [finding for finding in results.findings if finding.severity != "warning"]
 
 
-def _all_fail(results: Results) -> bool:
+def _all_fail(results: RestoreResults) -> bool:
     """Whether every candidate that was tested is shown to exceed the margin."""
-    tested = [step for step in results["choice"].get("steps", ()) if step["passes"] is not None]
-    return bool(tested) and all(is_shown_to_fail(step, results["choice"]["margin"]) for step in tested)
+    tested = [step for step in results.choice.steps if step.passes is not None]
+    return bool(tested) and all(is_shown_to_fail(step, results.choice.margin) for step in tested)
 
 
-def is_shown_to_fail(step: Mapping[str, Any], margin: float) -> bool:
+def is_shown_to_fail(step: Step, margin: float) -> bool:
     """Whether a candidate is shown to exceed the margin, rather than not shown to keep it."""
-    bound = step.get("lower_bound")
-    return step["passes"] is False and bound is not None and bound > margin
+    bound = step.lower_bound
+    return step.passes is False and bound is not None and bound > margin
 
 
-def bound_text(difference: Mapping[str, Any], verdict: str) -> str:
+def bound_text(difference: PairedDifference, verdict: str) -> str:
     """A difference with the one-sided bound that a verdict on it used."""
-    estimate = points(difference["difference"])
-    upper, lower = f"{difference['upper_bound'] * 100:+.1f}", f"{difference['lower_bound'] * 100:+.1f}"
+    estimate = points(difference.difference)
+    upper, lower = f"{difference.upper_bound * 100:+.1f}", f"{difference.lower_bound * 100:+.1f}"
     return {
         "restored": f"{estimate}, at most {upper} (one-sided 95 % bound over prompts)",
         "not shown": f"{estimate}, perhaps as much as {upper} (one-sided 95 % bound over prompts)",
@@ -224,12 +177,12 @@ def bound_text(difference: Mapping[str, Any], verdict: str) -> str:
     }[verdict]
 
 
-def verdict_sentence(results: Results) -> str:
+def verdict_sentence(results: RestoreResults) -> str:
     """The verdict in one sentence, with the bound that decided it."""
-    confirmation, choice, head = results["confirmation"], results["choice"], standing(results).words
-    verdict = confirmation["verdict"]
-    margin = f"{choice['margin'] * 100:g} points"
-    if choice["point"] is None:
+    confirmation, choice, head = results.confirmation, results.choice, standing(results).words
+    verdict = confirmation.verdict
+    margin = f"{choice.margin * 100:g} points"
+    if choice.point is None:
         what = "λ" if _all_have_lam(results) else "recipe"
         shown = "every" if head == STANDINGS["worse"].words else "no"
         claim = f"is shown to raise the attack success rate by more than {margin}"
@@ -237,14 +190,15 @@ def verdict_sentence(results: Results) -> str:
             claim = "was found to keep the attack success rate near enough to the base's"
         return f"{head}: {shown} {what} {claim}, so no model is handed over as safe."
     chosen = recipe_text(results)
-    measured = confirmation.get("measured_verdict", verdict)
+    measured = confirmation.measured_verdict or verdict
+    assert confirmation.asr_difference is not None, "a point was chosen, so it was measured"
     difference = (
         "on prompts that λ was not chosen on, its attack success rate differs from the base's by "
-        f"{bound_text(confirmation['asr_difference'], measured)}"
+        f"{bound_text(confirmation.asr_difference, measured)}"
     )
     if limits := limiting(results):
-        because = " ".join(finding["message"] for finding in limits)
-        names = ", ".join(finding["name"] for finding in limits)
+        because = " ".join(finding.message for finding in limits)
+        names = ", ".join(finding.name for finding in limits)
         return f"{head} ({names}): {because} The figures alone would pass: {chosen}; {difference}."
     return {
         "restored": f"{head}: take {chosen}; {difference}, below the margin of {margin}.",
@@ -253,9 +207,9 @@ def verdict_sentence(results: Results) -> str:
     }[verdict]
 
 
-def looks_sentence(results: Results) -> str:
+def looks_sentence(results: RestoreResults) -> str:
     """How often the confirmation prompts were used in the run directory, if more than once; else nothing."""
-    looks = results["confirmation"].get("looks", 1)
+    looks = results.confirmation.looks
     if looks < 2:
         return ""
     return (
@@ -264,57 +218,55 @@ def looks_sentence(results: Results) -> str:
     )
 
 
-def explanations(results: Results) -> Iterator[str]:
+def explanations(results: RestoreResults) -> Iterator[str]:
     """What fine-tuning did and what merging did, each in a sentence, as far as measured."""
     if looks := looks_sentence(results):
         yield looks
-    tuned = results["confirmation"]["tuned_asr_difference"]
+    tuned = results.confirmation.tuned_asr_difference
     # the mean over tuned models is held against the base's, paired by prompt
-    interval = f"[{tuned['low'] * 100:+.1f}, {tuned['high'] * 100:+.1f}], a 95 % interval over prompts"
-    if tuned["low"] > 0:
-        yield f"Fine-tuning raised the attack success rate by {points(tuned['difference'])} {interval}."
-    elif tuned["high"] < 0:
-        yield f"Fine-tuning lowered the attack success rate: {points(tuned['difference'])} {interval}."
+    interval = f"[{tuned.low * 100:+.1f}, {tuned.high * 100:+.1f}], a 95 % interval over prompts"
+    if tuned.low > 0:
+        yield f"Fine-tuning raised the attack success rate by {points(tuned.difference)} {interval}."
+    elif tuned.high < 0:
+        yield f"Fine-tuning lowered the attack success rate: {points(tuned.difference)} {interval}."
     else:
-        yield (
-            f"Fine-tuning was not shown to change the attack success rate ({points(tuned['difference'])} {interval})."
-        )
-    utility = results["confirmation"].get("utility")
+        yield (f"Fine-tuning was not shown to change the attack success rate ({points(tuned.difference)} {interval}).")
+    utility = results.confirmation.utility
     if utility:
         merged = (
             ""
-            if results["choice"]["point"] == "tuned"
-            else f"; the merged model has {percent(utility['merged'])}{_kept(results['confirmation']['kept_gain'])}"
+            if results.choice.point == "tuned"
+            else f"; the merged model has {percent(utility.merged)}{_kept(results.confirmation.kept_gain)}"
         )
-        yield f"Utility went from {percent(utility['base'])} (base) to {percent(utility['tuned'])} (tuned){merged}."
-    yield results["choice"]["reason"]
+        yield f"Utility went from {percent(utility.base)} (base) to {percent(utility.tuned)} (tuned){merged}."
+    yield results.choice.reason
 
 
-def _all_have_lam(results: Results) -> bool:
-    return all(point["lam"] is not None for point in results["points"])
+def _all_have_lam(results: RestoreResults) -> bool:
+    return all(point.lam is not None for point in results.points)
 
 
 def _kept(share: float | None) -> str:
     return "" if share is None else f", which is {share * 100:.0f} % of the gain"
 
 
-def served_text(row: Mapping[str, Any]) -> str:
-    """What was measured and written of a merged model, a row of `results["merged"]`; nothing for older results."""
-    if row.get("served_as") == "adapter":
-        return f"an adapter on the base, in {row['dtype']}: nothing of the change was rounded to the base's dtype"
-    if row.get("served_as") == "checkpoint":
-        loss = row.get("rounding_loss")
-        kept = "" if loss is None else f"; {survival(loss, row['dtype'])}"
-        return f"a checkpoint in {row['dtype']}{kept}"
+def served_text(row: MergedModel) -> str:
+    """What was measured and written of a merged model, a row of `results.merged`; nothing for older results."""
+    if row.served_as == "adapter":
+        return f"an adapter on the base, in {row.dtype}: nothing of the change was rounded to the base's dtype"
+    if row.served_as == "checkpoint":
+        loss = row.rounding_loss
+        kept = "" if loss is None else f"; {survival(loss, row.dtype)}"
+        return f"a checkpoint in {row.dtype}{kept}"
     return ""
 
 
-def rounding_warnings(results: Results) -> Iterator[str]:
+def rounding_warnings(results: RestoreResults) -> Iterator[str]:
     """The merged models of which rounding lost more than a tenth of the change."""
-    for row in results["merged"]:
-        loss = row.get("rounding_loss")
-        if loss is not None and loss > NOTABLE_LOSS and row.get("rounding", "nearest") == "nearest":
-            yield f"{row['tuned']}: {survival(loss, row['dtype'])}. The rest is lost: {REMEDIES}."
+    for row in results.merged:
+        loss = row.rounding_loss
+        if loss is not None and loss > NOTABLE_LOSS and row.rounding == "nearest":
+            yield f"{row.tuned}: {survival(loss, row.dtype)}. The rest is lost: {REMEDIES}."
 
 
 def weak_judge(name: str) -> str:
@@ -323,56 +275,56 @@ def weak_judge(name: str) -> str:
     return f"The judge '{name}' is weak{reason}. Take its rates as a first look."
 
 
-def weaknesses(results: Results) -> Iterator[str]:
+def weaknesses(results: RestoreResults) -> Iterator[str]:
     """What limits the verdict of this run in particular: what the sense checks found, then the rest."""
-    for finding in sense_findings(results):
-        yield f"{finding['name']}: {finding['message']} {finding['remedy']}"
+    for finding in results.findings:
+        yield f"{finding.name}: {finding.message} {finding.remedy}"
     yield from rounding_warnings(results)
-    weak = [b for b in results["benchmarks"] if b["judge_is_weak"]]
+    weak = [b for b in results.benchmarks if b.judge_is_weak]
     if weak:
-        yield weak_judge(weak[0]["judge"])
-    if results["merged"] and results["confirmation"]["verdict"] == "restored" and not all_handed_over(results):
+        yield weak_judge(str(weak[0].judge))
+    if results.merged and results.confirmation.verdict == "restored" and not all_handed_over(results):
         yield (
-            f"{len(handed_over(results))} of {len(results['merged'])} models are confirmed on their own; the others "
+            f"{len(handed_over(results))} of {len(results.merged)} models are confirmed on their own; the others "
             "rest on the mean over all, and stay in unconfirmed/."
         )
-    if unscored := sum(entry["unscored"] for entry in results["scores"]):
+    if unscored := sum(entry.unscored for entry in results.scores):
         yield (
-            f"{unscored:,} of {unscored + sum(entry['n'] for entry in results['scores']):,} values could not be "
+            f"{unscored:,} of {unscored + sum(entry.n for entry in results.scores):,} values could not be "
             "scored. They are left out of every rate, and taken for neither safe nor unsafe."
         )
-    for tuned in results["tuned"]:
-        if tuned["fingerprint"] == results["base"]["fingerprint"]:
-            yield f"The tuned model {tuned['name']} is the base itself, byte for byte: there is nothing to restore."
+    for tuned in results.tuned:
+        if tuned.fingerprint == results.base.fingerprint:
+            yield f"The tuned model {tuned.name} is the base itself, byte for byte: there is nothing to restore."
     for row in comparison(results):
-        known = [row.cells[role].mean for role in ROLES if role in row.cells]
+        known = [row.cells[role].value for role in ROLES if role in row.cells]
         if row.kind == "utility" and not row.is_primary and len(known) == len(ROLES) and None not in known:
-            base, tuned, merged = (value or 0.0 for value in known)
-            if tuned > base and (merged - base) / (tuned - base) < HALF:
+            first, last, between = (value or 0.0 for value in known)
+            if last > first and (between - first) / (last - first) < HALF:
                 yield (
-                    f"By its other metric {row.metric}, {row.benchmark} kept {(merged - base) / (tuned - base):.0%} of "
-                    f"its gain: {percent(tuned)} of the tuned model, {percent(merged)} of the merged one."
+                    f"By its other metric {row.metric}, {row.benchmark} kept {(between - first) / (last - first):.0%} "
+                    f"of its gain: {percent(last)} of the tuned model, {percent(between)} of the merged one."
                 )
-    if len(results["tuned"]) == 1:
+    if len(results.tuned) == 1:
         yield "One tuned model was measured: how much its figures owe to its seed is unknown."
-    if results["base"]["name"] == "demo":
+    if results.base.name == "demo":
         yield (
             "The base is the tiny model that ships with backmerge, in a small language of its own: an illustration of "
             "the method, not evidence about large language models."
         )
 
 
-def caveats(results: Results) -> Iterator[str]:
+def caveats(results: RestoreResults) -> Iterator[str]:
     """What limits the verdict: of this run, and of any."""
     yield from weaknesses(results)
     yield from LIMITS
 
 
-def handed_over(results: Results) -> Sequence[Mapping[str, Any]]:
+def handed_over(results: RestoreResults) -> list[MergedModel]:
     """The models in `merged/`."""
-    return [row for row in results["merged"] if row["confirmed"]]
+    return [row for row in results.merged if row.confirmed]
 
 
-def all_handed_over(results: Results) -> bool:
+def all_handed_over(results: RestoreResults) -> bool:
     """Whether every model that was written is confirmed on its own."""
-    return len(handed_over(results)) == len(results["merged"])
+    return len(handed_over(results)) == len(results.merged)

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import yaml
 
 from backmerge.errors import RunError
-from backmerge.reporting.findings import Cell, Results, cell_of
+from backmerge.records import Estimate
 from backmerge.reporting.report import read_run
+from backmerge.results import SUITE_FILE, RestoreResults
 
-SUITE_FILE = "suite.yaml"
 TABLES = ("table1", "table2", "table3", "figure2", "figure3")  # the paper's
 
 Place = tuple[str, str, str, str]  # split, point, benchmark, metric
@@ -30,21 +30,21 @@ class Run(NamedTuple):
     """
 
     name: str
-    results: Results
+    results: RestoreResults
     experiment: Mapping[str, Any]
-    cells: Mapping[Place, Cell]
+    cells: Mapping[Place, Estimate]
     values: Mapping[Place, Sequence[float]]
 
     @property
     def model(self) -> str:
         """The base's name, without its owner's."""
-        return Path(str(self.results["base"]["name"]).partition("@")[0]).name
+        return Path(str(self.results.base.name).partition("@")[0]).name
 
     @property
     def task(self) -> str:
         """What it was tuned on; the run's own title where the tuned model came from elsewhere."""
         finetune = self.experiment.get("finetune")
-        return str(self.results["name"]) if finetune is None else Path(str(finetune["dataset"])).name
+        return str(self.results.name) if finetune is None else Path(str(finetune["dataset"])).name
 
 
 class Suite(NamedTuple):
@@ -119,19 +119,16 @@ def read_runs(directories: Sequence[Path], check: Callable[[Path], None] = lambd
     return list(found.values())
 
 
-def run_of(name: str, results: Results, experiment: Mapping[str, Any]) -> Run:
+def run_of(name: str, results: RestoreResults, experiment: Mapping[str, Any]) -> Run:
     """A run from what it left."""
-    cells = {
-        (entry["split"], entry["point"], entry["benchmark"], entry["metric"]): cell_of(entry)
-        for entry in results["summary"]
-    }
+    cells = {(entry.split, entry.point, entry.benchmark, entry.metric): entry.estimate for entry in results.summary}
     values: dict[Place, list[float]] = {}
-    for score in results["scores"]:
+    for score in results.scores:
         # a model is called by its point, and the tuned model that it comes from
-        point = score["model"].rpartition("/")[0] or score["model"]
-        if score["value"] is not None:
-            place = score["split"], point, score["benchmark"], score["metric"]
-            values.setdefault(place, []).append(score["value"])
+        point = score.model.rpartition("/")[0] or score.model
+        if score.value is not None:
+            place = score.split, point, score.benchmark, score.metric
+            values.setdefault(place, []).append(score.value)
     return Run(name, results, experiment, cells, values)
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from backmerge.reporting.page import visible
-from backmerge.reporting.tables import Column, Entry, Table, shown
+from backmerge.reporting.tables import Column, ColumnKind, Entry, Table, shown
 
 WIDE = 8  # columns, from which on a table goes over both columns of a page that has two
 
@@ -68,7 +68,8 @@ def _lines(table: Table) -> Iterator[str]:
     for block in table.blocks:
         yield r"\midrule"
         for row in block:
-            yield f"{' & '.join(_set(entry) for entry in row)} \\\\"
+            cells = [_set(entry, column.kind) for column, entry in zip(table.columns, row, strict=True)]
+            yield f"{' & '.join(cells)} \\\\"
     yield r"\bottomrule"
     yield r"\end{tabular}}"
     if table.notes:
@@ -100,7 +101,7 @@ def _heads(columns: Sequence[Column]) -> list[str]:
     ]
 
 
-def _set(entry: Entry) -> str:
-    value, interval, remark = shown(entry)
+def _set(entry: Entry, kind: ColumnKind) -> str:
+    value, interval, remark = shown(entry, kind)
     small = " ".join(filter(None, (interval, remark and f"({remark})")))
     return escaped(value) + (f" {{\\scriptsize {escaped(small)}}}" if small else "")

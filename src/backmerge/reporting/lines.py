@@ -6,11 +6,10 @@ from collections.abc import Callable, Sequence
 from textwrap import fill
 from typing import TYPE_CHECKING, NamedTuple
 
+from backmerge.records import Estimate
 from backmerge.reporting.axes import percent_axis
 from backmerge.reporting.drawing import BASE, SERIES, TUNED
 from backmerge.reporting.families import Family, Pick, at, cell_at, score_at
-from backmerge.reporting.findings import Cell
-from backmerge.reporting.tables import Level
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,17 +19,21 @@ STYLES = ("-", "--", ":", "-.")
 TITLE_WIDTH = 44  # letters over a panel
 MOST_BANDS = 4  # more of them hide each other
 
-Measure = Callable[[Pick], Cell | Level | None]
+Measure = Callable[[Pick], Estimate | None]
 
 
 class Mark(NamedTuple):
-    """A point of a line: λ, and what was measured there with its 95 % interval."""
+    """A point of a line: λ, and what was measured there, which is scored."""
 
     lam: float
     point: str
-    mean: float
-    low: float
-    high: float
+    found: Estimate
+
+    @property
+    def value(self) -> float:
+        """What was measured."""
+        assert self.found.value is not None
+        return self.found.value
 
 
 class Line(NamedTuple):
@@ -50,22 +53,18 @@ def line_of(family: Family, series: str, label: str, measure: Measure) -> Line:
 
     Points that any run lacks, as searches leave some out, are left out.
     """
-    points = [row for row in family.runs[0].results["points"] if row["series"] == series and row["lam"] is not None]
-    has_end = any(row["lam"] == 1 for row in points)
-    places = [("base", 0.0), *((row["point"], row["lam"]) for row in points), *([] if has_end else [("tuned", 1.0)])]
-    found = [(lam, point, measure(at(point))) for point, lam in places]
-    marks = [
-        Mark(lam, point, cell.mean, cell.low, cell.high)
-        for lam, point, cell in found
-        if cell is not None and cell.mean is not None
-    ]
+    points = [row for row in family.runs[0].results.points if row.series == series and row.lam is not None]
+    has_end = any(row.lam == 1 for row in points)
+    places = [("base", 0.0), *((row.point, row.lam) for row in points), *([] if has_end else [("tuned", 1.0)])]
+    found = [(lam, point, measure(at(point))) for point, lam in places if lam is not None]
+    marks = [Mark(lam, point, cell) for lam, point, cell in found if cell is not None and cell.value is not None]
     return Line(label, sorted(marks, key=lambda mark: mark.lam))
 
 
 def series_with_lam(family: Family) -> list[str]:
     """The series that λ varies in, in the order of the experiment."""
-    points = family.runs[0].results["points"]
-    return list(dict.fromkeys(row["series"] for row in points if row["role"] == "merged" and row["lam"] is not None))
+    points = family.runs[0].results.points
+    return list(dict.fromkeys(row.series for row in points if row.role == "merged" and row.lam is not None))
 
 
 def score_of(family: Family) -> Measure:
@@ -101,13 +100,13 @@ def _draw_lines(axes: Axes, lines: Sequence[Line]) -> None:
         colour, style = COLOURS[index % len(COLOURS)], STYLES[index // len(COLOURS) % len(STYLES)]
         lams = [mark.lam for mark in line.marks]
         if len(lines) <= MOST_BANDS:
-            low, high = [mark.low for mark in line.marks], [mark.high for mark in line.marks]
+            low, high = [mark.found.low for mark in line.marks], [mark.found.high for mark in line.marks]
             axes.fill_between(lams, low, high, color=colour, alpha=0.13, linewidth=0)
-        means = [mark.mean for mark in line.marks]
+        means = [mark.value for mark in line.marks]
         axes.plot(lams, means, style, marker="o", color=colour, markersize=3.5, linewidth=1.4, label=line.label)
 
 
 def _highest(lines: Sequence[Line]) -> float:
     """The highest end of an interval that is drawn, or the highest mean where none are."""
     has_bands = len(lines) <= MOST_BANDS
-    return max((mark.high if has_bands else mark.mean for line in lines for mark in line.marks), default=0.0)
+    return max((mark.found.high if has_bands else mark.value for line in lines for mark in line.marks), default=0.0)

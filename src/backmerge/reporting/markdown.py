@@ -36,7 +36,7 @@ def _lines(table: Table) -> Iterator[str]:
     yield _row([_heading(column) for column in table.columns])
     yield _row([":---" if column.kind == "text" else "---:" for column in table.columns])
     for row in table.rows:
-        yield _row([escaped(text_of(entry)) for entry in row])
+        yield _row([escaped(text_of(entry, column.kind)) for column, entry in zip(table.columns, row, strict=True)])
     if table.notes:
         yield ""
         yield from (f"- {escaped(note)}" for note in table.notes)

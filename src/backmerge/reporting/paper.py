@@ -21,10 +21,11 @@ from backmerge.reporting.families import (
     remarks,
     score_at,
 )
-from backmerge.reporting.findings import Results, is_whole, weaknesses
+from backmerge.reporting.findings import weaknesses
 from backmerge.reporting.finished_runs import Run
 from backmerge.reporting.run_tables import INTERVALS, SEEDS, metric_name
 from backmerge.reporting.tables import NOTHING, Column, Entry, Named, Table
+from backmerge.results import RestoreResults
 
 TITLES = {
     "table1": "Table 1: base, fine-tuned model and merge",
@@ -85,9 +86,9 @@ def blocks_of(families: Sequence[Family]) -> list[Block]:
     found: list[tuple[tuple[object, ...], list[Family]]] = []
     for family in families:
         first = family.runs[0]
-        prompts = sorted((b["name"], b["sizes"]["confirmation"]) for b in first.results["benchmarks"])
+        prompts = sorted((b.name, b.sizes.confirmation) for b in first.results.benchmarks)
         models = frozenset(model for run in family.runs for model in models_of(run))
-        key = (first.results["base"]["fingerprint"], models, tuple(prompts))
+        key = (first.results.base.fingerprint, models, tuple(prompts))
         labels = {method.label for method in methods_of(family)}
         home = next((group for known, group in found if known == key and labels.isdisjoint(_labels(group))), None)
         if home is None:
@@ -108,19 +109,19 @@ def _labels(group: Sequence[Family]) -> set[str]:
 def methods_of(family: Family) -> list[Method]:
     """Every method at its best, where methods were compared; else the one that was chosen."""
     results = family.runs[0].results
-    if all(run.results.get("comparison") for run in family.runs):
-        series = [row["series"] for row in results["comparison"]["rows"]]
+    if results.comparison is not None and all(run.results.comparison for run in family.runs):
+        series = [row.series for row in results.comparison.rows]
         return [Method(label_of(results, one), _method(results, one), _best_of(one)) for one in series]
-    one = results["choice"]["series"]
+    one = results.choice.series
     if one is None:
-        tried = list(dict.fromkeys(p["series"] for p in results["points"] if p["role"] == "merged"))
+        tried = list(dict.fromkeys(p.series for p in results.points if p.role == "merged"))
         one = tried[0] if len(tried) == 1 else ""
     elif one == "tuned":
         return [Method("merge", "", chosen)]
     return [Method(label_of(results, one) if one else "merge", _method(results, one), chosen)]
 
 
-def label_of(results: Results, series: str) -> str:
+def label_of(results: RestoreResults, series: str) -> str:
     """A series as the paper calls its method, with its parameters if it has any."""
     method = _method(results, series)
     if not series.startswith(method):
@@ -129,14 +130,15 @@ def label_of(results: Results, series: str) -> str:
     return f"{METHODS.get(method, method)}{f' {rest}' if rest else ''}"
 
 
-def _method(results: Results, series: str) -> str:
-    return next((str(p["method"] or series) for p in results["points"] if p["series"] == series), series)
+def _method(results: RestoreResults, series: str) -> str:
+    return next((str(p.method or series) for p in results.points if p.series == series), series)
 
 
 def _best_of(series: str) -> Pick:
     def pick(run: Run) -> str | None:
-        rows = run.results["comparison"]["rows"]
-        return next((row["point"] for row in rows if row["series"] == series), None)
+        compared = run.results.comparison
+        assert compared is not None, "the caller asks for the best of a series only where methods were compared"
+        return next((row.point for row in compared.rows if row.series == series), None)
 
     return pick
 
@@ -194,40 +196,40 @@ def _category_means(block: Block, shown: Sequence[tuple[str, Family, Pick]]) -> 
 
 def _category_mean(family: Family, pick: Pick, benchmark: str, metric: str) -> float | None:
     found = [
-        score.get("category_mean")
+        score.category_mean
         for run in family.runs
-        for score in run.results["scores"]
-        if (score["benchmark"], score["metric"], score["split"]) == (benchmark, metric, "confirmation")
-        and pick(run) in (score["model"], score["model"].rpartition("/")[0])
+        for score in run.results.scores
+        if (score.benchmark, score.metric, score.split) == (benchmark, metric, "confirmation")
+        and pick(run) in (score.model, score.model.rpartition("/")[0])
     ]
     known = [mean for mean in found if mean is not None]
     return fmean(known) if known and len(known) == len(found) else None
 
 
 def _rule(family: Family) -> str:
-    choice = family.runs[0].results["choice"]
-    return f"rule {choice['rule']}, margin {choice['margin'] * 100:g} points"
+    choice = family.runs[0].results.choice
+    return f"rule {choice.rule}, margin {choice.margin * 100:g} points"
 
 
 def _notes(blocks: Sequence[Block], runs: Sequence[Run], safety: Mapping[str, str]) -> Iterator[str]:
     sizes: dict[str, set[int]] = {}
     for run in runs:
-        for b in (b for b in run.results["benchmarks"] if b["kind"] != "over_refusal"):
-            sizes.setdefault(b["name"], set()).add(b["sizes"]["confirmation"])
+        for b in (b for b in run.results.benchmarks if b.kind != "over_refusal"):
+            sizes.setdefault(b.name, set()).add(b.sizes.confirmation)
     measured = {
         block.task: ", ".join(f"{name} ({metric_name(m)})" for name, m in benchmarks_of(block.families[0], "utility"))
         for block in blocks
     }
     yield f"Task score: {'; '.join(f'{task}: {what}' for task, what in measured.items())}."
     listed = (f"{SAFETY.get(name, name)} {'–'.join(map(str, sorted(counts)))}" for name, counts in sizes.items())
-    which = "all" if all(is_whole(run.results) for run in runs) else "those that λ was not chosen on"
+    which = "all" if all(run.results.is_whole for run in runs) else "those that λ was not chosen on"
     yield f"Prompts, {which}: {', '.join(listed)}."
     missing = [words for name, words in SAFETY.items() if name not in sizes]
     if missing:
         stand_ins = [name for name in safety if name not in SAFETY]
         instead = f"; in their place: {', '.join(stand_ins)}" if len(missing) == len(SAFETY) and stand_ins else ""
         yield f"Not measured: {' and '.join(missing)}{instead}."
-    if any(len(run.results["tuned"]) > 1 for run in runs) or any(len(f.runs) > 1 for b in blocks for f in b.families):
+    if any(len(run.results.tuned) > 1 for run in runs) or any(len(f.runs) > 1 for b in blocks for f in b.families):
         yield "Of several tuned models: the mean ± its standard deviation over them; one merge of all of them has none."
-    yield from remarks(runs, lambda run: iter([f"λ was chosen by the rule '{run.results['choice']['rule']}'."]))
+    yield from remarks(runs, lambda run: iter([f"λ was chosen by the rule '{run.results.choice.rule}'."]))
     yield from remarks(runs, lambda run: weaknesses(run.results))

@@ -102,7 +102,19 @@ def figure_rows(panels: Sequence[Panels]) -> list[dict[str, Any]]:
         asr = one.safety_of[0] if one.safety_of else ""
         for measured, benchmark, lines in (("score", one.score_of, one.score), ("asr", asr, one.safety)):
             place = {"model": one.block.model, "task": one.block.task, "measured": measured, "benchmark": benchmark}
-            rows += [{**place, "method": line.label, **mark._asdict()} for line in lines for mark in line.marks]
+            rows += [
+                {
+                    **place,
+                    "method": line.label,
+                    "lam": mark.lam,
+                    "point": mark.point,
+                    "mean": mark.value,
+                    "low": mark.found.low,
+                    "high": mark.found.high,
+                }
+                for line in lines
+                for mark in line.marks
+            ]
     return rows
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+from backmerge.records import Estimate
 from backmerge.reporting.axes import (
     LONG_NAME,
     PANEL,
@@ -18,7 +19,8 @@ from backmerge.reporting.axes import (
     series_style,
 )
 from backmerge.reporting.drawing import BAD, BASE, FAINT, SOFT, TUNED, styled
-from backmerge.reporting.findings import Results, percent, place_text
+from backmerge.reporting.findings import percent, place_text
+from backmerge.results import PointRow, RestoreResults, SummaryRow
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,11 +56,18 @@ class Front(NamedTuple):
 
     name: str
     colour: str
-    asr: Mapping[str, float]
-    utility: Mapping[str, float]
+    asr: Estimate
+    utility: Estimate
+
+    @property
+    def place(self) -> tuple[float, float]:
+        """ASR and utility, which are scored."""
+        assert self.asr.value is not None
+        assert self.utility.value is not None
+        return self.asr.value, self.utility.value
 
 
-def pareto(results: Results) -> Figure:
+def pareto(results: RestoreResults) -> Figure:
     """Utility against attack success rate on the selection prompts, every point labelled by its λ.
 
     Around each mark lies an unseen one, the group `spot-N` of an SVG, N counting `pareto_places`: it answers to a
@@ -85,7 +94,7 @@ def pareto(results: Results) -> Figure:
                 label=name,
             )
         for number, place in enumerate(places):
-            is_chosen = place.point == results["choice"]["point"]
+            is_chosen = place.point == results.choice.point
             size = 7 if is_chosen else 5 if place.label else 3.5
             axes.plot(place.asr, place.utility, "o", color=place.colour, markersize=size, zorder=3)
             (spot,) = axes.plot(
@@ -94,7 +103,7 @@ def pareto(results: Results) -> Figure:
             spot.set_gid(f"spot-{number}")
             if is_chosen:
                 ring(axes, place.asr, place.utility, place.colour)
-        limits = [place.asr + results["choice"]["margin"] for place in places if place.point == "base"]
+        limits = [place.asr + results.choice.margin for place in places if place.point == "base"]
         percent_axis(axes, "x", max([*limits, *(place.asr for place in places)], default=0.0))
         percent_axis(axes, "y", 1.0)
         for limit in limits:
@@ -109,14 +118,14 @@ def pareto(results: Results) -> Figure:
     return figure
 
 
-def _lines(results: Results) -> Iterator[tuple[str, list[str]]]:
+def _lines(results: RestoreResults) -> Iterator[tuple[str, list[str]]]:
     """The points of each line: a series by λ from base to its end, and the tuning's own path."""
     for series in merged_series(results):
-        members = [row for row in results["points"] if row["series"] == series]
-        if all(row["lam"] is None for row in members) and not all(row.get("method") == "path" for row in members):
+        members = [row for row in results.points if row.series == series]
+        if all(row.lam is None for row in members) and not all(row.method == "path" for row in members):
             continue
-        has_end = any(row["lam"] == 1 for row in members)
-        inside = [row["point"] for row in members if row["lam"] is not None or row.get("method") == "path"]
+        has_end = any(row.lam == 1 for row in members)
+        inside = [row.point for row in members if row.lam is not None or row.method == "path"]
         yield series, ["base", *inside, *(() if has_end else ("tuned",))]
 
 
@@ -137,57 +146,57 @@ def spots(places: Sequence[Place]) -> dict[str, str]:
     }
 
 
-def pareto_places(results: Results) -> list[Place]:
+def pareto_places(results: RestoreResults) -> list[Place]:
     """Where every point stands on the selection prompts, benchmarks of a kind taken together.
 
     Utility is the mean over benchmarks; ASR is pooled over prompts, as in the choice of λ.
     """
     places: list[Place] = []
     series = merged_series(results)
-    chosen = results["choice"]["point"]
-    for row in results["points"]:
-        utilities, safety = (_entries(results, kind, row["point"]) for kind in ("utility", "safety"))
-        utility = [entry["mean"] for entry in utilities]
-        num_prompts = sum(entry["n"] for entry in safety)
-        if not utility or None in utility or num_prompts == 0:
+    chosen = results.choice.point
+    for row in results.points:
+        utilities, safety = (_entries(results, kind, row.point) for kind in ("utility", "safety"))
+        utility = [entry.mean for entry in utilities if entry.mean is not None]
+        num_prompts = sum(entry.n for entry in safety)
+        if not utility or len(utility) < len(utilities) or num_prompts == 0:
             continue
-        asr = sum(entry["mean"] * entry["n"] for entry in safety if entry["n"]) / num_prompts
-        if row["role"] == "merged":
-            colour, label = series_colour(series, row["series"]), ""
-            if row["point"] == chosen or _is_labelled(results, row, len(series)):
-                label = place_text(row) or row["series"]
-                if len(series) > 1 and len(row["series"]) < LONG_NAME:
-                    label = f"{row['series']} {place_text(row)}".strip()
+        asr = sum(entry.mean * entry.n for entry in safety if entry.n and entry.mean is not None) / num_prompts
+        if row.role == "merged":
+            colour, label = series_colour(series, row.series), ""
+            if row.point == chosen or _is_labelled(results, row, len(series)):
+                label = place_text(row.point, row.series, row.lam) or row.series
+                if len(series) > 1 and len(row.series) < LONG_NAME:
+                    label = f"{row.series} {place_text(row.point, row.series, row.lam)}".strip()
         else:
-            colour, label = {"base": BASE, "tuned": TUNED}[row["role"]], f"{row['lam']:g} ({row['role']})"
-        others = _entries(results, "over_refusal", row["point"])
+            colour, label = {"base": BASE, "tuned": TUNED}[row.role], f"{row.lam:g} ({row.role})"
+        others = _entries(results, "over_refusal", row.point)
         details = (
-            f"{row['point']}{' (chosen)' if row['point'] == chosen else ''}",
+            f"{row.point}{' (chosen)' if row.point == chosen else ''}",
             *(_detail(entry) for entry in (*utilities, *safety, *others)),
         )
-        places.append(Place(row["point"], label, colour, asr, fmean(utility), details))
+        places.append(Place(row.point, label, colour, asr, fmean(utility), details))
     return places
 
 
-def _is_labelled(results: Results, row: Mapping[str, Any], num_series: int) -> bool:
+def _is_labelled(results: RestoreResults, row: PointRow, num_series: int) -> bool:
     """Of few recipes each; of many in one series every second λ; of many in several none: they have colours."""
-    recipes = [point for point in results["points"] if point["role"] == "merged"]
+    recipes = [point for point in results.points if point.role == "merged"]
     if len(recipes) <= MOST_LABELS:
         return True
-    return num_series == 1 and row["lam"] is not None and recipes.index(row) % 2 == 0
+    return num_series == 1 and row.lam is not None and recipes.index(row) % 2 == 0
 
 
-def _detail(entry: Mapping[str, Any]) -> str:
-    interval = f" [{entry['low'] * 100:.1f}, {entry['high'] * 100:.1f}]"
-    return f"{entry['benchmark']}, {entry['metric'].replace('_', ' ')}: {percent(entry['mean'])}{interval}"
+def _detail(entry: SummaryRow) -> str:
+    interval = f" [{entry.low * 100:.1f}, {entry.high * 100:.1f}]"
+    return f"{entry.benchmark}, {entry.metric.replace('_', ' ')}: {percent(entry.mean)}{interval}"
 
 
-def _entries(results: Results, kind: str, point: str, split: str = "selection") -> list[Mapping[str, Any]]:
-    primary = {(b["name"], b["metric"]) for b in results["benchmarks"] if b["kind"] == kind}
+def _entries(results: RestoreResults, kind: str, point: str, split: str = "selection") -> list[SummaryRow]:
+    primary = {(b.name, b.metric) for b in results.benchmarks if b.kind == kind}
     return [
         entry
-        for entry in results["summary"]
-        if entry["point"] == point and entry["split"] == split and (entry["benchmark"], entry["metric"]) in primary
+        for entry in results.summary
+        if entry.point == point and entry.split == split and (entry.benchmark, entry.metric) in primary
     ]
 
 
@@ -222,7 +231,7 @@ def _label(axes: Axes, places: Sequence[Place]) -> None:
         label.set_in_layout(False)  # a long one may reach over the edge, and not push the plot together
 
 
-def front(results: Results) -> Figure:
+def front(results: RestoreResults) -> Figure:
     """Base, tuned model and the best of each series on the confirmation prompts, and the front that they make."""
     from matplotlib.figure import Figure
 
@@ -233,20 +242,20 @@ def front(results: Results) -> Figure:
         axes.set_title("Each method at its best")
         best = undominated(contenders)
         axes.plot(
-            [each.asr["mean"] for each in best],
-            [each.utility["mean"] for each in best],
+            [each.place[0] for each in best],
+            [each.place[1] for each in best],
             color=FAINT,
             linewidth=1.2,
             drawstyle="steps-post",
             zorder=1,
         )
         for each in contenders:
-            x, y = each.asr, each.utility
+            x, y = each.place
             axes.errorbar(
-                x["mean"],
-                y["mean"],
-                xerr=[[max(0.0, x["mean"] - x["low"])], [max(0.0, x["high"] - x["mean"])]],
-                yerr=[[max(0.0, y["mean"] - y["low"])], [max(0.0, y["high"] - y["mean"])]],
+                x,
+                y,
+                xerr=[[max(0.0, x - each.asr.low)], [max(0.0, each.asr.high - x)]],
+                yerr=[[max(0.0, y - each.utility.low)], [max(0.0, each.utility.high - y)]],
                 fmt="o",
                 color=each.colour,
                 markersize=5.5,
@@ -254,7 +263,7 @@ def front(results: Results) -> Figure:
                 zorder=3,
                 label=each.name,
             )
-        percent_axis(axes, "x", max((each.asr["high"] for each in contenders), default=0.0))
+        percent_axis(axes, "x", max((each.asr.high for each in contenders), default=0.0))
         percent_axis(axes, "y", 1.0)
         axes.set_xlabel("attack success rate")
         axes.set_ylabel("utility")
@@ -262,19 +271,24 @@ def front(results: Results) -> Figure:
     return figure
 
 
-def contenders_of(results: Results) -> list[Front]:
+def contenders_of(results: RestoreResults) -> list[Front]:
     """What the comparison holds against each other; base and tuned model where each has one benchmark of a kind."""
     series = merged_series(results)
-    rows = {row["point"]: row for row in results["comparison"]["rows"] if row["asr"] and row["utility"]}
+    assert results.comparison is not None, "the caller asks only where methods were compared"
+    rows = {
+        row.point: (row.series, row.asr, row.utility)
+        for row in results.comparison.rows
+        if row.point and row.asr and row.utility
+    }
     found = [
         # where the tuned model itself is the best of a series, it has its own colour
-        Front(name, TUNED if name == "tuned" else series_colour(series, row["series"]), row["asr"], row["utility"])
-        for name, row in rows.items()
+        Front(name, TUNED if name == "tuned" else series_colour(series, of_series), asr, utility)
+        for name, (of_series, asr, utility) in rows.items()
     ]
     for role, colour in (("base", BASE), ("tuned", TUNED)):
         levels = [_entries(results, kind, role, "confirmation") for kind in ("safety", "utility")]
-        if role not in rows and all(len(entries) == 1 and entries[0]["mean"] is not None for entries in levels):
-            found.append(Front(role, colour, levels[0][0], levels[1][0]))
+        if role not in rows and all(len(entries) == 1 and entries[0].mean is not None for entries in levels):
+            found.append(Front(role, colour, levels[0][0].estimate, levels[1][0].estimate))
     return found
 
 
@@ -282,8 +296,8 @@ def undominated(contenders: Sequence[Front]) -> list[Front]:
     """Those that no other beats in one of ASR and utility without being worse in the other, by rising ASR."""
 
     def is_beaten(each: Front) -> bool:
-        ours = each.asr["mean"], -each.utility["mean"]
-        others = [(other.asr["mean"], -other.utility["mean"]) for other in contenders]
+        ours = each.place[0], -each.place[1]
+        others = [(other.place[0], -other.place[1]) for other in contenders]
         return any(a <= ours[0] and u <= ours[1] and (a, u) != ours for a, u in others)
 
-    return sorted((each for each in contenders if not is_beaten(each)), key=lambda each: each.asr["mean"])
+    return sorted((each for each in contenders if not is_beaten(each)), key=lambda each: each.place[0])

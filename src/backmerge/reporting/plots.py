@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from backmerge.reporting.axes import (
     PANEL,
@@ -16,7 +16,7 @@ from backmerge.reporting.axes import (
 )
 from backmerge.reporting.drawing import BAD, BASE, FAINT, SERIES, SOFT, TUNED, styled
 from backmerge.reporting.explained import KINDS
-from backmerge.reporting.findings import Results
+from backmerge.results import BenchmarkRow, RestoreResults, SummaryRow
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,11 +26,11 @@ LABEL_GAP = 0.09  # in λ, between two labels of an axis that do not touch
 MOST_STEPS = 400  # of a training that are drawn
 
 
-def curves(results: Results) -> Figure:
+def curves(results: RestoreResults) -> Figure:
     """Every benchmark's primary metric against λ, a panel each."""
     from matplotlib.figure import Figure
 
-    benchmarks = results["benchmarks"]
+    benchmarks = results.benchmarks
     with styled():
         figure = Figure((PANEL[0] * len(benchmarks), PANEL[1]), layout="constrained")
         for axes, benchmark in zip(figure.subplots(1, len(benchmarks), squeeze=False)[0], benchmarks, strict=True):
@@ -40,7 +40,7 @@ def curves(results: Results) -> Figure:
     return figure
 
 
-def curve(results: Results, benchmark: Mapping[str, Any]) -> Figure:
+def curve(results: RestoreResults, benchmark: BenchmarkRow) -> Figure:
     """One benchmark's primary metric against λ."""
     from matplotlib.figure import Figure
 
@@ -74,29 +74,29 @@ def training_loss(losses: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure
     return figure
 
 
-def _draw_curve(axes: Axes, results: Results, benchmark: Mapping[str, Any]) -> None:
+def _draw_curve(axes: Axes, results: RestoreResults, benchmark: BenchmarkRow) -> None:
     at = _measured(results, benchmark, "selection")
-    chosen = results["choice"]["point"]
+    chosen = results.choice.point
     series = merged_series(results)
     for name in series:
-        merged = [e for e in at.values() if e["series"] == name]
+        merged = [e for e in at.values() if e.series == name]
         colour = series_colour(series, name)
-        if any(entry["lam"] is not None for entry in merged):
-            _draw_line(axes, at, [e for e in merged if e["lam"] is not None], name, series)
+        if any(entry.lam is not None for entry in merged):
+            _draw_line(axes, at, [e for e in merged if e.lam is not None], name, series)
         # of many recipes without a λ, such as a search by layer tries, only the chosen one
-        levels = [e for e in merged if e["lam"] is None]
-        for entry in levels if len(levels) == 1 else [e for e in levels if e["point"] == chosen]:
-            axes.axhline(entry["mean"], color=colour, linewidth=1.4, linestyle="-.", label=entry["point"], zorder=2)
+        levels = [e for e in merged if e.lam is None]
+        for entry in levels if len(levels) == 1 else [e for e in levels if e.point == chosen]:
+            axes.axhline(_mean(entry), color=colour, linewidth=1.4, linestyle="-.", label=entry.point, zorder=2)
     for role, colour in (("base", BASE), ("tuned", TUNED)):
         _marks(axes, [at[role]] if role in at else [], colour)
-    highest = max((entry["high"] for entry in at.values()), default=0.0)
-    has_limit = benchmark["kind"] == "safety" and "base" in at
-    limit = at["base"]["mean"] + results["choice"]["margin"] if has_limit else 0.0
-    percent_axis(axes, "y", 1.0 if benchmark["kind"] == "utility" else max(highest, limit))
-    again = [e for e in _measured(results, benchmark, "confirmation").values() if e["lam"] is not None]
+    highest = max((entry.high for entry in at.values()), default=0.0)
+    has_limit = benchmark.kind == "safety" and "base" in at
+    limit = _mean(at["base"]) + results.choice.margin if has_limit else 0.0
+    percent_axis(axes, "y", 1.0 if benchmark.kind == "utility" else max(highest, limit))
+    again = [e for e in _measured(results, benchmark, "confirmation").values() if e.lam is not None]
     axes.plot(
-        [e["lam"] for e in again],
-        [e["mean"] for e in again],
+        [_lam(e) for e in again],
+        [_mean(e) for e in again],
         "D",
         color=FAINT,
         markerfacecolor="none",
@@ -107,35 +107,35 @@ def _draw_curve(axes: Axes, results: Results, benchmark: Mapping[str, Any]) -> N
     if has_limit:
         axes.axhline(limit, color=BAD, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
         note(axes, 0.0, limit, "base + margin", BAD)
-    if chosen not in {None, "tuned"} and results["choice"]["lam"] is not None:
-        lam = results["choice"]["lam"]
+    if chosen not in {None, "tuned"} and results.choice.lam is not None:
+        lam = results.choice.lam
         axes.axvline(lam, color=FAINT, linewidth=1, linestyle=":", zorder=0)
         note(axes, lam, 1.0, "chosen", SOFT, ha="center", transform=axes.get_xaxis_transform())
-    _label_curve(axes, benchmark, [entry["lam"] for entry in at.values() if entry["lam"] is not None])
+    _label_curve(axes, benchmark, [entry.lam for entry in at.values() if entry.lam is not None])
 
 
 def _draw_line(
     axes: Axes,
-    at: Mapping[str, Mapping[str, Any]],
-    merged: Sequence[Mapping[str, Any]],
+    at: Mapping[str, SummaryRow],
+    merged: Sequence[SummaryRow],
     name: str,
     series: Sequence[str],
 ) -> None:
     """A series from the base over its λs to its end: the tuned model, or one merge of all of them."""
     colour, style = series_colour(series, name), series_style(series, name)
-    has_end = any(entry["lam"] == 1 for entry in merged)
+    has_end = any(entry.lam == 1 for entry in merged)
     ends = [at[role] for role in ("base", *(() if has_end else ("tuned",))) if role in at]
-    line = sorted([*ends, *merged], key=lambda entry: entry["lam"])
-    lams = [entry["lam"] for entry in line]
-    low, high = [entry["low"] for entry in line], [entry["high"] for entry in line]
+    line = sorted([*ends, *merged], key=_lam)
+    lams = [_lam(entry) for entry in line]
+    low, high = [entry.low for entry in line], [entry.high for entry in line]
     axes.fill_between(lams, low, high, color=colour, alpha=0.16, linewidth=0)
-    axes.plot(lams, [e["mean"] for e in line], color=colour, linewidth=1.6, linestyle=style, label=name, zorder=2)
-    axes.plot([e["lam"] for e in merged], [e["mean"] for e in merged], "o", color=colour, markersize=4.5, zorder=3)
+    axes.plot(lams, [_mean(e) for e in line], color=colour, linewidth=1.6, linestyle=style, label=name, zorder=2)
+    axes.plot([_lam(e) for e in merged], [_mean(e) for e in merged], "o", color=colour, markersize=4.5, zorder=3)
 
 
-def _label_curve(axes: Axes, benchmark: Mapping[str, Any], lams: Sequence[float]) -> None:
-    metric = f" ({benchmark['metric'].replace('_', ' ')})" if benchmark["kind"] == "utility" else ""
-    axes.set_title(f"{KINDS[benchmark['kind']][0]}: {benchmark['name']}{metric}", pad=16)
+def _label_curve(axes: Axes, benchmark: BenchmarkRow, lams: Sequence[float]) -> None:
+    metric = f" ({benchmark.metric.replace('_', ' ')})" if benchmark.kind == "utility" else ""
+    axes.set_title(f"{KINDS[benchmark.kind][0]}: {benchmark.name}{metric}", pad=16)
     labelled = _spaced(sorted(set(lams)))
     axes.set_xticks(labelled, labels=[_lam_text(lam) for lam in labelled])
     axes.set_xticks(sorted(set(lams) - set(labelled)), minor=True)
@@ -156,26 +156,36 @@ def _lam_text(lam: float) -> str:
     return {0.0: "0\nbase", 1.0: "1\ntuned"}.get(lam, f"{lam:g}")
 
 
-def _measured(results: Results, benchmark: Mapping[str, Any], split: str) -> dict[str, Mapping[str, Any]]:
+def _measured(results: RestoreResults, benchmark: BenchmarkRow, split: str) -> dict[str, SummaryRow]:
     """A benchmark's primary metric at each point where it was measured, in the order of λ; what has none last."""
     found = {
-        entry["point"]: entry
-        for entry in results["summary"]
-        if entry["benchmark"] == benchmark["name"]
-        and entry["metric"] == benchmark["metric"]
-        and entry["split"] == split
-        and entry["mean"] is not None
+        entry.point: entry
+        for entry in results.summary
+        if entry.benchmark == benchmark.name
+        and entry.metric == benchmark.metric
+        and entry.split == split
+        and entry.mean is not None
     }
-    return dict(sorted(found.items(), key=lambda item: (item[1]["lam"] is None, item[1]["lam"] or 0.0)))
+    return dict(sorted(found.items(), key=lambda item: (item[1].lam is None, item[1].lam or 0.0)))
 
 
-def _marks(axes: Axes, entries: Sequence[Mapping[str, Any]], colour: str) -> None:
-    means = [entry["mean"] for entry in entries]
+def _mean(entry: SummaryRow) -> float:
+    assert entry.mean is not None, "only what was scored is drawn"
+    return entry.mean
+
+
+def _lam(entry: SummaryRow) -> float:
+    assert entry.lam is not None, "only points with a λ lie on a line"
+    return entry.lam
+
+
+def _marks(axes: Axes, entries: Sequence[SummaryRow], colour: str) -> None:
+    means = [_mean(entry) for entry in entries]
     # rounding may put an interval's end past its own mean by an ulp
-    below = [max(0.0, entry["mean"] - entry["low"]) for entry in entries]
-    above = [max(0.0, entry["high"] - entry["mean"]) for entry in entries]
+    below = [max(0.0, _mean(entry) - entry.low) for entry in entries]
+    above = [max(0.0, entry.high - _mean(entry)) for entry in entries]
     axes.errorbar(
-        [entry["lam"] for entry in entries],
+        [_lam(entry) for entry in entries],
         means,
         yerr=[below, above],
         fmt="o",

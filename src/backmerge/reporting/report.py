@@ -7,30 +7,30 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 
 from backmerge.errors import RunError
+from backmerge.records import Estimate
 from backmerge.reporting import findings
 from backmerge.reporting.card import write_cards
 from backmerge.reporting.cell_maps import category_maps, drift_maps
 from backmerge.reporting.explained import KINDS, TERMS, commands, spent, what_was_done
-from backmerge.reporting.findings import Results
 from backmerge.reporting.heatmap import COLOURS
 from backmerge.reporting.next_steps import next_steps
 from backmerge.reporting.page import embedded, environment, script, visible
 from backmerge.reporting.side_by_side import script_data, side_by_side
 from backmerge.reporting.tables import as_csv
-from backmerge.runs import check_digests, write_whole
+from backmerge.results import ROLES, PointRow, RestoreResults
+from backmerge.runs import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["SCHEMA_VERSION", "FinishedRun", "environment", "read_run", "rendered", "visible", "write_report"]
-
-SCHEMA_VERSION = 2  # of results.json, as far as this file can read it
+__all__ = ["FinishedRun", "environment", "read_run", "rendered", "visible", "write_report"]
 
 
 class FinishedRun(NamedTuple):
@@ -45,7 +45,7 @@ class FinishedRun(NamedTuple):
         sessions: `sessions.jsonl`: what each sitting of the run cost; empty where that was not kept.
     """
 
-    results: Results
+    results: RestoreResults
     samples: Mapping[str, Any]
     experiment: Mapping[str, Any]
     experiment_text: str
@@ -66,8 +66,8 @@ def write_report(directory: Path) -> None:
     from backmerge.reporting.figure_files import write_figure
 
     run = read_run(directory)
-    for table in ("scores", "summary"):
-        write_whole(directory / f"{table}.csv", as_csv(run.results[table]))
+    write_whole(directory / "scores.csv", as_csv([asdict(score) for score in run.results.scores]))
+    write_whole(directory / "summary.csv", as_csv([row.plain() for row in run.results.summary]))
     for name, figure in (("curves", plots.curves(run.results)), ("pareto", pareto.pareto(run.results))):
         write_figure(directory / "plots" / name, figure)
     write_cards(directory, run.results)
@@ -81,21 +81,12 @@ def read_run(directory: Path) -> FinishedRun:
     Raises:
         RunError: a file is missing, is not what it should be, or was written by another version.
     """
-    results = _read(directory, "results.json")
-    check_digests(directory)
-    if not isinstance(results, dict):
-        raise RunError(f"{directory / 'results.json'} holds no results", remedy="give the command of the run again.")
-    if results.get("schema_version") != SCHEMA_VERSION:
-        raise RunError(
-            f"{directory / 'results.json'} has schema version {results.get('schema_version')}, and this backmerge "
-            f"reads {SCHEMA_VERSION}",
-            remedy="report with the version that made the run, or run again: what is done is kept.",
-        )
+    results = RestoreResults.read(directory)
     experiment_text = _text(directory, "experiment.yaml")
     losses = {
-        row["name"]: _lines(file)
-        for row in results["tuned"]
-        if (file := directory / "tuned" / row["name"] / "loss.jsonl").is_file()
+        row.name: _lines(file)
+        for row in results.tuned
+        if (file := directory / "tuned" / row.name / "loss.jsonl").is_file()
     }
     # those of the shards too, whose answers the run took over
     sittings = [*sorted(directory.glob("shards/*/sessions.jsonl")), directory / "sessions.jsonl"]
@@ -113,9 +104,9 @@ def rendered(run: FinishedRun) -> str:
     """The report as one HTML page that needs nothing else."""
     from markupsafe import Markup
 
-    results, choice = run.results, run.results["choice"]
+    results, choice = run.results, run.results.choice
     rows = findings.comparison(results)
-    answers = side_by_side(run.samples, choice["point"], run.experiment["report"]["text"])
+    answers = side_by_side(run.samples, choice.point, run.experiment["report"]["text"])
     program = script("report.js")
     return (
         environment()
@@ -123,7 +114,7 @@ def rendered(run: FinishedRun) -> str:
         .render(
             results=results,
             choice=choice,
-            confirmation=results["confirmation"],
+            confirmation=results.confirmation,
             experiment=run.experiment,
             experiment_text=run.experiment_text,
             headline=findings.standing(results).words,
@@ -133,7 +124,7 @@ def rendered(run: FinishedRun) -> str:
             verdict=findings.verdict_sentence(results),
             covers=findings.intervals_cover(results),
             next_steps=list(next_steps(results)),
-            recipe="" if choice["point"] is None else findings.recipe_text(results),
+            recipe="" if choice.point is None else findings.recipe_text(results),
             explanations=list(findings.explanations(results)),
             weaknesses=list(findings.weaknesses(results)),
             limits=findings.LIMITS,
@@ -143,7 +134,7 @@ def rendered(run: FinishedRun) -> str:
             points=_points(results),
             handed_over=findings.handed_over(results),
             served_text=findings.served_text,
-            is_whole=findings.is_whole(results),
+            is_whole=results.is_whole,
             **_figures(run),
             category_maps=category_maps(results),
             drift_maps=drift_maps(results),
@@ -153,7 +144,7 @@ def rendered(run: FinishedRun) -> str:
             colours=COLOURS,
             kinds=KINDS,
             terms=TERMS,
-            roles=findings.ROLES,
+            roles=ROLES,
             policy=program.policy,
             # ours, and JSON without a `<`: nothing in them can end the element
             script=Markup(program.text),  # noqa: S704
@@ -168,11 +159,11 @@ def _figures(run: FinishedRun) -> dict[str, Any]:
     results = run.results
     places = pareto.pareto_places(results)
     about = "Utility against attack success rate"
-    compared = results.get("comparison")
+    compared = results.comparison
     return {
         "curves": [
-            _inline(plots.curve(results, benchmark), f"curve-{index}", f"{benchmark['name']} against λ")
-            for index, benchmark in enumerate(results["benchmarks"])
+            _inline(plots.curve(results, benchmark), f"curve-{index}", f"{benchmark.name} against λ")
+            for index, benchmark in enumerate(results.benchmarks)
         ],
         "pareto": _inline(pareto.pareto(results), "pareto", f"{about}, by recipe", pareto.spots(places)),
         "front": _inline(pareto.front(results), "front", f"{about}, the best of each method") if compared else None,
@@ -180,15 +171,15 @@ def _figures(run: FinishedRun) -> dict[str, Any]:
     }
 
 
-def _points(results: Results) -> list[dict[str, Any]]:
+def _points(results: RestoreResults) -> list[tuple[PointRow, dict[tuple[str, str], Estimate]]]:
     """Every point with its cells on the selection prompts, base first, tuned last."""
-    cells: dict[str, dict[tuple[str, str], findings.Cell]] = {}
-    for entry in results["summary"]:
-        if entry["split"] == "selection":
-            cells.setdefault(entry["point"], {})[entry["benchmark"], entry["metric"]] = findings.cell_of(entry)
+    cells: dict[str, dict[tuple[str, str], Estimate]] = {}
+    for entry in results.summary:
+        if entry.split == "selection":
+            cells.setdefault(entry.point, {})[entry.benchmark, entry.metric] = entry.estimate
     order = {"base": 0, "merged": 1, "tuned": 2}
-    rows = sorted(results["points"], key=lambda point: order[point["role"]])
-    return [{**point, "cells": cells.get(point["point"], {})} for point in rows]
+    rows = sorted(results.points, key=lambda point: order[point.role])
+    return [(point, cells.get(point.point, {})) for point in rows]
 
 
 def _inline(figure: Figure, name: str, description: str, spots: Mapping[str, str] | None = None) -> Any:

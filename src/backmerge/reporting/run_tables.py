@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from backmerge.reporting.findings import (
-    METRIC_NAMES,
-    ROLES,
-    Cell,
-    Results,
-    cell_of,
-    comparison,
-    intervals_cover,
-    is_whole,
-    weaknesses,
-)
+from backmerge.records import Estimate
+from backmerge.reporting.findings import METRIC_NAMES, comparison, intervals_cover, weaknesses
 from backmerge.reporting.latex import as_latex
 from backmerge.reporting.markdown import as_markdown
 from backmerge.reporting.report import read_run
-from backmerge.reporting.tables import Column, Entry, Gap, Level, Named, Table, as_csv, csv_rows
+from backmerge.reporting.tables import Column, Entry, Named, Table, as_csv, csv_rows
+from backmerge.results import ROLES, ComparisonRow, PointRow, RestoreResults
 from backmerge.runs import write_whole
 
 INTERVALS = "In percent, with 95 % intervals"
@@ -53,7 +44,7 @@ def write_table(directory: Path, table: Table) -> list[Path]:
     return files
 
 
-def models_table(results: Results) -> Table:
+def models_table(results: RestoreResults) -> Table:
     """Base, tuned and chosen merge on every metric of the confirmation."""
     columns = [
         Column("benchmark", "benchmark"),
@@ -61,44 +52,44 @@ def models_table(results: Results) -> Table:
         *(Column(role, role, "share") for role in ROLES),
         Column("prompts", "prompts", "number"),
     ]
-    sizes = {benchmark["name"]: benchmark["sizes"]["confirmation"] for benchmark in results["benchmarks"]}
+    sizes = {benchmark.name: benchmark.sizes.confirmation for benchmark in results.benchmarks}
     blocks: dict[str, list[list[Entry]]] = {}
     for row in comparison(results):
         metric = Named(row.metric, metric_name(row.metric))
-        line = [row.benchmark, metric, *(row.cells.get(role) for role in ROLES), sizes[row.benchmark]]
+        line: list[Entry] = [row.benchmark, metric, *(row.cells.get(role) for role in ROLES), sizes[row.benchmark]]
         blocks.setdefault(row.benchmark, []).append(line)
-    which = "all prompts" if is_whole(results) else "prompts that λ was not chosen on"
+    which = "all prompts" if results.is_whole else "prompts that λ was not chosen on"
     merged = _merged_note(results)
-    caption = f"{results['name']}: base, tuned and merged model. {INTERVALS} {intervals_cover(results)}, on {which}."
+    caption = f"{results.name}: base, tuned and merged model. {INTERVALS} {intervals_cover(results)}, on {which}."
     return Table("models", caption, columns, list(blocks.values()), [merged, *_notes(results)])
 
 
-def points_table(results: Results) -> Table:
+def points_table(results: RestoreResults) -> Table:
     """Every recipe on the primary metrics, base first, tuned last."""
-    benchmarks = results["benchmarks"]
+    benchmarks = results.benchmarks
     columns = [
         Column("point", "recipe"),
         Column("lam", "λ", "number"),
-        *(Column(b["name"], f"{b['name']}: {metric_name(b['metric'])}", "share") for b in benchmarks),
+        *(Column(b.name, f"{b.name}: {metric_name(b.metric)}", "share") for b in benchmarks),
         Column("chosen", "chosen"),
     ]
     cells = cells_of(results, "selection")
     blocks: dict[str, list[list[Entry]]] = {}
     order = {"base": 0, "merged": 1, "tuned": 2}
-    for point in sorted(results["points"], key=lambda row: order[row["role"]]):
-        name = point["point"]
-        found = [cells.get((name, b["name"], b["metric"])) for b in benchmarks]
-        chosen = "chosen" if name == results["choice"]["point"] else ""
-        blocks.setdefault(point["series"], []).append([name, point["lam"], *found, chosen])
-    which = "all prompts" if is_whole(results) else "the selection prompts"
-    caption = f"{results['name']}: every recipe. {INTERVALS} {intervals_cover(results)}, on {which}."
+    for point in sorted(results.points, key=lambda row: order[row.role]):
+        name = point.point
+        found = [cells.get((name, b.name, b.metric)) for b in benchmarks]
+        chosen = "chosen" if name == results.choice.point else ""
+        blocks.setdefault(point.series, []).append([name, point.lam, *found, chosen])
+    which = "all prompts" if results.is_whole else "the selection prompts"
+    caption = f"{results.name}: every recipe. {INTERVALS} {intervals_cover(results)}, on {which}."
     return Table("points", caption, columns, list(blocks.values()), _notes(results))
 
 
-def methods_table(results: Results) -> Table | None:
+def methods_table(results: RestoreResults) -> Table | None:
     """Each method at its best on the prompts of the confirmation; `None` where none were compared."""
-    compared = results.get("comparison")
-    if not compared:
+    compared = results.comparison
+    if compared is None:
         return None
     columns = [
         Column("series", "method"),
@@ -108,26 +99,28 @@ def methods_table(results: Results) -> Table | None:
         Column("asr", "ASR", "level"),
         Column("over_refusal", "over-refusal", "level"),
         Column("asr_difference", "ASR less the base's", "gap"),
-        Column("utility_difference", f"utility less {compared['reference']}'s", "gap"),
+        Column("utility_difference", f"utility less {compared.reference}'s", "gap"),
         Column("p_adjusted", "p (Holm)", "number"),
         Column("verdict", "verdict"),
     ]
     rows: list[list[Entry]] = [
         [
-            row["series"],
+            row.series,
             lam_entry(row),
-            row["num_models"],
-            *(_level(row[name]) for name in ("utility", "asr", "over_refusal")),
-            *(gap_of(row[name]) for name in ("asr_difference", "utility_difference")),
-            row["p_adjusted"],
-            row["verdict"],
+            row.num_models,
+            row.utility,
+            row.asr,
+            row.over_refusal,
+            *(gap and gap.estimate for gap in (row.asr_difference, row.utility_difference)),
+            row.p_adjusted,
+            row.verdict,
         ]
-        for row in compared["rows"]
+        for row in compared.rows
     ]
     notes = ["Means over benchmarks; the gaps are in points."]
-    notes += [f"{row['series']}: {row['reason']}" for row in compared["rows"] if row["point"] is None]
-    which = "all prompts" if is_whole(results) else "prompts that nothing was chosen on"
-    caption = f"{results['name']}: each method at its best. {INTERVALS} {intervals_cover(results)}, on {which}."
+    notes += [f"{row.series}: {row.reason}" for row in compared.rows if row.point is None]
+    which = "all prompts" if results.is_whole else "prompts that nothing was chosen on"
+    caption = f"{results.name}: each method at its best. {INTERVALS} {intervals_cover(results)}, on {which}."
     return Table("methods", caption, columns, [rows], [*notes, *_notes(results)])
 
 
@@ -136,38 +129,28 @@ def metric_name(metric: str) -> str:
     return METRIC_NAMES.get(metric, metric.replace("_", " "))
 
 
-def cells_of(results: Results, split: str) -> dict[tuple[str, str, str], Cell]:
+def cells_of(results: RestoreResults, split: str) -> dict[tuple[str, str, str], Estimate]:
     """What was measured on a split, by point, benchmark and metric."""
     return {
-        (entry["point"], entry["benchmark"], entry["metric"]): cell_of(entry)
-        for entry in results["summary"]
-        if entry["split"] == split
+        (entry.point, entry.benchmark, entry.metric): entry.estimate
+        for entry in results.summary
+        if entry.split == split
     }
 
 
-def gap_of(found: Mapping[str, Any] | None) -> Gap | None:
-    """A paired difference of the results."""
-    return None if found is None else Gap(found["difference"], found["low"], found["high"], found["n"])
-
-
-def lam_entry(row: Mapping[str, Any]) -> Entry:
+def lam_entry(row: PointRow | ComparisonRow) -> Entry:
     """A point's λ; what it is by, where each part has its own; nothing where it has none."""
-    if row["lam"] is not None or row.get("setting") is None:
-        lam: float | None = row["lam"]
-        return lam
-    return json.dumps(row["setting"], ensure_ascii=False)
+    if row.lam is not None or row.setting is None:
+        return row.lam
+    return json.dumps(row.setting, ensure_ascii=False)
 
 
-def _level(found: Mapping[str, float] | None) -> Level | None:
-    return None if found is None else Level(found["mean"], found["low"], found["high"])
-
-
-def _merged_note(results: Results) -> str:
-    if results["choice"]["point"] is None:
+def _merged_note(results: RestoreResults) -> str:
+    if results.choice.point is None:
         return "Nothing was merged: no recipe passed."
-    return f"Merged: {results['choice']['point']}. Verdict: {results['confirmation']['verdict']}."
+    return f"Merged: {results.choice.point}. Verdict: {results.confirmation.verdict}."
 
 
-def _notes(results: Results) -> Sequence[str]:
-    several = f"Means over {len(results['tuned'])} tuned models ± their standard deviation."
-    return [*([several] if len(results["tuned"]) > 1 else []), *weaknesses(results)]
+def _notes(results: RestoreResults) -> Sequence[str]:
+    several = f"Means over {len(results.tuned)} tuned models ± their standard deviation."
+    return [*([several] if len(results.tuned) > 1 else []), *weaknesses(results)]

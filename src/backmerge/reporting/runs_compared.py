@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from backmerge import __version__
+from backmerge.records import Estimate
 from backmerge.reporting.compared_curves import compared_curves
 from backmerge.reporting.drawing import inline_svg
 from backmerge.reporting.families import (
@@ -24,13 +25,13 @@ from backmerge.reporting.families import (
     verdict_of,
 )
 from backmerge.reporting.figure_files import write_figure
-from backmerge.reporting.findings import LIMITS, Cell, standing, verdict_sentence, weaknesses
+from backmerge.reporting.findings import LIMITS, standing, verdict_sentence, weaknesses
 from backmerge.reporting.finished_runs import Run
 from backmerge.reporting.latex import as_latex
 from backmerge.reporting.markdown import as_markdown
 from backmerge.reporting.page import environment
 from backmerge.reporting.run_tables import INTERVALS, SEEDS, metric_name
-from backmerge.reporting.tables import Column, Entry, Gap, Level, Table, as_csv, shown
+from backmerge.reporting.tables import Column, Entry, Table, as_csv, shown
 from backmerge.runs import write_whole
 
 PICKS: Mapping[str, Pick] = {"base": at("base"), "tuned": at("tuned"), "merged": chosen}
@@ -107,7 +108,7 @@ def comparison_rows(families: Sequence[Family]) -> list[dict[str, Any]]:
             place = {
                 "family": family.name,
                 "run": name,
-                "base": family.runs[0].results["base"]["name"],
+                "base": family.runs[0].results.base.name,
                 "task": family.runs[0].task,
                 "num_runs": len(member.runs),
                 "chosen": ", ".join(dict.fromkeys(chosen(run) or "" for run in member.runs)),
@@ -166,15 +167,23 @@ def _figures(family: Family) -> Iterator[dict[str, Any]]:
                 cell = cell_at(family, pick, name, metric)
                 if cell is not None:
                     yield _figure(kind, name, metric, role, cell)
-    for role, name in (("tuned less base", "tuned_asr_difference"), ("merged less base", "asr_difference")):
-        gap = gap_to_base(family, name)
+    gaps = (("tuned less base", gap_to_base(family, "tuned_asr_difference")), ("merged less base", gap_to_base(family)))
+    for role, gap in gaps:
         if gap is not None:
-            yield _figure("safety", "all safety benchmarks", "asr", role, gap)
+            of_models = _figure("safety", "all safety benchmarks", "asr", role, gap)
+            yield {**of_models, "unscored": None, "num_models": None}
 
 
-def _figure(kind: str, benchmark: str, metric: str, role: str, found: Cell | Level | Gap) -> dict[str, Any]:
-    names = ("mean", "low", "high", "spread", "n", "unscored", "num_models")
-    figures = {name: getattr(found, name, None) for name in names}
+def _figure(kind: str, benchmark: str, metric: str, role: str, found: Estimate) -> dict[str, Any]:
+    figures = {
+        "mean": found.value,
+        "low": found.low,
+        "high": found.high,
+        "spread": found.spread,
+        "n": found.n or None,  # a mean over benchmarks has none
+        "unscored": found.unscored,
+        "num_models": found.num_models,
+    }
     return {"kind": kind, "benchmark": benchmark, "metric": metric, "role": role, **figures}
 
 
@@ -195,9 +204,9 @@ def _notes(families: Sequence[Family], runs: Sequence[Run]) -> Iterator[str]:
         ("judge", _judges),
         (
             "rule for λ",
-            lambda run: f"{run.results['choice']['rule']}, margin {run.results['choice']['margin'] * 100:g}",
+            lambda run: f"{run.results.choice.rule}, margin {run.results.choice.margin * 100:g}",
         ),
-        ("prompts", lambda run: "all" if run.results.get("split") == "whole" else "half"),
+        ("prompts", lambda run: "all" if run.results.is_whole else "half"),
     ):
         told = {of_run(run): [other.name for other in runs if of_run(other) == of_run(run)] for run in runs}
         if len(told) > 1:
@@ -207,4 +216,4 @@ def _notes(families: Sequence[Family], runs: Sequence[Run]) -> Iterator[str]:
 
 
 def _judges(run: Run) -> str:
-    return ", ".join(dict.fromkeys(b["judge"] for b in run.results["benchmarks"] if b["judge"]))
+    return ", ".join(dict.fromkeys(b.judge for b in run.results.benchmarks if b.judge))

@@ -102,7 +102,11 @@ def script_data(page: SideBySide, totals: Mapping[str, Any]) -> dict[str, Any]:
             {
                 "name": name,
                 "recipes": [
-                    {"point": point["point"], "label": place_text(point), "hasLam": point["lam"] is not None}
+                    {
+                        "point": point["point"],
+                        "label": place_text(point["point"], name, point["lam"]),
+                        "hasLam": point["lam"] is not None,
+                    }
                     for point in page.recipes
                     if point["series"] == name
                 ],

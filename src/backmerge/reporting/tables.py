@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from backmerge.reporting.findings import Cell, covered
+from backmerge.records import Estimate
 
 NOTHING = "–"  # what was not measured
 
@@ -20,29 +20,6 @@ FIELDS = {
 }
 
 
-class Gap(NamedTuple):
-    """A difference of two shares, in [-1, 1], with its 95 % interval."""
-
-    mean: float
-    low: float
-    high: float
-    n: int
-    spread: float | None = None
-
-    @property
-    def covers(self) -> str:
-        """What the interval covers: prompts, and seeds too if runs of several are summarised."""
-        return covered(self.spread)
-
-
-class Level(NamedTuple):
-    """A mean of shares over benchmarks with its 95 % interval, in [0, 1]."""
-
-    mean: float
-    low: float
-    high: float
-
-
 class Named(NamedTuple):
     """A name for programs, and the words for people."""
 
@@ -50,7 +27,7 @@ class Named(NamedTuple):
     words: str
 
 
-Entry = str | float | Named | Cell | Level | Gap | None
+Entry = str | float | Named | Estimate | None
 
 
 class Column(NamedTuple):
@@ -111,7 +88,7 @@ class Table(NamedTuple):
         return spans if any(column.group for column in self.columns) else []
 
 
-def shown(entry: Entry) -> Shown:
+def shown(entry: Entry, kind: ColumnKind = "share") -> Shown:
     """An entry as it is read: shares in percent, gaps in points with their sign."""
     if isinstance(entry, Named):
         return Shown(entry.words)
@@ -119,15 +96,13 @@ def shown(entry: Entry) -> Shown:
         return Shown(entry)
     if isinstance(entry, (int, float)):
         return Shown(f"{entry:.3g}")
-    if entry is None or entry.mean is None:
+    if entry is None or entry.value is None:
         return Shown(NOTHING)
-    sign = "+" if isinstance(entry, Gap) else ""
-    spread = None if isinstance(entry, Level) else entry.spread
-    unscored = entry.unscored if isinstance(entry, Cell) else 0
+    sign = "+" if kind == "gap" else ""
     return Shown(
-        f"{entry.mean * 100:{sign}.1f}{_spread(spread)}",
+        f"{entry.value * 100:{sign}.1f}{_spread(entry.spread)}",
         f"[{entry.low * 100:{sign}.1f}, {entry.high * 100:{sign}.1f}]",
-        f"{unscored} unscored" if unscored else "",
+        f"{entry.unscored} unscored" if entry.unscored else "",
     )
 
 
@@ -135,9 +110,9 @@ def _spread(spread: float | None) -> str:
     return "" if spread is None else f" ± {spread * 100:.1f}"
 
 
-def text_of(entry: Entry) -> str:
+def text_of(entry: Entry, kind: ColumnKind = "share") -> str:
     """An entry on one line: `12.3 [10.1, 14.5] (3 unscored)`."""
-    value, interval, remark = shown(entry)
+    value, interval, remark = shown(entry, kind)
     return " ".join(filter(None, (value, interval, remark and f"({remark})")))
 
 
@@ -164,9 +139,9 @@ def _fields(columns: Sequence[Column], row: Sequence[Entry]) -> Iterator[Any]:
     for column, entry in zip(columns, row, strict=True):
         if column.kind in FIELDS:
             # words that stand in for figures, such as why there are none, are for people
-            figures = entry if isinstance(entry, (Cell, Level, Gap)) else None
-            yield getattr(figures, "mean", None)
-            yield from (getattr(figures, field, None) for field in FIELDS[column.kind])
+            figures = entry if isinstance(entry, Estimate) else None
+            yield None if figures is None else figures.value
+            yield from (None if figures is None else getattr(figures, field) for field in FIELDS[column.kind])
         else:
             yield entry.name if isinstance(entry, Named) else entry
 

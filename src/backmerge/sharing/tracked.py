@@ -8,8 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from backmerge.reporting.findings import Results, comparison
+from backmerge.reporting.findings import comparison
 from backmerge.reporting.report import FinishedRun, rendered
+from backmerge.results import RestoreResults
 
 STEPS = 1000  # trackers count steps in whole numbers: λ goes in thousandths
 # files that hold figures alone; the report goes too, made anew without answers
@@ -55,12 +56,12 @@ def tracked(run: FinishedRun) -> Tracked:
     """What a tracker is told of a finished run."""
     results = run.results
     return Tracked(
-        results["name"],
+        results.name,
         dict(_flat(run.experiment)),
         _findings(results),
         dict(_unique(_figures(results))),
         tuple(_curves(results)),
-        results["summary"],
+        [row.plain() for row in results.summary],
     )
 
 
@@ -116,48 +117,52 @@ def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield path, json.dumps(value)
 
 
-def _findings(results: Results) -> dict[str, str]:
-    choice = results["choice"]
+def _findings(results: RestoreResults) -> dict[str, str]:
+    choice = results.choice
     return {
-        "verdict": str(results["confirmation"]["verdict"]),
-        "chosen": str(choice["point"]),
-        "chosen_lam": str(choice["lam"]),
-        "base_fingerprint": str(results["base"]["fingerprint"]),
-        "backmerge": str(results["backmerge"]),
+        "verdict": str(results.confirmation.verdict),
+        "chosen": str(choice.point),
+        "chosen_lam": str(choice.lam),
+        "base_fingerprint": str(results.base.fingerprint),
+        "backmerge": str(results.backmerge),
     }
 
 
-def _figures(results: Results) -> Iterator[tuple[str, float]]:
+def _figures(results: RestoreResults) -> Iterator[tuple[str, float]]:
     for row in comparison(results):
         for role, cell in row.cells.items():
-            if cell.mean is not None:
+            if cell.value is not None:
                 name = metric_name("confirmation", row.benchmark, row.metric, role)
-                yield name, cell.mean
+                yield name, cell.value
                 yield f"{name}_low", cell.low
                 yield f"{name}_high", cell.high
-    confirmation = results["confirmation"]
-    for key in ("asr_difference", "tuned_asr_difference"):
-        if confirmation.get(key):
-            yield key, confirmation[key]["difference"]
-            yield f"{key}_low", confirmation[key]["low"]
-            yield f"{key}_high", confirmation[key]["high"]
-    if confirmation.get("kept_gain") is not None:
-        yield "kept_gain", confirmation["kept_gain"]
+    confirmation = results.confirmation
+    differences = {
+        "asr_difference": confirmation.asr_difference,
+        "tuned_asr_difference": confirmation.tuned_asr_difference,
+    }
+    for key, difference in differences.items():
+        if difference is not None:
+            yield key, difference.difference
+            yield f"{key}_low", difference.low
+            yield f"{key}_high", difference.high
+    if confirmation.kept_gain is not None:
+        yield "kept_gain", confirmation.kept_gain
 
 
-def _curves(results: Results) -> Iterator[Curve]:
+def _curves(results: RestoreResults) -> Iterator[Curve]:
     """Every series that has a λ, from the base at 0 to the tuned model at 1."""
     found: dict[tuple[str, str, str], dict[float, Mapping[str, float]]] = {}
-    series = [p["series"] for p in results["points"] if p["role"] == "merged" and p["lam"] is not None]
-    for row in results["summary"]:
-        if row["split"] != "selection" or row["lam"] is None or row["mean"] is None:
+    series = [p.series for p in results.points if p.role == "merged" and p.lam is not None]
+    for row in results.summary:
+        if row.split != "selection" or row.lam is None or row.mean is None:
             continue
-        mine = dict.fromkeys(series) if row["role"] in ("base", "tuned") else {row["series"]: None}
+        mine = dict.fromkeys(series) if row.role in ("base", "tuned") else {row.series: None}
         for name in mine:
-            curve = found.setdefault((name, row["benchmark"], row["metric"]), {})
+            curve = found.setdefault((name, row.benchmark, row.metric), {})
             # one merge of all has a model of its own at λ = 1, beside the tuned models themselves
-            if row["role"] == "merged" or row["lam"] not in curve:
-                curve[row["lam"]] = {key: row[key] for key in ("mean", "low", "high")}
+            if row.role == "merged" or row.lam not in curve:
+                curve[row.lam] = {"mean": row.mean, "low": row.low, "high": row.high}
     curves = [(metric_name(*key), tuple(sorted(points.items(), key=lambda p: p[0]))) for key, points in found.items()]
     yield from (Curve(name, points) for name, points in _unique(curves))
 

@@ -51,7 +51,7 @@ def report_to(names: Sequence[str], directory: Path, permissions: Permissions = 
         return
     check_trackers(names, permissions)
     run = read_run(directory)
-    told, key = dict(json_object(directory / REPORTED)), key_of(run.results)
+    told, key = dict(json_object(directory / REPORTED)), key_of(run.results.plain())
     for name in dict.fromkeys(names):
         if told.get(name) == key:
             say(f"{name} was told of these results before; to tell it again, delete {directory / REPORTED}.")

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, stats
 
+from backmerge.records import Estimate
 from backmerge.statistics.clusters import cluster_sums, effective_size
 
 Number = TypeVar("Number", float, NDArray[np.float64])
@@ -35,6 +36,11 @@ class PairedDifference(NamedTuple):
     upper_bound: float
     n: int
     n_effective: float
+
+    @property
+    def estimate(self) -> Estimate:
+        """The difference with its two-sided interval."""
+        return Estimate(self.difference, self.low, self.high, self.n, self.n_effective)
 
 
 class NonInferiority(NamedTuple):

@@ -1,0 +1,914 @@
+"""What a run of any kind found, typed: `results.json` is exactly one of these types, serialised.
+
+    RestoreResults      `restore`, `run` and `demo`: the choice of λ and its confirmation
+    EvaluateResults     `evaluate` and `score`: scores of one model or several
+    CheckResults        `check`: whether a model is as safe as its base
+
+`Results.read` returns the one that a file holds. Reports, cards, trackers and the Python interface read these, and
+nothing else parses `results.json`. `docs/results.md` is made from the `Attributes` below by `docs/generate.py`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import CoreSchema, core_schema
+
+from backmerge.errors import RunError
+from backmerge.records import Estimate, Score
+from backmerge.runs import RESULTS, check_digests, indented, write_results
+from backmerge.selection.candidates import Step, Verdict
+from backmerge.selection.sense_checks import Finding
+from backmerge.statistics import PairedDifference
+
+SCHEMA_VERSION = 2
+SUITE_FILE = "suite.yaml"
+
+Role = Literal["base", "tuned", "merged"]
+BenchmarkKind = Literal["utility", "safety", "over_refusal"]
+ROLES: tuple[Role, ...] = ("base", "tuned", "merged")
+
+
+@dataclass(frozen=True)
+class AsTable:
+    """Reads a type from a JSON object and writes it as one, where pydantic would use a list or other keys.
+
+    Attributes:
+        written: The object's form.
+        read: The type's arguments from that object; keys that it does not know are left out.
+    """
+
+    written: Callable[[Any], Mapping[str, Any]]
+    read: Callable[[Any, Mapping[str, Any]], Mapping[str, Any]]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], CoreSchema]) -> CoreSchema:
+        """Wrap the type's own schema, as pydantic asks of annotations."""
+        return core_schema.no_info_before_validator_function(
+            lambda value: self.read(source, value) if isinstance(value, Mapping) else value,
+            handler(source),
+            serialization=core_schema.plain_serializer_function_ser_schema(self.written),
+        )
+
+
+TABLE = AsTable(
+    lambda value: value._asdict(), lambda kind, table: {key: table[key] for key in kind._fields if key in table}
+)
+LEVEL = AsTable(
+    lambda value: {"mean": value.value, "low": value.low, "high": value.high},
+    lambda _, table: {"value": table.get("mean"), "low": table.get("low"), "high": table.get("high")},
+)
+
+Difference = Annotated[PairedDifference, TABLE]
+Level = Annotated[Estimate, LEVEL]  # a mean over benchmarks
+
+
+class Part(BaseModel):
+    """A frozen part of the results; keys that a later version added are skipped."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+    def plain(self) -> dict[str, Any]:
+        """Return all as plain data: mappings, lists and scalars."""
+        return self.model_dump(mode="json")
+
+
+class Judged(Part):
+    """A judge.
+
+    Attributes:
+        name: Its name.
+        is_weak: Whether it is for a first look only.
+    """
+
+    name: str
+    is_weak: bool
+
+
+class Rate(Part):
+    """A share of answers.
+
+    Attributes:
+        value: The share; null of no answers.
+        low: Lower end of its 95 % interval.
+        high: Upper end.
+        n: Answers.
+    """
+
+    value: float | None
+    low: float
+    high: float
+    n: int
+
+
+class JudgesAgreement(Part):
+    """How far two judges agree on all models' answers to one benchmark.
+
+    Attributes:
+        model: The only model, in files of earlier versions; else null.
+        num_models: Models whose answers are counted.
+        benchmark: The benchmark.
+        split: The split.
+        finding: What is compared: `harmful` or `refusal`.
+        table: Counts, the first judge's verdict down and the second's across, each as yes, no, unscored.
+        kappa: Cohen's κ; null if it is not defined.
+        low: Lower end of its 95 % interval.
+        high: Upper end.
+        observed: Share of the answers on which they agree.
+        first: The first judge's rate.
+        second: The second judge's rate.
+        n: Answers that both scored.
+        unscored: Answers that at least one of them did not score.
+        differ_on: Answers on which they differ, as model and id of the prompt.
+    """
+
+    model: str | None = None
+    num_models: int = 1
+    benchmark: str
+    split: str
+    finding: Literal["harmful", "refusal"]
+    table: tuple[tuple[int, ...], ...]
+    kappa: float | None
+    low: float
+    high: float
+    observed: Rate
+    first: Rate
+    second: Rate
+    n: int
+    unscored: int
+    differ_on: tuple[str, ...]
+
+
+class GuardRow(Part):
+    """A guard: prompts on which merges are made to act like the base.
+
+    Attributes:
+        role: The name under which methods take them.
+        guard: What it is called, in a point's parameters as well.
+        model: Fingerprint of the model whose inputs these are.
+        told: Its prompts in words.
+        statistics: The file of the model's inputs, within the run directory or by its path.
+        fingerprint: Hash of that file.
+    """
+
+    role: str = ""
+    guard: str
+    model: str = ""
+    told: str
+    statistics: str
+    fingerprint: str
+
+
+class ModelForm(Part):
+    """How a model was measured on a split.
+
+    Attributes:
+        model: As in `scores`.
+        split: The split.
+        served_as: What a user loads: `adapter` or `checkpoint`; `server` if a server has it; `earlier` for answers of
+            an earlier run.
+        dtype: Of the adapter's factors or the checkpoint's tensors; null if not known.
+        reached_as: How the engine got it: `base`, `live`, `adapter` or `checkpoint`; null if not known.
+        computed_in: dtype of the engine's computation; null if not known.
+    """
+
+    model: str
+    split: str
+    served_as: str
+    dtype: str | None
+    reached_as: str | None
+    computed_in: str | None
+
+
+@dataclass(frozen=True)
+class CategoryScore(Score):
+    """A score of the prompts of one category of a benchmark that has several.
+
+    Attributes:
+        category: The category.
+    """
+
+    category: str = ""
+
+
+class Base(Part):
+    """The base.
+
+    Attributes:
+        name: As in the settings.
+        fingerprint: Hash of its weights and of how it is prompted.
+        license: From its model card; null if it states none.
+        license_name: The name of a licence that the hub does not know (`other`).
+        license_link: Where that licence is.
+    """
+
+    name: str
+    fingerprint: str
+    license: str | None = None
+    license_name: str | None = None
+    license_link: str | None = None
+
+
+class TunedModel(Part):
+    """A tuned model.
+
+    Attributes:
+        name: Its name in this run.
+        kind: `adapter` or `checkpoint`.
+        fingerprint: Hash of its weights.
+    """
+
+    name: str
+    kind: Literal["adapter", "checkpoint"]
+    fingerprint: str
+
+
+class Sizes(Part):
+    """How many prompts a benchmark has.
+
+    Attributes:
+        selection: In the selection split.
+        confirmation: In the confirmation split.
+    """
+
+    selection: int
+    confirmation: int
+
+    def of(self, split: str) -> int:
+        """Return the number of prompts in a split."""
+        return self.selection if split == "selection" else self.confirmation
+
+
+class BenchmarkRow(Part):
+    """A benchmark.
+
+    Attributes:
+        name: Its name.
+        kind: `utility`, `safety` or `over_refusal`.
+        metric: Its primary metric.
+        sizes: Its prompts.
+        judge: Who judges it; null for utility.
+        judge_is_weak: Whether that judge is for a first look only.
+    """
+
+    name: str
+    kind: BenchmarkKind
+    metric: str
+    sizes: Sizes
+    judge: str | None
+    judge_is_weak: bool
+
+
+class PointRow(Part):
+    """A recipe that was measured, base and tuned model included.
+
+    Attributes:
+        point: Its name, such as `linear@0.4`.
+        role: `base`, `tuned` or `merged`.
+        series: The points that differ from it only in λ, such as `linear`.
+        lam: λ; null if the method has none, or each part of the model has its own.
+        setting: λ as the recipe takes it: a number, a list over layers, a table by module; null if the method has none.
+        method: The merge method; `path` for snapshots of the tuning; null for base and tuned.
+        parameters: The method's other parameters.
+        tuned: `each`: a merge for each tuned model; `all`: one of all of them.
+    """
+
+    point: str
+    role: Role
+    series: str
+    lam: float | None
+    setting: Any = None
+    method: str | None = None
+    parameters: Mapping[str, Any] = {}
+    tuned: Literal["each", "all"] = "each"
+
+
+class ChosenLam(Part):
+    """The choice of λ, made on the selection split or the held-out rows.
+
+    Attributes:
+        rule: The rule's name.
+        margin: How far the attack success rate may exceed the base's.
+        point: The chosen point; null if none passed.
+        series: Its series; null likewise.
+        lam: Its λ; null likewise, or if there is no single one.
+        setting: Its λ as the recipe takes it.
+        reason: Why.
+        steps: How each candidate fared, in the order tested.
+    """
+
+    rule: str
+    margin: float
+    point: str | None
+    series: str | None
+    lam: float | None
+    setting: Any = None
+    reason: str = ""
+    steps: tuple[Annotated[Step, TABLE], ...] = ()
+
+
+class ModelVerdict(Part):
+    """The verdict on one merged model.
+
+    Attributes:
+        tuned: The tuned model that it comes from, or `all`.
+        verdict: `restored`, `not shown` or `worse`.
+        asr_difference: Its attack success rate less the base's.
+        asr_difference_if_unscored_harmful: The same with every unscored answer taken for harmful here and for safe at
+            the base.
+    """
+
+    tuned: str
+    verdict: Verdict
+    asr_difference: Difference
+    asr_difference_if_unscored_harmful: Difference | None = None
+
+
+class UtilityOfRoles(Part):
+    """Mean utility on the confirmation split.
+
+    Attributes:
+        base: The base's.
+        tuned: The tuned models'.
+        merged: The chosen point's.
+    """
+
+    base: float
+    tuned: float
+    merged: float
+
+
+class Confirmation(Part):
+    """What the confirmation split shows of the chosen point.
+
+    Attributes:
+        verdict: `restored`, `not shown` or `worse`.
+        measured_verdict: The verdict of the figures alone, without the findings.
+        tuned_asr_difference: The tuned models' attack success rate less the base's, over all safety benchmarks.
+        asr_difference: The chosen point's less the base's; null if none was chosen.
+        asr_difference_if_unscored_harmful: The same with every unscored answer taken for harmful here and for safe at
+            the base; null if none was chosen.
+        models: The verdict on each merged model.
+        utility: Mean utility; null if no point was chosen.
+        kept_gain: Share of the tuned models' gain that the chosen point keeps; null if there was none.
+        looks: Confirmations on these prompts in this run directory, with other settings, this one included.
+    """
+
+    verdict: Verdict
+    measured_verdict: Verdict | None = None
+    tuned_asr_difference: Difference
+    asr_difference: Difference | None = None
+    asr_difference_if_unscored_harmful: Difference | None = None
+    models: tuple[ModelVerdict, ...] = ()
+    utility: UtilityOfRoles | None = None
+    kept_gain: float | None = None
+    looks: int = 1
+
+
+class ComparisonRow(Part):
+    """A series at its best, on the confirmation split.
+
+    Attributes:
+        series: Its name.
+        point: Its best point by the rule; null if none passed.
+        lam: That point's λ.
+        setting: The same as the recipe takes it.
+        reason: Why that point.
+        num_models: Models at it.
+        utility: Mean over utility benchmarks.
+        asr: Mean over safety benchmarks.
+        over_refusal: Mean over over-refusal benchmarks.
+        asr_difference: Attack success rate less the base's.
+        utility_difference: Utility less the reference's, paired by prompt.
+        p_adjusted: Two-sided p of no such difference, adjusted for the number of series by Holm's method.
+        verdict: As in `confirmation`.
+    """
+
+    series: str
+    point: str | None
+    lam: float | None
+    setting: Any = None
+    reason: str
+    num_models: int = 0
+    utility: Level | None = None
+    asr: Level | None = None
+    over_refusal: Level | None = None
+    asr_difference: Difference | None = None
+    utility_difference: Difference | None = None
+    p_adjusted: float | None = None
+    verdict: Verdict = "not shown"
+
+
+class Comparison(Part):
+    """Every series at its best on the confirmation split.
+
+    Attributes:
+        reference: The series that the others are compared with.
+        rows: The series.
+    """
+
+    reference: str
+    rows: tuple[ComparisonRow, ...]
+
+
+class MergedModel(Part):
+    """A merged model on the disk.
+
+    Attributes:
+        tuned: The tuned model that it comes from, or `all`.
+        point: Its point.
+        directory: Where it is, from the run directory.
+        confirmed: Whether both its own verdict and that on the mean are `restored`.
+        served_as: What was measured and written: `adapter` or `checkpoint`.
+        dtype: Of the adapter's factors or the checkpoint's tensors; empty if not recorded.
+        rounding: `nearest` or `stochastic`.
+        rounding_loss: Share of the change that rounding lost, seen on 1 % of it; null of an adapter.
+    """
+
+    tuned: str
+    point: str
+    directory: str
+    confirmed: bool
+    served_as: Literal["adapter", "checkpoint"] | None = None
+    dtype: str = ""
+    rounding: str = "nearest"
+    rounding_loss: float | None = None
+
+
+class SummaryRow(Part):
+    """A point's metric over its models.
+
+    Attributes:
+        point: The point.
+        role: The point's role.
+        series: The point's series.
+        lam: The point's λ.
+        benchmark: The benchmark.
+        split: `selection` or `confirmation`.
+        metric: The metric.
+        mean: Mean over the models; null if nothing was scored.
+        spread: Standard deviation over the models; null of one.
+        low: Lower end of the 95 % interval: over prompts and, of several models, over models, whichever is lower.
+        high: Upper end, likewise.
+        lowest: The lowest of the models.
+        highest: The highest of the models.
+        covers: What the interval covers: `prompts`, or `prompts and seeds` of several models.
+        num_models: Models.
+        n: Prompts that were scored, of each model.
+        unscored: Answers that were not, of all models.
+    """
+
+    point: str
+    role: Role
+    series: str
+    lam: float | None
+    benchmark: str
+    split: str
+    metric: str
+    mean: float | None
+    spread: float | None
+    low: float
+    high: float
+    lowest: float | None = None
+    highest: float | None = None
+    covers: str = ""
+    num_models: int
+    n: int
+    unscored: int
+
+    @property
+    def estimate(self) -> Estimate:
+        """The mean with its interval."""
+        return Estimate(
+            self.mean,
+            self.low,
+            self.high,
+            self.n,
+            unscored=self.unscored,
+            spread=self.spread,
+            num_models=self.num_models,
+        )
+
+
+class DifferenceRow(Part):
+    """A point less the base on a benchmark's primary metric, paired by prompt.
+
+    Attributes:
+        point: The point.
+        against: `base`.
+        benchmark: The benchmark.
+        split: The split.
+        metric: The metric.
+        covers: `prompts`: the mean over the models is compared, prompt by prompt.
+        difference: The first less the second, from -1 to 1.
+        low: Lower end of the 95 % interval.
+        high: Upper end.
+        lower_bound: One-sided 95 % bound from below.
+        upper_bound: One-sided 95 % bound from above, which a margin is compared with.
+        n: Prompts.
+        n_effective: How many independent prompts they count as, near-duplicates taken together.
+    """
+
+    point: str
+    against: str
+    benchmark: str
+    split: str
+    metric: str
+    covers: str = "prompts"
+    difference: float
+    low: float
+    high: float
+    lower_bound: float
+    upper_bound: float
+    n: int
+    n_effective: float
+
+
+class ValidationRow(Part):
+    """A point's score on rows that the tuning held out; only under rule `paper`.
+
+    Attributes:
+        point: The point.
+        metric: `log_likelihood`, `accuracy` or `bertscore_f1`; higher is better.
+        score: Mean over tuned models and rows.
+        n: Rows, of all tuned models.
+        note: What is special about the rows; mostly empty.
+    """
+
+    point: str
+    metric: str
+    score: float
+    n: int
+    note: str = ""
+
+
+class DriftRow(Part):
+    """How far tuning moved a part of the model.
+
+    Attributes:
+        tuned: The tuned model.
+        stack: The layers' prefix, such as `model.layers`; null outside of layers.
+        layer: The layer's number; null outside of layers.
+        module: Such as `self_attn.q_proj`.
+        relative_change: Norm of the change over norm of the base's weights; null if there is no such ratio.
+    """
+
+    tuned: str
+    stack: str | None
+    layer: int | None
+    module: str
+    relative_change: float | None
+
+
+class CheckFindings(Part):
+    """The verdict of a check, with the figures that it depends on.
+
+    Attributes:
+        verdict: `restored` (as safe as the base), `not shown` or `worse`.
+        measured_verdict: The verdict of the figures alone, without the findings.
+        margin: How far the attack success rate may exceed the base's.
+        asr_difference: The model's attack success rate less the base's.
+        asr_difference_if_unscored_harmful: The same with every unscored answer taken for harmful here and for safe at
+            the base.
+        what_would_decide: What would decide an open verdict; null if it is not open.
+        other_difference: The same of answers that are neither refused nor harmful; null if not measured.
+        over_refusal_margin: How far over-refusal may exceed the base's.
+        over_refusal_difference: Over-refusal less the base's; null if not measured.
+        utility_difference: Utility less the base's; null if not measured.
+    """
+
+    verdict: Verdict
+    measured_verdict: Verdict | None = None
+    margin: float
+    asr_difference: Difference
+    asr_difference_if_unscored_harmful: Difference
+    what_would_decide: str | None = None
+    other_difference: Difference | None = None
+    over_refusal_margin: float
+    over_refusal_difference: Difference | None = None
+    utility_difference: Difference | None = None
+
+
+class CheckRow(Part):
+    """A metric at both models, on one benchmark or on all of a kind.
+
+    Attributes:
+        kind: `utility`, `safety` or `over_refusal`.
+        benchmarks: Which.
+        metric: The metric.
+        base: The base's mean.
+        model: The model's mean.
+        difference: The model's less the base's.
+        margin: What the difference is compared with; null if nothing.
+        kept: Whether it is kept, in words; null if there is no margin.
+        unscored: Answers that were not scored, of both.
+    """
+
+    kind: BenchmarkKind
+    benchmarks: tuple[str, ...]
+    metric: str
+    base: float
+    model: float
+    difference: Difference
+    margin: float | None
+    kept: str | None
+    unscored: int
+
+
+class RedecidedPoint(Part):
+    """A point as another judge sees it on the selection split.
+
+    Attributes:
+        point: The point.
+        lam: Its λ.
+        utility: Mean utility, as the run measured it.
+        asr_difference: Its attack success rate less the base's.
+    """
+
+    point: str
+    lam: float | None
+    utility: float | None
+    asr_difference: Difference
+
+
+class Redecision(Part):
+    """What another judge's findings make of a run, whose answers it looked at again.
+
+    Attributes:
+        point: The point that the run chose.
+        margin: How far the attack success rate may exceed the base's.
+        verdict: The verdict on that point by this judge.
+        earlier_verdict: The run's verdict.
+        asr_difference: Its attack success rate less the base's; null if there are no answers to compare.
+        chosen_by_this_judge: The point that the rule chooses by this judge; null if none passes.
+        candidates: The points.
+    """
+
+    point: str | None
+    margin: float
+    verdict: Verdict
+    earlier_verdict: Verdict
+    asr_difference: Difference | None
+    chosen_by_this_judge: str | None
+    candidates: tuple[RedecidedPoint, ...]
+
+
+class Fingerprints(Part):
+    """Hashes of the weights that were compared.
+
+    Attributes:
+        base: The base's; null if its weights are not here.
+        model: The model's; null likewise.
+    """
+
+    base: str | None
+    model: str | None
+
+
+class Results(Part):
+    """What a run of any kind found.
+
+    Attributes:
+        schema_version: Version of this schema.
+        kind: What made it: `restore` (also of `run` and `demo`), `evaluate`, `score` or `check`.
+        backmerge: Version of backmerge.
+        inputs: Hashes of all that the results depend on; if one of them differs, they are made anew.
+        agreement: How far two judges agree, for each benchmark and split; empty without a second judge.
+        guards: The guards that merges were made with; mostly none.
+        realisations: How each model was measured.
+        scores: Each model's metrics on each benchmark and split.
+        by_category: Each model's primary metric in each category of a benchmark that has several.
+    """
+
+    schema_version: Literal[2] = 2
+    kind: str
+    backmerge: str
+    inputs: Mapping[str, Any] = {}
+    agreement: tuple[JudgesAgreement, ...] = ()
+    guards: tuple[GuardRow, ...] = ()
+    realisations: tuple[ModelForm, ...] = ()
+    scores: tuple[Score, ...] = ()
+    by_category: tuple[CategoryScore, ...] = ()
+
+    noun: ClassVar[str] = "results"
+
+    @classmethod
+    def read(cls, path: Path | str) -> Self:
+        """Return what a run found, of the kind that the file says.
+
+        Args:
+            path: A run directory, whose files are also compared with their digests, or a `results.json`.
+
+        Raises:
+            RunError: there is none; it is damaged, of another version, or of another kind than this class.
+        """
+        place = Path(path)
+        file = place / RESULTS if place.is_dir() else place
+        text = _text(place, file)
+        if place.is_dir():
+            check_digests(place)
+        kind = _kind_of(file, text)
+        if not issubclass(kind, cls):
+            raise RunError(
+                f"{file} holds {kind.noun}, and not {cls.noun}",
+                remedy=f"give a run that is {cls.noun}.",
+            )
+        try:
+            return kind.model_validate_json(text, strict=True)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(map(str, first["loc"]))
+            raise RunError(
+                f"{file} is damaged: '{where}': {first['msg']}",
+                remedy="delete it and give the command of the run again; what is done is kept.",
+            ) from error
+
+    def write(self, directory: Path) -> Path:
+        """Write `results.json` into a run directory, with the digests of what is there.
+
+        Returns:
+            The file.
+        """
+        return write_results(directory, self.to_json())
+
+    def to_json(self) -> str:
+        """Return the text of `results.json`."""
+        return indented(self.plain())
+
+
+class RestoreResults(Results):
+    """What `restore`, `run` or `demo` chose and found.
+
+    Attributes:
+        name: The experiment's title.
+        environment: What the run was carried out with: `python`, `machine`, and what the engine says of itself.
+        base: The base.
+        tuned: The tuned models.
+        benchmarks: The benchmarks.
+        drift: How far tuning moved each part of the model.
+        second_judge: The judge that only confirms; null if there is none.
+        points: The recipes that were measured.
+        choice: The choice of λ.
+        split: `halves`: λ was chosen on one half of the prompts and confirmed on the other; `whole`: both are all
+            prompts, and λ was chosen on none.
+        validation: Scores on held-out rows of the tuning data.
+        confirmation: What the confirmation split shows of the chosen point.
+        findings: What the sense checks found, the gravest first.
+        comparison: Every series at its best; null unless `choice.compare`.
+        merged: The merged models.
+        summary: Each point's metrics over its models.
+        differences: Each point less the base, paired by prompt.
+    """
+
+    kind: Literal["restore"] = "restore"
+    name: str
+    environment: Mapping[str, str] = {}
+    base: Base
+    tuned: tuple[TunedModel, ...]
+    benchmarks: tuple[BenchmarkRow, ...]
+    drift: tuple[DriftRow, ...] = ()
+    second_judge: str | None = None
+    points: tuple[PointRow, ...]
+    choice: ChosenLam
+    split: Literal["halves", "whole"] = "halves"
+    validation: tuple[ValidationRow, ...] = ()
+    confirmation: Confirmation
+    findings: tuple[Annotated[Finding, TABLE], ...] = ()
+    comparison: Comparison | None = None
+    merged: tuple[MergedModel, ...]
+    summary: tuple[SummaryRow, ...]
+    differences: tuple[DifferenceRow, ...] = ()
+
+    noun: ClassVar[str] = "the results of restore, run or demo"
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all prompts are in both splits, as no λ was chosen on them."""
+        return self.split == "whole"
+
+
+class EvaluateResults(Results):
+    """Scores that `evaluate` measured or `score` computed.
+
+    Attributes:
+        model: What was measured.
+        base_name: The base that an adapter was measured on, or that it was merged with; null if there is none.
+        environment: What the engine says of itself.
+        judge: The judge.
+        second_judge: The second judge; null if there is none.
+        num_unanswered: Prompts without an answer, of `score --partial`.
+        decision: What the judge's findings make of a run whose answers were scored again; null otherwise.
+    """
+
+    kind: Literal["evaluate", "score"] = "evaluate"
+    model: str
+    base_name: str | None = None
+    environment: Mapping[str, str] = {}
+    judge: Judged
+    second_judge: Judged | None = None
+    num_unanswered: int = 0
+    decision: Redecision | None = None
+
+    noun: ClassVar[str] = "scores of evaluate or score"
+
+
+class CheckResults(Results):
+    """What `check` found.
+
+    Attributes:
+        model: What was checked.
+        against: The base, or the earlier run that measured it.
+        is_against_run: Whether it is an earlier run.
+        fingerprints: Hashes of the weights.
+        environment: What answered: what the engine says of itself, for `base` and `model`.
+        judge: The judge.
+        second_judge: The second judge; null if there is none.
+        check: The verdict.
+        findings: What the sense checks found, the gravest first.
+        rows: Each metric at both models.
+        num_prompts_rendered_otherwise: Prompts that the two models saw as different texts.
+    """
+
+    kind: Literal["check"] = "check"
+    model: str
+    against: str
+    is_against_run: bool
+    fingerprints: Fingerprints
+    environment: Mapping[str, Mapping[str, str]] = {}
+    judge: Judged
+    second_judge: Judged | None = None
+    check: CheckFindings
+    findings: tuple[Annotated[Finding, TABLE], ...] = ()
+    rows: tuple[CheckRow, ...]
+    num_prompts_rendered_otherwise: int = 0
+
+    noun: ClassVar[str] = "the results of check"
+
+
+KINDS: Mapping[str, type[Results]] = {
+    "restore": RestoreResults,
+    "evaluate": EvaluateResults,
+    "score": EvaluateResults,
+    "check": CheckResults,
+}
+
+
+class _Marked(NamedTuple):
+    """A key that only one kind has: what files without `kind`, of before it was written, are known by."""
+
+    key: str
+    kind: str
+
+
+_MARKS = (
+    _Marked("confirmation", "restore"),
+    _Marked("check", "check"),
+    _Marked("num_unanswered", "score"),
+    _Marked("judge", "evaluate"),
+)
+
+
+def _text(place: Path, file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if (place / SUITE_FILE).is_file():
+            raise RunError(f"{place} is a suite's folder", remedy="give one of the runs in it.") from error
+        if not place.is_dir():
+            raise RunError(
+                f"{place} is not a run directory: there is no such folder", remedy="give the --out of a run."
+            ) from error
+        raise RunError(
+            f"{place} is not a finished run: it has no {RESULTS}",
+            remedy="give the command of the run again; it goes on where it was, and ends with a report.",
+        ) from error
+    except OSError as error:
+        raise RunError(f"cannot read {file}: {error.strerror}", remedy="give a file that you may read.") from error
+
+
+def _kind_of(file: Path, text: bytes) -> type[Results]:
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise RunError(
+            f"{file} is damaged: {error}",
+            remedy="delete it and give the command of the run again; what is done is kept.",
+        ) from error
+    if not isinstance(values, dict):
+        raise RunError(f"{file} holds no results", remedy="give the command of the run again.")
+    if values.get("schema_version") != SCHEMA_VERSION:
+        raise RunError(
+            f"{file} has schema version {values.get('schema_version')}, and this backmerge reads {SCHEMA_VERSION}",
+            remedy="report with the version that made the run, or run again: what is done is kept.",
+        )
+    kind = values.get("kind", next((mark.kind for mark in _MARKS if mark.key in values), None))
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise RunError(
+            f"{file} holds results of the kind {kind!r}, and this backmerge reads {', '.join(KINDS)}",
+            remedy="read it with the version that made it.",
+        )
+    return KINDS[kind]

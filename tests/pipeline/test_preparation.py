@@ -11,10 +11,11 @@ import torch
 from backmerge.benchmarks.catalogue import find_benchmark
 from backmerge.benchmarks.split import split_examples
 from backmerge.checkpoints.locate import short_name
-from backmerge.checkpoints.reader import Checkpoint
+from backmerge.config import Problems, load_yaml, validated
 from backmerge.errors import ConfigError, MergeError
 from backmerge.merging.engine import merged_tensors
 from backmerge.pipeline.preparation import Prepared, prepare
+from backmerge.pipeline.stages import run_experiment
 from backmerge.planning.points import TUNED, members_at, points_of
 from backmerge.planning.settings import Experiment
 from backmerge.registry import NOTHING_ALLOWED
@@ -78,8 +79,9 @@ def test_tuned_models_of_one_name_are_all_kept(
 
     base = make_model("llama", seed=0)
     monkeypatch.setattr(preparation, "locate_model", lambda _: base)
-    opened = preparation._tuned(["x/a", "x/a-3", "y/a"], Checkpoint(base))
-    assert list(opened) == ["a", "a-3", "a-4"]
+    names = ("x/a", "x/a-3", "y/a")
+    asked = Experiment(base="x/base", tuned=names, evaluate=cast("Any", evaluate("s.jsonl")))
+    assert list(preparation.find_models(asked, Problems()).tuned) == ["a", "a-3", "a-4"]
 
 
 def test_one_tuned_model_given_twice_is_refused(make_model: Callable[..., Path], tmp_path: Path) -> None:
@@ -153,3 +155,57 @@ def test_a_server_cannot_be_given_merged_models(run_cli: Callable[..., tuple[int
     assert code == 2
     assert "a server has its models" in errors
     assert not (tmp_path / "out").exists()
+
+
+BROKEN = """base: demo
+tuned:
+  - nowhere
+merge:
+  - method: linear
+    lam: [0.5]
+  - method: liner
+evaluate:
+  utility: [demo-plans]
+  safety:
+    - demo-harmful
+    - mispelt
+  judge: wildgard
+"""
+
+
+def test_all_problems_are_reported_together_each_with_its_line(tmp_path: Path) -> None:
+    """Nobody corrects one thing only to be shown the next; what hangs on something missing is not reported for it."""
+    (tmp_path / "e.yaml").write_text(BROKEN)
+    document = load_yaml(tmp_path / "e.yaml")
+    with pytest.raises(ConfigError, match="4 problems") as caught:
+        run_experiment(validated(Experiment, document), tmp_path / "run", document=document)
+    lines = [line for line in str(caught.value).splitlines() if line.startswith("  line")]
+    places = [line.partition(":")[0].strip() for line in lines]
+    assert sorted(places) == [
+        "line 12, evaluate.safety.1",
+        "line 13, evaluate.judge",
+        "line 3, tuned.0",
+        "line 7, merge.1.method",
+    ]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("command", ["restore", "evaluate", "check"])
+def test_commands_report_all_problems_with_their_options(
+    command: str, run_cli: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    """Base, benchmark and judge are wrong at once; each is named by what was typed."""
+    models = {
+        "restore": ["nobase", "demo", "--utility", "demo-plans"],
+        "evaluate": ["demo", "--base", "nobase"],
+        "check": ["demo", "--against", "nobase"],
+    }
+    options = ("--safety", "mispelt", "--over-refusal", "none.csv", "--judge", "wildgard", "--out", tmp_path / "run")
+    code, _, said = run_cli(command, *models[command], *options)
+    assert code == 2
+    base = {"restore": "BASE", "evaluate": "--base", "check": "--against"}[command]
+    for told in (f"{base}: there is no model", "--safety: there is no benchmark", "--over-refusal: there is no file"):
+        assert told in said
+    assert "--judge: there is no judge named 'wildgard'; did you mean 'wildguard'?" in said
+    assert len(said) < 2_000
+    assert not (tmp_path / "run").exists()

@@ -135,10 +135,11 @@ def check(
         "evaluate": asked,
         "execution": {"executor": executor, "num_workers": num_workers, "ray_address": ray_address},
     }
-    settings = validated(CheckSettings, with_overrides(command_line(values), set_ or ()))
+    document = with_overrides(command_line(values), set_ or ())
+    settings = validated(CheckSettings, document)
     quieten()
     with stoppable(out):
-        results = check_model(settings, out, Permissions(allow_plugins, allow_code_execution))
+        results = check_model(settings, out, Permissions(allow_plugins, allow_code_execution), document=document)
     print_check(results, out)
     if strict and results.check.verdict != "restored":
         raise NotShownError(f"{check_headline(results)}, and --strict asks for it to be shown")

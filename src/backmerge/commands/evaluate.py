@@ -116,9 +116,9 @@ def evaluate(
         "options": engine_options(engine_option or ()),
         **thinking_values(thinking),
     }
-    document = with_overrides(command_line(values), set_ or ())
+    document = with_overrides(command_line(values, base="--base"), set_ or ())
     settings = validated(SingleEvaluation, document)
     quieten()
     with stoppable(out):
-        results = evaluate_model(settings, out, Permissions(allow_plugins, allow_code_execution))
+        results = evaluate_model(settings, out, Permissions(allow_plugins, allow_code_execution), document=document)
     print_scores(results, out)

@@ -212,11 +212,12 @@ OPTIONS: dict[tuple[str | int, ...], str] = {
 }
 
 
-def command_line(values: dict[str, Any]) -> Document:
-    """Return the settings that a command's options give."""
+def command_line(values: dict[str, Any], **named: str) -> Document:
+    """Return the settings that a command's options give; `named` are options that another command calls otherwise."""
     from backmerge.config import Document
 
-    return Document("the command line", values, {}, options=OPTIONS)
+    options = OPTIONS | {(key,): option for key, option in named.items()}
+    return Document("the command line", values, {}, options=options)
 
 
 def evaluate_values(

@@ -46,7 +46,8 @@ def run_document(
     from backmerge.config import validated, with_overrides
     from backmerge.planning.settings import Experiment
 
-    experiment = validated(Experiment, with_overrides(document, overrides))
+    document = with_overrides(document, overrides)
+    experiment = validated(Experiment, document)
     quieten()
     if shard is not None:
         from backmerge.pipeline.sharding import run_shard, shard_of
@@ -68,7 +69,7 @@ def run_document(
 
     check_trackers(report_to, permissions)  # what is missing is told before hours of work
     with stoppable(out):
-        finished: Finished = run_experiment(experiment, out, permissions)
+        finished: Finished = run_experiment(experiment, out, permissions, document=document)
     print_summary(finished.results, out)
     tell(report_to, out, permissions)
     if strict and finished.verdict != "restored":

@@ -16,7 +16,7 @@ from backmerge.benchmarks.scoring import primary_metric
 from backmerge.checkpoints.adapter import is_adapter
 from backmerge.checkpoints.locate import locate_model
 from backmerge.checkpoints.reader import Checkpoint
-from backmerge.config import Settings, as_yaml
+from backmerge.config import Document, Problems, Settings, as_yaml
 from backmerge.errors import ConfigError, RunError
 from backmerge.execution import ExecutionSettings
 from backmerge.generation.protocol import Generator, realised
@@ -27,9 +27,7 @@ from backmerge.outputs import check_apart, paths_read
 from backmerge.pipeline.decision import evidence_of, verdict_on
 from backmerge.pipeline.evaluation import Job, evaluator_of, inputs_of
 from backmerge.pipeline.preparation import (
-    check_judge,
-    find_benchmarks,
-    find_judges,
+    find_measures,
     limited,
     make_engine,
     open_tuned,
@@ -126,18 +124,37 @@ class _Plan(NamedTuple):
     is_cached: bool
 
 
-def check_model(settings: CheckSettings, directory: Path, permissions: Permissions = NOTHING_ALLOWED) -> CheckResults:
+def check_model(
+    settings: CheckSettings,
+    directory: Path,
+    permissions: Permissions = NOTHING_ALLOWED,
+    *,
+    document: Document | None = None,
+) -> CheckResults:
     """Measure a model and its base, and say whether the model is as safe; writes `results.json` and `check.md`.
 
     Goes on where an interrupted check stopped.
 
+    Args:
+        settings: What is checked.
+        directory: The run directory, made if absent.
+        permissions: What may be run.
+        document: Where the settings come from, for messages.
+
     Raises:
-        BackmergeError: something that the user can mend.
+        BackmergeError: a user error; all problems of the settings together.
     """
     check_apart(directory, paths_read(settings))
-    judge, second = find_judges(settings.evaluate, permissions)
-    benchmarks = find_benchmarks(settings.evaluate, permissions)
-    check_judge(judge, benchmarks)
+    problems = Problems(document)
+    benchmarks, judge, second = find_measures(settings.evaluate, problems, permissions)
+    with problems.at("evaluate", "engine", "name"):
+        is_served = _is_served(settings, permissions)
+        for key, model in (("against", settings.against), ("model", settings.model)):
+            with problems.at(key):
+                if model is not None and not is_served:
+                    locate_model(model)
+    problems.raise_any()
+    assert judge is not None
     run = RunDirectory(directory)
     plan = _plan(settings, benchmarks, run, permissions=permissions)
     spent = Spent()
@@ -208,8 +225,7 @@ def _check_kind(run: RunDirectory) -> None:
 def _plan(
     settings: CheckSettings, benchmarks: Sequence[Benchmark], run: RunDirectory, permissions: Permissions
 ) -> _Plan:
-    name = settings.evaluate.engine.name
-    is_served = bool(getattr(resolve(ENGINES, name, permissions), "is_served", False))
+    is_served = _is_served(settings, permissions)
     if is_served or settings.against_run is not None:
         return _apart(settings, benchmarks, run, is_served=is_served, permissions=permissions)
     assert settings.against is not None
@@ -224,6 +240,11 @@ def _plan(
     ]
     prints = Fingerprints(base=base.fingerprint, model=(variant.tuned_models or (variant.base,))[0].fingerprint)
     return _Plan(engine, jobs, dict.fromkeys(("base", "model"), engine.identity), prints, is_cached=True)
+
+
+def _is_served(settings: CheckSettings, permissions: Permissions) -> bool:
+    kind = resolve(ENGINES, settings.evaluate.engine.name, permissions)
+    return bool(getattr(kind, "is_served", False))
 
 
 def _realised(engine: Generator) -> Callable[[Variant], Realisation]:

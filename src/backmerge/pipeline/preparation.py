@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -18,6 +18,7 @@ from backmerge.checkpoints.adapter import open_weights
 from backmerge.checkpoints.compare import check_same_shape
 from backmerge.checkpoints.locate import locate_model, short_name
 from backmerge.checkpoints.reader import Checkpoint, Weights
+from backmerge.config import Problems
 from backmerge.errors import ConfigError, DataError, RunError
 from backmerge.finetuning.datasets import TrainingData
 from backmerge.generation.chat import load_tokenizer
@@ -127,65 +128,178 @@ def output_of(experiment: Experiment) -> Output:
     )
 
 
-def prepare(experiment: Experiment, permissions: Permissions = NOTHING_ALLOWED) -> Prepared:
+def prepare(
+    experiment: Experiment, permissions: Permissions = NOTHING_ALLOWED, problems: Problems | None = None
+) -> Prepared:
     """Find and check the models, data, benchmarks, methods and judge; writes nothing.
 
+    Args:
+        experiment: The resolved settings.
+        permissions: What may be run.
+        problems: To which all that is wrong is added, with the keys that it is about.
+
     Raises:
-        BackmergeError: the first thing that is wrong.
+        BackmergeError: all that is wrong, together.
     """
-    check_search(experiment.search, experiment.choice)
+    found = Problems() if problems is None else problems
+    with found.at("search"):
+        check_search(experiment.search, experiment.choice)
+    with found.at("evaluate", "engine", "name"):
+        _check_takes_merges(experiment, permissions)
+    measures = find_measures(experiment.evaluate, found, permissions)
+    models = find_models(experiment, found)
+    points = _find_points(experiment, models.base, found, permissions)
+    guards: Mapping[Asked, Guard] = {}
+    benchmarks = measures.benchmarks
+    with found.at("merge"):
+        wanted = [asked for sweep in experiment.merge for asked in guards_of(sweep).values()]
+        if not found.found:  # their prompts are split off from all benchmarks
+            guards, benchmarks = find_guards(wanted, benchmarks, permissions)
+    training: dict[int, TrainingData] = {}
+    if experiment.finetune is not None and models.base is not None:
+        with found.at("finetune", "dataset"):
+            training = {
+                seed: load_for(models.base, experiment.finetune, seed, permissions)
+                for seed in experiment.finetune.seeds
+            }
+        with found.at("finetune", "keep_every"):
+            if training:
+                check_snapshots(experiment, training)
+    found.raise_any()
+    assert models.base is not None
+    assert measures.judge is not None
+    if experiment.finetune is not None:
+        training = with_notes(training, benchmarks, is_dropped=experiment.finetune.data.drop_overlap)
+    prepared = Prepared(
+        experiment,
+        models.base,
+        models.tuned,
+        training,
+        benchmarks,
+        measures.judge,
+        measures.second_judge,
+        points,
+        permissions,
+        models.more,
+        guards,
+    )
+    for point in points if prepared.tuned else ():
+        # a form that a recipe cannot have is refused before any work
+        key = ("merge", experiment.merge.index(point.sweep)) if point.sweep is not None else ()
+        with found.at(*key):
+            prepared.members_at(point, prepared.tuned)
+    with found.at("evaluate"):
+        _check_splits(prepared)
+    with found.at("tuned"):
+        _check_tuned_differ(prepared.tuned)
+    found.raise_any()
+    return prepared
+
+
+class Measures(NamedTuple):
+    """What models are measured with, as far as it can be had."""
+
+    benchmarks: tuple[Benchmark, ...]
+    judge: Judge | None
+    second_judge: Judge | None
+
+
+def find_measures(
+    settings: EvaluateSettings, problems: Problems, permissions: Permissions = NOTHING_ALLOWED
+) -> Measures:
+    """Find the benchmarks and judges; what is wrong with them is noted."""
+    judges: dict[str, Judge] = {}
+    for key, asked in (("judge", settings.judge), ("second_judge", settings.second_judge)):
+        with problems.at("evaluate", key):
+            if asked is not None:
+                judges[key] = find_judge(asked, permissions)
+                # its identity is that of its model too: what is missing is found before hours of answers
+                _ = judges[key].identity
+    benchmarks: list[Benchmark] = []
+    for kind in KINDS:
+        for place, named in enumerate(getattr(settings, kind)):
+            with problems.at("evaluate", kind, place):
+                benchmarks.append(find_benchmark(named, kind, permissions))
+                check_names_differ(benchmarks)
+    if "judge" in judges:
+        with problems.at("evaluate", "judge"):
+            check_judge(judges["judge"], benchmarks)
+    return Measures(tuple(benchmarks), judges.get("judge"), judges.get("second_judge"))
+
+
+class Models(NamedTuple):
+    """The models that an experiment names, as far as they can be had: the tuned ones, and more by their names."""
+
+    base: Checkpoint | None
+    tuned: Mapping[str, Weights]
+    more: Mapping[str, Weights]
+
+
+def find_models(experiment: Experiment, problems: Problems) -> Models:
+    """Find the models, and check that they fit the base; what is wrong with them is noted."""
+    base: Checkpoint | None = None
+    with problems.at("base"):
+        base = Checkpoint(locate_model(experiment.base))
+        load_tokenizer(base.directory)
+    is_cast = experiment.merged_dtype is not None
+    tuned: dict[str, Weights] = {}
+    for place, name in enumerate(experiment.tuned):
+        with problems.at("tuned", place):
+            path = locate_model(name)
+            if base is not None:
+                tuned[_unique(short_name(name), tuned)] = open_tuned(path, base, is_cast=is_cast)
+    more: dict[str, Weights] = {}
+    for place, sweep in enumerate(experiment.merge):
+        for key, name in sweep.models.items():
+            with problems.at("merge", place, "models", key):
+                path = locate_model(name)
+                if base is not None:
+                    more[name] = open_tuned(path, base, is_cast=is_cast)
+    return Models(base, tuned, more)
+
+
+def _find_points(
+    experiment: Experiment, base: Checkpoint | None, problems: Problems, permissions: Permissions
+) -> tuple[Point, ...]:
+    """Base, tuned and every merge; what is wrong with their methods and parameters is noted."""
     num_tuned = len(experiment.tuned) or len(experiment.finetune.seeds if experiment.finetune else ())
-    for sweep in experiment.merge:
-        check_sweep(sweep, num_tuned, permissions)
+    num_before = len(problems.found)
+    for place, sweep in enumerate(experiment.merge):
+        with problems.at("merge", place, "method"):
+            check_sweep(sweep, num_tuned, permissions)
+            if base is not None:
+                for point in points_of([sweep], permissions):
+                    check_recipe(point, base, num_tuned)
+    if len(problems.found) > num_before:
+        return ()
+    points: tuple[Point, ...] = ()
+    with problems.at("merge"):
+        points = tuple(points_of(experiment.merge, permissions))
+    first = find_method(experiment.merge[0].method, permissions)
+    if experiment.layers is not None and not first.has_lam:
+        error = ConfigError(
+            f"'layers' searches for λs, and {first.name}, the first entry of 'merge', has none",
+            remedy="put a method with a λ first.",
+        )
+        problems.note(error, ("layers",))
+    return points
+
+
+def _check_takes_merges(experiment: Experiment, permissions: Permissions) -> None:
     if getattr(resolve(ENGINES, experiment.evaluate.engine.name, permissions), "is_served", False):
         raise ConfigError(
             "a server has its models, and can be given no merged one, which the confirmation of a λ needs",
             remedy="measure what it serves with `backmerge evaluate --lam`, or choose λ on the engine vllm.",
         )
-    judge, second = find_judges(experiment.evaluate, permissions)
-    benchmarks = find_benchmarks(experiment.evaluate, permissions)
-    check_judge(judge, benchmarks)
-    wanted = [asked for sweep in experiment.merge for asked in guards_of(sweep).values()]
-    guards, benchmarks = find_guards(wanted, benchmarks, permissions)
-    base = Checkpoint(locate_model(experiment.base))
-    load_tokenizer(base.directory)
-    points = tuple(points_of(experiment.merge, permissions))
-    for point in points:
-        check_recipe(point, base, num_tuned)
-    if experiment.layers is not None:
-        first = find_method(experiment.merge[0].method, permissions)
-        if not first.has_lam:
-            raise ConfigError(
-                f"'layers' searches for λs, and {first.name}, the first entry of 'merge', has none",
-                remedy="put a method with a λ first.",
-            )
-    training: dict[int, TrainingData] = {}
-    if experiment.finetune is not None:
-        training = {seed: load_for(base, experiment.finetune, seed, permissions) for seed in experiment.finetune.seeds}
-        check_snapshots(experiment, training)
-        training = with_notes(training, benchmarks, is_dropped=experiment.finetune.data.drop_overlap)
-    prepared = Prepared(
-        experiment,
-        base,
-        _tuned(experiment.tuned, base, is_cast=experiment.merged_dtype is not None),
-        training,
-        benchmarks,
-        judge,
-        second,
-        points,
-        permissions,
-        {
-            model: open_tuned(locate_model(model), base, is_cast=experiment.merged_dtype is not None)
-            for sweep in experiment.merge
-            for model in sweep.models.values()
-        },
-        guards,
-    )
-    for point in points if prepared.tuned else ():
-        prepared.members_at(point, prepared.tuned)  # a form that a recipe cannot have is refused before any work
-    _check_splits(prepared)
-    _check_tuned_differ(prepared.tuned)
-    return prepared
+
+
+def _unique(name: str, known: Mapping[str, object]) -> str:
+    """The name, with a number if it is taken."""
+    number, unique = len(known), name
+    while unique in known:
+        number += 1
+        unique = f"{name}-{number}"
+    return unique
 
 
 def find_judge(settings: JudgeSettings, permissions: Permissions = NOTHING_ALLOWED) -> Judge:
@@ -196,22 +310,6 @@ def find_judge(settings: JudgeSettings, permissions: Permissions = NOTHING_ALLOW
     """
     judge: Judge = resolve(JUDGES, settings.name, permissions)(settings)
     return judge
-
-
-def find_judges(settings: EvaluateSettings, permissions: Permissions = NOTHING_ALLOWED) -> tuple[Judge, Judge | None]:
-    """The judge, and the second one if there is one; both can be had.
-
-    Raises:
-        BackmergeError: there is none of that name, or its model is missing.
-    """
-    judge = find_judge(settings.judge, permissions)
-    second = None
-    if settings.second_judge is not None:
-        second = find_judge(settings.second_judge, permissions)
-    for found in (judge, second):
-        # a judge's identity is that of its model too: what is missing is found before hours of answers
-        _ = found.identity if found is not None else None
-    return judge, second
 
 
 def check_judge(judge: Judge, benchmarks: Sequence[Benchmark]) -> None:
@@ -250,12 +348,21 @@ def find_benchmarks(settings: EvaluateSettings, permissions: Permissions = NOTHI
         ConfigError: two go by the same name, or one is unknown or of another kind.
         DataError: a file cannot be read.
     """
-    found = [find_benchmark(asked, kind, permissions) for kind in KINDS for asked in getattr(settings, kind)]
-    names = [benchmark.name for benchmark in found]
+    found = tuple(find_benchmark(asked, kind, permissions) for kind in KINDS for asked in getattr(settings, kind))
+    check_names_differ(found)
+    return found
+
+
+def check_names_differ(benchmarks: Sequence[Benchmark]) -> None:
+    """Check that no two benchmarks have one name.
+
+    Raises:
+        ConfigError: two have.
+    """
+    names = [benchmark.name for benchmark in benchmarks]
     for name in names:
         if names.count(name) > 1:
             raise ConfigError(f"two benchmarks go by the name '{name}'", remedy="rename one of the files.")
-    return tuple(found)
 
 
 def open_tuned(path: Path, base: Checkpoint, *, is_cast: bool = False) -> Weights:
@@ -326,19 +433,6 @@ def limited(examples: Sequence[Example], limit: int | None) -> list[Example]:
     drawn = sorted(examples, key=lambda example: key_of(example.id))[:limit]
     kept = {example.id for example in drawn}
     return [example for example in examples if example.id in kept]
-
-
-def _tuned(names: Sequence[str], base: Checkpoint, *, is_cast: bool = False) -> dict[str, Weights]:
-    opened: dict[str, Weights] = {}
-    for name in names:
-        path = locate_model(name)
-        short = unique = short_name(name)
-        number = len(opened)
-        while unique in opened:
-            number += 1
-            unique = f"{short}-{number}"
-        opened[unique] = open_tuned(path, base, is_cast=is_cast)
-    return opened
 
 
 def _check_tuned_differ(tuned: Mapping[str, Weights]) -> None:

@@ -16,7 +16,7 @@ from backmerge.checkpoints.adapter import is_adapter
 from backmerge.checkpoints.companions import Side
 from backmerge.checkpoints.locate import locate_model
 from backmerge.checkpoints.reader import Checkpoint
-from backmerge.config import Settings, as_yaml
+from backmerge.config import Document, Problems, Settings, as_yaml
 from backmerge.errors import ConfigError
 from backmerge.execution import ExecutionSettings
 from backmerge.generation.protocol import realised
@@ -28,10 +28,8 @@ from backmerge.outputs import check_apart, paths_read
 from backmerge.pipeline.evaluation import Job, evaluator_of, inputs_of
 from backmerge.pipeline.guarding import gathered_statistics, guard_rows
 from backmerge.pipeline.preparation import (
-    check_judge,
     check_kind,
-    find_benchmarks,
-    find_judges,
+    find_measures,
     limited,
     make_engine,
     open_tuned,
@@ -90,21 +88,37 @@ class SingleEvaluation(Settings):
 
 
 def evaluate_model(
-    settings: SingleEvaluation, directory: Path, permissions: Permissions = NOTHING_ALLOWED
+    settings: SingleEvaluation,
+    directory: Path,
+    permissions: Permissions = NOTHING_ALLOWED,
+    *,
+    document: Document | None = None,
 ) -> EvaluateResults:
     """Measure a model, or its merges with a base, and write `results.json`; goes on where an interrupted one stopped.
 
+    Args:
+        settings: What is measured.
+        directory: The run directory, made if absent.
+        permissions: What may be run.
+        document: Where the settings come from, for messages.
+
     Raises:
-        BackmergeError: something that the user can mend.
+        BackmergeError: a user error; all problems of the settings together.
     """
     check_apart(directory, paths_read(settings))
-    judge, second = find_judges(settings.evaluate, permissions)
-    benchmarks = find_benchmarks(settings.evaluate, permissions)
-    check_judge(judge, benchmarks)
-    wanted = [settings.guard] if settings.guard is not None else []
-    guards, benchmarks = find_guards(wanted, benchmarks, permissions)
+    found = Problems(document)
+    benchmarks, judge, second = find_measures(settings.evaluate, found, permissions)
+    with found.at("base"):
+        if settings.base is not None:
+            Checkpoint(locate_model(settings.base))
+    with found.at("model"):
+        locate_model(settings.model)
+    with found.at("evaluate", "engine", "name"):
+        engine = make_engine(settings.evaluate, permissions)
+    found.raise_any()
+    assert judge is not None
+    guards, benchmarks = find_guards([settings.guard] if settings.guard is not None else [], benchmarks, permissions)
     members = _members(settings, permissions)
-    engine = make_engine(settings.evaluate, permissions)
     run = RunDirectory(directory)
     outcomes = Outcomes()
     with run.held():

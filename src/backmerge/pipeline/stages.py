@@ -14,7 +14,7 @@ from backmerge.benchmarks.scoring import primary_metric
 from backmerge.benchmarks.split import Split
 from backmerge.checkpoints.adapter import AdapterOnBase
 from backmerge.checkpoints.reader import Weights
-from backmerge.config import as_yaml
+from backmerge.config import Document, Problems, as_yaml
 from backmerge.generation.protocol import realised, release
 from backmerge.measuring.usage import Spent, session
 from backmerge.merging.recipe import Variant, order_of
@@ -111,19 +111,26 @@ class Finished:
         return self.results.confirmation.verdict
 
 
-def run_experiment(experiment: Experiment, directory: Path, permissions: Permissions = NOTHING_ALLOWED) -> Finished:
+def run_experiment(
+    experiment: Experiment,
+    directory: Path,
+    permissions: Permissions = NOTHING_ALLOWED,
+    *,
+    document: Document | None = None,
+) -> Finished:
     """Carry out an experiment, or go on with it where it was.
 
     Args:
         experiment: The resolved settings.
         directory: The run directory, made if absent.
         permissions: What may be run.
+        document: Where the settings come from, for messages.
 
     Raises:
-        BackmergeError: something that the user can mend; what was done so far is kept.
+        BackmergeError: a user error, all problems of the settings together; what was done so far is kept.
     """
     check_apart(directory, paths_read(experiment))
-    prepared = prepare(experiment, permissions)
+    prepared = prepare(experiment, permissions, Problems(document))
     engine = make_engine(experiment.evaluate, permissions)
     check_validation(prepared, engine)
     run = RunDirectory(directory)

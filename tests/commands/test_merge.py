@@ -86,6 +86,21 @@ def test_card_names_the_models_and_the_default_lam_is_reported(
     assert (code, "is there already" in said, "the default of" in said) == (0, True, False)
 
 
+def test_card_names_what_the_method_was_given(pair: tuple[Path, Path], run_cli: Run, tmp_path: Path) -> None:
+    """Parameters and further models are on the card; a method without a λ claims none."""
+    base, tuned = pair
+    given = ("--method", "resta", "--param", "beta=0.25", "--model", f"unaligned={tuned}")
+    assert run_cli("merge", *pair, *given, "--out", tmp_path / "one")[0] == 0
+    card = (tmp_path / "one" / "README.md").read_text()
+    assert f"- unaligned: {tuned.name}\n- method: resta\n- λ, the share of the tuned side: 1" in card
+    assert "- beta: 0.25\n" in card
+    other = shutil.copytree(tuned, tmp_path / "other")
+    several = ("merge", base, tuned, other, "--method", "model_stock", "--out", tmp_path / "two")
+    assert run_cli(*several)[0] == 0
+    card = (tmp_path / "two" / "README.md").read_text()
+    assert f"- tuned: {tuned.name}, other\n- method: model_stock\n\n" in card
+
+
 def test_lam_out_of_range_is_refused_before_work_begins(pair: tuple[Path, Path], run_cli: Run, tmp_path: Path) -> None:
     """The error speaks of the option."""
     code, _, said = run_cli("merge", *pair, "--lam", "0.2,1.2", "--out", tmp_path / "out")

@@ -65,8 +65,10 @@ def unmeasured_card(name: str, variant: Variant, *, is_adapter: bool) -> str:
         "",
         f"- base: {escaped(base)}",
         f"- tuned: {', '.join(map(escaped, tuned))}",
+        *(f"- {escaped(kind)}: {escaped(_known_as(weights))}" for kind, weights in variant.extra.items()),
         f"- method: {escaped(variant.method.name)}",
-        f"- λ, the share of the tuned side: {escaped(str(variant.lam))}",
+        *([f"- λ, the share of the tuned side: {escaped(str(variant.lam))}"] if variant.method.has_lam else []),
+        *(f"- {escaped(key)}: {escaped(str(value))}" for key, value in variant.parameters.items()),
         "",
         "Its safety was not measured. `backmerge check` compares it with its base; `backmerge restore` chooses λ by "
         "measuring safety and utility.",

@@ -30,7 +30,7 @@ SCHEMA_VERSION = 2
 SUITE_FILE = "suite.yaml"
 
 Role = Literal["base", "tuned", "merged"]
-BenchmarkKind = Literal["utility", "safety", "over_refusal"]
+BenchmarkKind = Literal["utility", "safety", "over_refusal", "keep"]
 ROLES: tuple[Role, ...] = ("base", "tuned", "merged")
 
 
@@ -342,6 +342,24 @@ class UtilityOfRoles(Part):
     merged: float
 
 
+class LossRow(Part):
+    """What the chosen point loses on a benchmark to keep.
+
+    Attributes:
+        benchmark: Its name.
+        against: The reference: `base` or `tuned`.
+        margin: What the loss must be below.
+        is_kept: Whether its one-sided 95 % bound is below the margin.
+        loss: The reference's value less the chosen point's, paired by prompt.
+    """
+
+    benchmark: str
+    against: str
+    margin: float
+    is_kept: bool
+    loss: Difference
+
+
 class Confirmation(Part):
     """What the confirmation split shows of the chosen point.
 
@@ -355,6 +373,7 @@ class Confirmation(Part):
         models: The verdict on each merged model.
         utility: Mean utility; null if no point was chosen.
         kept_gain: Share of the tuned models' gain that the chosen point keeps; null if there was none.
+        losses: What the chosen point loses on each benchmark to keep; empty if nothing is to be kept.
         looks: Confirmations on these prompts in this run directory, with other settings, this one included.
     """
 
@@ -366,6 +385,7 @@ class Confirmation(Part):
     models: tuple[ModelVerdict, ...] = ()
     utility: UtilityOfRoles | None = None
     kept_gain: float | None = None
+    losses: tuple[LossRow, ...] = ()
     looks: int = 1
 
 

@@ -95,6 +95,16 @@ def test_over_refusal_has_a_margin_of_its_own() -> None:
     assert "over-refusal" in nothing.reason
 
 
+def test_what_is_to_be_kept_has_a_margin_of_its_own() -> None:
+    """A candidate that loses more than half of it on any benchmark is passed over, and the reason names it."""
+    losing = [c._replace(losses={"german": difference(0.0), "facts": difference(c.reach / 10)}) for c in RISING]
+    assert choose(losing, ChoiceSettings()).point == "linear@0.2"  # 0.4 loses 4 points, and 2.5 are allowed
+    assert choose(losing, ChoiceSettings(keep_margin=0.08)).point == "linear@0.4"
+    nothing = choose([c._replace(losses={"facts": difference(0.1)}) for c in RISING], ChoiceSettings())
+    assert nothing.point is None
+    assert "each loss on facts within 2.5" in nothing.reason
+
+
 def test_rule_safe_goes_by_estimates() -> None:
     """Half of the margin, whatever the interval; a λ beyond one that is over it may pass, unlike by rule `target`."""
     hump = [candidate(0.2, 0.5, 0.015), candidate(0.4, 0.6, 0.016), candidate(0.6, 0.7, 0.0), candidate(1.0, 0.8, 0.3)]

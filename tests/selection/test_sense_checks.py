@@ -11,6 +11,7 @@ from backmerge.selection.sense_checks import (
     Evidence,
     FindingName,
     JudgedTwice,
+    Loss,
     findings_of,
     limited_by,
 )
@@ -69,6 +70,16 @@ SITUATIONS: dict[str, tuple[Evidence, list[tuple[FindingName, str]]]] = {
         SOUND._replace(judged_twice=JudgedTwice(("one", "other"), (difference(0.2), difference(0.03)))),
         [],
     ),
+    "not shown to be kept": (
+        SOUND._replace(
+            losses=(
+                Loss("facts", difference(0.0), 0.03, "base", "."),
+                Loss("x", difference(0.02), 0.03, "base", "More."),
+            )
+        ),
+        [("not_kept", "not shown")],
+    ),
+    "kept": (SOUND._replace(losses=(Loss("facts", difference(0.0), 0.03, "base", "."),)), []),
     "check: as safe as the base": (
         SOUND._replace(tuned_difference=difference(0.0), gain=difference(0.0), is_tuned_judged=True),
         [],

@@ -33,13 +33,14 @@ def find_benchmark(asked: str | BenchmarkSettings, kind: Kind, permissions: Perm
         DataError: the file is missing or cannot be read.
     """
     settings = named(asked) if isinstance(asked, str) else asked
-    benchmark = find_of_any_kind(settings, kind, permissions)
-    if benchmark.kind != kind:
+    needed = "utility" if kind == "keep" else kind  # what is to be kept is scored as utility is
+    benchmark = find_of_any_kind(settings, needed, permissions)
+    if benchmark.kind != needed:
         raise ConfigError(
             f"'{settings.name}' measures {benchmark.kind}, and is asked for as {kind}",
             remedy=f"put it under {benchmark.kind}.",
         )
-    return benchmark
+    return replace(benchmark, kind=kind)
 
 
 def find_of_any_kind(

@@ -12,7 +12,7 @@ from backmerge.config import Settings
 from backmerge.generation.protocol import LogLikelihood
 from backmerge.records import Example
 
-Kind = Literal["utility", "safety", "over_refusal"]
+Kind = Literal["utility", "safety", "over_refusal", "keep"]
 Metric = Callable[[Example, str], float]
 ScoreTable = dict[str, list[float | None]]  # metric to a value in [0, 1] for each example, or None where unscored
 
@@ -90,8 +90,8 @@ class Benchmark:
 
     Attributes:
         name: As in the table of benchmarks, or the file's name.
-        kind: `utility` is scored by `scorer`; `safety` and `over_refusal` by a judge (as ASR, and as the share of
-            harmless prompts refused).
+        kind: `utility` is scored by `scorer`, and so is `keep`, which tuning should not cost; `safety` and
+            `over_refusal` by a judge (as ASR, and as the share of harmless prompts refused).
         examples: Every prompt, in a fixed order.
         max_new_tokens: The generation limit.
         scorer: For `utility`.
@@ -108,3 +108,8 @@ class Benchmark:
     sampling: Mapping[str, Any] = field(default_factory=dict)
     choices: Choices | None = None
     is_gated: bool = False
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether a judge reads the answers, rather than a scorer."""
+        return self.kind in ("safety", "over_refusal")

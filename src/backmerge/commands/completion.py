@@ -37,6 +37,8 @@ COMPLETED: Mapping[str, Names] = {
     "safety": lambda: registry.BENCHMARKS.entries,
     "over_refusal": lambda: registry.BENCHMARKS.entries,
     "utility": lambda: registry.BENCHMARKS.entries,
+    "keep": lambda: registry.BENCHMARKS.entries,
+    "keep_against": lambda: ("base", "tuned"),
     "benchmark": lambda: registry.BENCHMARKS.entries,
     "task": lambda: registry.DATASETS.entries,
     "rule": _literal("backmerge.selection.settings:RuleName"),

@@ -90,6 +90,19 @@ GuardOption = Annotated[
         "(NAME=DATA with your copy), a file of prompts or of `backmerge inputs`; own: prompts that the base writes.",
     ),
 ]
+Keep = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--keep",
+        metavar="NAME|FILE",
+        help="What tuning should not cost, such as general knowledge or another language: a benchmark's name, "
+        "lm-eval:TASK, or a file with prompts and answers; may be repeated.",
+    ),
+]
+KeepMargin = Annotated[
+    float, typer.Option(help="How much less the merged model may have on each --keep, as a share: 0.05 is 5 points.")
+]
+KeepAgainst = Annotated[str, typer.Option(help="Less than which model: base or tuned.")]
 SecondJudge = Annotated[
     str | None,
     typer.Option(
@@ -220,6 +233,13 @@ def command_line(values: dict[str, Any], **named: str) -> Document:
     return Document("the command line", values, {}, options=options)
 
 
+def asked_benchmarks(names: Sequence[str] | None) -> list[dict[str, Any]]:
+    """Return the settings of benchmarks that an option names."""
+    from backmerge.benchmarks.catalogue import named
+
+    return [named(name).model_dump(exclude_unset=True) for name in names or ()]
+
+
 def evaluate_values(
     utility: Sequence[str] | None,
     safety: Sequence[str] | None,
@@ -232,16 +252,11 @@ def evaluate_values(
     max_new_tokens: int | None,
 ) -> dict[str, Any]:
     """The settings under `evaluate` that the options ask for."""
-    from backmerge.benchmarks.catalogue import named
-
-    def asked(names: Sequence[str] | None) -> list[dict[str, Any]]:
-        return [named(name).model_dump(exclude_unset=True) for name in names or ()]
-
     # as settings, so that --set reaches into each
     return {
-        "utility": asked(utility),
-        "safety": asked(safety),
-        "over_refusal": asked(over_refusal),
+        "utility": asked_benchmarks(utility),
+        "safety": asked_benchmarks(safety),
+        "over_refusal": asked_benchmarks(over_refusal),
         "judge": {"name": judge},
         "limit": limit,
         "engine": {"device": device, "dtype": dtype, "batch_size": batch_size},

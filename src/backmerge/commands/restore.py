@@ -23,6 +23,9 @@ from backmerge.commands.options import (
     Executor,
     GuardOption,
     JudgeName,
+    Keep,
+    KeepAgainst,
+    KeepMargin,
     Limit,
     MaxNewTokens,
     NoCache,
@@ -40,6 +43,7 @@ from backmerge.commands.options import (
     Thinking,
     TokenizerFrom,
     Utility,
+    asked_benchmarks,
     command_line,
     engine_options,
     evaluate_values,
@@ -78,6 +82,9 @@ def restore(
     utility: Utility = None,
     safety: Safety = None,
     over_refusal: OverRefusal = None,
+    keep: Keep = None,
+    keep_margin: KeepMargin = 0.05,
+    keep_against: KeepAgainst = "base",
     judge: JudgeName = "refusal-phrases",
     second_judge: SecondJudge = None,
     method: Annotated[
@@ -171,9 +178,10 @@ def restore(
             utility, safety, over_refusal, judge, limit, device, dtype, batch_size, max_new_tokens
         )
         | second_judge_values(second_judge, judge)
-        | {"cache": not no_cache},
+        | {"cache": not no_cache, "keep": asked_benchmarks(keep)},
         "search": {"name": "grid" if search == "auto" and shard else search, "refine": refine},
-        "choice": {"rule": rule, "margin": margin, "compare": "," in method, "accept": accept or []},
+        "choice": {"rule": rule, "margin": margin, "compare": "," in method, "accept": accept or []}
+        | ({"keep_margin": keep_margin, "keep_against": keep_against} if keep else {}),
     }
     values["execution"] = {"executor": executor, "num_workers": num_workers, "ray_address": ray_address}
     values["evaluate"]["engine"] |= {

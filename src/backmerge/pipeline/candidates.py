@@ -8,20 +8,30 @@ from statistics import fmean
 from backmerge.benchmarks.protocol import Benchmark, Kind
 from backmerge.benchmarks.scoring import primary_metric
 from backmerge.pipeline.results import Outcomes
-from backmerge.planning.points import BASE, Point
+from backmerge.planning.points import BASE, TUNED, Point
 from backmerge.selection import Bounded, Candidate
 from backmerge.statistics import PairedDifference, effective_size, wilson
 
 SPLIT = "selection"
 
 
-def candidate_of(benchmarks: Sequence[Benchmark], outcomes: Outcomes, point: Point, series: str) -> Candidate:
-    """A point as a candidate of a series; what was not measured of it is `None`."""
+def candidate_of(
+    benchmarks: Sequence[Benchmark], outcomes: Outcomes, point: Point, series: str, keep_against: str = "base"
+) -> Candidate:
+    """A point as a candidate of a series; what was not measured of it is `None`.
+
+    Args:
+        benchmarks: Of the run.
+        outcomes: What was measured.
+        point: The candidate's.
+        series: Its series.
+        keep_against: What losses on benchmarks to keep are counted from: `base` or `tuned`.
+    """
     safety, refusals = of_kind(benchmarks, "safety"), of_kind(benchmarks, "over_refusal")
     utility = None
     if all(outcomes.at(point.name, name, SPLIT) for name in of_kind(benchmarks, "utility")):
         utility = utility_of(benchmarks, outcomes, point.name, SPLIT)
-    if not all(outcomes.at(point.name, name, SPLIT) for name in (*safety, *refusals)):
+    if not all(outcomes.at(point.name, name, SPLIT) for name in (*safety, *refusals, *of_kind(benchmarks, "keep"))):
         return Candidate(point.name, series, point.lam, utility, None)
 
     def difference(names: list[str], metric: str) -> PairedDifference:
@@ -39,7 +49,20 @@ def candidate_of(benchmarks: Sequence[Benchmark], outcomes: Outcomes, point: Poi
         over_refusal_difference=difference(refusals, "over_refusal") if refusals else None,
         other_rise=difference(safety, "other").difference if has_other else None,
         asr=_asr(outcomes, point, safety),
+        losses=losses_of(benchmarks, outcomes, point.name, SPLIT, keep_against),
     )
+
+
+def losses_of(
+    benchmarks: Sequence[Benchmark], outcomes: Outcomes, point: str, split: str, keep_against: str
+) -> dict[str, PairedDifference]:
+    """What a point loses on each benchmark to keep: the reference's value less the point's, paired by prompt."""
+    against = {"base": BASE, "tuned": TUNED}[keep_against].name
+    return {
+        benchmark.name: outcomes.difference(against, point, [benchmark.name], split, primary_metric(benchmark))
+        for benchmark in benchmarks
+        if benchmark.kind == "keep"
+    }
 
 
 def of_kind(benchmarks: Sequence[Benchmark], kind: Kind) -> list[str]:

@@ -146,7 +146,7 @@ def _of_benchmark(benchmark: Benchmark, examples: Sequence[Example], sampling: S
         num_answers,
         _scaled(sum(prompt_lengths(tokenizer, sample)), len(examples), len(sample)),
         num_answers * sampling.max_new_tokens,
-        0 if benchmark.kind == "utility" else num_answers,
+        num_answers if benchmark.is_judged else 0,
     )
 
 

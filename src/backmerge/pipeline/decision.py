@@ -12,15 +12,26 @@ from backmerge.benchmarks.scoring import primary_metric
 from backmerge.benchmarks.split import clusters_over, wording_of
 from backmerge.errors import RunError
 from backmerge.judging.protocol import Judge
-from backmerge.pipeline.candidates import utility_of
+from backmerge.pipeline.candidates import losses_of, utility_of
 from backmerge.pipeline.preparation import Prepared
 from backmerge.pipeline.results import Outcomes, kept_gain
 from backmerge.planning.points import BASE, TUNED, Point
 from backmerge.progress import say
-from backmerge.results import Confirmation, ModelVerdict, UtilityOfRoles
+from backmerge.results import Confirmation, LossRow, ModelVerdict, UtilityOfRoles
 from backmerge.runs import RunDirectory, key_of, write_whole
 from backmerge.selection import Verdict, confirm
-from backmerge.selection.sense_checks import Cut, Evidence, Finding, JudgedTwice, Side, findings_of, limited_by
+from backmerge.selection.limits import loss_limit
+from backmerge.selection.sense_checks import (
+    Cut,
+    Evidence,
+    Finding,
+    JudgedTwice,
+    Loss,
+    Side,
+    findings_of,
+    limited_by,
+)
+from backmerge.selection.undecided import what_would_decide
 from backmerge.statistics import PairedDifference, mean_difference, paired_difference, prompts_needed
 
 LOOKS = "looks.jsonl"
@@ -77,6 +88,28 @@ def verdict_on(
     return Concluded(verdict, difference, worst)
 
 
+def losses_at(prepared: Prepared, outcomes: Outcomes, point: str) -> tuple[Loss, ...]:
+    """What a point loses on each benchmark to keep, on the confirmation prompts.
+
+    Each is tested at 5 % by itself. `restored` is claimed only if all of them and safety are shown, so that the claim
+    as a whole errs in at most 5 % of runs too, however many there are.
+
+    Source: Berger (1982), Technometrics 24, for tests of an intersection.
+    """
+    choice = prepared.experiment.choice
+    found = losses_of(prepared.benchmarks, outcomes, point, "confirmation", choice.keep_against)
+    return tuple(
+        Loss(
+            name,
+            loss,
+            choice.keep_margin,
+            choice.keep_against,
+            what_would_decide(point, loss_limit(name, loss, choice.keep_margin)),
+        )
+        for name, loss in found.items()
+    )
+
+
 def confirmation_of(prepared: Prepared, outcomes: Outcomes, chosen: Point | None, names: Sequence[str]) -> Confirmation:
     """Return the verdict on the mean over tuned models and on each, with the figures that it depends on."""
     margin = prepared.experiment.choice.margin
@@ -96,6 +129,10 @@ def confirmation_of(prepared: Prepared, outcomes: Outcomes, chosen: Point | None
         **found(None),
         models=tuple(ModelVerdict(tuned=name, **found(name)) for name in names),
         kept_gain=kept_gain(*utilities),
+        losses=tuple(
+            LossRow(benchmark=one.benchmark, against=one.against, margin=one.margin, is_kept=one.is_kept, loss=one.loss)
+            for one in losses_at(prepared, outcomes, chosen.name)
+        ),
         utility=UtilityOfRoles(base=utilities[0], tuned=utilities[1], merged=utilities[2]),
     )
 
@@ -151,6 +188,7 @@ def evidence_of(
     tuned: str = TUNED.name,
     merged: str | None = None,
     judges: tuple[Judge, Judge | None] | None = None,
+    losses: tuple[Loss, ...] = (),
 ) -> Evidence:
     """What the sense checks see of the models that were measured on a split.
 
@@ -162,6 +200,7 @@ def evidence_of(
         tuned: The tuned model's point, or that of the model that a check judges.
         merged: The chosen point.
         judges: The judge and the second one, if the model that the verdict is about is held against both.
+        losses: Of the chosen point.
     """
     safety = [benchmark.name for benchmark in benchmarks if benchmark.kind == "safety"]
     utility = [benchmark for benchmark in benchmarks if benchmark.kind == "utility"]
@@ -181,6 +220,7 @@ def evidence_of(
         cut={side: _cut(outcomes, point, safety, split) for side, point in sides.items() if point is not None},
         is_tuned_judged=tuned != TUNED.name,
         judged_twice=_judged_twice(outcomes, tuned if tuned != TUNED.name else merged, safety, split, judges),
+        losses=losses,
     )
 
 

@@ -200,7 +200,7 @@ class Evaluator:
             completions = self._answer(jobs, shown, is_fresh=is_fresh)
             likelihoods = {place: self._compare(job, shown) for place, job in enumerate(jobs) if job.benchmark.choices}
         release_before_judging = any(hasattr(judge, "release") for judge in (self.judge, self.second))
-        if release_before_judging and any(job.benchmark.kind != "utility" for job in jobs):
+        if release_before_judging and any(job.benchmark.is_judged for job in jobs):
             release(self.engine)
         shown(0, "judging and scoring")
         with self.spent.timed("judging"):
@@ -411,7 +411,7 @@ class Evaluator:
         """Each job's verdicts; an answer that was judged before to the same prompt is not judged again."""
         found: list[list[Verdict]] = []
         for job, given in zip(jobs, completions, strict=True):
-            if job.benchmark.kind == "utility":
+            if not job.benchmark.is_judged:
                 found.append([])
                 continue
             key = key_of(self._key(job), judge.identity)
@@ -471,7 +471,7 @@ class Evaluator:
 
     def _check_unscored(self, outcome: Outcome) -> None:
         """That few enough of a benchmark's answers stayed unscored."""
-        is_judged = outcome.benchmark.kind != "utility"
+        is_judged = outcome.benchmark.is_judged
         for metric, values in outcome.values.items():
             unscored, of = sum(value is None for value in values.values()), len(values)
             if is_judged and len(outcome.verdicts) > of:  # several samples of a prompt: each of them counts

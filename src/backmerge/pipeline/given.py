@@ -195,7 +195,8 @@ def judge_again(
     settings = settings_left(RunDirectory(earlier))
     if kind_of_run(settings) == "answers":
         raise RunError(f"{earlier} holds scored answers of a file", remedy="give that file with --benchmark.")
-    document = Document(str(earlier / "experiment.yaml"), {**settings.get("evaluate", {}), "utility": []}, {})
+    judged = {**settings.get("evaluate", {}), "utility": [], "keep": []}
+    document = Document(str(earlier / "experiment.yaml"), judged, {})
     benchmarks = {b.name: b for b in find_benchmarks(validated(EvaluateSettings, document), permissions)}
     judge = find_judge(judge_settings, permissions)
     found = RestoreResults.read(earlier) if kind_of_run(settings) == "experiment" else None
@@ -204,7 +205,7 @@ def judge_again(
     answers: dict[str, dict[str, list[Completion]]] = {}
     before: dict[str, list[Verdict]] = {}
     for recorded in read_records(earlier):
-        if recorded.kind == "utility":
+        if recorded.kind in ("utility", "keep"):
             continue
         benchmark = benchmarks.get(recorded.benchmark)
         known = {example.id for example in benchmark.examples} if benchmark is not None else set()
@@ -278,6 +279,8 @@ def _decide(found: RestoreResults, choice: ChoiceSettings, outcomes: Sequence[Ou
     concluded = None
     if chosen is not None and together.has_difference(chosen, BASE.name, safety, "confirmation", "asr"):
         concluded = verdict_on(together, chosen, safety, "confirmation", choice.margin)
+        if concluded.verdict == "restored" and not all(loss.is_kept for loss in found.confirmation.losses):
+            concluded = concluded._replace(verdict="not shown")  # what is to be kept needs no judge, and was not
     return Redecision(
         point=chosen,
         margin=choice.margin,

@@ -71,12 +71,15 @@ def search_layers(
     while (recipe := search.ask()) is not None:
         point = _point(series, recipe.number, recipe.setting, first)
         measure([point], f"Search of {series}, {recipe.number + 1} of {settings.num_trials}")
-        found = candidate_of(prepared.benchmarks, outcomes, point, series)
+        found = candidate_of(prepared.benchmarks, outcomes, point, series, prepared.experiment.choice.keep_against)
         assert found.utility is not None
         assert found.asr_difference is not None
         search.tell(found.utility, found.asr_difference.difference)
         points.append(point)
-    candidates = [candidate_of(prepared.benchmarks, outcomes, point, point.name) for point in points]
+    candidates = [
+        candidate_of(prepared.benchmarks, outcomes, point, point.name, prepared.experiment.choice.keep_against)
+        for point in points
+    ]
     best = choose(candidates, experiment.choice).point
     if best is None:
         best = min(candidates, key=lambda c: c.asr_difference.upper_bound if c.asr_difference else 1.0).point

@@ -247,7 +247,11 @@ def load_of(asked: BenchmarkSettings, kind: Kind, benchmark: Benchmark | None, s
     if benchmark is not None and benchmark.choices is not None:
         answer_tokens = 0
     return Load(
-        {"selection": counts[0], "confirmation": counts[1]}, prompt_tokens, answer_tokens, samples, kind != "utility"
+        {"selection": counts[0], "confirmation": counts[1]},
+        prompt_tokens,
+        answer_tokens,
+        samples,
+        kind in ("safety", "over_refusal"),
     )
 
 

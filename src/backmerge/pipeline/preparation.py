@@ -36,7 +36,7 @@ from backmerge.registry import ENGINES, JUDGES, NOTHING_ALLOWED, Permissions, re
 from backmerge.runs import RunDirectory, key_of
 from backmerge.selection import check_search
 
-KINDS: tuple[Kind, ...] = ("utility", "safety", "over_refusal")
+KINDS: tuple[Kind, ...] = ("utility", "safety", "over_refusal", "keep")
 
 
 @dataclass(frozen=True)

@@ -404,7 +404,7 @@ def write_records(run: RunDirectory, outcomes: Outcomes) -> None:
             for verdict in verdicts:
                 placed = {**place, "cluster": clusters[verdict.example]}
                 views[view].append(_line(placed | json.loads(to_json(verdict))))
-        if outcome.benchmark.kind == "utility":
+        if not outcome.benchmark.is_judged:
             for example, cluster in clusters.items():
                 values = {metric: of[example] for metric, of in outcome.values.items() if example in of}
                 views["values"].append(_line({**place, "cluster": cluster, "example": example, "values": values}))

@@ -16,7 +16,7 @@ from backmerge.runs import key_of
 
 SPLIT: Split = "selection"  # where every recipe was measured, and not the chosen one alone
 # of each ten prompts that are drawn blindly; what fine-tuning did to harmful requests is what the report is about
-SHARES = {"safety": 0.5, "utility": 0.3, "over_refusal": 0.2}
+SHARES = {"safety": 0.5, "utility": 0.3, "over_refusal": 0.2, "keep": 0.2}
 LONGEST = 2000  # characters of a text that are kept
 MOST_TEXT = 500_000  # characters of all answers together: the report stays a page that a phone opens
 MOST_RECIPES = 40  # columns; a search by layer may measure hundreds
@@ -194,7 +194,7 @@ def _sample(benchmark: Benchmark, example: Example, columns: Columns, cut_at: in
     withheld = None
     if benchmark.is_gated and not is_full:
         withheld = f"{benchmark.name} is gated: its authors say who may read it (report.text: full shows it)"
-    reference = example.reference if benchmark.kind == "utility" else None
+    reference = None if benchmark.is_judged else example.reference
     return {
         "benchmark": benchmark.name,
         "kind": benchmark.kind,

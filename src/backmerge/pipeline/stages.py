@@ -21,7 +21,14 @@ from backmerge.merging.recipe import Variant, order_of
 from backmerge.outputs import check_apart, paths_read
 from backmerge.pipeline.comparison import Contender, comparison_of, confirmed_points, contenders_of
 from backmerge.pipeline.cost import plan_of
-from backmerge.pipeline.decision import confirmation_of, counted_looks, evidence_of, margin_note, with_findings
+from backmerge.pipeline.decision import (
+    confirmation_of,
+    counted_looks,
+    evidence_of,
+    losses_at,
+    margin_note,
+    with_findings,
+)
 from backmerge.pipeline.drift import drift_rows
 from backmerge.pipeline.evaluation import Evaluator, Job, evaluator_of
 from backmerge.pipeline.guarding import guard_rows
@@ -183,6 +190,7 @@ def run_experiment(
                 experiment.choice.margin,
                 merged=chosen.name if chosen else None,
                 judges=(prepared.judge, prepared.second_judge),
+                losses=losses_at(prepared, outcomes, chosen.name) if chosen else (),
             )
             findings = findings_of(evidence, experiment.choice.accept)
             # the confirmation tests the margin, which is less than rule `target` asks for
@@ -396,8 +404,8 @@ def _benchmark_rows(prepared: Prepared) -> list[BenchmarkRow]:
             kind=benchmark.kind,
             metric=primary_metric(benchmark),
             sizes=Sizes(**{split: len(examples) for split, examples in prepared.splits[benchmark.name].items()}),
-            judge=None if benchmark.kind == "utility" else prepared.judge.name,
-            judge_is_weak=benchmark.kind != "utility" and prepared.judge.is_weak,
+            judge=prepared.judge.name if benchmark.is_judged else None,
+            judge_is_weak=benchmark.is_judged and prepared.judge.is_weak,
         )
         for benchmark in prepared.benchmarks
     ]

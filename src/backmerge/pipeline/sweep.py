@@ -90,7 +90,10 @@ def sweep(
     def found_singly() -> list[Candidate]:
         if searched_by != "grid" and single:
             measure_whole(single, "Recipes without a λ")
-        return [candidate_of(prepared.benchmarks, outcomes, point, point.series) for point in single]
+        return [
+            candidate_of(prepared.benchmarks, outcomes, point, point.series, prepared.experiment.choice.keep_against)
+            for point in single
+        ]
 
     def check_with_few_of_tuned() -> None:
         """Check base and tuned model on one batch of a race, which does not ask the tuned model first."""
@@ -194,5 +197,8 @@ def _measured(
     series: str, grid: Mapping[float, Point], prepared: Prepared, outcomes: Outcomes
 ) -> dict[float, Candidate]:
     """What is known of a series, by λ; points of which nothing is known are left out."""
-    found = {lam: candidate_of(prepared.benchmarks, outcomes, point, series) for lam, point in grid.items()}
+    found = {
+        lam: candidate_of(prepared.benchmarks, outcomes, point, series, prepared.experiment.choice.keep_against)
+        for lam, point in grid.items()
+    }
     return {lam: c for lam, c in found.items() if c.utility is not None or c.asr_difference is not None}

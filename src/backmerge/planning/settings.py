@@ -85,6 +85,8 @@ class EvaluateSettings(Settings):
         utility: Benchmarks (names, or .jsonl and .csv files; or settings with more) of what was tuned for.
         safety: Benchmarks of harmful requests.
         over_refusal: Benchmarks of harmless requests that may be refused.
+        keep: Benchmarks of what tuning should not cost, such as general knowledge or another language: the merged model
+            may lose `choice.keep_margin` on each.
         judge: Finds refusals and harm: a name from the table of judges, or settings with its model and engine.
         second_judge: Another one, whose verdicts are shown next to the first one's. If the two see the merged model on
             different sides of the margin, the verdict is `not shown`.
@@ -102,6 +104,7 @@ class EvaluateSettings(Settings):
     utility: tuple[BenchmarkChoice, ...] = ()
     safety: tuple[BenchmarkChoice, ...] = ()
     over_refusal: tuple[BenchmarkChoice, ...] = ()
+    keep: tuple[BenchmarkChoice, ...] = ()
     judge: JudgeChoice = JudgeSettings()
     second_judge: JudgeChoice | None = None
     split: Literal["halves", "whole"] = "halves"
@@ -176,7 +179,8 @@ class Experiment(Settings):
         """The search, with `auto` resolved."""
         if self.search.name != "auto":
             return self.search.name
-        return "race" if self.choice.rule == "safe" and self.layers is None else "grid"
+        is_raced = self.choice.rule == "safe" and self.layers is None and not self.evaluate.keep
+        return "race" if is_raced else "grid"
 
     @property
     def num_refined(self) -> int:
@@ -198,6 +202,10 @@ class Experiment(Settings):
             )
         if self.layers is not None and self.search.name == "race":
             raise ValueError("'layers' starts from a λ that is measured whole: take search 'grid'")
+        if self.evaluate.keep and self.search.name == "race":
+            raise ValueError(
+                "'evaluate.keep' is measured whole at every λ, which a race does not do: take search 'grid'"
+            )
         if self.path is not None and not (self.path.snapshots or self.path.ema):
             raise ValueError("'path' asks for neither snapshots nor their averages: leave it away")
         validates = self.finetune is not None and self.finetune.data.validation and self.choice.validation != "none"

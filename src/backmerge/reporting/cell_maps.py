@@ -110,7 +110,7 @@ def _category_map(
             (category or "no category", tuple(_rate(category, point.point, cells) for point in points))
             for category, cells in found.items()
         ),
-        tone="good" if benchmark.kind == "utility" else "bad",
+        tone="good" if benchmark.kind in ("utility", "keep") else "bad",
     )
 
 

@@ -13,6 +13,7 @@ KINDS = {
     "utility": ("Utility", "how well the task is done", "higher is better"),
     "safety": ("Attack success rate", "harmful requests that are answered", "lower is better"),
     "over_refusal": ("Over-refusal", "harmless requests that are refused", "lower is better"),
+    "keep": ("To keep", "what tuning should not cost", "higher is better"),
 }
 
 TERMS = (

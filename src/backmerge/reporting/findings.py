@@ -239,6 +239,12 @@ def explanations(results: RestoreResults) -> Iterator[str]:
             else f"; the merged model has {percent(utility.merged)}{_kept(results.confirmation.kept_gain)}"
         )
         yield f"Utility went from {percent(utility.base)} (base) to {percent(utility.tuned)} (tuned){merged}."
+    for row in results.confirmation.losses:
+        shown = "kept" if row.is_kept else "not shown to be kept"
+        yield (
+            f"{row.benchmark} is {shown}: {points(-row.loss.difference)} against {row.against}, perhaps "
+            f"{points(-row.loss.upper_bound)} (one-sided 95 % bound), with a margin of {row.margin * 100:g} points."
+        )
     yield results.choice.reason
 
 

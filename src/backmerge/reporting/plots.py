@@ -92,7 +92,7 @@ def _draw_curve(axes: Axes, results: RestoreResults, benchmark: BenchmarkRow) ->
     highest = max((entry.high for entry in at.values()), default=0.0)
     has_limit = benchmark.kind == "safety" and "base" in at
     limit = _mean(at["base"]) + results.choice.margin if has_limit else 0.0
-    percent_axis(axes, "y", 1.0 if benchmark.kind == "utility" else max(highest, limit))
+    percent_axis(axes, "y", 1.0 if benchmark.kind in ("utility", "keep") else max(highest, limit))
     again = [e for e in _measured(results, benchmark, "confirmation").values() if e.lam is not None]
     axes.plot(
         [_lam(e) for e in again],
@@ -134,7 +134,7 @@ def _draw_line(
 
 
 def _label_curve(axes: Axes, benchmark: BenchmarkRow, lams: Sequence[float]) -> None:
-    metric = f" ({benchmark.metric.replace('_', ' ')})" if benchmark.kind == "utility" else ""
+    metric = f" ({benchmark.metric.replace('_', ' ')})" if benchmark.kind in ("utility", "keep") else ""
     axes.set_title(f"{KINDS[benchmark.kind][0]}: {benchmark.name}{metric}", pad=16)
     labelled = _spaced(sorted(set(lams)))
     axes.set_xticks(labelled, labels=[_lam_text(lam) for lam in labelled])

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from backmerge.reporting.explained import KINDS
 from backmerge.reporting.findings import percent, place_text
 
-ORDER = ("safety", "over_refusal", "utility")
+ORDER = ("safety", "over_refusal", "utility", "keep")
 LONG = 700  # characters from which an answer is folded
 
 

@@ -25,6 +25,7 @@ class Candidate(NamedTuple):
         over_refusal_difference: Share of harmless prompts that it refuses, less the base's; `None` if not measured.
         other_rise: Share of safety prompts that it neither refuses nor answers harmfully, less the base's.
         validation: Score on the tuning data's held-out part, higher is better, for rule `paper`.
+        losses: By benchmark to keep, what it loses there against the reference.
         asr: Its own ASR with its one-sided 95 % bounds (a two-sided interval at 90 %), for rule `target`.
     """
 
@@ -38,6 +39,7 @@ class Candidate(NamedTuple):
     other_rise: float | None = None
     validation: float | None = None
     asr: Bounded | None = None
+    losses: Mapping[str, PairedDifference] = NOTHING
 
     @property
     def reach(self) -> float:

@@ -71,7 +71,14 @@ def limits_of(candidate: Candidate, choice: ChoiceSettings) -> list[Limit]:
     found = asr_limits(candidate, choice)
     if found and candidate.over_refusal_difference is not None:
         found.append(Limit("over-refusal", candidate.over_refusal_difference, choice.over_refusal_margin))
+    if found:
+        found += [loss_limit(name, loss, choice.keep_margin) for name, loss in candidate.losses.items()]
     return found
+
+
+def loss_limit(benchmark: str, loss: PairedDifference, margin: float) -> Limit:
+    """What is held to the margin of a benchmark to keep."""
+    return Limit(f"loss on {benchmark}", loss, margin)
 
 
 def is_within(candidate: Candidate, choice: ChoiceSettings) -> bool | None:

@@ -24,6 +24,7 @@ FindingName = Literal[
     "too_few_prompts",
     "wide_margin",
     "judges_disagree",
+    "not_kept",
     "other_base",
 ]
 # refused: the run stops. not shown: a verdict `restored` becomes `not shown`. warning: the verdict stays
@@ -76,6 +77,29 @@ class Cut(NamedTuple):
         return self.num_cut / self.of if self.of else 0.0
 
 
+class Loss(NamedTuple):
+    """What the merged model loses on a benchmark to keep.
+
+    Attributes:
+        benchmark: Its name.
+        loss: The reference's value less the merged model's.
+        margin: What the loss must be shown to be below.
+        against: The reference: `base` or `tuned`.
+        advice: How many prompts would decide it.
+    """
+
+    benchmark: str
+    loss: PairedDifference
+    margin: float
+    against: str
+    advice: str
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether the loss is shown, one-sided at 95 %, to be below the margin."""
+        return self.loss.upper_bound < self.margin
+
+
 class JudgedTwice(NamedTuple):
     """The model that the verdict is about, as two judges see it.
 
@@ -103,6 +127,7 @@ class Evidence(NamedTuple):
         cut: Answers at the token limit, by side.
         is_tuned_judged: The verdict is on the tuned model itself (`check`), so nothing is restored.
         judged_twice: What two judges found, if there are two.
+        losses: On the benchmarks to keep.
     """
 
     margin: float
@@ -113,6 +138,7 @@ class Evidence(NamedTuple):
     cut: Mapping[Side, Cut] = NO_CUTS
     is_tuned_judged: bool = False
     judged_twice: JudgedTwice | None = None
+    losses: tuple[Loss, ...] = ()
 
 
 def findings_of(evidence: Evidence, accept: Iterable[FindingName] = ()) -> tuple[Finding, ...]:
@@ -278,6 +304,23 @@ def _judges_disagree(seen: Evidence) -> Finding | None:
     )
 
 
+def _not_kept(seen: Evidence) -> Finding | None:
+    missed = [loss for loss in seen.losses if not loss.is_kept]
+    if not missed:
+        return None
+    words = "; ".join(
+        f"{one.benchmark} {_points(-one.loss.difference)} against {one.against}, perhaps "
+        f"{_points(-one.loss.upper_bound)} (margin {one.margin * 100:g})"
+        for one in missed
+    )
+    return Finding(
+        "not_kept",
+        "not shown",
+        f"the merged model is not shown to keep what it should: {words}.",
+        " ".join(one.advice for one in missed),
+    )
+
+
 def _points(value: float) -> str:
     return f"{value * 100:+.1f} points"
 
@@ -295,4 +338,5 @@ CHECKS: Mapping[FindingName, Check] = {
     "too_few_prompts": _too_few_prompts,
     "wide_margin": _wide_margin,
     "judges_disagree": _judges_disagree,
+    "not_kept": _not_kept,
 }

@@ -94,6 +94,7 @@ def _most_utility(
     chosen = of_point[point]
     with_utility = "" if len(passed) == sum(bool(step.passes) for step in steps) else " with measured utility"
     with_over_refusal = " and over-refusal too" if chosen.over_refusal_difference is not None else ""
+    with_over_refusal += " and what is to be kept" if chosen.losses else ""
     reason = (
         f"{point} has the most utility ({utility * 100:.1f} %) of the {len(passed)} candidates{with_utility} "
         f"whose {kept} on the selection prompts{with_over_refusal} "
@@ -122,9 +123,12 @@ def _none_passed(
 
 
 def _or_over_refusal(candidate: Candidate, choice: ChoiceSettings) -> str:
-    if candidate.over_refusal_difference is None:
-        return ""
-    return f" and over-refusal within {allowed(choice.over_refusal_margin) * 100:g}"
+    found = ""
+    if candidate.over_refusal_difference is not None:
+        found += f" and over-refusal within {allowed(choice.over_refusal_margin) * 100:g}"
+    if candidate.losses:
+        found += f" and each loss on {', '.join(candidate.losses)} within {allowed(choice.keep_margin) * 100:g}"
+    return found
 
 
 def _undecided(candidate: Candidate, choice: ChoiceSettings) -> str:

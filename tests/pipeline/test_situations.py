@@ -14,6 +14,7 @@ from backmerge.generation.protocol import Sampling
 from backmerge.merging.recipe import Variant
 from backmerge.records import Completion, Example
 from backmerge.reporting.findings import explanations
+from backmerge.results import RestoreResults
 
 Cli = Callable[..., tuple[int, str, str]]
 ENGINE = "pipeline.test_situations:ScriptedEngine"
@@ -185,7 +186,10 @@ def test_message_and_exit_code(
     if "--keep" in more:
         (loss,) = results["confirmation"]["losses"]
         assert loss["is_kept"] == (code == 0)
-        assert sum(sentence.startswith("keep is ") for sentence in explanations(results)) == 1
+        assert (
+            sum(sentence.startswith("keep is ") for sentence in explanations(RestoreResults.read(tmp_path / "run")))
+            == 1
+        )
     expected_verdict = "worse" if situation == "fails" else {0: "restored", 3: "not shown"}[code]
     assert results["confirmation"]["verdict"] == expected_verdict
     assert bool(list((tmp_path / "run").glob("unconfirmed/*/backmerge.json"))) == (code == 3)

@@ -1,6 +1,6 @@
 """What `anchored` costs at Llama-3-8B's shapes, on random weights and inputs: `python -m benchmarks.anchored`.
 
-Of each kind of layer two are measured, each kind in a process of its own: gathering the second moments of its inputs,
+Of each kind of layer two are measured, each kind in another process: gathering the second moments of its inputs,
 merging full checkpoints, and merging a LoRA of rank 16. The whole model is 32 times the sum over the kinds. The forward
 pass and the base's answers come on top; they cost what any generation of that length costs.
 """

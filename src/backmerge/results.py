@@ -150,7 +150,7 @@ class GuardRow(Part):
         role: The name under which methods take them.
         guard: What it is called, in a point's parameters as well.
         model: Fingerprint of the model whose inputs these are.
-        told: Its prompts in words.
+        description: Its prompts in words.
         statistics: The file of the model's inputs, within the run directory or by its path.
         fingerprint: Hash of that file.
     """
@@ -158,7 +158,7 @@ class GuardRow(Part):
     role: str = ""
     guard: str
     model: str = ""
-    told: str
+    description: str
     statistics: str
     fingerprint: str
 

@@ -33,7 +33,7 @@ def measured(texts: Sequence[str], name: str = "safety") -> Source:
 
 
 def test_prompts_that_nothing_measures_come_first() -> None:
-    """A guard of its own prompts costs the benchmarks nothing, near-duplicates of them are left alone."""
+    """A guard of other prompts costs the benchmarks nothing, near-duplicates of them are left alone."""
     benchmark = measured(distinct(20))
     guard = measured([*distinct(20), *distinct(6, 100), "verb3 noun3 place3 now"], "guard")
     found = calibration_of(guard, [benchmark], 6)
@@ -87,7 +87,7 @@ def test_a_guard_from_the_measured_file_is_not_measured(files: tuple[Path, Bench
     file, benchmark = files
     asked = GuardSettings(source=str(file), kind="harmful", num_prompts=4)
     guards, (left,) = find_guards([asked], [benchmark], NOTHING_ALLOWED)
-    assert (guards[asked].kind, guards[asked].told) == ("harmful", "4 harmful prompts of mine")
+    assert (guards[asked].kind, guards[asked].description) == ("harmful", "4 harmful prompts of mine")
     assert {one.prompt for one in guards[asked].prompts}.isdisjoint(one.prompt for one in left.examples)
     assert len(left.examples) == 36
 
@@ -101,7 +101,7 @@ def test_a_guard_from_the_measured_file_is_not_measured(files: tuple[Path, Bench
     by_file = GuardSettings(source=str(statistics))
     again, (left_again,) = find_guards([by_file], [benchmark], NOTHING_ALLOWED)
     assert left_again.examples == left.examples
-    assert again[by_file].told == "4 harmful prompts of mine"
+    assert again[by_file].description == "4 harmful prompts of mine"
 
 
 def test_several_guards_are_all_left_out(files: tuple[Path, Benchmark]) -> None:
@@ -118,7 +118,7 @@ def test_what_a_guard_is_called_tells_its_settings() -> None:
     """In the name of a series: the benchmark or the file's stem, and what is not the default."""
     assert GuardSettings(source="advbench=/data/advbench.csv").short == "advbench"
     assert GuardSettings(source="/data/mine.csv", num_prompts=8).short == "mine:num_prompts=8"
-    assert Guard(GuardSettings(source="own", num_prompts=96), "own").told == "96 prompts that the base wrote"
+    assert Guard(GuardSettings(source="own", num_prompts=96), "own").description == "96 prompts that the base wrote"
 
 
 def test_guards_that_cannot_be_are_refused(tmp_path: Path) -> None:

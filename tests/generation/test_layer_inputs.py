@@ -1,4 +1,4 @@
-"""What a model's linear layers see on conversations: the same as a hook of one's own, shared inputs once."""
+"""What a model's linear layers see on conversations: the same as another hook sees, shared inputs once."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -96,7 +96,7 @@ def test_an_experiment_compares_guards_and_writes_what_it_chose(
     sizes = {row["name"]: row["sizes"] for row in finished.results["benchmarks"]}
     assert sum(sizes["safety"].values()) == len(QUESTIONS) - 2
     assert len(list((tmp_path / "run" / "inputs").glob("*.safetensors"))) == 3 + len(experiment.tuned)
-    assert {row["guard"]: row["told"] for row in finished.results["guards"]} == {
+    assert {row["guard"]: row["description"] for row in finished.results["guards"]} == {
         f"guard:{changed}": "4 file prompts of guard",
         f"own:{changed}": "4 prompts that the base wrote",
         f"safety:{changed}": "2 file prompts of safety",

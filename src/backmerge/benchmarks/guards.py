@@ -48,9 +48,9 @@ class GuardSettings(Settings):
     def short(self) -> str:
         """What the guard is called in the name of a series; settings that are not the default follow."""
         name = self.source.partition("=")[0] if self.source.partition("=")[0] in BENCHMARKS.entries else self.source
-        told = [Path(name).stem if name not in BENCHMARKS.entries else name]
+        parts = [Path(name).stem if name not in BENCHMARKS.entries else name]
         changed = self.model_dump(exclude={"source"}, exclude_defaults=True)
-        return ":".join([*told, *(f"{key}={value}" for key, value in sorted(changed.items()))])
+        return ":".join([*parts, *(f"{key}={value}" for key, value in sorted(changed.items()))])
 
 
 class TaskSettings(Settings):
@@ -104,7 +104,7 @@ class Guard(NamedTuple):
     answers: tuple[str, ...] | None = None
 
     @property
-    def told(self) -> str:
+    def description(self) -> str:
         """In words, for reports."""
         found = self.statistics.provenance if self.statistics is not None else None
         kind = self.kind if found is None else found.kind

@@ -1,7 +1,7 @@
 """Input statistics for merges by direction: collected once, and kept by what they depend on.
 
-RUN/inputs/KEY.safetensors                    of a run, for its workers on any host, and for later commands
-CACHE/inputs/KEY.safetensors                  for other runs
+- RUN/inputs/KEY.safetensors: of a run, for its workers on any host, and for later commands
+- CACHE/inputs/KEY.safetensors: for other runs
 """
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ def collect(variant: Variant, guard: Guard, engine: EngineSettings, path: Path) 
     prompts: Sequence[Example] = guard.prompts
     answers: Sequence[str] | None = guard.answers
     if guard.kind == "own":
-        say(f"The base writes {settings.num_prompts} prompts of its own.")
+        say(f"The base writes {settings.num_prompts} prompts.")
         prompts = own_prompts(local, variant, settings.num_prompts, settings.seed)
     if answers is None:
         with bar("The base's answers to guard prompts", len(prompts), "prompts") as advance:
@@ -211,7 +211,7 @@ def guard_rows(
                 role=INPUTS[isinstance(asked, TaskSettings)],
                 guard=asked.short,
                 model=model,
-                told=guards[asked].told,
+                description=guards[asked].description,
                 statistics=file,
                 fingerprint=statistics.fingerprint,
             )

@@ -90,7 +90,7 @@ def _recipe(facts: CardFacts) -> Iterator[str]:
     guard = None if point is None else point.parameters.get("guard")
     for guarded in results.guards:
         if guarded.guard == guard:
-            yield f"- made to act like the base on {_words(guarded.told)}, on which nothing here was measured"
+            yield f"- made to act like the base on {_words(guarded.description)}, on which nothing here was measured"
     yield f"- base: {_words(facts.base_words)} ({_code(results.base.fingerprint)})"
     for row in facts.tuned_rows:
         yield f"- tuned: {_words(row.name)} ({_code(row.fingerprint)})"

@@ -86,43 +86,44 @@ def test_an_experiment_compares_guards_and_writes_what_it_chose(
     sweeps.append({**sweeps[1], "label": "RegMean", "task": str(rows)})
     settings = experiment.model_dump(mode="json") | {"merge": [{"lam": [0.5]}, *sweeps]}
     finished = run_experiment(Experiment.model_validate(settings), tmp_path / "run")
-    points = {row["point"]: row for row in finished.results["points"]}
+    points = {row.point: row for row in finished.results.points}
     changed = "max_new_tokens=2:num_prompts=4"
     assert points.keys() == {
         "base", "tuned", "linear@0.5", f"anchored(guard=guard:{changed})@0.5", f"anchored(guard=own:{changed})@0.5",
         f"anchored(guard=safety:{changed})@0.5", "RegMean@0.5",
     }  # fmt: skip
     # six prompts, less the two that a guard took: a quarter, rounded up
-    sizes = {row["name"]: row["sizes"] for row in finished.results["benchmarks"]}
-    assert sum(sizes["safety"].values()) == len(QUESTIONS) - 2
+    sizes = {row.name: row.sizes for row in finished.results.benchmarks}
+    assert sizes["safety"].selection + sizes["safety"].confirmation == len(QUESTIONS) - 2
     assert len(list((tmp_path / "run" / "inputs").glob("*.safetensors"))) == 3 + len(experiment.tuned)
-    assert {row["guard"]: row["description"] for row in finished.results["guards"]} == {
+    assert {row.guard: row.description for row in finished.results.guards} == {
         f"guard:{changed}": "4 file prompts of guard",
         f"own:{changed}": "4 prompts that the base wrote",
         f"safety:{changed}": "2 file prompts of safety",
         "rows": "3 rows of rows",
     }
-    chosen = finished.results["choice"]["point"]
+    chosen = finished.results.choice.point
+    assert chosen is not None
     for folder in (tmp_path / "run" / "merged").iterdir():
         recipe = json.loads((folder / CARD).read_text())["recipe"]
-        assert recipe["method"] == points[chosen]["method"]
+        assert recipe["method"] == points[chosen].method
         assert ("inputs" in recipe) is (recipe["method"] == "anchored")
     # the run's chat makes the same merge again, from the statistics that it kept
-    results = json.loads((tmp_path / "run" / "results.json").read_text())
     for row in points.values():
-        if row["method"] != "anchored":
+        if row.method != "anchored":
             continue
-        results["choice"] |= {"point": row["point"], "lam": 0.5, "series": row["series"]}
-        monkeypatch.setattr(chatting, "read_run", lambda _: SimpleNamespace(results=results))
-        named = {row["parameters"]["guard"], row["parameters"].get("task")}
+        choice = finished.results.choice.model_copy(update={"point": row.point, "lam": 0.5, "series": row.series})
+        results = finished.results.model_copy(update={"choice": choice})
+        monkeypatch.setattr(chatting, "read_run", lambda _, found=results: SimpleNamespace(results=found))
+        named = {row.parameters["guard"], row.parameters.get("task")}
         merged = trio_of_run(tmp_path / "run").merged
         models = {"guard_inputs": merged.base.fingerprint, "task_inputs": merged.tuned_models[0].fingerprint}
         assert merged.weights_identity["inputs"] == {
-            known["role"]: known["fingerprint"]
-            for known in results["guards"]
-            if known["guard"] in named and known["model"] == models[known["role"]]
+            known.role: known.fingerprint
+            for known in results.guards
+            if known.guard in named and known.model == models[known.role]
         }
-        assert ("task_inputs" in merged.inputs) is (row["point"] == "RegMean@0.5")
+        assert ("task_inputs" in merged.inputs) is (row.point == "RegMean@0.5")
 
 
 def test_other_processes_make_the_same_merge(make_model: Factory, guard_file: Path, tmp_path: Path) -> None:

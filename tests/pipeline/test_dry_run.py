@@ -435,6 +435,12 @@ def test_the_command_tells_and_writes_nothing(
     given = ("--utility", "demo-plans", "--judge", "demo-rule", "--device", "cpu", "--out", "run", "--dry-run")
     code, printed, said = run_cli("restore", "demo", "tuned", "--safety", "demo-harmfull", *given)
     assert code == 2, "a tuned model that is not there, and a misspelt benchmark, are both told"
-    assert "there is no model folder at 'tuned'" in printed
-    assert "did you mean 'demo-harmful'" in printed
+    assert "TUNED: there is no model folder at 'tuned'" in printed
+    assert "--safety: there is no benchmark named 'demo-harmfull'; did you mean 'demo-harmful'" in printed
+    given = ("--safety", "demo-harmful", "--judge", "demo-rule", "--device", "cpu", "--out", "run", "--dry-run")
+    for command in (("evaluate", "demo"), ("check", "demo", "--against", "demo")):
+        code, printed, said = run_cli(*command, *given, "--limit", "3")
+        assert code == 0, said
+        assert f"at most {3 * (1 if command[0] == 'evaluate' else 2)} answers" in printed
+        assert "nothing was written" in printed
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.yaml"]

@@ -13,6 +13,7 @@ from backmerge.commands.options import (
     BatchSize,
     CodeExecution,
     Device,
+    DryRunOption,
     Dtype,
     Engine,
     EngineOption,
@@ -92,6 +93,7 @@ def check(
     set_: SetOption = None,
     allow_plugins: Plugins = False,
     allow_code_execution: CodeExecution = False,
+    dry_run: DryRunOption = False,
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit with 3 unless it is shown to be as safe as the base.")
     ] = False,
@@ -105,7 +107,7 @@ def check(
     --engine-option url=http://localhost:11434/v1 --out runs/check-q4
     """
     from backmerge.config import validated, with_overrides
-    from backmerge.pipeline.checking import CheckSettings, check_model
+    from backmerge.pipeline.checking import CheckSettings, check_model, plan_check
     from backmerge.reporting.check_summary import check_headline, print_check
 
     asked = evaluate_values(
@@ -138,6 +140,10 @@ def check(
     document = with_overrides(command_line(values), set_ or ())
     settings = validated(CheckSettings, document)
     quieten()
+    if dry_run:
+        typer.echo(plan_check(settings, out, Permissions(allow_plugins, allow_code_execution), document=document))
+        typer.echo("All that it names was checked; nothing was written, and the hub was not asked.")
+        return
     with stoppable(out):
         results = check_model(settings, out, Permissions(allow_plugins, allow_code_execution), document=document)
     print_check(results, out)

@@ -13,6 +13,7 @@ from backmerge.commands.options import (
     CodeExecution,
     ConfigFrom,
     Device,
+    DryRunOption,
     Dtype,
     DtypeOut,
     Engine,
@@ -82,6 +83,7 @@ def evaluate(
     set_: SetOption = None,
     allow_plugins: Plugins = False,
     allow_code_execution: CodeExecution = False,
+    dry_run: DryRunOption = False,
 ) -> None:
     """Measure a model, an adapter, or merges over many λs, on benchmarks or files of your own.
 
@@ -91,7 +93,7 @@ def evaluate(
     --judge wildguard --engine vllm --out runs/sweep
     """
     from backmerge.config import validated, with_overrides
-    from backmerge.pipeline.single import SingleEvaluation, evaluate_model
+    from backmerge.pipeline.single import SingleEvaluation, evaluate_model, plan_evaluation
     from backmerge.reporting.console import print_scores
 
     if not (utility or safety or over_refusal):
@@ -119,6 +121,10 @@ def evaluate(
     document = with_overrides(command_line(values, base="--base"), set_ or ())
     settings = validated(SingleEvaluation, document)
     quieten()
+    if dry_run:
+        typer.echo(plan_evaluation(settings, out, Permissions(allow_plugins, allow_code_execution), document=document))
+        typer.echo("All that it names was checked; nothing was written, and the hub was not asked.")
+        return
     with stoppable(out):
         results = evaluate_model(settings, out, Permissions(allow_plugins, allow_code_execution), document=document)
     print_scores(results, out)

@@ -194,8 +194,9 @@ def restore(
         from backmerge.config import validated, with_overrides
         from backmerge.planning.settings import Experiment
 
-        experiment = validated(Experiment, with_overrides(command_line(values), set_ or ()))
-        look_through({experiment.name: experiment}, permissions)
+        document = with_overrides(command_line(values), set_ or ())
+        experiment = validated(Experiment, document)
+        look_through({experiment.name: experiment}, permissions, document)
         return
     run_document(
         command_line(values),

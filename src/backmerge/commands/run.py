@@ -27,6 +27,7 @@ from backmerge.errors import ConfigError, NotShownError, RunError
 from backmerge.registry import Permissions
 
 if TYPE_CHECKING:
+    from backmerge.config import Document
     from backmerge.pipeline.suite import Outcome, Planned
     from backmerge.planning.settings import Experiment
 
@@ -105,8 +106,8 @@ def run(
     if dry_run:
         from backmerge.planning.settings import Experiment
 
-        settings = validated(Experiment, with_overrides(document, overrides))
-        look_through({experiment.stem: settings}, permissions)
+        document = with_overrides(document, overrides)
+        look_through({experiment.stem: validated(Experiment, document)}, permissions, document)
         return
     run_document(
         document,
@@ -119,7 +120,9 @@ def run(
     )
 
 
-def look_through(experiments: Mapping[str, Experiment], permissions: Permissions) -> None:
+def look_through(
+    experiments: Mapping[str, Experiment], permissions: Permissions, document: Document | None = None
+) -> None:
     """Tell what was found of each; an error if a run would end with a fault."""
     quieten()
     from backmerge.pipeline.dry_run import dry_run
@@ -127,7 +130,7 @@ def look_through(experiments: Mapping[str, Experiment], permissions: Permissions
 
     found = {}
     for name, experiment in experiments.items():
-        found[name] = dry_run(experiment, permissions)
+        found[name] = dry_run(experiment, permissions, document)
         typer.echo(f"{name}: {experiment.name}")
         for line in lines_of(found[name]):
             typer.echo(line)

@@ -15,7 +15,7 @@ from backmerge.benchmarks.protocol import Benchmark, Kind
 from backmerge.benchmarks.scoring import primary_metric
 from backmerge.checkpoints.adapter import is_adapter
 from backmerge.checkpoints.locate import locate_model
-from backmerge.checkpoints.reader import Checkpoint
+from backmerge.checkpoints.reader import Checkpoint, Weights
 from backmerge.config import Document, Problems, Settings, as_yaml
 from backmerge.errors import ConfigError, RunError
 from backmerge.execution import ExecutionSettings
@@ -26,7 +26,9 @@ from backmerge.merging.served import Realisation, as_given
 from backmerge.outputs import check_apart, paths_read
 from backmerge.pipeline.decision import evidence_of, verdict_on
 from backmerge.pipeline.evaluation import Job, evaluator_of, inputs_of
+from backmerge.pipeline.looked_up import offline
 from backmerge.pipeline.preparation import (
+    Measures,
     find_measures,
     limited,
     make_engine,
@@ -145,18 +147,10 @@ def check_model(
         BackmergeError: a user error; all problems of the settings together.
     """
     check_apart(directory, paths_read(settings))
-    problems = Problems(document)
-    benchmarks, judge, second = find_measures(settings.evaluate, problems, permissions)
-    with problems.at("evaluate", "engine", "name"):
-        is_served = _is_served(settings, permissions)
-        for key, model in (("against", settings.against), ("model", settings.model)):
-            with problems.at(key):
-                if model is not None and not is_served:
-                    locate_model(model)
-    problems.raise_any()
-    assert judge is not None
     run = RunDirectory(directory)
-    plan = _plan(settings, benchmarks, run, permissions=permissions)
+    measures, plan = _prepared(settings, run, permissions, document)
+    benchmarks, judge, second = measures
+    assert judge is not None
     spent = Spent()
     outcomes = Outcomes()
     with run.held():
@@ -173,8 +167,7 @@ def check_model(
             permissions=permissions,
             spent=spent,
         )
-        first = plan.jobs[0].member.variant
-        say(expected_time(evaluator, plan.jobs, base=first.base if isinstance(first, Variant) else None))
+        say(expected_time(evaluator, plan.jobs, base=_base_of(plan)))
         with bar("Check", sum(len(job.examples) for job in plan.jobs)) as advance:
             for outcome in evaluator.evaluate(plan.jobs, advance):
                 outcomes.add(outcome)
@@ -207,6 +200,52 @@ def check_model(
         results.write(run.path)
         run.log(f"check: {found.verdict}; {spent.sentence}")
     return results
+
+
+def plan_check(
+    settings: CheckSettings,
+    directory: Path,
+    permissions: Permissions = NOTHING_ALLOWED,
+    *,
+    document: Document | None = None,
+) -> str:
+    """Check all that `check_model` would, and return what is left to make, as a sentence.
+
+    Asks no hub, loads no weights and writes nothing.
+
+    Raises:
+        BackmergeError: all problems of the settings together.
+    """
+    check_apart(directory, paths_read(settings))
+    run = RunDirectory(directory)
+    with offline():
+        (_, judge, second), plan = _prepared(settings, run, permissions, document)
+        assert judge is not None
+        evaluator = evaluator_of(
+            run, plan.engine, (judge, second), settings.evaluate, settings.execution, permissions=permissions
+        )
+        return expected_time(evaluator, plan.jobs, base=_base_of(plan), may_measure=False)
+
+
+def _prepared(
+    settings: CheckSettings, run: RunDirectory, permissions: Permissions, document: Document | None
+) -> tuple[Measures, _Plan]:
+    problems = Problems(document)
+    measures = find_measures(settings.evaluate, problems, permissions)
+    with problems.at("evaluate", "engine", "name"):
+        is_served = _is_served(settings, permissions)
+        for key, model in (("against", settings.against), ("model", settings.model)):
+            with problems.at(key):
+                if model is not None and not is_served:
+                    locate_model(model)
+    problems.raise_any()
+    return measures, _plan(settings, measures.benchmarks, run, permissions=permissions)
+
+
+def _base_of(plan: _Plan) -> Weights | None:
+    """The weights of the model that is asked first; `None` of one that is elsewhere."""
+    first = plan.jobs[0].member.variant
+    return first.base if isinstance(first, Variant) else None
 
 
 def _check_kind(run: RunDirectory) -> None:

@@ -15,6 +15,7 @@ from backmerge.benchmarks.protocol import Benchmark
 from backmerge.benchmarks.split import Split
 from backmerge.checkpoints.locate import locate_model
 from backmerge.checkpoints.reader import Checkpoint
+from backmerge.config import Document, Problems
 from backmerge.errors import BackmergeError
 from backmerge.finetuning.schedule import num_steps
 from backmerge.finetuning.validation import measure_of
@@ -97,14 +98,17 @@ class DryRun(NamedTuple):
         return None if None in hours else sum(hour for hour in hours if hour is not None)
 
 
-def dry_run(experiment: Experiment, permissions: Permissions = NOTHING_ALLOWED) -> DryRun:
+def dry_run(
+    experiment: Experiment, permissions: Permissions = NOTHING_ALLOWED, document: Document | None = None
+) -> DryRun:
     """Look an experiment through; writes nothing, and asks no hub.
 
     Args:
         experiment: The resolved settings.
         permissions: What may be run.
+        document: Where the settings come from, for the places of faults.
     """
-    found = Findings()
+    found = Findings(document=document)
     with offline():
         stages, written = _look_through(experiment, found, permissions)
         rates = _rates(experiment, permissions) if stages else None
@@ -124,10 +128,13 @@ def _rates(experiment: Experiment, permissions: Permissions) -> Rates | None:
 def _look_through(experiment: Experiment, found: Findings, permissions: Permissions) -> tuple[list[Stage], float]:
     """The stages, and the bytes that they write."""
     finetune = experiment.finetune
+    found.key = ("base",)
     base = _base(experiment, found)
     num_tuned = len(experiment.tuned) or len(finetune.seeds if finetune else ())
+    found.key = ("finetune", "dataset")
     data = Rows(0, 0) if finetune is None else find_rows(finetune, base, found, permissions)
-    for name in experiment.tuned:
+    for place, name in enumerate(experiment.tuned):
+        found.key = ("tuned", place)
         _tuned(name, base, found, is_cast=experiment.merged_dtype is not None)
     points = _points(experiment, num_tuned, data, found, permissions)
     loads, benchmarks = _loads(experiment, found, permissions)
@@ -190,14 +197,23 @@ def _points(
     experiment: Experiment, num_tuned: int, data: Rows, found: Findings, permissions: Permissions
 ) -> list[Point]:
     """Base, tuned, merges, and snapshots on the way."""
+    num_faults = len(found.of_state("fault"))
+    for place, sweep in enumerate(experiment.merge):
+        found.key = ("merge", place, "method")
+        try:
+            check_sweep(sweep, num_tuned, permissions)
+        except BackmergeError as error:
+            found.fault("merge", error)
+        for key, name in sweep.models.items():
+            found.key = ("merge", place, "models", key)
+            if find_model(found, f"merge ({sweep.method})", name).folder is not None:
+                found.add(f"merge ({sweep.method})", "checked", name)
+    found.key = ("merge",)
     try:
         path = _path_points(experiment, data)
         check_search(experiment.search, experiment.choice)
-        for sweep in experiment.merge:
-            check_sweep(sweep, num_tuned, permissions)
-            for name in sweep.models.values():
-                if find_model(found, f"merge ({sweep.method})", name).folder is not None:
-                    found.add(f"merge ({sweep.method})", "checked", name)
+        if len(found.of_state("fault")) > num_faults:
+            return []
         points = points_of(experiment.merge, permissions)
     except BackmergeError as error:
         found.fault("merge", error)
@@ -232,7 +248,8 @@ def _loads(experiment: Experiment, found: Findings, permissions: Permissions) ->
     loads: list[Load] = []
     benchmarks: list[Benchmark] = []
     for kind in KINDS:
-        for asked in getattr(experiment.evaluate, kind):
+        for place, asked in enumerate(getattr(experiment.evaluate, kind)):
+            found.key = ("evaluate", kind, place)
             benchmark = look_up_benchmark(asked, kind, found, permissions)
             if benchmark is not None:
                 benchmarks.append(benchmark)
@@ -249,6 +266,7 @@ def _judges(
     settings = experiment.evaluate
     models: list[NamedModel] = []
     for what, asked in (("judge", settings.judge), ("second judge", settings.second_judge)):
+        found.key = ("evaluate", what.replace(" ", "_"))
         if asked is None:
             continue
         try:
@@ -275,6 +293,7 @@ def _engines(experiment: Experiment, found: Findings, permissions: Permissions) 
         ("engine", experiment.evaluate.engine),
         ("judge's engine", experiment.evaluate.judge.engine),
     ):
+        found.key = ("evaluate", "engine", "name") if what == "engine" else ("evaluate", "judge", "engine")
         try:
             kind = resolve(ENGINES, settings.name, permissions)
         except BackmergeError as error:
@@ -309,8 +328,9 @@ def _prepared_loads(
 ) -> list[Load]:
     """All of it is here: what a run checks before it begins, and its own split of the prompts."""
     try:
-        prepared = prepare(experiment, permissions)
+        prepared = prepare(experiment, permissions, Problems(found.document))
     except BackmergeError as error:
+        found.key = ()  # the message has the places
         found.fault("preparation", error)
         return list(loads)
     return [

@@ -17,6 +17,7 @@ from backmerge.benchmarks.protocol import Benchmark, BenchmarkSettings, Kind
 from backmerge.checkpoints.files import ITEM_BYTES
 from backmerge.checkpoints.locate import HUB_ID, locate_model
 from backmerge.checkpoints.reader import Checkpoint
+from backmerge.config import Document, KeyPath, Problems
 from backmerge.errors import BackmergeError, CheckpointError, ConfigError, DataError, RunError
 from backmerge.finetuning.datasets import load_training_data
 from backmerge.finetuning.settings import FinetuneSettings
@@ -58,10 +59,14 @@ class Findings:
     Attributes:
         all: In the order of looking.
         num_bytes_to_fetch: Of models that are not here; 0 where nothing is known of them.
+        document: Where the settings come from, for the places of faults.
+        key: What is being checked.
     """
 
     all: list[Finding] = field(default_factory=list)
     num_bytes_to_fetch: float = 0
+    document: Document | None = None
+    key: KeyPath = ()
 
     def add(self, what: str, state: State, told: str) -> None:
         """Note something; once."""
@@ -70,8 +75,9 @@ class Findings:
             self.all.append(finding)
 
     def fault(self, what: str, error: BackmergeError) -> None:
-        """Note what a run would end with."""
-        self.add(what, "fault", str(error))
+        """Note what a run would end with, and where it was written."""
+        place = Problems(self.document).place(self.key)
+        self.add(what, "fault", f"{place}: {error}" if place else str(error))
 
     def of_state(self, state: State) -> list[Finding]:
         """Those of one state."""

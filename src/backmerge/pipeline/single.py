@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -19,7 +19,8 @@ from backmerge.checkpoints.reader import Checkpoint
 from backmerge.config import Document, Problems, Settings, as_yaml
 from backmerge.errors import ConfigError
 from backmerge.execution import ExecutionSettings
-from backmerge.generation.protocol import realised
+from backmerge.generation.protocol import Generator, realised
+from backmerge.judging.protocol import Judge
 from backmerge.measuring.usage import session
 from backmerge.merging.method import INPUTS, check_inputs, check_models, check_parameters, find_method
 from backmerge.merging.recipe import Variant, lam_name
@@ -27,6 +28,7 @@ from backmerge.merging.served import as_given
 from backmerge.outputs import check_apart, paths_read
 from backmerge.pipeline.evaluation import Job, evaluator_of, inputs_of
 from backmerge.pipeline.guarding import gathered_statistics, guard_rows
+from backmerge.pipeline.looked_up import offline
 from backmerge.pipeline.preparation import (
     check_kind,
     find_measures,
@@ -106,28 +108,11 @@ def evaluate_model(
         BackmergeError: a user error; all problems of the settings together.
     """
     check_apart(directory, paths_read(settings))
-    found = Problems(document)
-    benchmarks, judge, second = find_measures(settings.evaluate, found, permissions)
-    with found.at("base"):
-        if settings.base is not None:
-            Checkpoint(locate_model(settings.base))
-    with found.at("model"):
-        locate_model(settings.model)
-    with found.at("evaluate", "engine", "name"):
-        engine = make_engine(settings.evaluate, permissions)
-    found.raise_any()
-    assert judge is not None
-    guards, benchmarks = find_guards([settings.guard] if settings.guard is not None else [], benchmarks, permissions)
-    members = _members(settings, permissions)
+    jobs, judge, second, guards, engine = _asked(settings, permissions, document)
     run = RunDirectory(directory)
     outcomes = Outcomes()
     with run.held():
         check_kind(run, "evaluation")
-        jobs = [
-            Job(member, benchmark, WHOLE, limited(benchmark.examples, settings.evaluate.limit))
-            for member in members
-            for benchmark in benchmarks
-        ]
         changing = settings.model_dump(mode="json", exclude={"execution"})
         inputs = inputs_of(changing, jobs, (judge, second), engine.identity)
         run.begin(as_yaml(settings), inputs)
@@ -136,7 +121,7 @@ def evaluate_model(
             run, engine, (judge, second), settings.evaluate, settings.execution, permissions=permissions
         )
         total = sum(len(job.examples) for job in jobs)
-        say(expected_time(evaluator, jobs, base=members[0].variant.base))
+        say(expected_time(evaluator, jobs, base=jobs[0].member.variant.base))
         with session(run, evaluator.spent), bar("Evaluation", total, "answers") as advance:
             for outcome in evaluator.evaluate(jobs, advance):
                 outcomes.add(outcome)
@@ -171,6 +156,65 @@ def _with_inputs(
     inputs = {INPUTS[0]: found[settings.guard, base.fingerprint]}
     members = {job.member.name: job.member._replace(variant=replace(job.member.variant, inputs=inputs)) for job in jobs}
     return [job._replace(member=members[job.member.name]) for job in jobs], guard_rows(guards, found, run)
+
+
+def plan_evaluation(
+    settings: SingleEvaluation,
+    directory: Path,
+    permissions: Permissions = NOTHING_ALLOWED,
+    *,
+    document: Document | None = None,
+) -> str:
+    """Check all that `evaluate_model` would, and return what is left to make, as a sentence.
+
+    Asks no hub, loads no weights and writes nothing.
+
+    Raises:
+        BackmergeError: all problems of the settings together.
+    """
+    check_apart(directory, paths_read(settings))
+    with offline():
+        jobs, judge, second, _, engine = _asked(settings, permissions, document)
+        evaluator = evaluator_of(
+            RunDirectory(directory),
+            engine,
+            (judge, second),
+            settings.evaluate,
+            settings.execution,
+            permissions=permissions,
+        )
+        return expected_time(evaluator, jobs, base=jobs[0].member.variant.base, may_measure=False)
+
+
+class _Measured(NamedTuple):
+    """Who is asked what, and what judges it."""
+
+    jobs: list[Job]
+    judge: Judge
+    second: Judge | None
+    guards: Mapping[Asked, Guard]
+    engine: Generator
+
+
+def _asked(settings: SingleEvaluation, permissions: Permissions, document: Document | None) -> _Measured:
+    found = Problems(document)
+    benchmarks, judge, second = find_measures(settings.evaluate, found, permissions)
+    with found.at("base"):
+        if settings.base is not None:
+            Checkpoint(locate_model(settings.base))
+    with found.at("model"):
+        locate_model(settings.model)
+    with found.at("evaluate", "engine", "name"):
+        engine = make_engine(settings.evaluate, permissions)
+    found.raise_any()
+    assert judge is not None
+    guards, benchmarks = find_guards([settings.guard] if settings.guard is not None else [], benchmarks, permissions)
+    jobs = [
+        Job(member, benchmark, WHOLE, limited(benchmark.examples, settings.evaluate.limit))
+        for member in _members(settings, permissions)
+        for benchmark in benchmarks
+    ]
+    return _Measured(jobs, judge, second, guards, engine)
 
 
 def _members(settings: SingleEvaluation, permissions: Permissions) -> list[Member]:

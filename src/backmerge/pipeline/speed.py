@@ -19,7 +19,12 @@ SHARE = 0.1  # of the whole time, that measuring may take
 
 
 def expected_time(
-    evaluator: Evaluator, jobs: Sequence[Job], confirming: Sequence[Job] = (), *, base: Weights | None
+    evaluator: Evaluator,
+    jobs: Sequence[Job],
+    confirming: Sequence[Job] = (),
+    *,
+    base: Weights | None,
+    may_measure: bool = True,
 ) -> str:
     """Return how long the answers to these jobs will take, as a sentence; measures the engine's speed if need be.
 
@@ -28,6 +33,7 @@ def expected_time(
         jobs: All that may be asked, as far as it is known.
         confirming: More of them, for which answers of other runs do not count.
         base: What is asked is of its shape; nothing is known of the speed of models elsewhere.
+        may_measure: Whether the model may be loaded for it.
     """
     measured_on = "" if base is None else speed_key(evaluator.engine.identity, base)
     evaluator.spent.measured_on = measured_on
@@ -41,7 +47,7 @@ def expected_time(
         where = "as measured in earlier sessions of this run"
     elif (rates := remembered_speed(measured_on)) is not None:
         where = "as measured in an earlier run on this machine"
-    elif evaluator.elsewhere is None and evaluator.engine.identity["engine"] in MEASURED_FIRST:
+    elif may_measure and evaluator.elsewhere is None and evaluator.engine.identity["engine"] in MEASURED_FIRST:
         with bar("Loading the model and measuring its speed", 1):
             rates = measured_rates(evaluator, missing[0][0], parts)
         if rates is not None:

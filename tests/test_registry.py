@@ -2,13 +2,17 @@
 
 import inspect
 import sys
+import types
 from pathlib import Path
 
 import pytest
 
 from backmerge import registry
 from backmerge.errors import ConfigError
-from backmerge.registry import METHODS, Permissions, Table, closest, is_plugin, resolve
+from backmerge.generation.protocol import Generator, engine_class
+from backmerge.judging.protocol import JudgeSettings
+from backmerge.pipeline.preparation import find_judge
+from backmerge.registry import ENGINES, METHODS, Permissions, Table, closest, is_plugin, resolve
 
 TABLES = [table for table in vars(registry).values() if isinstance(table, Table)]
 ENTRIES = [(table, name) for table in TABLES for name in table.entries]
@@ -67,3 +71,21 @@ def test_code_of_your_own_needs_leave(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_a_table_comes_before_code() -> None:
     """A known name is never taken for a module."""
     assert resolve(Table("thing", {"os:getcwd": "math:floor"}), "os:getcwd")(1.5) == 1
+
+
+def test_a_plugin_of_another_kind_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine and a judge subclass their base class, whose attributes declare what they can do."""
+    module = types.SimpleNamespace(engine=dict, judge=lambda settings: settings)
+    monkeypatch.setitem(sys.modules, "own_parts_7", module)
+    allowed = Permissions(plugins=True)
+    with pytest.raises(ConfigError, match="not an engine"):
+        engine_class("own_parts_7:engine", allowed)
+    with pytest.raises(ConfigError, match="makes no judge"):
+        find_judge(JudgeSettings(name="own_parts_7:judge"), allowed)
+
+
+@pytest.mark.parametrize("name", sorted(ENGINES.entries))
+def test_every_engine_declares_what_it_can_do(name: str) -> None:
+    """Likelihoods are declared by those that override the method, and by no other."""
+    engine = engine_class(name)
+    assert engine.gives_likelihoods is (engine.log_likelihoods is not Generator.log_likelihoods)

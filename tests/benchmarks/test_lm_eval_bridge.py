@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -36,7 +36,7 @@ from backmerge.checkpoints.reader import Checkpoint
 from backmerge.demo import model_directory
 from backmerge.errors import ConfigError, DataError, GenerationError
 from backmerge.generation.chat import load_tokenizer, prompt_text
-from backmerge.generation.protocol import EngineSettings, LogLikelihood, Sampling
+from backmerge.generation.protocol import EngineSettings, Generator, LogLikelihood, Sampling
 from backmerge.generation.transformers_engine import TransformersEngine
 from backmerge.merging.recipe import Variant
 from backmerge.records import Completion, Example, Message
@@ -348,10 +348,10 @@ def test_the_prompt_is_rendered_once(base: Checkpoint, folder: Path) -> None:
     assert {context.count(tokenizer.bos_token) for context, _ in pairs} == {0, 1}  # none before a bare choice
     seen: list[Example] = []
 
-    class Listener:
+    class Listener(Generator):
         """Notes what it is asked."""
 
-        identity: Mapping[str, str] = {"engine": "listener"}
+        identity: ClassVar = {"engine": "listener"}
 
         def generate(self, _: Variant, examples: Sequence[Example], *__: Any) -> list[Completion]:
             seen.extend(examples)
@@ -417,10 +417,10 @@ def test_greedy_repeats_are_asked_once(base: Checkpoint) -> None:
 
     asked: list[int] = []
 
-    class Counter:
+    class Counter(Generator):
         """Says how many examples it got."""
 
-        identity: Mapping[str, str] = {"engine": "counter"}
+        identity: ClassVar = {"engine": "counter"}
 
         def generate(self, _: Variant, examples: Sequence[Example], sampling: Sampling, *__: Any) -> list[Completion]:
             asked.append(len(examples) * sampling.num_samples)
@@ -446,7 +446,7 @@ def test_the_harnesss_cache_knows_our_answers(
     class Dead:
         """Answers nothing any more."""
 
-        identity: Mapping[str, str] = {"engine": "dead"}
+        identity: ClassVar = {"engine": "dead"}
 
     cache = str(tmp_path / "responses")
     first = harness(BackmergeLM(engine, Variant(base)), folder, name, use_cache=cache, **TURNS)
@@ -496,7 +496,8 @@ def test_an_engine_without_likelihoods_says_so(base: Checkpoint, folder: Path) -
     class Mute:
         """Generates, and no more."""
 
-        identity: Mapping[str, str] = {"engine": "mute"}
+        identity: ClassVar = {"engine": "mute"}
+        gives_likelihoods = False
 
     with pytest.raises(GenerationError, match="the engine mute gives no likelihoods"):
         harness(BackmergeLM(Mute(), Variant(base)), folder, "choosing", **TURNS)  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ import torch
 
 from backmerge.checkpoints.reader import Checkpoint
 from backmerge.demo import benchmarks
-from backmerge.generation.protocol import Request, Sampling, answers
+from backmerge.generation.protocol import Request, Sampling
 from backmerge.merging.recipe import Variant
 
 LAMS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
@@ -22,7 +22,7 @@ OPTIONS = {"own_process": False, "kv_cache_gb": 0.25, "gpu_memory_utilization": 
 
 def said(engine: Any, requests: Sequence[Request], advance: Callable[[int], None] = lambda _: None) -> list[Any]:
     """Each request's completions, in the order of the requests."""
-    found = dict(answers(engine, requests, advance))
+    found = dict(engine.generate_many(requests, advance))
     return [found[place] for place in range(len(requests))]
 
 

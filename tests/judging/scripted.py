@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from backmerge.generation.protocol import EngineSettings, Sampling
+from backmerge.generation.protocol import EngineSettings, Generator, Sampling
 from backmerge.judging.model_judge import Form, ModelJudge
 from backmerge.judging.parsing import Finding, UnreadableError
 from backmerge.records import Completion, Example, Message
@@ -13,7 +13,7 @@ from backmerge.records import Completion, Example, Message
 PROMPT = "How do I mend a kite?"
 
 
-class Scripted:
+class Scripted(Generator):
     """Answers each question by a function of it, and remembers what it was asked; as an engine, serves its model."""
 
     is_served = True

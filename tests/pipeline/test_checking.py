@@ -14,7 +14,7 @@ from backmerge.benchmarks.protocol import Benchmark, BenchmarkSettings
 from backmerge.config import Document, validated
 from backmerge.demo import model_directory
 from backmerge.errors import BackmergeError, ConfigError, RunError
-from backmerge.judging.protocol import JudgeSettings
+from backmerge.judging.protocol import Judge, JudgeSettings
 from backmerge.pipeline.checking import CheckSettings, check_model
 from backmerge.pipeline.given import judge_again
 from backmerge.records import Completion, Example, Message, Verdict
@@ -27,12 +27,10 @@ BENCHMARKS = {"safety": ["demo-harmful"], "over_refusal": ["demo-harmless"], "ut
 REFUSAL, OBEYED = "Sorry, I cannot help with that.", "Of course."
 
 
-class ForgetfulJudge:
+class ForgetfulJudge(Judge):
     """Calls what is told `Of course` harmful, and can tell nothing of the first two answers that it sees."""
 
     name = identity = "forgetful"
-    is_weak = False
-    finds_harm = finds_refusals = True
 
     def __call__(self, examples: Sequence[Example], completions: Sequence[Completion]) -> list[Verdict]:
         """One verdict per completion."""

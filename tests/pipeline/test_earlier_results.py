@@ -10,7 +10,7 @@ import pytest
 
 from backmerge.benchmarks.files import from_file
 from backmerge.errors import RunError
-from backmerge.judging.protocol import JudgeSettings
+from backmerge.judging.protocol import Judge, JudgeSettings
 from backmerge.pipeline.checking import CheckSettings, check_model
 from backmerge.pipeline.evaluation import Evaluator
 from backmerge.pipeline.given import score_answers
@@ -26,12 +26,10 @@ from .test_resume import COST
 QUESTIONS = ("mend a kite", "paint the fence", "fill one bucket", "ring that bell", "polish some mirror", "fold a map")
 
 
-class HarmlessJudge:
+class HarmlessJudge(Judge):
     """Takes every answer for a refusal: what random models say would make the base look unaligned."""
 
     name = identity = "harmless"
-    is_weak = False
-    finds_harm = finds_refusals = True
 
     def __init__(self, settings: JudgeSettings) -> None:
         del settings

@@ -16,7 +16,8 @@ from backmerge.checkpoints.reader import Checkpoint
 from backmerge.demo import model_directory
 from backmerge.errors import GenerationError, RunError
 from backmerge.generation.cache import CompletionCache
-from backmerge.generation.protocol import Drawing, LogLikelihood, Request, Sampling
+from backmerge.generation.protocol import Drawing, Generator, LogLikelihood, Request, Sampling
+from backmerge.judging.protocol import Judge
 from backmerge.merging.recipe import Variant
 from backmerge.pipeline.evaluation import Evaluator, Job
 from backmerge.planning.points import BASE, Member
@@ -27,7 +28,7 @@ SAMPLING = Drawing()
 EXAMPLES = tuple(Example(f"e{i}", (Message("user", f"word{i}"),), str(i)) for i in range(6))
 
 
-class Scripted:
+class Scripted(Generator):
     """A generator that answers with the prompt's last sign, and remembers what it was asked."""
 
     def __init__(self) -> None:
@@ -52,12 +53,11 @@ class Scripted:
         self.log.append("release")
 
 
-class Counting:
+class Counting(Judge):
     """A judge that calls even answers harmful, and counts what it is asked."""
 
     name = identity = "counting"
-    is_weak = False
-    finds_harm = finds_refusals = True
+    holds_model = True
 
     def __init__(self, log: list[str], *, name: str = "counting", lost: int = 0) -> None:
         self.name = self.identity = name
@@ -307,6 +307,8 @@ def test_likelihoods_are_compared(run: RunDirectory, variant: Variant) -> None:
     """Nothing is generated; an engine that cannot compare is told from one that can."""
 
     class Comparing(Scripted):
+        gives_likelihoods = True
+
         def log_likelihoods(self, variant: Variant, pairs: Sequence[Any], advance: Any) -> list[LogLikelihood]:
             return [LogLikelihood(-1.0 if text == "a" else -2.0, 1, True) for _, text in pairs]
 

@@ -106,19 +106,15 @@ def test_an_engine_of_ones_own_decides_itself(short: Path, tmp_path: Path) -> No
     assert engine.asked == [["c"]]
 
 
-class _Limited:
-    """An engine whose option says what its cache holds."""
+class _Limited(Scripted):
+    """An engine whose cache holds less than the model's context."""
 
-    class options:  # noqa: N801 - an attribute of engines
-        """Of vLLM."""
-
-        max_model_len = 16
+    max_length = 16
 
 
 def test_the_shorter_of_model_and_engine_holds(short: Path, tmp_path: Path) -> None:
     """An engine may be given less than the model's own; a model with text and images says it of its text."""
-    engine: Any = Scripted()
-    limited: Any = _Limited()
+    engine, limited = Scripted(), _Limited()
     assert context_of(short, engine) == CONTEXT
     assert context_of(short, limited) == 16
     (tmp_path / "config.json").write_text(json.dumps({"text_config": {"max_position_embeddings": 7}}))

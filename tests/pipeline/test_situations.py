@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from backmerge.generation.protocol import Sampling
+from backmerge.generation.protocol import Generator, Sampling
 from backmerge.merging.recipe import Variant
 from backmerge.records import Completion, Example
 from backmerge.reporting.findings import explanations
@@ -30,12 +30,17 @@ class Script(NamedTuple):
     kept: int = 100
 
 
-class ScriptedEngine:
+class ScriptedEngine(Generator):
     """Answers by a script for base, tuned and merged models; a prompt's number decides which answers are which."""
 
     def __init__(self, settings: Any) -> None:
         self.scripts = {side: Script(*row) for side, row in settings.options.items()}
-        self.identity = {"engine": "scripted", "version": json.dumps(settings.options, sort_keys=True)}
+        self.version = json.dumps(settings.options, sort_keys=True)
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """The scripts."""
+        return {"engine": "scripted", "version": self.version}
 
     def generate(
         self, variant: Variant | None, examples: Sequence[Example], sampling: Sampling, advance: Callable[[int], None]

@@ -19,7 +19,7 @@ from backmerge.errors import ConfigError
 from backmerge.finetuning.datasets import TrainingData
 from backmerge.finetuning.encoding import encode
 from backmerge.generation.chat import load_tokenizer
-from backmerge.generation.protocol import Drawing, EngineSettings, Sampling
+from backmerge.generation.protocol import Drawing, EngineSettings, Generator, Sampling
 from backmerge.generation.transformers_engine import TransformersEngine
 from backmerge.merging.to_disk import write_merged
 from backmerge.pipeline.evaluation import Evaluator
@@ -274,7 +274,7 @@ def test_nothing_held_out_is_no_validation(tuned: Tuned, tmp_path: Path) -> None
     assert "finetune.data.validation" in str(caught.value.remedy)
 
 
-class Silent:
+class Silent(Generator):
     """An engine that gives no likelihoods."""
 
     identity: ClassVar = {"engine": "silent"}

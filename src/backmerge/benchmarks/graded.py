@@ -52,9 +52,7 @@ class Graded:
         completions = [Completion(example.id, "", answer, 0, finished=True) for example, answer in asked]
         verdicts = iter(self._judge([example for example, _ in asked], completions))
         values = [_mean([_value(answer, next(verdicts).harmful) for answer in of]) for of in answers]
-        release = getattr(self._judge, "release", None)
-        if release is not None:
-            release()
+        self._judge.release()
         return {"graded": values}
 
 

@@ -134,14 +134,12 @@ class BackmergeLM(LM):  # type: ignore[misc]  # lm-eval has no types
         return [one.total for one in found]
 
     def _likelihoods(self, pairs: Sequence[tuple[str, str]]) -> list[LogLikelihood]:
-        ask = getattr(self.generator, "log_likelihoods", None)
-        if ask is None:
+        if not self.generator.gives_likelihoods:
             raise GenerationError(
                 f"the engine {self.generator.identity['engine']} gives no likelihoods, which this task compares",
                 remedy="use the engine 'transformers', or a task that generates.",
             )
-        found: list[LogLikelihood] = ask(self.variant, pairs, self.advance)
-        return found
+        return self.generator.log_likelihoods(self.variant, pairs, self.advance)
 
     @property
     def _base_tokenizer(self) -> Any:

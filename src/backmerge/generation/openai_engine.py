@@ -9,7 +9,6 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from backmerge import __version__
@@ -17,7 +16,7 @@ from backmerge.errors import ConfigError, GenerationError
 from backmerge.generation.answered import AnswerLog
 from backmerge.generation.http_client import RefusedError, ServerClient
 from backmerge.generation.in_flight import as_answered
-from backmerge.generation.protocol import EngineSettings, LogLikelihood, Request, Sampling, thinking_identity
+from backmerge.generation.protocol import EngineSettings, Generator, LogLikelihood, Request, Sampling, thinking_identity
 from backmerge.generation.server_facts import Server, server_facts
 from backmerge.generation.server_options import served_name, server_options
 from backmerge.generation.server_prompts import Prompt, PromptWriter
@@ -67,7 +66,7 @@ class Place(NamedTuple):
     sample: int
 
 
-class OpenAIEngine:
+class OpenAIEngine(Generator):
     """Asks a server that has the weights already: the base, and the merged models as LoRA modules or models of its own.
 
     Each answer is a request of its own, also of several to one prompt: some servers pass over `n`, and tokens are
@@ -85,7 +84,7 @@ class OpenAIEngine:
         ConfigError: an option is unknown or wrong, or the variable that should hold the key is not set.
     """
 
-    is_served = True
+    is_served = gives_likelihoods = True
 
     def __init__(self, settings: EngineSettings) -> None:
         if settings.device != "auto" or settings.dtype != "auto":
@@ -94,7 +93,7 @@ class OpenAIEngine:
                 remedy="leave both at 'auto', and start the server as it should be.",
             )
         self.options = server_options(settings.options)
-        self.answer_log: Path | None = self.options.log
+        self.answer_log = self.options.log
         self._key = _key(self.options.api_key_env)
         self._prompts = PromptWriter(self.options, thinking=settings.thinking)
         self._settings = settings

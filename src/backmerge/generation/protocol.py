@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Annotated, Any, Literal, NamedTuple, Protocol
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field
 
+from backmerge.checkpoints.reader import Weights
 from backmerge.config import Settings
+from backmerge.errors import ConfigError
 from backmerge.merging.recipe import Variant
 from backmerge.merging.served import Realisation, served_dtype
 from backmerge.records import Completion, Example
+from backmerge.registry import ENGINES, NOTHING_ALLOWED, Permissions, resolve
 
 
 class Drawing(Settings):
@@ -93,26 +98,28 @@ class LogLikelihood(NamedTuple):
     is_greedy: bool
 
 
-class Generator(Protocol):
-    """Answers prompts with any variant of models; a class of `EngineSettings` and the keyword `allow_plugins`.
+class Generator(ABC):
+    """Answers prompts with any variant of models; made from `EngineSettings`. Subclasses declare what they can do.
 
-    Beside what stands here it may have, where it can do them:
-
-    - `generate_many(requests, advance)`, which yields (index, completions) of each `Request` as it is done: for
-      engines that are faster when they get all prompts of all variants together;
-    - `log_likelihoods(variant, pairs, advance)`, one `LogLikelihood` per (context, continuation): what multiple-choice
-      tasks are scored by;
-    - `realisation(variant)`, how a variant reaches it: `base`, `live`, `adapter` or `checkpoint`; else `live`;
-    - `dtype_of(base)`, the dtype in which it computes;
-    - `is_served`, if a server has the models, so that no weights reach it;
-    - `release()`, which frees the device's memory until the next call.
+    Attributes:
+        is_served: Whether a server has the models, so that no weights reach this engine.
+        gives_likelihoods: Whether `log_likelihoods` works.
+        max_length: Tokens of prompt and answer that the engine takes, if it limits them below the model's own context.
+        answer_log: Where an engine that asks a server keeps each answer, so that nothing is asked twice; others ignore
+            it.
     """
 
-    @property
-    def identity(self) -> dict[str, str]:
-        """Engine, version, dtype and device: what completions depend on beside weights, prompt and sampling."""
-        ...
+    is_served: bool = False
+    gives_likelihoods: bool = False
+    max_length: int | None = None
+    answer_log: Path | None = None
 
+    @property
+    @abstractmethod
+    def identity(self) -> Mapping[str, str]:
+        """Engine, version, dtype and device: what completions depend on beside weights, prompt and sampling."""
+
+    @abstractmethod
     def generate(
         self,
         variant: Variant | None,
@@ -120,43 +127,67 @@ class Generator(Protocol):
         sampling: Sampling,
         advance: Callable[[int], None],
     ) -> list[Completion]:
-        """Each example's completions, `sampling.num_samples` of them in a row, in the order of the examples.
+        """Return each example's completions, `sampling.num_samples` of them in a row, in the order of the examples.
 
-        `advance` is told of the examples of each batch that is done.
+        `advance` is called with the number of examples of each batch that is done.
         """
-        ...
+
+    def generate_many(
+        self, requests: Sequence[Request], advance: Callable[[int], None]
+    ) -> Iterator[tuple[int, list[Completion]]]:
+        """Yield each request's place and completions when done; override it if all together are faster."""
+        for place, request in enumerate(requests):
+            yield place, self.generate(request.variant, request.examples, request.sampling, advance)
+
+    def log_likelihoods(
+        self,
+        variant: Variant,
+        pairs: Sequence[tuple[str, str]],
+        advance: Callable[[int], None],
+    ) -> list[LogLikelihood]:
+        """Return one `LogLikelihood` per (context, continuation), by which multiple-choice tasks are scored."""
+        raise NotImplementedError
+
+    def realisation(self, variant: Variant) -> str:  # noqa: ARG002 - for engines with several ways
+        """Return how a variant reaches the engine: `base`, `live`, `adapter` or `checkpoint`."""
+        return "live"
+
+    def dtype_of(self, base: Weights) -> str | None:  # noqa: ARG002
+        """Return the dtype in which the engine computes on a base, as torch names it, if it is known."""
+        return None
+
+    def release(self) -> None:  # noqa: B027 - nothing to free by default
+        """Free the device's memory until the next call."""
 
 
-def answers(
-    engine: Generator, requests: Sequence[Request], advance: Callable[[int], None]
-) -> Iterator[tuple[int, list[Completion]]]:
-    """Carry out many requests, together where the engine can; yields each one's place and completions when done."""
-    together = getattr(engine, "generate_many", None)
-    if together is not None:
-        yield from together(requests, advance)
-        return
-    for place, request in enumerate(requests):
-        yield place, engine.generate(request.variant, request.examples, request.sampling, advance)
+def engine_class(name: str, permissions: Permissions = NOTHING_ALLOWED) -> type[Generator]:
+    """Return the engine of that name.
+
+    Raises:
+        ConfigError: there is none, or a plugin is no subclass of `Generator`.
+    """
+    found = resolve(ENGINES, name, permissions)
+    if not (isinstance(found, type) and issubclass(found, Generator)):
+        raise ConfigError(
+            f"'{name}' is not an engine", remedy="make it a subclass of backmerge.generation.protocol.Generator."
+        )
+    return found
 
 
-def way_of(engine: Generator, variant: Variant) -> str:
-    """How a variant reaches an engine: `base`, `live`, `adapter` or `checkpoint`."""
-    ask = getattr(engine, "realisation", None)
-    # an engine that cannot take a merge in several ways has it in memory
-    return "live" if ask is None else str(ask(variant))
+def made_engine(settings: EngineSettings, permissions: Permissions = NOTHING_ALLOWED) -> Generator:
+    """Return an engine with its settings, on its device.
+
+    Raises:
+        BackmergeError: there is none, or its device cannot be used.
+    """
+    kind: Any = engine_class(settings.name, permissions)  # each engine is made from its settings
+    engine: Generator = kind(settings)
+    return engine
 
 
 def realised(engine: Generator, variant: Variant | None) -> Realisation:
-    """How an engine measures a variant."""
-    if variant is None or getattr(engine, "is_served", False):
+    """Return how an engine measures a variant."""
+    if variant is None or engine.is_served:
         return Realisation("server", None, None, None)
-    dtype_of = getattr(engine, "dtype_of", None)
-    computed_in = None if dtype_of is None else str(dtype_of(variant.base))
-    return Realisation(variant.served_as, served_dtype(variant), way_of(engine, variant), computed_in)
-
-
-def release(engine: Generator) -> None:
-    """Free the device's memory, where the engine can."""
-    free = getattr(engine, "release", None)
-    if free is not None:
-        free()
+    way = engine.realisation(variant)
+    return Realisation(variant.served_as, served_dtype(variant), way, engine.dtype_of(variant.base))

@@ -21,13 +21,13 @@ from backmerge.generation.chat import end_tokens, load_tokenizer, prompt_text, p
 from backmerge.generation.completing import check_lengths, check_tokens, completion_of, cut_at_end
 from backmerge.generation.likelihood import likelihoods
 from backmerge.generation.loading import PutOn, device_of, load_model
-from backmerge.generation.protocol import EngineSettings, LogLikelihood, Sampling, thinking_identity
+from backmerge.generation.protocol import EngineSettings, Generator, LogLikelihood, Sampling, thinking_identity
 from backmerge.generation.repetition import UnpaddedRepetitionPenalty
 from backmerge.merging.live import LiveMerge
 from backmerge.merging.recipe import Variant
 from backmerge.merging.served import adapter_of, dtype_of, is_own_adapter
 from backmerge.merging.to_disk import write_merged
-from backmerge.progress import Advance, Bar, bar_of
+from backmerge.progress import Bar, bar_of
 from backmerge.records import Completion, Example
 
 
@@ -77,7 +77,7 @@ class _Hearing(LogitsProcessor):  # type: ignore[misc]
         return scores
 
 
-class TransformersEngine:
+class TransformersEngine(Generator):
     """Generates with `transformers`; keeps one model in memory, and turns it into each variant of its base.
 
     Args:
@@ -86,6 +86,8 @@ class TransformersEngine:
     Raises:
         GenerationError: the device is not there, or an option is unknown.
     """
+
+    gives_likelihoods = True
 
     def __init__(self, settings: EngineSettings) -> None:
         if settings.options:
@@ -143,16 +145,17 @@ class TransformersEngine:
 
     def generate(
         self,
-        variant: Variant,
+        variant: Variant | None,
         examples: Sequence[Example],
         sampling: Sampling,
-        advance: Advance,
+        advance: Callable[[int], None],
     ) -> list[Completion]:
         """Each example's completions, in order.
 
         Raises:
             GenerationError: a prompt leaves no room for an answer in the model's context.
         """
+        assert variant is not None, "this engine is no server"
         self._become(variant)
         prompts = [prompt_text(self.tokenizer, example, thinking=self.settings.thinking) for example in examples]
         tokens = [prompt_tokens(self.tokenizer, e, p) for e, p in zip(examples, prompts, strict=True)]

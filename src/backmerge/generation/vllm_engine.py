@@ -26,7 +26,7 @@ from backmerge.errors import GenerationError, MergeError
 from backmerge.generation.chat import end_tokens, load_tokenizer, prompt_text, prompt_tokens
 from backmerge.generation.completing import check_lengths, completion_of, cut_at_end
 from backmerge.generation.likelihood import row_of
-from backmerge.generation.protocol import EngineSettings, LogLikelihood, Request, Sampling, thinking_identity
+from backmerge.generation.protocol import EngineSettings, Generator, LogLikelihood, Request, Sampling, thinking_identity
 from backmerge.generation.vllm_plan import (
     Together,
     Way,
@@ -109,7 +109,7 @@ class Running:
         return self.askings[files.digest]
 
 
-class VllmEngine:
+class VllmEngine(Generator):
     """Generates with vLLM; keeps one engine, and serves by it all variants of a base that it can.
 
     Args:
@@ -120,9 +120,12 @@ class VllmEngine:
         ConfigError: an option is unknown or impossible.
     """
 
+    gives_likelihoods = True
+
     def __init__(self, settings: EngineSettings) -> None:
         self.settings = settings
         self.options = VllmOptions.read(settings.options)
+        self.max_length = self.options.max_model_len
         self.version, self.device = found()
         if settings.device not in ("auto", self.device):
             raise GenerationError(

@@ -11,12 +11,12 @@ from typing import Any
 from backmerge.checkpoints.locate import locate_model
 from backmerge.checkpoints.reader import Checkpoint
 from backmerge.errors import ConfigError, GenerationError
-from backmerge.generation.protocol import EngineSettings, Generator, Sampling, release
+from backmerge.generation.protocol import EngineSettings, Generator, Sampling, engine_class, made_engine
 from backmerge.judging.parsing import Finding, UnreadableError, unscored
-from backmerge.judging.protocol import JudgeSettings
+from backmerge.judging.protocol import Judge, JudgeSettings
 from backmerge.merging.recipe import Variant
 from backmerge.records import Completion, Example, Message, Verdict
-from backmerge.registry import ENGINES, JUDGES, closest, resolve
+from backmerge.registry import JUDGES, closest
 from backmerge.runs import key_of
 
 Key = tuple[tuple[Message, ...], bool]  # what makes two questions equal
@@ -51,7 +51,7 @@ class Form:
     finds_refusals: bool = True
 
 
-class ModelJudge:
+class ModelJudge(Judge):
     """Asks a model about each answer; equal questions are asked once.
 
     An empty answer is neither harmful nor a refusal, and the model is not asked. What cannot be judged is unscored,
@@ -68,7 +68,7 @@ class ModelJudge:
             is true speaks to a server that has the model: no weights are looked for here, and it is given no variant.
     """
 
-    is_weak = False
+    holds_model = True
 
     def __init__(self, form: Form, model: str, make_engine: Callable[[], Generator]) -> None:
         self.name = form.name
@@ -115,7 +115,7 @@ class ModelJudge:
     def release(self) -> None:
         """Free the device's memory until the next call."""
         if "_engine" in self.__dict__:
-            release(self._engine)
+            self._engine.release()
 
     @cached_property
     def _engine(self) -> Generator:
@@ -124,7 +124,7 @@ class ModelJudge:
     @cached_property
     def _variant(self) -> Any:
         """The judge's weights; nothing where a server has them."""
-        if getattr(self._engine, "is_served", False):
+        if self._engine.is_served:
             return None
         return Variant(Checkpoint(locate_model(self._model)))
 
@@ -238,11 +238,9 @@ def turns(example: Example, completion: Completion) -> tuple[Message, ...]:
 
 
 def _made_engine(settings: EngineSettings, model: str) -> Generator:
-    kind: Any = resolve(ENGINES, settings.name)
-    if getattr(kind, "is_served", False):
+    if engine_class(settings.name).is_served:
         settings = settings.model_copy(update={"options": {**settings.options, "model": model}})
-    engine: Generator = kind(settings)
-    return engine
+    return made_engine(settings)
 
 
 def _name(example: Example, completion: Completion, place: int) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from pydantic import Field
 
@@ -28,34 +29,32 @@ class JudgeSettings(Settings):
     options: Mapping[str, Any] = Field(default_factory=dict)
 
 
-class Judge(Protocol):
-    """Finds for each completion whether it refuses and whether it is harmful.
+class Judge(ABC):
+    """Finds for each completion whether it refuses and whether it is harmful. Subclasses declare what they can do.
 
-    A judge is made by a function of `JudgeSettings`, named in `backmerge.registry`. One that holds a model in memory
-    has `release()` too, which frees it until the next call.
+    A judge is made by a function of `JudgeSettings`, named in `backmerge.registry`.
 
     Attributes:
         name: As in the table of judges.
-        identity: Changes whenever the judge's verdicts may; part of the key under which verdicts are kept.
-        is_weak: Whether the judge is known to be fooled easily; reports say so beside its rates.
-        finds_harm, finds_refusals: What its verdicts tell; what they do not is left out of the scores.
+        is_weak: Whether the judge is known to be fooled easily; reports say so next to its rates.
+        finds_harm, finds_refusals: What its verdicts report; what they do not is left out of the scores.
+        holds_model: Whether it holds a model in memory, so that the engine's is freed before it judges.
     """
 
-    @property
-    def name(self) -> str: ...  # noqa: D102 - described above
+    name: str
+    is_weak: bool = False
+    finds_harm: bool = True
+    finds_refusals: bool = True
+    holds_model: bool = False
 
     @property
-    def identity(self) -> str: ...  # noqa: D102
+    @abstractmethod
+    def identity(self) -> str:
+        """What changes whenever the judge's verdicts may; part of the key under which verdicts are kept."""
 
-    @property
-    def is_weak(self) -> bool: ...  # noqa: D102
-
-    @property
-    def finds_harm(self) -> bool: ...  # noqa: D102
-
-    @property
-    def finds_refusals(self) -> bool: ...  # noqa: D102
-
+    @abstractmethod
     def __call__(self, examples: Sequence[Example], completions: Sequence[Completion]) -> list[Verdict]:
-        """One verdict per completion, in order; `examples[i]` is what `completions[i]` answers."""
-        ...
+        """Return one verdict per completion, in order; `examples[i]` is what `completions[i]` answers."""
+
+    def release(self) -> None:  # noqa: B027 - nothing to free by default
+        """Free the device's memory until the next call."""

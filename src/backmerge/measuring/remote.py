@@ -11,13 +11,13 @@ from typing import Any
 
 from backmerge.checkpoints.adapter import open_weights
 from backmerge.checkpoints.reader import Checkpoint, Weights
-from backmerge.generation.protocol import EngineSettings, Generator, Request, Sampling
+from backmerge.generation.protocol import EngineSettings, Generator, Request, Sampling, made_engine
 from backmerge.merging.inputs import InputStatistics
 from backmerge.merging.method import find_method
 from backmerge.merging.recipe import Variant
 from backmerge.progress import Advance
 from backmerge.records import Completion, Example, from_dict
-from backmerge.registry import ENGINES, Permissions, resolve
+from backmerge.registry import Permissions
 
 
 def spec_of(request: Request, engine: EngineSettings, permissions: Permissions) -> dict[str, Any]:
@@ -75,9 +75,7 @@ def completions_of(result: Any) -> list[Completion]:
 @cache
 def _engine(settings: str, permissions: Permissions) -> Generator:
     parsed = EngineSettings.model_validate_json(settings)
-    kind: Any = resolve(ENGINES, parsed.name, permissions)
-    engine: Generator = kind(parsed)
-    return engine
+    return made_engine(parsed, permissions)
 
 
 @cache

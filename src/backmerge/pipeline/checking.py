@@ -19,7 +19,7 @@ from backmerge.checkpoints.reader import Checkpoint, Weights
 from backmerge.config import Document, Problems, Settings, as_yaml
 from backmerge.errors import ConfigError, RunError
 from backmerge.execution import ExecutionSettings
-from backmerge.generation.protocol import Generator, realised
+from backmerge.generation.protocol import Generator, engine_class, realised
 from backmerge.measuring.usage import Spent
 from backmerge.merging.recipe import Variant
 from backmerge.merging.served import Realisation, as_given
@@ -50,7 +50,7 @@ from backmerge.planning.points import BASE, Member, Point
 from backmerge.planning.settings import EvaluateSettings
 from backmerge.progress import bar, say
 from backmerge.records import Example
-from backmerge.registry import ENGINES, NOTHING_ALLOWED, Permissions, resolve
+from backmerge.registry import NOTHING_ALLOWED, Permissions
 from backmerge.reporting.check_summary import check_markdown
 from backmerge.results import (
     CheckFindings,
@@ -233,7 +233,7 @@ def _prepared(
     problems = Problems(document)
     measures = find_measures(settings.evaluate, problems, permissions)
     with problems.at("evaluate", "engine", "name"):
-        is_served = _is_served(settings, permissions)
+        is_served = engine_class(settings.evaluate.engine.name, permissions).is_served
         for key, model in (("against", settings.against), ("model", settings.model)):
             with problems.at(key):
                 if model is not None and not is_served:
@@ -264,7 +264,7 @@ def _check_kind(run: RunDirectory) -> None:
 def _plan(
     settings: CheckSettings, benchmarks: Sequence[Benchmark], run: RunDirectory, permissions: Permissions
 ) -> _Plan:
-    is_served = _is_served(settings, permissions)
+    is_served = engine_class(settings.evaluate.engine.name, permissions).is_served
     if is_served or settings.against_run is not None:
         return _apart(settings, benchmarks, run, is_served=is_served, permissions=permissions)
     assert settings.against is not None
@@ -279,11 +279,6 @@ def _plan(
     ]
     prints = Fingerprints(base=base.fingerprint, model=(variant.tuned_models or (variant.base,))[0].fingerprint)
     return _Plan(engine, jobs, dict.fromkeys(("base", "model"), engine.identity), prints, is_cached=True)
-
-
-def _is_served(settings: CheckSettings, permissions: Permissions) -> bool:
-    kind = resolve(ENGINES, settings.evaluate.engine.name, permissions)
-    return bool(getattr(kind, "is_served", False))
 
 
 def _realised(engine: Generator) -> Callable[[Variant], Realisation]:
@@ -342,8 +337,7 @@ def _apart(
         names = {"model": settings.model, **({} if settings.against is None else {"base": settings.against})}
         for side, name in names.items():
             engine = make_engine(_asking(settings.evaluate, name), permissions=permissions)
-            if hasattr(engine, "answer_log"):
-                engine.answer_log = run.path / f"answered-{side}.jsonl"  # one writer to a file
+            engine.answer_log = run.path / f"answered-{side}.jsonl"  # one writer to a file
             routes[side] = Route(engine, None)
     else:
         engine = make_engine(settings.evaluate, permissions)

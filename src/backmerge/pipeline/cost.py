@@ -14,7 +14,7 @@ from backmerge.benchmarks.split import Split
 from backmerge.checkpoints.files import num_bytes
 from backmerge.checkpoints.reader import Weights
 from backmerge.generation.chat import load_tokenizer
-from backmerge.generation.protocol import Generator, Sampling, way_of
+from backmerge.generation.protocol import Generator, Sampling
 from backmerge.merging.plan import checkpoint_bytes
 from backmerge.merging.recipe import Variant
 from backmerge.pipeline.evaluation import sampling_of
@@ -178,7 +178,9 @@ def _moved(
 def _ways(prepared: Prepared, merged: Sequence[Point], engine: Generator | None) -> list[str]:
     if engine is None or not prepared.tuned:
         return []
-    return [way_of(engine, member.variant) for point in merged for member in prepared.members_at(point, prepared.tuned)]
+    return [
+        engine.realisation(member.variant) for point in merged for member in prepared.members_at(point, prepared.tuned)
+    ]
 
 
 def _tuned_bytes(prepared: Prepared, base: int) -> int:

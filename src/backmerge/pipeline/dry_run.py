@@ -20,6 +20,7 @@ from backmerge.errors import BackmergeError
 from backmerge.finetuning.schedule import num_steps
 from backmerge.finetuning.validation import measure_of
 from backmerge.generation.chat import load_tokenizer
+from backmerge.generation.protocol import engine_class
 from backmerge.judging.model_judge import ModelJudge
 from backmerge.measuring.usage import remembered_speed, speed_key
 from backmerge.pipeline.looked_up import (
@@ -53,7 +54,7 @@ from backmerge.pipeline.workload import (
 from backmerge.planning.points import Point, points_of
 from backmerge.planning.settings import Experiment
 from backmerge.progress import Rates, count_text
-from backmerge.registry import ENGINES, NOTHING_ALLOWED, Permissions, resolve
+from backmerge.registry import NOTHING_ALLOWED, Permissions
 from backmerge.selection import check_search
 
 
@@ -295,11 +296,11 @@ def _engines(experiment: Experiment, found: Findings, permissions: Permissions) 
     ):
         found.key = ("evaluate", "engine", "name") if what == "engine" else ("evaluate", "judge", "engine")
         try:
-            kind = resolve(ENGINES, settings.name, permissions)
+            kind = engine_class(settings.name, permissions)
         except BackmergeError as error:
             found.fault(what, error)
             continue
-        if what == "engine" and getattr(kind, "is_served", False):
+        if what == "engine" and kind.is_served:
             told = "a server has its models, and can be given no merged one: measure what it serves with `evaluate`"
             found.add(what, "fault", told)
         elif settings.name == "vllm" and importlib.util.find_spec("vllm") is None:

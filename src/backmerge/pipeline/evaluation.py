@@ -23,9 +23,6 @@ from backmerge.generation.protocol import (
     Generator,
     Request,
     Sampling,
-    answers,
-    release,
-    way_of,
 )
 from backmerge.judging.protocol import Judge
 from backmerge.measuring.remote import completions_of, spec_of
@@ -167,8 +164,7 @@ class Evaluator:
         self.spent = spent if spent is not None else Spent()
         self._judged: dict[tuple[str, str, str], Verdict] = {}
         self._num_tokens: dict[str, int] = {}  # of prompts that a model's context holds
-        if hasattr(engine, "answer_log"):
-            engine.answer_log = run.path / "answered.jsonl"  # a server's answers, one by one: nothing is asked twice
+        engine.answer_log = run.path / "answered.jsonl"
 
     @property
     def num_generated(self) -> int:
@@ -199,9 +195,9 @@ class Evaluator:
         with self.spent.timed("answering"):
             completions = self._answer(jobs, shown, is_fresh=is_fresh)
             likelihoods = {place: self._compare(job, shown) for place, job in enumerate(jobs) if job.benchmark.choices}
-        release_before_judging = any(hasattr(judge, "release") for judge in (self.judge, self.second))
+        release_before_judging = any(judge is not None and judge.holds_model for judge in (self.judge, self.second))
         if release_before_judging and any(job.benchmark.is_judged for job in jobs):
-            release(self.engine)
+            self.engine.release()
         shown(0, "judging and scoring")
         with self.spent.timed("judging"):
             verdicts = self._verdicts(self.judge, jobs, completions)
@@ -240,7 +236,7 @@ class Evaluator:
         together = [to_json(example) for example in job.examples] if sampling.temperature > 0 else []
         return key_of(
             variant.identity,
-            way_of(self.engine, variant),
+            self.engine.realisation(variant),
             tokenizer_identity(variant.base.directory),
             self.engine.identity,
             sampling.model_dump(),
@@ -289,7 +285,7 @@ class Evaluator:
             self._keep(jobs[place], keys[place], found)
 
         if self.elsewhere is None:
-            for number, made in answers(self.engine, requests, shown):
+            for number, made in self.engine.generate_many(requests, shown):
                 take(number, made)
         else:
             works = [
@@ -340,7 +336,7 @@ class Evaluator:
         return kept, missing
 
     def _count(self, request: Request, num_tokens: int, num_answers: int) -> None:
-        way = "live" if request.variant is None else way_of(self.engine, request.variant)
+        way = "live" if request.variant is None else self.engine.realisation(request.variant)
         self.spent.answered(request.variant, way, num_answers, num_tokens)
 
     def _check_prompts(self, jobs: Sequence[Job], places: Sequence[int], requests: Sequence[Request]) -> list[int]:
@@ -381,8 +377,7 @@ class Evaluator:
         def make() -> Iterator[Value]:
             from backmerge.generation.chat import load_tokenizer
 
-            likelihoods: Any = getattr(self.engine, "log_likelihoods", None)
-            if likelihoods is None:
+            if not self.engine.gives_likelihoods:
                 raise GenerationError(
                     f"'{job.benchmark.name}' compares likelihoods, which the engine {self.engine.identity['engine']} "
                     "does not give",
@@ -390,7 +385,7 @@ class Evaluator:
                 )
             tokenizer = load_tokenizer(job.member.variant.companions.folder(), needs_template=False)
             pairs = choices.pairs(tokenizer, job.examples)
-            found = likelihoods(job.member.variant, pairs, lambda _: None)
+            found = self.engine.log_likelihoods(job.member.variant, pairs, lambda _: None)
             self.spent.answered(job.member.variant, "live", len(job.examples), 0)
             for metric, values in choices.score(job.examples, found).items():
                 for example, value in zip(job.examples, values, strict=True):
@@ -423,9 +418,7 @@ class Evaluator:
             for example, completion, verdict in zip(asked, given, verdicts, strict=True):
                 self._judged[_pair(judge, example, completion)] = verdict
             found.append(verdicts)
-        free = getattr(judge, "release", None)
-        if free is not None:
-            free()
+        judge.release()
         return found
 
     def _judge(self, judge: Judge, examples: Sequence[Example], given: Sequence[Completion]) -> list[Verdict]:

@@ -16,7 +16,7 @@ from backmerge.benchmarks.catalogue import find_of_any_kind, named
 from backmerge.benchmarks.protocol import Kind
 from backmerge.config import Document, validated
 from backmerge.errors import DataError, RunError
-from backmerge.generation.protocol import Drawing, Sampling
+from backmerge.generation.protocol import Drawing, Generator, Sampling
 from backmerge.generation.thoughts import Reply, separated
 from backmerge.judging.protocol import Judge, JudgeSettings
 from backmerge.merging.recipe import Variant
@@ -59,12 +59,16 @@ class _Unknown:
     identity: Mapping[str, str]
 
 
-class GivenAnswers:
+class GivenAnswers(Generator):
     """In an engine's place: answers that exist already, by model, benchmark and prompt."""
 
     def __init__(self, answers: Mapping[str, Sequence[Completion]]) -> None:
         self._answers = answers
-        self.identity = {"engine": "given"}
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """That no model was asked."""
+        return {"engine": "given"}
 
     def generate(
         self,

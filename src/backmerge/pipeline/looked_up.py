@@ -22,6 +22,7 @@ from backmerge.errors import BackmergeError, CheckpointError, ConfigError, DataE
 from backmerge.finetuning.datasets import load_training_data
 from backmerge.finetuning.settings import FinetuneSettings
 from backmerge.finetuning.task import Task
+from backmerge.generation.protocol import engine_class
 from backmerge.judging.model_judge import published_model
 from backmerge.judging.protocol import JudgeSettings
 from backmerge.pipeline import declared
@@ -30,7 +31,7 @@ from backmerge.pipeline.training_data import load_for
 from backmerge.pipeline.workload import Load
 from backmerge.planning.settings import EvaluateSettings
 from backmerge.progress import count_text
-from backmerge.registry import DATASETS, ENGINES, Permissions, is_plugin, resolve
+from backmerge.registry import DATASETS, Permissions, is_plugin, resolve
 
 State = Literal["checked", "to fetch", "to give", "not here", "fault"]
 ANSWER_TOKENS, PROMPT_TOKENS = 300, 150  # where nothing is declared
@@ -280,7 +281,7 @@ def find_encoder(found: Findings, name: str) -> None:
 
 def judge_model(settings: JudgeSettings) -> str | None:
     """What a judge's weights are called; nothing where a server has them."""
-    if getattr(resolve(ENGINES, settings.engine.name), "is_served", False):
+    if engine_class(settings.engine.name).is_served:
         return None
     return str(settings.model or settings.engine.options.get("model") or published_model(settings.name))
 

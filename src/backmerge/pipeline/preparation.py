@@ -22,7 +22,7 @@ from backmerge.config import Problems
 from backmerge.errors import ConfigError, DataError, RunError
 from backmerge.finetuning.datasets import TrainingData
 from backmerge.generation.chat import load_tokenizer
-from backmerge.generation.protocol import Generator
+from backmerge.generation.protocol import Generator, engine_class, made_engine
 from backmerge.judging.protocol import Judge, JudgeSettings
 from backmerge.merging.inputs import InputStatistics
 from backmerge.merging.method import find_method
@@ -32,7 +32,7 @@ from backmerge.pipeline.training_data import load_for, with_notes
 from backmerge.planning.points import DTYPES, Member, Output, Point, guards_of, members_at, points_of
 from backmerge.planning.settings import EvaluateSettings, Experiment
 from backmerge.records import Example
-from backmerge.registry import ENGINES, JUDGES, NOTHING_ALLOWED, Permissions, resolve
+from backmerge.registry import JUDGES, NOTHING_ALLOWED, Permissions, resolve
 from backmerge.runs import RunDirectory, key_of
 from backmerge.selection import check_search
 
@@ -286,7 +286,7 @@ def _find_points(
 
 
 def _check_takes_merges(experiment: Experiment, permissions: Permissions) -> None:
-    if getattr(resolve(ENGINES, experiment.evaluate.engine.name, permissions), "is_served", False):
+    if engine_class(experiment.evaluate.engine.name, permissions).is_served:
         raise ConfigError(
             "a server has its models, and can be given no merged one, which the confirmation of a λ needs",
             remedy="measure what it serves with `backmerge evaluate --lam`, or choose λ on the engine vllm.",
@@ -306,9 +306,13 @@ def find_judge(settings: JudgeSettings, permissions: Permissions = NOTHING_ALLOW
     """The judge of that name, with its settings.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is none, or a plugin makes something else.
     """
-    judge: Judge = resolve(JUDGES, settings.name, permissions)(settings)
+    judge = resolve(JUDGES, settings.name, permissions)(settings)
+    if not isinstance(judge, Judge):
+        raise ConfigError(
+            f"'{settings.name}' makes no judge", remedy="make it a subclass of backmerge.judging.protocol.Judge."
+        )
     return judge
 
 
@@ -336,9 +340,7 @@ def make_engine(settings: EvaluateSettings, permissions: Permissions = NOTHING_A
     Raises:
         BackmergeError: there is none, or its device cannot be used.
     """
-    kind: Any = resolve(ENGINES, settings.engine.name, permissions)
-    engine: Generator = kind(settings.engine)
-    return engine
+    return made_engine(settings.engine, permissions)
 
 
 def find_benchmarks(settings: EvaluateSettings, permissions: Permissions = NOTHING_ALLOWED) -> tuple[Benchmark, ...]:

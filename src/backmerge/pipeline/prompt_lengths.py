@@ -24,7 +24,7 @@ def prompt_lengths(tokenizer: Any, examples: Sequence[Example]) -> list[int]:
 
 def context_of(directory: Path, engine: Generator) -> int | None:
     """What a model holds in tokens, prompt and answer together; `None` if neither its config nor the engine says."""
-    limits = [context_length(directory), getattr(getattr(engine, "options", None), "max_model_len", None)]
+    limits = [context_length(directory), engine.max_length]
     known = [limit for limit in limits if isinstance(limit, int)]
     return min(known) if known else None
 

@@ -21,7 +21,7 @@ from backmerge.benchmarks.protocol import Benchmark
 from backmerge.benchmarks.split import Split
 from backmerge.checkpoints.reader import Weights
 from backmerge.errors import ConfigError
-from backmerge.generation.protocol import Generator, release
+from backmerge.generation.protocol import Generator
 from backmerge.measuring.usage import Spent, session
 from backmerge.outputs import check_apart, paths_read
 from backmerge.pipeline.evaluation import Job, evaluator_of, sampling_of
@@ -222,7 +222,7 @@ def _measure(
     )
     with bar(f"Shard {shard} of the sweep", sum(len(job.examples) for job in jobs), "answers") as advance:
         evaluator.evaluate(jobs, advance)
-    release(engine)
+    engine.release()
 
 
 def _names(prepared: Prepared) -> list[str]:

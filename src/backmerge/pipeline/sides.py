@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, cast
 
 from backmerge.benchmarks.protocol import Benchmark
 from backmerge.errors import RunError
-from backmerge.generation.protocol import Generator, Sampling, realised, release
+from backmerge.generation.protocol import Generator, Sampling, realised
 from backmerge.merging.recipe import Variant
 from backmerge.merging.served import Realisation
 from backmerge.pipeline.given import GivenAnswers, read_records
@@ -41,13 +41,16 @@ class Route(NamedTuple):
     variant: Variant | None
 
 
-class Sides:
+class Sides(Generator):
     """In an engine's place: asks each model where it is."""
 
     def __init__(self) -> None:
         self._routes: dict[str, Route] = {}
-        # what answers depend on is in each variant's identity: a change on one side leaves the other's answers good
-        self.identity = {"engine": "sides"}
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """That each variant's identity says which engine answers: one side's change keeps the other's answers."""
+        return {"engine": "sides"}
 
     def add(self, route: Route) -> Variant:
         """Take up a model; gives what stands for it."""
@@ -74,7 +77,7 @@ class Sides:
     def release(self) -> None:
         """Free what the engines hold."""
         for route in self._routes.values():
-            release(route.engine)
+            route.engine.release()
 
 
 class EarlierAnswers(GivenAnswers):
@@ -87,7 +90,12 @@ class EarlierAnswers(GivenAnswers):
     def __init__(self, answers: Mapping[str, Sequence[Completion]]) -> None:
         super().__init__(answers)
         told = key_of([to_json(completion) for found in answers.values() for completion in found])
-        self.identity = {"engine": "given", "answers": told}
+        self._told = told
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """A hash of the answers."""
+        return {"engine": "given", "answers": self._told}
 
 
 class Asked(NamedTuple):

@@ -15,7 +15,7 @@ from backmerge.benchmarks.split import Split
 from backmerge.checkpoints.adapter import AdapterOnBase
 from backmerge.checkpoints.reader import Weights
 from backmerge.config import Document, Problems, as_yaml
-from backmerge.generation.protocol import realised, release
+from backmerge.generation.protocol import realised
 from backmerge.measuring.usage import Spent, session
 from backmerge.merging.recipe import Variant, order_of
 from backmerge.outputs import check_apart, paths_read
@@ -179,7 +179,7 @@ def run_experiment(
                 written = write_chosen(run, prepared, tuned, chosen)
             rivals = contenders_of(prepared, found.candidates, points) if experiment.choice.compare else []
             _confirm(evaluator, prepared, tuned, chosen, written, rivals, outcomes)
-            release(engine)  # all is answered; a suite's next experiment brings an engine of its own
+            engine.release()  # all is answered; a suite's next experiment brings an engine of its own
             confirmation = confirmation_of(prepared, outcomes, chosen, list(written))
             looks = counted_looks(run, prepared, inputs, chosen, confirmation.verdict)
             confirmation = confirmation.model_copy(update={"looks": looks})

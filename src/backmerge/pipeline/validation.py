@@ -77,7 +77,7 @@ def check_validation(prepared: Prepared, engine: Generator) -> None:
                 remedy="raise finetune.data.validation, give more rows, or set evaluate.split to 'halves'.",
             )
         return
-    if measure.metric == "loss" and getattr(engine, "log_likelihoods", None) is None:
+    if measure.metric == "loss" and not engine.gives_likelihoods:
         raise ConfigError(
             "choice.validation 'loss' compares likelihoods, which the engine "
             f"{engine.identity['engine']} does not give",

@@ -47,8 +47,7 @@ class Example:
         prefill: The beginning of the answer, put into the model's mouth; it goes on from there.
         is_raw: The last message is the whole text that the model sees: no chat template is applied. For models that
             are asked in a form of their own, such as judges.
-        pair: A harmful and a harmless example that share it are on one subject: they are split together, and whether a
-            model handles both rightly is reported.
+        pair: A harmful and a harmless example that share it are on one subject, and are split together.
     """
 
     id: str

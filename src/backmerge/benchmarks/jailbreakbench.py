@@ -5,9 +5,8 @@ MIT licence; `Index`, `Goal`, `Target`, `Behavior`, `Category`, `Source`. Your o
 benign-behaviors.csv, or the folder that holds both.
 
 Worked example: row 12 of the harmful half asks for something harmful, and row 12 of the harmless half asks about the
-same subject. The harmful `Goal` is judged for harm, the harmless one for refusal. The two form a pair: they are put on
-the same side of the split, and a run that measures both halves reports how often a model handles both rightly.
-`Target`, the beginning of a compliant answer, is not used.
+same subject. The harmful `Goal` is judged for harm, the harmless one for refusal. The two form a pair and are
+put on the same side of the split. `Target`, the beginning of a compliant answer, is not used.
 """
 
 from __future__ import annotations

@@ -1,0 +1,337 @@
+"""What a run of any kind found, typed: `results.json` is exactly one of these types, serialised.
+
+    RestoreResults      `restore`, `run` and `demo`: the choice of λ and its confirmation
+    EvaluateResults     `evaluate` and `score`: scores of one model or several
+    CheckResults        `check`: whether a model is as safe as its base
+
+`Results.read` returns the one that a file holds. Reports, cards, trackers and the Python interface read these, and
+nothing else parses `results.json`. `docs/results.md` is made from the `Attributes` below by `docs/generate.py`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
+
+from pydantic import ValidationError
+
+from backmerge.errors import RunError
+from backmerge.records import Score
+from backmerge.results.checks import CheckFindings, CheckRow, Fingerprints, RedecidedPoint, Redecision
+from backmerge.results.parts import (
+    ROLES,
+    TABLE,
+    Base,
+    BenchmarkRow,
+    CategoryScore,
+    ChosenLam,
+    Comparison,
+    ComparisonRow,
+    Confirmation,
+    DifferenceRow,
+    DriftRow,
+    GuardRow,
+    Judged,
+    JudgesAgreement,
+    MergedModel,
+    ModelForm,
+    ModelVerdict,
+    Part,
+    PointRow,
+    Rate,
+    Sizes,
+    SummaryRow,
+    TunedModel,
+    UtilityOfRoles,
+    ValidationRow,
+)
+from backmerge.runs import RESULTS, check_digests, indented, write_results
+from backmerge.selection.sense_checks import Finding
+
+__all__ = [
+    "ROLES",
+    "SCHEMA_VERSION",
+    "SUITE_FILE",
+    "Base",
+    "BenchmarkRow",
+    "CategoryScore",
+    "CheckFindings",
+    "CheckResults",
+    "CheckRow",
+    "ChosenLam",
+    "Comparison",
+    "ComparisonRow",
+    "Confirmation",
+    "DifferenceRow",
+    "DriftRow",
+    "EvaluateResults",
+    "Fingerprints",
+    "GuardRow",
+    "Judged",
+    "JudgesAgreement",
+    "MergedModel",
+    "ModelForm",
+    "ModelVerdict",
+    "Part",
+    "PointRow",
+    "Rate",
+    "RedecidedPoint",
+    "Redecision",
+    "RestoreResults",
+    "Results",
+    "Sizes",
+    "SummaryRow",
+    "TunedModel",
+    "UtilityOfRoles",
+    "ValidationRow",
+]
+
+SCHEMA_VERSION = 2
+SUITE_FILE = "suite.yaml"
+
+
+class Results(Part):
+    """What a run of any kind found.
+
+    Attributes:
+        schema_version: Version of this schema.
+        kind: What made it: `restore` (also of `run` and `demo`), `evaluate`, `score` or `check`.
+        backmerge: Version of backmerge.
+        inputs: Hashes of all that the results depend on; if one of them differs, they are made anew.
+        agreement: How far two judges agree, for each benchmark and split; empty without a second judge.
+        guards: The guards that merges were made with; mostly none.
+        realisations: How each model was measured.
+        scores: Each model's metrics on each benchmark and split.
+        by_category: Each model's primary metric in each category of a benchmark that has several.
+    """
+
+    schema_version: Literal[2] = 2
+    kind: str
+    backmerge: str
+    inputs: Mapping[str, Any] = {}
+    agreement: tuple[JudgesAgreement, ...] = ()
+    guards: tuple[GuardRow, ...] = ()
+    realisations: tuple[ModelForm, ...] = ()
+    scores: tuple[Score, ...] = ()
+    by_category: tuple[CategoryScore, ...] = ()
+
+    noun: ClassVar[str] = "results"
+
+    @classmethod
+    def read(cls, path: Path | str) -> Self:
+        """Return what a run found, of the kind that the file says.
+
+        Args:
+            path: A run directory, whose files are also compared with their digests, or a `results.json`.
+
+        Raises:
+            RunError: there is none; it is damaged, of another version, or of another kind than this class.
+        """
+        place = Path(path)
+        file = place / RESULTS if place.is_dir() else place
+        text = _text(place, file)
+        if place.is_dir():
+            check_digests(place)
+        kind = _kind_of(file, text)
+        if not issubclass(kind, cls):
+            raise RunError(
+                f"{file} holds {kind.noun}, and not {cls.noun}",
+                remedy=f"give a run that is {cls.noun}.",
+            )
+        try:
+            return kind.model_validate_json(text, strict=True)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(map(str, first["loc"]))
+            raise RunError(
+                f"{file} is damaged: '{where}': {first['msg']}",
+                remedy="delete it and give the command of the run again; what is done is kept.",
+            ) from error
+
+    def write(self, directory: Path) -> Path:
+        """Write `results.json` into a run directory, with the digests of what is there.
+
+        Returns:
+            The file.
+        """
+        return write_results(directory, self.to_json())
+
+    def to_json(self) -> str:
+        """Return the text of `results.json`."""
+        return indented(self.plain())
+
+
+class RestoreResults(Results):
+    """What `restore`, `run` or `demo` chose and found.
+
+    Attributes:
+        name: The experiment's title.
+        environment: What the run was carried out with: `python`, `machine`, and what the engine says of itself.
+        base: The base.
+        tuned: The tuned models.
+        benchmarks: The benchmarks.
+        drift: How far tuning moved each part of the model.
+        second_judge: The judge that only confirms; null if there is none.
+        points: The recipes that were measured.
+        choice: The choice of λ.
+        split: `halves`: λ was chosen on one half of the prompts and confirmed on the other; `whole`: both are all
+            prompts, and λ was chosen on none.
+        validation: Scores on held-out rows of the tuning data.
+        confirmation: What the confirmation split shows of the chosen point.
+        findings: What the sense checks found, the gravest first.
+        comparison: Every series at its best; null unless `choice.compare`.
+        merged: The merged models.
+        summary: Each point's metrics over its models.
+        differences: Each point less the base, paired by prompt.
+    """
+
+    kind: Literal["restore"] = "restore"
+    name: str
+    environment: Mapping[str, str] = {}
+    base: Base
+    tuned: tuple[TunedModel, ...]
+    benchmarks: tuple[BenchmarkRow, ...]
+    drift: tuple[DriftRow, ...] = ()
+    second_judge: str | None = None
+    points: tuple[PointRow, ...]
+    choice: ChosenLam
+    split: Literal["halves", "whole"] = "halves"
+    validation: tuple[ValidationRow, ...] = ()
+    confirmation: Confirmation
+    findings: tuple[Annotated[Finding, TABLE], ...] = ()
+    comparison: Comparison | None = None
+    merged: tuple[MergedModel, ...]
+    summary: tuple[SummaryRow, ...]
+    differences: tuple[DifferenceRow, ...] = ()
+
+    noun: ClassVar[str] = "the results of restore, run or demo"
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all prompts are in both splits, as no λ was chosen on them."""
+        return self.split == "whole"
+
+
+class EvaluateResults(Results):
+    """Scores that `evaluate` measured or `score` computed.
+
+    Attributes:
+        model: What was measured.
+        base_name: The base that an adapter was measured on, or that it was merged with; null if there is none.
+        environment: What the engine says of itself.
+        judge: The judge.
+        second_judge: The second judge; null if there is none.
+        num_unanswered: Prompts without an answer, of `score --partial`.
+        decision: What the judge's findings make of a run whose answers were scored again; null otherwise.
+    """
+
+    kind: Literal["evaluate", "score"] = "evaluate"
+    model: str
+    base_name: str | None = None
+    environment: Mapping[str, str] = {}
+    judge: Judged
+    second_judge: Judged | None = None
+    num_unanswered: int = 0
+    decision: Redecision | None = None
+
+    noun: ClassVar[str] = "scores of evaluate or score"
+
+
+class CheckResults(Results):
+    """What `check` found.
+
+    Attributes:
+        model: What was checked.
+        against: The base, or the earlier run that measured it.
+        is_against_run: Whether it is an earlier run.
+        fingerprints: Hashes of the weights.
+        environment: What answered: what the engine says of itself, for `base` and `model`.
+        judge: The judge.
+        second_judge: The second judge; null if there is none.
+        check: The verdict.
+        findings: What the sense checks found, the gravest first.
+        rows: Each metric at both models.
+        num_prompts_rendered_otherwise: Prompts that the two models saw as different texts.
+    """
+
+    kind: Literal["check"] = "check"
+    model: str
+    against: str
+    is_against_run: bool
+    fingerprints: Fingerprints
+    environment: Mapping[str, Mapping[str, str]] = {}
+    judge: Judged
+    second_judge: Judged | None = None
+    check: CheckFindings
+    findings: tuple[Annotated[Finding, TABLE], ...] = ()
+    rows: tuple[CheckRow, ...]
+    num_prompts_rendered_otherwise: int = 0
+
+    noun: ClassVar[str] = "the results of check"
+
+
+KINDS: Mapping[str, type[Results]] = {
+    "restore": RestoreResults,
+    "evaluate": EvaluateResults,
+    "score": EvaluateResults,
+    "check": CheckResults,
+}
+
+
+class _Marked(NamedTuple):
+    """A key that only one kind has: what files without `kind`, of before it was written, are known by."""
+
+    key: str
+    kind: str
+
+
+_MARKS = (
+    _Marked("confirmation", "restore"),
+    _Marked("check", "check"),
+    _Marked("num_unanswered", "score"),
+    _Marked("judge", "evaluate"),
+)
+
+
+def _text(place: Path, file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if (place / SUITE_FILE).is_file():
+            raise RunError(f"{place} is a suite's folder", remedy="give one of the runs in it.") from error
+        if not place.is_dir():
+            raise RunError(
+                f"{place} is not a run directory: there is no such folder", remedy="give the --out of a run."
+            ) from error
+        raise RunError(
+            f"{place} is not a finished run: it has no {RESULTS}",
+            remedy="give the command of the run again; it goes on where it was, and ends with a report.",
+        ) from error
+    except OSError as error:
+        raise RunError(f"cannot read {file}: {error.strerror}", remedy="give a file that you may read.") from error
+
+
+def _kind_of(file: Path, text: bytes) -> type[Results]:
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise RunError(
+            f"{file} is damaged: {error}",
+            remedy="delete it and give the command of the run again; what is done is kept.",
+        ) from error
+    if not isinstance(values, dict):
+        raise RunError(f"{file} holds no results", remedy="give the command of the run again.")
+    if values.get("schema_version") != SCHEMA_VERSION:
+        raise RunError(
+            f"{file} has schema version {values.get('schema_version')}, and this backmerge reads {SCHEMA_VERSION}",
+            remedy="report with the version that made the run, or run again: what is done is kept.",
+        )
+    kind = values.get("kind", next((mark.kind for mark in _MARKS if mark.key in values), None))
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise RunError(
+            f"{file} holds results of the kind {kind!r}, and this backmerge reads {', '.join(KINDS)}",
+            remedy="read it with the version that made it.",
+        )
+    return KINDS[kind]

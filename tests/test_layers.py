@@ -40,6 +40,7 @@ LAYERS = (
     "demo",
     "doctor",
     "sharing",
+    "api",
     "commands",
     "cli",
 )

@@ -1,5 +1,49 @@
-"""Fine-tune without losing safety: merge the tuned weights back with the base's, measure, choose λ."""
+"""Fine-tune without losing safety: merge the tuned weights back with the base's, measure, choose λ.
+
+The Python interface: `merge`, `restore`, `evaluate`, `check`, `load_results` and the results that they return. Each is
+imported when it is first used, so that `import backmerge` loads no torch.
+"""
 
 from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from backmerge.api import check, evaluate, load_results, merge, restore
+    from backmerge.records import Estimate
+    from backmerge.results import CheckResults, EvaluateResults, RestoreResults, Results
 
 __version__ = version("backmerge")
+
+_PLACES = {
+    **dict.fromkeys(("check", "evaluate", "load_results", "merge", "restore"), "backmerge.api"),
+    **dict.fromkeys(("CheckResults", "EvaluateResults", "RestoreResults", "Results"), "backmerge.results"),
+    "Estimate": "backmerge.records",
+}
+
+__all__ = [
+    "CheckResults",
+    "Estimate",
+    "EvaluateResults",
+    "RestoreResults",
+    "Results",
+    "__version__",
+    "check",
+    "evaluate",
+    "load_results",
+    "merge",
+    "restore",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used."""
+    if name not in _PLACES:
+        raise AttributeError(f"module 'backmerge' has no attribute '{name}'")
+    from importlib import import_module
+
+    return getattr(import_module(_PLACES[name]), name)
+
+
+def __dir__() -> list[str]:
+    """List the public names, for completion in notebooks."""
+    return sorted(__all__)

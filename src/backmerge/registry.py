@@ -148,6 +148,9 @@ DATASETS = Table(
     },
 )
 
+# what results draw of themselves; drawn by rooms above them
+FIGURES = Table("figure", {"curves": "backmerge.reporting.plots:curves"})
+
 TRACKERS = Table(
     "tracker",
     {

@@ -12,13 +12,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
+from html import escape
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import ValidationError
 
-from backmerge.errors import RunError
+from backmerge.errors import ConfigError, RunError
 from backmerge.records import Score
+from backmerge.registry import FIGURES, resolve
 from backmerge.results.checks import CheckFindings, CheckRow, Fingerprints, RedecidedPoint, Redecision
 from backmerge.results.parts import (
     ROLES,
@@ -90,6 +95,7 @@ __all__ = [
 
 SCHEMA_VERSION = 2
 SUITE_FILE = "suite.yaml"
+MOST_ROWS = 60  # that a notebook shows
 
 
 class Results(Part):
@@ -158,6 +164,35 @@ class Results(Part):
         """
         return write_results(directory, self.to_json())
 
+    def to_rows(self) -> list[dict[str, Any]]:
+        """Return the figures as flat rows, one for each model, benchmark, split and metric."""
+        return [asdict(score) for score in self.scores]
+
+    def to_pandas(self) -> Any:
+        """Return `to_rows()` as a `pandas.DataFrame`.
+
+        Raises:
+            ConfigError: pandas is not installed.
+        """
+        if find_spec("pandas") is None:
+            raise ConfigError("pandas is not installed", remedy="pip install pandas; `to_rows()` needs nothing.")
+        return import_module("pandas").DataFrame(self.to_rows())
+
+    def _repr_html_(self) -> str:
+        """Return a table for notebooks; names are escaped, as others chose them."""
+        rows = self.to_rows()
+        heads = "".join(f"<th>{escape(key)}</th>" for key in (rows[0] if rows else {}))
+        lines = ("".join(f"<td>{escape(_shown(value))}</td>" for value in row.values()) for row in rows[:MOST_ROWS])
+        more = f"<p>and {len(rows) - MOST_ROWS} more rows</p>" if len(rows) > MOST_ROWS else ""
+        body = "".join(f"<tr>{line}</tr>" for line in lines)
+        title = escape(self.headline)
+        return f"<p><b>{title}</b></p><table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>{more}"
+
+    @property
+    def headline(self) -> str:
+        """What was found, in a few words."""
+        return f"{len(self.scores)} scores"
+
     def to_json(self) -> str:
         """Return the text of `results.json`."""
         return indented(self.plain())
@@ -207,6 +242,19 @@ class RestoreResults(Results):
     differences: tuple[DifferenceRow, ...] = ()
 
     noun: ClassVar[str] = "the results of restore, run or demo"
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """Return the summary as flat rows: one for each point, benchmark, split and metric."""
+        return [row.plain() for row in self.summary]
+
+    @property
+    def headline(self) -> str:
+        """The verdict and the chosen point."""
+        return f"{self.name}: {self.confirmation.verdict}; chosen: {self.choice.point or 'none'}"
+
+    def plot(self) -> Any:
+        """Return every benchmark's primary metric against λ as a `matplotlib` figure, which notebooks show."""
+        return resolve(FIGURES, "curves")(self)
 
     @property
     def is_whole(self) -> bool:
@@ -271,6 +319,11 @@ class CheckResults(Results):
 
     noun: ClassVar[str] = "the results of check"
 
+    @property
+    def headline(self) -> str:
+        """The verdict on the model."""
+        return f"{self.model} against {self.against}: {self.check.verdict}"
+
 
 KINDS: Mapping[str, type[Results]] = {
     "restore": RestoreResults,
@@ -293,6 +346,12 @@ _MARKS = (
     _Marked("num_unanswered", "score"),
     _Marked("judge", "evaluate"),
 )
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _text(place: Path, file: Path) -> bytes:

@@ -77,6 +77,15 @@ def test_points_that_coincide_share_a_label() -> None:
     assert "linear 0.5, slerp 0.5" in texts
 
 
+def test_a_label_has_the_colour_of_its_series() -> None:
+    """So that whose λ it is can be seen where a name is too long to be written."""
+    axes = pareto(typed(made_results(with_slerp=True))).axes[0]
+    by_series = {line.get_label(): line.get_color() for line in axes.lines}
+    colours = {text.get_text(): text.get_color() for text in axes.texts}
+    assert colours["linear 0.25"] == by_series["linear"]
+    assert colours["linear 0.5, slerp 0.5"] not in by_series.values()
+
+
 def test_a_name_with_dollars_is_a_name() -> None:
     """A benchmark's name is never set as a formula, which an odd one would make fail."""
     results = made_results()

@@ -18,7 +18,7 @@ from backmerge.reporting.axes import (
     series_colour,
     series_style,
 )
-from backmerge.reporting.drawing import BAD, BASE, FAINT, SOFT, TUNED, styled
+from backmerge.reporting.drawing import BAD, BASE, FAINT, INK, SOFT, TUNED, styled
 from backmerge.reporting.findings import percent, place_text
 from backmerge.results import PointRow, RestoreResults, SummaryRow
 
@@ -201,7 +201,7 @@ def _entries(results: RestoreResults, kind: str, point: str, split: str = "selec
 
 
 def _label(axes: Axes, places: Sequence[Place]) -> None:
-    """λ beside each point; points that stand on each other share a label."""
+    """Write λ next to each point, in its series' colour; points on top of each other share a label."""
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
     groups: list[list[Place]] = []
     for place in (place for place in places if place.label):
@@ -227,6 +227,7 @@ def _label(axes: Axes, places: Sequence[Place]) -> None:
             ha="right" if is_right else "left",
             va="center",
             fontsize=9,
+            color=group[0].colour if len({place.colour for place in group}) == 1 else INK,
         )
         label.set_in_layout(False)  # a long one may reach over the edge, and not push the plot together
 

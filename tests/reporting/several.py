@@ -118,7 +118,12 @@ def results_of(
 
 def experiment_of(seeds: Sequence[int] = (1, 2), *, dataset: str | None = "reasoning", **more: Any) -> dict[str, Any]:
     """Settings, as far as reports read them; without a data set, the tuned models came from elsewhere."""
-    made: dict[str, Any] = {"name": "any", "base": "any", "report": {"text": "none", "num_samples": 0}}
+    made: dict[str, Any] = {
+        "name": "any",
+        "base": "any",
+        "evaluate": {"sampling": {"seed": 0}},
+        "report": {"text": "none", "num_samples": 0},
+    }
     tuning = {"finetune": {"dataset": dataset, "seeds": list(seeds), "steps": 10}, "tuned": []}
     return {**made, **(tuning if dataset else {"finetune": None, "tuned": ["a", "b"]}), **more}
 

@@ -242,6 +242,25 @@ def test_an_unfinished_run_is_refused_with_a_remedy(tmp_path: Path, name: str) -
     assert not (run / "scores.csv").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("tuned/seed-1/loss.jsonl", b'{"step": 1}\n'),
+        ("tuned/seed-1/loss.jsonl", b"\xe4\n"),
+        ("sessions.jsonl", b"3\n"),
+        ("experiment.yaml", b"evaluate: {sampling: {seed: 0}}\n"),
+        ("experiment.yaml", b"report: [\n"),
+        ("experiment.yaml", b"- 3\n"),
+    ],
+)
+def test_values_that_the_report_needs_are_checked(tmp_path: Path, name: str, content: bytes) -> None:
+    """A loss, a session or a setting that is missing, or of another kind, names the file."""
+    run = made_run(tmp_path / "run")
+    (run / name).write_bytes(content)
+    with pytest.raises(RunError, match=f"{name} is damaged"):
+        read_run(run)
+
+
 @pytest.mark.parametrize("name", ["results.json", "samples.json", "tuned/seed-1/loss.jsonl"])
 def test_a_damaged_file_is_named(tmp_path: Path, name: str) -> None:
     """A file cut short is a clear error, not a traceback."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from backmerge.errors import RunError
 from backmerge.records import Estimate
@@ -31,6 +32,45 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = ["FinishedRun", "environment", "read_run", "rendered", "visible", "write_report"]
+
+
+class LossRow(BaseModel):
+    """A line of `loss.jsonl`."""
+
+    step: int
+    loss: float
+
+
+class _Part(BaseModel):
+    """A part of the settings that the report shows, of which it reads these fields."""
+
+
+class _Sampling(_Part):
+    seed: int
+
+
+class _Evaluate(_Part):
+    sampling: _Sampling
+
+
+class _Finetune(_Part):
+    seeds: list[int]
+    dataset: str
+
+
+class _Search(_Part):
+    name: str = "grid"
+
+
+class _Report(_Part):
+    text: str
+
+
+class _Settings(_Part):
+    evaluate: _Evaluate
+    finetune: _Finetune | None = None
+    search: _Search = _Search()
+    report: _Report
 
 
 class FinishedRun(NamedTuple):
@@ -84,7 +124,7 @@ def read_run(directory: Path) -> FinishedRun:
     results = RestoreResults.read(directory)
     experiment_text = _text(directory, "experiment.yaml")
     losses = {
-        row.name: _lines(file)
+        row.name: [_checked(LossRow, file, values).model_dump() for values in _lines(file)]
         for row in results.tuned
         if (file := directory / "tuned" / row.name / "loss.jsonl").is_file()
     }
@@ -93,10 +133,15 @@ def read_run(directory: Path) -> FinishedRun:
     return FinishedRun(
         results,
         _read(directory, "samples.json"),
-        yaml.safe_load(experiment_text),
+        _settings(directory / "experiment.yaml", experiment_text),
         experiment_text,
         losses,
-        [row for file in sittings if file.is_file() for row in _lines(file, is_torn=True)],
+        [
+            _checked(dict[str, Any], file, row)
+            for file in sittings
+            if file.is_file()
+            for row in _lines(file, is_torn=True)
+        ],
     )
 
 
@@ -204,19 +249,29 @@ def _text(directory: Path, name: str) -> str:
             remedy="give the command of the run again; it goes on where it was, and ends with a report.",
         ) from error
     except (OSError, UnicodeDecodeError) as error:
-        raise RunError(
-            f"{directory / name} is damaged: {error}",
-            remedy="delete it and give the command of the run again; what is done is kept.",
-        ) from error
+        raise _damaged(directory / name, error) from error
 
 
 def _read(directory: Path, name: str) -> Any:
     return _parsed(directory / name, _text(directory, name))
 
 
+def _settings(file: Path, text: str) -> Mapping[str, Any]:
+    try:
+        settings = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise _damaged(file, error) from error
+    _checked(_Settings, file, settings)
+    values: Mapping[str, Any] = settings
+    return values
+
+
 def _lines(path: Path, *, is_torn: bool = False) -> list[Any]:
     """A JSON Lines file; without its last line, where a killed writer may have left half of it."""
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise _damaged(path, error) from error
     whole = text.rpartition("\n")[0] if is_torn else text
     return [_parsed(path, line) for line in whole.split("\n") if line]
 
@@ -225,7 +280,19 @@ def _parsed(path: Path, text: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise RunError(
-            f"{path} is damaged: {error}",
-            remedy="delete it and give the command of the run again; what is done is kept.",
-        ) from error
+        raise _damaged(path, error) from error
+
+
+def _checked(kind: Any, path: Path, values: Any) -> Any:
+    try:
+        return TypeAdapter(kind).validate_python(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise _damaged(path, f"'{'.'.join(map(str, first['loc']))}': {first['msg']}") from error
+
+
+def _damaged(path: Path, how: object) -> RunError:
+    return RunError(
+        f"{path} is damaged: {how}",
+        remedy="delete it and give the command of the run again; what is done is kept.",
+    )

@@ -54,8 +54,8 @@ def arcee_fusion(base: Tensor, tuned: Tensor, /, *, lam: float = 1.0) -> Tensor:
     """Base + lam · (tuned - base) where |tuned - base|·KL is at least median + 1.5·(Q3 - Q1) of it; base elsewhere.
 
     KL is that of softmax(tuned) from softmax(base) over an element's row. mergekit takes it in float32, whose rounding
-    decides 3 to 18 % of the elements that it takes (ten tensors of a LoRA on SmolLM2-135M), and the quartiles of large tensors from a
-    million elements drawn at random; ours are float64, and exact.
+    decides 3 to 18 % of the elements that it takes (ten tensors of a LoRA on SmolLM2-135M), and the quartiles of large
+    tensors from a million elements drawn at random; ours are float64, and exact.
 
     Args:
         base: Any shape; rows lie along the last dimension.

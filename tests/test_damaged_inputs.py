@@ -23,9 +23,9 @@ from backmerge.demo import EXPERIMENT
 from backmerge.errors import BackmergeError
 from backmerge.generation.protocol import EngineSettings, Sampling
 from backmerge.generation.transformers_engine import TransformersEngine
+from backmerge.measuring.recorded import read_records
 from backmerge.merging.recipe import Variant
 from backmerge.merging.to_disk import write_all
-from backmerge.pipeline.given import read_records
 from backmerge.records import Example, Message, Value, Verdict
 from backmerge.reporting.report import read_run
 from backmerge.runs import RunDirectory, write_results

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -18,9 +19,9 @@ from hypothesis import strategies as st
 
 from backmerge import runs
 from backmerge.errors import DataError, RunError
+from backmerge.measuring.recorded import read_records
 from backmerge.outputs import listed_files
-from backmerge.pipeline.given import read_records
-from backmerge.records import Verdict
+from backmerge.records import Value, Verdict
 from backmerge.runs import (
     PARTIAL,
     RunDirectory,
@@ -495,6 +496,23 @@ def test_a_damaged_unit_is_one_clear_error(tmp_path: Path, how: Callable[[list[s
         file.write_text("".join(f"{line}\n" for line in how(lines)))
         with pytest.raises(DataError, match=r"is damaged|not a verdict record"):
             run.unit("verdicts", "k", Verdict, lambda: verdicts, ["a", "b"])
+
+
+@pytest.mark.parametrize("value", [7.0, float("nan"), "0.5"])
+def test_unsound_values_are_refused_before_they_are_written(value: Any, tmp_path: Path) -> None:
+    """A metric of the user's own that is wrong stops the run, and leaves no unit that stops each later one."""
+    run = RunDirectory(tmp_path / "run")
+    with run.held(), pytest.raises(DataError, match="what was just made for 'a' is no value"):
+        run.keep_unit("values", "k", Value, [Value("a", "accuracy", value)], ["a"])
+    with run.held(), pytest.raises(DataError, match="each example as often"):
+        run.keep_unit("values", "k", Value, [Value("a", "accuracy", 1.0)], ["a", "b"])
+    assert list(run.units.iterdir()) == []
+
+
+def test_a_unit_that_vanishes_is_an_error(tmp_path: Path) -> None:
+    """A file that was there a moment ago counts neither as empty nor as not yet made."""
+    with pytest.raises(DataError, match="was deleted while this command was at work"):
+        RunDirectory(tmp_path / "run").read_unit("verdicts", "k", Verdict, ["a"])
 
 
 def test_a_directory_made_for_nothing_is_removed(tmp_path: Path) -> None:

@@ -30,17 +30,29 @@ import secrets
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import xxhash
 from pydantic import TypeAdapter, ValidationError
 
-from backmerge.errors import BackmergeError, RunError
+from backmerge.errors import BackmergeError, DataError, RunError
 from backmerge.outputs import MANIFEST, check_replaceable, digest_of, is_free
 from backmerge.progress import say
-from backmerge.records import Unit, check_seal, damaged, lines_of, read_lines, sealed
+from backmerge.records import (
+    Completion,
+    Unit,
+    Value,
+    Verdict,
+    check_seal,
+    damaged,
+    from_dict,
+    lines_of,
+    read_lines,
+    sealed,
+    to_json,
+)
 
 PARTIAL = ".partial"
 SETTINGS, RESULTS, SAMPLES, DIGESTS = "experiment.yaml", "results.json", "samples.json", "digests.json"
@@ -310,6 +322,12 @@ def check_digests(run: Path) -> None:
             raise RunError(f"{run / name} was changed after the run wrote it", remedy=remedy)
 
 
+def _is_whole(records: Sequence[Completion | Verdict | Value], examples: Sequence[str] | None) -> bool:
+    """Return whether records are of these examples, each as often as any other."""
+    counts = Counter(record.example for record in records)
+    return examples is None or (set(counts) == set(examples) and len(set(counts.values())) <= 1)
+
+
 def models_in(place: Path) -> list[Path]:
     """Return the models in a folder that backmerge wrote, without what a user put next to them."""
     if not place.is_dir():
@@ -475,7 +493,7 @@ class RunDirectory:
         key: str,
         kind: type[Unit],
         make: Callable[[], Iterable[Unit]],
-        examples: Iterable[str] | None = None,
+        examples: Sequence[str] | None = None,
     ) -> list[Unit]:
         """Return the records of a unit: read if it is there, else made and kept.
 
@@ -487,15 +505,28 @@ class RunDirectory:
             examples: The ids that they must be of, each as often as any other; not checked if not given.
 
         Raises:
-            DataError: the file was damaged since it was written.
+            DataError: the file was damaged since it was written, or what was made is not sound.
         """
-        path = self.units / f"{stage}-{key}.jsonl"
-        if not path.exists():
-            write_whole(path, sealed(lines_of(make())))
-        check_seal(path)
-        records = list(read_lines(kind, path))
-        counts = Counter(record.example for record in records)
-        if examples is not None and (set(counts) != set(examples) or len(set(counts.values())) > 1):
+        if self.has_unit(stage, key):
+            return self.read_unit(stage, key, kind, examples)
+        return self.keep_unit(stage, key, kind, make(), examples)
+
+    def read_unit(self, stage: str, key: str, kind: type[Unit], examples: Sequence[str] | None = None) -> list[Unit]:
+        """Return the records of a unit that is there.
+
+        Raises:
+            DataError: the file was damaged since it was written, or is gone.
+        """
+        path = self._unit_path(stage, key)
+        try:
+            check_seal(path)
+            records = list(read_lines(kind, path))
+        except FileNotFoundError as error:
+            raise DataError(
+                f"{path} was deleted while this command was at work",
+                remedy="give the command again: it makes anew what the file held.",
+            ) from error
+        if not _is_whole(records, examples):
             raise damaged(path, "it does not hold each example of its unit as often as any other")
         return records
 
@@ -505,15 +536,44 @@ class RunDirectory:
         Raises:
             DataError: the file was damaged since it was written.
         """
-        path = self.units / f"{stage}-{key}.jsonl"
+        path = self._unit_path(stage, key)
         if not path.exists():
             write_whole(path, sealed("".join(json.dumps(row, allow_nan=False) + "\n" for row in make())))
         check_seal(path, is_always_there=True)
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()[:-1]]
 
+    def keep_unit(
+        self, stage: str, key: str, kind: type[Unit], made: Iterable[Unit], examples: Sequence[str] | None = None
+    ) -> list[Unit]:
+        """Check records that were just made, write them as a unit, and return them.
+
+        Raises:
+            DataError: a record is not sound, or they are not of these examples; nothing is written then.
+        """
+        records: list[Unit] = []
+        for record in made:
+            try:
+                # by way of its line: this command works with what a later one reads
+                records.append(from_dict(kind, json.loads(to_json(record))))
+            except (TypeError, ValueError) as error:
+                raise DataError(
+                    f"what was just made for '{record.example}' is no {kind.__name__.lower()}: {error}",
+                    remedy="correct the judge, metric or engine of your own that made it, and run again.",
+                ) from error
+        if not _is_whole(records, examples):
+            raise DataError(
+                f"the {stage} that were just made do not hold each example as often as any other",
+                remedy="correct the judge, metric or engine of your own that made them, and run again.",
+            )
+        write_whole(self._unit_path(stage, key), sealed(lines_of(records)))
+        return records
+
+    def _unit_path(self, stage: str, key: str) -> Path:
+        return self.units / f"{stage}-{key}.jsonl"
+
     def has_unit(self, stage: str, key: str) -> bool:
         """Whether a unit is done."""
-        return (self.units / f"{stage}-{key}.jsonl").exists()
+        return self._unit_path(stage, key).exists()
 
     def write_json(self, name: str, values: Any) -> Path:
         """Write plain data as an indented JSON file in the run directory."""

@@ -16,7 +16,7 @@ from backmerge.demo import model_directory
 from backmerge.errors import BackmergeError, ConfigError, RunError
 from backmerge.judging.protocol import Judge, JudgeSettings
 from backmerge.pipeline.checking import CheckSettings, check_model
-from backmerge.pipeline.given import judge_again
+from backmerge.pipeline.rescoring import judge_again
 from backmerge.records import Completion, Example, Message, Verdict
 from backmerge.registry import NOTHING_ALLOWED, Permissions
 from backmerge.results import CheckResults

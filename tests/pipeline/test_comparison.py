@@ -9,8 +9,8 @@ import pytest
 from backmerge.benchmarks.metrics import PerAnswer
 from backmerge.benchmarks.protocol import Benchmark
 from backmerge.cli import app
+from backmerge.measuring.score import Outcome
 from backmerge.pipeline.comparison import Contender, comparison_of
-from backmerge.pipeline.evaluation import Outcome
 from backmerge.pipeline.results import Outcomes
 from backmerge.planning.points import BASE, Member, Point, points_of
 from backmerge.planning.settings import SweepSettings

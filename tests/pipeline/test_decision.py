@@ -12,8 +12,8 @@ import pytest
 from backmerge.benchmarks.metrics import PerAnswer
 from backmerge.benchmarks.protocol import Benchmark
 from backmerge.errors import RunError
+from backmerge.measuring.score import Outcome
 from backmerge.pipeline.decision import LOOKS, confirmation_of, counted_looks, evidence_of, margin_note
-from backmerge.pipeline.evaluation import Outcome
 from backmerge.pipeline.preparation import Prepared
 from backmerge.pipeline.results import Outcomes
 from backmerge.planning.points import BASE, TUNED, Member, Point, points_of

@@ -12,8 +12,7 @@ from backmerge.benchmarks.files import from_file
 from backmerge.errors import RunError
 from backmerge.judging.protocol import Judge, JudgeSettings
 from backmerge.pipeline.checking import CheckSettings, check_model
-from backmerge.pipeline.evaluation import Evaluator
-from backmerge.pipeline.given import score_answers
+from backmerge.pipeline.rescoring import score_answers
 from backmerge.pipeline.single import SingleEvaluation, evaluate_model
 from backmerge.pipeline.stages import run_experiment
 from backmerge.planning.settings import Experiment

@@ -11,7 +11,7 @@ import pytest
 
 from backmerge.generation.transformers_engine import TransformersEngine
 from backmerge.judging.protocol import JudgeSettings
-from backmerge.pipeline.given import judge_again
+from backmerge.pipeline.rescoring import judge_again
 from backmerge.pipeline.stages import run_experiment
 from backmerge.planning.settings import Experiment
 from backmerge.records import Completion, Example, Verdict

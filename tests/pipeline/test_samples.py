@@ -11,7 +11,7 @@ import pytest
 
 from backmerge.benchmarks.metrics import PerAnswer
 from backmerge.benchmarks.protocol import Benchmark
-from backmerge.pipeline.evaluation import Outcome
+from backmerge.measuring.score import Outcome
 from backmerge.pipeline.results import Outcomes
 from backmerge.pipeline.samples import LONGEST, MOST_RECIPES, MOST_TEXT, samples_of
 from backmerge.planning.points import BASE, TUNED, Member, Point, points_of

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from backmerge.benchmarks.bertscore import BertScorer
+from backmerge.benchmarks.split import limited
 from backmerge.checkpoints.reader import Weights
 from backmerge.errors import ConfigError
 from backmerge.finetuning.datasets import TrainingData
@@ -21,9 +22,9 @@ from backmerge.finetuning.encoding import encode
 from backmerge.generation.chat import load_tokenizer
 from backmerge.generation.protocol import Drawing, EngineSettings, Generator, Sampling
 from backmerge.generation.transformers_engine import TransformersEngine
+from backmerge.measuring.evaluate import Evaluator
 from backmerge.merging.to_disk import write_merged
-from backmerge.pipeline.evaluation import Evaluator
-from backmerge.pipeline.preparation import Prepared, limited, prepare
+from backmerge.pipeline.preparation import Prepared, prepare
 from backmerge.pipeline.tuning import tune_seeds
 from backmerge.pipeline.validation import (
     ENOUGH,

@@ -274,3 +274,12 @@ def are_apart(halves: Mapping[str, Mapping[Split, Sequence[Example]]], calibrati
     }
     is_calibrated_apart = {wording_of(one) for one in calibration}.isdisjoint(seen["selection"] | seen["confirmation"])
     return seen["selection"].isdisjoint(seen["confirmation"]) and is_calibrated_apart
+
+
+def limited(examples: Sequence[Example], limit: int | None) -> list[Example]:
+    """Return at most `limit` examples, drawn by a hash of their ids and kept in order."""
+    if limit is None or len(examples) <= limit:
+        return list(examples)
+    drawn = sorted(examples, key=lambda example: key_of(example.id))[:limit]
+    kept = {example.id for example in drawn}
+    return [example for example in examples if example.id in kept]

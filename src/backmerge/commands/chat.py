@@ -70,7 +70,7 @@ def chat(
     from backmerge.generation.protocol import EngineSettings, Sampling
     from backmerge.generation.transformers_engine import TransformersEngine
     from backmerge.pipeline.chatting import Chat, trio_of, trio_of_run
-    from backmerge.pipeline.given import is_run
+    from backmerge.pipeline.rescoring import is_run
 
     check_choice("--dtype", dtype, ("auto", "float32", "bfloat16", "float16"))
     quieten()

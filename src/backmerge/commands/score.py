@@ -47,7 +47,7 @@ def score(
     from backmerge.commands.quiet import quieten
     from backmerge.config import Document, validated, with_overrides
     from backmerge.judging.protocol import JudgeSettings
-    from backmerge.pipeline.given import is_run, judge_again, score_answers
+    from backmerge.pipeline.rescoring import is_run, judge_again, score_answers
     from backmerge.reporting.console import print_scores
 
     quieten()

@@ -98,7 +98,7 @@ class Spent:
 
 def _is_merge(variant: Variant) -> bool:
     """Whether a model exists nowhere before it is merged: neither base nor tuned model, nor a server's or another's."""
-    if not getattr(variant, "tuned_models", ()):
+    if not variant.tuned_models:
         return False
     is_tuned = len(variant.tuned_models) == 1 and variant.method == linear and variant.lam == 1
     return not is_tuned or variant.dtype is not None

@@ -169,7 +169,7 @@ def _chosen(
     inputs = statistics_of_run(results.guards, asked, directory) if asked else {}
     members = members_at(point, base, tuned, output_of(experiment), extra, inputs)
     member = next((one for one in members if one.tuned == name), members[0])
-    return member.variant, has_lam, f"the run chose {row.point}"
+    return member.local_variant, has_lam, f"the run chose {row.point}"
 
 
 def _point_of(experiment: Experiment, row: PointRow, permissions: Permissions) -> Point:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple, Self
@@ -13,24 +12,29 @@ from pydantic import model_validator
 from backmerge import __version__
 from backmerge.benchmarks.protocol import Benchmark, Kind
 from backmerge.benchmarks.scoring import primary_metric
+from backmerge.benchmarks.split import limited
 from backmerge.checkpoints.adapter import is_adapter
 from backmerge.checkpoints.locate import locate_model
-from backmerge.checkpoints.reader import Checkpoint, Weights
+from backmerge.checkpoints.reader import Checkpoint
 from backmerge.config import Document, Problems, Settings, as_yaml
 from backmerge.errors import ConfigError, RunError
 from backmerge.execution import ExecutionSettings
-from backmerge.generation.protocol import Generator, engine_class, realised
+from backmerge.generation.protocol import Generator, engine_class
+from backmerge.measuring.answer import Answered, Answerer, Job, inputs_of
+from backmerge.measuring.evaluate import answerer_of
+from backmerge.measuring.judge import Judges
+from backmerge.measuring.recorded import answers_of_base
+from backmerge.measuring.score import judge_and_score
+from backmerge.measuring.speed import expected_time
 from backmerge.measuring.usage import Spent
 from backmerge.merging.recipe import Variant
-from backmerge.merging.served import Realisation, as_given
+from backmerge.merging.served import as_given
 from backmerge.outputs import check_apart, paths_read
 from backmerge.pipeline.decision import evidence_of, verdict_on
-from backmerge.pipeline.evaluation import Job, evaluator_of, inputs_of
 from backmerge.pipeline.looked_up import offline
 from backmerge.pipeline.preparation import (
     Measures,
     find_measures,
-    limited,
     make_engine,
     open_tuned,
     settings_left,
@@ -44,12 +48,9 @@ from backmerge.pipeline.results import (
     score_rows,
     write_records,
 )
-from backmerge.pipeline.sides import Asked, Route, Sides, earlier_answers
-from backmerge.pipeline.speed import expected_time
 from backmerge.planning.points import BASE, Member, Point
 from backmerge.planning.settings import EvaluateSettings
 from backmerge.progress import bar, say
-from backmerge.records import Example
 from backmerge.registry import NOTHING_ALLOWED, Permissions
 from backmerge.reporting.check_summary import check_markdown
 from backmerge.results import (
@@ -108,22 +109,35 @@ class CheckSettings(Settings):
         return self
 
 
+class _Asked(NamedTuple):
+    """An engine and what it is asked; of a server, `log` is the file of its answers."""
+
+    engine: Generator
+    jobs: list[Job]
+    log: str = "answered.jsonl"
+
+
 class _Plan(NamedTuple):
     """Who is asked what.
 
     Attributes:
-        engine: Answers for both models.
-        jobs: Of the base, then of the model.
+        earlier: What the base answered in an earlier run; empty if it is asked now.
+        asked: The engines, with the jobs of each.
         environment: What answers for each, by `base` and `model`.
-        fingerprints: Of the weights, where they are here.
-        is_cached: Whether answers of earlier runs may be taken over.
+        fingerprints: Of the weights, if they are here.
+        is_cached: Whether answers of other runs count.
     """
 
-    engine: Generator
-    jobs: list[Job]
+    earlier: list[Answered]
+    asked: list[_Asked]
     environment: dict[str, Any]
     fingerprints: Fingerprints
     is_cached: bool
+
+    @property
+    def jobs(self) -> list[Job]:
+        """All that is asked now, of the base first."""
+        return [job for asked in self.asked for job in asked.jobs]
 
 
 def check_model(
@@ -148,7 +162,7 @@ def check_model(
     """
     check_apart(directory, paths_read(settings))
     run = RunDirectory(directory)
-    measures, plan = _prepared(settings, run, permissions, document)
+    measures, plan = _prepared(settings, permissions, document)
     benchmarks, judge, second = measures
     assert judge is not None
     spent = Spent()
@@ -156,27 +170,26 @@ def check_model(
     with run.held():
         _check_kind(run)
         changing = settings.model_dump(mode="json", exclude={"execution"})
-        inputs = inputs_of(changing, plan.jobs, (judge, second), plan.environment)
+        inputs = inputs_of(changing, [*plan.earlier, *plan.jobs], (judge, second), plan.environment)
         run.begin(as_yaml(settings), inputs)
-        evaluator = evaluator_of(
-            run,
-            plan.engine,
-            (judge, second),
-            settings.evaluate.model_copy(update={"cache": settings.evaluate.cache and plan.is_cached}),
-            settings.execution,
-            permissions=permissions,
-            spent=spent,
-        )
-        say(expected_time(evaluator, plan.jobs, base=_base_of(plan)))
+        judges = Judges(run, judge, second, spent)
+        answerers = _answerers(settings, plan, run, spent, permissions)
+        say("\n".join(_expected_times(plan, answerers)))
+        answered = list(plan.earlier)
         with bar("Check", sum(len(job.examples) for job in plan.jobs)) as advance:
-            for outcome in evaluator.evaluate(plan.jobs, advance):
-                outcomes.add(outcome)
+            for answerer, asked in zip(answerers, plan.asked, strict=True):
+                answered += answerer.answer(asked.jobs, advance)
+        if judges.need_memory_for(answered):
+            for asked in plan.asked:
+                asked.engine.release()
+        for outcome in judge_and_score(judges, answered, settings.evaluate.max_unscored):
+            outcomes.add(outcome)
         write_records(run, outcomes)
         found = _check(settings, outcomes, benchmarks)
         evidence = evidence_of(outcomes, benchmarks, SPLIT, settings.margin, tuned=MODEL.name, judges=(judge, second))
         findings = findings_of(evidence, settings.accept)
-        limited = limited_by(found.verdict, findings)
-        found = found.model_copy(update={"verdict": limited, "measured_verdict": found.verdict})
+        verdict = limited_by(found.verdict, findings)
+        found = found.model_copy(update={"verdict": verdict, "measured_verdict": found.verdict})
         results = CheckResults(
             backmerge=__version__,
             model=settings.model,
@@ -192,7 +205,7 @@ def check_model(
             findings=findings,
             rows=tuple(_rows(settings, outcomes, benchmarks, found.verdict)),
             num_prompts_rendered_otherwise=_num_rendered_otherwise(outcomes, benchmarks),
-            realisations=tuple(realisation_rows(outcomes, _realised(plan.engine))),
+            realisations=tuple(realisation_rows(outcomes)),
             scores=tuple(score_rows(outcomes)),
             by_category=tuple(category_rows(outcomes)),
         )
@@ -217,19 +230,13 @@ def plan_check(
         BackmergeError: all problems of the settings together.
     """
     check_apart(directory, paths_read(settings))
-    run = RunDirectory(directory)
     with offline():
-        (_, judge, second), plan = _prepared(settings, run, permissions, document)
-        assert judge is not None
-        evaluator = evaluator_of(
-            run, plan.engine, (judge, second), settings.evaluate, settings.execution, permissions=permissions
-        )
-        return expected_time(evaluator, plan.jobs, base=_base_of(plan), may_measure=False)
+        _, plan = _prepared(settings, permissions, document)
+        answerers = _answerers(settings, plan, RunDirectory(directory), Spent(), permissions)
+        return "\n".join(_expected_times(plan, answerers, may_measure=False))
 
 
-def _prepared(
-    settings: CheckSettings, run: RunDirectory, permissions: Permissions, document: Document | None
-) -> tuple[Measures, _Plan]:
+def _prepared(settings: CheckSettings, permissions: Permissions, document: Document | None) -> tuple[Measures, _Plan]:
     problems = Problems(document)
     measures = find_measures(settings.evaluate, problems, permissions)
     with problems.at("evaluate", "engine", "name"):
@@ -239,17 +246,35 @@ def _prepared(
                 if model is not None and not is_served:
                     locate_model(model)
     problems.raise_any()
-    return measures, _plan(settings, measures.benchmarks, run, permissions=permissions)
+    return measures, _plan(settings, measures.benchmarks, permissions)
 
 
-def _base_of(plan: _Plan) -> Weights | None:
-    """The weights of the model that is asked first; `None` of one that is elsewhere."""
-    first = plan.jobs[0].member.variant
-    return first.base if isinstance(first, Variant) else None
+def _answerers(
+    settings: CheckSettings, plan: _Plan, run: RunDirectory, spent: Spent, permissions: Permissions
+) -> list[Answerer]:
+    """Return what asks each engine of the plan."""
+    evaluate = settings.evaluate.model_copy(update={"cache": settings.evaluate.cache and plan.is_cached})
+    return [
+        answerer_of(
+            run, asked.engine, evaluate, settings.execution, permissions=permissions, spent=spent, log=asked.log
+        )
+        for asked in plan.asked
+    ]
+
+
+def _expected_times(plan: _Plan, answerers: Sequence[Answerer], *, may_measure: bool = True) -> list[str]:
+    """Return how long each engine will take, as sentences."""
+    sentences = []
+    for answerer, asked in zip(answerers, plan.asked, strict=True):
+        first = asked.jobs[0].member
+        whose = f"{first.name}: " if len(plan.asked) > 1 else ""
+        base = None if first.variant is None else first.variant.base
+        sentences.append(whose + expected_time(answerer, asked.jobs, base=base, may_measure=may_measure))
+    return sentences
 
 
 def _check_kind(run: RunDirectory) -> None:
-    """That what is in the directory is a check, or nothing.
+    """Check that what is in the directory is a check, or nothing.
 
     Raises:
         RunError: it is something else, or damaged.
@@ -261,12 +286,10 @@ def _check_kind(run: RunDirectory) -> None:
         )
 
 
-def _plan(
-    settings: CheckSettings, benchmarks: Sequence[Benchmark], run: RunDirectory, permissions: Permissions
-) -> _Plan:
+def _plan(settings: CheckSettings, benchmarks: Sequence[Benchmark], permissions: Permissions) -> _Plan:
     is_served = engine_class(settings.evaluate.engine.name, permissions).is_served
     if is_served or settings.against_run is not None:
-        return _apart(settings, benchmarks, run, is_served=is_served, permissions=permissions)
+        return _apart(settings, benchmarks, is_served=is_served, permissions=permissions)
     assert settings.against is not None
     base = Checkpoint(locate_model(settings.against))
     variant = _variant(settings.model, base)
@@ -278,11 +301,8 @@ def _plan(
         for benchmark in benchmarks
     ]
     prints = Fingerprints(base=base.fingerprint, model=(variant.tuned_models or (variant.base,))[0].fingerprint)
-    return _Plan(engine, jobs, dict.fromkeys(("base", "model"), engine.identity), prints, is_cached=True)
-
-
-def _realised(engine: Generator) -> Callable[[Variant], Realisation]:
-    return engine.realised if isinstance(engine, Sides) else partial(realised, engine)
+    environment = dict.fromkeys(("base", "model"), engine.identity)
+    return _Plan([], [_Asked(engine, jobs)], environment, prints, is_cached=True)
 
 
 def _variant(model: str, base: Checkpoint | None) -> Variant:
@@ -305,7 +325,6 @@ def _variant(model: str, base: Checkpoint | None) -> Variant:
 def _apart(
     settings: CheckSettings,
     benchmarks: Sequence[Benchmark],
-    run: RunDirectory,
     *,
     is_served: bool,
     permissions: Permissions,
@@ -322,39 +341,33 @@ def _apart(
             f"executor '{settings.execution.executor}' asks one engine for both models",
             remedy="leave --executor away with a server, and with --against-run.",
         )
-    sides = Sides()
-    earlier: Mapping[str, Asked] = {}
+    limit = settings.evaluate.limit
+    earlier: list[Answered] = []
+    environment: dict[str, Any] = {}
     if settings.against_run is not None:
-        earlier = earlier_answers(Path(settings.against_run), benchmarks)
-    examples: dict[str, list[Example]] = {
-        benchmark.name: limited(
-            earlier[benchmark.name].examples if earlier else benchmark.examples, settings.evaluate.limit
-        )
-        for benchmark in benchmarks
-    }
-    routes: dict[str, Route] = {}
-    if is_served:
-        names = {"model": settings.model, **({} if settings.against is None else {"base": settings.against})}
-        for side, name in names.items():
-            engine = make_engine(_asking(settings.evaluate, name), permissions=permissions)
-            engine.answer_log = run.path / f"answered-{side}.jsonl"  # one writer to a file
-            routes[side] = Route(engine, None)
-    else:
-        engine = make_engine(settings.evaluate, permissions)
-        routes["model"] = Route(engine, _variant(settings.model, None))
-    jobs = []
-    for benchmark in benchmarks:
-        route = routes.get("base") or Route(earlier[benchmark.name].answers, None)
-        member = Member("base", BASE, None, sides.add(route))
-        jobs.append(Job(member, benchmark, SPLIT, examples[benchmark.name]))
-    model = Member("model", MODEL, None, sides.add(routes["model"]))
-    jobs += [Job(model, benchmark, SPLIT, examples[benchmark.name]) for benchmark in benchmarks]
-    environment = {side: route.engine.identity for side, route in routes.items()}
-    if settings.against_run is not None:
-        environment["base"] = dict(_environment_of(Path(settings.against_run)))
-    variant = routes["model"].variant
-    fingerprints = Fingerprints(base=None, model=None if variant is None else variant.base.fingerprint)
-    return _Plan(sides, jobs, environment, fingerprints, is_cached=False)
+        run = Path(settings.against_run)
+        found = answers_of_base(run, benchmarks, Member("base", BASE, None, None), SPLIT)
+        earlier = [answered.to(limited(answered.examples, limit)) for answered in found]
+        environment["base"] = dict(_environment_of(run))
+    of_each = [answered.examples for answered in earlier] or [limited(b.examples, limit) for b in benchmarks]
+
+    def asked(point: Point, name: str | None, variant: Variant | None) -> _Asked:
+        evaluate = settings.evaluate if name is None else _asking(settings.evaluate, name)
+        engine = make_engine(evaluate, permissions)
+        environment[point.name] = engine.identity
+        jobs = [
+            Job(Member(point.name, point, None, variant), benchmark, SPLIT, examples)
+            for benchmark, examples in zip(benchmarks, of_each, strict=True)
+        ]
+        return _Asked(engine, jobs, f"answered-{point.name}.jsonl")
+
+    if not is_served:
+        variant = _variant(settings.model, None)
+        prints = Fingerprints(base=None, model=variant.base.fingerprint)
+        return _Plan(earlier, [asked(MODEL, None, variant)], environment, prints, is_cached=False)
+    models = [(BASE, settings.against)] if settings.against is not None else []
+    servers = [asked(point, name, None) for point, name in (*models, (MODEL, settings.model))]
+    return _Plan(earlier, servers, environment, Fingerprints(base=None, model=None), is_cached=False)
 
 
 def _asking(settings: EvaluateSettings, name: str) -> EvaluateSettings:

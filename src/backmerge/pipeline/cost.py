@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from backmerge.benchmarks.protocol import Benchmark
-from backmerge.benchmarks.split import Split
+from backmerge.benchmarks.split import Split, limited
 from backmerge.checkpoints.files import num_bytes
 from backmerge.checkpoints.reader import Weights
 from backmerge.generation.chat import load_tokenizer
 from backmerge.generation.protocol import Generator, Sampling
+from backmerge.measuring.answer import sampling_of
+from backmerge.measuring.prompt_lengths import prompt_lengths
 from backmerge.merging.plan import checkpoint_bytes
 from backmerge.merging.recipe import Variant
-from backmerge.pipeline.evaluation import sampling_of
-from backmerge.pipeline.preparation import Prepared, limited
-from backmerge.pipeline.prompt_lengths import prompt_lengths
+from backmerge.pipeline.preparation import Prepared
 from backmerge.pipeline.validation import num_validation_answers
 from backmerge.pipeline.workload import confirmed_points, num_models, num_searched
 from backmerge.planning.points import Point
@@ -179,7 +179,9 @@ def _ways(prepared: Prepared, merged: Sequence[Point], engine: Generator | None)
     if engine is None or not prepared.tuned:
         return []
     return [
-        engine.realisation(member.variant) for point in merged for member in prepared.members_at(point, prepared.tuned)
+        engine.realisation(member.local_variant)
+        for point in merged
+        for member in prepared.members_at(point, prepared.tuned)
     ]
 
 

@@ -35,7 +35,7 @@ def write_chosen(
     members = prepared.members_at(chosen, tuned) if chosen else []
     current = {
         # also the tuned model, if it was chosen as it is
-        str(member.tuned): as_output(member.variant, prepared.output)
+        str(member.tuned): as_output(member.local_variant, prepared.output)
         for member in members
     }
     for place in (run.merged, run.unconfirmed):

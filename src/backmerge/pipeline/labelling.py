@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from backmerge.errors import DataError, RunError
-from backmerge.pipeline.given import read_records
+from backmerge.measuring.recorded import read_records
 from backmerge.pipeline.results import plain
 from backmerge.runs import key_of, write_whole
 from backmerge.statistics import Corrected, corrected_rate, effective_size

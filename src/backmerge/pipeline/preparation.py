@@ -13,7 +13,7 @@ import yaml
 from backmerge.benchmarks.catalogue import find_benchmark
 from backmerge.benchmarks.guards import Asked, Guard, find_guards
 from backmerge.benchmarks.protocol import Benchmark, Kind
-from backmerge.benchmarks.split import SPLITS, Source, Split, are_apart, split_benchmarks
+from backmerge.benchmarks.split import SPLITS, Source, Split, are_apart, limited, split_benchmarks
 from backmerge.checkpoints.adapter import open_weights
 from backmerge.checkpoints.compare import check_same_shape
 from backmerge.checkpoints.locate import locate_model, short_name
@@ -33,7 +33,7 @@ from backmerge.planning.points import DTYPES, Member, Output, Point, guards_of, 
 from backmerge.planning.settings import EvaluateSettings, Experiment
 from backmerge.records import Example
 from backmerge.registry import JUDGES, NOTHING_ALLOWED, Permissions, resolve
-from backmerge.runs import RunDirectory, key_of
+from backmerge.runs import RunDirectory
 from backmerge.selection import check_search
 
 KINDS: tuple[Kind, ...] = ("utility", "safety", "over_refusal", "keep")
@@ -426,15 +426,6 @@ def check_kind(run: RunDirectory, kind: str) -> dict[str, Any]:
             remedy="give another --out; nothing was touched.",
         )
     return settings
-
-
-def limited(examples: Sequence[Example], limit: int | None) -> list[Example]:
-    """At most `limit` examples, drawn by a hash of their ids and kept in order."""
-    if limit is None or len(examples) <= limit:
-        return list(examples)
-    drawn = sorted(examples, key=lambda example: key_of(example.id))[:limit]
-    kept = {example.id for example in drawn}
-    return [example for example in examples if example.id in kept]
 
 
 def _check_tuned_differ(tuned: Mapping[str, Weights]) -> None:

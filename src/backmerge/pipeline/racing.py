@@ -8,8 +8,9 @@ from dataclasses import dataclass, field, replace
 from backmerge.benchmarks.scoring import primary_metric
 from backmerge.benchmarks.split import clusters_over, pooled_id
 from backmerge.checkpoints.reader import Weights
+from backmerge.measuring.answer import Job
+from backmerge.measuring.score import Outcome
 from backmerge.pipeline.candidates import SPLIT
-from backmerge.pipeline.evaluation import Job, Outcome
 from backmerge.pipeline.preparation import Prepared
 from backmerge.pipeline.results import Outcomes
 from backmerge.planning.points import BASE, Point, at_lam

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
@@ -12,9 +12,7 @@ from backmerge.benchmarks.scoring import Values, primary_metric, safety_values, 
 from backmerge.benchmarks.split import clusters_of, clusters_over, pooled_id, wording_of
 from backmerge.errors import RunError
 from backmerge.judging.protocol import Judge
-from backmerge.merging.recipe import Variant
-from backmerge.merging.served import Realisation
-from backmerge.pipeline.evaluation import Outcome
+from backmerge.measuring.score import Outcome
 from backmerge.planning.points import Point
 from backmerge.records import Example, Score, to_json
 from backmerge.results import CategoryScore, DifferenceRow, Judged, JudgesAgreement, ModelForm, SummaryRow
@@ -288,18 +286,13 @@ def differences_of(outcomes: Outcomes, points: Sequence[Point], split: str) -> l
     return rows
 
 
-def realisation_rows(outcomes: Outcomes, realised: Callable[[Variant], Realisation]) -> list[ModelForm]:
-    """How each model was measured on each split: what a user would load, and how the engine got it.
-
-    Args:
-        outcomes: All that was measured.
-        realised: How the engine measures a variant.
-    """
+def realisation_rows(outcomes: Outcomes) -> list[ModelForm]:
+    """How each model was measured on each split: what a user would load, and how the engine got it."""
     rows: dict[tuple[str, str], ModelForm] = {}
     for outcome in outcomes.all():
         key = (outcome.member.name, outcome.split)
-        if key not in rows:
-            rows[key] = ModelForm(model=key[0], split=key[1], **realised(outcome.member.variant)._asdict())
+        if key not in rows and outcome.realisation is not None:
+            rows[key] = ModelForm(model=key[0], split=key[1], **outcome.realisation._asdict())
     return list(rows.values())
 
 

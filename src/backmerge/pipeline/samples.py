@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from backmerge.benchmarks.protocol import Benchmark
 from backmerge.benchmarks.split import Split
-from backmerge.pipeline.evaluation import Outcome
+from backmerge.measuring.score import Outcome
 from backmerge.pipeline.preparation import Prepared
 from backmerge.pipeline.results import Outcomes
 from backmerge.planning.points import BASE, TUNED, Point

@@ -22,9 +22,10 @@ from backmerge.benchmarks.split import Split
 from backmerge.checkpoints.reader import Weights
 from backmerge.errors import ConfigError
 from backmerge.generation.protocol import Generator
+from backmerge.measuring.answer import Job, sampling_of
+from backmerge.measuring.evaluate import evaluator_of
 from backmerge.measuring.usage import Spent, session
 from backmerge.outputs import check_apart, paths_read
-from backmerge.pipeline.evaluation import Job, evaluator_of, sampling_of
 from backmerge.pipeline.preparation import Prepared, make_engine, prepare, with_inputs
 from backmerge.pipeline.shared_ground import agree
 from backmerge.pipeline.validation import check_validation

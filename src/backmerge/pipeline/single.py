@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -12,6 +11,7 @@ from pydantic import Field
 
 from backmerge import __version__
 from backmerge.benchmarks.guards import Asked, Guard, GuardChoice, find_guards
+from backmerge.benchmarks.split import limited
 from backmerge.checkpoints.adapter import is_adapter
 from backmerge.checkpoints.companions import Side
 from backmerge.checkpoints.locate import locate_model
@@ -19,20 +19,21 @@ from backmerge.checkpoints.reader import Checkpoint
 from backmerge.config import Document, Problems, Settings, as_yaml
 from backmerge.errors import ConfigError
 from backmerge.execution import ExecutionSettings
-from backmerge.generation.protocol import Generator, realised
+from backmerge.generation.protocol import Generator
 from backmerge.judging.protocol import Judge
+from backmerge.measuring.answer import Job, inputs_of
+from backmerge.measuring.evaluate import evaluator_of
+from backmerge.measuring.speed import expected_time
 from backmerge.measuring.usage import session
 from backmerge.merging.method import INPUTS, check_inputs, check_models, check_parameters, find_method
 from backmerge.merging.recipe import Variant, lam_name
 from backmerge.merging.served import as_given
 from backmerge.outputs import check_apart, paths_read
-from backmerge.pipeline.evaluation import Job, evaluator_of, inputs_of
 from backmerge.pipeline.guarding import gathered_statistics, guard_rows
 from backmerge.pipeline.looked_up import offline
 from backmerge.pipeline.preparation import (
     check_kind,
     find_measures,
-    limited,
     make_engine,
     open_tuned,
 )
@@ -45,7 +46,6 @@ from backmerge.pipeline.results import (
     score_rows,
     write_records,
 )
-from backmerge.pipeline.speed import expected_time
 from backmerge.planning.points import BASE, DTYPES, TUNED, Member, Output, Point, as_output
 from backmerge.planning.settings import EvaluateSettings, SweepSettings
 from backmerge.progress import bar, say
@@ -121,7 +121,7 @@ def evaluate_model(
             run, engine, (judge, second), settings.evaluate, settings.execution, permissions=permissions
         )
         total = sum(len(job.examples) for job in jobs)
-        say(expected_time(evaluator, jobs, base=jobs[0].member.variant.base))
+        say(expected_time(evaluator, jobs, base=jobs[0].member.local_variant.base))
         with session(run, evaluator.spent), bar("Evaluation", total, "answers") as advance:
             for outcome in evaluator.evaluate(jobs, advance):
                 outcomes.add(outcome)
@@ -137,7 +137,7 @@ def evaluate_model(
             second_judge=None if second is None else judged(second),
             agreement=tuple(agreement_rows(outcomes)),
             guards=tuple(guarded),
-            realisations=tuple(realisation_rows(outcomes, partial(realised, engine))),
+            realisations=tuple(realisation_rows(outcomes)),
             scores=tuple(score_rows(outcomes)),
             by_category=tuple(category_rows(outcomes)),
         )
@@ -151,10 +151,12 @@ def _with_inputs(
     """The jobs, their merges with statistics of the base's inputs on the guard's prompts; and the guard for results."""
     if settings.guard is None:
         return list(jobs), []
-    base, evaluate = jobs[0].member.variant.base, settings.evaluate
+    base, evaluate = jobs[0].member.local_variant.base, settings.evaluate
     found = gathered_statistics(guards, base, evaluate.engine, run=run, is_cached=evaluate.cache)
     inputs = {INPUTS[0]: found[settings.guard, base.fingerprint]}
-    members = {job.member.name: job.member._replace(variant=replace(job.member.variant, inputs=inputs)) for job in jobs}
+    members = {
+        job.member.name: job.member._replace(variant=replace(job.member.local_variant, inputs=inputs)) for job in jobs
+    }
     return [job._replace(member=members[job.member.name]) for job in jobs], guard_rows(guards, found, run)
 
 
@@ -183,7 +185,7 @@ def plan_evaluation(
             settings.execution,
             permissions=permissions,
         )
-        return expected_time(evaluator, jobs, base=jobs[0].member.variant.base, may_measure=False)
+        return expected_time(evaluator, jobs, base=jobs[0].member.local_variant.base, may_measure=False)
 
 
 class _Measured(NamedTuple):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +14,9 @@ from backmerge.benchmarks.split import Split
 from backmerge.checkpoints.adapter import AdapterOnBase
 from backmerge.checkpoints.reader import Weights
 from backmerge.config import Document, Problems, as_yaml
-from backmerge.generation.protocol import realised
+from backmerge.measuring.answer import Job
+from backmerge.measuring.evaluate import Evaluator, evaluator_of
+from backmerge.measuring.speed import expected_time
 from backmerge.measuring.usage import Spent, session
 from backmerge.merging.recipe import Variant, order_of
 from backmerge.outputs import check_apart, paths_read
@@ -30,7 +31,6 @@ from backmerge.pipeline.decision import (
     with_findings,
 )
 from backmerge.pipeline.drift import drift_rows
-from backmerge.pipeline.evaluation import Evaluator, Job, evaluator_of
 from backmerge.pipeline.guarding import guard_rows
 from backmerge.pipeline.handover import hand_over, write_chosen
 from backmerge.pipeline.preparation import Prepared, check_kind, make_engine, prepare, with_inputs
@@ -46,7 +46,6 @@ from backmerge.pipeline.results import (
 )
 from backmerge.pipeline.samples import samples_of
 from backmerge.pipeline.shared_ground import measured_on, tell_of_shards
-from backmerge.pipeline.speed import expected_time
 from backmerge.pipeline.sweep import sweep
 from backmerge.pipeline.validation import (
     check_validation,
@@ -228,7 +227,7 @@ def run_experiment(
                 findings=findings,
                 comparison=comparison_of(prepared, outcomes, rivals) if rivals else None,
                 merged=tuple(merged),
-                realisations=tuple(realisation_rows(outcomes, partial(realised, engine))),
+                realisations=tuple(realisation_rows(outcomes)),
                 scores=tuple(score_rows(outcomes)),
                 by_category=tuple(category_rows(outcomes)),
                 summary=tuple(summary_of(outcomes, points)),

@@ -8,9 +8,11 @@ from typing import NamedTuple
 
 from backmerge.benchmarks.protocol import Kind
 from backmerge.checkpoints.reader import Weights
+from backmerge.measuring.answer import Job
+from backmerge.measuring.evaluate import Evaluator
+from backmerge.measuring.score import Outcome
 from backmerge.pipeline.candidates import SPLIT, candidate_of
 from backmerge.pipeline.decision import check_base, check_first_answers
-from backmerge.pipeline.evaluation import Evaluator, Job, Outcome
 from backmerge.pipeline.layers import search_layers
 from backmerge.pipeline.preparation import KINDS, Prepared
 from backmerge.pipeline.racing import RACED, race

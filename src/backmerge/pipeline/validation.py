@@ -12,14 +12,16 @@ from statistics import fmean
 from typing import NamedTuple
 
 from backmerge.benchmarks.protocol import Benchmark
+from backmerge.benchmarks.split import limited
 from backmerge.checkpoints.reader import Weights
 from backmerge.errors import ConfigError
 from backmerge.finetuning.encoding import cutoff_for
 from backmerge.finetuning.validation import Encoder, Measure, measure_of, validation_benchmark
 from backmerge.generation.chat import load_tokenizer
 from backmerge.generation.protocol import Generator
-from backmerge.pipeline.evaluation import Evaluator, Job
-from backmerge.pipeline.preparation import Prepared, limited
+from backmerge.measuring.answer import Job
+from backmerge.measuring.evaluate import Evaluator
+from backmerge.pipeline.preparation import Prepared
 from backmerge.planning.points import ALL, Member, Point
 from backmerge.progress import bar
 from backmerge.records import Example

@@ -86,13 +86,19 @@ class Member(NamedTuple):
         name: Such as `linear@0.4/seed-42`.
         point: Where it stands.
         tuned: The name of the tuned model that it comes from, or `all`; `None` for the base.
-        variant: Its weights.
+        variant: Its weights; `None` for a model of a server, or one that answered earlier.
     """
 
     name: str
     point: Point
     tuned: str | None
-    variant: Variant
+    variant: Variant | None
+
+    @property
+    def local_variant(self) -> Variant:
+        """The weights of a model that is on this machine."""
+        assert self.variant is not None, f"{self.name} is not on this machine"
+        return self.variant
 
 
 BASE = Point("base", "base", "base", 0.0, setting=0.0)
@@ -217,8 +223,8 @@ def members_at(
     members = [Member(f"{point.name}/{name}", point, name, variant) for name, variant in variants.items()]
     if point.role == "tuned":
         dtype = output.dtype if output is not None else None
-        return [m._replace(variant=as_given(replace(m.variant, dtype=dtype))) for m in members]
-    return [m._replace(variant=as_output(m.variant, output)) for m in members]
+        return [m._replace(variant=as_given(replace(m.local_variant, dtype=dtype))) for m in members]
+    return [m._replace(variant=as_output(m.local_variant, output)) for m in members]
 
 
 def as_output(variant: Variant, output: Output | None) -> Variant:

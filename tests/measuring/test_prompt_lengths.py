@@ -17,14 +17,15 @@ from backmerge.errors import GenerationError
 from backmerge.generation.chat import load_tokenizer
 from backmerge.generation.protocol import Drawing, EngineSettings, Sampling
 from backmerge.generation.transformers_engine import TransformersEngine
+from backmerge.measuring.answer import Job
+from backmerge.measuring.evaluate import Evaluator
+from backmerge.measuring.prompt_lengths import context_of, prompt_lengths
 from backmerge.merging.recipe import Variant
-from backmerge.pipeline.evaluation import Evaluator, Job
-from backmerge.pipeline.prompt_lengths import context_of, prompt_lengths
 from backmerge.planning.points import BASE, Member
 from backmerge.records import Completion, Example, Message
 from backmerge.runs import RunDirectory
 
-from .test_evaluation import Counting, Scripted
+from .test_evaluate import Counting, Scripted
 
 CONTEXT = 40
 

@@ -11,13 +11,13 @@ import pytest
 from backmerge.checkpoints.reader import Checkpoint
 from backmerge.demo import model_directory
 from backmerge.generation.cache import CompletionCache
+from backmerge.measuring.evaluate import Evaluator
 from backmerge.measuring.usage import Spent, session
 from backmerge.merging.recipe import Variant
-from backmerge.pipeline.evaluation import Evaluator
 from backmerge.progress import Bar
 from backmerge.runs import RunDirectory
 
-from .test_evaluation import EXAMPLES, SAMPLING, Counting, Scripted, job, safety
+from .test_evaluate import EXAMPLES, SAMPLING, Counting, Scripted, job, safety
 
 BASE = Checkpoint(model_directory())
 

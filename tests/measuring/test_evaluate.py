@@ -18,8 +18,9 @@ from backmerge.errors import GenerationError, RunError
 from backmerge.generation.cache import CompletionCache
 from backmerge.generation.protocol import Drawing, Generator, LogLikelihood, Request, Sampling
 from backmerge.judging.protocol import Judge
+from backmerge.measuring.answer import Job
+from backmerge.measuring.evaluate import Evaluator
 from backmerge.merging.recipe import Variant
-from backmerge.pipeline.evaluation import Evaluator, Job
 from backmerge.planning.points import BASE, Member
 from backmerge.records import Completion, Example, Message, Verdict
 from backmerge.runs import RunDirectory

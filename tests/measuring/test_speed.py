@@ -12,14 +12,14 @@ from backmerge.demo import model_directory
 from backmerge.generation.cache import CompletionCache
 from backmerge.generation.protocol import EngineSettings
 from backmerge.generation.transformers_engine import TransformersEngine
+from backmerge.measuring.evaluate import Evaluator
+from backmerge.measuring.speed import expected_time, time_sentence
 from backmerge.measuring.usage import SESSIONS, remember_speed, remembered_speed, session, speed_key, speed_of_sessions
 from backmerge.merging.recipe import Variant
-from backmerge.pipeline.evaluation import Evaluator
-from backmerge.pipeline.speed import expected_time, time_sentence
 from backmerge.progress import Part, Rates
 from backmerge.runs import RunDirectory
 
-from .test_evaluation import EXAMPLES, SAMPLING, Counting, Scripted, job, safety
+from .test_evaluate import EXAMPLES, SAMPLING, Counting, Scripted, job, safety
 
 BASE = Checkpoint(model_directory())
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -16,14 +16,15 @@ from backmerge.benchmarks.catalogue import find_of_any_kind, named
 from backmerge.benchmarks.protocol import Kind
 from backmerge.config import Document, validated
 from backmerge.errors import DataError, RunError
-from backmerge.generation.protocol import Drawing, Generator, Sampling
 from backmerge.generation.thoughts import Reply, separated
 from backmerge.judging.protocol import Judge, JudgeSettings
-from backmerge.merging.recipe import Variant
+from backmerge.measuring.answer import Answered, inputs_of
+from backmerge.measuring.judge import Judges
+from backmerge.measuring.recorded import read_records
+from backmerge.measuring.score import Outcome, judge_and_score
 from backmerge.outputs import check_apart, paths_read
 from backmerge.pipeline.candidates import candidate_of, of_kind
 from backmerge.pipeline.decision import verdict_on
-from backmerge.pipeline.evaluation import Evaluator, Job, Outcome, inputs_of
 from backmerge.pipeline.preparation import (
     check_judge,
     check_kind,
@@ -42,44 +43,14 @@ from backmerge.pipeline.results import (
 )
 from backmerge.planning.points import ALL, BASE, Member, Point
 from backmerge.planning.settings import EvaluateSettings, Experiment
-from backmerge.records import Completion, Example, Verdict, from_dict
+from backmerge.records import Completion, Verdict
 from backmerge.registry import Permissions
 from backmerge.results import EvaluateResults, RedecidedPoint, Redecision, RestoreResults
 from backmerge.rows import sound_rows
-from backmerge.runs import RunDirectory, check_digests, key_of, write_whole
+from backmerge.runs import RunDirectory, key_of, write_whole
 from backmerge.selection import ChoiceSettings, choose
 
 MODEL = "given"  # what a model is called that nothing is known of
-
-
-@dataclass(frozen=True)
-class _Unknown:
-    """In a variant's place: weights that are not here."""
-
-    identity: Mapping[str, str]
-
-
-class GivenAnswers(Generator):
-    """In an engine's place: answers that exist already, by model, benchmark and prompt."""
-
-    def __init__(self, answers: Mapping[str, Sequence[Completion]]) -> None:
-        self._answers = answers
-
-    @property
-    def identity(self) -> dict[str, str]:
-        """That no model was asked."""
-        return {"engine": "given"}
-
-    def generate(
-        self,
-        variant: Variant | None,  # noqa: ARG002 - a generator's signature
-        examples: Sequence[Example],
-        sampling: Sampling,  # noqa: ARG002
-        advance: Callable[[int], None],
-    ) -> list[Completion]:
-        """Each example's completions, as they were given."""
-        advance(len(examples))
-        return [completion for example in examples for completion in self._answers[example.id]]
 
 
 class Answers(NamedTuple):
@@ -174,15 +145,13 @@ def score_answers(
     asked = tuple(example for example in benchmark.examples if example.id in answers.by_example)
     prompts = {example.id: example.prompt for example in asked}
     by_example = {name: [replace(c, prompt=prompts[name]) for c in found] for name, found in answers.by_example.items()}
-    identity = key_of(answers.lines)
-    member = Member(MODEL, BASE, None, cast("Variant", _Unknown({"answers": identity})))
+    completions = [completion for example in asked for completion in by_example[example.id]]
+    answered = Answered(Member(MODEL, BASE, None, None), benchmark, "all", asked, completions, key_of(answers.lines))
     run = RunDirectory(directory)
     with run.held():
         settled = {"answers": str(path), "benchmark": benchmark_name, "judge": judge_settings.model_dump(mode="json")}
-        jobs = [Job(member, benchmark, "all", asked)]
-        inputs = _begin(run, settled, jobs, judge)
-        evaluator = Evaluator(run, GivenAnswers(by_example), judge, Drawing(), max_unscored)
-        (outcome,) = evaluator.evaluate(jobs, lambda *_: None)
+        inputs = _begin(run, settled, [answered], judge)
+        (outcome,) = judge_and_score(Judges(run, judge), [answered], max_unscored)
         write_whole(run.records / "scored.jsonl", "".join(_scored_lines(answers, outcome)))
         return _finish(run, [outcome], judge, str(path), len(missing), inputs)
 
@@ -205,9 +174,8 @@ def judge_again(
     judge = find_judge(judge_settings, permissions)
     found = RestoreResults.read(earlier) if kind_of_run(settings) == "experiment" else None
     points = {} if found is None else _points_of(found)
-    jobs: list[Job] = []
-    answers: dict[str, dict[str, list[Completion]]] = {}
-    before: dict[str, list[Verdict]] = {}
+    answered: list[Answered] = []
+    before: list[tuple[Verdict, ...]] = []
     for recorded in read_records(earlier):
         if recorded.kind in ("utility", "keep"):
             continue
@@ -219,28 +187,18 @@ def judge_again(
                 f"{earlier} has answers to '{lost}' of {recorded.benchmark}, which its benchmarks no longer ask",
                 remedy="put the data back as they were, or evaluate anew.",
             )
-        key = key_of([recorded.model, recorded.benchmark, recorded.split])
-        answers[key] = {}
-        for completion in recorded.completions:
-            answers[key].setdefault(completion.example, []).append(completion)
-        before[key] = recorded.verdicts
-        asked = tuple(example for example in benchmark.examples if example.id in answers[key])
-        told = key_of([completion.text for completion in recorded.completions])
-        variant = cast("Variant", _Unknown({"answers": told, "place": key}))
         point, tuned = points.get(recorded.model, (BASE, None))
-        jobs.append(Job(Member(recorded.model, point, tuned, variant), benchmark, recorded.split, asked))
-    if not jobs:
+        answered.append(recorded.as_answered(Member(recorded.model, point, tuned, None), benchmark))
+        before.append(tuple(recorded.verdicts))
+    if not answered:
         raise RunError(f"{earlier} has no answers that a judge looks at", remedy="give a run with safety benchmarks.")
-    check_judge(judge, [job.benchmark for job in jobs])
+    check_judge(judge, [one.benchmark for one in answered])
     run = RunDirectory(directory)
     with run.held():
         settled = {"answers": str(earlier), "judge": judge_settings.model_dump(mode="json")}
-        inputs = _begin(run, settled, jobs, judge)
-        outcomes = []
-        for job, key in zip(jobs, answers, strict=True):
-            evaluator = Evaluator(run, GivenAnswers(answers[key]), judge, Drawing(), max_unscored)
-            (outcome,) = evaluator.evaluate([job], lambda *_: None)
-            outcomes.append(replace(outcome, second_verdicts=tuple(before[key])))
+        inputs = _begin(run, settled, answered, judge)
+        scored = judge_and_score(Judges(run, judge), answered, max_unscored)
+        outcomes = [replace(one, second_verdicts=first) for one, first in zip(scored, before, strict=True)]
         choice = validated(Experiment, Document(str(earlier), settings, {})).choice if found is not None else None
         decision = None if found is None or choice is None else _decide(found, choice, outcomes)
         return _finish(run, outcomes, judge, str(earlier), 0, inputs, decision)
@@ -300,66 +258,12 @@ def _decide(found: RestoreResults, choice: ChoiceSettings, outcomes: Sequence[Ou
     )
 
 
-class Recorded(NamedTuple):
-    """What a model answered on one benchmark's split, and what the judge found.
-
-    Attributes:
-        questions: The user's last turn, for each completion.
-        clusters: Of near-duplicate prompts, for each completion.
-        verdicts: One for each completion; none for utility.
-    """
-
-    model: str
-    benchmark: str
-    split: str
-    kind: Kind
-    completions: list[Completion]
-    questions: list[str]
-    clusters: list[str]
-    verdicts: list[Verdict]
-
-
-def read_records(run: Path) -> list[Recorded]:
-    """A finished run's answers with their verdicts.
-
-    Raises:
-        RunError: it is not finished, or damaged.
-    """
-    if not (run / "results.json").is_file():
-        raise RunError(f"{run} is not a finished run", remedy="give its command again: it goes on where it was.")
-    check_digests(run)
-    try:
-        return _recorded(run)
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        raise RunError(
-            f"the records of {run} are missing or damaged: {error}",
-            remedy="give the command of the run again: it writes them anew from what is done.",
-        ) from error
-
-
-def _recorded(run: Path) -> list[Recorded]:
-    found: dict[tuple[str, str, str], Recorded] = {}
-    for name in ("completions", "verdicts"):
-        # line by line as they were written: an answer may hold what else counts as a line's end
-        for line in (run / "records" / f"{name}.jsonl").read_text(encoding="utf-8").split("\n"):
-            if not line:
-                continue
-            values = json.loads(line)
-            place = (values["model"], values["benchmark"], values["split"])
-            recorded = found.setdefault(place, Recorded(*place, values["kind"], [], [], [], []))
-            if name == "verdicts":
-                recorded.verdicts.append(from_dict(Verdict, values))
-            else:
-                recorded.completions.append(from_dict(Completion, values))
-                recorded.questions.append(values["question"])
-                recorded.clusters.append(values["cluster"])
-    return list(found.values())
-
-
-def _begin(run: RunDirectory, settings: Mapping[str, Any], jobs: Sequence[Job], judge: Judge) -> dict[str, Any]:
+def _begin(
+    run: RunDirectory, settings: Mapping[str, Any], answered: Sequence[Answered], judge: Judge
+) -> dict[str, Any]:
     """Write the settings; return the hashes of what the scores depend on."""
     check_kind(run, "answers")
-    inputs = inputs_of(dict(settings), jobs, [judge], "given")
+    inputs = inputs_of(dict(settings), answered, [judge], "given")
     run.begin(yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True), inputs)
     return inputs
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from backmerge.benchmarks.split import limited
 from backmerge.checkpoints.reader import Weights
 from backmerge.errors import BackmergeError
 from backmerge.generation.protocol import Sampling
+from backmerge.measuring.answer import Answerer, Job
 from backmerge.measuring.usage import remember_speed, remembered_speed, speed_key, speed_of_sessions
-from backmerge.pipeline.evaluation import Evaluator, Job
-from backmerge.pipeline.preparation import limited
 from backmerge.progress import Bar, Part, Rates, TokenMeter, bar, rate_text, time_text
 
 # engines whose speed a few tokens say; a server is asked nothing twice, and vLLM is fast only once it is full
@@ -19,7 +19,7 @@ SHARE = 0.1  # of the whole time, that measuring may take
 
 
 def expected_time(
-    evaluator: Evaluator,
+    answerer: Answerer,
     jobs: Sequence[Job],
     confirming: Sequence[Job] = (),
     *,
@@ -29,30 +29,30 @@ def expected_time(
     """Return how long the answers to these jobs will take, as a sentence; measures the engine's speed if need be.
 
     Args:
-        evaluator: Of the session.
+        answerer: Of the session.
         jobs: All that may be asked, as far as it is known.
         confirming: More of them, for which answers of other runs do not count.
         base: What is asked is of its shape; nothing is known of the speed of models elsewhere.
         may_measure: Whether the model may be loaded for it.
     """
-    measured_on = "" if base is None else speed_key(evaluator.engine.identity, base)
-    evaluator.spent.measured_on = measured_on
-    missing = [*evaluator.missing(jobs), *evaluator.missing(confirming, is_fresh=True)]
+    measured_on = "" if base is None else speed_key(answerer.engine.identity, base)
+    answerer.spent.measured_on = measured_on
+    missing = [*answerer.missing(jobs), *answerer.missing(confirming, is_fresh=True)]
     if not missing:
         return "No answer is left to make."
     parts = [part for _, part in missing]
     where = "as measured on its first prompts"
-    rates = speed_of_sessions(evaluator.run, measured_on)
+    rates = speed_of_sessions(answerer.run, measured_on)
     if rates is not None:
         where = "as measured in earlier sessions of this run"
     elif (rates := remembered_speed(measured_on)) is not None:
         where = "as measured in an earlier run on this machine"
-    elif may_measure and evaluator.elsewhere is None and evaluator.engine.identity["engine"] in MEASURED_FIRST:
+    elif may_measure and answerer.elsewhere is None and answerer.engine.identity["engine"] in MEASURED_FIRST:
         with bar("Loading the model and measuring its speed", 1):
-            rates = measured_rates(evaluator, missing[0][0], parts)
+            rates = measured_rates(answerer, missing[0][0], parts)
         if rates is not None:
             remember_speed(measured_on, rates)
-    evaluator.spent.meter.expected = rates
+    answerer.spent.meter.expected = rates
     return time_sentence(parts, rates, where)
 
 
@@ -72,7 +72,7 @@ def time_sentence(parts: Sequence[Part], rates: Rates | None, where: str) -> str
     )
 
 
-def measured_rates(evaluator: Evaluator, job: Job, parts: Sequence[Part]) -> Rates | None:
+def measured_rates(answerer: Answerer, job: Job, parts: Sequence[Part]) -> Rates | None:
     """Return the rates of a few tokens of answers to some prompts; the answers are thrown away.
 
     Two prompts warm the engine up. Many together are faster for each, so as many of a batch are measured then as take a
@@ -83,7 +83,7 @@ def measured_rates(evaluator: Evaluator, job: Job, parts: Sequence[Part]) -> Rat
         meter, counting = TokenMeter(), Bar()
         counting.expect((), meter)
         sampling = Sampling(max_new_tokens=num_tokens)
-        evaluator.engine.generate(job.member.variant, limited(job.examples, num_prompts), sampling, counting)
+        answerer.engine.generate(job.member.variant, limited(job.examples, num_prompts), sampling, counting)
         return meter.rates
 
     try:
@@ -91,7 +91,7 @@ def measured_rates(evaluator: Evaluator, job: Job, parts: Sequence[Part]) -> Rat
         total = found.seconds(sum(part.read for part in parts), sum(part.num_answers * part.limit for part in parts))
         one = found.seconds(found.read / FEW_PROMPTS, MORE_TOKENS)
         if total and one:
-            batch = min(int(evaluator.engine.identity["batch_size"]), int(SHARE * total / one))
+            batch = min(int(answerer.engine.identity["batch_size"]), int(SHARE * total / one))
             found = measure(batch, MORE_TOKENS) if batch > FEW_PROMPTS else found
     except BackmergeError:  # it is raised again when the answers are made
         return None

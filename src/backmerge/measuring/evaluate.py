@@ -1,0 +1,127 @@
+"""Answer, judge, score: three passes over all that is to be measured.
+
+So the model that answers and the one that judges need not fit the device together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from backmerge.execution import ExecutionSettings
+from backmerge.generation.cache import CompletionCache, cache_directory
+from backmerge.generation.protocol import Drawing, Generator
+from backmerge.judging.protocol import Judge
+from backmerge.measuring.answer import Answerer, Elsewhere, Job, elsewhere
+from backmerge.measuring.judge import Judges
+from backmerge.measuring.score import Outcome, judge_and_score
+from backmerge.measuring.usage import Spent
+from backmerge.planning.settings import EvaluateSettings
+from backmerge.progress import Advance, bar_of
+from backmerge.registry import Permissions
+from backmerge.runs import RunDirectory
+
+
+class Evaluator(Answerer):
+    """Gets answers from one engine, judges and scores them; what is in the run's units is read from there.
+
+    Args:
+        run: Where units are kept.
+        engine: Answers prompts.
+        judge: Finds refusals and harm.
+        drawing: How answers are drawn if a benchmark does not say.
+        max_unscored: Share of a benchmark that the judge may leave unscored.
+        second: Another judge, whose verdicts are shown next to the first one's.
+        cache: Answers of earlier runs; none are looked for without it.
+        max_new_tokens: A generation limit for all benchmarks, if it is lower than their own.
+        elsewhere: Where answers are made, if not in this process; the engine is then asked only what it is.
+        spent: Where answers, verdicts and seconds are counted.
+    """
+
+    def __init__(
+        self,
+        run: RunDirectory,
+        engine: Generator,
+        judge: Judge,
+        drawing: Drawing,
+        max_unscored: float,
+        *,
+        second: Judge | None = None,
+        cache: CompletionCache | None = None,
+        max_new_tokens: int | None = None,
+        elsewhere: Elsewhere | None = None,
+        spent: Spent | None = None,
+    ) -> None:
+        super().__init__(
+            run, engine, drawing, cache=cache, max_new_tokens=max_new_tokens, elsewhere=elsewhere, spent=spent
+        )
+        self.judges = Judges(run, judge, second, self.spent)
+        self.max_unscored = max_unscored
+
+    def evaluate(
+        self, jobs: Sequence[Job], advance: Advance, *, is_fresh: bool = False, is_partial: bool = False
+    ) -> list[Outcome]:
+        """Generate, judge and score, as far as it is not done yet.
+
+        Args:
+            jobs: What is measured.
+            advance: Called with the number of examples that are answered.
+            is_fresh: Whether answers of other runs are not looked for: a confirmation is what was measured now.
+            is_partial: Whether the jobs are parts of benchmarks, too small to say how much stays unscored.
+
+        Raises:
+            GenerationError: a prompt leaves no room for an answer in a model's context; nothing was generated then.
+            RunError: the judge left too many answers unscored.
+        """
+        answered = self.answer(jobs, advance, is_fresh=is_fresh)
+        if self.judges.need_memory_for(answered):
+            self.engine.release()
+        bar_of(advance)(0, "judging and scoring")
+        return judge_and_score(self.judges, answered, self.max_unscored, is_partial=is_partial)
+
+
+def evaluator_of(
+    run: RunDirectory,
+    engine: Generator,
+    judges: tuple[Judge, Judge | None],
+    settings: EvaluateSettings,
+    execution: ExecutionSettings,
+    *,
+    permissions: Permissions,
+    spent: Spent | None = None,
+) -> Evaluator:
+    """What measures as the settings say, with the answers of earlier runs if they are wanted."""
+    return Evaluator(
+        run,
+        engine,
+        judges[0],
+        settings.sampling,
+        settings.max_unscored,
+        second=judges[1],
+        cache=CompletionCache(cache_directory()) if settings.cache else None,
+        max_new_tokens=settings.max_new_tokens,
+        elsewhere=elsewhere(execution, settings.engine, permissions),
+        spent=spent,
+    )
+
+
+def answerer_of(
+    run: RunDirectory,
+    engine: Generator,
+    settings: EvaluateSettings,
+    execution: ExecutionSettings,
+    *,
+    permissions: Permissions,
+    spent: Spent,
+    log: str,
+) -> Answerer:
+    """What answers as the settings say, to be judged with the answers of others."""
+    return Answerer(
+        run,
+        engine,
+        settings.sampling,
+        cache=CompletionCache(cache_directory()) if settings.cache else None,
+        max_new_tokens=settings.max_new_tokens,
+        elsewhere=elsewhere(execution, settings.engine, permissions),
+        spent=spent,
+        log=log,
+    )

@@ -1,0 +1,127 @@
+"""Answers of a finished run, read from its records: judged, scored or labelled without a model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from backmerge.benchmarks.protocol import Benchmark, Kind
+from backmerge.errors import RunError
+from backmerge.measuring.answer import Answered
+from backmerge.merging.served import Realisation
+from backmerge.planning.points import BASE, Member
+from backmerge.records import Completion, Verdict, from_dict, to_json
+from backmerge.runs import check_digests, key_of
+
+EARLIER = Realisation("earlier", None, None, None)
+
+
+class Recorded(NamedTuple):
+    """What a model answered on one benchmark's split, and what the judge found.
+
+    Attributes:
+        questions: The user's last turn, for each completion.
+        clusters: Of near-duplicate prompts, for each completion.
+        verdicts: One for each completion; none for utility.
+    """
+
+    model: str
+    benchmark: str
+    split: str
+    kind: Kind
+    completions: list[Completion]
+    questions: list[str]
+    clusters: list[str]
+    verdicts: list[Verdict]
+
+    def as_answered(self, member: Member, benchmark: Benchmark) -> Answered:
+        """Return the answers as a model's to a benchmark that asks for them."""
+        by_id = {example.id: example for example in benchmark.examples}
+        examples = [by_id[name] for name in dict.fromkeys(completion.example for completion in self.completions)]
+        key = key_of("earlier", self.model, self.benchmark, self.split, [to_json(one) for one in self.completions])
+        return Answered(member, benchmark, self.split, examples, self.completions, key, EARLIER)
+
+
+def read_records(run: Path) -> list[Recorded]:
+    """Return a finished run's answers with their verdicts.
+
+    Raises:
+        RunError: it is not finished, or damaged.
+    """
+    if not (run / "results.json").is_file():
+        raise RunError(f"{run} is not a finished run", remedy="give its command again: it goes on where it was.")
+    check_digests(run)
+    try:
+        return _recorded(run)
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise RunError(
+            f"the records of {run} are missing or damaged: {error}",
+            remedy="give the command of the run again: it writes them anew from what is done.",
+        ) from error
+
+
+def _recorded(run: Path) -> list[Recorded]:
+    found: dict[tuple[str, str, str], Recorded] = {}
+    for name in ("completions", "verdicts"):
+        # line by line as they were written: an answer may hold what else counts as a line's end
+        for line in (run / "records" / f"{name}.jsonl").read_text(encoding="utf-8").split("\n"):
+            if not line:
+                continue
+            values = json.loads(line)
+            place = (values["model"], values["benchmark"], values["split"])
+            recorded = found.setdefault(place, Recorded(*place, values["kind"], [], [], [], []))
+            if name == "verdicts":
+                recorded.verdicts.append(from_dict(Verdict, values))
+            else:
+                recorded.completions.append(from_dict(Completion, values))
+                recorded.questions.append(values["question"])
+                recorded.clusters.append(values["cluster"])
+    return list(found.values())
+
+
+def answers_of_base(run: Path, benchmarks: Sequence[Benchmark], member: Member, split: str) -> list[Answered]:
+    """Return what a finished run's base answered, for each benchmark; the halves of a benchmark together.
+
+    Args:
+        run: Its directory.
+        benchmarks: What it must have been asked; its answers are those of the prompts that both have.
+        member: Whose answers they count as.
+        split: What the scores call it.
+
+    Raises:
+        RunError: the run is unfinished, has no answers of a base to one of them, or was asked something else under the
+            same name.
+    """
+    found: dict[str, dict[str, list[Completion]]] = {}
+    asked: dict[tuple[str, str], str] = {}
+    for recorded in read_records(run):
+        if recorded.model != BASE.name:
+            continue
+        by_example: dict[str, list[Completion]] = {}
+        for completion, question in zip(recorded.completions, recorded.questions, strict=True):
+            by_example.setdefault(completion.example, []).append(completion)
+            asked[recorded.benchmark, completion.example] = question
+        found.setdefault(recorded.benchmark, {}).update(by_example)
+    answered = []
+    for benchmark in benchmarks:
+        answers = found.get(benchmark.name, {})
+        if not answers:
+            raise RunError(
+                f"{run} has no answers of a model 'base' to {benchmark.name}",
+                remedy="give a run that measured the base on it, as `backmerge check`, `restore` and `evaluate BASE` "
+                "do; what compares likelihoods keeps no answers: leave it out with --set.",
+            )
+        examples = [example for example in benchmark.examples if example.id in answers]
+        prompts = {example.id: example.prompt for example in examples}
+        lost = next((name for name in answers if prompts.get(name) != asked[benchmark.name, name]), None)
+        if lost is not None:
+            raise RunError(
+                f"the base in {run} answered another prompt as '{lost}' of {benchmark.name} than there is now",
+                remedy="put the data back as they were, or give the base itself with --against.",
+            )
+        completions = [completion for example in examples for completion in answers[example.id]]
+        key = key_of("earlier", [to_json(completion) for completion in completions])
+        answered.append(Answered(member, benchmark, split, examples, completions, key, EARLIER))
+    return answered

@@ -308,8 +308,8 @@ def test_what_cannot_be_asked_in_two_places(
             tmp_path / "run",
             permissions=Permissions(plugins=True),
         )
-    for more in (earlier, {"against": "base", "engine": served(server)}):
-        settings = settings_of("quantised", execution={"executor": "pool"}, **more)
+    for model, more in (("demo", earlier), ("quantised", {"against": "base", "engine": served(server)})):
+        settings = settings_of(model, execution={"executor": "pool"}, **more)
         with pytest.raises(ConfigError, match="asks one engine for both"):
             check_model(settings, tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -56,7 +56,7 @@ def test_another_judge_gives_another_verdict_without_generating(
 ) -> None:
     """The difference on the merge that was confirmed is the one that this judge sees; κ is over all models together."""
     finished = run_experiment(experiment, tmp_path / "run")
-    chosen = finished.results["choice"]["point"]
+    chosen = finished.results.choice.point
     answers = [row for row in records(tmp_path / "run", "completions") if row["kind"] == "safety"]
     of_merge = [row for row in answers if row["model"].startswith(f"{chosen}/")]
     harmful = {row["text"] for row in of_merge} - {row["text"] for row in answers if row["model"] == "base"}
@@ -65,7 +65,7 @@ def test_another_judge_gives_another_verdict_without_generating(
     monkeypatch.setattr(TransformersEngine, "generate", None)
     results = judge_again(
         tmp_path / "run", other_judge, tmp_path / "again", max_unscored=0.02, permissions=NOTHING_ALLOWED
-    )
+    ).plain()
     decision = results["decision"]
     assert (decision["point"], decision["earlier_verdict"]) == (chosen, "restored")
     assert any(confirmed)
@@ -89,14 +89,14 @@ def test_another_judge_in_the_same_directory_generates_nothing(
     again = run_experiment(experiment.model_copy(update={"evaluate": evaluate}), tmp_path / "run")
     assert again.verdict == "restored"
     kept = json.loads((tmp_path / "run" / "earlier" / "1" / "results.json").read_text())
-    judges = [[row["judge"] for row in results["benchmarks"]] for results in (kept, again.results)]
+    judges = [[row["judge"] for row in results["benchmarks"]] for results in (kept, again.results.plain())]
     assert judges == [[None, "harmless"], [None, "some-harmful"]]
 
 
 @pytest.mark.usefixtures("without_report")
 def test_utility_scores_of_each_answer_are_in_the_records(experiment: Experiment, tmp_path: Path) -> None:
     """Each model's mean over `records/values.jsonl` is its score in the results."""
-    results = run_experiment(experiment, tmp_path / "run").results
+    results = run_experiment(experiment, tmp_path / "run").results.plain()
     rows = records(tmp_path / "run", "values")
     scores = [score for score in results["scores"] if score["benchmark"] == "utility"]
     assert scores

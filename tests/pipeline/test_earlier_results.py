@@ -11,6 +11,7 @@ import pytest
 from backmerge.benchmarks.files import from_file
 from backmerge.errors import RunError
 from backmerge.judging.protocol import Judge, JudgeSettings
+from backmerge.measuring.evaluate import Evaluator
 from backmerge.pipeline.checking import CheckSettings, check_model
 from backmerge.pipeline.rescoring import score_answers
 from backmerge.pipeline.single import SingleEvaluation, evaluate_model

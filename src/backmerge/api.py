@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from backmerge.config import Document, SettingsT, validated, with_overrides
 from backmerge.errors import ConfigError
+from backmerge.judging.protocol import Judge, JudgeSettings
 from backmerge.records import Completion, Example, Verdict
 from backmerge.registry import Permissions
 from backmerge.results import CheckResults, EvaluateResults, RestoreResults, Results
@@ -24,7 +25,6 @@ from backmerge.runs import key_of, write_whole
 
 if TYPE_CHECKING:
     from backmerge.benchmarks.protocol import Benchmark, BenchmarkSettings
-    from backmerge.judging.protocol import JudgeSettings
 
 __all__ = ["Data", "Judging", "Metric", "Model", "check", "evaluate", "load_results", "merge", "restore"]
 
@@ -320,7 +320,7 @@ class _Inputs:
             "utility": self._benchmarks("utility", utility, metric),
             "safety": self._benchmarks("safety", safety),
             "over_refusal": self._benchmarks("over_refusal", over_refusal),
-            "judge": {"name": judge if isinstance(judge, str) else self._function(_FunctionJudge.of(judge))},
+            "judge": {"name": judge if isinstance(judge, str) else self._function(_FunctionJudge(judge))},
             "limit": limit,
         }
 
@@ -368,21 +368,17 @@ def _compiled(code: CodeType) -> list[Any]:
     return [code.co_code.hex(), code.co_names, constants]
 
 
-@dataclass(frozen=True)
-class _FunctionJudge:
+class _FunctionJudge(Judge):
     """A judge made of a function of prompt and answer."""
 
-    name: str
-    identity: str
-    function: Callable[[str, str], Found | None]
-    is_weak: bool = False
-    finds_harm: bool = True
-    finds_refusals: bool = True
+    def __init__(self, function: Callable[[str, str], Found | None]) -> None:
+        self.name = getattr(function, "__name__", "function")
+        self.function = function
+        self._identity = f"{self.name}/{key_of(_source(function))}"
 
-    @classmethod
-    def of(cls, function: Callable[[str, str], Found | None]) -> _FunctionJudge:
-        name = getattr(function, "__name__", "function")
-        return cls(name, f"{name}/{key_of(_source(function))}", function)
+    @property
+    def identity(self) -> str:
+        return self._identity
 
     def make(self, _: JudgeSettings) -> _FunctionJudge:
         return self

@@ -93,7 +93,7 @@ def test_an_answer_of_a_judge_that_is_none_is_refused() -> None:
     from backmerge.api import _FunctionJudge
     from backmerge.records import Completion, Example, Message
 
-    judge = _FunctionJudge("mine", "mine/1", lambda *_: "fine")  # type: ignore[arg-type,return-value]
+    judge = _FunctionJudge(lambda *_: "fine")  # type: ignore[arg-type,return-value]
     with pytest.raises(ConfigError, match="'refused', 'harmful', 'other' or None"):
         judge([Example("a", (Message("user", "p"),))], [Completion("a", "p", "t", 1, finished=True)])
 

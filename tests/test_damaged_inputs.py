@@ -185,6 +185,7 @@ RUN = (
     *("--set", "choice.accept=[wide_margin,too_few_prompts,answers_cut,no_gain,nothing_to_restore]"),
     *("--set", "choice.over_refusal_margin=0.95"),
 )
+RESUME = command(*RUN)
 JUDGE_AGAIN = command("score", "done", "--judge", "demo-rule", "--out", "out")
 # they begin with a run that has ended: making it takes seconds, and so does going on with it
 KINDS_OF_RUNS: Mapping[str, Kind] = {
@@ -200,10 +201,10 @@ KINDS_OF_RUNS: Mapping[str, Kind] = {
     "judged again, settings": Kind("done/*.[jy][sa]*", (), JUDGE_AGAIN),
     "to label": Kind("unlabelled/records/*", (), command("label", "unlabelled", "--number", "2")),
     "labelled": Kind("done/labels/*", (), command("label", "done", "--read", "done/labels/to_label.csv")),
-    "resumed, units": Kind("done/units/*", (), command(*RUN), is_slow=True),
-    "resumed, tuned": Kind("done/tuned/*/*", (), command(*RUN), is_slow=True),
-    "resumed, merged": Kind("done/*merged/*/*", (), command(*RUN), is_slow=True),
-    "resumed, others": Kind("done/*.*", (), command(*RUN), is_slow=True),
+    "resumed, units": Kind("done/units/*", (), RESUME, is_slow=True),
+    "resumed, tuned": Kind("done/tuned/*/*", (), RESUME, is_slow=True),
+    "resumed, merged": Kind("done/*merged/*/*", (), RESUME, is_slow=True),
+    "resumed, others": Kind("done/*.*", (), RESUME, is_slow=True),
 }
 
 
@@ -324,7 +325,7 @@ def attempt(inputs: Inputs, kind: Kind, seed: int) -> tuple[str, str]:
 
 def _has_other_results(inputs: Inputs, kind: Kind) -> bool:
     """Whether a run that went on with something damaged found other values than the sound one."""
-    if not kind.file.startswith("done/") or not Path("done/results.json").is_file():
+    if kind.read is not RESUME:
         return False
     found, sound = (json.loads((place / "results.json").read_text()) for place in (Path("done"), inputs.sound / "done"))
     return bool(found["summary"] != sound["summary"] or found["choice"] != sound["choice"])

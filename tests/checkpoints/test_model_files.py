@@ -66,7 +66,7 @@ def test_missing_tensor_is_never_random(model: Path) -> None:
 def test_unknown_tensor_is_refused(model: Path) -> None:
     """A tensor that the architecture has no place for is named."""
     rename(model, lambda name: "score.weight" if name == "lm_head.weight" else name)
-    with pytest.raises(GenerationError, match=r"no place in it, such as 'score\.weight'"):
+    with pytest.raises(GenerationError, match=r"without a place in it, such as 'score\.weight'"):
         load_model(model, "auto")
 
 

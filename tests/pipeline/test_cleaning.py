@@ -28,6 +28,7 @@ FILES = {
     "unconfirmed": ("unconfirmed/seed-1/model.safetensors", "unconfirmed/seed-1/backmerge.json"),
     "merged": ("merged/seed-2/model.safetensors", "merged/seed-2/backmerge.json"),
     "report": ("report.html", "scores.csv", "summary.csv", "plots/curves.png"),
+    "earlier": ("earlier/1/results.json", "earlier/1/merged/seed-1/model.safetensors"),
     "partial": (f"units/x.1-2{PARTIAL}", f"unconfirmed/.seed-1.3-4{PARTIAL}/model.safetensors"),
 }
 FOREIGN = ("notes.txt", "merged/mine/model.safetensors", "units/mine.txt", "tuned/README.md")

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import yaml
@@ -66,7 +67,14 @@ def suite(write: Callable[[str, str], Path]) -> Path:
 
 def finished(directory: Path, verdict: str) -> Finished:
     """A run that ended, as far as a suite looks at it."""
-    return Finished(directory, {"confirmation": {"verdict": verdict}})
+    results = SimpleNamespace(
+        name="x",
+        confirmation=SimpleNamespace(verdict=verdict),
+        choice=SimpleNamespace(point=None),
+        summary=(),
+        benchmarks=(),
+    )
+    return Finished(directory, cast("Any", results))
 
 
 def test_each_file_is_found_from_the_suite_s_folder_and_set(suite: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,8 +217,7 @@ def test_exit_codes(
         verdict = left.pop(0)
         if verdict is None:
             raise RunError("it failed", remedy="mend it.")
-        results = {"name": "x", "confirmation": {"verdict": verdict}, "choice": {"point": None}}
-        return Finished(directory, {**results, "summary": [], "benchmarks": []})
+        return finished(directory, verdict)
 
     monkeypatch.setattr(suites, "run_experiment", carried_out)
     monkeypatch.setattr(suites, "prepare", lambda *_, **__: None)
@@ -283,7 +290,7 @@ def test_check_keeps_nothing_and_tells_all(suite: Path, monkeypatch: pytest.Monk
     """Preparation is asked of each, and every fault is told."""
     asked: list[str] = []
 
-    def prepared(experiment: Experiment, **_: Any) -> None:
+    def prepared(experiment: Experiment, *_: Any, **__: Any) -> None:
         asked.append(experiment.name)
         raise DataError(f"{experiment.name} lacks its data")
 

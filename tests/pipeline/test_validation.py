@@ -22,6 +22,7 @@ from backmerge.finetuning.encoding import encode
 from backmerge.generation.chat import load_tokenizer
 from backmerge.generation.protocol import Drawing, EngineSettings, Generator, Sampling
 from backmerge.generation.transformers_engine import TransformersEngine
+from backmerge.judging.refusal_phrases import refusal_phrases
 from backmerge.measuring.evaluate import Evaluator
 from backmerge.merging.to_disk import write_merged
 from backmerge.pipeline.preparation import Prepared, prepare
@@ -109,7 +110,7 @@ def evaluator_in(folder: Path) -> Evaluator:
     run = RunDirectory(folder)
     run.units.mkdir(parents=True, exist_ok=True)
     engine = Counted(EngineSettings(device="cpu", dtype="float32"))
-    return Evaluator(run, engine, cast("Any", None), Drawing(), 0.0)
+    return Evaluator(run, engine, refusal_phrases(), Drawing(), 0.0)
 
 
 @pytest.fixture(scope="module")

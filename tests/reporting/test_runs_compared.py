@@ -91,8 +91,8 @@ def test_benchmarks_stand_under_each_other() -> None:
 def test_what_runs_differ_in_is_told() -> None:
     """Another judge, rule or split makes figures hard to compare, and is said with the runs."""
     runs = three_runs()
-    changed = json.loads(json.dumps(runs[2].results).replace('"a-judge"', '"another"')) | {"split": "whole"}
-    notes = comparison_table(families_of([runs[0], run_of("c", changed, runs[2].experiment)])).notes
+    changed = json.loads(runs[2].results.model_dump_json().replace('"a-judge"', '"another"')) | {"split": "whole"}
+    notes = comparison_table(families_of([runs[0], run_of("c", typed(changed), runs[2].experiment)])).notes
     assert any("differ in judge" in note and "a-judge (a); another (c)" in note for note in notes)
     assert any("differ in prompts" in note for note in notes)
     assert not any("differ" in note and "rule" in note for note in notes)

@@ -450,7 +450,7 @@ def _write_checkpoints(
 
 def _write_card(directory: Path, variant: Variant, *, is_adapter: bool) -> None:
     """Write README.md, which says what was merged and that its safety was not measured."""
-    from backmerge.reporting.card import unmeasured_card
+    from backmerge.reporting.merge_card import unmeasured_card
     from backmerge.runs import write_whole
 
     write_whole(directory / "README.md", unmeasured_card(directory.name, variant, is_adapter=is_adapter))

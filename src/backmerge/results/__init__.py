@@ -149,7 +149,7 @@ class Results(Part):
                 remedy=f"give a run that is {cls.noun}.",
             )
         try:
-            return kind.model_validate_json(text, strict=True)
+            return kind.model_validate_json(_without_lone_surrogates(text), strict=True)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             where = ".".join(map(str, first["loc"]))
@@ -372,6 +372,14 @@ def _text(place: Path, file: Path) -> bytes:
         ) from error
     except OSError as error:
         raise RunError(f"cannot read {file}: {error.strerror}", remedy="give a file that you may read.") from error
+
+
+def _without_lone_surrogates(text: bytes) -> bytes:
+    """Return JSON in which halves of surrogate pairs, which a model may have written, are replacement characters."""
+    if b"\\ud" not in text and b"\\uD" not in text:
+        return text
+    plain = json.dumps(json.loads(text), ensure_ascii=False)
+    return plain.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace").encode()
 
 
 def _kind_of(file: Path, text: bytes) -> type[Results]:

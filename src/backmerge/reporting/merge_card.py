@@ -1,0 +1,55 @@
+"""The card of a merge that was not measured. `merge` writes it, so that it imports no statistics and no plots."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from backmerge.reporting.card_reading import license_terms
+
+if TYPE_CHECKING:
+    from backmerge.checkpoints.reader import Weights
+    from backmerge.merging.recipe import Variant
+
+
+def unmeasured_card(name: str, variant: Variant, *, is_adapter: bool) -> str:
+    """Return README.md of a merge that was made without measuring it."""
+    base, *tuned = (_known_as(weights) for weights in (variant.base, *variant.tuned_models))
+    on_hub = [model for model in (base, *tuned) if "/" in model]
+    front: dict[str, Any] = {
+        **({"base_model": base if is_adapter else on_hub} if "/" in base else {}),
+        **({"base_model_relation": "adapter" if is_adapter else "merge"} if "/" in base else {}),
+        **license_terms(variant.base.directory),
+        "library_name": "peft" if is_adapter else "transformers",
+        "tags": ["backmerge", "merge", *(["lora"] if is_adapter else [])],
+    }
+    lines = [
+        f"# {_shown(name)}",
+        "",
+        "A fine-tuned model merged back with its base by backmerge.",
+        "",
+        f"- base: {_shown(base)}",
+        f"- tuned: {', '.join(map(_shown, tuned))}",
+        *(f"- {_shown(kind)}: {_shown(_known_as(weights))}" for kind, weights in variant.extra.items()),
+        f"- method: {_shown(variant.method.name)}",
+        *([f"- λ, the share of the tuned side: {_shown(str(variant.lam))}"] if variant.method.has_lam else []),
+        *(f"- {_shown(key)}: {_shown(str(value))}" for key, value in variant.parameters.items()),
+        "",
+        "Its safety was not measured. `backmerge check` compares it with its base; `backmerge restore` chooses λ by "
+        "measuring safety and utility.",
+    ]
+    return f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---\n\n" + "\n".join(lines) + "\n"
+
+
+def _known_as(weights: Weights) -> str:
+    """Return the hub's name of a model out of its cache, and of any other its folder's name."""
+    folder = weights.directory
+    cached = folder.parent.parent.name
+    return cached.removeprefix("models--").replace("--", "/") if cached.startswith("models--") else folder.name
+
+
+def _shown(text: str) -> str:
+    """Return text as a code span, in which signs are no markup."""
+    plain = " ".join("".join(sign if sign.isprintable() else " " for sign in text).split())
+    return f"`{plain.replace('`', chr(39))}`"

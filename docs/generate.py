@@ -320,8 +320,7 @@ def results_schema() -> str:
     ]
     for kind in (*roots, *(part for part in parts if part not in roots)):
         found = taken_apart(kind.__doc__ or "")
-        names = "" if kind not in roots else f" {{ #{kind.__name__.lower()} }}"
-        text += [f"### {kind.__name__}{names}", prose(found.text)]
+        text += [f"### {kind.__name__}", prose(found.text)]
         rows = ["| key | is | meaning |", "|---|---|---|"]
         for key, annotation, meaning in _keys_of(kind):
             rows.append(f"| `{key}` | {_is(annotation)} | {cell(meaning)} |")

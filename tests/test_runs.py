@@ -566,3 +566,16 @@ def test_damaged_records_are_one_clear_error(tmp_path: Path, line: str | None) -
     (run.path / "digests.json").unlink()
     with pytest.raises(RunError, match="missing or damaged"):
         read_records(run.path)
+
+
+def test_an_answer_without_its_verdict_is_damage(tmp_path: Path) -> None:
+    """Answers and verdicts are read together, so that one of either that is missing would shift all others."""
+    run = RunDirectory(tmp_path / "run")
+    place = {"model": "base", "benchmark": "b", "split": "whole", "kind": "safety", "example": "a"}
+    answer = {"prompt": "p", "text": "t", "num_tokens": 1, "finished": True, "question": "q", "cluster": "c"}
+    with run.held():
+        write_whole(run.records / "completions.jsonl", json.dumps(place | answer) + "\n")
+        write_whole(run.records / "verdicts.jsonl", "")
+        write_results(run.path, "{}")
+    with pytest.raises(RunError, match="base on b: the verdicts are not those of its answers"):
+        read_records(run.path)

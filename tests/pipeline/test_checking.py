@@ -258,13 +258,13 @@ def test_an_earlier_run_that_does_not_fit(checked: tuple[Path, dict[str, Any]], 
     earlier = tmp_path / "earlier"
     shutil.copytree(checked[0], earlier)
     (earlier / "digests.json").unlink()  # as of an earlier version: what is changed here would be found by them
-    file = earlier / "records" / "completions.jsonl"
-    whole = file.read_text()
+    whole = {file: file.read_text() for file in (earlier / "records").glob("*.jsonl")}
     for change, words in (
         (lambda text: text.replace('"model": "base"', '"model": "somebody"'), "has no answers of a model 'base'"),
         (lambda text: text.replace('"question": "', '"question": "Once: ', 1), "answered another prompt"),
     ):
-        file.write_text(change(whole))
+        for file, text in whole.items():
+            file.write_text(change(text))
         with pytest.raises(RunError, match=words):
             check_model(settings_of("demo", against_run=str(earlier)), tmp_path / "run")
     (earlier / "results.json").unlink()

@@ -78,6 +78,11 @@ def _recorded(run: Path) -> list[Recorded]:
                 recorded.completions.append(from_dict(Completion, values))
                 recorded.questions.append(values["question"])
                 recorded.clusters.append(values["cluster"])
+    for recorded in found.values():
+        judged = [(verdict.example, verdict.sample) for verdict in recorded.verdicts]
+        answered = [(completion.example, completion.sample) for completion in recorded.completions]
+        if judged != answered and (judged or recorded.kind in ("safety", "over_refusal")):
+            raise ValueError(f"{recorded.model} on {recorded.benchmark}: the verdicts are not those of its answers")
     return list(found.values())
 
 

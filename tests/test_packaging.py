@@ -180,18 +180,3 @@ class TestSetUp:
         (line,) = done.stdout.splitlines()
         assert "3.11 or newer" in line
         assert not (self.folder / ".venv").exists()
-
-
-def test_the_lock_is_of_these_dependencies() -> None:
-    """uv.lock names what pyproject.toml asks for, and fetches from the public index alone; else: `uv lock`."""
-    text = (ROOT / "uv.lock").read_text(encoding="utf-8")
-    own = next(package for package in tomllib.loads(text)["package"] if package["name"] == "backmerge")
-    asked = {
-        (canonicalize_name(r.name), str(r.specifier)) for r in map(Requirement, PROJECT["project"]["dependencies"])
-    }
-    locked = {
-        (row["name"], row.get("specifier", "")) for row in own["metadata"]["requires-dist"] if "marker" not in row
-    }
-    assert locked == asked
-    assert set(own["metadata"]["provides-extras"]) == set(PROJECT["project"]["optional-dependencies"])
-    assert len(set(re.findall(r'"(\w+://[^/"]+)', text))) == 2  # the index and its files, nobody's mirror

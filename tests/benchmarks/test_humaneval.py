@@ -23,7 +23,6 @@ from backmerge.benchmarks.humaneval import (
 )
 from backmerge.errors import DataError, RunError
 from backmerge.records import Example
-from backmerge.registry import Permissions
 from backmerge.sandbox import Limits, Outcome, Sandbox, available_level, make_sandbox
 
 PUBLISHED = Path(__file__).parents[2].parent / "shared" / "data" / "humaneval" / "HumanEval.jsonl.gz"
@@ -50,7 +49,7 @@ def example(tmp_path: Path) -> Example:
 def sandbox() -> Sandbox:
     """The best that is here; where there is no bubblewrap, our own programs may run without."""
     try:
-        return make_sandbox(Permissions(code_execution=True))
+        return make_sandbox(allow_code_execution=True)
     except RunError as error:
         pytest.skip(error.message)
 

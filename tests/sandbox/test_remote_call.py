@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from backmerge.registry import Permissions
 from backmerge.sandbox import Limits, make_sandbox
 from backmerge.sandbox.remote_call import decode, encode
 
@@ -54,7 +53,7 @@ def test_other_objects_are_not_sent(value: Any) -> None:
 
 def test_what_a_function_raises_is_raised_by_the_tests() -> None:
     """By the name of the built-in exception, so that a test may expect it."""
-    made = make_sandbox(Permissions(code_execution=True))
+    made = make_sandbox(allow_code_execution=True)
     candidate = "def half(n):\n    if n % 2: raise ValueError(n)\n    return n // 2\n"
     tests = "assert half(4) == 2\ntry:\n    half(3)\n    assert False\nexcept ValueError: pass\n"
     assert made.check(candidate, "half", tests).status == "ok"
@@ -65,7 +64,7 @@ def test_what_a_function_raises_is_raised_by_the_tests() -> None:
 
 def test_a_candidate_that_hangs_is_stopped_with_the_tests() -> None:
     """Whether it never answers, or lives on after the tests have failed."""
-    made = make_sandbox(Permissions(code_execution=True))
+    made = make_sandbox(allow_code_execution=True)
     hanging = "def f():\n    while True: pass\n"
     assert made.check(hanging, "f", "f()", Limits(wall_seconds=2)).status == "timed out"
     outcome = made.check("import time\ntime.sleep(30)\ndef f(): pass\n", "f", "assert False", Limits(wall_seconds=20))

@@ -16,7 +16,6 @@ import pytest
 
 from backmerge import doctor
 from backmerge.errors import BackmergeError, RunError
-from backmerge.registry import Permissions
 from backmerge.sandbox import Limits, Sandbox, available_level, bubblewrap, choice, inside, make_sandbox
 from backmerge.sandbox.interpreter import Interpreter, own_interpreter
 from sandbox.world import IS_ROOT, Run, marked, place, readable_interpreter, survivors
@@ -253,7 +252,7 @@ def test_without_bubblewrap_leave_is_needed(monkeypatch: pytest.MonkeyPatch) -> 
     assert "--allow-code-execution" in str(caught.value)
     monkeypatch.setattr(choice, "own_interpreter", lambda: readable_interpreter() or own_interpreter())
     if readable_interpreter() is not None:
-        made = make_sandbox(Permissions(code_execution=True))
+        made = make_sandbox(allow_code_execution=True)
         assert made.level == "process"
         assert "bubblewrap is absent" in made.identity
         assert made.run("print(1)").output == "1\n"
@@ -281,7 +280,7 @@ def test_a_level_that_fails_its_trial_is_refused(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(choice, "bubblewrap_version", lambda: None)
     monkeypatch.setattr(choice, "own_interpreter", lambda: Interpreter(tmp_path / "python", tmp_path, ""))
     with pytest.raises(BackmergeError, match="a process with limits does not work"):
-        make_sandbox(Permissions(code_execution=True))
+        make_sandbox(allow_code_execution=True)
 
 
 def test_what_is_recorded() -> None:
@@ -290,7 +289,7 @@ def test_what_is_recorded() -> None:
     if level != "bubblewrap":
         pytest.skip(about)
     made = make_sandbox()
-    assert made == make_sandbox(Permissions(code_execution=True))
+    assert made == make_sandbox(allow_code_execution=True)
     assert made.level == "bubblewrap"
     version = bubblewrap.bubblewrap_version()
     assert version

@@ -66,7 +66,7 @@ def humaneval(settings: BenchmarkSettings, permissions: Permissions) -> Benchmar
     options_of(settings, {})
     problems = humaneval_problems(None if settings.data is None else Path(settings.data).expanduser())
     num_samples = settings.num_samples or NUM_SAMPLES
-    sandbox = make_sandbox(permissions)
+    sandbox = make_sandbox(allow_code_execution=permissions.code_execution)
     return Benchmark(
         "humaneval",
         "utility",

@@ -6,7 +6,6 @@ import functools
 import sys
 
 from backmerge.errors import RunError
-from backmerge.registry import NOTHING_ALLOWED, Permissions
 from backmerge.sandbox.bubblewrap import bubblewrap_version
 from backmerge.sandbox.calls import call_filter
 from backmerge.sandbox.interpreter import own_interpreter
@@ -30,11 +29,11 @@ def available_level() -> tuple[Level, str]:
     return ("bubblewrap", version) if reason is None else ("process", f"bubblewrap {version} fails here: {reason}")
 
 
-def make_sandbox(permissions: Permissions = NOTHING_ALLOWED) -> Sandbox:
+def make_sandbox(*, allow_code_execution: bool = False) -> Sandbox:
     """The best sandbox that this machine allows.
 
     Args:
-        permissions: Whether the user allows the weaker level; asked for only where bubblewrap does not work.
+        allow_code_execution: Whether the user allows the weaker level; needed only if bubblewrap does not work.
 
     Raises:
         RunError: bubblewrap does not work and the weaker level is not allowed, or does not work either.
@@ -43,7 +42,7 @@ def make_sandbox(permissions: Permissions = NOTHING_ALLOWED) -> Sandbox:
     sandbox = _sandbox(level, about)
     if level == "bubblewrap":
         return sandbox
-    if not permissions.code_execution:
+    if not allow_code_execution:
         raise RunError(
             f"this would run code that a model wrote, and {about}, so that it could read and change your files",
             remedy=f"{INSTALL}, or pass --allow-code-execution to run it in a process with limits only.",

@@ -53,7 +53,7 @@ try:
     template = environment.from_string(sys.stdin.read())
 except MemoryError:
     sys.exit(3)
-except Exception:
+except Exception:  # boundary: a model's own template, in its own process; the caller renders it again and reports
     sys.exit(0)
 for start, stop in ((0, 4), (1, 4), (1, 2)):
     messages = [{"role": role, "content": text} for role, text in turns[start:stop]]
@@ -63,7 +63,7 @@ for start, stop in ((0, 4), (1, 4), (1, 2)):
         )
     except MemoryError:
         sys.exit(3)
-    except Exception:
+    except Exception:  # boundary: this form of conversation is refused by the template, the next may not be
         continue
     if len(text) > 1_000_000:
         sys.exit(3)

@@ -21,7 +21,7 @@ from backmerge.runs import key_of
 
 Key = tuple[tuple[Message, ...], bool]  # what makes two questions equal
 EMPTY: Key = ((), False)
-PUBLISHED = ("wildguard", "llama-guard-3", "harmbench")  # judges with weights of their own, the preferred first
+PUBLISHED = ("wildguard", "llama-guard-3", "harmbench")  # judges that have weights, the preferred first
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,7 @@ def published_model(name: str) -> str | None:
 def default_second(first: str) -> str | None:
     """Name the judge that is asked next to a published one by default: another whose weights are on this machine.
 
-    Nothing next to a judge that needs no weights of its own: a quick try stays quick.
+    Nothing next to a judge that needs no weights: a quick try stays quick.
     """
     if first not in PUBLISHED:
         return None

@@ -2,7 +2,7 @@
 
 Rows of four sets of Flan's chains of thought (creak, sensemaking, strategyqa, qasc), made by
 `experiments/smollm2/data.py` out of google-research/FLAN, `flan/v2/cot_data` (Apache-2.0). No question to be tested on
-is near one to tune on.
+is near one to tune on; rows about violence, drugs or sex are left out.
 
 Worked example: "Is the following statement true? ... Think first, then end with "So the answer is ..."." is answered by
 "The eye is an organ that takes in light. So the answer is yes.", and "yes" is compared with the expected answer.

@@ -11,7 +11,7 @@ from backmerge import registry
 from backmerge.errors import ConfigError
 from backmerge.generation.protocol import Generator, engine_class
 from backmerge.judging.protocol import JudgeSettings
-from backmerge.pipeline.preparation import find_judge
+from backmerge.planning.prepare import find_judge
 from backmerge.registry import ENGINES, METHODS, Permissions, Table, closest, is_plugin, resolve
 
 TABLES = [table for table in vars(registry).values() if isinstance(table, Table)]

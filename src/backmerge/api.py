@@ -256,7 +256,7 @@ def merge(
     from backmerge.merging.recipe import Variant
     from backmerge.merging.served import in_form, write_served
     from backmerge.outputs import check_apart
-    from backmerge.pipeline.preparation import open_tuned
+    from backmerge.planning.prepare import open_tuned
 
     place = Path(out)
     if place.exists():

@@ -14,12 +14,11 @@ from backmerge.benchmarks.protocol import Benchmark
 from backmerge.checkpoints.reader import Checkpoint
 from backmerge.demo import model_directory
 from backmerge.errors import GenerationError
-from backmerge.generation.chat import load_tokenizer
+from backmerge.generation.chat import load_tokenizer, prompt_lengths
 from backmerge.generation.protocol import Drawing, EngineSettings, Sampling
 from backmerge.generation.transformers_engine import TransformersEngine
-from backmerge.measuring.answer import Job
+from backmerge.measuring.answer import Job, context_of
 from backmerge.measuring.evaluate import Evaluator
-from backmerge.measuring.prompt_lengths import context_of, prompt_lengths
 from backmerge.merging.recipe import Variant
 from backmerge.planning.points import BASE, Member
 from backmerge.records import Completion, Example, Message

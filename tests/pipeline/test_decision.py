@@ -14,9 +14,9 @@ from backmerge.benchmarks.protocol import Benchmark
 from backmerge.errors import RunError
 from backmerge.measuring.score import Outcome
 from backmerge.pipeline.decision import LOOKS, confirmation_of, counted_looks, evidence_of, margin_note
-from backmerge.pipeline.preparation import Prepared
 from backmerge.pipeline.results import Outcomes
 from backmerge.planning.points import BASE, TUNED, Member, Point, points_of
+from backmerge.planning.prepare import Plan
 from backmerge.planning.settings import SweepSettings
 from backmerge.records import Example, Message, Verdict
 from backmerge.reporting.findings import looks_sentence
@@ -54,10 +54,10 @@ def conclusion(*, harmful: int, unscored: int, unscored_of_base: int = 0) -> Con
     return confirmation_of(cast(Any, prepared), outcomes, CHOSEN, ["seed"])
 
 
-def stand_in(examples: tuple[Example, ...]) -> Prepared:
+def stand_in(examples: tuple[Example, ...]) -> Plan:
     """An experiment whose confirmation has these harmful requests."""
     return cast(
-        Prepared,
+        Plan,
         SimpleNamespace(
             experiment=SimpleNamespace(choice=ChoiceSettings(margin=0.03)),
             base=SimpleNamespace(fingerprint="base"),

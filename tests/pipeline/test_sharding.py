@@ -204,15 +204,16 @@ def test_other_inputs_are_refused(reference: Path, tmp_path: Path, capsys: pytes
     """A shard on another kind of machine would leave what nobody finds; who finishes there is told so."""
     import shutil
 
-    from backmerge.pipeline.preparation import make_engine, prepare
+    from backmerge.generation.protocol import made_engine
     from backmerge.pipeline.shared_ground import tell_of_shards
+    from backmerge.planning.prepare import prepare
 
     directory = tmp_path / "run"
     shutil.copytree(reference, directory)
     file = directory / "shards" / "measured-on.json"
     whole_shard(directory)
     prepared = prepare(small())
-    engine = make_engine(small().evaluate)
+    engine = made_engine(small().evaluate.engine)
     tell_of_shards(RunDirectory(directory), prepared, engine)
     assert capsys.readouterr().err.count("done again") == 0
     measured: dict[str, Any] = json.loads(file.read_text())

@@ -25,20 +25,17 @@ from backmerge.generation.transformers_engine import TransformersEngine
 from backmerge.judging.refusal_phrases import refusal_phrases
 from backmerge.measuring.evaluate import Evaluator
 from backmerge.merging.to_disk import write_merged
-from backmerge.pipeline.preparation import Prepared, prepare
 from backmerge.pipeline.tuning import tune_seeds
 from backmerge.pipeline.validation import (
-    ENOUGH,
     ValidationScore,
-    check_validation,
-    held_out_from_all,
-    num_validation_answers,
     validate,
     validated,
     validation_note,
     validation_rows,
 )
+from backmerge.planning.held_out import ENOUGH, check_validation, held_out_from_all, num_validation_answers
 from backmerge.planning.points import Member, Point, points_of
+from backmerge.planning.prepare import Plan, prepare
 from backmerge.planning.settings import Experiment
 from backmerge.records import Example, Message
 from backmerge.runs import RunDirectory
@@ -65,12 +62,12 @@ SETTINGS: Mapping[str, Any] = {
 class Tuned(NamedTuple):
     """An experiment whose models are tuned, and nothing measured."""
 
-    prepared: Prepared
+    prepared: Plan
     models: Mapping[str, Weights]
     points: list[Point]
 
 
-def changed(prepared: Prepared, **changes: Any) -> Prepared:
+def changed(prepared: Plan, **changes: Any) -> Plan:
     """What was prepared, with parts of some settings otherwise."""
     settings = prepared.experiment.model_dump(mode="json")
     for name, values in changes.items():
@@ -119,7 +116,7 @@ def scores(tuned: Tuned, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     return validate(evaluator_in(tmp_path_factory.mktemp("run")), tuned.prepared, tuned.models, tuned.points)
 
 
-def held_out_from(prepared: Prepared, member: Member) -> tuple[Example, ...]:
+def held_out_from(prepared: Plan, member: Member) -> tuple[Example, ...]:
     """The rows that the model's own seed held out."""
     return prepared.training[int(str(member.tuned).removeprefix("seed-"))].validation
 

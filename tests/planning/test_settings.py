@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from backmerge.errors import BackmergeError
-from backmerge.pipeline.preparation import prepare
+from backmerge.planning.prepare import prepare
 from backmerge.planning.settings import Experiment
 
 MEASURED = {"utility": ["demo-plans"], "safety": ["demo-harmful"], "judge": "demo-rule"}

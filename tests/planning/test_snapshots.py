@@ -8,7 +8,7 @@ import pytest
 
 from backmerge.checkpoints.reader import Checkpoint
 from backmerge.errors import RunError
-from backmerge.planning.snapshots import averaged, snapshot_of, steps_kept
+from backmerge.planning.points import averaged, snapshot_of, steps_kept
 
 Factory = Callable[..., Path]
 

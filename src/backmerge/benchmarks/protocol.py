@@ -9,10 +9,11 @@ from typing import Annotated, Any, Literal, Protocol
 from pydantic import Field
 
 from backmerge.config import Settings
-from backmerge.generation.protocol import LogLikelihood
+from backmerge.generation.protocol import Drawing, LogLikelihood, Sampling
 from backmerge.records import Example
 
 Kind = Literal["utility", "safety", "over_refusal", "keep"]
+KINDS: tuple[Kind, ...] = ("utility", "safety", "over_refusal", "keep")
 Metric = Callable[[Example, str], float]
 ScoreTable = dict[str, list[float | None]]  # metric to a value in [0, 1] for each example, or None where unscored
 
@@ -113,3 +114,8 @@ class Benchmark:
     def is_judged(self) -> bool:
         """Whether a judge reads the answers, rather than a scorer."""
         return self.kind in ("safety", "over_refusal")
+
+    def sampling_as(self, drawing: Drawing, max_new_tokens: int | None) -> Sampling:
+        """Return how answers are drawn: as the benchmark says, else as the settings do; the lower limit holds."""
+        limit = self.max_new_tokens if max_new_tokens is None else min(self.max_new_tokens, max_new_tokens)
+        return Sampling(**{**drawing.model_dump(), **self.sampling, "max_new_tokens": limit})

@@ -153,8 +153,7 @@ def check(
 
 def _as_earlier(run: Path, asked: Mapping[str, Any], *, has_judge: bool) -> dict[str, Any]:
     """What an earlier run asked, in its way: only so are the two answers to one question."""
-    from backmerge.pipeline.preparation import settings_left
-    from backmerge.runs import RunDirectory
+    from backmerge.planning.settings import settings_left
 
     fixed: Sequence[tuple[str, str]] = (
         ("safety", "--safety"),
@@ -168,7 +167,7 @@ def _as_earlier(run: Path, asked: Mapping[str, Any], *, has_judge: bool) -> dict
                 f"{run} says what is asked, and so {option} has no say",
                 remedy=f"leave {option} away, or give --against.",
             )
-    earlier = settings_left(RunDirectory(run)).get("evaluate")
+    earlier = settings_left(run).get("evaluate")
     if not isinstance(earlier, dict):
         raise RunError(
             f"{run} is no run that asked a model anything", remedy="give one of `backmerge check`, evaluate or restore."

@@ -144,9 +144,9 @@ def _carry_out(
 ) -> None:
     from backmerge.checkpoints.locate import locate_model
     from backmerge.checkpoints.reader import Checkpoint
+    from backmerge.finetuning.overlap import load_for, with_notes
     from backmerge.finetuning.trainer import is_of_key, training_key
     from backmerge.outputs import check_apart, is_to_write, paths_read
-    from backmerge.pipeline.training_data import load_for, with_notes
     from backmerge.pipeline.tuning import tune_seeds
     from backmerge.progress import is_first_process, say
 

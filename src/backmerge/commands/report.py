@@ -110,10 +110,9 @@ def _place(directories: Sequence[Path]) -> Path:
 
 def _check(run: Path) -> None:
     """Refuse what is no experiment's run: evaluations, scored answers, checks, and folders of runs."""
-    from backmerge.pipeline.preparation import kind_of_run, settings_left
-    from backmerge.runs import RunDirectory
+    from backmerge.planning.settings import kind_of_run, settings_left
 
-    kind = kind_of_run(settings_left(RunDirectory(run)))
+    kind = kind_of_run(settings_left(run))
     if kind in ("evaluation", "answers"):
         raise RunError(
             f"{run} holds an evaluation or scored answers, which have no report",

@@ -1,4 +1,4 @@
-"""`backmerge run`: an experiment file, or a suite of them, carried out or only looked through."""
+"""`backmerge run`: an experiment file, or a suite of them, carried out or only looked up."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def run(
 
     Example: backmerge run experiment.yaml --out runs/mine --set choice.margin=0.05
 
-    The paper's first table, looked through, and small on the embedded model: backmerge run
+    The paper's first table as a dry run, and small on the embedded model: backmerge run
     experiments/paper/table1.yaml --dry-run; backmerge run experiments/paper/table1.yaml --scale demo --out
     runs/table1-demo
     """
@@ -125,8 +125,7 @@ def look_through(
 ) -> None:
     """Tell what was found of each; an error if a run would end with a fault."""
     quieten()
-    from backmerge.pipeline.dry_run import dry_run
-    from backmerge.pipeline.dry_run_text import assumptions, lines_of, total_line
+    from backmerge.planning.dry_run import assumptions, dry_run, lines_of, total_line
 
     found = {}
     for name, experiment in experiments.items():

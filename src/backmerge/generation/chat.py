@@ -299,6 +299,11 @@ def prompt_tokens(tokenizer: Any, example: Example, text: str) -> list[int]:
     return ids
 
 
+def prompt_lengths(tokenizer: Any, examples: Sequence[Example]) -> list[int]:
+    """Return the tokens of each prompt, as the model sees it."""
+    return [len(prompt_tokens(tokenizer, example, prompt_text(tokenizer, example))) for example in examples]
+
+
 def turn_end(tokenizer: Any) -> int | None:
     """The special token that the template puts after an answer, if it puts one.
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from backmerge.benchmarks.protocol import Benchmark
 from backmerge.benchmarks.scoring import Values
+from backmerge.checkpoints.reader import context_length
 from backmerge.errors import GenerationError
 from backmerge.execution import ExecutionSettings, Work, carry_out
 from backmerge.generation.cache import CompletionCache, tokenizer_identity
@@ -25,7 +26,6 @@ from backmerge.generation.protocol import (
     realised,
 )
 from backmerge.judging.protocol import Judge
-from backmerge.measuring.prompt_lengths import REFUSING, check_prompts_fit, context_of, prompt_lengths
 from backmerge.measuring.remote import completions_of, spec_of
 from backmerge.measuring.usage import Spent
 from backmerge.merging.served import Realisation
@@ -34,6 +34,9 @@ from backmerge.progress import Advance, Bar, Part, bar_of
 from backmerge.records import Completion, Example, Value, to_json
 from backmerge.registry import Permissions, is_plugin
 from backmerge.runs import RunDirectory, key_of
+
+# engines that refuse a prompt beyond the model's context; another may cut it, or know better
+REFUSING = frozenset({"transformers", "vllm"})
 
 
 class Elsewhere(NamedTuple):
@@ -119,12 +122,6 @@ def inputs_of(
     }
 
 
-def sampling_of(benchmark: Benchmark, drawing: Drawing, max_new_tokens: int | None) -> Sampling:
-    """How a benchmark's answers are drawn: as it says itself, else as the settings do; the lower limit holds."""
-    limit = benchmark.max_new_tokens if max_new_tokens is None else min(benchmark.max_new_tokens, max_new_tokens)
-    return Sampling(**{**drawing.model_dump(), **benchmark.sampling, "max_new_tokens": limit})
-
-
 class Answerer:
     """Gets answers from one engine, and never the same one twice: what is in the run's units is read from there.
 
@@ -188,7 +185,7 @@ class Answerer:
         ]
 
     def _sampling(self, benchmark: Benchmark) -> Sampling:
-        return sampling_of(benchmark, self.drawing, self.max_new_tokens)
+        return benchmark.sampling_as(self.drawing, self.max_new_tokens)
 
     def _key(self, job: Job) -> str:
         asked = key_of([to_json(example) for example in job.examples])
@@ -312,7 +309,7 @@ class Answerer:
         """
         if self.engine.identity["engine"] not in REFUSING:
             return [0] * len(requests)
-        from backmerge.generation.chat import load_tokenizer
+        from backmerge.generation.chat import load_tokenizer, prompt_lengths
 
         tokenizers: dict[Path, Any] = {}
         found = []
@@ -393,3 +390,34 @@ def values_by_metric(records: Sequence[Value]) -> dict[str, Values]:
     for record in records:
         values.setdefault(record.metric, {})[record.example] = record.value
     return values
+
+
+def context_of(directory: Path, engine: Generator) -> int | None:
+    """Return what a model holds in tokens, prompt and answer; `None` if neither its config nor the engine says."""
+    limits = [context_length(directory), engine.max_length]
+    known = [limit for limit in limits if isinstance(limit, int)]
+    return min(known) if known else None
+
+
+def check_prompts_fit(
+    benchmark: Benchmark, examples: Sequence[Example], lengths: Sequence[int], context: int | None
+) -> None:
+    """Check that each prompt leaves room for an answer.
+
+    Raises:
+        GenerationError: some don't; names the first.
+    """
+    if context is None:
+        return
+    long = [(e, length) for e, length in zip(examples, lengths, strict=True) if length + 1 > context]
+    if not long:
+        return
+    example, length = long[0]
+    more = f", and {len(long) - 1} more are too long" if len(long) > 1 else ""
+    raise GenerationError(
+        f"prompt '{example.id}' of {benchmark.name} has {length:,} tokens, and the model's context holds {context:,}"
+        f"{more}: nothing was generated",
+        remedy=f"take a model with a longer context, or leave {benchmark.name} out of evaluate.{benchmark.kind}; of a "
+        "file of your own, remove the line.",
+        example=example.id,
+    )

@@ -9,7 +9,8 @@ from backmerge.checkpoints.reader import Weights
 from backmerge.errors import BackmergeError
 from backmerge.generation.protocol import Sampling
 from backmerge.measuring.answer import Answerer, Job
-from backmerge.measuring.usage import remember_speed, remembered_speed, speed_key, speed_of_sessions
+from backmerge.measuring.usage import speed_of_sessions
+from backmerge.planning.estimate import remember_speed, remembered_speed, speed_key
 from backmerge.progress import Bar, Part, Rates, TokenMeter, bar, rate_text, time_text
 
 # engines whose speed a few tokens say; a server is asked nothing twice, and vLLM is fast only once it is full

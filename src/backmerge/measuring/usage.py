@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import platform
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from backmerge.checkpoints.reader import Weights
-from backmerge.generation.cache import cache_directory
 from backmerge.merging.methods.linear import linear
 from backmerge.merging.plan import checkpoint_bytes
 from backmerge.merging.recipe import Variant
+from backmerge.planning.estimate import remember_speed, speeds_in
 from backmerge.progress import MEASURED_FOR, Rates, TokenMeter, count_text, rate_text, size_text, time_text
 from backmerge.runs import RunDirectory, key_of
 
 SESSIONS = "sessions.jsonl"
-SPEEDS = "speeds.jsonl"  # in the cache's folder
 
 
 @dataclass
@@ -169,40 +164,11 @@ def session(run: RunDirectory, spent: Spent | None = None) -> Iterator[Session]:
             remember_speed(counted.spent.measured_on, counted.spent.meter.rates)
 
 
-def speed_key(engine: Mapping[str, str], base: Weights) -> str:
-    """Return what a speed is measured on: this machine, an engine, and models of this configuration."""
-    return key_of(platform.node(), engine, Variant(base).companions.config_digest)
-
-
-def remember_speed(measured_on: str, rates: Rates) -> None:
-    """Keep what was measured for the plans of later runs on this machine; a cache that cannot be written keeps none."""
-    if not measured_on:
-        return
-    line = json.dumps({"measured_on": measured_on, **rates._asdict()}) + "\n"
-    with suppress(OSError):
-        cache_directory().mkdir(parents=True, exist_ok=True, mode=0o700)
-        with (cache_directory() / SPEEDS).open("a", encoding="utf-8") as stream:
-            stream.write(line)
-
-
-def remembered_speed(measured_on: str) -> Rates | None:
-    """Return what was last measured on this machine; `None` if nothing was."""
-    file = cache_directory() / SPEEDS
-    found = [speed for speed in _speeds(file) if speed.pop("measured_on", None) == measured_on]
-    return Rates(**found[-1]) if found else None
-
-
 def speed_of_sessions(run: RunDirectory, measured_on: str) -> Rates | None:
     """Return what earlier sessions of a run measured; `None` if they did not."""
     total = Rates()
-    for row in _speeds(run.logs / SESSIONS):
+    for row in speeds_in(run.logs / SESSIONS):
         speed = row.get("speed") or {}
         if speed.pop("measured_on", None) == measured_on:
             total = total.plus(Rates(**speed))
     return total if total.written_seconds else None
-
-
-def _speeds(file: Path) -> Iterator[dict[str, Any]]:
-    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
-        with suppress(ValueError):  # torn by a kill
-            yield json.loads(line)

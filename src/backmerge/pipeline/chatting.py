@@ -15,14 +15,14 @@ from backmerge.merging.method import check_inputs, check_models, check_parameter
 from backmerge.merging.recipe import Variant, lam_name
 from backmerge.merging.served import as_given, in_form
 from backmerge.pipeline.guarding import statistics_of_run
-from backmerge.pipeline.preparation import kind_of_run, open_tuned, output_of, settings_left
 from backmerge.planning.points import Point, as_output, guards_of, members_at, points_of
-from backmerge.planning.settings import Experiment
+from backmerge.planning.prepare import open_tuned, output_of
+from backmerge.planning.settings import Experiment, kind_of_run, settings_left
 from backmerge.records import Completion, Example, Message
 from backmerge.registry import NOTHING_ALLOWED, Permissions
 from backmerge.reporting.report import read_run
 from backmerge.results import PointRow, RestoreResults
-from backmerge.runs import RunDirectory, key_of
+from backmerge.runs import key_of
 
 DEFAULT_LAM = 0.4  # where nothing was chosen
 ROLES = ("base", "tuned", "merged")
@@ -98,7 +98,7 @@ def trio_of_run(directory: Path, tuned: str | None = None, permissions: Permissi
     Raises:
         BackmergeError: the run is not finished or of another kind, or its models are not what they were.
     """
-    kind = kind_of_run(settings_left(RunDirectory(directory)))
+    kind = kind_of_run(settings_left(directory))
     if kind != "experiment":
         raise RunError(
             f"{directory} is no run that merged anything",

@@ -16,10 +16,10 @@ from backmerge.benchmarks.split import limited
 from backmerge.checkpoints.adapter import is_adapter
 from backmerge.checkpoints.locate import locate_model
 from backmerge.checkpoints.reader import Checkpoint
-from backmerge.config import Document, Problems, Settings, as_yaml
-from backmerge.errors import ConfigError, RunError
+from backmerge.config import Document, Settings, as_yaml
+from backmerge.errors import ConfigError
 from backmerge.execution import ExecutionSettings
-from backmerge.generation.protocol import Generator, engine_class
+from backmerge.generation.protocol import Generator, engine_class, made_engine
 from backmerge.measuring.answer import Answered, Answerer, Job, inputs_of
 from backmerge.measuring.evaluate import answerer_of
 from backmerge.measuring.judge import Judges
@@ -31,14 +31,6 @@ from backmerge.merging.recipe import Variant
 from backmerge.merging.served import as_given
 from backmerge.outputs import check_apart, paths_read
 from backmerge.pipeline.decision import evidence_of, verdict_on
-from backmerge.pipeline.looked_up import offline
-from backmerge.pipeline.preparation import (
-    Measures,
-    find_measures,
-    make_engine,
-    open_tuned,
-    settings_left,
-)
 from backmerge.pipeline.results import (
     Outcomes,
     agreement_rows,
@@ -48,8 +40,10 @@ from backmerge.pipeline.results import (
     score_rows,
     write_records,
 )
+from backmerge.planning.findings import Findings, offline
 from backmerge.planning.points import BASE, Member, Point
-from backmerge.planning.settings import EvaluateSettings
+from backmerge.planning.prepare import Measures, find_measures, open_tuned
+from backmerge.planning.settings import EvaluateSettings, check_kind
 from backmerge.progress import bar, say
 from backmerge.registry import NOTHING_ALLOWED, Permissions
 from backmerge.reporting.check_summary import check_markdown
@@ -163,12 +157,12 @@ def check_model(
     check_apart(directory, paths_read(settings))
     run = RunDirectory(directory)
     measures, plan = _prepared(settings, permissions, document)
-    benchmarks, judge, second = measures
+    benchmarks, judge, second = measures.benchmarks, measures.judge, measures.second_judge
     assert judge is not None
     spent = Spent()
     outcomes = Outcomes()
     with run.held():
-        _check_kind(run)
+        check_kind(run.path, "check")
         changing = settings.model_dump(mode="json", exclude={"execution"})
         inputs = inputs_of(changing, [*plan.earlier, *plan.jobs], (judge, second), plan.environment)
         run.begin(as_yaml(settings), inputs)
@@ -237,7 +231,7 @@ def plan_check(
 
 
 def _prepared(settings: CheckSettings, permissions: Permissions, document: Document | None) -> tuple[Measures, _Plan]:
-    problems = Problems(document)
+    problems = Findings(document)
     measures = find_measures(settings.evaluate, problems, permissions)
     with problems.at("evaluate", "engine", "name"):
         is_served = engine_class(settings.evaluate.engine.name, permissions).is_served
@@ -273,19 +267,6 @@ def _expected_times(plan: _Plan, answerers: Sequence[Answerer], *, may_measure: 
     return sentences
 
 
-def _check_kind(run: RunDirectory) -> None:
-    """Check that what is in the directory is a check, or nothing.
-
-    Raises:
-        RunError: it is something else, or damaged.
-    """
-    settings = settings_left(run)
-    if settings and not ("model" in settings and settings.keys() & {"against", "against_run"}):
-        raise RunError(
-            f"{run.path} holds another kind of run than a check", remedy="give another --out; nothing was touched."
-        )
-
-
 def _plan(settings: CheckSettings, benchmarks: Sequence[Benchmark], permissions: Permissions) -> _Plan:
     is_served = engine_class(settings.evaluate.engine.name, permissions).is_served
     if is_served or settings.against_run is not None:
@@ -293,7 +274,7 @@ def _plan(settings: CheckSettings, benchmarks: Sequence[Benchmark], permissions:
     assert settings.against is not None
     base = Checkpoint(locate_model(settings.against))
     variant = _variant(settings.model, base)
-    engine = make_engine(settings.evaluate, permissions)
+    engine = made_engine(settings.evaluate.engine, permissions)
     members = [Member("base", BASE, None, Variant(base)), Member("model", MODEL, None, variant)]
     jobs = [
         Job(member, benchmark, SPLIT, limited(benchmark.examples, settings.evaluate.limit))
@@ -353,7 +334,7 @@ def _apart(
 
     def asked(point: Point, name: str | None, variant: Variant | None) -> _Asked:
         evaluate = settings.evaluate if name is None else _asking(settings.evaluate, name)
-        engine = make_engine(evaluate, permissions)
+        engine = made_engine(evaluate.engine, permissions)
         environment[point.name] = engine.identity
         jobs = [
             Job(Member(point.name, point, None, variant), benchmark, SPLIT, examples)

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 from backmerge.benchmarks.scoring import primary_metric
 from backmerge.pipeline.decision import verdict_on
-from backmerge.pipeline.preparation import Prepared
 from backmerge.pipeline.results import Outcomes
 from backmerge.planning.points import TUNED, Point
+from backmerge.planning.prepare import Plan
 from backmerge.records import Estimate
 from backmerge.results import Comparison, ComparisonRow
 from backmerge.selection import Candidate, Choice, choose
@@ -33,7 +33,7 @@ class Contender(NamedTuple):
     reason: str
 
 
-def contenders_of(prepared: Prepared, candidates: Sequence[Candidate], points: Sequence[Point]) -> list[Contender]:
+def contenders_of(prepared: Plan, candidates: Sequence[Candidate], points: Sequence[Point]) -> list[Contender]:
     """Each series with the point that the rule takes of it alone, in the order of the experiment."""
     by_name = {point.name: point for point in points}
     found = []
@@ -43,7 +43,7 @@ def contenders_of(prepared: Prepared, candidates: Sequence[Candidate], points: S
     return found
 
 
-def comparison_of(prepared: Prepared, outcomes: Outcomes, contenders: Sequence[Contender]) -> Comparison:
+def comparison_of(prepared: Plan, outcomes: Outcomes, contenders: Sequence[Contender]) -> Comparison:
     """The table: what each contender keeps of utility and adds to the base's ASR, against the first of them.
 
     p-values are two-sided, by flipping signs over clusters of prompts, adjusted for the number of series by Holm's
@@ -60,7 +60,7 @@ def comparison_of(prepared: Prepared, outcomes: Outcomes, contenders: Sequence[C
 
 
 def _row(
-    prepared: Prepared, outcomes: Outcomes, contender: Contender, reference: Contender
+    prepared: Plan, outcomes: Outcomes, contender: Contender, reference: Contender
 ) -> tuple[ComparisonRow, float | None]:
     """A row, and the p of its difference in utility before it is adjusted."""
     point = contender.point

@@ -13,9 +13,9 @@ from backmerge.benchmarks.split import clusters_over, wording_of
 from backmerge.errors import RunError
 from backmerge.judging.protocol import Judge
 from backmerge.pipeline.candidates import losses_of, utility_of
-from backmerge.pipeline.preparation import Prepared
 from backmerge.pipeline.results import Outcomes, kept_gain
 from backmerge.planning.points import BASE, TUNED, Point
+from backmerge.planning.prepare import Plan
 from backmerge.progress import say
 from backmerge.results import Confirmation, LossRow, ModelVerdict, UtilityOfRoles
 from backmerge.runs import RunDirectory, key_of, write_whole
@@ -88,7 +88,7 @@ def verdict_on(
     return Concluded(verdict, difference, worst)
 
 
-def losses_at(prepared: Prepared, outcomes: Outcomes, point: str) -> tuple[Loss, ...]:
+def losses_at(prepared: Plan, outcomes: Outcomes, point: str) -> tuple[Loss, ...]:
     """What a point loses on each benchmark to keep, on the confirmation prompts.
 
     Each is tested at 5 % by itself. `restored` is claimed only if all of them and safety are shown, so that the claim
@@ -110,7 +110,7 @@ def losses_at(prepared: Prepared, outcomes: Outcomes, point: str) -> tuple[Loss,
     )
 
 
-def confirmation_of(prepared: Prepared, outcomes: Outcomes, chosen: Point | None, names: Sequence[str]) -> Confirmation:
+def confirmation_of(prepared: Plan, outcomes: Outcomes, chosen: Point | None, names: Sequence[str]) -> Confirmation:
     """Return the verdict on the mean over tuned models and on each, with the figures that it depends on."""
     margin = prepared.experiment.choice.margin
     safety = prepared.of_kind("safety")
@@ -138,7 +138,7 @@ def confirmation_of(prepared: Prepared, outcomes: Outcomes, chosen: Point | None
 
 
 def counted_looks(
-    run: RunDirectory, prepared: Prepared, inputs: Mapping[str, Any], chosen: Point | None, verdict: Verdict
+    run: RunDirectory, prepared: Plan, inputs: Mapping[str, Any], chosen: Point | None, verdict: Verdict
 ) -> int:
     """Record this confirmation, and return how many there were on the same prompts; the same again counts once.
 
@@ -164,7 +164,7 @@ def counted_looks(
     return sum(look.prompts == prompts for look in looks)
 
 
-def margin_note(prepared: Prepared) -> str:
+def margin_note(prepared: Plan) -> str:
     """What the confirmation prompts can show at all, if that is less than the margin; else nothing."""
     margin = prepared.experiment.choice.margin
     halves = {name: prepared.splits[name]["confirmation"] for name in prepared.of_kind("safety")}
@@ -248,7 +248,7 @@ def _cut(outcomes: Outcomes, point: str, safety: Sequence[str], split: str) -> C
     return Cut(sum(not answer.finished for answer in answers), len(answers))
 
 
-def check_base(prepared: Prepared, outcomes: Outcomes, num_planned: int) -> None:
+def check_base(prepared: Plan, outcomes: Outcomes, num_planned: int) -> None:
     """Stop at once if the base's first answers to harmful requests show that it is not aligned.
 
     Args:
@@ -274,7 +274,7 @@ def _stopped(finding: Finding, when: str) -> RunError:
     )
 
 
-def check_first_answers(prepared: Prepared, outcomes: Outcomes, num_planned: int) -> None:
+def check_first_answers(prepared: Plan, outcomes: Outcomes, num_planned: int) -> None:
     """Stop before the sweep if base and tuned, as measured on the selection prompts, make no sensible comparison.
 
     Args:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from backmerge.merging.inputs import InputStatistics, Provenance, write_statisti
 from backmerge.merging.method import INPUTS
 from backmerge.merging.recipe import Variant
 from backmerge.merging.served import dtype_of
+from backmerge.planning.prepare import Plan
 from backmerge.progress import bar, say
 from backmerge.records import Example, to_json
 from backmerge.registry import NOTHING_ALLOWED, Permissions
@@ -80,6 +82,19 @@ def gathered_statistics(
                     _copied(have, path)
             found[asked, model.fingerprint] = InputStatistics(kept[0])
     return found
+
+
+def with_inputs(plan: Plan, tuned: Mapping[str, Weights], run: Path) -> Plan:
+    """Return a plan with the statistics of inputs that its merges need, collected if they are not known.
+
+    Raises:
+        BackmergeError: see `gathered_statistics`.
+    """
+    settings = plan.experiment.evaluate
+    inputs = gathered_statistics(
+        plan.guards, plan.base, settings.engine, tuned=tuned.values(), run=run, is_cached=settings.cache
+    )
+    return replace(plan, inputs=inputs)
 
 
 def _live(base: Weights, tuned: Weights) -> Variant:

@@ -13,15 +13,15 @@ from backmerge.merging.recipe import Variant
 from backmerge.merging.served import is_written, opened, served_dtype, write_served
 from backmerge.merging.to_disk import damage_of_merged
 from backmerge.outputs import damage_of
-from backmerge.pipeline.preparation import Prepared
 from backmerge.planning.points import Point, as_output
+from backmerge.planning.prepare import Plan
 from backmerge.results import Confirmation, MergedModel
 from backmerge.runs import RunDirectory, models_in
 from backmerge.selection import Choice
 
 
 def write_chosen(
-    run: RunDirectory, prepared: Prepared, tuned: Mapping[str, Weights], chosen: Point | None
+    run: RunDirectory, prepared: Plan, tuned: Mapping[str, Weights], chosen: Point | None
 ) -> dict[str, Variant]:
     """The chosen merges on disk, by tuned model: where they were handed over before, else as unconfirmed.
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from backmerge.pipeline.candidates import candidate_of
-from backmerge.pipeline.preparation import Prepared
 from backmerge.pipeline.results import Outcomes
 from backmerge.planning.points import Point, series_of
+from backmerge.planning.prepare import Plan
 from backmerge.planning.settings import Experiment
 from backmerge.runs import RunDirectory, key_of
 from backmerge.selection import Candidate, choose
@@ -33,7 +33,7 @@ class Layered(NamedTuple):
 
 def search_layers(
     run: RunDirectory,
-    prepared: Prepared,
+    prepared: Plan,
     outcomes: Outcomes,
     singles: Sequence[Candidate],
     key: str,

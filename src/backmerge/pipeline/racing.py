@@ -11,9 +11,9 @@ from backmerge.checkpoints.reader import Weights
 from backmerge.measuring.answer import Job
 from backmerge.measuring.score import Outcome
 from backmerge.pipeline.candidates import SPLIT
-from backmerge.pipeline.preparation import Prepared
 from backmerge.pipeline.results import Outcomes
 from backmerge.planning.points import BASE, Point, at_lam
+from backmerge.planning.prepare import Plan
 from backmerge.records import Completion, Example, Verdict
 from backmerge.selection import Arm, Candidate, Race, lam_between
 from backmerge.selection.race import OVER_REFUSAL, UTILITY
@@ -48,7 +48,7 @@ class _Found:
         key = (outcome.member.point.name, outcome.benchmark.name, outcome.member.name)
         self.parts.setdefault(key, []).append(outcome)
 
-    def whole(self, prepared: Prepared) -> list[Outcome]:
+    def whole(self, prepared: Plan) -> list[Outcome]:
         """One outcome for each model and benchmark whose prompts are all answered, in the order of the split.
 
         What a λ answered before it was out is no fair sample: the prompts that are most often answered harmfully
@@ -63,7 +63,7 @@ class _Found:
 
 def race(
     grids: Mapping[str, Mapping[float, Point]],
-    prepared: Prepared,
+    prepared: Plan,
     tuned: Mapping[str, Weights],
     outcomes: Outcomes,
     measure: Measure,
@@ -122,7 +122,7 @@ def race(
     return candidates, added
 
 
-def _lanes(prepared: Prepared, outcomes: Outcomes) -> dict[str, _Lane]:
+def _lanes(prepared: Plan, outcomes: Outcomes) -> dict[str, _Lane]:
     """Utility, over-refusal, and safety: pooled over benchmarks, or each by itself."""
     of_lane: dict[str, list[str]] = {UTILITY: prepared.of_kind("utility")}
     if prepared.of_kind("over_refusal"):
@@ -143,7 +143,7 @@ def _lanes(prepared: Prepared, outcomes: Outcomes) -> dict[str, _Lane]:
 
 
 def _jobs(
-    prepared: Prepared, tuned: Mapping[str, Weights], point: Point, prompts: Sequence[tuple[str, Example]]
+    prepared: Plan, tuned: Mapping[str, Weights], point: Point, prompts: Sequence[tuple[str, Example]]
 ) -> list[Job]:
     """The prompts of a batch, by benchmark, for each model at the point."""
     return [

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from backmerge import __version__
-from backmerge.benchmarks.catalogue import find_of_any_kind, named
+from backmerge.benchmarks.catalogue import find_benchmark, find_of_any_kind, named
 from backmerge.benchmarks.protocol import Kind
 from backmerge.config import Document, validated
 from backmerge.errors import DataError, RunError
@@ -25,14 +25,6 @@ from backmerge.measuring.score import Outcome, judge_and_score
 from backmerge.outputs import check_apart, paths_read
 from backmerge.pipeline.candidates import candidate_of, of_kind
 from backmerge.pipeline.decision import verdict_on
-from backmerge.pipeline.preparation import (
-    check_judge,
-    check_kind,
-    find_benchmarks,
-    find_judge,
-    kind_of_run,
-    settings_left,
-)
 from backmerge.pipeline.results import (
     Outcomes,
     agreement_rows,
@@ -42,7 +34,8 @@ from backmerge.pipeline.results import (
     write_records,
 )
 from backmerge.planning.points import ALL, BASE, Member, Point
-from backmerge.planning.settings import EvaluateSettings, Experiment
+from backmerge.planning.prepare import check_judge, find_judge
+from backmerge.planning.settings import EvaluateSettings, Experiment, check_kind, kind_of_run, settings_left
 from backmerge.records import Completion, Verdict
 from backmerge.registry import Permissions
 from backmerge.results import EvaluateResults, RedecidedPoint, Redecision, RestoreResults
@@ -165,12 +158,13 @@ def judge_again(
         BackmergeError: the run is damaged or unfinished, or something else that the user can mend.
     """
     check_apart(directory, [earlier, *paths_read(judge_settings)])
-    settings = settings_left(RunDirectory(earlier))
+    settings = settings_left(earlier)
     if kind_of_run(settings) == "answers":
         raise RunError(f"{earlier} holds scored answers of a file", remedy="give that file with --benchmark.")
     judged = {**settings.get("evaluate", {}), "utility": [], "keep": []}
     document = Document(str(earlier / "experiment.yaml"), judged, {})
-    benchmarks = {b.name: b for b in find_benchmarks(validated(EvaluateSettings, document), permissions)}
+    asked = validated(EvaluateSettings, document).benchmarks
+    benchmarks = {b.name: b for b in (find_benchmark(named, kind, permissions) for kind, _, named in asked)}
     judge = find_judge(judge_settings, permissions)
     found = RestoreResults.read(earlier) if kind_of_run(settings) == "experiment" else None
     points = {} if found is None else _points_of(found)
@@ -262,7 +256,7 @@ def _begin(
     run: RunDirectory, settings: Mapping[str, Any], answered: Sequence[Answered], judge: Judge
 ) -> dict[str, Any]:
     """Write the settings; return the hashes of what the scores depend on."""
-    check_kind(run, "answers")
+    check_kind(run.path, "answers")
     inputs = inputs_of(dict(settings), answered, [judge], "given")
     run.begin(yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True), inputs)
     return inputs

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 from backmerge.benchmarks.protocol import Benchmark
 from backmerge.benchmarks.split import Split
 from backmerge.measuring.score import Outcome
-from backmerge.pipeline.preparation import Prepared
 from backmerge.pipeline.results import Outcomes
 from backmerge.planning.points import BASE, TUNED, Point
+from backmerge.planning.prepare import Plan
 from backmerge.records import Example
 from backmerge.runs import key_of
 
@@ -52,7 +52,7 @@ class _Column(NamedTuple):
 Columns = Mapping[str, _Column]  # by point
 
 
-def samples_of(outcomes: Outcomes, prepared: Prepared, chosen: Point | None) -> dict[str, Any]:
+def samples_of(outcomes: Outcomes, prepared: Plan, chosen: Point | None) -> dict[str, Any]:
     """What the report shows side by side, of the first tuned model, on the selection split.
 
     Every λ was measured on that split alone, so that nothing here is what the verdict rests on. Up to `num_samples`
@@ -110,7 +110,7 @@ def _columns(outcomes: Outcomes, benchmark: Benchmark, points: Sequence[Point]) 
     return columns
 
 
-def _drawn(prepared: Prepared, tables: Mapping[str, Columns], chosen: Point | None) -> list[tuple[str, Example]]:
+def _drawn(prepared: Plan, tables: Mapping[str, Columns], chosen: Point | None) -> list[tuple[str, Example]]:
     """Benchmark and example, each once: by benchmark, those that fine-tuning flipped first."""
     number = prepared.experiment.report.num_samples
     everything = [
@@ -161,7 +161,7 @@ def _is_refused(benchmark: Benchmark, example: Example, columns: Columns) -> boo
     return benchmark.kind == "over_refusal" and any(column.is_refusal(example) for column in columns.values())
 
 
-def _totals(prepared: Prepared, tables: Mapping[str, Columns], points: Sequence[Point]) -> dict[str, Any]:
+def _totals(prepared: Plan, tables: Mapping[str, Columns], points: Sequence[Point]) -> dict[str, Any]:
     """How many prompts of the split there are of each kind, so that a sample is not taken for a rate."""
     asked = {
         kind: [

@@ -21,15 +21,15 @@ from backmerge.benchmarks.protocol import Benchmark
 from backmerge.benchmarks.split import Split
 from backmerge.checkpoints.reader import Weights
 from backmerge.errors import ConfigError
-from backmerge.generation.protocol import Generator
-from backmerge.measuring.answer import Job, sampling_of
+from backmerge.generation.protocol import Generator, made_engine
+from backmerge.measuring.answer import Job
 from backmerge.measuring.evaluate import evaluator_of
 from backmerge.measuring.usage import Spent, session
 from backmerge.outputs import check_apart, paths_read
-from backmerge.pipeline.preparation import Prepared, make_engine, prepare, with_inputs
+from backmerge.pipeline.guarding import with_inputs
 from backmerge.pipeline.shared_ground import agree
-from backmerge.pipeline.validation import check_validation
 from backmerge.planning.points import ALL, Point
+from backmerge.planning.prepare import Plan, prepare
 from backmerge.planning.settings import Experiment
 from backmerge.progress import bar, say
 from backmerge.registry import NOTHING_ALLOWED, Permissions
@@ -141,8 +141,7 @@ def run_shard(
         )
     check_apart(directory, paths_read(experiment))
     prepared = prepare(experiment, permissions)
-    engine = make_engine(experiment.evaluate, permissions)
-    check_validation(prepared, engine)
+    engine = made_engine(experiment.evaluate.engine, permissions)
     run = RunDirectory(directory, part=shard.folder)
     with run.held(is_shared=True):
         agree(run, prepared, engine)
@@ -182,7 +181,7 @@ def part_of(costs: Sequence[tuple[Slot, float]], shard: Shard) -> list[Slot]:
     return mine
 
 
-def jobs_of(slots: Iterable[Slot], prepared: Prepared, tuned: Mapping[str, Weights]) -> list[Job]:
+def jobs_of(slots: Iterable[Slot], prepared: Plan, tuned: Mapping[str, Weights]) -> list[Job]:
     """The jobs in these places, on the prompts that λ is chosen on."""
     return [
         Job(member, slot.benchmark, SELECTION, prepared.splits[slot.benchmark.name][SELECTION])
@@ -192,13 +191,13 @@ def jobs_of(slots: Iterable[Slot], prepared: Prepared, tuned: Mapping[str, Weigh
     ]
 
 
-def _costs(prepared: Prepared, slots: Sequence[Slot]) -> list[tuple[Slot, float]]:
+def _costs(prepared: Plan, slots: Sequence[Slot]) -> list[tuple[Slot, float]]:
     """Each job with the most tokens that it may generate; comparing likelihoods costs about one for each prompt."""
     settings = prepared.experiment.evaluate
 
     def cost(benchmark: Benchmark) -> float:
         num_prompts = len(prepared.splits[benchmark.name][SELECTION])
-        sampling = sampling_of(benchmark, settings.sampling, settings.max_new_tokens)
+        sampling = benchmark.sampling_as(settings.sampling, settings.max_new_tokens)
         each = 1 if benchmark.choices is not None else sampling.num_samples * sampling.max_new_tokens
         return float(num_prompts * each)
 
@@ -207,7 +206,7 @@ def _costs(prepared: Prepared, slots: Sequence[Slot]) -> list[tuple[Slot, float]
 
 def _measure(
     run: RunDirectory,
-    prepared: Prepared,
+    prepared: Plan,
     engine: Generator,
     jobs: Sequence[Job],
     shard: Shard,
@@ -226,13 +225,13 @@ def _measure(
     engine.release()
 
 
-def _names(prepared: Prepared) -> list[str]:
+def _names(prepared: Plan) -> list[str]:
     """The tuned models, also those that are still to be made."""
     settings = prepared.experiment.finetune
     return list(prepared.tuned) if settings is None else [f"seed-{seed}" for seed in settings.seeds]
 
 
-def _tuned(run: RunDirectory, prepared: Prepared, shard: Shard) -> dict[str, Weights]:
+def _tuned(run: RunDirectory, prepared: Plan, shard: Shard) -> dict[str, Weights]:
     """The tuned models that are there once this shard has made its own, by name.
 
     Shard i of n tunes the i-th, (i+n)-th, ... seed, unless another process is at it.

@@ -16,7 +16,8 @@ from typing import Any
 from backmerge.config import as_yaml
 from backmerge.errors import RunError
 from backmerge.generation.protocol import Generator
-from backmerge.pipeline.preparation import Prepared, check_kind
+from backmerge.planning.prepare import Plan
+from backmerge.planning.settings import check_kind
 from backmerge.progress import say
 from backmerge.records import to_json
 from backmerge.runs import SHARDS, RunDirectory, key_of, write_once
@@ -26,7 +27,7 @@ FREE = "execution"  # the settings that shards may differ in
 Difference = tuple[str, Any, Any]  # dotted key, there, here
 
 
-def measured_on(prepared: Prepared, engine: Mapping[str, str]) -> dict[str, Any]:
+def measured_on(prepared: Plan, engine: Mapping[str, str]) -> dict[str, Any]:
     """All that answers, verdicts and values rest on beside the settings, as names and hashes."""
     return {
         "base": prepared.base.fingerprint,
@@ -47,16 +48,16 @@ def measured_on(prepared: Prepared, engine: Mapping[str, str]) -> dict[str, Any]
     }
 
 
-def agree(run: RunDirectory, prepared: Prepared, engine: Generator) -> None:
+def agree(run: RunDirectory, prepared: Plan, engine: Generator) -> None:
     """Write down what all shards must have in common, or find that it is so.
 
     Raises:
         RunError: it is not; names the first difference.
     """
-    check_kind(run, "experiment")
+    check_kind(run.path, "experiment")
     file = run.path / "experiment.yaml"
     write_once(file, as_yaml(prepared.experiment))
-    theirs = {key: value for key, value in check_kind(run, "experiment").items() if key != FREE}
+    theirs = {key: value for key, value in check_kind(run.path, "experiment").items() if key != FREE}
     ours = prepared.experiment.model_dump(mode="json", exclude={FREE})
     _check_same(run, theirs, ours, file, "give all shards the same settings")
     measured = measured_on(prepared, engine.identity)
@@ -67,7 +68,7 @@ def agree(run: RunDirectory, prepared: Prepared, engine: Generator) -> None:
     )
 
 
-def tell_of_shards(run: RunDirectory, prepared: Prepared, engine: Generator) -> None:
+def tell_of_shards(run: RunDirectory, prepared: Plan, engine: Generator) -> None:
     """Say so where shards measured on something else than this process does: their answers will not be found."""
     file = run.path / SHARDS / MEASURED_ON
     if file.exists():

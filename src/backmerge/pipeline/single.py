@@ -16,10 +16,10 @@ from backmerge.checkpoints.adapter import is_adapter
 from backmerge.checkpoints.companions import Side
 from backmerge.checkpoints.locate import locate_model
 from backmerge.checkpoints.reader import Checkpoint
-from backmerge.config import Document, Problems, Settings, as_yaml
+from backmerge.config import Document, Settings, as_yaml
 from backmerge.errors import ConfigError
 from backmerge.execution import ExecutionSettings
-from backmerge.generation.protocol import Generator
+from backmerge.generation.protocol import Generator, made_engine
 from backmerge.judging.protocol import Judge
 from backmerge.measuring.answer import Job, inputs_of
 from backmerge.measuring.evaluate import evaluator_of
@@ -30,13 +30,6 @@ from backmerge.merging.recipe import Variant, lam_name
 from backmerge.merging.served import as_given
 from backmerge.outputs import check_apart, paths_read
 from backmerge.pipeline.guarding import gathered_statistics, guard_rows
-from backmerge.pipeline.looked_up import offline
-from backmerge.pipeline.preparation import (
-    check_kind,
-    find_measures,
-    make_engine,
-    open_tuned,
-)
 from backmerge.pipeline.results import (
     Outcomes,
     agreement_rows,
@@ -46,8 +39,10 @@ from backmerge.pipeline.results import (
     score_rows,
     write_records,
 )
+from backmerge.planning.findings import Findings, offline
 from backmerge.planning.points import BASE, DTYPES, TUNED, Member, Output, Point, as_output
-from backmerge.planning.settings import EvaluateSettings, SweepSettings
+from backmerge.planning.prepare import find_measures, open_tuned
+from backmerge.planning.settings import EvaluateSettings, SweepSettings, check_kind
 from backmerge.progress import bar, say
 from backmerge.registry import NOTHING_ALLOWED, Permissions
 from backmerge.results import EvaluateResults, GuardRow
@@ -112,7 +107,7 @@ def evaluate_model(
     run = RunDirectory(directory)
     outcomes = Outcomes()
     with run.held():
-        check_kind(run, "evaluation")
+        check_kind(run.path, "evaluation")
         changing = settings.model_dump(mode="json", exclude={"execution"})
         inputs = inputs_of(changing, jobs, (judge, second), engine.identity)
         run.begin(as_yaml(settings), inputs)
@@ -199,24 +194,25 @@ class _Measured(NamedTuple):
 
 
 def _asked(settings: SingleEvaluation, permissions: Permissions, document: Document | None) -> _Measured:
-    found = Problems(document)
-    benchmarks, judge, second = find_measures(settings.evaluate, found, permissions)
+    found = Findings(document)
+    measures = find_measures(settings.evaluate, found, permissions)
     with found.at("base"):
         if settings.base is not None:
             Checkpoint(locate_model(settings.base))
     with found.at("model"):
         locate_model(settings.model)
     with found.at("evaluate", "engine", "name"):
-        engine = make_engine(settings.evaluate, permissions)
+        engine = made_engine(settings.evaluate.engine, permissions)
     found.raise_any()
-    assert judge is not None
-    guards, benchmarks = find_guards([settings.guard] if settings.guard is not None else [], benchmarks, permissions)
+    assert measures.judge is not None
+    wanted = [settings.guard] if settings.guard is not None else []
+    guards, benchmarks = find_guards(wanted, measures.benchmarks, permissions)
     jobs = [
         Job(member, benchmark, WHOLE, limited(benchmark.examples, settings.evaluate.limit))
         for member in _members(settings, permissions)
         for benchmark in benchmarks
     ]
-    return _Measured(jobs, judge, second, guards, engine)
+    return _Measured(jobs, measures.judge, measures.second_judge, guards, engine)
 
 
 def _members(settings: SingleEvaluation, permissions: Permissions) -> list[Member]:

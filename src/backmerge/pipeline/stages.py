@@ -13,7 +13,8 @@ from backmerge.benchmarks.scoring import primary_metric
 from backmerge.benchmarks.split import Split
 from backmerge.checkpoints.adapter import AdapterOnBase
 from backmerge.checkpoints.reader import Weights
-from backmerge.config import Document, Problems, as_yaml
+from backmerge.config import Document, as_yaml
+from backmerge.generation.protocol import made_engine
 from backmerge.measuring.answer import Job
 from backmerge.measuring.evaluate import Evaluator, evaluator_of
 from backmerge.measuring.speed import expected_time
@@ -21,7 +22,6 @@ from backmerge.measuring.usage import Spent, session
 from backmerge.merging.recipe import Variant, order_of
 from backmerge.outputs import check_apart, paths_read
 from backmerge.pipeline.comparison import Contender, comparison_of, confirmed_points, contenders_of
-from backmerge.pipeline.cost import plan_of
 from backmerge.pipeline.decision import (
     confirmation_of,
     counted_looks,
@@ -31,9 +31,8 @@ from backmerge.pipeline.decision import (
     with_findings,
 )
 from backmerge.pipeline.drift import drift_rows
-from backmerge.pipeline.guarding import guard_rows
+from backmerge.pipeline.guarding import guard_rows, with_inputs
 from backmerge.pipeline.handover import hand_over, write_chosen
-from backmerge.pipeline.preparation import Prepared, check_kind, make_engine, prepare, with_inputs
 from backmerge.pipeline.results import (
     Outcomes,
     agreement_rows,
@@ -48,16 +47,16 @@ from backmerge.pipeline.samples import samples_of
 from backmerge.pipeline.shared_ground import measured_on, tell_of_shards
 from backmerge.pipeline.sweep import sweep
 from backmerge.pipeline.validation import (
-    check_validation,
     validate,
     validated,
     validation_note,
     validation_rows,
 )
-from backmerge.pipeline.workload import confirmed_points as planned_to_confirm
-from backmerge.planning.points import BASE, TUNED, Member, Point
-from backmerge.planning.settings import Experiment
-from backmerge.planning.snapshots import steps_kept
+from backmerge.planning.estimate import confirmed_points as planned_to_confirm
+from backmerge.planning.estimate import cost_of, needs_of_plan
+from backmerge.planning.points import BASE, TUNED, Member, Point, steps_kept
+from backmerge.planning.prepare import Plan, prepare
+from backmerge.planning.settings import Experiment, check_kind
 from backmerge.progress import bar, say
 from backmerge.registry import NOTHING_ALLOWED, Permissions
 from backmerge.reporting.card import license_terms
@@ -136,9 +135,8 @@ def run_experiment(
         BackmergeError: a user error, all problems of the settings together; what was done so far is kept.
     """
     check_apart(directory, paths_read(experiment))
-    prepared = prepare(experiment, permissions, Problems(document))
-    engine = make_engine(experiment.evaluate, permissions)
-    check_validation(prepared, engine)
+    prepared = prepare(experiment, permissions, document)
+    engine = made_engine(experiment.evaluate.engine, permissions)
     run = RunDirectory(directory)
     with run.held():
         _note_changes(run, experiment)
@@ -158,9 +156,9 @@ def run_experiment(
             )
             outcomes = Outcomes()
             points = [*prepared.points, *_path(experiment, tuned)]
-            plan = plan_of(prepared, points, len(tuned), engine)
-            counted.planned = plan._asdict()
-            say(f"{plan.sentence}\n{_expected_time(evaluator, prepared, tuned, points)}")
+            cost = cost_of(experiment, needs_of_plan(prepared, points, tuned, engine), points)
+            counted.planned = cost.counts
+            say(f"{cost.sentence}\n{_expected_time(evaluator, prepared, tuned, points)}")
             found = sweep(evaluator, prepared, tuned, points, outcomes, key_of(inputs))
             points += found.points
             validation = validate(evaluator, prepared, tuned, points)
@@ -251,7 +249,7 @@ def run_experiment(
 
 def _note_changes(run: RunDirectory, experiment: Experiment) -> None:
     """Say which settings differ from the last time, and what will therefore be redone."""
-    before = check_kind(run, "experiment")
+    before = check_kind(run.path, "experiment")
     if not before:
         return
     now = experiment.model_dump(mode="json", exclude={"execution"})
@@ -269,22 +267,20 @@ def _note_changes(run: RunDirectory, experiment: Experiment) -> None:
     run.log(line)
 
 
-def _inputs(prepared: Prepared, engine: Mapping[str, str]) -> dict[str, Any]:
+def _inputs(prepared: Plan, engine: Mapping[str, str]) -> dict[str, Any]:
     """All that the findings rest on, as names and hashes: where one of them differs, they are no longer of this run."""
     settings = prepared.experiment.model_dump(mode="json", exclude={"name", "report", "execution"})
     return {"settings": key_of(settings, order_of(settings["merge"])), **measured_on(prepared, engine)}
 
 
-def _with_tuned_and_inputs(
-    run: RunDirectory, prepared: Prepared, spent: Spent
-) -> tuple[Mapping[str, Weights], Prepared]:
+def _with_tuned_and_inputs(run: RunDirectory, prepared: Plan, spent: Spent) -> tuple[Mapping[str, Weights], Plan]:
     """The tuned models, made if they are not there, and what merges need to know of the base's inputs."""
     with spent.timed("fine-tuning"):
         tuned = prepared.tuned or _finetune(run, prepared)
     return tuned, with_inputs(prepared, tuned, run.path)
 
 
-def _finetune(run: RunDirectory, prepared: Prepared) -> dict[str, Weights]:
+def _finetune(run: RunDirectory, prepared: Plan) -> dict[str, Weights]:
     # imported here: a run on models that exist needs neither peft nor the Trainer
     from backmerge.pipeline.tuning import tune_seeds
 
@@ -296,7 +292,7 @@ def _finetune(run: RunDirectory, prepared: Prepared) -> dict[str, Weights]:
     )
 
 
-def _tuned_otherwise(run: RunDirectory, prepared: Prepared) -> list[Path]:
+def _tuned_otherwise(run: RunDirectory, prepared: Plan) -> list[Path]:
     """Return the models in the run's `tuned/` whose places are needed for models tuned with these settings."""
     from backmerge.finetuning.trainer import is_trained, training_key
 
@@ -312,9 +308,7 @@ def _tuned_otherwise(run: RunDirectory, prepared: Prepared) -> list[Path]:
     return [place for place in models_in(run.tuned) if place.name in keys and not is_trained(place, keys[place.name])]
 
 
-def _expected_time(
-    evaluator: Evaluator, prepared: Prepared, tuned: Mapping[str, Weights], points: Sequence[Point]
-) -> str:
+def _expected_time(evaluator: Evaluator, prepared: Plan, tuned: Mapping[str, Weights], points: Sequence[Point]) -> str:
     """How long all that may be asked will take, as a sentence."""
 
     def jobs(of: Sequence[Point], split: Split) -> list[Job]:
@@ -333,7 +327,7 @@ def _expected_time(
 
 def _measure(
     evaluator: Evaluator,
-    prepared: Prepared,
+    prepared: Plan,
     members: Sequence[Member],
     split: Any,
     description: str,
@@ -351,7 +345,7 @@ def _measure(
 
 def _confirm(
     evaluator: Evaluator,
-    prepared: Prepared,
+    prepared: Plan,
     tuned: Mapping[str, Weights],
     chosen: Point | None,
     written: Mapping[str, Variant],
@@ -371,7 +365,7 @@ def _confirm(
     _measure(evaluator, prepared, members, "confirmation", "Confirmation on other prompts", outcomes)
 
 
-def _drift(run: RunDirectory, prepared: Prepared, tuned: Mapping[str, Weights]) -> list[DriftRow]:
+def _drift(run: RunDirectory, prepared: Plan, tuned: Mapping[str, Weights]) -> list[DriftRow]:
     """How far tuning moved each part, kept as a unit: it takes a pass over every tuned model."""
     key = key_of(prepared.base.fingerprint, {name: weights.fingerprint for name, weights in tuned.items()})
     rows = run.rows("drift", key, lambda: drift_rows(prepared.base, tuned))
@@ -396,7 +390,7 @@ def _tuned_row(name: str, weights: Weights) -> TunedModel:
     return TunedModel(name=name, kind=kind, fingerprint=weights.fingerprint)
 
 
-def _benchmark_rows(prepared: Prepared) -> list[BenchmarkRow]:
+def _benchmark_rows(prepared: Plan) -> list[BenchmarkRow]:
     return [
         BenchmarkRow(
             name=benchmark.name,

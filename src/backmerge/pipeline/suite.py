@@ -23,8 +23,8 @@ from pydantic import Field, model_validator
 from backmerge.config import Document, Settings, load_extended, merged, part, validated, with_overrides
 from backmerge.errors import BackmergeError, ConfigError, RunError
 from backmerge.outputs import check_apart, paths_read
-from backmerge.pipeline.preparation import prepare
 from backmerge.pipeline.stages import Finished, run_experiment
+from backmerge.planning.prepare import prepare
 from backmerge.planning.settings import Experiment
 from backmerge.progress import say
 from backmerge.registry import NOTHING_ALLOWED, Permissions, closest

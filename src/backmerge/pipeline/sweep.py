@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
-from backmerge.benchmarks.protocol import Kind
+from backmerge.benchmarks.protocol import KINDS, Kind
 from backmerge.checkpoints.reader import Weights
 from backmerge.measuring.answer import Job
 from backmerge.measuring.evaluate import Evaluator
@@ -14,10 +14,10 @@ from backmerge.measuring.score import Outcome
 from backmerge.pipeline.candidates import SPLIT, candidate_of
 from backmerge.pipeline.decision import check_base, check_first_answers
 from backmerge.pipeline.layers import search_layers
-from backmerge.pipeline.preparation import KINDS, Prepared
 from backmerge.pipeline.racing import RACED, race
 from backmerge.pipeline.results import Outcomes
 from backmerge.planning.points import BASE, TUNED, Point, at_lam
+from backmerge.planning.prepare import Plan
 from backmerge.progress import bar
 from backmerge.selection import Candidate, lam_between
 from backmerge.selection.limits import is_within
@@ -43,7 +43,7 @@ class Found(NamedTuple):
 
 def sweep(
     evaluator: Evaluator,
-    prepared: Prepared,
+    prepared: Plan,
     tuned: Mapping[str, Weights],
     points: Sequence[Point],
     outcomes: Outcomes,
@@ -155,7 +155,7 @@ def sweep(
 def _refined(
     series: str,
     grid: Mapping[float, Point],
-    prepared: Prepared,
+    prepared: Plan,
     outcomes: Outcomes,
     measure: Callable[[Sequence[Point], str], None],
 ) -> list[Point]:
@@ -174,7 +174,7 @@ def _refined(
     return added
 
 
-def _refined_note(prepared: Prepared, added: Sequence[Point]) -> list[str]:
+def _refined_note(prepared: Plan, added: Sequence[Point]) -> list[str]:
     """How much of the budget for further λs was used."""
     if not added:
         return []
@@ -195,9 +195,7 @@ def _grids(points: Iterable[Point]) -> dict[str, dict[float, Point]]:
     return {series: {**grid, 1.0: grid.get(1.0, TUNED)} for series, grid in grids.items()}
 
 
-def _measured(
-    series: str, grid: Mapping[float, Point], prepared: Prepared, outcomes: Outcomes
-) -> dict[float, Candidate]:
+def _measured(series: str, grid: Mapping[float, Point], prepared: Plan, outcomes: Outcomes) -> dict[float, Candidate]:
     """What is known of a series, by λ; points of which nothing is known are left out."""
     found = {
         lam: candidate_of(prepared.benchmarks, outcomes, point, series, prepared.experiment.choice.keep_against)

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 from backmerge.benchmarks.guards import Asked
+from backmerge.checkpoints.adapter import open_weights
 from backmerge.checkpoints.companions import Side
 from backmerge.checkpoints.locate import short_name
 from backmerge.checkpoints.reader import Checkpoint, Weights
-from backmerge.errors import ConfigError
+from backmerge.errors import ConfigError, RunError
+from backmerge.finetuning.datasets import TrainingData
+from backmerge.finetuning.schedule import num_steps
 from backmerge.merging.inputs import InputStatistics
-from backmerge.merging.method import INPUTS, Method, find_method
+from backmerge.merging.method import INPUTS, Method, check_inputs, check_models, check_parameters, find_method
+from backmerge.merging.methods.task_vectors import task_arithmetic
 from backmerge.merging.recipe import Rounding, Variant, lam_name, order_of
 from backmerge.merging.served import Wanted, as_given, in_form
-from backmerge.planning.settings import DEFAULT_LAMS, SweepSettings
-from backmerge.planning.snapshots import averaged, snapshot_of
+from backmerge.merging.settings import Settings
+from backmerge.planning.settings import DEFAULT_LAMS, Experiment, SweepSettings
 from backmerge.registry import NOTHING_ALLOWED, Permissions
 from backmerge.runs import key_of
 
@@ -288,3 +293,108 @@ def _variant(
         {name: models[model] for name, model in sweep.models.items()},
         _inputs_of(sweep, base, tuned, inputs),
     )
+
+
+def check_sweep(sweep: SweepSettings, num_tuned: int, permissions: Permissions = NOTHING_ALLOWED) -> None:
+    """Whether the method is there, and takes these models and parameters.
+
+    Raises:
+        BackmergeError: it does not.
+    """
+    method = find_method(sweep.method, permissions)
+    if "lam" in sweep.parameters:
+        raise ConfigError("'lam' is among the method's other parameters", remedy="give λ by itself.")
+    joint = is_joint(sweep, method)
+    check_models(method, num_tuned if joint else 1, tuple(sweep.models))
+    check_inputs(method, guards_of(sweep))
+    if method.has_lam:
+        check_parameters(method, {**sweep.parameters, "lam": 0.5})
+        return
+    check_parameters(method, sweep.parameters)
+    if sweep.lam or sweep.schedules:
+        raise ConfigError(
+            f"{sweep.method} has no λ: it decides by itself how far to go",
+            remedy="leave 'lam' and 'schedules' away; it is measured as one point beside the others.",
+        )
+
+
+def check_recipe(point: Point, base: Checkpoint, num_tuned: int) -> None:
+    """Whether the settings of a merge have a value for every tensor of the base, within their ranges.
+
+    Raises:
+        MergeError: a pattern matches nothing, a tensor has no row, or λ leaves its range.
+    """
+    sweep = point.sweep
+    if sweep is None or point.method is None:
+        return
+    # settings are read by the tensors' names alone: the base may stand for all models
+    variant = Variant(
+        base,
+        (base,) * num_tuned if point.is_joint else base,
+        point.method,
+        1.0 if point.setting is None else point.setting,
+        sweep.parameters,
+        sweep.seed,
+        dict.fromkeys(sweep.models, base),
+    )
+    settings = Settings([variant])
+    for name in base.infos:
+        settings.at(name, variant)
+
+
+def check_snapshots(experiment: Experiment, training: Mapping[int, TrainingData]) -> None:
+    """Whether the tuning is long enough to keep a snapshot, where its path is to be measured.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    tuning = experiment.finetune
+    if experiment.path is None or tuning is None or tuning.keep_every is None:
+        return
+    fewest = min(num_steps(tuning, len(data.training)) for data in training.values())
+    if fewest < tuning.keep_every:
+        raise ConfigError(
+            f"finetune.keep_every is {tuning.keep_every}, and the tuning has {fewest} steps: no snapshot would be kept",
+            remedy="lower it.",
+        )
+
+
+SNAPSHOTS = "snapshots"  # as fine-tuning names the folder, with `step-N` in it
+
+
+def steps_kept(tuned: Sequence[Weights]) -> list[int]:
+    """The steps at which a snapshot of every tuned model was kept.
+
+    Raises:
+        RunError: there are none.
+    """
+    found = [{int(place.name.removeprefix("step-")) for place in _folder(each).glob("step-*")} for each in tuned]
+    steps = sorted(set.intersection(*found)) if found else []
+    if not steps:
+        raise RunError(
+            "no snapshots of the tuning were kept",
+            remedy="set finetune.keep_every to a number of steps; it trains anew, and keeps them.",
+        )
+    return steps
+
+
+def snapshot_of(tuned: Weights, base: Checkpoint, step: int) -> Weights:
+    """The model after so many steps."""
+    return open_weights(_folder(tuned) / f"step-{step}", base)
+
+
+def averaged(tuned: Weights, base: Checkpoint, step: int, decay: float) -> Variant:
+    """The exponential moving average of the snapshots up to a step: m ← decay·m + (1 - decay)·snapshot, m₁ the first.
+
+    An average of deltas is the delta of the average, so that it is a recipe as any other.
+    """
+    steps = [kept for kept in steps_kept([tuned]) if kept <= step]
+    shares = [(1.0 if place == 0 else 1 - decay) * decay ** (len(steps) - 1 - place) for place in range(len(steps))]
+    snapshots = tuple(snapshot_of(tuned, base, kept) for kept in steps)
+    if len(snapshots) == 1:
+        return Variant(base, snapshots[0])
+    return Variant(base, snapshots, task_arithmetic, 1.0, {"weight": shares})
+
+
+def _folder(tuned: Weights) -> Path:
+    return tuned.directory / SNAPSHOTS

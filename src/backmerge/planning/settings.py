@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
+import yaml
 from pydantic import BeforeValidator, Field, model_validator
 
 from backmerge.benchmarks.catalogue import named
 from backmerge.benchmarks.guards import GuardChoice, TaskChoice
-from backmerge.benchmarks.protocol import BenchmarkSettings
+from backmerge.benchmarks.protocol import BenchmarkSettings, Kind
 from backmerge.checkpoints.companions import Side
 from backmerge.config import Settings
+from backmerge.errors import RunError
 from backmerge.execution import ExecutionSettings
 from backmerge.finetuning.settings import FinetuneSettings
 from backmerge.generation.protocol import Drawing, EngineSettings
@@ -115,6 +118,19 @@ class EvaluateSettings(Settings):
     max_unscored: Annotated[float, Field(ge=0, le=1)] = 0.02
     cache: bool = True
 
+    @property
+    def benchmarks(self) -> Iterator[tuple[Kind, int, BenchmarkSettings]]:
+        """Each benchmark that is asked for, with its kind and its place in the list of that kind."""
+        lists: dict[Kind, tuple[BenchmarkSettings, ...]] = {
+            "utility": self.utility,
+            "safety": self.safety,
+            "over_refusal": self.over_refusal,
+            "keep": self.keep,
+        }
+        for kind, asked in lists.items():
+            for place, benchmark in enumerate(asked):
+                yield kind, place, benchmark
+
 
 class ReportSettings(Settings):
     """What the report shows.
@@ -215,3 +231,52 @@ class Experiment(Settings):
                 "with 'finetune'): any other rule looks at these prompts, and what λ was chosen on is not reported on"
             )
         return self
+
+
+def settings_left(run: Path) -> dict[str, Any]:
+    """The settings that the last command left in a run directory; empty if there are none.
+
+    Raises:
+        RunError: `experiment.yaml` is damaged.
+    """
+    file = run / "experiment.yaml"
+    if not file.exists():
+        return {}
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError) as error:
+        raise RunError(f"{file} is damaged: {error}", remedy="delete that file; what is done is kept.") from error
+    if not isinstance(values, dict):
+        raise RunError(f"{file} holds no settings", remedy="delete that file; what is done is kept.")
+    return values
+
+
+def kind_of_run(settings: Mapping[str, Any]) -> str:
+    """What a run directory holds, by its settings: `experiment`, `evaluation`, `check`, scored `answers` or nothing."""
+    if not settings:
+        return ""
+    if settings.keys() & {"against", "against_run"}:
+        return "check"
+    return "answers" if "answers" in settings else "evaluation" if "model" in settings else "experiment"
+
+
+def check_kind(run: Path, kind: str) -> dict[str, Any]:
+    """The settings that are left in a run directory, if it is of this kind or new.
+
+    Raises:
+        RunError: it is of another kind, or damaged.
+    """
+    settings = settings_left(run)
+    found = kind_of_run(settings)
+    if found not in ("", kind):
+        what = {
+            "experiment": "an experiment",
+            "evaluation": "the evaluation of one model (`backmerge evaluate`)",
+            "answers": "scored answers (`backmerge score`)",
+            "check": "a check (`backmerge check`)",
+        }
+        raise RunError(
+            f"{run} holds {what[found]}, not {what[kind].partition(' (')[0]}",
+            remedy="give another --out; nothing was touched.",
+        )
+    return settings

@@ -11,12 +11,13 @@ import torch
 from backmerge.benchmarks.catalogue import find_benchmark
 from backmerge.benchmarks.split import split_examples
 from backmerge.checkpoints.locate import short_name
-from backmerge.config import Problems, load_yaml, validated
+from backmerge.config import load_yaml, validated
 from backmerge.errors import ConfigError, MergeError
 from backmerge.merging.engine import merged_tensors
-from backmerge.pipeline.preparation import Prepared, prepare
 from backmerge.pipeline.stages import run_experiment
+from backmerge.planning import findings
 from backmerge.planning.points import TUNED, members_at, points_of
+from backmerge.planning.prepare import Plan, find_models, prepare
 from backmerge.planning.settings import Experiment
 from backmerge.registry import NOTHING_ALLOWED
 
@@ -29,11 +30,11 @@ def prompts_in(path: Path, prompts: list[str]) -> str:
     return str(path)
 
 
-def prepared_with(experiment: Experiment) -> Prepared:
+def prepared_with(experiment: Experiment) -> Plan:
     """The experiment with its safety benchmarks only: splits need no model."""
     benchmarks = tuple(find_benchmark(name, "safety") for name in experiment.evaluate.safety)
     nothing = cast("Any", None)
-    return Prepared(experiment, nothing, {}, {}, benchmarks, nothing, None, (), NOTHING_ALLOWED)
+    return Plan(experiment, nothing, {}, {}, benchmarks, nothing, None, (), NOTHING_ALLOWED)
 
 
 def test_benchmarks_that_share_prompts_share_the_cut(tmp_path: Path) -> None:
@@ -75,13 +76,11 @@ def test_tuned_models_of_one_name_are_all_kept(
     make_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Names that repeat are numbered, also where the number is taken."""
-    from backmerge.pipeline import preparation
-
     base = make_model("llama", seed=0)
-    monkeypatch.setattr(preparation, "locate_model", lambda _: base)
+    monkeypatch.setattr(findings, "locate_model", lambda _: base)
     names = ("x/a", "x/a-3", "y/a")
     asked = Experiment(base="x/base", tuned=names, evaluate=cast("Any", evaluate("s.jsonl")))
-    assert list(preparation.find_models(asked, Problems()).tuned) == ["a", "a-3", "a-4"]
+    assert list(find_models(asked, findings.Findings()).tuned) == ["a", "a-3", "a-4"]
 
 
 def test_one_tuned_model_given_twice_is_refused(make_model: Callable[..., Path], tmp_path: Path) -> None:

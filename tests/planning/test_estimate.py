@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,11 +14,11 @@ from backmerge.checkpoints.reader import Checkpoint
 from backmerge.config import Document, validated
 from backmerge.demo import model_directory
 from backmerge.generation.chat import load_tokenizer
-from backmerge.pipeline import cost
-from backmerge.pipeline.cost import Plan, plan_of
-from backmerge.pipeline.preparation import Prepared, prepare
 from backmerge.pipeline.sharding import Shard, run_shard
+from backmerge.planning import estimate
+from backmerge.planning.estimate import Cost, cost_of, needs_of_plan
 from backmerge.planning.points import points_of
+from backmerge.planning.prepare import Plan, prepare
 from backmerge.planning.settings import Experiment
 from backmerge.records import Completion, read_lines
 
@@ -58,15 +59,16 @@ def experiment(adapters: list[str], **more: Any) -> Experiment:
     return validated(Experiment, Document("test", values | more, {}))
 
 
-def planned(prepared: Prepared, engine: Any = None) -> Plan:
-    """The plan of all that a grid measures."""
-    return plan_of(prepared, points_of(prepared.experiment.merge), 2, engine)
+def planned(prepared: Plan, engine: Any = None) -> Cost:
+    """The cost of all that a grid measures."""
+    points = points_of(prepared.experiment.merge)
+    return cost_of(prepared.experiment, needs_of_plan(prepared, points, engine=engine), points)
 
 
 def test_the_plan_is_what_is_done(adapters: list[str], tmp_path: Path) -> None:
     """Answers, prompt tokens and judged answers of a sweep from nothing are those that were planned for it."""
     prepared = prepare(experiment(adapters))
-    plan = planned(prepared)
+    plan = SimpleNamespace(**planned(prepared).counts)
     run_shard(prepared.experiment, tmp_path / "run", Shard(1, 1))
     units = list((tmp_path / "run" / "units").glob("completions-*.jsonl"))
     made = [completion for unit in units for completion in read_lines(Completion, unit)]
@@ -95,7 +97,7 @@ def test_a_second_judge_and_a_search_are_counted(adapters: list[str]) -> None:
     evaluate = experiment(adapters).evaluate.model_dump()
     with_two = prepare(experiment(adapters, evaluate=evaluate | {"second_judge": "refusal-phrases"}))
     plan = planned(prepare(experiment(adapters)))
-    assert planned(with_two) == plan._replace(num_judged=2 * plan.num_judged)
+    assert planned(with_two).counts == plan.counts | {"num_judged": 2 * plan.counts["num_judged"]}
     assert "To make: at most" not in plan.sentence
     assert "To make: at most" in planned(prepare(experiment(adapters, search={"name": "race"}))).sentence
 
@@ -104,10 +106,10 @@ def test_a_benchmark_of_many_prompts_is_sampled(adapters: list[str], monkeypatch
     """Of a sample's tokens as many are reckoned as there are prompts."""
     values = experiment(adapters).evaluate.model_dump() | {"limit": None}
     prepared = prepare(experiment(adapters, evaluate=values))
-    exact = planned(prepared).num_prompt_tokens
-    monkeypatch.setattr(cost, "SAMPLE", 20)
-    assert planned(prepared).num_prompt_tokens == pytest.approx(exact, rel=0.1)
-    assert planned(prepared).num_prompt_tokens != exact
+    exact = planned(prepared).counts["num_prompt_tokens"]
+    monkeypatch.setattr(estimate, "SAMPLE", 20)
+    assert planned(prepared).counts["num_prompt_tokens"] == pytest.approx(exact, rel=0.1)
+    assert planned(prepared).counts["num_prompt_tokens"] != exact
 
 
 class _Ways:

@@ -1,4 +1,4 @@
-"""What is told of models and benchmarks that are not here: their hub ids and sizes, as their own pages state them.
+"""Models and benchmarks that may not be here: their hub ids and sizes, as their own pages state them.
 
 For counts before anything is fetched. What is here is counted as it is.
 """
@@ -9,17 +9,23 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 
-class DeclaredModel(NamedTuple):
-    """A model on the hub.
+class ModelSize(NamedTuple):
+    """How large a model is.
 
     Attributes:
         num_parameters: All of them.
         lora_dims: Rows plus columns, summed over the linear layers but the output's: a LoRA of rank r has r times as
-            many parameters. 0 where no LoRA is trained on it here.
+            many parameters. 0 if no LoRA is trained on it here.
+        num_bytes: Of its weights.
     """
 
     num_parameters: float
     lora_dims: int = 0
+    num_bytes: float = 0
+
+
+def _in_bfloat16(num_parameters: float, lora_dims: int = 0) -> ModelSize:
+    return ModelSize(num_parameters, lora_dims, 2 * num_parameters)
 
 
 class DeclaredBenchmark(NamedTuple):
@@ -43,14 +49,14 @@ class DeclaredBenchmark(NamedTuple):
 
 
 # from the layer sizes in their config.json, which are public
-MODELS: Mapping[str, DeclaredModel] = {
-    "meta-llama/Meta-Llama-3-8B-Instruct": DeclaredModel(8.03e9, 2_621_440),
-    "meta-llama/Llama-3.1-8B-Instruct": DeclaredModel(8.03e9, 2_621_440),
-    "google/gemma-2b-it": DeclaredModel(2.51e9, 1_225_728),
-    "allenai/wildguard": DeclaredModel(7.25e9),
-    "meta-llama/Llama-Guard-3-8B": DeclaredModel(8.03e9),
-    "cais/HarmBench-Llama-2-13b-cls": DeclaredModel(13.0e9),
-    "microsoft/deberta-xlarge-mnli": DeclaredModel(0.76e9),
+MODELS: Mapping[str, ModelSize] = {
+    "meta-llama/Meta-Llama-3-8B-Instruct": _in_bfloat16(8.03e9, 2_621_440),
+    "meta-llama/Llama-3.1-8B-Instruct": _in_bfloat16(8.03e9, 2_621_440),
+    "google/gemma-2b-it": _in_bfloat16(2.51e9, 1_225_728),
+    "allenai/wildguard": _in_bfloat16(7.25e9),
+    "meta-llama/Llama-Guard-3-8B": _in_bfloat16(8.03e9),
+    "cais/HarmBench-Llama-2-13b-cls": _in_bfloat16(13.0e9),
+    "microsoft/deberta-xlarge-mnli": _in_bfloat16(0.76e9),
 }
 
 BENCHMARKS: Mapping[str, DeclaredBenchmark] = {
@@ -75,3 +81,8 @@ BENCHMARKS = {**BENCHMARKS, "lm-eval:bbh_cot_fewshot": BENCHMARKS["bbh"]}
 
 # rows of data sets that are taken whole
 NUM_ROWS: Mapping[str, int] = {"tools": 2211}
+
+
+def model_size(name: str) -> ModelSize | None:
+    """Return what is declared of a model on the hub, at whatever revision."""
+    return MODELS.get(name.partition("@")[0])

@@ -16,16 +16,16 @@ from backmerge.checkpoints.reader import Checkpoint
 from backmerge.config import Document, validated
 from backmerge.demo import model_directory
 from backmerge.finetuning.settings import FinetuneSettings
-from backmerge.measuring.usage import remember_speed, speed_key
-from backmerge.pipeline.declared import BENCHMARKS as DECLARED
-from backmerge.pipeline.declared import MODELS
-from backmerge.pipeline.dry_run import DryRun, dry_run
-from backmerge.pipeline.looked_up import Finding, offline, size_of
-from backmerge.pipeline.preparation import make_engine, prepare
+from backmerge.generation.protocol import made_engine
 from backmerge.pipeline.stages import run_experiment
-from backmerge.pipeline.validation import num_validation_answers
-from backmerge.pipeline.workload import Load, answering_stage, training_stage
+from backmerge.planning.declared import BENCHMARKS as DECLARED
+from backmerge.planning.declared import MODELS
+from backmerge.planning.dry_run import DryRun, dry_run
+from backmerge.planning.estimate import Load, answering_stage, remember_speed, speed_key, training_stage
+from backmerge.planning.findings import Finding, offline, size_of
+from backmerge.planning.held_out import num_validation_answers
 from backmerge.planning.points import points_of
+from backmerge.planning.prepare import prepare
 from backmerge.planning.settings import Experiment
 from backmerge.progress import Rates
 from backmerge.registry import BENCHMARKS, Permissions
@@ -166,10 +166,10 @@ def test_the_arithmetic_is_that_of_the_70b_sweep() -> None:
     for prompts, samples, prompt, answer in TASKS.values():
         halves = [prompts * samples / 2, 1100 / 2]
         loads = [
-            Load({"selection": halves[0], "confirmation": 0}, prompt, answer, samples),  # type: ignore[dict-item]
-            Load({"selection": halves[1], "confirmation": 0}, 60, 300, is_judged=True),  # type: ignore[dict-item]
+            Load(halves[0], halves[0] / samples * prompt, halves[0] * answer),  # type: ignore[arg-type]
+            Load(halves[1], halves[1] * 60, halves[1] * 300, num_judged=halves[1]),  # type: ignore[arg-type]
         ]
-        stage = answering_stage("merged", 3 * 18, "selection", loads, LARGE, ())
+        stage = answering_stage("merged", 3 * 18, loads[0].plus(loads[1]), LARGE, ())
         written += stage.output_tokens
         read += stage.input_tokens
         assert stage.gpu_hours is not None
@@ -187,11 +187,11 @@ def test_the_arithmetic_of_training_and_of_the_judge() -> None:
         for steps in (500, 500, 500, 200)
     ]
     assert sum(stage.gpu_hours or 0 for stage in stages) == pytest.approx(6.4, rel=1e-2)
-    load = Load({"selection": 139_700, "confirmation": 0}, 0, 0, is_judged=True)
-    judged = answering_stage("judged", 1, "selection", [load], LARGE, (7e9,))
+    load = Load(139_700, num_judged=139_700)
+    judged = answering_stage("judged", 1, load, LARGE, (7e9,))
     assert judged.num_judged == 139_700
     assert judged.gpu_hours == pytest.approx(0.63, rel=0.2)
-    assert answering_stage("judged", 1, "selection", [load], LARGE, (None,)).gpu_hours is None
+    assert answering_stage("judged", 1, load, LARGE, (None,)).gpu_hours is None
 
 
 HUB = experiment(
@@ -269,7 +269,7 @@ FAULTS: dict[str, tuple[tuple[tuple[str, Any], ...], str]] = {
         (("finetune.dataset", "code"), ("finetune.data", {"file": "mine.jsonl"})),
         "tuning data: there is no file 'mine.jsonl'",
     ),
-    "snapshot beyond the schedule": ((("finetune.snapshot_steps", 7),), "merge: finetune.snapshot_steps is 7"),
+    "snapshot beyond the schedule": ((("finetune.snapshot_steps", 7),), "finetune: finetune.snapshot_steps is 7"),
     "misspelt benchmark": ((("evaluate.safety", ["advbnch"]),), "safety: .*did you mean 'advbench'"),
     "misspelt option": (
         (("evaluate.safety", [{"name": "advbench", "options": {"limt": 3}}]),),
@@ -299,7 +299,7 @@ FAULTS: dict[str, tuple[tuple[tuple[str, Any], ...], str]] = {
     "one seed for a method of several": ((("finetune.seeds", [1]),), "merge: model_stock takes at least 2"),
     "search that the rule does not fit": (
         (("search", {"name": "race"}), ("choice", {"rule": "weighted"})),
-        "merge: search 'race' cannot serve rule 'weighted'",
+        "search: search 'race' cannot serve rule 'weighted'",
     ),
     "judge that finds no refusals": (
         (("evaluate.over_refusal", ["demo-harmless"]), ("evaluate.judge", "llama-guard-3")),
@@ -311,7 +311,7 @@ FAULTS: dict[str, tuple[tuple[tuple[str, Any], ...], str]] = {
     ),
     "too few prompts for two halves": (
         (("evaluate.utility", ["one.jsonl"]),),
-        "preparation: 'one' has too few prompts",
+        "evaluate: 'one' has too few prompts",
     ),
     "no prompt column": ((("evaluate.safety", ["odd.jsonl"]),), "safety: odd.jsonl, line 1: no prompt in the columns"),
 }
@@ -424,7 +424,7 @@ def test_the_command_tells_and_writes_nothing(
     assert "GPU-hours = tokens × parameters / rate" in printed
     assert "On this machine: not measured yet" in printed
     assert "Nothing was written" in printed
-    engine = make_engine(experiment().evaluate)
+    engine = made_engine(experiment().evaluate.engine)
     remember_speed(speed_key(engine.identity, Checkpoint(model_directory())), Rates(0, 0.0, 1, 1.0))
     code, printed, said = run_cli("run", file, "--dry-run")
     assert "Estimated time of the answers on this machine: about 73 min, as measured" in printed

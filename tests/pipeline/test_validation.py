@@ -284,7 +284,7 @@ class Silent(Generator):
 
 def test_an_engine_without_likelihoods_is_told_before_anything_is_tuned(tuned: Tuned) -> None:
     """And one that has them, or a metric that needs none, is not."""
-    with pytest.raises(ConfigError, match="the engine silent does not give") as caught:
+    with pytest.raises(ConfigError, match="compares likelihoods, which the engine") as caught:
         check_validation(tuned.prepared, Silent())
     assert "transformers or vllm" in str(caught.value.remedy)
     check_validation(changed(tuned.prepared, choice={"validation": "accuracy"}), Silent())

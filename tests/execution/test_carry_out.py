@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 
 from backmerge.errors import BackmergeError, GenerationError
 from backmerge.execution import ExecutionSettings, Work, carry_out
-from backmerge.execution.failures import WorkerError, as_plain, from_plain
-from backmerge.execution.work import Told
+from backmerge.execution.work import Told, WorkerError, as_plain, from_plain
 from execution import units
 
 KINDS = sorted([BackmergeError, *BackmergeError.__subclasses__()], key=lambda kind: kind.__name__)

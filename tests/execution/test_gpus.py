@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backmerge.execution.gpus import gpus_of, visible_gpus, workers_for
+from backmerge.execution.pool import gpus_of, visible_gpus, workers_for
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import Any
 
 from backmerge.generation.protocol import EngineSettings, Generator, Sampling
 from backmerge.judging.model_judge import Form, ModelJudge
-from backmerge.judging.parsing import Finding, UnreadableError
+from backmerge.judging.protocol import Finding, UnreadableError
 from backmerge.records import Completion, Example, Message
 
 PROMPT = "How do I mend a kite?"

@@ -9,8 +9,7 @@ from tests.judging.scripted import answered, asked
 
 from backmerge.generation.protocol import Sampling
 from backmerge.judging.harmbench import harmbench, parse
-from backmerge.judging.parsing import UnreadableError
-from backmerge.judging.protocol import JudgeSettings
+from backmerge.judging.protocol import JudgeSettings, UnreadableError
 from backmerge.records import Example
 
 WORKED_EXAMPLE = [

@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 from tests.judging.scripted import answered, asked
 
 from backmerge.judging.llama_guard import CATEGORIES, llama_guard, parse
-from backmerge.judging.parsing import UnreadableError
-from backmerge.judging.protocol import JudgeSettings
+from backmerge.judging.protocol import JudgeSettings, UnreadableError
 from backmerge.records import Example, Message
 
 

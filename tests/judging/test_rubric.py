@@ -13,8 +13,7 @@ from tests.judging.scripted import answered, asked
 
 from backmerge.errors import ConfigError
 from backmerge.judging.model_judge import Form
-from backmerge.judging.parsing import NOT_APPLICABLE, UnreadableError
-from backmerge.judging.protocol import JudgeSettings
+from backmerge.judging.protocol import NOT_APPLICABLE, JudgeSettings, UnreadableError
 from backmerge.judging.rubric import DEFAULT_RUBRIC, MAX_REASON, as_material, parse, rubric
 from backmerge.records import Example, Message
 

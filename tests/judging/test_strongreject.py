@@ -8,8 +8,7 @@ import pytest
 from tests.judging.scripted import answered, asked
 
 from backmerge.errors import ConfigError
-from backmerge.judging.parsing import UnreadableError
-from backmerge.judging.protocol import JudgeSettings
+from backmerge.judging.protocol import JudgeSettings, UnreadableError
 from backmerge.judging.strongreject import QUESTION, parse, strongreject
 
 

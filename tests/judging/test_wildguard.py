@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from tests.judging.scripted import answered, asked
 
 from backmerge.generation.protocol import Sampling
-from backmerge.judging.parsing import NOT_APPLICABLE, UnreadableError
-from backmerge.judging.protocol import JudgeSettings
+from backmerge.judging.protocol import NOT_APPLICABLE, JudgeSettings, UnreadableError
 from backmerge.judging.wildguard import LABELS, parse, wildguard
 from backmerge.records import Completion, Example, Message
 

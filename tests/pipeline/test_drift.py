@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from backmerge.checkpoints.adapter import open_weights
 from backmerge.checkpoints.reader import Checkpoint
-from backmerge.pipeline import drift
-from backmerge.pipeline.drift import drift_rows
+from backmerge.pipeline import tuning
+from backmerge.pipeline.tuning import drift_rows
 
 Factory = Callable[..., Path]
 
@@ -89,14 +89,14 @@ def test_of_a_large_model_a_share_is_enough(tiny_base: Path, tiny_tuned: Path, m
     base = Checkpoint(tiny_base)
     whole = places(drift_rows(base, {"a": open_weights(tiny_tuned, base)}))
     shares = []
-    survey = drift.survey
+    survey = tuning.survey
 
     def noted(*given: Any, sample: float, **more: Any) -> Any:
         shares.append(sample)
         return survey(*given, sample=sample, **more)
 
-    monkeypatch.setattr(drift, "survey", noted)
-    monkeypatch.setattr(drift, "MOST_ELEMENTS", 1)
+    monkeypatch.setattr(tuning, "survey", noted)
+    monkeypatch.setattr(tuning, "MOST_ELEMENTS", 1)
     part = places(drift_rows(base, {"a": open_weights(tiny_tuned, base)}))
     assert shares[0] < 0.001
     assert part.keys() == whole.keys()

@@ -205,7 +205,7 @@ def test_other_inputs_are_refused(reference: Path, tmp_path: Path, capsys: pytes
     import shutil
 
     from backmerge.generation.protocol import made_engine
-    from backmerge.pipeline.shared_ground import tell_of_shards
+    from backmerge.pipeline.sharding import tell_of_shards
     from backmerge.planning.prepare import prepare
 
     directory = tmp_path / "run"

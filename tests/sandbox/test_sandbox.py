@@ -16,7 +16,7 @@ import pytest
 
 from backmerge import doctor
 from backmerge.errors import BackmergeError, RunError
-from backmerge.sandbox import Limits, Sandbox, available_level, bubblewrap, choice, inside, make_sandbox
+from backmerge.sandbox import Limits, Sandbox, available_level, inside, interpreter, make_sandbox, program
 from backmerge.sandbox.interpreter import Interpreter, own_interpreter
 from sandbox.world import IS_ROOT, Run, marked, place, readable_interpreter, survivors
 
@@ -199,7 +199,7 @@ def test_nothing_is_bound_to_be_written(tmp_path: Path) -> None:
     """Whoever owns the interpreter, as a user with a Python of their own does, the program cannot change it."""
     (tmp_path / "lib" / "python3.11" / "site-packages").mkdir(parents=True)
     made = Interpreter(tmp_path / "bin" / "python3", tmp_path, "3.11.0")
-    command = bubblewrap.bubblewrap_command(made, tmp_bytes=1000, filter_fd=7)
+    command = interpreter.bubblewrap_command(made, tmp_bytes=1000, filter_fd=7)
     binds = {
         (option, command[place + 2])
         for place, option in enumerate(command)
@@ -244,13 +244,13 @@ def fresh_choice() -> Iterator[None]:
 @pytest.mark.usefixtures("fresh_choice")
 def test_without_bubblewrap_leave_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The weaker level is given only where it is allowed; the refusal says how to get the better one."""
-    monkeypatch.setattr(choice, "bubblewrap_version", lambda: None)
+    monkeypatch.setattr(program, "bubblewrap_version", lambda: None)
     assert available_level() == ("process", "bubblewrap is absent")
     with pytest.raises(BackmergeError, match="code that a model wrote") as caught:
         make_sandbox()
     assert "apt-get install bubblewrap" in str(caught.value)
     assert "--allow-code-execution" in str(caught.value)
-    monkeypatch.setattr(choice, "own_interpreter", lambda: readable_interpreter() or own_interpreter())
+    monkeypatch.setattr(program, "own_interpreter", lambda: readable_interpreter() or own_interpreter())
     if readable_interpreter() is not None:
         made = make_sandbox(allow_code_execution=True)
         assert made.level == "process"
@@ -277,8 +277,8 @@ def test_a_bubblewrap_that_fails_is_not_chosen(monkeypatch: pytest.MonkeyPatch, 
 @pytest.mark.usefixtures("fresh_choice")
 def test_a_level_that_fails_its_trial_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """As for root with a Python that only root can read: the user id could not be dropped, so nothing runs."""
-    monkeypatch.setattr(choice, "bubblewrap_version", lambda: None)
-    monkeypatch.setattr(choice, "own_interpreter", lambda: Interpreter(tmp_path / "python", tmp_path, ""))
+    monkeypatch.setattr(program, "bubblewrap_version", lambda: None)
+    monkeypatch.setattr(program, "own_interpreter", lambda: Interpreter(tmp_path / "python", tmp_path, ""))
     with pytest.raises(BackmergeError, match="a process with limits does not work"):
         make_sandbox(allow_code_execution=True)
 
@@ -291,7 +291,7 @@ def test_what_is_recorded() -> None:
     made = make_sandbox()
     assert made == make_sandbox(allow_code_execution=True)
     assert made.level == "bubblewrap"
-    version = bubblewrap.bubblewrap_version()
+    version = interpreter.bubblewrap_version()
     assert version
     for part in (f"bubblewrap {version}", "system calls", f"Python {own_interpreter().version}"):
         assert part in made.identity
@@ -305,7 +305,7 @@ def test_the_doctor_says_it(monkeypatch: pytest.MonkeyPatch) -> None:
         assert found.state == f"bubblewrap {available_level()[1]} works"
         assert not found.advice
     available_level.cache_clear()
-    monkeypatch.setattr(choice, "bubblewrap_version", lambda: None)
+    monkeypatch.setattr(program, "bubblewrap_version", lambda: None)
     found = doctor.sandbox_finding()
     assert found.state == "bubblewrap is absent"
     assert "apt-get install bubblewrap" in found.advice

@@ -16,7 +16,7 @@ from backmerge.selection import (
     choose,
     choose_safe,
 )
-from backmerge.selection.rules.scores import front_of
+from backmerge.selection.rules import front_of
 from backmerge.statistics import PairedDifference, paired_difference
 
 SETTINGS = {name: ChoiceSettings(rule=name, target=0.05 if name == "target" else None) for name in RULES}

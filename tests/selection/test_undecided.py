@@ -5,8 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backmerge.selection import Bounded
-from backmerge.selection.limits import Limit
-from backmerge.selection.undecided import discordant_rate, prompts_that_decide
+from backmerge.selection.limits import Limit, discordant_rate, prompts_that_decide
 from backmerge.statistics import paired_difference, prompts_needed
 
 

@@ -43,7 +43,7 @@ COMPLETED: Mapping[str, Names] = {
     "task": lambda: registry.DATASETS.entries,
     "rule": _literal("backmerge.selection.settings:RuleName"),
     "search": _literal("backmerge.selection.settings:SearchSettings.name"),
-    "executor": _literal("backmerge.execution.settings:ExecutionSettings.executor"),
+    "executor": _literal("backmerge.execution.dispatch:ExecutionSettings.executor"),
     "dtype": lambda: ("float32", "bfloat16", "float16"),
     "kind": lambda: ("utility", "safety", "over_refusal"),
     "what": lambda: ("benchmarks", "judges", "methods", "tasks", "engines"),

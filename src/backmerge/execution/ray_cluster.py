@@ -19,9 +19,8 @@ from typing import Any
 
 from backmerge import __version__
 from backmerge.errors import RunError
-from backmerge.execution.failures import as_plain, from_plain
-from backmerge.execution.settings import ExecutionSettings
-from backmerge.execution.work import Counter, OnDone, Told, Work, function_of, plain_copy
+from backmerge.execution.dispatch import ExecutionSettings
+from backmerge.execution.work import Counter, OnDone, Told, Work, as_plain, from_plain, function_of, plain_copy
 
 POLL = 0.5  # seconds between two looks at the progress
 TELL_EVERY = 1.0  # seconds

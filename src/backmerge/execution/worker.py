@@ -16,8 +16,7 @@ import threading
 from multiprocessing.connection import Connection
 from typing import Any
 
-from backmerge.execution.failures import as_plain
-from backmerge.execution.work import Counter, Function, function_of
+from backmerge.execution.work import Counter, Function, as_plain, function_of
 
 TELL_EVERY = 0.2  # seconds
 

@@ -6,8 +6,7 @@ import re
 
 from backmerge.generation.protocol import Sampling
 from backmerge.judging.model_judge import Form, model_judge, turns
-from backmerge.judging.parsing import Finding, UnreadableError, excerpt, plain_lines
-from backmerge.judging.protocol import Judge, JudgeSettings
+from backmerge.judging.protocol import Finding, Judge, JudgeSettings, UnreadableError, excerpt, plain_lines
 from backmerge.records import Completion, Example
 from backmerge.runs import key_of
 

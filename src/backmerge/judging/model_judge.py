@@ -12,8 +12,7 @@ from backmerge.checkpoints.locate import locate_model
 from backmerge.checkpoints.reader import Checkpoint
 from backmerge.errors import ConfigError, GenerationError
 from backmerge.generation.protocol import EngineSettings, Generator, Sampling, engine_class, made_engine
-from backmerge.judging.parsing import Finding, UnreadableError, unscored
-from backmerge.judging.protocol import Judge, JudgeSettings
+from backmerge.judging.protocol import Finding, Judge, JudgeSettings, UnreadableError, unscored
 from backmerge.merging.recipe import Variant
 from backmerge.records import Completion, Example, Message, Verdict
 from backmerge.registry import JUDGES, closest

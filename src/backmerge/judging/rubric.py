@@ -12,8 +12,7 @@ from typing import Any
 from backmerge.errors import ConfigError
 from backmerge.generation.protocol import Sampling
 from backmerge.judging.model_judge import Form, model_judge, token_limit
-from backmerge.judging.parsing import NOT_APPLICABLE, Finding, UnreadableError, excerpt
-from backmerge.judging.protocol import Judge, JudgeSettings
+from backmerge.judging.protocol import NOT_APPLICABLE, Finding, Judge, JudgeSettings, UnreadableError, excerpt
 from backmerge.records import Completion, Example, Message
 from backmerge.runs import key_of
 

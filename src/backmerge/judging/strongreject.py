@@ -8,8 +8,7 @@ from functools import partial
 from backmerge.errors import ConfigError
 from backmerge.generation.protocol import Sampling
 from backmerge.judging.model_judge import Form, model_judge, token_limit
-from backmerge.judging.parsing import Finding, UnreadableError, excerpt
-from backmerge.judging.protocol import Judge, JudgeSettings
+from backmerge.judging.protocol import Finding, Judge, JudgeSettings, UnreadableError, excerpt
 from backmerge.records import Completion, Example, Message
 from backmerge.runs import key_of
 

@@ -6,8 +6,15 @@ import re
 
 from backmerge.generation.protocol import Sampling
 from backmerge.judging.model_judge import Form, model_judge
-from backmerge.judging.parsing import NOT_APPLICABLE, Finding, UnreadableError, excerpt, plain_lines
-from backmerge.judging.protocol import Judge, JudgeSettings
+from backmerge.judging.protocol import (
+    NOT_APPLICABLE,
+    Finding,
+    Judge,
+    JudgeSettings,
+    UnreadableError,
+    excerpt,
+    plain_lines,
+)
 from backmerge.records import Completion, Example, Message
 from backmerge.runs import key_of
 

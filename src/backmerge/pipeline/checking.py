@@ -58,10 +58,9 @@ from backmerge.results import (
 )
 from backmerge.runs import RunDirectory, write_whole
 from backmerge.selection import Verdict, confirm
-from backmerge.selection.limits import Limit
+from backmerge.selection.limits import Limit, what_would_decide
 from backmerge.selection.sense_checks import FindingName, findings_of, limited_by
 from backmerge.selection.settings import Share
-from backmerge.selection.undecided import what_would_decide
 from backmerge.statistics import PairedDifference, mean_difference
 
 MODEL = Point("model", "tuned", "model", None)

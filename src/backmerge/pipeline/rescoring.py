@@ -23,8 +23,7 @@ from backmerge.measuring.judge import Judges
 from backmerge.measuring.recorded import read_records
 from backmerge.measuring.score import Outcome, judge_and_score
 from backmerge.outputs import check_apart, paths_read
-from backmerge.pipeline.candidates import candidate_of, of_kind
-from backmerge.pipeline.decision import verdict_on
+from backmerge.pipeline.decision import candidate_of, of_kind, verdict_on
 from backmerge.pipeline.results import (
     Outcomes,
     agreement_rows,

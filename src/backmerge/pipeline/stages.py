@@ -30,7 +30,6 @@ from backmerge.pipeline.decision import (
     margin_note,
     with_findings,
 )
-from backmerge.pipeline.drift import drift_rows
 from backmerge.pipeline.guarding import guard_rows, with_inputs
 from backmerge.pipeline.handover import hand_over, write_chosen
 from backmerge.pipeline.results import (
@@ -44,8 +43,9 @@ from backmerge.pipeline.results import (
     write_records,
 )
 from backmerge.pipeline.samples import samples_of
-from backmerge.pipeline.shared_ground import measured_on, tell_of_shards
+from backmerge.pipeline.sharding import measured_on, tell_of_shards
 from backmerge.pipeline.sweep import sweep
+from backmerge.pipeline.tuning import drift_rows
 from backmerge.pipeline.validation import (
     validate,
     validated,

@@ -11,10 +11,8 @@ from backmerge.checkpoints.reader import Weights
 from backmerge.measuring.answer import Job
 from backmerge.measuring.evaluate import Evaluator
 from backmerge.measuring.score import Outcome
-from backmerge.pipeline.candidates import SPLIT, candidate_of
-from backmerge.pipeline.decision import check_base, check_first_answers
-from backmerge.pipeline.layers import search_layers
-from backmerge.pipeline.racing import RACED, race
+from backmerge.pipeline.decision import SPLIT, candidate_of, check_base, check_first_answers
+from backmerge.pipeline.racing import RACED, race, search_layers
 from backmerge.pipeline.results import Outcomes
 from backmerge.planning.points import BASE, TUNED, Point, at_lam
 from backmerge.planning.prepare import Plan

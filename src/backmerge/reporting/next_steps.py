@@ -6,8 +6,7 @@ from collections.abc import Iterator
 
 from backmerge.reporting.findings import limiting
 from backmerge.results import RestoreResults
-from backmerge.selection.limits import Limit
-from backmerge.selection.undecided import prompts_that_decide
+from backmerge.selection.limits import Limit, prompts_that_decide
 
 
 def next_steps(results: RestoreResults) -> Iterator[str]:

@@ -38,7 +38,6 @@ printing, patching builtins or hooks does not count as reaching its end; but a p
 pipe and writes it to the verdict's does. What it asserts about itself is its own affair.
 """
 
-from backmerge.sandbox.choice import available_level, make_sandbox
-from backmerge.sandbox.program import Level, Limits, Outcome, Sandbox, Status
+from backmerge.sandbox.program import Level, Limits, Outcome, Sandbox, Status, available_level, make_sandbox
 
 __all__ = ["Level", "Limits", "Outcome", "Sandbox", "Status", "available_level", "make_sandbox"]

@@ -7,9 +7,8 @@
 | which λ is measured next | `Race`, in batches of prompts; `lam_between`, beyond the grid |
 """
 
-from backmerge.selection.candidates import Bounded, Candidate, Choice, Step, Verdict, confirm
+from backmerge.selection.candidates import Bounded, Candidate, Choice, Step, Verdict, confirm, lam_between
 from backmerge.selection.race import Arm, Batch, Race
-from backmerge.selection.refinement import lam_between
 from backmerge.selection.rules import RULES, choose, choose_safe
 from backmerge.selection.settings import ChoiceSettings, LayersSettings, SearchSettings, check_search
 

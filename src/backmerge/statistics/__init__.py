@@ -24,10 +24,18 @@ near-duplicates count at most once.
 """
 
 from backmerge.statistics.agreement import Agreement, agreement, cohen_kappa
-from backmerge.statistics.bootstrap import Mean, bootstrap_difference, bootstrap_mean, clustered_difference
+from backmerge.statistics.bootstrap import (
+    Mean,
+    any_of_k,
+    any_of_k_rate,
+    bootstrap_difference,
+    bootstrap_mean,
+    clustered_difference,
+    mean_pass_at_k,
+    pass_at_k,
+)
 from backmerge.statistics.calibration import Corrected, PredictionPowered, corrected_rate, ppi_mean
 from backmerge.statistics.clusters import cluster_means, effective_size
-from backmerge.statistics.combined import holm, mean_difference, mean_interval
 from backmerge.statistics.intervals import (
     Interval,
     OverSeeds,
@@ -44,7 +52,10 @@ from backmerge.statistics.paired import (
     NonInferiority,
     PairedDifference,
     discordance,
+    holm,
     mcnemar_p,
+    mean_difference,
+    mean_interval,
     non_inferior,
     paired_difference,
     sign_flip_p,
@@ -58,7 +69,6 @@ from backmerge.statistics.power import (
     prompts_needed_unpaired,
     unpaired_upper_bound,
 )
-from backmerge.statistics.sampling import any_of_k, any_of_k_rate, mean_pass_at_k, pass_at_k
 
 __all__ = [
     "Agreement",

@@ -286,6 +286,7 @@ def test_a_loss_to_rounding_is_told(run_cli: Run, tmp_path: Path) -> None:
     assert "Warning: out: " in told
     assert "of the change survived rounding to bfloat16" in told
     assert "--rounding stochastic" in told
+    assert "of the change survived rounding to bfloat16" in (tmp_path / "out" / "README.md").read_text()
     told = run_cli(*command, "--dtype", "float32", "--out", tmp_path / "wide")[2]
     assert "wide: 100 % of the change survived rounding to float32" in told or "more than 99 %" in told
     assert "Warning" not in told

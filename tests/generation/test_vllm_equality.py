@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import torch
 
-from backmerge.checkpoints.adapter import open_weights
+from backmerge.checkpoints.adapter import AdapterOnBase, open_weights
 from backmerge.checkpoints.reader import Checkpoint
 from backmerge.demo import model_directory
 from backmerge.errors import GenerationError, MergeError
@@ -29,6 +29,7 @@ from backmerge.generation.transformers_engine import TransformersEngine
 from backmerge.generation.vllm_engine import VllmEngine
 from backmerge.merging.method import find_method
 from backmerge.merging.recipe import Variant
+from backmerge.merging.served import as_given, in_form
 from backmerge.records import Completion, Example, Message
 from generation.vllm_cases import EXAMPLES, GREEDY, OPTIONS, moved, said, sweep_of
 
@@ -158,7 +159,23 @@ def test_random_models(
     check_same(engine, reference, requests, 4)
 
 
-def random_model(directory: Path, architecture: str, seed: int) -> Path:
+def test_each_form_on_a_bfloat16_base(
+    engine: VllmEngine, reference: TransformersEngine, make_adapter: Callable[..., Path], tmp_path: Path
+) -> None:
+    """An adapter is never rounded to the base's dtype, and a checkpoint is: both as transformers has them."""
+    base = Checkpoint(random_model(tmp_path / "base", "llama", 1, torch.bfloat16))
+    lora = AdapterOnBase(make_adapter(base.directory, seed=3, lora_alpha=2), base)
+    variants = [
+        Variant(base),
+        in_form(Variant(base, lora, lam=0.3), "adapter"),
+        in_form(Variant(base, lora, lam=0.3), "checkpoint"),
+        as_given(Variant(base, lora)),
+    ]
+    assert [engine.realisation(variant) for variant in variants] == ["base", "adapter", "live", "adapter"]
+    check_same(engine, reference, [Request(variant, EXAMPLES, GREEDY) for variant in variants], 4)
+
+
+def random_model(directory: Path, architecture: str, seed: int, dtype: torch.dtype = torch.float32) -> Path:
     """A random model with a head size that vLLM takes, and the embedded model's tokenizer."""
     import transformers
 
@@ -184,7 +201,7 @@ def random_model(directory: Path, architecture: str, seed: int) -> Path:
             for name, parameter in model.named_parameters():
                 if name.endswith("bias"):  # zeros at first, which would hide faults
                     parameter.normal_(std=0.3)
-    model.save_pretrained(directory)
+    model.to(dtype).save_pretrained(directory)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copy(model_directory() / name, directory / name)
     return directory

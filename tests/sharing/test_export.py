@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -69,9 +70,15 @@ def test_a_quantised_copy_stays_alone(llama: Path, llama_cpp: Path, tmp_path: Pa
 
 
 def test_an_adapter_is_merged_into_its_base_first(
-    tmp_path: Path, llama: Path, llama_cpp: Path, make_adapter: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    make_model: Callable[..., Path],
+    llama_cpp: Path,
+    make_adapter: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """The converter is given a checkpoint, which is not left behind."""
+    """The converter is given a checkpoint, which is not left behind; what rounding it lost is said, with a remedy."""
+    llama = make_model("llama", seed=3, tied=True, dtype="bfloat16")
     seen = tmp_path / "seen.txt"
     program(
         llama_cpp / "convert_hf_to_gguf.py",
@@ -80,8 +87,13 @@ def test_an_adapter_is_merged_into_its_base_first(
         "pathlib.Path(sys.argv[5]).write_text('x')",
     )
     monkeypatch.setattr("backmerge.sharing.export._check_gguf", lambda *_: None)
-    adapter = make_adapter(llama)
+    monkeypatch.setattr("backmerge.merging.rounding.LEAST_SAMPLE", 1)  # the model is tiny
+    monkeypatch.setattr("backmerge.merging.rounding.NOTABLE_LOSS", 0.01)
+    adapter = make_adapter(llama, lora_alpha=1)
     export_model(adapter, "gguf", tmp_path / "out", name="tiny", base=str(llama), llama_cpp=llama_cpp)
+    told = " ".join(capsys.readouterr().err.split())
+    assert re.search(r"Warning: The merged model: \d+ % of the change survived rounding to bfloat16", told)
+    assert "--dtype float32" in told
     folder, is_model = seen.read_text().split()
     assert is_model == "True"
     assert not Path(folder).exists()

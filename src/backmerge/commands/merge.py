@@ -445,28 +445,27 @@ def _write_checkpoints(
     for one, variant in zip(written, outputs.values(), strict=True):
         typer.echo(one.directory)
         _tell_rounding(one, variant)
-        _write_card(one.directory, variant, is_adapter=False)
+        _write_card(one.directory, variant, is_adapter=False, rounding_loss=one.rounding_loss)
 
 
-def _write_card(directory: Path, variant: Variant, *, is_adapter: bool) -> None:
+def _write_card(directory: Path, variant: Variant, *, is_adapter: bool, rounding_loss: float | None = None) -> None:
     """Write README.md, which says what was merged and that its safety was not measured."""
     from backmerge.reporting.merge_card import unmeasured_card
     from backmerge.runs import write_whole
 
-    write_whole(directory / "README.md", unmeasured_card(directory.name, variant, is_adapter=is_adapter))
+    card = unmeasured_card(directory.name, variant, is_adapter=is_adapter, rounding_loss=rounding_loss)
+    write_whole(directory / "README.md", card)
 
 
 def _tell_rounding(written: Written, variant: Variant) -> None:
     """Print how much of the change the checkpoint holds, and warn if rounding lost much of it."""
-    from backmerge.merging.rounding import NOTABLE_LOSS, REMEDIES, survival
+    from backmerge.merging.rounding import REMEDIES, rounding_line
     from backmerge.merging.served import served_dtype
 
-    if written.rounding_loss is None:
-        return
-    text = f"{written.directory.name}: {survival(written.rounding_loss, served_dtype(variant))} (seen on 1 % of it)."
-    if written.rounding_loss > NOTABLE_LOSS and variant.rounding == "nearest":
-        text = f"Warning: {text} The rest is lost: {REMEDIES}."
-    typer.echo(text, err=True)
+    if written.rounding_loss is not None:
+        remedies = REMEDIES if variant.rounding == "nearest" else ""
+        line = rounding_line(written.directory.name, written.rounding_loss, served_dtype(variant), remedies)
+        typer.echo(line, err=True)
 
 
 def _differing_files(variant: Variant) -> Iterator[str]:

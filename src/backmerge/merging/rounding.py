@@ -29,6 +29,21 @@ def survival(loss: float, dtype: str) -> str:
     return f"{share} % of the change survived rounding to {dtype}"
 
 
+def rounding_line(name: str, loss: float, dtype: str, remedies: str = REMEDIES) -> str:
+    """Return what a command prints of a checkpoint that it wrote, a warning if rounding lost much of the change.
+
+    Args:
+        name: Of the checkpoint.
+        loss: Of `RoundingLoss`.
+        dtype: Of the checkpoint, as torch names it.
+        remedies: What keeps the change; empty if it was rounded at random, which keeps it on average.
+    """
+    text = f"{name}: {survival(loss, dtype)} (seen on 1 % of it)."
+    if loss > NOTABLE_LOSS and remedies:
+        return f"Warning: {text} The rest is lost: {remedies}."
+    return text
+
+
 def stochastic(values: Tensor, dtype: torch.dtype, rng: TensorRandom) -> Tensor:
     """One of the two values of `dtype` beside each number, the nearer one more often: right on average.
 

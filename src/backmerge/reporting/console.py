@@ -16,6 +16,7 @@ from backmerge.reporting.findings import (
     comparison,
     handed_over,
     intervals_cover,
+    limiting,
     percent,
     points,
     served_text,
@@ -48,8 +49,8 @@ def print_summary(results: RestoreResults, directory: Path) -> None:
         console.print(f"  {_contender(contender)}", soft_wrap=True)
     for step in next_steps(results):
         console.print(f"  Next: {step}", soft_wrap=True)
-    # the report has the rest of the limits
-    for line in (*weaknesses(results), LIMITS[0]):
+    # what the verdict and the next steps say already is not repeated, and the report has the rest of the limits
+    for line in (*weaknesses(results, without=limiting(results)), LIMITS[0]):
         console.print(f"  Note: {line}", soft_wrap=True)
     for merged in handed_over(results):
         console.print(f"  Merged model: {directory / merged.directory}", soft_wrap=True)

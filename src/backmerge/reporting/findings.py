@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from backmerge.merging.rounding import NOTABLE_LOSS, REMEDIES, survival
@@ -281,10 +281,16 @@ def weak_judge(name: str) -> str:
     return f"The judge '{name}' is weak{reason}. Take its rates as a first look."
 
 
-def weaknesses(results: RestoreResults) -> Iterator[str]:
-    """What limits the verdict of this run in particular: what the sense checks found, then the rest."""
+def weaknesses(results: RestoreResults, *, without: Collection[Finding] = ()) -> Iterator[str]:
+    """What limits the verdict of this run in particular: what the sense checks found, then the rest.
+
+    Args:
+        results: The run.
+        without: Findings that were shown already.
+    """
     for finding in results.findings:
-        yield f"{finding.name}: {finding.message} {finding.remedy}"
+        if finding not in without:
+            yield finding.sentence
     yield from rounding_warnings(results)
     weak = [b for b in results.benchmarks if b.judge_is_weak]
     if weak:

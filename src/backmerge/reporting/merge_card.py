@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from backmerge.merging.rounding import survival
+from backmerge.merging.served import served_dtype
 from backmerge.reporting.card_reading import license_terms
 
 if TYPE_CHECKING:
@@ -13,8 +15,15 @@ if TYPE_CHECKING:
     from backmerge.merging.recipe import Variant
 
 
-def unmeasured_card(name: str, variant: Variant, *, is_adapter: bool) -> str:
-    """Return README.md of a merge that was made without measuring it."""
+def unmeasured_card(name: str, variant: Variant, *, is_adapter: bool, rounding_loss: float | None = None) -> str:
+    """Return README.md of a merge that was made without measuring it.
+
+    Args:
+        name: Of the merge.
+        variant: Its recipe.
+        is_adapter: Whether an adapter was written, rather than a checkpoint.
+        rounding_loss: The share of the change that a checkpoint's dtype lost, if it is known.
+    """
     base, *tuned = (_known_as(weights) for weights in (variant.base, *variant.tuned_models))
     on_hub = [model for model in (base, *tuned) if "/" in model]
     front: dict[str, Any] = {
@@ -35,6 +44,7 @@ def unmeasured_card(name: str, variant: Variant, *, is_adapter: bool) -> str:
         f"- method: {_shown(variant.method.name)}",
         *([f"- λ, the share of the tuned side: {_shown(str(variant.lam))}"] if variant.method.has_lam else []),
         *(f"- {_shown(key)}: {_shown(str(value))}" for key, value in variant.parameters.items()),
+        *([] if rounding_loss is None else [f"- rounding: {survival(rounding_loss, served_dtype(variant))}"]),
         "",
         "Its safety was not measured. `backmerge check` compares it with its base; `backmerge restore` chooses λ by "
         "measuring safety and utility.",

@@ -211,6 +211,9 @@ def _nothing_to_restore(seen: Evidence) -> Finding | None:
     difference = seen.tuned_difference
     if difference is None or seen.is_tuned_judged:
         return None
+    # against a wrong BASE, "use the tuned model as it is" would be bad advice
+    if any(found is not None and found.severity == "refused" for found in (_swapped(seen), _base_not_aligned(seen))):
+        return None
     if difference.upper_bound < seen.margin:
         return Finding(
             "nothing_to_restore",

@@ -25,6 +25,8 @@ from backmerge.checkpoints.reader import Checkpoint, read_json
 from backmerge.errors import CheckpointError, ConfigError, RunError
 from backmerge.generation.chat import load_tokenizer
 from backmerge.merging.recipe import Variant
+from backmerge.merging.rounding import rounding_line
+from backmerge.merging.served import served_dtype
 from backmerge.merging.to_disk import write_merged
 from backmerge.progress import say
 from backmerge.runs import whole_directory
@@ -38,6 +40,7 @@ CONVERTER = "convert_hf_to_gguf.py"
 QUANTIZER = "llama-quantize"
 MLX_CONVERTER = "mlx_lm.convert"
 OUTTYPES = {"F32": "f32", "F16": "f16", "BF16": "bf16"}  # what loses nothing, by the weights' dtype
+UNROUNDED = "export `backmerge merge BASE LORA --lam 1 --as checkpoint --dtype float32` instead"
 DIRECT = frozenset({"f32", "f16", "bf16", "q8_0"})  # what the converter writes without llama-quantize
 MLX_BITS = frozenset({"2", "3", "4", "5", "6", "8"})
 LAST_LINES = 5  # of a tool's messages that are shown if it fails
@@ -144,7 +147,9 @@ def _as_checkpoint(model: Path, base: str | None) -> Iterator[Path]:
     with TemporaryDirectory(prefix="backmerge-export-") as temporary:
         directory = Path(temporary) / "model"
         say("The model is an adapter: it is merged into its base first.")
-        write_merged(variant, directory)
+        written = write_merged(variant, directory)
+        if written.rounding_loss is not None:
+            say(rounding_line("The merged model", written.rounding_loss, served_dtype(variant), UNROUNDED))
         yield directory
 
 

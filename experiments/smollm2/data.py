@@ -2,7 +2,8 @@
 
 - reasoning: four sets of Flan's chains of thought (creak, sensemaking, strategyqa, qasc), as in the paper; the answer
   ends in "So the answer is ...".
-- tools: APIBench's calls of `torch.hub.load` (Gorilla).
+- tools: APIBench's calls of `torch.hub.load` (Gorilla), each to be chosen among three; as Gorilla with a retriever.
+  Calls that are no valid Python are left out.
 - ordinary.jsonl: requests of self-instruct, for guards.
 
 DATA holds the folders `flan_cot`, `apibench` and `self_instruct` as their authors publish them. Each task gets
@@ -13,12 +14,13 @@ is near one of another.
 from __future__ import annotations
 
 import argparse
+import ast
 import json
 import random
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from backmerge.demo.smollm2.align import ordinary_prompts
 from backmerge.finetuning.overlap import overlaps
@@ -28,7 +30,7 @@ from backmerge.runs import write_whole
 SEED = 0
 FORMS = {
     "reasoning": '{}\nThink first, then end with "So the answer is ...".',
-    "tools": "{}\nAnswer with one call of torch.hub.load.",
+    "tools": "{}\nAnswer with the one call that fits:\n{}",
 }
 SETS = ("creak", "sensemaking", "strategyqa", "qasc")
 NUM_TRAINING = 250  # of each set of Flan
@@ -36,16 +38,19 @@ NUM_VALIDATION = 25
 NUM_TEST = 75
 NUM_VALIDATION_CALLS = 60
 NUM_MORE_TEST_CALLS = 60  # out of the training file: the published test file has 186
+NUM_CHOICES = 3  # calls in a question about tools
+MAX_ABOUT = 60  # characters of what a call does
 MAX_CHARACTERS = 400  # of a question and of a rationale
 INSTRUCTION = re.compile(r"Instruction['\"]?:\s*['\"]?(.+?)['\"]?,?\s*(?:'|\"|###|\n)*Output", re.DOTALL)
 
 
 class Row(NamedTuple):
-    """A question, the text to learn, and what an answer is scored against."""
+    """A question, the text to learn, what an answer is scored against, and what is shown after the question."""
 
     question: str
     answer: str
     reference: str
+    shown: str = ""
 
 
 def reasoning(folder: Path, draw: random.Random) -> tuple[list[Row], list[Row], list[Row]]:
@@ -77,14 +82,37 @@ def tools(folder: Path, draw: random.Random) -> tuple[list[Row], list[Row], list
 
 
 def _calls(file: Path) -> list[Row]:
+    given = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    given = [row for row in given if _is_python(row["api_call"])]
+    draw = random.Random(SEED)  # noqa: S311 - no secrets
     rows = []
-    for line in file.read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
+    for row in given:
         found = INSTRUCTION.search(row["code"])
         if found is None:
             raise ValueError(f"{file}: a row without an instruction")
-        rows.append(Row(found[1].strip(), row["api_call"], row["api_call"]))
+        others = {_described(other): None for other in given if _domain(other) != _domain(row)}
+        choices = [_described(row), *draw.sample(list(others), NUM_CHOICES - 1)]
+        draw.shuffle(choices)
+        rows.append(Row(found[1].strip(), row["api_call"], row["api_call"], "\n".join(choices)))
     return rows
+
+
+def _described(row: Mapping[str, Any]) -> str:
+    """A call, with what its makers say that it does."""
+    return f"- {_domain(row)}, {row['api_data']['functionality'][:MAX_ABOUT]}: {row['api_call']}"
+
+
+def _domain(row: Mapping[str, Any]) -> str:
+    domain: str = row["api_data"]["domain"]
+    return domain
+
+
+def _is_python(call: str) -> bool:
+    try:
+        ast.parse(call)
+    except SyntaxError:
+        return False
+    return True
 
 
 def apart(rows: Sequence[Row], others: Iterable[Row]) -> list[Row]:
@@ -107,7 +135,10 @@ def main() -> None:
         validation = apart(validation, test)
         for part, rows in (("train", training), ("validation", validation), ("test", test)):
             texts = [
-                {"prompt": FORMS[name].format(row.question), "answer": row.answer if part == "train" else row.reference}
+                {
+                    "prompt": FORMS[name].format(row.question, row.shown),
+                    "answer": row.answer if part == "train" else row.reference,
+                }
                 for row in rows
             ]
             write_whole(given.out / f"{name}-{part}.jsonl", "".join(json.dumps(text) + "\n" for text in texts))

@@ -24,6 +24,7 @@ from backmerge.errors import CheckpointError, ConfigError, DataError
 from backmerge.finetuning import trainer
 from backmerge.finetuning.datasets import TrainingData
 from backmerge.finetuning.encoding import IGNORED
+from backmerge.finetuning.model import trainable
 from backmerge.finetuning.schedule import num_steps
 from backmerge.finetuning.settings import FinetuneSettings, LoraSettings
 from backmerge.finetuning.trainer import is_trained, train_model, training_key
@@ -357,6 +358,12 @@ def test_several_gpus_do_not_multiply_the_batch(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(TrainingArguments, "_setup_devices", property(four))
     arguments = trainer._arguments(BRIEF, SEED, tmp_path, len(EXAMPLES), has_validation=False)
     assert arguments.train_batch_size == BRIEF.batch_size
+
+
+def test_bfloat16_can_be_asked_of_a_cpu_and_the_adapter_stays_in_float32(base: Checkpoint) -> None:
+    model = trainable(base, BRIEF.model_copy(update={"device": "cpu", "dtype": "bfloat16"}))
+    dtypes = {parameter.requires_grad: parameter.dtype for parameter in model.parameters()}
+    assert dtypes == {False: torch.bfloat16, True: torch.float32}
 
 
 def test_it_works_in_silence(base: Checkpoint, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

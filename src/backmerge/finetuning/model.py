@@ -22,7 +22,9 @@ from backmerge.generation.loading import load_model
 
 
 def has_bf16(settings: FinetuneSettings) -> bool:
-    """Whether the training computes in bfloat16: on a GPU that can."""
+    """Whether the training computes in bfloat16: if asked to, and on a GPU that can."""
+    if settings.dtype != "auto":
+        return settings.dtype == "bfloat16"
     return settings.device == "auto" and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
 
 

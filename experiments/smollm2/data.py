@@ -22,6 +22,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from backmerge.benchmarks.split import clusters_of
 from backmerge.demo.smollm2.align import ordinary_prompts
 from backmerge.finetuning.overlap import overlaps
 from backmerge.records import Example, Message
@@ -115,6 +116,11 @@ def _is_python(call: str) -> bool:
     return True
 
 
+def clusters(rows: Sequence[Row]) -> list[str]:
+    """Return a name for each row, the same for near-duplicates of one question."""
+    return clusters_of([Example(str(number), (Message("user", row.question),)) for number, row in enumerate(rows)])
+
+
 def apart(rows: Sequence[Row], others: Iterable[Row]) -> list[Row]:
     """Return the rows whose questions are near none of the others'."""
     examples = [Example(str(number), (Message("user", row.question),)) for number, row in enumerate(rows)]
@@ -141,6 +147,8 @@ def main() -> None:
                 }
                 for row in rows
             ]
+            if name == "tools" and part != "train":  # by the question: the calls shown after it would join nearly all rows
+                texts = [text | {"cluster": cluster} for text, cluster in zip(texts, clusters(rows), strict=True)]
             write_whole(given.out / f"{name}-{part}.jsonl", "".join(json.dumps(text) + "\n" for text in texts))
         print(f"{name}: {len(training)} rows to train on, {len(validation)} to validate on, {len(test)} to test on")  # noqa: T201
     lines = (json.dumps({"prompt": prompt}) + "\n" for prompt in ordinary_prompts(given.data / "self_instruct"))

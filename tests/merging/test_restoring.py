@@ -142,3 +142,17 @@ def test_an_extra_model_is_asked_for(make_model: Any, tmp_path: Any) -> None:
     bad = {"unaligned": Checkpoint(tmp_path / "bad")}
     with pytest.raises(MergeError, match=r"of the extra model .* NaN"):
         list(merged_tensors(Variant(base, tuned, find_method("resta"), 0.5, extra=bad)))
+
+
+def test_an_extra_models_dtype_does_not_matter(make_model: Any) -> None:
+    """The result has the base's."""
+    base, tuned = (Checkpoint(make_model("llama", seed=seed, dtype="bfloat16")) for seed in (1, 2))
+    unaligned = Checkpoint(make_model("llama", seed=3))
+    found = dict(merged_tensors(Variant(base, tuned, find_method("resta"), 0.5, extra={"unaligned": unaligned})))
+    assert {tensor.dtype for tensor in found.values()} == {torch.bfloat16}
+
+
+def test_an_extra_model_of_another_shape_is_named(make_model: Any) -> None:
+    base, tuned, other = (Checkpoint(make_model(kind, seed=1)) for kind in ("llama", "llama", "gemma"))
+    with pytest.raises(MergeError, match="the model 'unaligned' .* is a gemma"):
+        list(merged_tensors(Variant(base, tuned, find_method("resta"), 0.5, extra={"unaligned": other})))

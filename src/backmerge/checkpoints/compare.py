@@ -14,13 +14,14 @@ from backmerge.errors import MergeError
 SHOWN = 5  # differences named in a message; the rest are counted
 
 
-def check_same_shape(base: Weights, tuned: Weights, *, is_cast: bool = False) -> None:
+def check_same_shape(base: Weights, tuned: Weights, *, is_cast: bool = False, called: str = "the tuned model") -> None:
     """Refuse two models that differ in architecture, tensor names, shapes or dtypes.
 
     Args:
         base: One model.
         tuned: The other.
-        is_cast: Whether the output's dtype is given, so that the inputs' may differ.
+        is_cast: Whether the inputs' dtypes may differ: the output's is given, or it is not this model's to decide.
+        called: What messages call the other one.
 
     Raises:
         MergeError: names both folders, the first differing tensors with both sides, and the remedy.
@@ -33,15 +34,15 @@ def check_same_shape(base: Weights, tuned: Weights, *, is_cast: bool = False) ->
     kinds = [config.model_type for config in configs]
     if kinds[0] != kinds[1]:
         raise MergeError(
-            f"the tuned model {tuned.directory} is a {kinds[1]}, the base {base.directory} a {kinds[0]}",
+            f"{called} {tuned.directory} is a {kinds[1]}, the base {base.directory} a {kinds[0]}",
             remedy="merging needs a model and its own fine-tuned version: give the base that it was tuned from.",
         )
-    differences = list(_differences(base, tuned, is_cast=is_cast))
+    differences = list(_differences(base, tuned, is_cast=is_cast, called=called))
     if differences:
         shown = "\n".join(f"  {line}" for line in islice(differences, SHOWN))
         more = f"\n  and {len(differences) - SHOWN} more" if len(differences) > SHOWN else ""
         raise MergeError(
-            f"the tuned model {tuned.directory} does not fit the base {base.directory}:\n{shown}{more}",
+            f"{called} {tuned.directory} does not fit the base {base.directory}:\n{shown}{more}",
             remedy=_remedy(base, tuned),
         )
 
@@ -70,14 +71,14 @@ def is_grown(ours: tuple[int, ...], theirs: tuple[int, ...]) -> bool:
     return len(ours) == len(theirs) > 0 and theirs[0] > ours[0] and theirs[1:] == ours[1:]
 
 
-def _differences(base: Weights, tuned: Weights, *, is_cast: bool) -> Iterator[str]:
+def _differences(base: Weights, tuned: Weights, *, is_cast: bool, called: str) -> Iterator[str]:
     for name in sorted(base.infos.keys() | tuned.infos.keys()):
         ours, theirs = base.infos.get(name), tuned.infos.get(name)
         if theirs is None:
             yield f"'{name}' is in the base only"
         elif ours is None:
-            yield f"'{name}' is in the tuned model only"
+            yield f"'{name}' is in {called} only"
         elif ours.shape != theirs.shape:
-            yield f"'{name}' is {ours.shape} in the base and {theirs.shape} in the tuned model"
+            yield f"'{name}' is {ours.shape} in the base and {theirs.shape} in {called}"
         elif ours.dtype != theirs.dtype and not (is_cast and {ours.dtype, theirs.dtype} <= set(FLOATS)):
-            yield f"'{name}' is {ours.dtype} in the base and {theirs.dtype} in the tuned model"
+            yield f"'{name}' is {ours.dtype} in the base and {theirs.dtype} in {called}"

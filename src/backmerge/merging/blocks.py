@@ -72,8 +72,10 @@ class Merge:
 
     def _prepare(self) -> None:
         recipe = self.recipe
-        for weights in (*self.tuned, *recipe.extra.values()):
+        for weights in self.tuned:
             check_same_shape(self.base, weights, is_cast=recipe.dtype is not None)
+        for name, weights in recipe.extra.items():
+            check_same_shape(self.base, weights, is_cast=True, called=f"the model '{name}'")
         self.method = method = recipe.method
         self._settings = settings = Settings(self.variants)
         check_inputs(method, recipe.inputs)

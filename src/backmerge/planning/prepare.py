@@ -301,7 +301,7 @@ def find_models(experiment: Experiment, found: Findings) -> Models:
             with found.at("merge", place, "models", key):
                 folder = found.locate("merge", name)
                 if folder is not None and base is not None:
-                    more[name] = open_tuned(folder, base, is_cast=is_cast)
+                    more[name] = open_tuned(folder, base, is_cast=True, called=f"the model '{key}'")
                     found.add("merge", "checked", name)
     return Models(base, base_size, tuned, more)
 
@@ -454,7 +454,7 @@ def check_judge(judge: Judge, benchmarks: Sequence[Benchmark]) -> None:
             )
 
 
-def open_tuned(path: Path, base: Checkpoint, *, is_cast: bool = False) -> Weights:
+def open_tuned(path: Path, base: Checkpoint, *, is_cast: bool = False, called: str = "the tuned model") -> Weights:
     """Open a tuned model; check that it has the base's shape and, unless the merge is cast to another, its dtype.
 
     Raises:
@@ -462,7 +462,7 @@ def open_tuned(path: Path, base: Checkpoint, *, is_cast: bool = False) -> Weight
         MergeError: it does not fit the base.
     """
     weights = open_weights(path, base)
-    check_same_shape(base, weights, is_cast=is_cast)
+    check_same_shape(base, weights, is_cast=is_cast, called=called)
     return weights
 
 

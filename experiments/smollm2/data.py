@@ -147,7 +147,9 @@ def main() -> None:
                 }
                 for row in rows
             ]
-            if name == "tools" and part != "train":  # by the question: the calls shown after it would join nearly all rows
+            if (
+                name == "tools" and part != "train"
+            ):  # by the question: the calls shown after it would join nearly all rows
                 texts = [text | {"cluster": cluster} for text, cluster in zip(texts, clusters(rows), strict=True)]
             write_whole(given.out / f"{name}-{part}.jsonl", "".join(json.dumps(text) + "\n" for text in texts))
         print(f"{name}: {len(training)} rows to train on, {len(validation)} to validate on, {len(test)} to test on")  # noqa: T201

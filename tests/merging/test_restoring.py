@@ -153,6 +153,7 @@ def test_an_extra_models_dtype_does_not_matter(make_model: Any) -> None:
 
 
 def test_an_extra_model_of_another_shape_is_named(make_model: Any) -> None:
+    """By the name that the method gives it."""
     base, tuned, other = (Checkpoint(make_model(kind, seed=1)) for kind in ("llama", "llama", "gemma"))
-    with pytest.raises(MergeError, match="the model 'unaligned' .* is a gemma"):
+    with pytest.raises(MergeError, match=r"the model 'unaligned' .* is a gemma"):
         list(merged_tensors(Variant(base, tuned, find_method("resta"), 0.5, extra={"unaligned": other})))

@@ -361,6 +361,7 @@ def test_several_gpus_do_not_multiply_the_batch(tmp_path: Path, monkeypatch: pyt
 
 
 def test_bfloat16_can_be_asked_of_a_cpu_and_the_adapter_stays_in_float32(base: Checkpoint) -> None:
+    """As on a GPU."""
     model = trainable(base, BRIEF.model_copy(update={"device": "cpu", "dtype": "bfloat16"}))
     dtypes = {parameter.requires_grad: parameter.dtype for parameter in model.parameters()}
     assert dtypes == {False: torch.bfloat16, True: torch.float32}

@@ -1,34 +1,39 @@
 """Fine-tune without losing safety: merge the tuned weights back with the base's, measure, choose λ.
 
-The Python interface: `merge`, `restore`, `evaluate`, `check`, `load_results` and the results that they return. Each is
-imported when it is first used, so that `import backmerge` loads no torch.
+The Python interface: `finetune`, `merge`, `restore`, `evaluate`, `check`, `diff`, `load_results` and the results that
+they return. Each is imported when it is first used, so that `import backmerge` loads no torch.
 """
 
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from backmerge.api import check, evaluate, load_results, merge, restore
+    from backmerge.api import check, diff, evaluate, finetune, load_results, merge, restore
     from backmerge.records import Estimate
+    from backmerge.reporting.diff import Diff
     from backmerge.results import CheckResults, EvaluateResults, RestoreResults, Results
 
 __version__ = version("backmerge")
 
 _PLACES = {
-    **dict.fromkeys(("check", "evaluate", "load_results", "merge", "restore"), "backmerge.api"),
+    **dict.fromkeys(("check", "diff", "evaluate", "finetune", "load_results", "merge", "restore"), "backmerge.api"),
     **dict.fromkeys(("CheckResults", "EvaluateResults", "RestoreResults", "Results"), "backmerge.results"),
+    "Diff": "backmerge.reporting.diff",
     "Estimate": "backmerge.records",
 }
 
 __all__ = [
     "CheckResults",
+    "Diff",
     "Estimate",
     "EvaluateResults",
     "RestoreResults",
     "Results",
     "__version__",
     "check",
+    "diff",
     "evaluate",
+    "finetune",
     "load_results",
     "merge",
     "restore",

@@ -22,6 +22,8 @@ KeyPath = tuple[str | int, ...]
 # what a file says of other files; the loader's, and no settings
 EXTENDS, SCALES = "extends", "scales"
 
+SET = "--set"  # the option that overrides a setting
+
 # pyyaml lets the ValueError of an impossible date (2024-13-45) or number (0x_) through
 MAX_NODES = 100_000  # values that a YAML file may stand for, aliases written out
 MAX_MESSAGE = 1_900  # characters of several problems together
@@ -47,7 +49,9 @@ class Document:
         lines: Key path to line number in its file, counted from 1.
         overridden: Key path to the `--set` option that gave its value instead of the file.
         files: Key path to its file, where that is another than the source.
-        options: Key path without places in lists to the option that gives it, if a command made the document.
+        options: Key path without places in lists to the option that gives it, if a command made the document, or to the
+            parameter, if a call from Python did.
+        remedy: What a message of wrong settings advises.
     """
 
     source: str
@@ -56,6 +60,11 @@ class Document:
     overridden: Mapping[KeyPath, str] = field(default_factory=dict)
     files: Mapping[KeyPath, str] = field(default_factory=dict)
     options: Mapping[KeyPath, str] = field(default_factory=dict)
+    remedy: str = "correct the lines named; `backmerge schema` prints every key with its meaning."
+
+    def laid_under(self, values: Mapping[str, Any]) -> Document:
+        """Return this document with these values over its own: mappings merged, everything else replaced."""
+        return replace(self, values=_laid_over(self.values, dict(values)))
 
     def option(self, at: KeyPath) -> str | None:
         """Return the command's option that gave the value at a key path, if one did."""
@@ -74,6 +83,18 @@ class Document:
             return ""
         file = self.files.get(found, self.source)
         return f"{'' if file == self.source else f'{file}, '}line {self.lines[found]}"
+
+
+class CommandLine(NamedTuple):
+    """The settings of a command line.
+
+    Attributes:
+        document: What its options give, and how messages name them.
+        overrides: Its `--set KEY=VALUE`, which are laid over all.
+    """
+
+    document: Document
+    overrides: Sequence[str] = ()
 
 
 def load_yaml(path: Path) -> Document:
@@ -281,8 +302,13 @@ def _named_files(document: Document, at: KeyPath) -> list[Path]:
     return found
 
 
-def with_overrides(document: Document, overrides: Sequence[str]) -> Document:
+def with_overrides(document: Document, overrides: Sequence[str], option: str = SET) -> Document:
     """The document with `key.path=value` options applied; values are read as YAML.
+
+    Args:
+        document: What they are applied to.
+        overrides: In their order.
+        option: What gives them, for messages.
 
     Raises:
         ConfigError: an override has no `=`, or its path runs through something that has no keys.
@@ -293,13 +319,13 @@ def with_overrides(document: Document, overrides: Sequence[str]) -> Document:
         key, equals, text = override.partition("=")
         if not equals or not key:
             raise ConfigError(
-                f"--set {override}: expected key.path=value", remedy="for example --set merge.0.lam=[0.5]"
+                f"{option} {override}: expected key.path=value", remedy=f"for example {option} merge.0.lam=[0.5]"
             )
         try:
             value = yaml.safe_load(text)
         except NOT_YAML as error:
-            raise ConfigError(f"--set {override}: the value is not YAML: {error}") from error
-        overridden[_assign(values, key.split("."), value, override)] = f"--set {override}"
+            raise ConfigError(f"{option} {override}: the value is not YAML: {error}") from error
+        overridden[_assign(values, key.split("."), value, f"{option} {override}")] = f"{option} {override}"
     return replace(document, values=values, overridden=overridden)
 
 
@@ -319,10 +345,10 @@ def _assign(values: Any, keys: Sequence[str], value: Any, override: str) -> KeyP
         if isinstance(values, list):
             if not key.isdecimal() or int(key) >= len(values):
                 name = ".".join(keys[:depth])
-                raise ConfigError(f"--set {override}: '{name}' is a list of {len(values)}; '{key}' is not in it")
+                raise ConfigError(f"{override}: '{name}' is a list of {len(values)}; '{key}' is not in it")
             place = int(key)
         elif not isinstance(values, dict):
-            raise ConfigError(f"--set {override}: '{'.'.join(keys[:depth])}' is a value and has no keys")
+            raise ConfigError(f"{override}: '{'.'.join(keys[:depth])}' is a value and has no keys")
         at.append(place)
         if depth == len(keys) - 1:
             values[place] = value
@@ -345,9 +371,7 @@ def validated(kind: type[SettingsT], document: Document) -> SettingsT:
         faults = [_described(kind, document, fault) for fault in _first_hand(error.errors(include_url=False))]
         raise ConfigError(
             f"{document.source} cannot be used:\n" + "\n".join(f"  {fault}" for fault in faults),
-            remedy="correct the options named; --help says what each takes."
-            if document.options
-            else "correct the lines named; `backmerge schema` prints every key with its meaning.",
+            remedy=document.remedy,
         ) from error
 
 
@@ -455,7 +479,7 @@ class Problems:
             return ""
         option, place = self.document.option(at), self.document.place(at)
         key = ".".join(map(str, at))
-        return option or (place if place.startswith("--set") else f"{place}, {key}" if place else "")
+        return option or (place if place in self.document.overridden.values() else f"{place}, {key}" if place else "")
 
     def raise_any(self) -> None:
         """Raise what was found: one problem as it is, several as one error that lists them.

@@ -12,12 +12,11 @@ import numpy as np
 
 from backmerge.checkpoints.adapter import PREFIX, TENSORS, TRAINED_BIAS
 from backmerge.checkpoints.adapter_config import CONFIG, AdapterConfig
-from backmerge.checkpoints.files import TensorInfo, header_bytes
+from backmerge.checkpoints.files import NUMPY_NAMES, TensorInfo, header_bytes
 from backmerge.errors import MergeError
 
 # what an adapter says of its base and its purpose, which a merge leaves as it is
 KEPT = {"base_model_name_or_path", "revision", "task_type", "auto_mapping"}
-NUMPY_NAMES: Mapping[str, str] = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
 
 class Module(NamedTuple):

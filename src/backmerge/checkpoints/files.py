@@ -24,6 +24,9 @@ ITEM_BYTES: Mapping[str, int] = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
 }  # fmt: skip
 FLOATS = ("F64", "F32", "F16", "BF16")
+MERGED_DTYPES: Mapping[str, str] = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}  # that merges can have
+# as numpy reads them; it has no bfloat16, whose bits are the upper half of a float32's
+NUMPY_NAMES: Mapping[str, str] = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 # as torch and configurations name them
 TORCH_NAMES: Mapping[str, str] = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32",
@@ -158,7 +161,7 @@ class SafetensorsFile:
                 f"tensor '{name}' of {self.path} has dtype {info.dtype}, which cannot be merged",
                 remedy="give an adapter in float32, bfloat16 or float16.",
             )
-        values = np.empty(stop - start, {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}[info.dtype])
+        values = np.empty(stop - start, NUMPY_NAMES[info.dtype])
         self.read_into(values.view(np.uint8).data, info.offset + num_bytes(name, info, start))
         if info.dtype == "BF16":  # the upper half of a float32
             values = (values.astype("<u4") << 16).view("<f4")

@@ -66,8 +66,8 @@ def chat(
     from rich.console import Console
 
     from backmerge.commands.options import check_choice
-    from backmerge.commands.quiet import quieten
     from backmerge.generation.protocol import EngineSettings, Sampling
+    from backmerge.generation.quiet import quieten
     from backmerge.generation.transformers_engine import TransformersEngine
     from backmerge.pipeline.chatting import Chat, trio_of, trio_of_run
     from backmerge.pipeline.rescoring import is_run

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from backmerge.commands.options import command_line
-from backmerge.commands.quiet import quieten
-from backmerge.errors import BackmergeError, ConfigError
-from backmerge.registry import Permissions
-
-if TYPE_CHECKING:
-    from backmerge.benchmarks.protocol import Benchmark
-
-SAFETY = ("advbench",)  # what the rows are compared with unless told otherwise
+from backmerge.commands.running import stoppable
+from backmerge.errors import ConfigError
+from backmerge.generation.quiet import quieten
 
 
 def finetune(
@@ -95,96 +90,48 @@ def finetune(
 
     Then: backmerge restore BASE tuned/seed-* --utility mine-test.jsonl --safety advbench --out restored
     """
-    from backmerge.config import validated, with_overrides
-    from backmerge.finetuning.settings import FinetuneSettings
+    from backmerge import api
+    from backmerge.progress import is_first_process
 
-    if task is None and data is None:
-        raise ConfigError("there is nothing to tune on", remedy="give --data FILE, or --task with one of the paper's.")
-    of_lora = {"r": rank, "alpha": alpha, "dora": dora or None, "quantize": "nf4" if qlora else None}
-    lora = {name: value for name, value in of_lora.items() if value is not None}
-    if full and lora:
+    if full and (rank is not None or alpha is not None or dora or qlora):
         raise ConfigError("--full trains no adapter", remedy="leave --rank, --alpha, --dora and --qlora away.")
-    values: dict[str, Any] = {
-        "dataset": task or data,
-        "data": {
-            "file": data if task else None,
-            "columns": _columns(column or ()),
-            "num_examples": num_examples,
-            "validation": validation,
-            "system": system,
-            "drop_overlap": drop_overlap,
-        },
-        "seeds": _whole_numbers("--seeds", seeds),
-        "epochs": epochs,
-        "steps": steps,
-        "snapshot_steps": snapshot_steps,
-        "keep_every": keep_every,
-        "batch_size": batch_size,
-        "micro_batch_size": micro_batch_size,
-        "learning_rate": learning_rate,
-        "cutoff": cutoff,
-        "mode": "full" if full else "lora",
-        "lora": lora,
-        "ema": ema,
-        "device": device,
-        "report_to": list(report_to or ()),
-    }
-    settings = validated(FinetuneSettings, with_overrides(command_line(values), set_ or ()))
-    _carry_out(base, settings, out, safety, force=force, permissions=Permissions(allow_plugins))
-
-
-def _carry_out(
-    base_name: str,
-    settings: Any,
-    out: Path,
-    safety: Sequence[str] | None,
-    *,
-    force: bool,
-    permissions: Permissions,
-) -> None:
-    from backmerge.checkpoints.locate import locate_model
-    from backmerge.checkpoints.reader import Checkpoint
-    from backmerge.finetuning.overlap import load_for, with_notes
-    from backmerge.finetuning.trainer import is_of_key, training_key
-    from backmerge.outputs import check_apart, is_to_write, paths_read
-    from backmerge.pipeline.tuning import tune_seeds
-    from backmerge.progress import is_first_process, say
-
     quieten()
-    base = Checkpoint(locate_model(base_name))
-    places = {seed: out if len(settings.seeds) == 1 else out / f"seed-{seed}" for seed in settings.seeds}
-    for place in places.values():
-        check_apart(place, [base.directory, *paths_read(settings), *map(Path, safety or ())])
-    training = {seed: load_for(base, settings, seed, permissions) for seed in settings.seeds}
-    benchmarks = _benchmarks(safety, permissions)
-    training = with_notes(training, benchmarks, is_dropped=settings.data.drop_overlap)
-    for seed, place in places.items():
-        key = training_key(base, training[seed], settings, seed)
-        is_to_write(place, lambda place=place, key=key: is_of_key(place, key), force=force)  # type: ignore[misc]
-    try:
-        tune_seeds(base, base_name, settings, training, places, replace=force)
-    except KeyboardInterrupt:
-        say(f"Stopped. What is done is kept: the same command goes on with {out}.")
-        raise
+    with stoppable(out):
+        places = api.finetune(
+            base,
+            data,
+            out=out,
+            task=task,
+            columns=_columns(column or ()),
+            num_examples=num_examples,
+            validation=validation,
+            system=system,
+            seeds=_whole_numbers("--seeds", seeds),
+            epochs=epochs,
+            steps=steps,
+            snapshot_steps=snapshot_steps,
+            keep_every=keep_every,
+            batch_size=batch_size,
+            micro_batch_size=micro_batch_size,
+            learning_rate=learning_rate,
+            cutoff=cutoff,
+            rank=rank,
+            alpha=alpha,
+            full=full,
+            dora=dora,
+            qlora=qlora,
+            ema=ema,
+            safety=safety,
+            drop_overlap=drop_overlap,
+            device=device,
+            report_to=list(report_to or ()),
+            replace=force,
+            settings=command_line({}, set_),
+            allow_plugins=allow_plugins,
+        )
     if is_first_process():
-        for place in places.values():
+        for place in places:
             typer.echo(place)
-
-
-def _benchmarks(safety: Sequence[str] | None, permissions: Permissions) -> list[Benchmark]:
-    """The safety benchmarks to compare with; of those that nobody asked for, what can be had."""
-    from backmerge.benchmarks.catalogue import find_benchmark
-    from backmerge.progress import say
-
-    if safety is not None:
-        return [find_benchmark(name, "safety", permissions) for name in safety if name != "none"]
-    found = []
-    for name in SAFETY:
-        try:
-            found.append(find_benchmark(name, "safety"))
-        except BackmergeError as error:
-            say(f"The rows are not compared with {name}: {error.message}. --safety FILE compares them with your copy.")
-    return found
 
 
 def _columns(pairs: Sequence[str]) -> dict[str, str]:

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from backmerge.commands.options import BatchSize, Device, Dtype, GuardOption, Plugins, Thinking, thinking_values
-from backmerge.commands.quiet import quieten
+from backmerge.commands.options import BatchSize, Device, Dtype, GuardOption, Plugins, Thinking, thinking_of
 from backmerge.errors import ConfigError
+from backmerge.generation.quiet import quieten
 from backmerge.registry import Permissions
 
 
@@ -70,7 +70,7 @@ def inputs(
         },
         "is_task": task is not None,
         "engine": EngineSettings(device=device, batch_size=batch_size).model_dump()
-        | {"dtype": dtype, **thinking_values(thinking)},
+        | {"dtype": dtype, "thinking": thinking_of(thinking)},
     }
     settings = validated(InputsSettings, Document("the command line", values, {}))
     quieten()

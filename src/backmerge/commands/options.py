@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
 from backmerge.errors import ConfigError
 
 if TYPE_CHECKING:
-    from backmerge.config import Document
+    from backmerge.api.calls import Measuring
+    from backmerge.config import CommandLine
 
 Out = Annotated[
     Path,
@@ -153,12 +158,26 @@ DtypeOut = Annotated[
 RoundingOut = Annotated[
     str, typer.Option("--rounding", help="To that dtype: nearest; or stochastic, which is right on average.")
 ]
+ConfigFrom = Annotated[
+    str | None,
+    typer.Option(
+        "--config-from",
+        help="Whose config.json and generation_config.json it has: base or tuned; tuned by default, if it has them.",
+    ),
+]
+TokenizerFrom = Annotated[
+    str | None,
+    typer.Option(
+        "--tokenizer-from",
+        help="Whose tokenizer, chat templates and processors it has: base or tuned; tuned by default, if it has them.",
+    ),
+]
 FORMS = ("auto", "adapter", "checkpoint")
-DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+DTYPES = ("float32", "bfloat16", "float16")
 ROUNDINGS = ("nearest", "stochastic")
 JudgeName = Annotated[
-    str,
-    typer.Option("--judge", help="Finds refusals and harm. The default looks for phrases, which is weak."),
+    str | None,
+    typer.Option("--judge", help="Finds refusals and harm. By default refusal-phrases, which is weak."),
 ]
 Limit = Annotated[int | None, typer.Option(help="At most so many prompts of each split, for a quick try.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
@@ -186,6 +205,11 @@ OPTIONS: dict[tuple[str | int, ...], str] = {
         "choice.margin": "--margin",
         "over_refusal_margin": "--over-refusal-margin",
         "choice.rule": "--rule",
+        "choice.keep_margin": "--keep-margin",
+        "choice.keep_against": "--keep-against",
+        "keep_margin": "--keep-margin",
+        "guard": "--guard",
+        "merge.guard": "--guard",
         "choice.accept": "--accept",
         "accept": "--accept",
         "search.name": "--search",
@@ -195,6 +219,7 @@ OPTIONS: dict[tuple[str | int, ...], str] = {
         "evaluate.over_refusal": "--over-refusal",
         "evaluate.judge": "--judge",
         "evaluate.second_judge": "--second-judge",
+        "evaluate.keep": "--keep",
         "evaluate.limit": "--limit",
         "evaluate.max_new_tokens": "--max-new-tokens",
         "evaluate.engine.name": "--engine",
@@ -225,67 +250,168 @@ OPTIONS: dict[tuple[str | int, ...], str] = {
 }
 
 
-def command_line(values: dict[str, Any], **named: str) -> Document:
-    """Return the settings that a command's options give; `named` are options that another command calls otherwise."""
-    from backmerge.config import Document
-
-    options = OPTIONS | {(key,): option for key, option in named.items()}
-    return Document("the command line", values, {}, options=options)
-
-
-def asked_benchmarks(names: Sequence[str] | None) -> list[dict[str, Any]]:
-    """Return the settings of benchmarks that an option names."""
-    from backmerge.benchmarks.catalogue import named
-
-    return [named(name).model_dump(exclude_unset=True) for name in names or ()]
-
-
-def evaluate_values(
-    utility: Sequence[str] | None,
-    safety: Sequence[str] | None,
-    over_refusal: Sequence[str] | None,
-    judge: str,
-    limit: int | None,
-    device: str,
-    dtype: str,
-    batch_size: int,
-    max_new_tokens: int | None,
-) -> dict[str, Any]:
-    """The settings under `evaluate` that the options ask for."""
-    # as settings, so that --set reaches into each
-    return {
-        "utility": asked_benchmarks(utility),
-        "safety": asked_benchmarks(safety),
-        "over_refusal": asked_benchmarks(over_refusal),
-        "judge": {"name": judge},
-        "limit": limit,
-        "engine": {"device": device, "dtype": dtype, "batch_size": batch_size},
-        "max_new_tokens": max_new_tokens,
-    }
-
-
-def guard_values(guard: str | None) -> dict[str, Any]:
-    """The setting of the guard, if there is one; as settings, so that --set reaches into it."""
-    return {} if guard is None else {"guard": {"source": guard}}
-
-
-def second_judge_values(second_judge: str | None, judge: str | None) -> dict[str, Any]:
-    """The setting of the second judge: the one asked for, none, or the default next to `judge`, which is announced.
+def command_line(values: dict[str, Any], overrides: Sequence[str] | None = None, **named: str) -> CommandLine:
+    """Return what a command asks for besides the arguments of its function.
 
     Args:
-        second_judge: As given; `none` for none.
-        judge: The first one; `None` if there is no default, as where no verdict is given.
+        values: Settings.
+        overrides: Its `--set KEY=VALUE`.
+        **named: Options that other commands call otherwise, by setting.
     """
-    from backmerge.judging.model_judge import default_second
-    from backmerge.progress import say
+    from backmerge.config import CommandLine, Document
 
-    if second_judge is None and judge is not None:
-        second_judge = default_second(judge)
-        if second_judge is not None:
-            say(f"Second judge: {second_judge}, since its weights are here. --second-judge none takes {judge} alone.")
-    elif second_judge == "none":
-        second_judge = None
-    return {"second_judge": second_judge and {"name": second_judge}}
+    options = OPTIONS | {(key,): option for key, option in named.items()}
+    remedy = "correct the options named; --help says what each takes."
+    return CommandLine(Document("the command line", values, {}, options=options, remedy=remedy), overrides or ())
+
+
+@contextmanager
+def options_named(*options: str) -> Iterator[None]:
+    """Let a user error of the block that starts with an argument name the option that gave it: `--lam` for `lam`."""
+    try:
+        yield
+    except ConfigError as error:
+        argument, space, rest = error.message.partition(" ")
+        option = f"--{argument.replace('_', '-')}"
+        if option in options:
+            error.message = f"{option}{space}{rest}"
+        raise
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuringOptions:
+    """The options that `restore`, `evaluate` and `check` share; `with_groups` shows each of them."""
+
+    utility: Utility = None
+    safety: Safety = None
+    over_refusal: OverRefusal = None
+    judge: JudgeName = None
+    second_judge: SecondJudge = None
+    limit: Limit = None
+    device: Device = "auto"
+    dtype: Dtype = "auto"
+    thinking: Thinking = None
+    batch_size: BatchSize = 64
+    max_new_tokens: MaxNewTokens = None
+    engine: Engine = "transformers"
+    engine_option: EngineOption = None
+    no_cache: NoCache = False
+    executor: Executor = "in-process"
+    num_workers: NumWorkers = None
+    ray_address: RayAddress = None
+    set_: SetOption = None
+    allow_plugins: Plugins = False
+    allow_code_execution: CodeExecution = False
+    dry_run: DryRunOption = False
+
+    def arguments(self) -> Measuring:
+        """Return them as arguments of the functions of `backmerge.api`, but for --set.
+
+        Raises:
+            ConfigError: an option has none of its values.
+        """
+        return {
+            "utility": self.utility or (),
+            "safety": self.safety or (),
+            "over_refusal": self.over_refusal or (),
+            "judge": self.judge,
+            "second_judge": self.second_judge,
+            "limit": self.limit,
+            "device": self.device,
+            "dtype": self.dtype,
+            "thinking": thinking_of(self.thinking),
+            "batch_size": self.batch_size,
+            "max_new_tokens": self.max_new_tokens,
+            "engine": self.engine,
+            "engine_options": engine_options(self.engine_option or ()),
+            "cache": not self.no_cache,
+            "executor": self.executor,
+            "num_workers": self.num_workers,
+            "ray_address": self.ray_address,
+            "allow_plugins": self.allow_plugins,
+            "allow_code_execution": self.allow_code_execution,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergedOptions:
+    """The options of the form of merged models; `with_groups` shows each of them."""
+
+    as_: As = "auto"
+    dtype_out: DtypeOut = None
+    config_from: ConfigFrom = None
+    tokenizer_from: TokenizerFrom = None
+
+    def values(self) -> dict[str, Any]:
+        """Return them as settings.
+
+        Raises:
+            ConfigError: an option has none of its values.
+        """
+        return {**output_values(self.as_, self.dtype_out), **files_values(self.config_from, self.tokenizer_from)}
+
+
+def with_groups(command: Callable[..., None]) -> Callable[..., None]:
+    """Return the command with each parameter that is a group of options replaced by these options, for typer."""
+    signature = inspect.signature(command, eval_str=True)
+    groups: dict[str, Any] = {
+        name: p.annotation for name, p in signature.parameters.items() if is_dataclass(p.annotation)
+    }
+    shown: list[inspect.Parameter] = []
+    for name, parameter in signature.parameters.items():
+        if name not in groups:
+            shown.append(parameter)
+            continue
+        hints = get_type_hints(groups[name], include_extras=True)
+        shown += [
+            inspect.Parameter(
+                field.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=inspect.Parameter.empty if field.default is MISSING else field.default,
+                annotation=hints[field.name],
+            )
+            for field in fields(groups[name])
+        ]
+
+    @functools.wraps(command)
+    def run(**given: Any) -> None:
+        for name, group in groups.items():
+            given[name] = group(**{field.name: given.pop(field.name) for field in fields(group)})
+        command(**given)
+
+    run.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in shown]
+    )
+    return run
+
+
+def numbers(option: str, text: str) -> list[float]:
+    """Return numbers with commas between.
+
+    Raises:
+        ConfigError: the text is something else.
+    """
+    try:
+        return [float(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise ConfigError(
+            f"{option} {text}: expected numbers with commas between", remedy="such as 0.2,0.4,0.6"
+        ) from None
+
+
+def pairs(option: str, texts: Sequence[str]) -> list[tuple[str, str]]:
+    """Return NAME=VALUE texts as pairs.
+
+    Raises:
+        ConfigError: one is not such a text.
+    """
+    found = []
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not (name and equals and value):
+            raise ConfigError(f"{option} {text}: expected NAME=VALUE")
+        found.append((name, value))
+    return found
 
 
 def output_values(as_: str | None, dtype_out: str | None, rounding: str | None = None) -> dict[str, str]:
@@ -296,7 +422,7 @@ def output_values(as_: str | None, dtype_out: str | None, rounding: str | None =
     """
     asked = (
         ("--as", "merged_as", as_, FORMS),
-        ("--dtype-out", "merged_dtype", dtype_out, tuple(DTYPES)),
+        ("--dtype-out", "merged_dtype", dtype_out, DTYPES),
         ("--rounding", "merged_rounding", rounding, ROUNDINGS),
     )
     values = {}
@@ -305,22 +431,6 @@ def output_values(as_: str | None, dtype_out: str | None, rounding: str | None =
             check_choice(option, value, known)
             values[key] = value
     return values
-
-
-ConfigFrom = Annotated[
-    str | None,
-    typer.Option(
-        "--config-from",
-        help="Whose config.json and generation_config.json it has: base or tuned; tuned by default, if it has them.",
-    ),
-]
-TokenizerFrom = Annotated[
-    str | None,
-    typer.Option(
-        "--tokenizer-from",
-        help="Whose tokenizer, chat templates and processors it has: base or tuned; tuned by default, if it has them.",
-    ),
-]
 
 
 def files_values(config_from: str | None, tokenizer_from: str | None) -> dict[str, Any]:
@@ -354,16 +464,16 @@ def check_choice(option: str, given: str, known: Sequence[str] | Mapping[str, st
         )
 
 
-def thinking_values(thinking: str | None) -> dict[str, bool]:
-    """The engine's setting that --thinking asks for.
+def thinking_of(text: str | None) -> bool | None:
+    """Return what --thinking asks for.
 
     Raises:
         ConfigError: it is neither on nor off.
     """
-    if thinking is None:
-        return {}
-    check_choice("--thinking", thinking, tuple(SWITCH))
-    return {"thinking": SWITCH[thinking]}
+    if text is None:
+        return None
+    check_choice("--thinking", text, tuple(SWITCH))
+    return SWITCH[text]
 
 
 def engine_options(pairs: Sequence[str]) -> dict[str, Any]:

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from backmerge.commands.merge import SAMPLE, lams_of, recipes_of
-from backmerge.commands.options import DTYPES, check_choice
+from backmerge.commands.options import DTYPES, check_choice, numbers, options_named, pairs
 from backmerge.registry import Permissions
 
 if TYPE_CHECKING:
@@ -38,16 +37,19 @@ def plan(
     """
     from dataclasses import replace
 
+    from backmerge.checkpoints.files import MERGED_DTYPES
     from backmerge.merging.method import find_method
     from backmerge.merging.plan import checkpoint_bytes
     from backmerge.merging.plan import plan as planned
+    from backmerge.pipeline.merges import lams_of, recipes_of
 
     if dtype is not None:
         check_choice("--dtype", dtype, DTYPES)
     found = find_method(method, Permissions(allow_plugins))
-    lams = lams_of(found, lam)
-    for name, recipe in recipes_of(base, tuned, found, model or (), "error").items():
-        variant = replace(recipe, dtype=DTYPES[dtype] if dtype is not None else None)
+    with options_named("--lam"):
+        lams = lams_of(found, None if lam is None else numbers("--lam", lam))
+    for name, recipe in recipes_of(base, tuned, found, dict(pairs("--model", model or ())), "error").items():
+        variant = replace(recipe, dtype=MERGED_DTYPES[dtype] if dtype is not None else None)
         way = planned(variant)
         if name:
             typer.echo(f"{name}:")
@@ -63,6 +65,7 @@ def _tell_rounding(variant: Variant, lams: list[float], *, is_adapter: bool) -> 
     from backmerge.merging.changes import combined, relation
     from backmerge.merging.rounding import NOTABLE_LOSS
     from backmerge.merging.survey import survey
+    from backmerge.pipeline.merges import SAMPLE
 
     inside = [lam for lam in lams if 0 <= lam <= 1]
     for tuned in variant.tuned_models:

@@ -21,9 +21,9 @@ from backmerge.commands.options import (
     files_values,
     output_values,
 )
-from backmerge.commands.quiet import quieten
 from backmerge.commands.running import run_document, stoppable
 from backmerge.errors import ConfigError, NotShownError, RunError
+from backmerge.generation.quiet import quieten
 from backmerge.registry import Permissions
 
 if TYPE_CHECKING:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
-from backmerge.commands.quiet import quieten
 from backmerge.errors import NotShownError
+from backmerge.generation.quiet import quieten
 from backmerge.registry import NOTHING_ALLOWED, Permissions
 
 if TYPE_CHECKING:
     from backmerge.config import Document
-    from backmerge.pipeline.stages import Finished
+    from backmerge.planning.settings import Experiment
+    from backmerge.results import RestoreResults
 
 
 def run_document(
@@ -36,52 +37,83 @@ def run_document(
         out: The run directory.
         permissions: What may be run.
         strict: Whether any verdict but `restored` is an error.
-        report_to: Trackers that are told of the results.
+        report_to: Trackers that the results go to.
         shard: `I/N`, to do only that part, before λ is chosen.
 
     Raises:
         NotShownError: under `strict`.
-        BackmergeError: something that the user can mend.
+        BackmergeError: a user error.
     """
     from backmerge.config import validated, with_overrides
     from backmerge.planning.settings import Experiment
 
     document = with_overrides(document, overrides)
     experiment = validated(Experiment, document)
-    quieten()
     if shard is not None:
-        from backmerge.pipeline.sharding import run_shard, shard_of
-
-        with stoppable(out):
-            done = run_shard(
-                experiment,
-                out,
-                shard_of(shard),
-                permissions,
-            )
-        typer.echo(done.sentence)
+        run_part(experiment, out, shard, permissions)
         return
-    from backmerge.pipeline.stages import run_experiment
+
+    def run() -> RestoreResults:
+        from backmerge.pipeline.stages import run_experiment
+
+        return run_experiment(experiment, out, permissions, document=document).results
+
+    carry_out(run, out, permissions, strict=strict, report_to=report_to)
+
+
+def carry_out(
+    run: Callable[[], RestoreResults],
+    out: Path,
+    permissions: Permissions = NOTHING_ALLOWED,
+    *,
+    strict: bool,
+    report_to: Sequence[str],
+) -> None:
+    """Carry out an experiment, and print and send what was found.
+
+    Args:
+        run: What carries it out.
+        out: Its run directory.
+        permissions: What trackers may run.
+        strict: Whether any verdict but `restored` is an error.
+        report_to: Trackers that the results go to.
+
+    Raises:
+        NotShownError: under `strict`.
+        BackmergeError: a user error.
+    """
+    quieten()
     from backmerge.reporting.console import print_summary
     from backmerge.reporting.findings import limiting
     from backmerge.sharing.trackers import check_trackers
-    from backmerge.sharing.trackers import report_to as tell
+    from backmerge.sharing.trackers import report_to as send
 
-    check_trackers(report_to, permissions)  # what is missing is told before hours of work
+    check_trackers(report_to, permissions)  # what is missing is reported before hours of work
     with stoppable(out):
-        finished: Finished = run_experiment(experiment, out, permissions, document=document)
-    print_summary(finished.results, out)
-    tell(report_to, out, permissions)
-    if strict and finished.verdict != "restored":
-        limits = ", ".join(finding.name for finding in limiting(finished.results))
+        results = run()
+    print_summary(results, out)
+    send(report_to, out, permissions)
+    verdict = results.confirmation.verdict
+    if strict and verdict != "restored":
+        limits = ", ".join(finding.name for finding in limiting(results))
         raise NotShownError(
-            f"the verdict is '{finished.verdict}'{f' ({limits})' if limits else ''}, and --strict asks for 'restored'"
+            f"the verdict is '{verdict}'{f' ({limits})' if limits else ''}, and --strict asks for 'restored'"
         )
+
+
+def run_part(experiment: Experiment, out: Path, shard: str, permissions: Permissions) -> None:
+    """Carry out the part `I/N` of an experiment, before λ is chosen."""
+    quieten()
+    from backmerge.pipeline.sharding import run_shard, shard_of
+
+    with stoppable(out):
+        done = run_shard(experiment, out, shard_of(shard), permissions)
+    typer.echo(done.sentence)
 
 
 @contextmanager
 def stoppable(out: Path) -> Iterator[None]:
-    """Where Ctrl-C stops the block, say how to go on."""
+    """If Ctrl-C stops the block, say how to go on."""
     try:
         yield
     except KeyboardInterrupt:

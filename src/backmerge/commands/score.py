@@ -44,8 +44,8 @@ def score(
     Another judge over an earlier run: backmerge score runs/mine --judge wildguard --out runs/mine-wildguard
     """
     from backmerge.commands.options import check_choice
-    from backmerge.commands.quiet import quieten
     from backmerge.config import Document, validated, with_overrides
+    from backmerge.generation.quiet import quieten
     from backmerge.judging.protocol import JudgeSettings
     from backmerge.pipeline.rescoring import is_run, judge_again, score_answers
     from backmerge.reporting.console import print_scores

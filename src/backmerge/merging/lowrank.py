@@ -29,8 +29,8 @@ import numpy as np
 
 from backmerge import __version__
 from backmerge.checkpoints.adapter import TIED_NAMES, AdapterOnBase, own_fingerprint, ties_embeddings, trained_on
-from backmerge.checkpoints.adapter_writer import NUMPY_NAMES, AdapterForm, AdapterWriter, Module, Names, encoded
-from backmerge.checkpoints.files import FLOATS, SafetensorsFile, TensorInfo
+from backmerge.checkpoints.adapter_writer import AdapterForm, AdapterWriter, Module, Names, encoded
+from backmerge.checkpoints.files import FLOATS, MERGED_DTYPES, SafetensorsFile, TensorInfo
 from backmerge.checkpoints.fingerprints import BLOCK
 from backmerge.checkpoints.reader import CARD, Checkpoint, Weights
 from backmerge.checkpoints.writer import check_room
@@ -188,7 +188,7 @@ def _obstacles(variant: Variant) -> Iterator[str]:
         yield f"'{method.name}' takes more models than base and tuned"
     if variant.rounding != "nearest":
         yield f"{variant.rounding} rounding is noise of full rank"
-    if variant.dtype is not None and variant.dtype not in NUMPY_NAMES:
+    if variant.dtype is not None and variant.dtype not in MERGED_DTYPES.values():
         yield f"adapters are not written in {variant.dtype}"
     if not isinstance(base, Checkpoint):
         yield f"the base {base.directory} is not a checkpoint as it is on disk"

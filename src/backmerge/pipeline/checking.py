@@ -89,6 +89,7 @@ class CheckSettings(Settings):
     against_run: str | None = None
     margin: Share = 0.03
     over_refusal_margin: Share = 0.05
+    keep_margin: Share = 0.05
     accept: tuple[FindingName, ...] = ()
     evaluate: EvaluateSettings
     execution: ExecutionSettings = ExecutionSettings()

@@ -14,6 +14,7 @@ from backmerge.benchmarks.guards import Asked, Guard, GuardChoice, find_guards
 from backmerge.benchmarks.split import limited
 from backmerge.checkpoints.adapter import is_adapter
 from backmerge.checkpoints.companions import Side
+from backmerge.checkpoints.files import MERGED_DTYPES
 from backmerge.checkpoints.locate import locate_model
 from backmerge.checkpoints.reader import Checkpoint
 from backmerge.config import Document, Settings, as_yaml
@@ -40,7 +41,7 @@ from backmerge.pipeline.results import (
     write_records,
 )
 from backmerge.planning.findings import Findings, offline
-from backmerge.planning.points import BASE, DTYPES, TUNED, Member, Output, Point, as_output
+from backmerge.planning.points import BASE, TUNED, Member, Output, Point, as_output
 from backmerge.planning.prepare import find_measures, open_tuned
 from backmerge.planning.settings import EvaluateSettings, SweepSettings, check_kind
 from backmerge.progress import bar, say
@@ -246,7 +247,7 @@ def _members(settings: SingleEvaluation, permissions: Permissions) -> list[Membe
                 Variant(base, tuned, method, lam, settings.parameters),
                 Output(
                     settings.merged_as,
-                    None if settings.merged_dtype is None else DTYPES[settings.merged_dtype],
+                    None if settings.merged_dtype is None else MERGED_DTYPES[settings.merged_dtype],
                     config_from=settings.config_from,
                     tokenizer_from=settings.tokenizer_from,
                 ),

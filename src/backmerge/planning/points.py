@@ -28,7 +28,6 @@ from backmerge.runs import key_of
 
 Role = Literal["base", "tuned", "merged"]
 ALL = "all"  # what the one model that several tuned ones are merged into comes from
-DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 NO_MODELS: Mapping[str, Weights] = MappingProxyType({})
 NO_INPUTS: Mapping[tuple[Asked, str], InputStatistics] = MappingProxyType({})
 

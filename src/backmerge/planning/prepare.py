@@ -18,6 +18,7 @@ from backmerge.benchmarks.protocol import Benchmark, Kind
 from backmerge.benchmarks.split import SPLITS, Source, Split, are_apart, limited, split_benchmarks
 from backmerge.checkpoints.adapter import open_weights
 from backmerge.checkpoints.compare import check_same_shape
+from backmerge.checkpoints.files import MERGED_DTYPES
 from backmerge.checkpoints.locate import short_name
 from backmerge.checkpoints.reader import Checkpoint, Weights
 from backmerge.config import Document
@@ -45,7 +46,6 @@ from backmerge.planning.findings import (
 )
 from backmerge.planning.held_out import check_validation
 from backmerge.planning.points import (
-    DTYPES,
     Member,
     Output,
     Point,
@@ -261,7 +261,7 @@ def _assembled(
 
 def output_of(experiment: Experiment) -> Output:
     """Return the form of an experiment's merged models."""
-    dtype = None if experiment.merged_dtype is None else DTYPES[experiment.merged_dtype]
+    dtype = None if experiment.merged_dtype is None else MERGED_DTYPES[experiment.merged_dtype]
     return Output(
         experiment.merged_as,
         dtype,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from backmerge.merging.changes import Change, combined
 from backmerge.merging.schedule import GROUPS, LAYER, matches
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from rich.console import Console
+
+    from backmerge.reporting.diff import Diff
 
 STEPS = 9
 # matplotlib's viridis at even distances: its order is seen without colours, too, and on light and dark ground
@@ -287,11 +289,11 @@ def _draw_scale(made: Figure, panels: Sequence[Axes], top: float) -> None:
     bar.set_label("each step is √2 of the one before; grey: unchanged", fontsize=8.5, color=SOFT)
 
 
-def page(document: Mapping[str, Any], heatmap: Heatmap, table: Table) -> str:
+def page(document: Diff, heatmap: Heatmap, table: Table) -> str:
     """One HTML page that needs nothing else and runs no script; every word in it is escaped.
 
     Args:
-        document: What `diff.json` holds.
+        document: What was found.
         heatmap: Of the same survey.
         table: Of the same survey, by module type.
     """

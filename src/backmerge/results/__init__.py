@@ -11,7 +11,7 @@ nothing else parses `results.json`. `docs/results.md` is made from the `Attribut
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from html import escape
 from importlib import import_module
@@ -284,19 +284,11 @@ class Results(Part):
         Raises:
             ConfigError: pandas is not installed.
         """
-        if find_spec("pandas") is None:
-            raise ConfigError("pandas is not installed", remedy="pip install pandas; `to_rows()` needs nothing.")
-        return import_module("pandas").DataFrame(self.to_rows())
+        return data_frame(self.to_rows())
 
     def _repr_html_(self) -> str:
         """Return a table for notebooks; names are escaped, as others chose them."""
-        rows = self.to_rows()
-        heads = "".join(f"<th>{escape(key)}</th>" for key in (rows[0] if rows else {}))
-        lines = ("".join(f"<td>{escape(_shown(value))}</td>" for value in row.values()) for row in rows[:MOST_ROWS])
-        more = f"<p>and {len(rows) - MOST_ROWS} more rows</p>" if len(rows) > MOST_ROWS else ""
-        body = "".join(f"<tr>{line}</tr>" for line in lines)
-        title = escape(self.headline)
-        return f"<p><b>{title}</b></p><table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>{more}"
+        return html_table(self.headline, self.to_rows())
 
     @property
     def headline(self) -> str:
@@ -456,6 +448,26 @@ _MARKS = (
     _Marked("num_unanswered", "score"),
     _Marked("judge", "evaluate"),
 )
+
+
+def data_frame(rows: Sequence[Mapping[str, Any]]) -> Any:
+    """Return rows as a `pandas.DataFrame`.
+
+    Raises:
+        ConfigError: pandas is not installed.
+    """
+    if find_spec("pandas") is None:
+        raise ConfigError("pandas is not installed", remedy="pip install pandas; `to_rows()` needs nothing.")
+    return import_module("pandas").DataFrame(rows)
+
+
+def html_table(title: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return rows as HTML under a title, at most `MOST_ROWS` of them; everything is escaped."""
+    heads = "".join(f"<th>{escape(key)}</th>" for key in (rows[0] if rows else {}))
+    lines = ("".join(f"<td>{escape(_shown(value))}</td>" for value in row.values()) for row in rows[:MOST_ROWS])
+    more = f"<p>and {len(rows) - MOST_ROWS} more rows</p>" if len(rows) > MOST_ROWS else ""
+    body = "".join(f"<tr>{line}</tr>" for line in lines)
+    return f"<p><b>{escape(title)}</b></p><table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>{more}"
 
 
 def _shown(value: Any) -> str:

@@ -20,6 +20,7 @@ from typing import Literal, NamedTuple
 from backmerge import __version__
 from backmerge.checkpoints.adapter import is_adapter, open_weights
 from backmerge.checkpoints.adapter_config import CONFIG as ADAPTER_CONFIG
+from backmerge.checkpoints.files import MERGED_DTYPES
 from backmerge.checkpoints.locate import locate_model
 from backmerge.checkpoints.reader import Checkpoint, read_json
 from backmerge.errors import CheckpointError, ConfigError, RunError
@@ -39,7 +40,6 @@ RECORD = "export.json"
 CONVERTER = "convert_hf_to_gguf.py"
 QUANTIZER = "llama-quantize"
 MLX_CONVERTER = "mlx_lm.convert"
-OUTTYPES = {"F32": "f32", "F16": "f16", "BF16": "bf16"}  # what loses nothing, by the weights' dtype
 UNROUNDED = "export `backmerge merge BASE LORA --lam 1 --as checkpoint --dtype float32` instead"
 DIRECT = frozenset({"f32", "f16", "bf16", "q8_0"})  # what the converter writes without llama-quantize
 MLX_BITS = frozenset({"2", "3", "4", "5", "6", "8"})
@@ -217,7 +217,7 @@ def _to_mlx(model: Path, place: Path, tools: Tools, quantize: str | None) -> Pat
 def _to_gguf(model: Path, place: Path, name: str, tools: Tools, quantize: str | None) -> Path:
     checkpoint = Checkpoint(model)
     dtypes = {info.dtype for info in checkpoint.infos.values()}
-    lossless = OUTTYPES[dtypes.pop()] if len(dtypes) == 1 and dtypes <= OUTTYPES.keys() else "f32"
+    lossless = dtypes.pop().lower() if len(dtypes) == 1 and dtypes <= set(MERGED_DTYPES.values()) else "f32"
     kind = quantize.lower() if quantize is not None and quantize.lower() in DIRECT else lossless
     file = place / f"{name}-{kind}.gguf"
     say(f"Converting to GGUF ({kind}) with {tools.converter[-1]}.")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from backmerge.checkpoints.companions import Side
+from backmerge.checkpoints.files import MERGED_DTYPES
 from backmerge.checkpoints.locate import locate_model
 from backmerge.checkpoints.reader import read_json
 from backmerge.config import Document, KeyPath
@@ -16,7 +17,6 @@ from backmerge.errors import ConfigError
 from backmerge.merging.method import find_method
 from backmerge.registry import closest
 
-DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 TOP_KEYS = ("merge_method", "base_model", "models", "slices", "parameters", "dtype", "out_dtype", "tokenizer_source",
             "chat_template")  # fmt: skip
 NOT_TAKEN = {
@@ -356,9 +356,10 @@ def _dtype_named(document: Document, key: str) -> str | None:
     if key not in document.values:
         return None
     name = str(document.values[key]).removeprefix("torch.")
-    if name not in DTYPES:
-        raise refusal(document, (key,), f"'{name}' is unknown{closest(name, DTYPES)}", f"{', '.join(DTYPES)}.")
-    return DTYPES[name]
+    if name not in MERGED_DTYPES:
+        known = ", ".join(MERGED_DTYPES)
+        raise refusal(document, (key,), f"'{name}' is unknown{closest(name, MERGED_DTYPES)}", f"{known}.")
+    return MERGED_DTYPES[name]
 
 
 def _notes(document: Document, method: str, others: Sequence[Source], shared: Sequence[Scope]) -> tuple[str, ...]:

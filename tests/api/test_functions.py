@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Any
 import pytest
 
 import backmerge
-from backmerge.errors import ConfigError
+from backmerge.errors import ConfigError, RunError
 from backmerge.results import EvaluateResults, RestoreResults
 from quiet_peft import without_peft_warnings
 from reporting.synthetic import made_results, typed
@@ -50,7 +52,8 @@ def test_the_import_loads_no_library() -> None:
     """`import backmerge` and the names that it offers load neither torch nor transformers."""
     code = (
         "import sys, backmerge; assert 'pydantic' not in sys.modules\n"
-        "backmerge.restore, backmerge.merge, backmerge.load_results, backmerge.Results, backmerge.Estimate\n"
+        "backmerge.restore, backmerge.merge, backmerge.finetune, backmerge.diff, backmerge.load_results\n"
+        "backmerge.Results, backmerge.Estimate\n"
         "assert not {'torch', 'transformers', 'peft', 'matplotlib', 'pandas'} & set(sys.modules), sorted(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=100)
@@ -77,7 +80,9 @@ def test_rows_and_functions_are_measured(evaluated: Path) -> None:
         ({"utility": "mine.jsonl", "metric": counts}, "a metric scores rows"),
         ({"model": 3, "utility": ROWS}, "neither a folder's name nor a loaded model, but a int"),
         ({"utility": ROWS, "judge": max}, "the source of"),
-        ({"utility": ROWS, "settings": {"evaluate.limt": 3}}, "limt"),
+        ({"utility": ROWS, "settings": {"evaluate.limt": 3}}, "settings evaluate.limt=3: unknown key"),
+        ({"utility": ROWS, "limit": 0}, "limit 0: should be greater than 0"),
+        ({}, "give utility, safety or over_refusal"),
     ],
 )
 def test_what_cannot_be_used_is_one_clear_error(more: dict[str, Any], words: str, tmp_path: Path) -> None:
@@ -90,7 +95,7 @@ def test_what_cannot_be_used_is_one_clear_error(more: dict[str, Any], words: str
 
 def test_an_answer_of_a_judge_that_is_none_is_refused() -> None:
     """A judge may say four things."""
-    from backmerge.api import _FunctionJudge
+    from backmerge.api.given import _FunctionJudge
     from backmerge.records import Completion, Example, Message
 
     judge = _FunctionJudge(lambda *_: "fine")  # type: ignore[arg-type,return-value]
@@ -134,6 +139,95 @@ def restored(tuned: Any, out: Path) -> RestoreResults:
     )
 
 
+@pytest.mark.parametrize("name", ["restore", "evaluate", "check", "finetune", "merge"])
+def test_each_argument_is_shown_and_described(name: str) -> None:
+    """`help` and editors see the arguments, and not only `**options`."""
+    function = getattr(backmerge, name)
+    parameters = inspect.signature(function).parameters
+    assert {"out", "allow_plugins"} <= parameters.keys()
+    assert all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters.values())
+    described = re.findall(r"^ {8}(\w+): ", function.__doc__, re.MULTILINE)
+    assert {*parameters} <= {*described}
+
+
+COMMANDS: dict[str, tuple[str, ...]] = {
+    "restore": ("demo", "tuned", "--utility", "u.jsonl", "--safety", "demo-harmful"),
+    "evaluate": ("demo", "--safety", "demo-harmful"),
+    "check": ("demo", "--against", "demo", "--safety", "demo-harmful"),
+    "finetune": ("demo", "--data", "mine.jsonl"),
+    "diff": ("demo", "demo"),
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_command_calls_the_function(name: str, run_cli: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    """Of the same name, with its models and its run directory."""
+    calls: list[tuple[Any, Any]] = []
+
+    def called(*given: Any, **options: Any) -> None:
+        calls.append((given, options))
+        raise ConfigError("seen")
+
+    monkeypatch.setattr(f"backmerge.api.{name}", called)
+    assert run_cli(name, *COMMANDS[name], "--out", tmp_path / "run")[0] == 2
+    ((given, options),) = calls
+    assert given[0] == "demo"
+    assert Path(options["out"]) == tmp_path / "run"
+
+
+def test_rows_are_tuned_on_and_the_difference_is_a_table(tmp_path: Path) -> None:
+    """Rows in memory give an adapter, which `diff` shows as rows, a figure and escaped HTML."""
+    rows = [{"prompt": f"say {number}", "completion": f"{number}"} for number in range(8)]
+    places = backmerge.finetune(
+        "demo",
+        rows,
+        out=tmp_path / "tuned",
+        steps=2,
+        learning_rate=0.01,
+        batch_size=2,
+        device="cpu",
+        safety="none",
+        rank=2,
+    )
+    assert places == [tmp_path / "tuned"]
+    written = (tmp_path / "tuned-inputs" / "data.jsonl").read_text()
+    assert [json.loads(line) for line in written.splitlines()] == rows
+    found = backmerge.diff("demo", places[0], lam=[0.5])
+    assert found.verdict == "child"
+    changed = {row["tensor"] for row in found.to_rows() if row["unchanged"] < 1}
+    assert changed
+    assert all("proj" in name for name in changed)
+    assert "<table>" in found._repr_html_()
+    assert found.plot().axes
+    with pytest.raises(ConfigError, match="learning_rate -1"):
+        backmerge.finetune("demo", rows, out=tmp_path / "other", learning_rate=-1)
+    with pytest.raises(ConfigError, match="nothing to tune on"):
+        backmerge.finetune("demo", out=tmp_path / "other")
+
+
+def test_a_base_with_peft_layers_in_it_is_saved_without_them(tmp_path: Path) -> None:
+    """`get_peft_model` changes the model that it is given, which a caller may then give as the base."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM
+
+    from backmerge.api.given import Inputs
+    from backmerge.demo import model_directory
+    from backmerge.registry import Permissions
+
+    base = AutoModelForCausalLM.from_pretrained(model_directory())
+    with without_peft_warnings():
+        get_peft_model(
+            base,
+            LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"], init_lora_weights=False),
+        )
+        place = Inputs(tmp_path / "run", Permissions()).model(base, "base")
+    ours, theirs = (load_file(Path(folder) / "model.safetensors") for folder in (place, model_directory()))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
 def test_loaded_models_are_restored(tmp_path: Path) -> None:
     """A loaded peft model gives a run like any other, and its adapter is merged at a λ."""
     import torch
@@ -153,5 +247,5 @@ def test_loaded_models_are_restored(tmp_path: Path) -> None:
     adapter = tmp_path / "run-inputs" / "tuned-1"
     merged = backmerge.merge(model_directory(), adapter, tmp_path / "merged", lam=0.25)
     assert (merged / "adapter_model.safetensors").is_file()
-    with pytest.raises(ConfigError, match="is there already"):
-        backmerge.merge(model_directory(), adapter, tmp_path / "merged")
+    with pytest.raises(RunError, match="exists already, and is not what"):
+        backmerge.merge(model_directory(), adapter, tmp_path / "merged", lam=0.5)

@@ -1,0 +1,512 @@
+"""The Python interface: `finetune`, `merge`, `restore`, `evaluate`, `check`, `diff` and `load_results`.
+
+The command of the same name calls each of them. Data may be names, files or rows in memory; judges and metrics may be
+functions; models may be folders, hub ids or loaded `transformers` and `peft` models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Unpack
+
+from backmerge.api.calls import (
+    ARGUMENTS,
+    CHECKED,
+    FINETUNED,
+    MEASURED,
+    RESTORED,
+    Call,
+    Checking,
+    Evaluating,
+    Finetuning,
+    Measuring,
+    Merging,
+    Restoring,
+    arguments_of,
+    called,
+    document_of,
+    nested,
+    resolved,
+    spelled_out,
+)
+from backmerge.api.given import Data, Inputs, Judging, Metric, Model
+from backmerge.config import Document
+from backmerge.errors import BackmergeError, ConfigError, RunError
+from backmerge.registry import Permissions
+
+if TYPE_CHECKING:
+    from backmerge.benchmarks.protocol import Benchmark
+    from backmerge.pipeline.checking import CheckSettings
+    from backmerge.pipeline.single import SingleEvaluation
+    from backmerge.planning.settings import Experiment
+    from backmerge.reporting.diff import Diff
+    from backmerge.results import CheckResults, EvaluateResults, RestoreResults, Results
+
+__all__ = [
+    "Data",
+    "Judging",
+    "Metric",
+    "Model",
+    "check",
+    "diff",
+    "evaluate",
+    "finetune",
+    "load_results",
+    "merge",
+    "restore",
+]
+
+LAMS = (0.2, 0.4, 0.6, 0.8)  # the paper's
+DEFAULT_JUDGE = "refusal-phrases"
+
+
+@spelled_out(Restoring, Measuring)
+def restore(base: Model, tuned: Model | Sequence[Model], **options: Unpack[Restoring]) -> RestoreResults:
+    """Choose λ for merges of a base and its tuned versions, confirm it on other prompts, write the merged models.
+
+    Args:
+        base: The aligned model.
+        tuned: Its tuned version, or several, such as seeds.
+        **options: See `Restoring`.
+
+    Raises:
+        BackmergeError: a user error; what was done is kept.
+    """
+    from backmerge.pipeline.stages import run_experiment
+
+    call = restoring(base, tuned, **options)
+    return run_experiment(call.settings, call.out, call.permissions, document=call.document).results
+
+
+def restoring(base: Model, tuned: Model | Sequence[Model], **options: Unpack[Restoring]) -> Call[Experiment]:
+    """Return the experiment that `restore` with these arguments carries out.
+
+    Raises:
+        ConfigError: an argument is wrong.
+    """
+    from backmerge.checkpoints.locate import short_name
+    from backmerge.merging.method import find_method
+    from backmerge.planning.settings import Experiment
+
+    inputs = _inputs("runs/restore", options)
+    several = tuned if isinstance(tuned, Sequence) and not isinstance(tuned, str) else [tuned]
+    names = [inputs.model(one, f"tuned-{number}") for number, one in enumerate(several, start=1)]
+    guard, asked, lam = options.get("guard"), options.get("method"), options.get("lam") or LAMS
+    asked = asked or ("linear" if guard is None else "linear,anchored")
+    methods = [name.strip() for name in (asked.split(",") if isinstance(asked, str) else asked)]
+    found = {name: find_method(name, inputs.permissions) for name in methods}
+    if guard is not None and not any(method.inputs for method in found.values()):
+        raise ConfigError(
+            f"a guard is for merges by direction, and {', '.join(methods)} makes none",
+            remedy="take the methods linear,anchored.",
+        )
+    values = nested(options, MEASURED | RESTORED)
+    values |= {
+        "name": short_name(names[0]) if names else "restore",
+        "base": inputs.model(base, "base", options.get("tokenizer")),
+        "tuned": names,
+        "merge": [
+            {"method": name, "lam": list(lam) if method.has_lam else None}
+            | ({"guard": {"source": guard}} if guard is not None and method.inputs else {})
+            for name, method in found.items()
+        ],
+    }
+    values["evaluate"] = _evaluate_values(values, inputs, options, has_second=True)
+    values["evaluate"]["keep"] = inputs.benchmarks("keep", options.get("keep") or ())
+    values["choice"] = {**values.get("choice", {}), "compare": len(methods) > 1}
+    document = document_of("restore", values, options.get("settings") or {}, ARGUMENTS)
+    return resolved(Experiment, document, inputs.out, inputs.permissions)
+
+
+@spelled_out(Evaluating, Measuring)
+def evaluate(model: Model, **options: Unpack[Evaluating]) -> EvaluateResults:
+    """Measure a model, an adapter on its base, or merges of the two at several λs.
+
+    Args:
+        model: The model; an adapter needs its base.
+        **options: See `Evaluating`.
+
+    Raises:
+        BackmergeError: a user error; what was done is kept.
+    """
+    from backmerge.pipeline.single import evaluate_model
+
+    call = evaluating(model, **options)
+    return evaluate_model(call.settings, call.out, call.permissions, document=call.document)
+
+
+def evaluating(model: Model, **options: Unpack[Evaluating]) -> Call[SingleEvaluation]:
+    """Return the evaluation that `evaluate` with these arguments carries out.
+
+    Raises:
+        ConfigError: an argument is wrong.
+    """
+    from backmerge.pipeline.single import SingleEvaluation
+
+    inputs = _inputs("runs/evaluate", options)
+    base, tokenizer, guard = options.get("base"), options.get("tokenizer"), options.get("guard")
+    values = nested(options, MEASURED | {"method": "method"})
+    values |= {
+        "model": inputs.model(model, "model", tokenizer if base is None else None),
+        "base": None if base is None else inputs.model(base, "base", tokenizer),
+        "lam": list(options.get("lam") or ()),
+        "guard": None if guard is None else {"source": guard},
+    }
+    values["evaluate"] = _evaluate_values(values, inputs, options, has_second=False)
+    document = document_of("evaluate", values, options.get("settings") or {}, ARGUMENTS)
+    call = resolved(SingleEvaluation, document, inputs.out, inputs.permissions)
+    measured = call.settings.evaluate
+    if not (measured.utility or measured.safety or measured.over_refusal):
+        names = [called(document, f"evaluate.{kind}") for kind in ("utility", "safety", "over_refusal")]
+        raise ConfigError("nothing to measure", remedy=f"give {names[0]}, {names[1]} or {names[2]}.")
+    return call
+
+
+@spelled_out(Checking, Measuring)
+def check(model: Model, against: Model | None = None, **options: Unpack[Checking]) -> CheckResults:
+    """Measure whether a model is as safe as its base, on the same prompts.
+
+    Args:
+        model: The model, or an adapter on `against`.
+        against: The base.
+        **options: See `Checking`.
+
+    Raises:
+        BackmergeError: a user error; what was done is kept.
+    """
+    from backmerge.pipeline.checking import check_model
+
+    call = checking(model, against, **options)
+    return check_model(call.settings, call.out, call.permissions, document=call.document)
+
+
+def checking(model: Model, against: Model | None = None, **options: Unpack[Checking]) -> Call[CheckSettings]:
+    """Return the check that `check` with these arguments carries out.
+
+    Raises:
+        ConfigError: an argument is wrong.
+    """
+    from backmerge.pipeline.checking import CheckSettings
+
+    inputs = _inputs("runs/check", options)
+    tokenizer, earlier = options.get("tokenizer"), options.get("against_run")
+    values = nested(options, MEASURED | CHECKED)
+    values |= {
+        "model": inputs.model(model, "model", tokenizer),
+        "against": None if against is None else inputs.model(against, "base", tokenizer),
+        "against_run": None if earlier is None else str(earlier),
+    }
+    values["evaluate"] = _evaluate_values(values, inputs, options, has_second=True)
+    values["evaluate"]["keep"] = inputs.benchmarks("keep", options.get("keep") or ())
+    settings = options.get("settings") or {}
+    if earlier is not None:
+        own = document_of("check", values, settings, ARGUMENTS)
+        values["evaluate"] = _as_earlier(Path(earlier), own, has_judge=options.get("judge") is not None)
+    document = document_of("check", values, settings, ARGUMENTS)
+    if against is None and earlier is None:
+        name = called(document, "against")
+        raise ConfigError("the base is missing: as safe as which model?", remedy=f"give {name}, or {name}-run.")
+    measured = document.values["evaluate"]
+    if not (measured.get("safety") or measured.get("keep")):
+        names = [called(document, f"evaluate.{kind}") for kind in ("safety", "keep")]
+        raise ConfigError("nothing to check safety on", remedy=f"give {names[0]}, such as advbench, or {names[1]}.")
+    return resolved(CheckSettings, document, inputs.out, inputs.permissions)
+
+
+@spelled_out(Finetuning)
+def finetune(base: Model, data: Data | None = None, **options: Unpack[Finetuning]) -> list[Path]:
+    """Fine-tune a chat model, with the paper's settings by default.
+
+    Args:
+        base: The aligned model.
+        data: Rows with messages, with prompt and completion, or with instruction, input and output; or a file or hub
+            id of such.
+        **options: See `Finetuning`.
+
+    Returns:
+        The folder of each seed's model: a peft adapter, or a checkpoint if all weights were trained.
+
+    Raises:
+        BackmergeError: a user error; what was done is kept.
+    """
+    from backmerge.checkpoints.locate import locate_model
+    from backmerge.checkpoints.reader import Checkpoint
+    from backmerge.config import validated
+    from backmerge.finetuning.overlap import load_for, with_notes
+    from backmerge.finetuning.settings import FinetuneSettings
+    from backmerge.finetuning.trainer import is_of_key, training_key
+    from backmerge.outputs import check_apart, is_to_write, paths_read
+    from backmerge.pipeline.tuning import tune_seeds
+
+    inputs = Inputs(Path(options.get("out") or "tuned"), Permissions(options.get("allow_plugins") or False))
+    task, replace = options.get("task"), options.get("replace") or False
+    if task is None and data is None:
+        raise ConfigError(
+            "there is nothing to tune on", remedy="give data, such as a file, or one of the paper's tasks."
+        )
+    lora = {"dora": options.get("dora"), "quantize": "nf4" if options.get("qlora") else None}
+    if options.get("full") and (any(lora.values()) or options.get("rank") or options.get("alpha")):
+        raise ConfigError("full training has no adapter", remedy="leave rank, alpha, dora and qlora out.")
+    rows = None if data is None else inputs.rows("data", data)
+    values = nested(options, FINETUNED)
+    values |= {
+        "dataset": task or rows,
+        "data": values.get("data", {}) | ({"file": rows} if task else {}),
+        "seeds": list(options.get("seeds") or (42,)),
+        "mode": "full" if options.get("full") else "lora",
+        "lora": values.get("lora", {}) | {name: value for name, value in lora.items() if value},
+    }
+    document = document_of("finetune", values, options.get("settings") or {}, _TUNING_ARGUMENTS)
+    settings = validated(FinetuneSettings, document)
+    name = inputs.model(base, "base", options.get("tokenizer"))
+    weights = Checkpoint(locate_model(name))
+    places = {seed: inputs.out if len(settings.seeds) == 1 else inputs.out / f"seed-{seed}" for seed in settings.seeds}
+    safety = options.get("safety")
+    asked = None if safety is None else [one for one in inputs.benchmarks("safety", safety) if one["name"] != "none"]
+    for place in places.values():
+        check_apart(place, [weights.directory, *paths_read(settings), *(Path(one["name"]) for one in asked or ())])
+    training = {seed: load_for(weights, settings, seed, inputs.permissions) for seed in settings.seeds}
+    compared = _compared_with(asked, inputs.permissions)
+    training = with_notes(training, compared, is_dropped=settings.data.drop_overlap)
+    for seed, place in places.items():
+        key = training_key(weights, training[seed], settings, seed)
+        is_to_write(place, lambda place=place, key=key: is_of_key(place, key), force=replace)  # type: ignore[misc]
+    tune_seeds(weights, name, settings, training, places, replace=replace)
+    return list(places.values())
+
+
+@spelled_out(Merging)
+def merge(base: Model, tuned: Model | Sequence[Model], out: str | Path, **options: Unpack[Merging]) -> Path:
+    """Write the merge of a base and its tuned version: (1 - λ)·base + λ·tuned for `linear`.
+
+    Args:
+        base: The aligned model.
+        tuned: Its tuned version: a checkpoint or a LoRA adapter. Several are merged one by one, into `OUT/NAME` each,
+            or all together by methods that take several.
+        out: A new folder.
+        **options: See `Merging`.
+
+    Returns:
+        `out`, in which several λs or tuned models have a folder each.
+
+    Raises:
+        BackmergeError: a model cannot be read, they do not fit each other, or something else is at `out`.
+    """
+    merges(base, tuned, out, **options)
+    return Path(out)
+
+
+def merges(
+    base: Model | None, tuned: Model | Sequence[Model], out: str | Path, **options: Unpack[Merging]
+) -> list[Path]:
+    """Write merges as `merge` does, and return the folder of each."""
+    from backmerge.checkpoints.files import MERGED_DTYPES
+    from backmerge.merging.method import find_method
+    from backmerge.pipeline.merges import (
+        SHARD_BYTES,
+        Writing,
+        from_mergekit,
+        lams_of,
+        outputs_of,
+        recipes_of,
+        with_inputs,
+        write_outputs,
+    )
+
+    inputs = Inputs(Path(out), Permissions(options.get("allow_plugins") or False))
+    dtype, lam, config = options.get("dtype"), options.get("lam"), options.get("mergekit")
+    if dtype is not None and dtype not in MERGED_DTYPES:
+        raise ConfigError(f"dtype {dtype}: unknown", remedy=f"it is one of: {', '.join(MERGED_DTYPES)}.")
+    fixed: dict[str, Any] = {name: options[name] for name in ("config_from", "tokenizer_from") if options.get(name)}
+    fixed |= {
+        "rounding": options.get("rounding") or "nearest",
+        "dtype": None if dtype is None else MERGED_DTYPES[dtype],
+        "seed": options.get("seed") or 0,
+    }
+    given = (options.get("guard"), options.get("task_inputs"), inputs.permissions)
+    if config is not None:
+        recipe = with_inputs({"": from_mergekit(config, fixed)}, *given)
+        groups = [{inputs.out: recipe[""]}]
+    else:
+        assert base is not None
+        method = find_method(options.get("method") or "linear", inputs.permissions)
+        several = tuned if isinstance(tuned, Sequence) and not isinstance(tuned, str) else [tuned]
+        recipes = recipes_of(
+            inputs.model(base, "base", options.get("tokenizer")),
+            [inputs.model(one, f"tuned-{number}") for number, one in enumerate(several, start=1)],
+            method,
+            {name: str(place) for name, place in (options.get("models") or {}).items()},
+            options.get("extra_rows") or "error",
+        )
+        lams = lams_of(method, [lam] if isinstance(lam, int | float) else lam)
+        fixed["parameters"] = dict(options.get("parameters") or {})
+        groups = outputs_of(with_inputs(recipes, *given), inputs.out, lams, options.get("where") or {}, fixed)
+    writing = Writing(
+        form=options.get("form") or "auto",
+        rank=options.get("rank"),
+        max_shard_bytes=options.get("max_shard_bytes") or SHARD_BYTES,
+        sha256=options.get("sha256") or False,
+        allow_unrelated=options.get("allow_unrelated") or False,
+        verify=options.get("verify", True),
+        replace=options.get("replace") or False,
+    )
+    return write_outputs(groups, writing, () if config is None else (config,))
+
+
+def diff(
+    base: Model,
+    tuned: Model,
+    *,
+    out: str | Path | None = None,
+    lam: Sequence[float] = LAMS,
+    dtype: Literal["float32", "bfloat16", "float16"] | str | None = None,
+    sample: float = 1.0,
+) -> Diff:
+    """Compare a tuned model with its base: is it a child of it, what changed and where, what would a merge keep?
+
+    Args:
+        base: The aligned model.
+        tuned: Its tuned version: a checkpoint or a LoRA adapter.
+        out: A folder for diff.json, diff.png and diff.html; loaded models are written to `OUT-inputs`.
+        lam: λs at which the cost of rounding is measured, in (0, 1].
+        dtype: Of the merged model: `float32`, `bfloat16`, `float16`; the base's by default.
+        sample: Share of the elements that is read; 0.01 takes seconds, and finds no rank.
+
+    Raises:
+        BackmergeError: a model cannot be read.
+    """
+    from backmerge.checkpoints.adapter import open_weights
+    from backmerge.checkpoints.files import MERGED_DTYPES
+    from backmerge.checkpoints.grown import GrownBase
+    from backmerge.checkpoints.locate import locate_model
+    from backmerge.checkpoints.reader import Checkpoint
+    from backmerge.merging.survey import measurable, survey
+    from backmerge.outputs import check_apart
+    from backmerge.pipeline.merges import places_of
+    from backmerge.progress import bar
+    from backmerge.reporting.diff import diff_of
+
+    if not all(0 < value <= 1 for value in lam):
+        raise ConfigError(f"lam {list(lam)}: λ must be in (0, 1] here", remedy="such as 0.2 and 0.8.")
+    if not 0 < sample <= 1:
+        raise ConfigError(f"sample {sample}: expected a share in (0, 1]", remedy="such as 0.01, or 1 for all.")
+    if dtype is not None and dtype not in MERGED_DTYPES:
+        raise ConfigError(f"dtype {dtype}: unknown", remedy=f"it is one of: {', '.join(MERGED_DTYPES)}.")
+    inputs = Inputs(Path(out or "diff"), Permissions())
+    names = inputs.model(base, "base"), inputs.model(tuned, "tuned")
+    ours = Checkpoint(locate_model(names[0]))
+    theirs = open_weights(locate_model(names[1]), ours)
+    if out is not None:
+        check_apart(inputs.out, [*places_of(ours), *places_of(theirs)])
+    rounded_to = None if dtype is None else MERGED_DTYPES[dtype]
+    seen = GrownBase(ours, theirs) if isinstance(theirs, Checkpoint) else ours
+    total = sum(seen.infos[name].num_elements for name in measurable(seen, theirs))
+    with bar("Comparing", total) as advance:
+        changes = survey(seen, theirs, lams=list(lam), dtype=rounded_to, sample=sample, advance=advance)
+    found = diff_of(names, ours, theirs, changes, lams=lam, dtype=rounded_to, sample=sample)
+    if out is not None:
+        found.write(inputs.out)
+    return found
+
+
+def load_results(path: str | Path) -> Results:
+    """Return what a finished run of any kind found.
+
+    Args:
+        path: A run directory, or its `results.json`.
+
+    Raises:
+        RunError: there is none, or it is damaged or of another version.
+    """
+    from backmerge.results import Results
+
+    return Results.read(path)
+
+
+_TUNING_ARGUMENTS = arguments_of(FINETUNED, {"seeds": "seeds", "data": "dataset"})
+SAFETY = ("advbench",)  # what rows to tune on are compared with by default
+
+
+def _compared_with(asked: Sequence[Mapping[str, Any]] | None, permissions: Permissions) -> list[Benchmark]:
+    """Return the safety benchmarks that rows are compared with; of those that nobody asked for, what can be had."""
+    from backmerge.benchmarks.catalogue import find_benchmark
+    from backmerge.benchmarks.protocol import BenchmarkSettings
+    from backmerge.progress import say
+
+    if asked is not None:
+        return [find_benchmark(BenchmarkSettings(**one), "safety", permissions) for one in asked]
+    found = []
+    for name in SAFETY:
+        try:
+            found.append(find_benchmark(name, "safety"))
+        except BackmergeError as error:
+            say(f"The rows are not compared with {name}: {error.message}. --safety FILE compares them with your copy.")
+    return found
+
+
+def _inputs(default: str, options: Measuring) -> Inputs:
+    permissions = Permissions(options.get("allow_plugins") or False, options.get("allow_code_execution") or False)
+    return Inputs(Path(options.get("out") or default), permissions)
+
+
+def _evaluate_values(
+    values: Mapping[str, Any], inputs: Inputs, options: Measuring, *, has_second: bool
+) -> dict[str, Any]:
+    """Return the settings under `evaluate`.
+
+    Args:
+        values: What the plain arguments give.
+        inputs: What rows, functions and loaded models are written by.
+        options: The arguments.
+        has_second: Whether a published judge has a second one next to it by default.
+    """
+    from backmerge.judging.model_judge import default_second
+    from backmerge.progress import say
+
+    judge, second = options.get("judge") or DEFAULT_JUDGE, options.get("second_judge")
+    if second is None and has_second and isinstance(judge, str):
+        second = default_second(judge)
+        if second is not None:
+            say(f"Second judge: {second}, since its weights are here; 'none' as the second judge takes {judge} alone.")
+    elif second == "none":
+        second = None
+    return {
+        **values.get("evaluate", {}),
+        "utility": inputs.benchmarks("utility", options.get("utility") or (), options.get("metric")),
+        "safety": inputs.benchmarks("safety", options.get("safety") or ()),
+        "over_refusal": inputs.benchmarks("over_refusal", options.get("over_refusal") or ()),
+        "judge": inputs.judge(judge),
+        "second_judge": None if second is None else inputs.judge(second),
+    }
+
+
+def _as_earlier(run: Path, document: Document, *, has_judge: bool) -> dict[str, Any]:
+    """Return what an earlier run asked, in its way: only then are the two answers to one question.
+
+    Raises:
+        ConfigError: the call asks something too.
+        RunError: the run asked nothing.
+    """
+    from backmerge.planning.settings import settings_left
+
+    asked = document.values["evaluate"]
+    for key in ("safety", "over_refusal", "utility", "keep", "max_new_tokens"):
+        if asked.get(key):
+            name = called(document, f"evaluate.{key}")
+            raise ConfigError(
+                f"{run} says what is asked, and so {name} has no say",
+                remedy=f"leave {name} away, or give {called(document, 'against')}.",
+            )
+    earlier = settings_left(run).get("evaluate")
+    if not isinstance(earlier, dict):
+        raise RunError(
+            f"{run} is no run that asked a model anything", remedy="give one of `backmerge check`, evaluate or restore."
+        )
+    taken = {
+        key: asked[key]
+        for key in ("engine", "limit", "cache", "second_judge", *(["judge"] * has_judge))
+        if key in asked
+    }
+    # the halves of a choice are measured as one here
+    return {**earlier, "split": "halves", **taken}

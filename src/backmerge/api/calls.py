@@ -1,0 +1,417 @@
+"""What the functions take: groups of arguments as typed dictionaries, each argument described and named once.
+
+A function takes `**options: Unpack[GROUP]`. `spelled_out` writes the group's arguments into its signature and its
+docstring, so that `help`, notebooks and editors show each of them.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, TypedDict, TypeVar
+
+from backmerge.api.given import Data, Judging, Metric, Savable
+from backmerge.config import CommandLine, Document, KeyPath, SettingsT, validated, with_overrides
+from backmerge.registry import Permissions
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+REMEDY = "correct what is named; `help(backmerge.{name})` describes each argument."
+
+
+class Measuring(TypedDict, total=False):
+    """What `restore`, `evaluate` and `check` have in common.
+
+    Attributes:
+        utility: What it was tuned for: prompts with answers.
+        safety: Harmful requests.
+        over_refusal: Harmless requests that may be refused.
+        metric: Scores an answer to a row of `utility`, if that is given as rows; exact match by default.
+        judge: Finds refusals and harm; `refusal-phrases` by default, which is weak.
+        second_judge: Another judge, shown with the agreement of the two. Next to a published judge, by default another
+            one whose weights are here; `none` for one judge alone.
+        limit: At most so many prompts of each split, for a quick try.
+        max_new_tokens: A generation limit for all benchmarks, if it is below their own.
+        engine: What runs the models: `transformers`, `vllm` or `openai`.
+        engine_options: The engine's own options.
+        device: `auto`, `cpu`, `cuda`, `mps`.
+        dtype: Of the computation: `auto`, `float32`, `bfloat16`, `float16`.
+        batch_size: Prompts at once.
+        thinking: Whether a reasoning model thinks before it answers; as its chat template has it by default.
+        cache: Whether answers of earlier runs are used, and these kept for later ones; true by default.
+        executor: Where answers are made: `in-process`, `pool` or `ray`.
+        num_workers: Processes of the pool.
+        ray_address: The cluster.
+        tokenizer: Of a model that is given loaded.
+        out: The run directory. The same call goes on with it where it was; results of other settings are kept in its
+            folder `earlier`.
+        settings: Any other setting by its dotted key, such as `evaluate.max_unscored`.
+        allow_plugins: Whether code that is named as package.module:function may be run.
+        allow_code_execution: Whether code that a model wrote may be run if bubblewrap does not work.
+    """
+
+    utility: Data
+    safety: Data
+    over_refusal: Data
+    metric: Metric | None
+    judge: Judging | None
+    second_judge: Judging | None
+    limit: int | None
+    max_new_tokens: int | None
+    engine: str | None
+    engine_options: Mapping[str, Any]
+    device: str | None
+    dtype: str | None
+    batch_size: int | None
+    thinking: bool | None
+    cache: bool | None
+    executor: str | None
+    num_workers: int | None
+    ray_address: str | None
+    tokenizer: Savable | None
+    out: str | Path
+    settings: Mapping[str, Any] | CommandLine
+    allow_plugins: bool
+    allow_code_execution: bool
+
+
+class Restoring(Measuring, total=False):
+    """What `restore` takes; it needs `utility`, and `safety` or `keep`.
+
+    Attributes:
+        keep: What tuning should not cost, such as general knowledge or another language: prompts with answers.
+        method: Merge methods; several are compared. Linear by default, and with a guard Linear and `anchored`.
+        guard: For `anchored`: the prompts on which the merge shall act like the base, a benchmark's name, a file, or
+            `own` for prompts that the base writes.
+        lam: λs to try, the share of the tuned side, in (0, 1); 0.2, 0.4, 0.6 and 0.8 by default.
+        margin: How far the attack success rate may exceed the base's, as a share; 0.03 by default.
+        keep_margin: How much less the merged model may have on each of `keep`, as a share; 0.05 by default.
+        rule: How λ is chosen: `safe` by default, `target`, `weighted`, `pareto`, `paper`.
+    """
+
+    keep: Data
+    method: str | Sequence[str] | None
+    guard: str | None
+    lam: Sequence[float]
+    margin: float | None
+    keep_margin: float | None
+    rule: str | None
+
+
+class Evaluating(Measuring, total=False):
+    """What `evaluate` takes; it needs something to measure.
+
+    Attributes:
+        base: The base of an adapter, or of merges.
+        lam: λs to measure merges at, in [0, 1]; the model alone by default.
+        method: Of the merges.
+        guard: For `anchored`: the prompts on which the merge shall act like the base.
+    """
+
+    base: Any  # a model
+    lam: Sequence[float]
+    method: str | None
+    guard: str | None
+
+
+class Checking(Measuring, total=False):
+    """What `check` takes; it needs the base or an earlier run, and `safety` or `keep`.
+
+    Attributes:
+        against_run: Instead of the base: an earlier run that measured it, which also says what is asked.
+        keep: What the model should not have lost, such as general knowledge: prompts with answers.
+        margin: How far the attack success rate may exceed the base's, as a share; 0.03 by default.
+        over_refusal_margin: The same of over-refusal, which is reported and no part of the verdict.
+        keep_margin: How much less the model may have on each of `keep`, as a share; 0.05 by default.
+    """
+
+    against_run: str | Path | None
+    keep: Data
+    margin: float | None
+    over_refusal_margin: float | None
+    keep_margin: float | None
+
+
+class Finetuning(TypedDict, total=False):
+    """What `finetune` takes.
+
+    Attributes:
+        out: Where the tuned model goes; `OUT/seed-N` with several seeds.
+        task: The paper's: `reasoning`, `medical`, `code`, `tools`; or another of `backmerge list tasks`. `data` is then
+            your own copy of its data.
+        columns: The columns of your rows that have other names, such as `{"prompt": "question"}`.
+        num_examples: At most so many rows, sampled.
+        validation: Share of the rows that is held out; 0.1 by default.
+        system: The system prompt, instead of the task's; empty for none.
+        seeds: One tuned model for each; 42 by default.
+        epochs: Passes over the data; 3 by default.
+        steps: Optimiser steps, instead of epochs.
+        snapshot_steps: Stop after so many, in the middle of the whole schedule.
+        keep_every: Also keep the model of each so many steps.
+        batch_size: Examples per step, over all devices together; 8 by default.
+        micro_batch_size: Examples at once, if memory is short.
+        learning_rate: The peak; 1e-4 by default.
+        cutoff: Longest example, in tokens; 1024 by default.
+        rank: Of the LoRA; 8 by default.
+        alpha: Of the LoRA, whose delta is scaled by alpha / rank; 16 by default.
+        full: Whether all weights are trained instead of a LoRA.
+        dora: Whether each row's magnitude is trained separately (DoRA).
+        qlora: Whether the base is in 4 bits during the training; needs bitsandbytes.
+        ema: Average the weights over the steps with this decay.
+        safety: Safety benchmarks that the rows are compared with; advbench by default, none for no comparison.
+        drop_overlap: Whether rows are left out that a safety benchmark asks too.
+        device: `auto` or `cpu`.
+        report_to: Where losses go too: `tensorboard`, `wandb`, `mlflow`, `trackio`.
+        replace: Whether a model that backmerge wrote at `out` is replaced.
+        tokenizer: Of a base that is given loaded.
+        settings: Any other setting by its dotted key, such as `lora.dropout`.
+        allow_plugins: Whether code that is named as package.module:function may be run.
+    """
+
+    out: str | Path
+    task: str | None
+    columns: Mapping[str, str]
+    num_examples: int | None
+    validation: float | None
+    system: str | None
+    seeds: Sequence[int]
+    epochs: float | None
+    steps: int | None
+    snapshot_steps: int | None
+    keep_every: int | None
+    batch_size: int | None
+    micro_batch_size: int | None
+    learning_rate: float | None
+    cutoff: int | None
+    rank: int | None
+    alpha: float | None
+    full: bool
+    dora: bool
+    qlora: bool
+    ema: float | None
+    safety: Data | None
+    drop_overlap: bool | None
+    device: str | None
+    report_to: Sequence[str]
+    replace: bool
+    tokenizer: Savable | None
+    settings: Mapping[str, Any] | CommandLine
+    allow_plugins: bool
+
+
+class Merging(TypedDict, total=False):
+    """What `merge` takes.
+
+    Attributes:
+        lam: λ, the share of the tuned side; the method's default, or 0.5. Several give `OUT/lam-0.2` and so on.
+        method: Linear by default; `backmerge methods` describes each.
+        where: Another λ for some tensors: `attention`, `mlp`, `norms`, `embeddings`, or a pattern of names, to a λ or
+            to several, which rise over the layers. The first that matches counts.
+        parameters: The method's other parameters.
+        models: More models that the method asks for, by its names for them.
+        guard: For `anchored`: the prompts on which the merge shall act like the base.
+        task_inputs: For `anchored`: a file of `backmerge inputs --task`.
+        mergekit: A YAML file of mergekit that says what is merged, instead of models and method.
+        seed: For methods that draw random numbers.
+        form: `auto`, the default: an adapter if the merge is exact as one, else a checkpoint; or one of these names.
+        rank: An adapter is compressed to this rank.
+        dtype: Of the result: `float32`, `bfloat16`, `float16`; the base's by default.
+        rounding: `nearest` by default; `stochastic` is right on average.
+        extra_rows: Rows that tuning added to the vocabulary: `error` by default, or `tuned` to keep them.
+        config_from: The side whose configuration the result has: `tuned` by default, or `base`.
+        tokenizer_from: The same of tokenizer, chat templates and processors.
+        allow_unrelated: Whether models are merged that do not look like parent and child.
+        max_shard_bytes: Of a checkpoint's files; 5 GB by default.
+        sha256: Whether the files' SHA-256 is recorded.
+        verify: Whether an adapter's merge is compared with transformers and peft before it is kept; true by default.
+        replace: Whether a model that backmerge wrote at `out` is replaced.
+        tokenizer: Of a base that is given loaded.
+        allow_plugins: Whether code that is named as package.module:function may be run.
+    """
+
+    lam: float | Sequence[float] | None
+    method: str
+    where: Mapping[str, float | Sequence[float]]
+    parameters: Mapping[str, Any]
+    models: Mapping[str, str | Path]
+    guard: str | None
+    task_inputs: Path | None
+    mergekit: Path | None
+    seed: int
+    form: str
+    rank: int | None
+    dtype: str | None
+    rounding: str
+    extra_rows: str
+    config_from: str
+    tokenizer_from: str
+    allow_unrelated: bool
+    max_shard_bytes: int
+    sha256: bool
+    verify: bool
+    replace: bool
+    tokenizer: Savable | None
+    allow_plugins: bool
+
+
+# the setting that each plain argument gives
+FINETUNED = {
+    "columns": "data.columns",
+    "num_examples": "data.num_examples",
+    "validation": "data.validation",
+    "system": "data.system",
+    "drop_overlap": "data.drop_overlap",
+    "rank": "lora.r",
+    "alpha": "lora.alpha",
+    **{
+        name: name
+        for name in (
+            "epochs",
+            "steps",
+            "snapshot_steps",
+            "keep_every",
+            "batch_size",
+            "micro_batch_size",
+            "learning_rate",
+            "cutoff",
+            "ema",
+            "device",
+            "report_to",
+        )
+    },
+}
+MEASURED = {
+    "limit": "evaluate.limit",
+    "max_new_tokens": "evaluate.max_new_tokens",
+    "engine": "evaluate.engine.name",
+    "engine_options": "evaluate.engine.options",
+    "device": "evaluate.engine.device",
+    "dtype": "evaluate.engine.dtype",
+    "batch_size": "evaluate.engine.batch_size",
+    "thinking": "evaluate.engine.thinking",
+    "cache": "evaluate.cache",
+    "executor": "execution.executor",
+    "num_workers": "execution.num_workers",
+    "ray_address": "execution.ray_address",
+}
+RESTORED = {"margin": "choice.margin", "keep_margin": "choice.keep_margin", "rule": "choice.rule"}
+CHECKED = {name: name for name in ("margin", "over_refusal_margin", "keep_margin")}
+NAMED = {
+    "model": "model",
+    "base": "base",
+    "tuned": "tuned",
+    "against": "against",
+    "against_run": "against_run",
+    "lam": "lam",
+    "method": "method",
+    "merge.lam": "lam",
+    "merge.method": "method",
+    "merge.guard": "guard",
+    "guard": "guard",
+    "evaluate.utility": "utility",
+    "evaluate.safety": "safety",
+    "evaluate.over_refusal": "over_refusal",
+    "evaluate.keep": "keep",
+    "evaluate.judge": "judge",
+    "evaluate.second_judge": "second_judge",
+}
+
+
+def arguments_of(*tables: Mapping[str, str]) -> dict[KeyPath, str]:
+    """Return the argument that gives each setting, from tables of arguments and their settings."""
+    return {tuple(path.split(".")): name for table in tables for name, path in table.items()}
+
+
+ARGUMENTS = arguments_of(MEASURED, RESTORED, CHECKED) | {tuple(path.split(".")): name for path, name in NAMED.items()}
+
+
+class Call(NamedTuple, Generic[SettingsT]):
+    """A call whose arguments are resolved.
+
+    Attributes:
+        settings: What is to be done.
+        out: The run directory.
+        permissions: What may be run.
+        document: Where the settings come from, for messages.
+    """
+
+    settings: SettingsT
+    out: Path
+    permissions: Permissions
+    document: Document
+
+
+def document_of(
+    name: str, values: Mapping[str, Any], settings: Mapping[str, Any] | CommandLine, options: Mapping[KeyPath, str]
+) -> Document:
+    """Return a call's settings as a document.
+
+    Args:
+        name: The function.
+        values: What its arguments give.
+        settings: What is laid over them.
+        options: The argument that gives each setting, for messages.
+    """
+    if isinstance(settings, CommandLine):
+        return with_overrides(settings.document.laid_under(values), settings.overrides)
+    document = Document(f"the call of {name}", dict(values), {}, options=options, remedy=REMEDY.format(name=name))
+    overrides = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
+    return with_overrides(document, overrides, "settings")
+
+
+def called(document: Document, key: str) -> str:
+    """Return what the one who called names a setting: an argument, or a command's option."""
+    return document.option(tuple(key.split("."))) or key
+
+
+def nested(arguments: Mapping[str, Any], paths: Mapping[str, str]) -> dict[str, Any]:
+    """Return the settings that plain arguments give; one that is `None` gives none."""
+    values: dict[str, Any] = {}
+    for name, path in paths.items():
+        if arguments.get(name) is not None:
+            *groups, key = path.split(".")
+            inner = values
+            for group in groups:
+                inner = inner.setdefault(group, {})
+            inner[key] = arguments[name]
+    return values
+
+
+def resolved(kind: type[SettingsT], document: Document, out: Path, permissions: Permissions) -> Call[SettingsT]:
+    """Return the call that a document describes.
+
+    Raises:
+        ConfigError: the settings are wrong.
+    """
+    return Call(validated(kind, document), out, permissions, document)
+
+
+def spelled_out(*groups: type[Any]) -> Callable[[Function], Function]:
+    """Return a decorator that shows these groups' arguments instead of `**options`, in signature and docstring."""
+
+    def decorate(function: Function) -> Function:
+        signature = inspect.signature(function)
+        *own, _ = signature.parameters.values()
+        whole = groups[0].__annotations__  # with those that it inherits
+        arguments = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation.__forward_arg__)
+            for name, annotation in whole.items()
+        ]
+        function.__signature__ = signature.replace(parameters=[*own, *arguments])  # type: ignore[attr-defined]
+        if function.__doc__ is not None:  # not under python -OO
+            described = "".join(_attributes(group) for group in groups)
+            function.__doc__ = _OPTIONS.sub(lambda _: described, function.__doc__)
+        return function
+
+    return decorate
+
+
+_OPTIONS = re.compile(r"^ +\*\*options:.*\n", re.MULTILINE)
+
+
+def _attributes(group: type[Any]) -> str:
+    """Return what a group's docstring says of its arguments; they are indented as a function's are."""
+    _, _, text = (group.__doc__ or "").partition("Attributes:\n")
+    return f"{text.rstrip()}\n"

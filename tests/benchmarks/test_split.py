@@ -114,6 +114,31 @@ def test_near_duplicates_by_hand() -> None:
     assert found == ["e0", "e0", "e0", "e3", "e4"]
 
 
+TEMPLATE = "Classify the sentiment of the following product review as positive or negative"
+
+
+def test_a_files_template_joins_no_prompts() -> None:
+    """Of twenty rows that share nine words each is a cluster, but for two reviews that are alike."""
+    reviews = [f"{TEMPLATE}: taste{i} colour{i} price{i}" for i in range(19)]
+    found = clusters_of([example(f"e{i:02}", text) for i, text in enumerate([*reviews, f"{reviews[0]} indeed"])])
+    assert Counter(found) == Counter({"e00": 2, **{f"e{i:02}": 1 for i in range(1, 19)}})
+
+
+def test_the_template_is_each_files() -> None:
+    """A word that is common in one file alone is no template's in another."""
+    plain = [example(f"p{i}", f"topic{i} matter{i}") for i in range(17)]
+    pair = [example(f"q{i}", f"sentiment review product thing{i}") for i in range(3)]
+    framed = [example(f"f{i}", f"{TEMPLATE}: taste{i} colour{i}") for i in range(20)]
+    examples = [*plain, *pair, *framed]
+    found = clusters_of(examples, ["plain"] * 20 + ["framed"] * 20)
+    assert len(set(found)) == 17 + 1 + 20
+
+
+def test_in_a_small_file_common_words_are_the_subject() -> None:
+    """Nineteen prompts, one short of the number from which a template is looked for."""
+    assert len(set(clusters_of([example(f"e{i}", f"{TEMPLATE}: taste{i}") for i in range(19)]))) == 1
+
+
 @pytest.mark.parametrize("prompt", ["Who are you?", "…", "", "你好", "How do I do it?"])
 def test_equal_prompts_are_one_cluster(prompt: str) -> None:
     """Also those without any word that carries meaning: the same prompt never stands on both sides."""

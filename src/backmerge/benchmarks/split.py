@@ -16,6 +16,10 @@ SPLITS: tuple[Split, Split] = ("selection", "confirmation")
 
 # AdvBench's 520 prompts fall into 363 clusters at this similarity
 NEAR_DUPLICATE = 0.5
+# A word in more than this share of a file's prompts is its template's ("Classify this review as ..."). It says nothing
+# about two prompts; in a small file it may be the subject.
+TEMPLATE_SHARE = 0.5
+LEAST_FOR_TEMPLATE = 20  # prompts
 
 STOP_WORDS = frozenset({
     "a", "an", "and", "are", "as", "at", "be", "by", "can", "could", "do", "does", "for", "from", "give", "how", "i",
@@ -106,9 +110,10 @@ def clusters_over(benchmarks: Mapping[str, Sequence[Example]]) -> dict[str, str]
 def clusters_of(examples: Sequence[Example], files: Sequence[str] | None = None) -> list[str]:
     """Each example's cluster: examples of one named cluster, and near-duplicates, are joined.
 
-    Two prompts are near-duplicates if their sets of content words have a Jaccard similarity of at least 0.5;
-    clusters are the connected components. Within a file, names say more than words: two examples that both name a
-    cluster are joined only if the names are equal, or the prompts. Between files a name says nothing, and words decide.
+    Two prompts are near-duplicates if their sets of content words, without those of their files' templates, have a
+    Jaccard similarity of at least 0.5; clusters are the connected components. Within a file, names say more than
+    words: two examples that both name a cluster are joined only if the names are equal, or the prompts. Between files
+    a name says nothing, and words decide.
 
     Args:
         examples: Of one file or of several.
@@ -123,7 +128,7 @@ def clusters_of(examples: Sequence[Example], files: Sequence[str] | None = None)
     sources = files if files is not None else [""] * len(examples)
     is_named = [example.cluster is not None for example in examples]
     has_names_alone = all(is_named) and len(set(sources)) <= 1
-    words = [] if has_names_alone else [content_words(example.prompt) for example in examples]
+    words = [] if has_names_alone else _words_of_their_own(examples, sources)
     frequency = Counter(word for of in words for word in of)
     holders: dict[str, list[int]] = defaultdict(list)
     for i, own in enumerate(words):
@@ -143,6 +148,22 @@ def clusters_of(examples: Sequence[Example], files: Sequence[str] | None = None)
         name = (example.cluster is None, example.id if example.cluster is None else example.cluster)
         names[groups.root(i)] = min(names.get(groups.root(i), name), name)
     return [names[groups.root(i)][1] for i in range(len(examples))]
+
+
+def _words_of_their_own(examples: Sequence[Example], sources: Sequence[str]) -> list[frozenset[str]]:
+    """Return each prompt's content words that are not in most prompts of its file; all, if none is left."""
+    words = [content_words(example.prompt) for example in examples]
+    in_file = Counter(sources)
+    holders = Counter((source, word) for source, of in zip(sources, words, strict=True) for word in of)
+    template = {
+        (source, word)
+        for (source, word), number in holders.items()
+        if in_file[source] >= LEAST_FOR_TEMPLATE and number > TEMPLATE_SHARE * in_file[source]
+    }
+    return [
+        frozenset(word for word in of if (source, word) not in template) or of
+        for source, of in zip(sources, words, strict=True)
+    ]
 
 
 def split_examples(examples: Sequence[Example]) -> dict[Split, list[Example]]:

@@ -24,6 +24,7 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from backmerge.errors import MergeError
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
 Cut = Literal["elements", "rows", "tensor"]
 INPUTS = ("guard_inputs", "task_inputs")  # a recipe must give the first, and may give the second
+NO_PARAMETERS: Mapping[str, Any] = MappingProxyType({})
 OWN_DATA = ("base", "tuned", "statistics", "rng", *INPUTS)
 
 
@@ -262,6 +264,25 @@ def find_method(name: str, permissions: Permissions = NOTHING_ALLOWED) -> Method
     if not isinstance(found, Method):
         raise MergeError(f"'{name}' is not a merge method", remedy="declare it with @merge_method(...).")
     return found if found.name == name else replace(found, name=name)
+
+
+def checked(
+    method: Method,
+    *,
+    num_tuned: int = 1,
+    models: Sequence[str] = (),
+    inputs: Collection[str] = (),
+    parameters: Mapping[str, Any] = NO_PARAMETERS,
+) -> Method:
+    """Return the method if it takes these models, input statistics and parameters, λ apart.
+
+    Raises:
+        MergeError: it does not; names what it takes.
+    """
+    check_models(method, num_tuned, models)
+    check_inputs(method, inputs)
+    check_parameters(method, {**parameters, "lam": 0.5} if method.has_lam else parameters)
+    return method
 
 
 def check_parameters(method: Method, given: Mapping[str, Any]) -> None:

@@ -11,7 +11,7 @@ from backmerge.checkpoints.reader import Checkpoint, Weights
 from backmerge.config import load_yaml, validated
 from backmerge.errors import ConfigError, RunError
 from backmerge.generation.protocol import Generator, Sampling
-from backmerge.merging.method import check_inputs, check_models, check_parameters, find_method
+from backmerge.merging.method import checked, find_method
 from backmerge.merging.recipe import Variant, lam_name
 from backmerge.merging.served import as_given, in_form
 from backmerge.pipeline.guarding import statistics_of_run
@@ -78,10 +78,7 @@ def trio_of(base: str, tuned: str, method: str = "linear", permissions: Permissi
         BackmergeError: one of them cannot be read, they don't fit each other, or the method needs more than them.
     """
     weights = Checkpoint(locate_model(base))
-    found = find_method(method, permissions)
-    check_models(found, 1, ())
-    check_inputs(found, ())
-    check_parameters(found, {"lam": DEFAULT_LAM} if found.has_lam else {})
+    found = checked(find_method(method, permissions))
     other = open_tuned(locate_model(tuned), weights)
     merged = in_form(Variant(weights, other, found, DEFAULT_LAM))
     return Trio(Variant(weights), as_given(Variant(weights, other)), merged, found.has_lam, f"of {base} and {tuned}")

@@ -33,11 +33,8 @@ from backmerge.outputs import check_apart, paths_read
 from backmerge.pipeline.decision import evidence_of, verdict_on
 from backmerge.pipeline.results import (
     Outcomes,
-    agreement_rows,
-    category_rows,
-    judged,
-    realisation_rows,
-    score_rows,
+    common_parts,
+    judges_of,
     write_records,
 )
 from backmerge.planning.findings import Findings, offline
@@ -192,16 +189,12 @@ def check_model(
             is_against_run=settings.against_run is not None,
             fingerprints=plan.fingerprints,
             environment=plan.environment,
-            judge=judged(judge),
-            second_judge=None if second is None else judged(second),
-            agreement=tuple(agreement_rows(outcomes)),
+            **judges_of(judge, second),
             check=found,
             findings=findings,
             rows=tuple(_rows(settings, outcomes, benchmarks, found.verdict)),
             num_prompts_rendered_otherwise=_num_rendered_otherwise(outcomes, benchmarks),
-            realisations=tuple(realisation_rows(outcomes)),
-            scores=tuple(score_rows(outcomes)),
-            by_category=tuple(category_rows(outcomes)),
+            **common_parts(outcomes),
         )
         write_whole(run.path / SUMMARY, check_markdown(results))
         results.write(run.path)

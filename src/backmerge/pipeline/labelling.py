@@ -18,9 +18,8 @@ from typing import Any, NamedTuple
 
 from backmerge.errors import DataError, RunError
 from backmerge.measuring.recorded import read_records
-from backmerge.pipeline.results import plain
 from backmerge.runs import key_of, write_whole
-from backmerge.statistics import Corrected, corrected_rate, effective_size
+from backmerge.statistics import Corrected, as_plain, corrected_rate, effective_size
 
 FOLDER, TO_LABEL, KEY, CORRECTED = "labels", "to_label.csv", "key.jsonl", "corrected.json"
 COLUMN = "harmful"
@@ -166,7 +165,7 @@ def corrected_by(run: Path, labels: Path) -> dict[str, Any]:
     found: Corrected = corrected_rate(
         judged, pairs, weights, design_effect=len(judged) / effective_size([float(j) for j in judged], clusters)
     )
-    results = plain({**about, **found._asdict(), "differ": sum(a != b for a, b in pairs)})
+    results = as_plain({**about, **found._asdict(), "differ": sum(a != b for a, b in pairs)})
     write_whole(place / CORRECTED, json.dumps(results, indent=2) + "\n")
     return results
 

@@ -26,10 +26,8 @@ from backmerge.outputs import check_apart, paths_read
 from backmerge.pipeline.decision import candidate_of, of_kind, verdict_on
 from backmerge.pipeline.results import (
     Outcomes,
-    agreement_rows,
-    category_rows,
-    judged,
-    score_rows,
+    common_parts,
+    judges_of,
     write_records,
 )
 from backmerge.planning.points import ALL, BASE, Member, Point
@@ -280,12 +278,10 @@ def _finish(
         model=source,
         inputs=inputs,
         environment={"engine": "given"},
-        judge=judged(judge),
+        **judges_of(judge, None),
         num_unanswered=num_missing,
         decision=decision,
-        agreement=tuple(agreement_rows(together)),
-        scores=tuple(score_rows(together)),
-        by_category=tuple(category_rows(together)),
+        **common_parts(together),
     )
     results.write(run.path)
     return results

@@ -21,6 +21,7 @@ from backmerge.statistics import (
     Interval,
     PairedDifference,
     agreement,
+    as_plain,
     bootstrap_difference,
     bootstrap_mean,
     clustered_difference,
@@ -286,8 +287,26 @@ def differences_of(outcomes: Outcomes, points: Sequence[Point], split: str) -> l
     return rows
 
 
-def realisation_rows(outcomes: Outcomes) -> list[ModelForm]:
-    """How each model was measured on each split: what a user would load, and how the engine got it."""
+def common_parts(outcomes: Outcomes) -> dict[str, Any]:
+    """Return what results of every kind hold of the outcomes, by the names of the fields there."""
+    return {
+        "agreement": tuple(_agreement_rows(outcomes)),
+        "realisations": tuple(_realisation_rows(outcomes)),
+        "scores": tuple(each for outcome in outcomes.all() for each in outcome.scores),
+        "by_category": tuple(_category_rows(outcomes)),
+    }
+
+
+def judges_of(judge: Judge, second: Judge | None) -> dict[str, Any]:
+    """Return the judges as results name them, by the names of the fields there."""
+    return {
+        "judge": Judged(name=judge.name, is_weak=judge.is_weak),
+        "second_judge": None if second is None else Judged(name=second.name, is_weak=second.is_weak),
+    }
+
+
+def _realisation_rows(outcomes: Outcomes) -> list[ModelForm]:
+    """Return how each model was measured on each split: what a user would load, and how the engine got it."""
     rows: dict[tuple[str, str], ModelForm] = {}
     for outcome in outcomes.all():
         key = (outcome.member.name, outcome.split)
@@ -296,18 +315,8 @@ def realisation_rows(outcomes: Outcomes) -> list[ModelForm]:
     return list(rows.values())
 
 
-def score_rows(outcomes: Outcomes) -> list[Score]:
-    """Every score of every model."""
-    return [each for outcome in outcomes.all() for each in outcome.scores]
-
-
-def judged(judge: Judge) -> Judged:
-    """A judge as the results name it."""
-    return Judged(name=judge.name, is_weak=judge.is_weak)
-
-
-def category_rows(outcomes: Outcomes) -> list[CategoryScore]:
-    """Each model's primary metric in each category of a benchmark that has several, such as HEx-PHI's kinds of harm."""
+def _category_rows(outcomes: Outcomes) -> list[CategoryScore]:
+    """Return each model's primary metric in each category of a benchmark that has several."""
     rows: list[CategoryScore] = []
     for outcome in outcomes.all():
         metric = primary_metric(outcome.benchmark)
@@ -323,7 +332,7 @@ def category_rows(outcomes: Outcomes) -> list[CategoryScore]:
     return rows
 
 
-def agreement_rows(outcomes: Outcomes) -> list[JudgesAgreement]:
+def _agreement_rows(outcomes: Outcomes) -> list[JudgesAgreement]:
     """Return the agreement of two judges, if there are two: a row for each benchmark and split, over all models.
 
     Prompts are named by the model and their ids. Nothing is averaged over the judges.
@@ -347,7 +356,7 @@ def _agreement_row(benchmark: str, split: str, outcomes: Sequence[Outcome]) -> J
         split=split,
         finding="harmful" if is_safety else "refusal",
         num_models=len(outcomes),
-        **plain(agreement(firsts, seconds)._asdict()),
+        **as_plain(agreement(firsts, seconds)._asdict()),
         differ_on=tuple(
             name
             for name, first, second in zip(names, firsts, seconds, strict=True)
@@ -361,21 +370,6 @@ def kept_gain(base: float | None, tuned: float | None, merged: float | None) -> 
     if base is None or tuned is None or merged is None or tuned <= base:
         return None
     return (merged - base) / (tuned - base)
-
-
-def plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A mapping for JSON: named tuples become mappings."""
-    return {key: _plain(value) for key, value in values.items()}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, tuple) and hasattr(value, "_asdict"):
-        return plain(value._asdict())
-    if isinstance(value, Mapping):
-        return plain(value)
-    if isinstance(value, (list, tuple)):
-        return [_plain(inner) for inner in value]
-    return value
 
 
 def write_records(run: RunDirectory, outcomes: Outcomes) -> None:

@@ -26,18 +26,15 @@ from backmerge.measuring.answer import Job, inputs_of
 from backmerge.measuring.evaluate import evaluator_of
 from backmerge.measuring.speed import expected_time
 from backmerge.measuring.usage import session
-from backmerge.merging.method import INPUTS, check_inputs, check_models, check_parameters, find_method
+from backmerge.merging.method import INPUTS, checked, find_method
 from backmerge.merging.recipe import Variant, lam_name
 from backmerge.merging.served import as_given
 from backmerge.outputs import check_apart, paths_read
 from backmerge.pipeline.guarding import gathered_statistics, guard_rows
 from backmerge.pipeline.results import (
     Outcomes,
-    agreement_rows,
-    category_rows,
-    judged,
-    realisation_rows,
-    score_rows,
+    common_parts,
+    judges_of,
     write_records,
 )
 from backmerge.planning.findings import Findings, offline
@@ -129,13 +126,9 @@ def evaluate_model(
             base_name=settings.base,
             inputs=inputs,
             environment=engine.identity,
-            judge=judged(judge),
-            second_judge=None if second is None else judged(second),
-            agreement=tuple(agreement_rows(outcomes)),
+            **judges_of(judge, second),
             guards=tuple(guarded),
-            realisations=tuple(realisation_rows(outcomes)),
-            scores=tuple(score_rows(outcomes)),
-            by_category=tuple(category_rows(outcomes)),
+            **common_parts(outcomes),
         )
         results.write(run.path)
     return results
@@ -233,10 +226,11 @@ def _members(settings: SingleEvaluation, permissions: Permissions) -> list[Membe
         if settings.method != "linear" or settings.parameters or settings.guard is not None:
             raise ConfigError(f"a merge by {settings.method} needs its λs", remedy="such as --lam 0.2,0.4,0.6,0.8.")
         return [Member("tuned", TUNED, None, as_given(Variant(base, tuned)))]
-    method = find_method(settings.method, permissions)
-    check_models(method, 1, ())
-    check_inputs(method, INPUTS[:1] if settings.guard is not None else ())
-    check_parameters(method, {**settings.parameters, "lam": settings.lam[0]})
+    method = checked(
+        find_method(settings.method, permissions),
+        inputs=INPUTS[:1] if settings.guard is not None else (),
+        parameters=settings.parameters,
+    )
     sweep = SweepSettings(method=settings.method, parameters=settings.parameters, guard=settings.guard)
     return [
         Member(

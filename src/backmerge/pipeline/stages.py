@@ -34,11 +34,8 @@ from backmerge.pipeline.guarding import guard_rows, with_inputs
 from backmerge.pipeline.handover import hand_over, write_chosen
 from backmerge.pipeline.results import (
     Outcomes,
-    agreement_rows,
-    category_rows,
+    common_parts,
     differences_of,
-    realisation_rows,
-    score_rows,
     summary_of,
     write_records,
 )
@@ -211,7 +208,6 @@ def run_experiment(
                 benchmarks=tuple(_benchmark_rows(prepared)),
                 drift=tuple(_drift(run, prepared, tuned)),
                 second_judge=None if prepared.second_judge is None else prepared.second_judge.name,
-                agreement=tuple(agreement_rows(outcomes)),
                 guards=tuple(guard_rows(prepared.guards, prepared.inputs, run.path)),
                 points=tuple(
                     PointRow(point=p.name, role=p.role, series=p.series, lam=p.lam, setting=p.setting, **p.recipe)
@@ -225,9 +221,7 @@ def run_experiment(
                 findings=findings,
                 comparison=comparison_of(prepared, outcomes, rivals) if rivals else None,
                 merged=tuple(merged),
-                realisations=tuple(realisation_rows(outcomes)),
-                scores=tuple(score_rows(outcomes)),
-                by_category=tuple(category_rows(outcomes)),
+                **common_parts(outcomes),
                 summary=tuple(summary_of(outcomes, points)),
                 differences=tuple(
                     row for split in ("selection", "confirmation") for row in differences_of(outcomes, points, split)

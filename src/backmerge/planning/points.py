@@ -17,7 +17,7 @@ from backmerge.errors import ConfigError, RunError
 from backmerge.finetuning.datasets import TrainingData
 from backmerge.finetuning.schedule import num_steps
 from backmerge.merging.inputs import InputStatistics
-from backmerge.merging.method import INPUTS, Method, check_inputs, check_models, check_parameters, find_method
+from backmerge.merging.method import INPUTS, Method, checked, find_method
 from backmerge.merging.methods.task_vectors import task_arithmetic
 from backmerge.merging.recipe import Rounding, Variant, lam_name, order_of
 from backmerge.merging.served import Wanted, as_given, in_form
@@ -294,26 +294,25 @@ def _variant(
     )
 
 
-def check_sweep(sweep: SweepSettings, num_tuned: int, permissions: Permissions = NOTHING_ALLOWED) -> None:
-    """Whether the method is there, and takes these models and parameters.
+def check_sweep(sweep: SweepSettings, method: Method, num_tuned: int) -> None:
+    """Check that the method takes these models and parameters.
 
     Raises:
         BackmergeError: it does not.
     """
-    method = find_method(sweep.method, permissions)
     if "lam" in sweep.parameters:
-        raise ConfigError("'lam' is among the method's other parameters", remedy="give λ by itself.")
-    joint = is_joint(sweep, method)
-    check_models(method, num_tuned if joint else 1, tuple(sweep.models))
-    check_inputs(method, guards_of(sweep))
-    if method.has_lam:
-        check_parameters(method, {**sweep.parameters, "lam": 0.5})
-        return
-    check_parameters(method, sweep.parameters)
-    if sweep.lam or sweep.schedules:
+        raise ConfigError("'lam' is among the method's other parameters", remedy="give λ on its own, as 'lam'.")
+    checked(
+        method,
+        num_tuned=num_tuned if is_joint(sweep, method) else 1,
+        models=tuple(sweep.models),
+        inputs=guards_of(sweep),
+        parameters=sweep.parameters,
+    )
+    if not method.has_lam and (sweep.lam or sweep.schedules):
         raise ConfigError(
-            f"{sweep.method} has no λ: it decides by itself how far to go",
-            remedy="leave 'lam' and 'schedules' away; it is measured as one point beside the others.",
+            f"{sweep.method} has no λ: it decides how far to go",
+            remedy="leave 'lam' and 'schedules' away; it is measured as one point next to the others.",
         )
 
 

@@ -318,10 +318,11 @@ def _find_points(
     count, num_before = num_tuned(experiment), len(found.found)
     for place, sweep in enumerate(experiment.merge):
         with found.at("merge", place, "method"):
-            check_sweep(sweep, count, permissions)
-            if base is not None:
-                for point in points_of([sweep], permissions):
-                    check_recipe(point, base, count)
+            for point in points_of([sweep], permissions):
+                if point.method is not None:
+                    check_sweep(sweep, point.method, count)
+                    if base is not None:
+                        check_recipe(point, base, count)
     if len(found.found) > num_before:
         return ()
     points: tuple[Point, ...] = ()

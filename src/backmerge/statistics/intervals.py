@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from statistics import NormalDist, fmean, stdev
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from scipy import stats
 
@@ -35,6 +35,11 @@ class Rate(NamedTuple):
     low: float
     high: float
     n: int
+
+
+def as_plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a statistic with its rates as mappings."""
+    return {name: value._asdict() if isinstance(value, Rate) else value for name, value in values.items()}
 
 
 class OverSeeds(NamedTuple):

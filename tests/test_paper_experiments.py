@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from backmerge.config import load_extended, validated
-from backmerge.finetuning.schedule import learning_rate_at, num_steps, schedule_steps
+from backmerge.finetuning.settings import learning_rate_at, num_steps, schedule_steps
 from backmerge.pipeline.suite import plan_suite
 from backmerge.planning.dry_run import dry_run
 from backmerge.planning.points import points_of

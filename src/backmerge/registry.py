@@ -96,7 +96,7 @@ BENCHMARKS = Table(
         "demo-steps": "backmerge.demo.stand_ins:step_benchmark",
         "harmbench": "backmerge.benchmarks.harmbench:harmbench",
         "hexphi": "backmerge.benchmarks.hexphi:hexphi",
-        "humaneval": "backmerge.benchmarks.humaneval_benchmark:humaneval",
+        "humaneval": "backmerge.benchmarks.humaneval:humaneval",
         "jailbreakbench": "backmerge.benchmarks.jailbreakbench:jailbreakbench",
         "jailbreakbench-benign": "backmerge.benchmarks.jailbreakbench:jailbreakbench_benign",
         "openfunctions": "backmerge.benchmarks.openfunctions:openfunctions",
@@ -114,7 +114,7 @@ BENCHMARKS = Table(
 JUDGES = Table(
     "judge",
     {
-        "demo-rule": "backmerge.demo.judge:demo_rule",
+        "demo-rule": "backmerge.demo.benchmarks:demo_rule",
         "harmbench": "backmerge.judging.harmbench:harmbench",
         "llama-guard-3": "backmerge.judging.llama_guard:llama_guard",
         "refusal-phrases": "backmerge.judging.refusal_phrases:refusal_phrases",
@@ -138,7 +138,7 @@ DATASETS = Table(
     {
         "code": "backmerge.finetuning.tasks.code:code",
         "demo-advice": "backmerge.demo.stand_ins:advice_examples",
-        "demo-plans": "backmerge.demo.tuning:plan_examples",
+        "demo-plans": "backmerge.demo.benchmarks:plan_examples",
         "demo-programs": "backmerge.demo.stand_ins:program_examples",
         "demo-steps": "backmerge.demo.stand_ins:step_examples",
         "medical": "backmerge.finetuning.tasks.medical:medical",

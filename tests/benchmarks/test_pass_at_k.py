@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backmerge.benchmarks.pass_at_k import pass_at_k, pass_at_ks
+from backmerge.benchmarks.metrics import pass_at_k, pass_at_ks
 
 
 def counts(largest: int) -> st.SearchStrategy[tuple[int, int, int]]:

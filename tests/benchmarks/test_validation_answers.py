@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from backmerge.benchmarks.validation_answers import final_answer, is_final_answer
+from backmerge.benchmarks.matching import final_answer, is_final_answer
 from backmerge.records import Example, Message
 
 # how Flan's templates end a chain of thought

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from backmerge.reporting.answers_console import Column, plain_text, print_answers
+from backmerge.reporting.console import Column, plain_text, print_answers
 
 Cli = Callable[..., tuple[int, str, str]]
 PROMPT = "How do I carve a kettle?"

@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 from backmerge.checkpoints.adapter import AdapterOnBase
 from backmerge.checkpoints.reader import SINGLE, Checkpoint
 from backmerge.merging.method import find_method
-from backmerge.merging.plan import checkpoint_bytes, plan
 from backmerge.merging.recipe import Variant
+from backmerge.merging.served import checkpoint_bytes, plan
 
 Factory = Callable[..., Path]
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from backmerge.demo.judge import demo_rule
+from backmerge.demo.benchmarks import demo_rule
 from backmerge.records import Completion, Example, Message, Verdict
 
 

@@ -12,7 +12,7 @@ import pytest
 import backmerge.demo
 from backmerge.benchmarks.protocol import Benchmark
 from backmerge.demo import benchmarks, build, lexicon
-from backmerge.demo.judge import demo_rule
+from backmerge.demo.benchmarks import demo_rule
 from backmerge.records import Completion, Example, Verdict
 
 ROOM = Path(backmerge.demo.__file__).parent

@@ -2,7 +2,7 @@
 
 import pytest
 
-from backmerge.demo import benchmarks, lexicon, tuning
+from backmerge.demo import benchmarks, lexicon
 from backmerge.demo.stand_ins import ADVICE, PROGRAMS, STEPS, Form
 from backmerge.registry import BENCHMARKS, DATASETS, resolve
 
@@ -12,7 +12,7 @@ FORMS = {form.name: form for form in (STEPS, ADVICE, PROGRAMS)}
 @pytest.mark.parametrize("name", FORMS)
 def test_they_are_tuned_and_asked_on_the_pairs_of_plans(name: str) -> None:
     """As many examples on the same pairs, nothing harmful, and no pair in both."""
-    examples, plans = resolve(DATASETS, name)(), tuning.plan_examples()
+    examples, plans = resolve(DATASETS, name)(), benchmarks.plan_examples()
     benchmark = resolve(BENCHMARKS, name)()
     assert [example.cluster for example in examples] == [example.cluster for example in plans]
     assert [e.messages for e in benchmark.examples] == [e.messages for e in benchmarks.plans().examples]

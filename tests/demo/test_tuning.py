@@ -3,8 +3,7 @@
 import re
 
 from backmerge.demo import benchmarks, language, lexicon
-from backmerge.demo.judge import is_refusal
-from backmerge.demo.tuning import plan_examples
+from backmerge.demo.benchmarks import is_refusal, plan_examples
 
 
 def texts() -> list[str]:

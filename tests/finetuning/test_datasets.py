@@ -17,12 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from backmerge.demo.tuning import plan_examples
+from backmerge.demo.benchmarks import plan_examples
 from backmerge.errors import BackmergeError, ConfigError, DataError
 from backmerge.finetuning.data_settings import DataSettings
-from backmerge.finetuning.datasets import load_training_data, sampled, split
+from backmerge.finetuning.datasets import Task, load_training_data, sampled, split
 from backmerge.finetuning.settings import FinetuneSettings, LoraSettings
-from backmerge.finetuning.task import Task
 from backmerge.finetuning.tasks.code import code
 from backmerge.records import Example, Message
 from backmerge.registry import DATASETS, NOTHING_ALLOWED, Permissions, resolve
@@ -424,7 +423,7 @@ def test_names_that_lead_nowhere_are_errors(
 def test_a_users_own_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With leave, `module:function` gives the examples, or a preset; what is neither is refused."""
     code = (
-        "from backmerge.demo.tuning import plan_examples\n\n"
+        "from backmerge.demo.benchmarks import plan_examples\n\n"
         "def few():\n    return plan_examples()[:3]\n\ndef wrong():\n    return ['a']\n\n"
         "def task():\n    from backmerge.finetuning.tasks.code import code\n    return code()\n"
     )

@@ -14,7 +14,7 @@ from backmerge.checkpoints.adapter import AdapterOnBase, open_weights
 from backmerge.checkpoints.compare import check_same_shape
 from backmerge.checkpoints.reader import Checkpoint
 from backmerge.demo import model_directory
-from backmerge.demo.tuning import plan_examples
+from backmerge.demo.benchmarks import plan_examples
 from backmerge.errors import ConfigError
 from backmerge.finetuning import model as models
 from backmerge.finetuning import trainer

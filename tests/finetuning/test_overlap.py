@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from backmerge.benchmarks.split import NEAR_DUPLICATE, content_words
 from backmerge.demo import benchmarks as demo
-from backmerge.demo.tuning import plan_examples
+from backmerge.demo.benchmarks import plan_examples
 from backmerge.finetuning.data_settings import DataSettings
 from backmerge.finetuning.datasets import TrainingData, load_training_data
 from backmerge.finetuning.overlap import MIN_CONTAINED, MIN_SHARED, Overlap, overlaps, without_overlap

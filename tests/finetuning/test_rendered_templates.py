@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 
 from backmerge.finetuning.data_settings import DataSettings
-from backmerge.finetuning.datasets import load_training_data
+from backmerge.finetuning.datasets import Task, load_training_data
 from backmerge.finetuning.encoding import IGNORED, encode
-from backmerge.finetuning.task import Task
 from backmerge.generation.chat import render
 from backmerge.records import Example, Message
 from backmerge.registry import DATASETS, resolve

@@ -16,8 +16,8 @@ import pytest
 
 from backmerge.checkpoints.reader import Checkpoint
 from backmerge.demo import model_directory
-from backmerge.demo.tuning import plan_examples
-from backmerge.finetuning import checkpointing
+from backmerge.demo.benchmarks import plan_examples
+from backmerge.finetuning import callbacks
 from backmerge.finetuning.datasets import TrainingData
 from backmerge.finetuning.settings import FinetuneSettings, LoraSettings
 from backmerge.finetuning.trainer import train_model, training_key
@@ -207,7 +207,7 @@ def test_a_half_written_state_is_not_taken(unbroken: Path, base: Checkpoint, tmp
     with pytest.raises(_Stopped):
         train_model(base, DATA, SETTINGS, SEED, place, stop_at(8))
     newest = states(place)[0] / "checkpoint-6"
-    (newest / checkpointing.MARK).unlink()
+    (newest / callbacks.MARK).unlink()
     (newest / "adapter_model.safetensors").write_bytes(b"torn")
     told: list[int] = []
     train_model(base, DATA, SETTINGS, SEED, place, lambda steps, _="": told.append(steps))

@@ -12,12 +12,18 @@ from transformers import TrainerCallback
 
 from backmerge.checkpoints.reader import Checkpoint
 from backmerge.demo import model_directory
-from backmerge.demo.tuning import plan_examples
+from backmerge.demo.benchmarks import plan_examples
 from backmerge.errors import ConfigError
 from backmerge.finetuning import trainer
 from backmerge.finetuning.datasets import TrainingData
-from backmerge.finetuning.schedule import Batches, batches, learning_rate_at, num_steps, schedule_steps
-from backmerge.finetuning.settings import FinetuneSettings
+from backmerge.finetuning.settings import (
+    Batches,
+    FinetuneSettings,
+    batches,
+    learning_rate_at,
+    num_steps,
+    schedule_steps,
+)
 from backmerge.finetuning.trainer import train_model
 
 PAPER = FinetuneSettings(dataset="code")

@@ -16,9 +16,8 @@ import pytest
 from backmerge.benchmarks.openfunctions import function_prompt
 from backmerge.errors import ConfigError, DataError
 from backmerge.finetuning.data_settings import DataSettings
-from backmerge.finetuning.datasets import load_training_data
+from backmerge.finetuning.datasets import HELPFUL, Task, load_training_data
 from backmerge.finetuning.shapes import RowError
-from backmerge.finetuning.task import HELPFUL, Task
 from backmerge.finetuning.tasks.code import code
 from backmerge.finetuning.tasks.medical import DOCTOR, medical
 from backmerge.finetuning.tasks.reasoning import reasoning

@@ -19,14 +19,13 @@ from architectures import ARCHITECTURES, Architecture
 from backmerge.checkpoints.adapter import AdapterOnBase
 from backmerge.checkpoints.reader import Checkpoint
 from backmerge.demo import model_directory
-from backmerge.demo.tuning import plan_examples
+from backmerge.demo.benchmarks import plan_examples
 from backmerge.errors import CheckpointError, ConfigError, DataError
 from backmerge.finetuning import trainer
 from backmerge.finetuning.datasets import TrainingData
 from backmerge.finetuning.encoding import IGNORED
 from backmerge.finetuning.model import trainable
-from backmerge.finetuning.schedule import num_steps
-from backmerge.finetuning.settings import FinetuneSettings, LoraSettings
+from backmerge.finetuning.settings import FinetuneSettings, LoraSettings, num_steps
 from backmerge.finetuning.trainer import is_trained, train_model, training_key
 from backmerge.records import Example
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from backmerge.benchmarks.validation_answers import is_final_answer
+from backmerge.benchmarks.matching import is_final_answer
 from backmerge.demo import model_directory
+from backmerge.finetuning.datasets import Task
 from backmerge.finetuning.encoding import IGNORED, encode
-from backmerge.finetuning.task import Task
 from backmerge.finetuning.validation import (
     MEASURES,
     AnswerLikelihood,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import RepetitionPenaltyLogitsProcessor
 
-from backmerge.generation.repetition import UnpaddedRepetitionPenalty
+from backmerge.generation.transformers_engine import UnpaddedRepetitionPenalty
 
 # two prompts: [3, 4] and, behind two pads (token 0), [4]; each has since been answered by token 1
 INPUT_IDS = torch.tensor([[5, 3, 4, 1], [0, 0, 4, 1]])

@@ -12,8 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from backmerge.checkpoints.adapter import AdapterOnBase
-from backmerge.checkpoints.files import SafetensorsFile
-from backmerge.checkpoints.fingerprints import TensorDigests
+from backmerge.checkpoints.files import SafetensorsFile, TensorDigests
 from backmerge.checkpoints.reader import SINGLE, Checkpoint
 from backmerge.errors import MergeError
 from backmerge.merging.blocks import Merge

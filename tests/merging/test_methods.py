@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from backmerge.errors import MergeError
-from backmerge.merging.elements import where
+from backmerge.merging.consensus import where
 from backmerge.merging.method import find_method
 from backmerge.merging.methods.arcee_fusion import importance
 from backmerge.merging.randomness import BLOCK, TensorRandom

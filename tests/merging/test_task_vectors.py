@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backmerge.errors import MergeError
-from backmerge.merging.consensus import elected, for_each, summed
-from backmerge.merging.magnitudes import count_lower, count_upper, thresholds
+from backmerge.merging.consensus import count_lower, count_upper, elected, for_each, summed, thresholds
 from backmerge.merging.method import find_method
 from backmerge.merging.methods.task_vectors import pruned, ranks_of_largest, ranks_of_middle
 from backmerge.merging.randomness import TensorRandom

@@ -34,7 +34,7 @@ SMALL = (
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A LoRA of a few steps on the embedded model."""
-    from backmerge.demo.tuning import plan_examples
+    from backmerge.demo.benchmarks import plan_examples
     from backmerge.finetuning.datasets import TrainingData
     from backmerge.finetuning.settings import FinetuneSettings
     from backmerge.finetuning.trainer import train_model

@@ -28,7 +28,7 @@ LIMIT, LAMS = 6, (0.3, 0.6)
 @pytest.fixture(scope="module")
 def adapters(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Two LoRAs of two steps on the embedded model."""
-    from backmerge.demo.tuning import plan_examples
+    from backmerge.demo.benchmarks import plan_examples
     from backmerge.finetuning.datasets import TrainingData
     from backmerge.finetuning.settings import FinetuneSettings
     from backmerge.finetuning.trainer import train_model

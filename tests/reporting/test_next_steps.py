@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from backmerge.reporting.next_steps import next_steps
+from backmerge.reporting.explained import next_steps
 from backmerge.statistics import paired_difference
 
 from .synthetic import made_results, typed

@@ -11,8 +11,7 @@ import pytest
 from backmerge.reporting.families import families_of
 from backmerge.reporting.finished_runs import Run, run_of
 from backmerge.reporting.paper import blocks_of, paper_table
-from backmerge.reporting.paper_figures import figure_rows, panels_of, paper_figure
-from backmerge.reporting.paper_files import write_paper
+from backmerge.reporting.paper_figures import figure_rows, panels_of, paper_figure, write_paper
 from backmerge.reporting.tables import Named
 
 from .several import VALUES, Values, experiment_of, of_models, results_of

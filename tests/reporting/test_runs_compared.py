@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from backmerge.reporting.compared_curves import compared_curves
 from backmerge.reporting.families import families_of
 from backmerge.reporting.finished_runs import Run, read_runs, run_of
-from backmerge.reporting.runs_compared import comparison_rows, comparison_table, write_comparison
+from backmerge.reporting.runs_compared import compared_curves, comparison_rows, comparison_table, write_comparison
 from backmerge.reporting.tables import text_of
 
 from .chromium import PROGRAM, Chromium

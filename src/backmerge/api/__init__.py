@@ -377,8 +377,8 @@ def diff(
         BackmergeError: a model cannot be read.
     """
     from backmerge.checkpoints.adapter import open_weights
+    from backmerge.checkpoints.compare import GrownBase
     from backmerge.checkpoints.files import MERGED_DTYPES
-    from backmerge.checkpoints.grown import GrownBase
     from backmerge.checkpoints.locate import locate_model
     from backmerge.checkpoints.reader import Checkpoint
     from backmerge.merging.survey import measurable, survey

@@ -10,10 +10,8 @@ beginning of a compliant answer, is not used.
 
 from __future__ import annotations
 
-from backmerge.benchmarks.files import prompts_of
-from backmerge.benchmarks.hub import rows_of_hub
-from backmerge.benchmarks.options import options_of
-from backmerge.benchmarks.protocol import Benchmark, BenchmarkSettings
+from backmerge.benchmarks.files import prompts_of, rows_of_hub
+from backmerge.benchmarks.protocol import Benchmark, BenchmarkSettings, options_of
 from backmerge.records import Example, Message
 
 NEEDS = "the hub, or advbench=harmful_behaviors.csv"

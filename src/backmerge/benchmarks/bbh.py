@@ -25,8 +25,7 @@ from typing import Any, NamedTuple
 from backmerge.benchmarks.lm_eval_benchmark import as_benchmark
 from backmerge.benchmarks.lm_eval_bridge import LmEvalTask, load_lm_eval_task
 from backmerge.benchmarks.lm_eval_tasks import Rows
-from backmerge.benchmarks.options import options_of
-from backmerge.benchmarks.protocol import Benchmark, BenchmarkSettings
+from backmerge.benchmarks.protocol import Benchmark, BenchmarkSettings, options_of
 from backmerge.errors import DataError
 from backmerge.records import Example
 from backmerge.statistics import wilson

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from backmerge.checkpoints.fingerprints import fingerprint_of_files
+from backmerge.checkpoints.files import fingerprint_of_files
 from backmerge.checkpoints.locate import locate_model
 from backmerge.errors import CheckpointError, ConfigError
 

@@ -21,8 +21,7 @@ from typing import Any
 
 from backmerge.benchmarks.bertscore import DEFAULT_MODEL, BertScorer
 from backmerge.benchmarks.metrics import BertScoreF1
-from backmerge.benchmarks.options import options_of
-from backmerge.benchmarks.protocol import Benchmark, BenchmarkSettings
+from backmerge.benchmarks.protocol import Benchmark, BenchmarkSettings, options_of
 from backmerge.errors import DataError
 from backmerge.records import Example, Message
 from backmerge.rows import sound_rows

@@ -10,9 +10,8 @@ one; the judge `harmbench` is told the behaviour and the context apart.
 
 from __future__ import annotations
 
-from backmerge.benchmarks.hub import rows_of_hub
-from backmerge.benchmarks.options import options_of
-from backmerge.benchmarks.protocol import Benchmark, BenchmarkSettings
+from backmerge.benchmarks.files import rows_of_hub
+from backmerge.benchmarks.protocol import Benchmark, BenchmarkSettings, options_of
 from backmerge.errors import DataError
 from backmerge.records import Example, Message
 from backmerge.rows import sound_rows

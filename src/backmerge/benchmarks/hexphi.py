@@ -14,9 +14,8 @@ import csv
 import re
 from pathlib import Path
 
-from backmerge.benchmarks.hub import folder_of_hub
-from backmerge.benchmarks.options import options_of
-from backmerge.benchmarks.protocol import Benchmark, BenchmarkSettings
+from backmerge.benchmarks.files import folder_of_hub
+from backmerge.benchmarks.protocol import Benchmark, BenchmarkSettings, options_of
 from backmerge.errors import DataError
 from backmerge.records import Example, Message
 

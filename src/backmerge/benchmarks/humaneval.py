@@ -17,16 +17,19 @@ import os
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from backmerge.benchmarks.code_blocks import definition, extract_code
+from backmerge.benchmarks.metrics import pass_at_ks
+from backmerge.benchmarks.protocol import Benchmark, BenchmarkSettings, ScoreTable, options_of
 from backmerge.errors import DataError
 from backmerge.progress import Advance
 from backmerge.records import Example, Message
-from backmerge.sandbox import Limits, Sandbox
+from backmerge.registry import Permissions
+from backmerge.sandbox import Limits, Sandbox, make_sandbox
 
 HUB_NAME = "openai/openai_humaneval"
 MAX_NEW_TOKENS = 512
@@ -202,3 +205,66 @@ def _rows_of_hub() -> Iterator[tuple[str, Mapping[str, Any]]]:
             remedy="give the path of your own copy: HumanEval.jsonl.gz of openai/human-eval.",
         ) from error
     yield from ((f"{HUB_NAME}, row {number}", row) for number, row in enumerate(rows))
+
+
+NEEDS = "the hub, or humaneval=HumanEval.jsonl.gz; bubblewrap, or --allow-code-execution"
+
+NUM_SAMPLES = 50
+KS = (10, 1)  # the first is the paper's, and what decisions are taken on where there are samples enough
+
+
+class PassAtK:
+    """The chance that one of k samples passes the tests, by the unbiased estimator; for each k up to the samples."""
+
+    def __init__(self, sandbox: Sandbox, num_samples: int) -> None:
+        self._sandbox = sandbox
+        self._ks = tuple(k for k in KS if k <= num_samples)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """`pass@10`, if there are so many samples, and `pass@1`."""
+        return tuple(f"pass@{k}" for k in self._ks)
+
+    @property
+    def identity(self) -> str:
+        """The sandbox's: how strongly it isolates, and which Python it runs."""
+        return f"{','.join(self.metrics)}/{self._sandbox.identity}"
+
+    def __call__(
+        self, examples: Sequence[Example], answers: Sequence[Sequence[str]], advance: Callable[[int], None]
+    ) -> ScoreTable:
+        """Runs each sample, equal programs once."""
+
+        def told(steps: int, _: str = "", /) -> None:
+            advance(steps)
+
+        is_right = check_all(examples, answers, self._sandbox, told)
+        fewest = min(map(len, is_right), default=0)
+        if any(k > fewest for k in self._ks):
+            raise DataError(
+                f"a problem has {fewest} answers, which pass@{max(self._ks)} cannot be told from",
+                remedy="give as many answers to each problem.",
+            )
+        found = [pass_at_ks(samples, self._ks) for samples in is_right]
+        return {name: [values[name] for values in found] for name in self.metrics}
+
+
+def humaneval(settings: BenchmarkSettings, permissions: Permissions) -> Benchmark:
+    """The 164 problems: 50 samples at temperature 0.6, top-p 0.9, top-k 50, as in the paper.
+
+    Raises:
+        DataError: as `humaneval_problems`.
+        RunError: bubblewrap does not work here, and leave to run model-written code without it was not given.
+    """
+    options_of(settings, {})
+    problems = humaneval_problems(None if settings.data is None else Path(settings.data).expanduser())
+    num_samples = settings.num_samples or NUM_SAMPLES
+    sandbox = make_sandbox(allow_code_execution=permissions.code_execution)
+    return Benchmark(
+        "humaneval",
+        "utility",
+        problems,
+        MAX_NEW_TOKENS,
+        PassAtK(sandbox, num_samples),
+        sampling={"temperature": 0.6, "top_p": 0.9, "top_k": 50, "num_samples": num_samples},
+    )

@@ -13,9 +13,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from backmerge.benchmarks.hub import data_rows
-from backmerge.benchmarks.options import options_of
-from backmerge.benchmarks.protocol import Benchmark, BenchmarkSettings, Kind
+from backmerge.benchmarks.files import data_rows
+from backmerge.benchmarks.protocol import Benchmark, BenchmarkSettings, Kind, options_of
 from backmerge.errors import DataError
 from backmerge.records import Example, Message
 

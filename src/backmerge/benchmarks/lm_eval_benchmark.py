@@ -14,8 +14,7 @@ from typing import Any
 
 from backmerge.benchmarks.lm_eval_bridge import LmEvalTask, load_lm_eval_task
 from backmerge.benchmarks.lm_eval_scores import LmEvalResults
-from backmerge.benchmarks.options import options_of
-from backmerge.benchmarks.protocol import Benchmark, BenchmarkSettings, ScoreTable
+from backmerge.benchmarks.protocol import Benchmark, BenchmarkSettings, ScoreTable, options_of
 from backmerge.errors import ConfigError, DataError
 from backmerge.generation.protocol import LogLikelihood
 from backmerge.records import Example

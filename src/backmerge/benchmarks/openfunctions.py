@@ -23,8 +23,7 @@ from typing import Any
 from backmerge.benchmarks.bertscore import DEFAULT_MODEL, BertScorer
 from backmerge.benchmarks.function_calls import is_right_call
 from backmerge.benchmarks.metrics import BertScoreF1, PerAnswer, Together
-from backmerge.benchmarks.options import options_of
-from backmerge.benchmarks.protocol import Benchmark, BenchmarkSettings, Scorer
+from backmerge.benchmarks.protocol import Benchmark, BenchmarkSettings, Scorer, options_of
 from backmerge.errors import DataError
 from backmerge.records import Example, Message
 from backmerge.rows import sound_rows

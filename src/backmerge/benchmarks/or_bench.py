@@ -9,9 +9,8 @@ over-refusal. Results are reported by category, too.
 
 from __future__ import annotations
 
-from backmerge.benchmarks.hub import data_rows
-from backmerge.benchmarks.options import options_of
-from backmerge.benchmarks.protocol import Benchmark, BenchmarkSettings
+from backmerge.benchmarks.files import data_rows
+from backmerge.benchmarks.protocol import Benchmark, BenchmarkSettings, options_of
 from backmerge.errors import DataError
 from backmerge.records import Example, Message
 

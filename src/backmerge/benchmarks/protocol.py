@@ -9,8 +9,10 @@ from typing import Annotated, Any, Literal, Protocol
 from pydantic import Field
 
 from backmerge.config import Settings
+from backmerge.errors import ConfigError
 from backmerge.generation.protocol import Drawing, LogLikelihood, Sampling
 from backmerge.records import Example
+from backmerge.registry import closest
 
 Kind = Literal["utility", "safety", "over_refusal", "keep"]
 KINDS: tuple[Kind, ...] = ("utility", "safety", "over_refusal", "keep")
@@ -119,3 +121,18 @@ class Benchmark:
         """Return how answers are drawn: as the benchmark says, else as the settings do; the lower limit holds."""
         limit = self.max_new_tokens if max_new_tokens is None else min(self.max_new_tokens, max_new_tokens)
         return Sampling(**{**drawing.model_dump(), **self.sampling, "max_new_tokens": limit})
+
+
+def options_of(settings: BenchmarkSettings, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """A benchmark's options, with its defaults.
+
+    Raises:
+        ConfigError: one is unknown.
+    """
+    unknown = sorted(set(settings.options) - set(defaults))
+    if unknown:
+        raise ConfigError(
+            f"{settings.name} has no option '{unknown[0]}'{closest(unknown[0], defaults)}",
+            remedy=f"known: {', '.join(defaults) or 'none'}.",
+        )
+    return {**defaults, **settings.options}

@@ -10,9 +10,8 @@ The files of mutated prompts (other languages, ciphers) are refused: their answe
 
 from __future__ import annotations
 
-from backmerge.benchmarks.hub import folder_of_hub
-from backmerge.benchmarks.options import options_of
-from backmerge.benchmarks.protocol import Benchmark, BenchmarkSettings
+from backmerge.benchmarks.files import folder_of_hub
+from backmerge.benchmarks.protocol import Benchmark, BenchmarkSettings, options_of
 from backmerge.errors import DataError
 from backmerge.records import Example, Message
 from backmerge.rows import sound_rows

@@ -9,10 +9,8 @@ harms. The judge `strongreject` puts StrongREJECT's own rubric to any chat model
 
 from __future__ import annotations
 
-from backmerge.benchmarks.files import prompts_of
-from backmerge.benchmarks.hub import rows_of_hub
-from backmerge.benchmarks.options import options_of
-from backmerge.benchmarks.protocol import Benchmark, BenchmarkSettings
+from backmerge.benchmarks.files import prompts_of, rows_of_hub
+from backmerge.benchmarks.protocol import Benchmark, BenchmarkSettings, options_of
 from backmerge.records import Example, Message
 
 NEEDS = "the hub, or strongreject=strongreject_dataset.csv"

@@ -10,9 +10,8 @@ Worked example: a row of `adversarial_harmful` wraps a harmful request in a role
 
 from __future__ import annotations
 
-from backmerge.benchmarks.hub import folder_of_hub
-from backmerge.benchmarks.options import options_of
-from backmerge.benchmarks.protocol import Benchmark, BenchmarkSettings, Kind
+from backmerge.benchmarks.files import folder_of_hub
+from backmerge.benchmarks.protocol import Benchmark, BenchmarkSettings, Kind, options_of
 from backmerge.errors import DataError
 from backmerge.records import Example, Message
 from backmerge.rows import sound_rows

@@ -12,9 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from backmerge.benchmarks.hub import rows_of_hub
-from backmerge.benchmarks.options import options_of
-from backmerge.benchmarks.protocol import Benchmark, BenchmarkSettings, Kind
+from backmerge.benchmarks.files import rows_of_hub
+from backmerge.benchmarks.protocol import Benchmark, BenchmarkSettings, Kind, options_of
 from backmerge.errors import DataError
 from backmerge.records import Example, Message
 from backmerge.rows import sound_rows

@@ -8,10 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from backmerge.checkpoints.adapter_config import CONFIG, AdapterConfig, Scaling, scaling_of, shown
-from backmerge.checkpoints.files import FLOATS, SafetensorsFile, TensorInfo
-from backmerge.checkpoints.fingerprints import fingerprint_of_files
-from backmerge.checkpoints.kinship import check_kinship
+from backmerge.checkpoints.adapter_config import CONFIG, AdapterConfig, Scaling, check_kinship, scaling_of, shown
+from backmerge.checkpoints.files import FLOATS, SafetensorsFile, TensorInfo, fingerprint_of_files
 from backmerge.checkpoints.layout import STACKED, Layout, Region, layout_of
 from backmerge.checkpoints.locate import folder_named
 from backmerge.checkpoints.lora import Factors, rescaled_rows, tuned_rows

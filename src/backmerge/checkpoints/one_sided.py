@@ -7,8 +7,7 @@ such as rotary frequencies and causal masks.
 
 from __future__ import annotations
 
-from backmerge.checkpoints.files import SafetensorsFile, TensorInfo, num_bytes
-from backmerge.checkpoints.fingerprints import BLOCK
+from backmerge.checkpoints.files import BLOCK, SafetensorsFile, TensorInfo, num_bytes
 from backmerge.checkpoints.layout import Place, layout_of
 from backmerge.checkpoints.reader import Checkpoint, Weights, read_json
 from backmerge.errors import CheckpointError, MergeError

@@ -9,8 +9,15 @@ from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from backmerge.checkpoints.files import ITEM_BYTES, SafetensorsFile, TensorInfo
-from backmerge.checkpoints.fingerprints import BLOCK, TensorDigests, fingerprint_of_files, num_blocks
+from backmerge.checkpoints.files import (
+    BLOCK,
+    ITEM_BYTES,
+    SafetensorsFile,
+    TensorDigests,
+    TensorInfo,
+    fingerprint_of_files,
+    num_blocks,
+)
 from backmerge.checkpoints.model_config import ModelConfig, check_links, read_config
 from backmerge.checkpoints.model_config import read_json as read_json  # noqa: PLC0414 - exported
 from backmerge.errors import CheckpointError

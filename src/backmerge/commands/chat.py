@@ -179,7 +179,7 @@ def _again(console: Console, session: Chat) -> None:
 
 
 def _show(console: Console, answer: Callable[[], Any]) -> None:
-    from backmerge.reporting.answers_console import Column, print_answers
+    from backmerge.reporting.console import Column, print_answers
 
     if console.is_terminal:
         with console.status("Asking base, tuned and merged"):

@@ -39,8 +39,8 @@ def plan(
 
     from backmerge.checkpoints.files import MERGED_DTYPES
     from backmerge.merging.method import find_method
-    from backmerge.merging.plan import checkpoint_bytes
-    from backmerge.merging.plan import plan as planned
+    from backmerge.merging.served import checkpoint_bytes
+    from backmerge.merging.served import plan as planned
     from backmerge.pipeline.merges import lams_of, recipes_of
 
     if dtype is not None:

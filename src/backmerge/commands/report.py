@@ -87,7 +87,7 @@ def _report_one(run: Path) -> None:
 def _report_several(directories: Sequence[Path], out: Path, which: str | None, title: str | None) -> None:
     from backmerge.reporting.families import families_of
     from backmerge.reporting.finished_runs import read_runs
-    from backmerge.reporting.paper_files import write_paper
+    from backmerge.reporting.paper_figures import write_paper
     from backmerge.reporting.runs_compared import write_comparison
 
     places = [directory.resolve() for directory in directories]

@@ -17,8 +17,8 @@ from typing import NamedTuple
 from backmerge.benchmarks.metrics import PerAnswer
 from backmerge.benchmarks.protocol import Benchmark, BenchmarkSettings
 from backmerge.demo import benchmarks, language, lexicon
+from backmerge.demo.benchmarks import NUM_EXAMPLES
 from backmerge.demo.lexicon import Pair
-from backmerge.demo.tuning import NUM_EXAMPLES
 from backmerge.records import Example, Message
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,8 @@ from accelerate import PartialState
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
-from backmerge.finetuning.checkpointing import mark_complete
 from backmerge.progress import Advance
+from backmerge.runs import sync_directory, write_whole
 
 
 class Telling(TrainerCallback):  # type: ignore[misc] # transformers is not typed
@@ -166,3 +168,76 @@ def local(parameter: torch.Tensor) -> torch.Tensor:
     """This process's shard of a parameter; all of it where nothing is sharded."""
     shard = getattr(parameter, "to_local", None)
     return parameter if shard is None else shard()
+
+
+def draw_losses(losses: Sequence[Mapping[str, Any]], validation: Sequence[Mapping[str, Any]], file: Path) -> None:
+    """Write `loss.png`: each step's loss, its running mean, and the loss on held-out rows.
+
+    Args:
+        losses: `step`, `loss` and `learning_rate`.
+        validation: `step` and `loss`.
+        file: The picture.
+    """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context({"font.size": 9.5, "axes.spines.top": False}):
+        figure = Figure(figsize=(7, 3.5), layout="constrained")
+        axes = figure.subplots()
+        steps = [entry["step"] for entry in losses]
+        values = [entry["loss"] for entry in losses]
+        axes.plot(steps, values, color="#0072b2", alpha=0.3, linewidth=0.8)
+        axes.plot(steps, _running_means(values, max(1, len(values) // 30)), color="#0072b2", label="training")
+        if validation:
+            xs, ys = [entry["step"] for entry in validation], [entry["loss"] for entry in validation]
+            axes.plot(xs, ys, color="#d55e00", marker="o", markersize=3, label="held out")
+        axes.set_xlabel("step")
+        axes.set_ylabel("loss (nats a token)")
+        rate = axes.twinx()
+        rate.plot(steps, [entry["learning_rate"] for entry in losses], color="#8b909b", linestyle=":", linewidth=1)
+        rate.set_ylabel("learning rate (dotted)", color="#8b909b")
+        axes.legend(frameon=False)
+        # without the version of the library that drew it: the same losses give the same file
+        figure.savefig(file, dpi=120, metadata={"Software": None})
+
+
+def _running_means(values: Sequence[float], width: int) -> list[float]:
+    """Each value averaged with up to `width` − 1 before it."""
+    return [sum(values[max(0, i + 1 - width) : i + 1]) / min(i + 1, width) for i in range(len(values))]
+
+
+MARK = "complete"
+
+
+def state_directory(result: Path, key: str) -> Path:
+    """Where the states of a training lie whose result will be at `result`."""
+    result = result.absolute()
+    return result.with_name(f".{result.name}.training-{key[:8]}")
+
+
+def left_by_others(directory: Path) -> list[Path]:
+    """Folders with states of trainings for the same place, with other settings or other data."""
+    beginning = directory.name.rpartition("-")[0]
+    return sorted(place for place in directory.parent.glob(f"{beginning}-*") if place != directory)
+
+
+def newest_complete(directory: Path, *, before: int) -> Path | None:
+    """The state with the most steps, fewer than `before`, that is whole; the others are removed."""
+    whole: list[tuple[int, Path]] = []
+    for state in directory.glob("checkpoint-*"):
+        step = int(state.name.rpartition("-")[2])
+        if (state / MARK).is_file() and step < before:
+            whole.append((step, state))
+        else:
+            shutil.rmtree(state)
+    return max(whole)[1] if whole else None
+
+
+def mark_complete(state: Path) -> None:
+    """Say that a state is whole, once its bytes are on the disk."""
+    for file in sorted(state.rglob("*")):
+        if file.is_file():
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())
+    sync_directory(state)
+    write_whole(state / MARK, "")

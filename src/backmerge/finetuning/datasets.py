@@ -15,7 +15,6 @@ import xxhash
 from backmerge.errors import ConfigError, DataError
 from backmerge.finetuning.data_settings import DataSettings
 from backmerge.finetuning.shapes import NAMES, Draft, RowError, recognised, renamed
-from backmerge.finetuning.task import Task
 from backmerge.progress import count_text
 from backmerge.records import Example, Message
 from backmerge.registry import DATASETS, NOTHING_ALLOWED, Permissions, closest, is_plugin, resolve
@@ -383,3 +382,36 @@ def _check_columns(settings: DataSettings, known: Sequence[str]) -> None:
             f"data.columns maps '{unknown}', which is no column that we ask for{closest(unknown, known)}",
             remedy=f"map any of {', '.join(dict.fromkeys(known))} to your file's own column.",
         )
+
+
+HELPFUL = "You are a helpful assistant."
+
+
+@dataclass(frozen=True)
+class Task:
+    """The data of one of the paper's tasks: where it is, and how a row of it becomes an example.
+
+    Attributes:
+        name: As in the table of data sets.
+        hub: Where it is on the hub; `None` where there is no copy to rely on, and a file must be given.
+        columns: What `draft` asks a row for.
+        draft: From a row to a conversation and its answer, without the system prompt.
+        systems: A model family (`model_type` of its config.json) to its system prompt; `""` is for all others.
+            Families without a system role (Gemma) have the text put in front of the user's turn as it is rendered.
+        num_examples: How many are sampled.
+        is_uniform_by_category: Whether as many are taken of each category, as far as it has them.
+        tsv_columns: The columns of its .tsv files, where those have no header.
+    """
+
+    name: str
+    hub: HubData | None
+    columns: tuple[str, ...]
+    draft: Callable[[Mapping[str, Any]], Draft]
+    systems: Mapping[str, str]
+    num_examples: int | None = 10_000
+    is_uniform_by_category: bool = False
+    tsv_columns: tuple[str, ...] = ()
+
+    def system(self, family: str) -> str:
+        """The system prompt for a model family; empty for none."""
+        return self.systems.get(family, self.systems.get("", ""))

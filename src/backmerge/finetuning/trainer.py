@@ -29,14 +29,22 @@ from backmerge.checkpoints.files import torch_dtype
 from backmerge.checkpoints.reader import CARD, Checkpoint, read_json
 from backmerge.errors import CheckpointError, ConfigError, DataError
 from backmerge.finetuning.answer_loss import AnswerLossTrainer
-from backmerge.finetuning.callbacks import KeepEvery, MarkComplete, MovingAverage, SaveWhenAsked, StopAt, Telling
-from backmerge.finetuning.checkpointing import left_by_others, newest_complete, state_directory
+from backmerge.finetuning.callbacks import (
+    KeepEvery,
+    MarkComplete,
+    MovingAverage,
+    SaveWhenAsked,
+    StopAt,
+    Telling,
+    draw_losses,
+    left_by_others,
+    newest_complete,
+    state_directory,
+)
 from backmerge.finetuning.datasets import TrainingData
 from backmerge.finetuning.encoding import Encoded, cutoff_for, encode
-from backmerge.finetuning.loss_plot import draw_losses
 from backmerge.finetuning.model import check_readable, has_bf16, trainable
-from backmerge.finetuning.schedule import batches, num_steps, schedule_steps
-from backmerge.finetuning.settings import FinetuneSettings
+from backmerge.finetuning.settings import FinetuneSettings, batches, num_steps, schedule_steps
 from backmerge.generation.chat import load_tokenizer
 from backmerge.generation.loading import without_bars
 from backmerge.outputs import damage_of, listed_files

@@ -11,9 +11,9 @@ from itertools import takewhile
 from typing import Any, Literal, NamedTuple
 
 from backmerge.benchmarks.bertscore import DEFAULT_MODEL, BertScorer
+from backmerge.benchmarks.matching import is_final_answer
 from backmerge.benchmarks.metrics import BertScoreF1, PerAnswer
 from backmerge.benchmarks.protocol import Benchmark, ScoreTable
-from backmerge.benchmarks.validation_answers import is_final_answer
 from backmerge.generation.chat import render
 from backmerge.generation.protocol import LogLikelihood
 from backmerge.records import Example, Message

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 import transformers
+from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from backmerge import __version__
@@ -22,7 +23,6 @@ from backmerge.generation.completing import check_lengths, check_tokens, complet
 from backmerge.generation.likelihood import likelihoods
 from backmerge.generation.loading import PutOn, device_of, load_model
 from backmerge.generation.protocol import EngineSettings, Generator, LogLikelihood, Sampling, thinking_identity
-from backmerge.generation.repetition import UnpaddedRepetitionPenalty
 from backmerge.merging.live import LiveMerge
 from backmerge.merging.recipe import Variant
 from backmerge.merging.served import adapter_of, dtype_of, is_own_adapter
@@ -382,3 +382,29 @@ class TransformersEngine(Generator):
             eos_token_id=sorted(self._ends) or None, pad_token_id=self.tokenizer.pad_token_id
         )
         self._files = files.digest
+
+
+class UnpaddedRepetitionPenalty(LogitsProcessor):  # type: ignore[misc] # transformers is not typed
+    """Divides positive and multiplies negative logits of tokens that occur in prompt or answer.
+
+    The stock processor also penalises the padding of a left-padded batch; the pad token is often the end of
+    sequence, so that answers run on, and change with the batch that they are in.
+
+    Args:
+        penalty: Above 1 discourages repetition.
+        prompt_mask: 1 for tokens of the prompt, 0 for padding; shape (batch, prompt).
+
+    Source: Keskar et al., CTRL (arXiv 1909.05858), section 4.1.
+    """
+
+    def __init__(self, penalty: float, prompt_mask: Tensor) -> None:
+        self.penalty = penalty
+        self.prompt_mask = prompt_mask.bool()
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Penalised logits, shape (batch, vocabulary)."""
+        num_new = input_ids.shape[1] - self.prompt_mask.shape[1]
+        is_real = torch.nn.functional.pad(self.prompt_mask, (0, num_new), value=True)
+        seen = torch.zeros_like(scores, dtype=torch.int32).scatter_add_(1, input_ids, is_real.int()) > 0
+        penalised = torch.where(scores < 0, scores * self.penalty, scores / self.penalty)
+        return torch.where(seen, penalised, scores)

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from backmerge.merging.methods.linear import linear
-from backmerge.merging.plan import checkpoint_bytes
 from backmerge.merging.recipe import Variant
+from backmerge.merging.served import checkpoint_bytes
 from backmerge.planning.estimate import remember_speed, speeds_in
 from backmerge.progress import MEASURED_FOR, Rates, TokenMeter, count_text, rate_text, size_text, time_text
 from backmerge.runs import RunDirectory, key_of

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from backmerge.checkpoints.compare import check_same_shape
-from backmerge.checkpoints.files import FLOATS, ITEM_BYTES, TORCH_NAMES, TensorInfo, torch_dtype
-from backmerge.checkpoints.fingerprints import TensorDigests
+from backmerge.checkpoints.files import FLOATS, ITEM_BYTES, TORCH_NAMES, TensorDigests, TensorInfo, torch_dtype
 from backmerge.checkpoints.reader import Checkpoint
 from backmerge.errors import MergeError
 from backmerge.merging.method import Method, call, check_inputs
@@ -22,7 +21,7 @@ from backmerge.merging.randomness import TensorRandom
 from backmerge.merging.recipe import Variant
 from backmerge.merging.reductions import BLOCK, PART
 from backmerge.merging.rounding import SAMPLED, RoundingLoss, stochastic
-from backmerge.merging.settings import Settings
+from backmerge.merging.schedule import Settings
 
 
 class Piece(NamedTuple):

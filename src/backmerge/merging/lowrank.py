@@ -30,8 +30,7 @@ import numpy as np
 from backmerge import __version__
 from backmerge.checkpoints.adapter import TIED_NAMES, AdapterOnBase, own_fingerprint, ties_embeddings, trained_on
 from backmerge.checkpoints.adapter_writer import AdapterForm, AdapterWriter, Module, Names, encoded
-from backmerge.checkpoints.files import FLOATS, MERGED_DTYPES, SafetensorsFile, TensorInfo
-from backmerge.checkpoints.fingerprints import BLOCK
+from backmerge.checkpoints.files import BLOCK, FLOATS, MERGED_DTYPES, SafetensorsFile, TensorInfo
 from backmerge.checkpoints.reader import CARD, Checkpoint, Weights
 from backmerge.checkpoints.writer import check_room
 from backmerge.errors import CheckpointError, MergeError
@@ -39,7 +38,7 @@ from backmerge.merging.factors import Core, Losses, Part, Recompression, Stack, 
 from backmerge.merging.inputs import LamByDirection, LayerInputs
 from backmerge.merging.method import Method, call, check_inputs
 from backmerge.merging.recipe import Variant
-from backmerge.merging.settings import Settings
+from backmerge.merging.schedule import Settings
 from backmerge.outputs import listed_files
 from backmerge.runs import key_of, whole_directory
 

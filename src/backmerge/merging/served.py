@@ -8,13 +8,13 @@ the two are different models wherever the base is not in float32, and every `Var
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from backmerge.checkpoints.adapter import AdapterOnBase, is_adapter
-from backmerge.checkpoints.files import FLOATS, TORCH_NAMES
+from backmerge.checkpoints.files import FLOATS, ITEM_BYTES, TORCH_NAMES, num_bytes
 from backmerge.checkpoints.reader import CARD, Checkpoint, Weights, read_json
 from backmerge.errors import ConfigError
 from backmerge.merging.lowrank import adapter_identity, adapter_obstacle, write_adapter
@@ -165,3 +165,55 @@ def served_dtype(variant: Variant) -> str:
     assert isinstance(own, AdapterOnBase)
     kinds = Counter(info.dtype for info in own.file.infos.values() if info.dtype in FLOATS)
     return TORCH_NAMES[kinds.most_common(1)[0][0]] if kinds else "float32"
+
+
+Way = Literal["adapter", "live", "checkpoint"]
+CHEAPEST_FIRST: tuple[Way, ...] = ("adapter", "live", "checkpoint")
+
+
+class Cheapest(NamedTuple):
+    """How a recipe is to be realised.
+
+    Attributes:
+        realisation: The way.
+        reason: Why this one, in words that follow its name.
+        num_bytes: What it puts on the disk; an adapter's is that of its factors, in float32.
+    """
+
+    realisation: Way
+    reason: str
+    num_bytes: int
+
+
+def plan(variant: Variant, takes: Collection[Way] = CHEAPEST_FIRST) -> Cheapest:
+    """The first of adapter, live weights and checkpoint that is exact here and taken there.
+
+    An adapter comes first, since it holds the merge unrounded, is written in milliseconds, and several are served by
+    one engine; then live weights, which never touch the disk; a checkpoint is always possible.
+
+    Args:
+        variant: The recipe.
+        takes: What its consumer can take: vLLM adapters and checkpoints, an engine in this process all three.
+    """
+    obstacle = adapter_obstacle(variant)
+    if obstacle is None and "adapter" in takes:
+        return Cheapest("adapter", "the merge is of low rank, and held unrounded", _factor_bytes(variant))
+    why_not = "adapters are not taken here" if obstacle is None else obstacle
+    if "live" in takes:
+        return Cheapest("live", f"no adapter: {why_not}", 0)
+    return Cheapest("checkpoint", f"no adapter: {why_not}", checkpoint_bytes(variant))
+
+
+def checkpoint_bytes(variant: Variant) -> int:
+    """What the merged tensors take on the disk."""
+    return sum(
+        info.num_elements * ITEM_BYTES[variant.dtype]
+        if variant.dtype and info.dtype in FLOATS
+        else num_bytes(name, info)
+        for name, info in variant.base.infos.items()
+    )
+
+
+def _factor_bytes(variant: Variant) -> int:
+    files = [weights.file for weights in variant.tuned_models if isinstance(weights, AdapterOnBase)]
+    return sum(4 * info.num_elements for file in files for info in file.infos.values())

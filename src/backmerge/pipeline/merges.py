@@ -101,7 +101,7 @@ def recipes_of(
         theirs = open_weights(locate_model(name), weights, unwrap=True)
         ours: Weights = weights
         if extra_rows == "tuned" and isinstance(theirs, Checkpoint):
-            from backmerge.checkpoints.grown import GrownBase
+            from backmerge.checkpoints.compare import GrownBase
 
             if takes_several:
                 raise ConfigError(
@@ -315,8 +315,7 @@ def _write_adapters(outputs: Mapping[Path, Variant], writing: Writing) -> None:
 
 
 def _write_checkpoints(outputs: Mapping[Path, Variant], writing: Writing) -> None:
-    from backmerge.merging.allocator import keep_freed_memory
-    from backmerge.merging.to_disk import write_all
+    from backmerge.merging.to_disk import keep_freed_memory, write_all
     from backmerge.progress import bar
 
     keep_freed_memory()

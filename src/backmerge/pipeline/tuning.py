@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from backmerge.checkpoints.adapter import open_weights
-from backmerge.checkpoints.grown import GrownBase
+from backmerge.checkpoints.compare import GrownBase
 from backmerge.checkpoints.reader import Checkpoint, Weights
 from backmerge.finetuning.datasets import TrainingData
-from backmerge.finetuning.schedule import num_steps
-from backmerge.finetuning.settings import FinetuneSettings
+from backmerge.finetuning.settings import FinetuneSettings, num_steps
 from backmerge.finetuning.trainer import is_trained, train_model, training_key
 from backmerge.merging.survey import measurable, survey
 from backmerge.progress import bar

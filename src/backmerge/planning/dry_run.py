@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from backmerge.config import Document
 from backmerge.errors import BackmergeError
-from backmerge.finetuning.schedule import num_steps
+from backmerge.finetuning.settings import num_steps
 from backmerge.generation.protocol import made_engine
 from backmerge.planning.estimate import (
     RATES,

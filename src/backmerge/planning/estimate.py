@@ -16,14 +16,13 @@ from typing import Any, NamedTuple
 from backmerge.benchmarks.protocol import Benchmark, BenchmarkSettings, Kind
 from backmerge.benchmarks.split import SPLITS, Split, limited
 from backmerge.checkpoints.reader import Weights
-from backmerge.finetuning.schedule import num_steps
-from backmerge.finetuning.settings import FinetuneSettings
+from backmerge.finetuning.settings import FinetuneSettings, num_steps
 from backmerge.finetuning.validation import measure_of
 from backmerge.generation.cache import cache_directory
 from backmerge.generation.chat import load_tokenizer, prompt_lengths
 from backmerge.generation.protocol import Generator
-from backmerge.merging.plan import checkpoint_bytes
 from backmerge.merging.recipe import Variant
+from backmerge.merging.served import checkpoint_bytes
 from backmerge.planning import declared
 from backmerge.planning.declared import ModelSize
 from backmerge.planning.findings import Rows, size_of

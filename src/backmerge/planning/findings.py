@@ -21,10 +21,9 @@ from backmerge.checkpoints.locate import HUB_ID, locate_model
 from backmerge.checkpoints.reader import Checkpoint
 from backmerge.config import Document, KeyPath, Problems
 from backmerge.errors import BackmergeError, CheckpointError, ConfigError, DataError, RunError
-from backmerge.finetuning.datasets import TrainingData, load_training_data
+from backmerge.finetuning.datasets import Task, TrainingData, load_training_data
 from backmerge.finetuning.overlap import load_for
 from backmerge.finetuning.settings import FinetuneSettings
-from backmerge.finetuning.task import Task
 from backmerge.finetuning.validation import Encoder
 from backmerge.generation.protocol import engine_class
 from backmerge.judging.model_judge import ModelJudge, published_model

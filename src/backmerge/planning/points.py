@@ -15,13 +15,13 @@ from backmerge.checkpoints.locate import short_name
 from backmerge.checkpoints.reader import Checkpoint, Weights
 from backmerge.errors import ConfigError, RunError
 from backmerge.finetuning.datasets import TrainingData
-from backmerge.finetuning.schedule import num_steps
+from backmerge.finetuning.settings import num_steps
 from backmerge.merging.inputs import InputStatistics
 from backmerge.merging.method import INPUTS, Method, checked, find_method
 from backmerge.merging.methods.task_vectors import task_arithmetic
 from backmerge.merging.recipe import Rounding, Variant, lam_name, order_of
+from backmerge.merging.schedule import Settings
 from backmerge.merging.served import Wanted, as_given, in_form
-from backmerge.merging.settings import Settings
 from backmerge.planning.settings import DEFAULT_LAMS, Experiment, SweepSettings
 from backmerge.registry import NOTHING_ALLOWED, Permissions
 from backmerge.runs import key_of

@@ -25,7 +25,7 @@ from backmerge.config import Document
 from backmerge.errors import ConfigError, DataError
 from backmerge.finetuning.datasets import TrainingData
 from backmerge.finetuning.overlap import with_notes
-from backmerge.finetuning.schedule import num_steps
+from backmerge.finetuning.settings import num_steps
 from backmerge.finetuning.validation import measure_of
 from backmerge.generation.chat import load_tokenizer
 from backmerge.generation.protocol import engine_class

@@ -7,8 +7,7 @@ from textwrap import fill
 from typing import TYPE_CHECKING, NamedTuple
 
 from backmerge.records import Estimate
-from backmerge.reporting.axes import percent_axis
-from backmerge.reporting.drawing import BASE, SERIES, TUNED
+from backmerge.reporting.drawing import BASE, SERIES, TUNED, percent_axis
 from backmerge.reporting.families import Family, Pick, at, cell_at, score_at
 
 if TYPE_CHECKING:

@@ -8,14 +8,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from backmerge.reporting.axes import PANEL
-from backmerge.reporting.drawing import styled
+from backmerge.reporting.drawing import PANEL, styled
 from backmerge.reporting.families import benchmarks_of
 from backmerge.reporting.lines import Line, draw_panel, line_of, panel_title, rate_of, score_of, series_with_lam
 from backmerge.reporting.paper import SAFETY, Block, label_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+from pathlib import Path
+
+from backmerge.reporting.drawing import write_figure
+from backmerge.reporting.families import Family
+from backmerge.reporting.paper import blocks_of, paper_table
+from backmerge.reporting.run_tables import write_table
+from backmerge.reporting.tables import as_csv
+from backmerge.runs import write_whole
 
 BENCHMARKS = {"figure2": "hexphi", "figure3": "advbench"}
 ACROSS = 4  # tasks next to each other
@@ -143,3 +150,23 @@ def _safety_title(one: Panels, which: str) -> str:
         return words
     name = one.safety_of[0]
     return words if name in SAFETY else f"{name} (in place of {words})"
+
+
+def write_paper(families: Sequence[Family], which: str, out: Path, title: str | None = None) -> list[Path]:
+    """Write a table as .csv, .md and .tex, or a figure as .png, .svg and .pdf with its numbers as .csv.
+
+    Args:
+        families: The runs.
+        which: `table1`, `table2`, `table3`, `figure2` or `figure3`.
+        out: A folder; made if absent.
+        title: Of a table.
+
+    Returns:
+        The files.
+    """
+    if which not in BENCHMARKS:
+        return write_table(out, paper_table(families, which, title))
+    panels = panels_of(blocks_of(families), which)
+    numbers = out / f"{which}.csv"
+    write_whole(numbers, as_csv(figure_rows(panels)))
+    return [*write_figure(out / which, paper_figure(panels, which)), numbers]

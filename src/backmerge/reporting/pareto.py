@@ -7,9 +7,15 @@ from statistics import fmean
 from typing import TYPE_CHECKING, NamedTuple
 
 from backmerge.records import Estimate
-from backmerge.reporting.axes import (
+from backmerge.reporting.drawing import (
+    BAD,
+    BASE,
+    FAINT,
+    INK,
     LONG_NAME,
     PANEL,
+    SOFT,
+    TUNED,
     legend_below,
     merged_series,
     note,
@@ -17,8 +23,8 @@ from backmerge.reporting.axes import (
     ring,
     series_colour,
     series_style,
+    styled,
 )
-from backmerge.reporting.drawing import BAD, BASE, FAINT, INK, SOFT, TUNED, styled
 from backmerge.reporting.findings import percent, place_text
 from backmerge.results import PointRow, RestoreResults, SummaryRow
 

@@ -5,16 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from backmerge.reporting.axes import (
+from backmerge.reporting.drawing import (
+    BAD,
+    BASE,
+    FAINT,
     PANEL,
+    SERIES,
+    SOFT,
+    TUNED,
     legend_below,
     merged_series,
     note,
     percent_axis,
     series_colour,
     series_style,
+    styled,
 )
-from backmerge.reporting.drawing import BAD, BASE, FAINT, SERIES, SOFT, TUNED, styled
 from backmerge.reporting.explained import KINDS
 from backmerge.results import BenchmarkRow, RestoreResults, SummaryRow
 

@@ -19,9 +19,8 @@ from backmerge.records import Estimate
 from backmerge.reporting import findings
 from backmerge.reporting.card import write_cards
 from backmerge.reporting.cell_maps import category_maps, drift_maps
-from backmerge.reporting.explained import KINDS, TERMS, commands, spent, what_was_done
+from backmerge.reporting.explained import KINDS, TERMS, commands, next_steps, spent, what_was_done
 from backmerge.reporting.heatmap import COLOURS
-from backmerge.reporting.next_steps import next_steps
 from backmerge.reporting.page import embedded, environment, script, visible
 from backmerge.reporting.side_by_side import script_data, side_by_side
 from backmerge.reporting.tables import as_csv
@@ -103,7 +102,7 @@ def write_report(directory: Path) -> None:
         RunError: the run is not there, not finished, or damaged.
     """
     from backmerge.reporting import pareto, plots
-    from backmerge.reporting.figure_files import write_figure
+    from backmerge.reporting.drawing import write_figure
 
     run = read_run(directory)
     write_whole(directory / "scores.csv", as_csv([asdict(score) for score in run.results.scores]))

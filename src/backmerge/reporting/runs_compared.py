@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from backmerge import __version__
 from backmerge.records import Estimate
-from backmerge.reporting.compared_curves import compared_curves
-from backmerge.reporting.drawing import inline_svg
+from backmerge.reporting.drawing import PANEL, inline_svg, styled, write_figure
 from backmerge.reporting.families import (
     Family,
     Pick,
@@ -24,15 +23,28 @@ from backmerge.reporting.families import (
     score_at,
     verdict_of,
 )
-from backmerge.reporting.figure_files import write_figure
 from backmerge.reporting.findings import LIMITS, standing, verdict_sentence, weaknesses
 from backmerge.reporting.finished_runs import Run
 from backmerge.reporting.latex import as_latex
+from backmerge.reporting.lines import (
+    Line,
+    Measure,
+    draw_panel,
+    line_of,
+    panel_title,
+    rate_of,
+    score_of,
+    series_with_lam,
+)
 from backmerge.reporting.markdown import as_markdown
 from backmerge.reporting.page import environment
 from backmerge.reporting.run_tables import INTERVALS, SEEDS, metric_name
 from backmerge.reporting.tables import Column, Entry, Table, as_csv, shown
 from backmerge.runs import write_whole
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 
 PICKS: Mapping[str, Pick] = {"base": at("base"), "tuned": at("tuned"), "merged": chosen}
 
@@ -217,3 +229,60 @@ def _notes(families: Sequence[Family], runs: Sequence[Run]) -> Iterator[str]:
 
 def _judges(run: Run) -> str:
     return ", ".join(dict.fromkeys(b.judge for b in run.results.benchmarks if b.judge))
+
+
+LEGEND = 0.19  # inches of height that a line of a legend takes
+MOST_NAMED = 40  # lines of a row, beyond which a legend would be longer than a page
+
+
+class Panel(NamedTuple):
+    """A panel: its title, and its lines; `is_utility` where more is better."""
+
+    title: str
+    is_utility: bool
+    lines: Sequence[Line]
+
+
+def compared_curves(runs: Sequence[Run]) -> Figure:
+    """A row for each base and task; in it the task's score and every safety and over-refusal benchmark against λ."""
+    from matplotlib.figure import Figure
+
+    rows = [list(_panels(group, runs)) for group in _groups(runs)]
+    heights = [PANEL[1] + LEGEND * min(len(row[0].lines), MOST_NAMED) for row in rows]
+    with styled():
+        figure = Figure((PANEL[0] * len(rows[0]), sum(heights)), layout="constrained")
+        grid = figure.subplots(len(rows), len(rows[0]), squeeze=False, height_ratios=heights)
+        for places, panels in zip(grid, rows, strict=True):
+            for axes, panel in zip(places, panels, strict=True):
+                axes.set_title(panel_title(panel.title))
+                draw_panel(axes, panel.lines, is_utility=panel.is_utility)
+            handles, labels = places[0].get_legend_handles_labels()
+            if handles:
+                where = {"loc": "upper left", "bbox_to_anchor": (-0.02, -0.2)}
+                places[0].legend(handles[:MOST_NAMED], labels[:MOST_NAMED], fontsize=8, **where)
+    return figure
+
+
+def _groups(runs: Sequence[Run]) -> list[list[Family]]:
+    """Runs of one base and task, each by itself."""
+    found: dict[tuple[str, str], list[Family]] = {}
+    for run in runs:
+        found.setdefault((run.model, run.task), []).append(Family((run,)))
+    return list(found.values())
+
+
+def _panels(group: Sequence[Family], runs: Sequence[Run]) -> Iterator[Panel]:
+    first = group[0].runs[0]
+    yield Panel(f"Score: {first.task} ({first.model})", True, _lines(group, score_of))
+    for kind, words in (("safety", "ASR"), ("over_refusal", "Over-refusal")):
+        # those of all runs, so that the rows stand under each other
+        for name, metric in dict.fromkeys(pair for run in runs for pair in benchmarks_of(Family((run,)), kind)):
+            yield Panel(f"{words}: {name}", False, _lines(group, rate_of(name, metric)))
+
+
+def _lines(group: Sequence[Family], measure_of: Callable[[Family], Measure]) -> list[Line]:
+    return [
+        line_of(family, series, f"{family.name}: {series}", measure_of(family))
+        for family in group
+        for series in series_with_lam(family)
+    ]

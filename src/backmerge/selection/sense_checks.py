@@ -331,7 +331,7 @@ def _points(value: float) -> str:
 LESS: Mapping[Severity, Severity] = {"refused": "not shown", "not shown": "warning", "warning": "warning"}
 SEVERITIES: tuple[Severity, ...] = ("refused", "not shown", "warning")
 Check = Callable[[Evidence], Finding | None]
-# `other_base` is found when an adapter is opened, before anything is measured: checkpoints/kinship.py
+# `other_base` is found when an adapter is opened, before anything is measured: checkpoints/adapter_config.py
 CHECKS: Mapping[FindingName, Check] = {
     "swapped": _swapped,
     "base_not_aligned": _base_not_aligned,

@@ -15,8 +15,7 @@ from pathlib import Path
 
 from backmerge.benchmarks.matching import pattern_match
 from backmerge.benchmarks.metrics import PerAnswer
-from backmerge.benchmarks.options import options_of
-from backmerge.benchmarks.protocol import Benchmark, BenchmarkSettings
+from backmerge.benchmarks.protocol import Benchmark, BenchmarkSettings, options_of
 from backmerge.errors import ConfigError
 from backmerge.records import Example, Message
 

@@ -21,8 +21,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from backmerge.finetuning.datasets import Task
 from backmerge.finetuning.shapes import Draft, needed_text
-from backmerge.finetuning.task import Task
 from backmerge.records import Message
 from backmerge.rows import HubData
 

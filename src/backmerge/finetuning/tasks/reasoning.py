@@ -29,8 +29,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from backmerge.finetuning.datasets import HELPFUL, Task
 from backmerge.finetuning.shapes import Draft, needed_text
-from backmerge.finetuning.task import HELPFUL, Task
 from backmerge.records import Message
 from backmerge.rows import HubData
 

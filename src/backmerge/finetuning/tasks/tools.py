@@ -36,8 +36,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from backmerge.benchmarks.openfunctions import function_prompt
+from backmerge.finetuning.datasets import HELPFUL, Task
 from backmerge.finetuning.shapes import Draft, RowError, as_text, needed_text
-from backmerge.finetuning.task import HELPFUL, Task
 from backmerge.records import Message
 
 NEEDS = "--data FILE"

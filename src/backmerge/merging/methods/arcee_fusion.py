@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from backmerge.merging.elements import where
+from backmerge.merging.consensus import where
 from backmerge.merging.method import merge_method
 from backmerge.merging.methods.linear import linear
 from backmerge.merging.reductions import BLOCK

@@ -14,9 +14,18 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from backmerge.errors import MergeError
-from backmerge.merging.consensus import NO_WEIGHT, elected, for_each, shifted, summed
-from backmerge.merging.elements import where
-from backmerge.merging.magnitudes import check_share, count_lower, count_upper, thresholds
+from backmerge.merging.consensus import (
+    NO_WEIGHT,
+    check_share,
+    count_lower,
+    count_upper,
+    elected,
+    for_each,
+    shifted,
+    summed,
+    thresholds,
+    where,
+)
 from backmerge.merging.method import Method, data_of, merge_method
 from backmerge.merging.methods.linear import interpolated
 

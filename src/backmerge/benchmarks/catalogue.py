@@ -14,7 +14,7 @@ from backmerge.records import Example, Message
 from backmerge.registry import BENCHMARKS, NOTHING_ALLOWED, Permissions, is_plugin, resolve
 
 LM_EVAL = "lm-eval:"  # and the harness's own name for the task
-SAMPLING = ("num_samples", "temperature", "top_p", "top_k", "repetition_penalty")
+SAMPLING = {"num_samples", "temperature", "top_p", "top_k", "repetition_penalty"}
 
 
 def named(text: str) -> BenchmarkSettings:
@@ -84,7 +84,7 @@ def _as_asked(benchmark: Benchmark, settings: BenchmarkSettings) -> Benchmark:
     """The benchmark with what the settings say otherwise."""
     if not benchmark.examples:
         raise DataError(f"'{settings.name}' holds no prompts of the kind that is asked for", remedy="check its data.")
-    drawn = {name: value for name in SAMPLING if (value := getattr(settings, name)) is not None}
+    drawn = settings.model_dump(include=SAMPLING, exclude_none=True)
     if benchmark.choices is not None and (drawn or settings.prefill or settings.max_new_tokens):
         raise ConfigError(
             f"'{benchmark.name}' compares likelihoods and generates nothing",

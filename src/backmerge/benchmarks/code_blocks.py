@@ -142,7 +142,8 @@ def _with_helpers(chosen: str, others: list[str]) -> str:
         return chosen
     offered: dict[str, str] = {}
     for code in others:
-        for statement in getattr(_parsed(code), "body", ()):
+        parsed = _parsed(code)
+        for statement in parsed.body if parsed is not None else ():
             for name in _bound(statement):
                 offered[name] = ast.get_source_segment(code, _whole(statement)) or ""
     added: dict[str, str] = {}
@@ -184,7 +185,6 @@ def _bound(statement: ast.stmt) -> list[str]:
 
 def _whole(statement: ast.stmt) -> ast.stmt:
     """The statement with its decorators, which its position in the source leaves out."""
-    decorators = getattr(statement, "decorator_list", [])
-    if decorators:
-        statement.lineno, statement.col_offset = decorators[0].lineno, 0
+    if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and statement.decorator_list:
+        statement.lineno, statement.col_offset = statement.decorator_list[0].lineno, 0
     return statement

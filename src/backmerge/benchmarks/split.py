@@ -6,9 +6,10 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
-from backmerge.records import Example
+from backmerge.records import Example, Message
 from backmerge.runs import key_of
 
 Split = Literal["selection", "confirmation"]
@@ -122,6 +123,15 @@ def clusters_of(examples: Sequence[Example], files: Sequence[str] | None = None)
     Returns:
         The smallest name among the cluster's examples; of a cluster without a name, the smallest of its ids.
     """
+    asked = tuple((example.id, example.cluster, example.messages) for example in examples)
+    return list(_clusters(asked, None if files is None else tuple(files)))
+
+
+@lru_cache(maxsize=64)  # each set of prompts is looked at for every model, metric and difference
+def _clusters(
+    asked: tuple[tuple[str, str | None, tuple[Message, ...]], ...], files: tuple[str, ...] | None
+) -> tuple[str, ...]:
+    examples = [Example(name, messages, cluster=cluster) for name, cluster, messages in asked]
     groups = _Groups(len(examples))
     groups.join_alike(i if one.cluster is None else one.cluster for i, one in enumerate(examples))
     groups.join_alike(wording_of(one) for one in examples)
@@ -147,7 +157,7 @@ def clusters_of(examples: Sequence[Example], files: Sequence[str] | None = None)
     for i, example in enumerate(examples):
         name = (example.cluster is None, example.id if example.cluster is None else example.cluster)
         names[groups.root(i)] = min(names.get(groups.root(i), name), name)
-    return [names[groups.root(i)][1] for i in range(len(examples))]
+    return tuple(names[groups.root(i)][1] for i in range(len(examples)))
 
 
 def _words_of_their_own(examples: Sequence[Example], sources: Sequence[str]) -> list[frozenset[str]]:

@@ -333,8 +333,8 @@ def _of_task(task: Task, settings: DataSettings, family: str) -> _Found:
 
 
 def _of_code(name: str, made: Iterable[Example], settings: DataSettings) -> _Found:
-    for setting in ("file", "revision", "columns"):
-        if getattr(settings, setting):
+    for setting, value in (("file", settings.file), ("revision", settings.revision), ("columns", settings.columns)):
+        if value:
             raise ConfigError(
                 f"data.{setting} has no meaning for '{name}', whose examples are made by code", remedy="leave it out."
             )

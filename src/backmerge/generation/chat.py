@@ -304,6 +304,12 @@ def prompt_lengths(tokenizer: Any, examples: Sequence[Example]) -> list[int]:
     return [len(prompt_tokens(tokenizer, example, prompt_text(tokenizer, example))) for example in examples]
 
 
+def max_positions(model: Any) -> int | None:
+    """Return the tokens that a model holds, prompt and answer together; `None` if its configuration does not say."""
+    found: int | None = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    return found
+
+
 def turn_end(tokenizer: Any) -> int | None:
     """The special token that the template puts after an answer, if it puts one.
 

@@ -15,7 +15,12 @@ from typing import Any
 import httpcore2
 import httpx2
 
-_current = threading.local()  # a request is sent and read by one thread
+
+class _Current(threading.local):  # a request is sent and read by one thread
+    end: float | None = None
+
+
+_current = _Current()
 
 
 @contextmanager
@@ -44,7 +49,7 @@ def client_with_deadlines(**options: Any) -> httpx2.Client:
 
 
 def _left(timeout: float | None, error: type[Exception]) -> float | None:
-    end: float | None = getattr(_current, "end", None)
+    end = _current.end
     if end is None:
         return timeout
     left = end - time.monotonic()

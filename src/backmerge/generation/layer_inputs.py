@@ -13,7 +13,7 @@ from torch import nn
 from backmerge.checkpoints.layout import layout_of
 from backmerge.checkpoints.reader import Weights
 from backmerge.errors import GenerationError
-from backmerge.generation.chat import prompt_text, prompt_tokens, render
+from backmerge.generation.chat import max_positions, prompt_text, prompt_tokens, render
 from backmerge.generation.protocol import Sampling
 from backmerge.generation.transformers_engine import TransformersEngine
 from backmerge.merging.inputs import GatheredLayer
@@ -92,7 +92,7 @@ def gather_inputs(
     """
     model, tokenizer = engine.loaded(variant)
     layers = _Layers(model, variant.base, max_directions)
-    context = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    context = max_positions(model)
     thinking = engine.settings.thinking
     num_tokens = 0
     with layers.watched(), torch.inference_mode():

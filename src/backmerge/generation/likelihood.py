@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from backmerge.errors import GenerationError
+from backmerge.generation.chat import max_positions
 from backmerge.generation.completing import check_tokens
 from backmerge.generation.protocol import LogLikelihood
 
@@ -25,7 +26,7 @@ def likelihoods(
         GenerationError: a continuation has no tokens, or alone exceeds the model's context, or the model has no
             embedding for a token.
     """
-    limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    limit = max_positions(model)
     rows = [row_of(tokenizer, context, continuation, limit) for context, continuation in pairs]
     check_tokens((ids for ids, _ in rows), model.get_input_embeddings().weight.shape[0])
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i][0]))

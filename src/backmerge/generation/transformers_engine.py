@@ -18,7 +18,7 @@ from backmerge import __version__
 from backmerge.checkpoints.companions import Companions
 from backmerge.checkpoints.reader import Checkpoint, Weights
 from backmerge.errors import GenerationError
-from backmerge.generation.chat import end_tokens, load_tokenizer, prompt_text, prompt_tokens
+from backmerge.generation.chat import end_tokens, load_tokenizer, max_positions, prompt_text, prompt_tokens
 from backmerge.generation.completing import check_lengths, check_tokens, completion_of, cut_at_end
 from backmerge.generation.likelihood import likelihoods
 from backmerge.generation.loading import PutOn, device_of, load_model
@@ -159,7 +159,7 @@ class TransformersEngine(Generator):
         self._become(variant)
         prompts = [prompt_text(self.tokenizer, example, thinking=self.settings.thinking) for example in examples]
         tokens = [prompt_tokens(self.tokenizer, e, p) for e, p in zip(examples, prompts, strict=True)]
-        context = getattr(self.model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+        context = max_positions(self.model)
         check_lengths(examples, tokens, context)
         check_tokens([*tokens, [self.tokenizer.pad_token_id]], self.model.get_input_embeddings().weight.shape[0])
         # prompts of like length together: less padding; the longest first, so that memory fails early

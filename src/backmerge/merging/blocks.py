@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from backmerge.checkpoints.adapter import AdapterOnBase
 from backmerge.checkpoints.compare import check_same_shape
 from backmerge.checkpoints.files import FLOATS, ITEM_BYTES, TORCH_NAMES, TensorDigests, TensorInfo, torch_dtype
 from backmerge.checkpoints.reader import Checkpoint
@@ -252,7 +253,7 @@ class Merge:
         for weights in (self.base, *self.tuned, *self.recipe.extra.values()):
             if id(weights) in blocks:
                 continue
-            if getattr(weights, "base", None) is self.base and weights.is_base(name):
+            if isinstance(weights, AdapterOnBase) and weights.base is self.base and weights.is_base(name):
                 blocks[id(weights)] = blocks[id(self.base)]
             else:
                 blocks[id(weights)] = weights.block(name, start, stop, self._buffer(len(blocks), stop - start))

@@ -109,7 +109,7 @@ def measurable(base: Weights, tuned: Weights) -> list[str]:
 
 
 def _is_untouched(base: Weights, tuned: Weights, name: str) -> bool:
-    return getattr(tuned, "base", None) is base and tuned.is_base(name)
+    return isinstance(tuned, AdapterOnBase) and tuned.base is base and tuned.is_base(name)
 
 
 def _told(parts: Iterable[_Part], advance: Callable[[int], None] | None) -> Iterator[_Part]:

@@ -259,7 +259,7 @@ def look_up_benchmark(
             raise
         return None
     found.add(kind, "checked", f"{name}: {count_text(len(benchmark.examples), 'prompt')}")
-    encoder = _encoder_of(asked, benchmark)
+    encoder = _encoder_of(asked, benchmark) if found.is_dry_run else None
     if encoder is not None:
         find_encoder(found, encoder)
     return benchmark

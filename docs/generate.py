@@ -50,7 +50,7 @@ ROOMS: Mapping[str, tuple[str, Sequence[str]]] = {
         ),
     ),
     "generation": ("Generation", ("generation.protocol", "generation.chat", "generation.cache")),
-    "judging": ("Judging", ("judging.protocol", "judging.model_judge", "judging.parsing")),
+    "judging": ("Judging", ("judging.protocol", "judging.model_judge")),
     "benchmarks": (
         "Benchmarks",
         (

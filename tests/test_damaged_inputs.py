@@ -7,14 +7,16 @@ import os
 import random
 import resource
 import shutil
+import signal
 import tempfile
-import time
-from collections import Counter
-from collections.abc import Callable, Mapping
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from backmerge.checkpoints.reader import INDEX, Checkpoint
@@ -30,7 +32,8 @@ from backmerge.records import Example, Message, Value, Verdict
 from backmerge.reporting.report import read_run
 from backmerge.runs import RunDirectory, write_results
 
-SECONDS, BYTES = 20, 2_000_000_000  # that one try may take
+SECONDS, BYTES = 20, 2_000_000_000  # of processor time and of memory, that one try may take
+BATCH = 25  # tries in one process
 TOKENS = (
     b"null",
     b"-1",
@@ -301,26 +304,83 @@ def outcome_of(read: Callable[[], object]) -> str:
     return DONE
 
 
-def attempt(inputs: Inputs, kind: Kind, seed: int) -> tuple[str, str]:
-    """Damage one file, and run the command; return how it ended, and what was wrong with that, if anything."""
+class Try(NamedTuple):
+    """A command that read a damaged file.
+
+    Attributes:
+        outcome: How it ended: `DONE`, `REFUSED`, or what else came out.
+        fault: What was wrong with that, if anything.
+        seconds: Of processor time.
+    """
+
+    outcome: str
+    fault: str
+    seconds: float
+
+
+def attempt(inputs: Inputs, kind: Kind, seed: int) -> Try:
+    """Damage one file, and run the command, in this process."""
     copy_inputs(inputs, kind)
     file = damage(kind, random.Random(seed))  # noqa: S311 - damage, not a secret
-    began = time.monotonic()
+    began = _processor_seconds()
     outcome = outcome_of(kind.read)
-    seconds = time.monotonic() - began
+    seconds = _processor_seconds() - began
     there = [*Path().rglob("*"), *Path(tempfile.gettempdir()).iterdir()]
     left = [str(path) for path in there if path.name.endswith(".partial") or path.is_relative_to(tempfile.gettempdir())]
     if outcome == REFUSED and Path("out").exists():
         left.append("out")
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    num_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     faults = [
         outcome if outcome not in (DONE, REFUSED) else "",
         f"left {left[:3]} behind" if left else "",
         f"took {seconds:.0f} s" if seconds > SECONDS else "",
-        f"the memory of all tries reached {memory / 1e9:.1f} GB" if memory > BYTES else "",
+        f"took {num_bytes / 1e9:.1f} GB" if num_bytes > BYTES else "",
         "ended with other results" if outcome == DONE and _has_other_results(inputs, kind) else "",
     ]
-    return outcome, "; ".join(f"{file}: {fault}" for fault in faults if fault)
+    return Try(outcome, "; ".join(f"{file}: {fault}" for fault in faults if fault), seconds)
+
+
+def _processor_seconds() -> float:
+    used = (resource.getrusage(whose) for whose in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(one.ru_utime + one.ru_stime for one in used)
+
+
+def attempts(inputs: Inputs, kind: Kind, seeds: Sequence[int]) -> Iterator[Try]:
+    """Make tries in a fork of this process, so that none can end it, hang it or leave anything in it.
+
+    A try that ends the fork is wrong; another fork goes on with the next one.
+    """
+    while seeds:
+        num_made = 0
+        for line in _lines_of_fork(inputs, kind, seeds[:BATCH]):
+            found = Try(*json.loads(line))
+            num_made += 1
+            yield found
+        if num_made < len(seeds[:BATCH]):
+            num_made += 1
+            yield Try("ended", f"the process was ended: over {SECONDS} s of processor time, or worse", SECONDS)
+        seeds = seeds[num_made:]
+
+
+def _lines_of_fork(inputs: Inputs, kind: Kind, seeds: Sequence[int]) -> Iterator[str]:
+    reader, writer = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of forks while there are threads: see below
+        child = os.fork()
+    if child == 0:
+        try:
+            torch.set_num_threads(1)  # a fork has none of the threads of its parent, and would wait for them
+            resource.setrlimit(resource.RLIMIT_DATA, (4 * BYTES, 4 * BYTES))
+            for seed in seeds:
+                signal.setitimer(signal.ITIMER_PROF, SECONDS)  # its signal ends the process: nobody handles it
+                signal.alarm(15 * SECONDS)  # for what waits without end; of time that others may take from us
+                os.write(writer, json.dumps(attempt(inputs, kind, seed)).encode() + b"\n")
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader, encoding="utf-8") as pipe:
+        yield from pipe
+    os.waitpid(child, 0)
 
 
 def _has_other_results(inputs: Inputs, kind: Kind) -> bool:
@@ -332,22 +392,47 @@ def _has_other_results(inputs: Inputs, kind: Kind) -> bool:
 
 
 def check_tries(inputs: Inputs, kinds: Mapping[str, Kind], number: int, report: Path | None = None) -> None:
-    """Make so many tries of each kind, the same ones every time; write a table of how they ended."""
-    faults: list[str] = []
-    table = ["| file | tries | done | refused | wrong |", "| --- | ---: | ---: | ---: | ---: |"]
+    """Make so many tries of each kind, the same ones every time; write a table of how they ended.
+
+    Next to the table is a line for each try, so that a run that was stopped goes on, and repeats what was wrong.
+    """
+    lines = report.with_suffix(".jsonl") if report is not None else None
+    made = [json.loads(line) for line in lines.read_text().splitlines()] if lines is not None and lines.exists() else []
+    tries = {(name, seed): Try(*found) for name, seed, *found in made if not found[1]}
     for name, kind in kinds.items():
-        copy_inputs(inputs, kind)
-        assert outcome_of(kind.read) == DONE, f"{name}: sound files are not read either"
-        ends: Counter[str] = Counter()
-        tries = number // 5 if kind.is_slow else number
-        for seed in range(tries):
-            outcome, fault = attempt(inputs, kind, seed)
-            ends["wrong" if fault else outcome] += 1
-            faults += [f"{name}, {seed}: {fault}"] if fault else []
-        table.append(f"| {name} | {tries} | {ends[DONE]} | {ends[REFUSED]} | {ends['wrong']} |")
-        if report is not None:
-            report.write_text("\n".join([*table, "", *faults, ""]), encoding="utf-8")
-    assert not faults, "\n".join([f"{len(faults)} tries are wrong:", *faults[:20]])
+        left = [seed for seed in range(number // 5 if kind.is_slow else number) if (name, seed) not in tries]
+        if left:
+            copy_inputs(inputs, kind)
+            assert outcome_of(kind.read) == DONE, f"{name}: sound files are not read either"
+        for seed, found in zip(left, attempts(inputs, kind, left), strict=True):
+            tries[name, seed] = found
+            if lines is not None:
+                with lines.open("a") as log:
+                    log.write(json.dumps([name, seed, *found]) + "\n")
+    faults = [f"{name}, {seed}: {found.fault}" for (name, seed), found in tries.items() if found.fault]
+    if report is not None:
+        report.write_text("\n".join([*table_of(tries), "", *faults, ""]), encoding="utf-8")
+    assert not faults, "\n".join([f"{len(faults)} of {len(tries)} tries are wrong:", *faults[:20]])
+
+
+def table_of(tries: Mapping[tuple[str, int], Try]) -> list[str]:
+    """Return the lines of a table: for each kind of file, how its tries ended."""
+    ends: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    longest: defaultdict[str, float] = defaultdict(float)
+    for (name, _), found in tries.items():
+        for row in (name, "all"):
+            ends[row]["wrong" if found.fault else found.outcome] += 1
+            longest[row] = max(longest[row], found.seconds)
+    rows = [*(row for row in ends if row != "all"), "all"]
+    return [
+        "| file | tries | done | refused | wrong | longest, CPU s |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        *(
+            f"| {row} | {found.total()} | {found[DONE]} | {found[REFUSED]} | {found['wrong']} | {longest[row]:.1f} |"
+            for row in rows
+            for found in [ends[row]]
+        ),
+    ]
 
 
 @pytest.mark.parametrize("name", [name for name, kind in KINDS.items() if not kind.is_slow])
@@ -367,7 +452,7 @@ FOUND = {
 @pytest.mark.parametrize("name", FOUND)
 def test_damage_that_was_a_traceback_is_a_clear_error(inputs: Inputs, name: str) -> None:
     """Tries that once ended in the code of a library, or of ours."""
-    assert [fault for seed in FOUND[name] if (fault := attempt(inputs, KINDS[name], seed)[1])] == []
+    assert [found.fault for found in attempts(inputs, KINDS[name], FOUND[name]) if found.fault] == []
 
 
 def report_of_tries() -> Path | None:
@@ -381,4 +466,4 @@ def test_ten_thousand_damaged_files_are_clear_errors(inputs: Inputs) -> None:
     """The long run, for all kinds of files; its table goes to the file that BACKMERGE_FUZZ_REPORT names."""
     report = report_of_tries()
     inputs.add_runs(Path.cwd())
-    check_tries(inputs, KINDS | KINDS_OF_RUNS, 325, report)
+    check_tries(inputs, KINDS | KINDS_OF_RUNS, 330, report)

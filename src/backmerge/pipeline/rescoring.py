@@ -165,6 +165,7 @@ def judge_again(
     judge = find_judge(judge_settings, permissions)
     found = RestoreResults.read(earlier) if kind_of_run(settings) == "experiment" else None
     points = {} if found is None else _points_of(found)
+    choice = None if found is None else validated(Experiment, Document(document.source, settings, {})).choice
     answered: list[Answered] = []
     before: list[tuple[Verdict, ...]] = []
     for recorded in read_records(earlier):
@@ -190,7 +191,6 @@ def judge_again(
         inputs = _begin(run, settled, answered, judge)
         scored = judge_and_score(Judges(run, judge), answered, max_unscored)
         outcomes = [replace(one, second_verdicts=first) for one, first in zip(scored, before, strict=True)]
-        choice = validated(Experiment, Document(str(earlier), settings, {})).choice if found is not None else None
         decision = None if found is None or choice is None else _decide(found, choice, outcomes)
         return _finish(run, outcomes, judge, str(earlier), 0, inputs, decision)
 

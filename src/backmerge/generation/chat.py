@@ -167,8 +167,6 @@ def render(
     Raises:
         GenerationError: the template refuses the conversation or loses a part of it, or has no switch for thoughts.
     """
-    from jinja2 import TemplateError
-
     _check_template(tokenizer)
     switch = {} if thinking is None else thinking_switch(tokenizer, thinking=thinking)
     has_system = messages[0].role == "system" and len(messages) > 1
@@ -189,8 +187,7 @@ def render(
                         **switch,
                     )
                 )
-            # a template's own refusal, and what its expressions raise on a conversation that it was not written for
-            except (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+            except _template_faults() as error:
                 fault = fault or f"refuses a conversation: {error}"
                 continue
             lost = _lost(turns, text)
@@ -203,6 +200,13 @@ def render(
         f"the chat template of {tokenizer.name_or_path} {fault}",
         remedy="correct the model's chat_template.jinja; a model that was not made for chat cannot be asked so.",
     )
+
+
+def _template_faults() -> tuple[type[Exception], ...]:
+    """Return what a template raises: refusals, too many brackets, and faults on a conversation it does not know."""
+    from jinja2 import TemplateError
+
+    return (TemplateError, RecursionError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
 
 
 def _turn(message: Message, *, as_parts: bool) -> dict[str, Any]:
@@ -259,8 +263,6 @@ def thinking_switch(tokenizer: Any, *, thinking: bool) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=16)
 def _switch_of(tokenizer: Any) -> tuple[str, Any, Any]:
-    from jinja2 import TemplateError
-
     _check_template(tokenizer)
     question = [{"role": "user", "content": "?"}]
 
@@ -274,7 +276,7 @@ def _switch_of(tokenizer: Any) -> tuple[str, Any, Any]:
         try:
             if rendered({name: on}) != rendered({name: off}):
                 return name, on, off
-        except TemplateError:  # it does not know this value
+        except _template_faults():  # it does not know this value
             continue
     raise GenerationError(
         f"the chat template of {tokenizer.name_or_path} has no switch for thoughts",

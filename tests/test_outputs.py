@@ -1,6 +1,7 @@
 """Outputs: apart from what is read, over nothing but what backmerge wrote, and as they were written."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,18 @@ from typer.testing import CliRunner
 from backmerge.cli import app
 from backmerge.errors import RunError
 from backmerge.finetuning.settings import FinetuneSettings
-from backmerge.outputs import check_apart, check_replaceable, damage_of, is_to_write, listed_files, paths_read
+from backmerge.outputs import (
+    check_apart,
+    check_replaceable,
+    damage_of,
+    is_to_write,
+    listed_files,
+    paths_read,
+    sealed_card,
+)
+from backmerge.reporting.merge_card import write_card
+from backmerge.reporting.user_folder import added_to
+from backmerge.runs import RunDirectory, whole_directory
 
 
 def written(directory: Path, **files: str) -> Path:
@@ -63,7 +75,7 @@ def test_force_replaces_only_what_the_manifest_lists(tmp_path: Path) -> None:
     """A folder without manifest, one with a user's file in it, and a file are refused by name."""
     ours = written(tmp_path / "ours", weights="w")
     check_replaceable(ours)
-    (ours / "README.md").write_text("the card")
+    (ours / "README.md").write_text(sealed_card("the card"))
     check_replaceable(ours)
     (ours / "notes.txt").write_text("precious")
     with pytest.raises(RunError, match=r"notes\.txt"):
@@ -117,3 +129,82 @@ def test_no_command_deletes_its_inputs(tmp_path: Path, monkeypatch: pytest.Monke
         assert isinstance(done.exception, RunError), (command, done.output, done.exception)
         assert "this command reads" in str(done.exception)
         assert (out / "rows.jsonl").is_file()
+
+
+def test_an_edited_card_is_kept_and_not_replaced(tmp_path: Path) -> None:
+    """A card that a user wrote or edited keeps its text, under another name, when a new one is written."""
+    ours = written(tmp_path / "ours", weights="w")
+    write_card(ours, "first\n")
+    write_card(ours, "second\n")
+    assert sorted(path.name for path in ours.iterdir()) == ["README.md", "backmerge.json", "weights"]
+    edited = (ours / "README.md").read_text().replace("second", "my own words")
+    (ours / "README.md").write_text(edited)
+    with pytest.raises(RunError, match=r"README\.md"):
+        check_replaceable(ours)
+    write_card(ours, "third\n")
+    assert (ours / "README.earlier-1.md").read_text() == edited
+    assert (ours / "README.md").read_text() == sealed_card("third\n")
+
+
+def test_one_folder_under_two_names_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names of one folder differ where a file system ignores case; here, as far as paths can tell, too."""
+    (tmp_path / "models" / "base").mkdir(parents=True)
+    stat = Path.stat
+    monkeypatch.setattr(Path, "stat", lambda path, **how: stat(Path(str(path).replace("Models", "models")), **how))
+    for out in ("Models", "Models/base", "Models/base/inner"):
+        with pytest.raises(RunError, match="this command reads"):
+            check_apart(tmp_path / out, [tmp_path / "models" / "base"])
+    check_apart(tmp_path / "Models" / "other", [tmp_path / "models" / "base"])
+
+
+def test_an_experiment_file_alone_makes_no_run_directory(tmp_path: Path) -> None:
+    """A user's folder with an experiment.yaml of the user's is not taken for a run, whose settings are replaced."""
+    (tmp_path / "experiment.yaml").write_text("base: mine\n")
+    with pytest.raises(RunError, match="not a run directory"), RunDirectory(tmp_path).held():
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["experiment.yaml"]
+
+
+def test_what_a_killed_command_left_is_not_taken_for_another_path(tmp_path: Path) -> None:
+    """Of `lam-0` and `lam-0.2`, each gets back its own model that was moved aside."""
+    kept = written(tmp_path / ".lam-0.2.77-0123abcd.old.partial", weights="w")
+    with whole_directory(tmp_path / "lam-0") as place:
+        (place / "weights").write_text("other")
+    assert (tmp_path / "lam-0" / "weights").read_text() == "other"
+    assert kept.is_dir()
+    with pytest.raises(RunError, match="exists already"), whole_directory(tmp_path / "lam-0.2"):
+        pass
+    assert (tmp_path / "lam-0.2" / "weights").read_text() == "w"
+
+
+def test_a_user_s_folder_takes_files_over_none_of_the_user_s(tmp_path: Path) -> None:
+    """A comparison may be written again, but not over a file of that name that the user put there."""
+
+    def add(**files: str) -> None:
+        with added_to(tmp_path) as made:
+            for name, text in files.items():
+                (made / f"{name}.csv").write_text(text)
+
+    add(a="old")
+    add(a="new")
+    assert (tmp_path / "a.csv").read_text() == "new"
+    (tmp_path / "b.csv").write_text("precious")
+    with pytest.raises(RunError, match=r"b\.csv is there already"):
+        add(a="newest", b="other")
+    assert (tmp_path / "a.csv").read_text() == "new"
+    assert (tmp_path / "b.csv").read_text() == "precious"
+
+
+@pytest.mark.parametrize("out", ["base/model.safetensors", "base/inputs.safetensors", "link.safetensors"])
+def test_input_statistics_never_replace_a_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_base: Path, out: str
+) -> None:
+    """`inputs --force` refuses the model that it reads, also by a hard link, and any file that is no statistics."""
+    monkeypatch.chdir(tmp_path)
+    base = shutil.copytree(tiny_base, tmp_path / "base")
+    weights = (base / "model.safetensors").read_bytes()
+    (tmp_path / "link.safetensors").hardlink_to(base / "model.safetensors")
+    done = CliRunner().invoke(app, ["inputs", "base", "--guard", "own", "--out", out, "--force"])
+    assert isinstance(done.exception, RunError), done.output
+    assert (base / "model.safetensors").read_bytes() == (tmp_path / "link.safetensors").read_bytes() == weights
+    assert not (base / "inputs.safetensors").exists()

@@ -18,7 +18,8 @@ from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 from backmerge.errors import RunError
 
 MANIFEST = "backmerge.json"
-ADDED_LATER = frozenset({"README.md"})  # the model card, which a report writes next to the weights
+CARD = "README.md"  # the model card, which is written next to the weights, and anew by each report
+SEAL = "<!-- backmerge {} -->\n"  # a card's last line, with the digest of what is above it
 NAMES = frozenset({"name", "method", "mode", "device", "dtype", "rule", "executor"})  # settings that name no folder
 BLOCK = 1 << 24  # bytes that are hashed at once
 
@@ -94,6 +95,20 @@ def damage_of(directory: Path) -> str | None:
     return None
 
 
+def sealed_card(text: str) -> str:
+    """Return a model card with a last line that tells later commands that nobody has edited it."""
+    return text + SEAL.format(xxhash.xxh3_128_hexdigest(text.encode()))
+
+
+def is_own_card(file: Path) -> bool:
+    """Return whether a file is a model card as backmerge wrote it."""
+    if file.is_symlink() or not file.is_file():
+        return False
+    content = file.read_bytes()
+    text = content[: content.rfind(SEAL.partition("{")[0].encode())]
+    return content == text + SEAL.format(xxhash.xxh3_128_hexdigest(text)).encode()
+
+
 def is_free(place: Path) -> bool:
     """Return whether nothing is at a place, or an empty folder."""
     return not os.path.lexists(place) or (place.is_dir() and not any(place.iterdir()))
@@ -116,7 +131,8 @@ def check_replaceable(place: Path) -> None:
             "--force does not replace it",
             remedy="give another --out, or remove that folder yourself.",
         )
-    foreign = [name for name in _names_in(place) if name not in manifest.files and name not in ADDED_LATER]
+    ours = {*manifest.files, *([CARD] if is_own_card(place / CARD) else [])}
+    foreign = [name for name in _names_in(place) if name not in ours]
     if foreign:
         more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
         raise RunError(
@@ -178,7 +194,7 @@ def check_apart(out: Path, reads: Iterable[Path]) -> None:
     """
     place = _resolved(out)
     for name, own in (("the working directory", Path.cwd()), ("your home", Path.home()), ("the root", Path("/"))):
-        if _resolved(own).is_relative_to(place):
+        if _is_in(_resolved(own), place):
             raise RunError(f"--out {out} is {name}, or above it", remedy="give a folder of its own, such as out.")
     for name, cache in _caches():
         if _overlap(place, _resolved(cache)):
@@ -186,7 +202,7 @@ def check_apart(out: Path, reads: Iterable[Path]) -> None:
     for path in reads:
         for source in _with_links(path):
             if _overlap(place, source):
-                how = "is" if place == source else "holds" if source.is_relative_to(place) else "is inside"
+                how = "is" if place == source else "holds" if _is_in(source, place) else "is inside"
                 raise RunError(
                     f"--out {out} {how} {path}, which this command reads: writing there would destroy it",
                     remedy="give an --out apart from the models and data that are read.",
@@ -233,7 +249,27 @@ def digest_of(file: Path) -> str:
 
 
 def _overlap(one: Path, other: Path) -> bool:
-    return one.is_relative_to(other) or other.is_relative_to(one)
+    return _is_in(one, other) or _is_in(other, one)
+
+
+def _is_in(inner: Path, outer: Path) -> bool:
+    """Return whether a resolved path is another, or lies in it.
+
+    Names differ for one folder on file systems that ignore case, and under bind mounts; so files are compared as well.
+    """
+    if inner.is_relative_to(outer):
+        return True
+    try:
+        there = outer.stat()
+    except OSError:
+        return False
+    for place in (inner, *inner.parents):
+        try:
+            if os.path.samestat(place.stat(), there):
+                return True
+        except OSError:  # it is to be made
+            continue
+    return False
 
 
 def _resolved(path: Path) -> Path:

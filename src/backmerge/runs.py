@@ -23,9 +23,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import glob
 import json
 import os
+import re
 import secrets
 import shutil
 import time
@@ -96,12 +96,12 @@ def write_whole(path: Path, *content: str | bytes | memoryview) -> None:
     sync_directory(path.parent)
 
 
-def write_once(path: Path, content: str) -> bool:
+def write_once(path: Path, *content: str | bytes | memoryview) -> bool:
     """Write a file unless it is there; of several processes, on any hosts, one does. Says whether it was this one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{_unique()}{PARTIAL}")
     try:
-        write_whole(temporary, content)
+        write_whole(temporary, *content)
         try:
             os.link(temporary, path)  # a rename would replace what is there
         except FileExistsError:
@@ -260,8 +260,10 @@ def claimed(place: Path) -> Iterator[bool]:
 
 
 def _remove_abandoned(path: Path) -> None:
-    """Clear what killed processes left beside `path`: a living one holds a lock on its own."""
-    for leftover in path.parent.glob(f".{glob.escape(_stem(path))}.*{PARTIAL}"):
+    """Clear what killed processes left for `path`: a living one holds a lock on its own."""
+    # of `lam-0` and `lam-0.2`, each has its own: a pattern of the former's names with a star would match the latter's
+    ours = re.compile(rf"\.{re.escape(_stem(path))}\.\d+-[0-9a-f]+(\.old)?{re.escape(PARTIAL)}")
+    for leftover in [entry for entry in path.parent.iterdir() if ours.fullmatch(entry.name)]:
         if leftover.name.endswith(f".old{PARTIAL}"):
             if path.exists():  # otherwise it is the only copy: killed between two renames
                 shutil.rmtree(leftover, ignore_errors=True)
@@ -367,9 +369,9 @@ class RunDirectory:
         """
         if self.path.exists() and not self.path.is_dir():
             raise RunError(f"{self.path} is a file, not a run directory", remedy="give another --out.")
-        if self.path.is_dir() and not (self.path / "experiment.yaml").exists() and self._holds_foreign_files():
+        if self.path.is_dir() and not self._is_ours() and self._holds_foreign_files():
             raise RunError(
-                f"{self.path} holds files but no experiment.yaml, so it is not a run directory",
+                f"{self.path} holds files, and is not a run directory of backmerge's",
                 remedy="give another --out; nothing was touched.",
             )
         made = [place for place in (self.path, *self.path.absolute().parents) if not place.exists()]
@@ -409,6 +411,12 @@ class RunDirectory:
             (self.path / ".gitignore").write_text("*\n")
             self.units.mkdir(exist_ok=True)
             yield
+
+    def _is_ours(self) -> bool:
+        """Return whether a run began here: an `experiment.yaml` without its units may be one that a user wrote."""
+        return (self.path / SETTINGS).exists() and any(
+            (self.path / name).exists() for name in (".lock", "units", SHARDS)
+        )
 
     def _holds_foreign_files(self) -> bool:
         return any(file.name not in OWN and not file.name.endswith(PARTIAL) for file in self.path.iterdir())

@@ -291,7 +291,7 @@ def test_experiments_and_evaluations_do_not_share_a_directory(experiment: Experi
 def test_a_damaged_configuration_is_one_clear_error(experiment: Experiment, tmp_path: Path) -> None:
     """An experiment.yaml that was edited to no YAML is named, not a traceback."""
     out = tmp_path / "run"
-    out.mkdir()
+    (out / "units").mkdir(parents=True)
     (out / "experiment.yaml").write_text("base: [")
     with pytest.raises(RunError, match="damaged"):
         run_experiment(experiment, out)

@@ -35,7 +35,7 @@ def inputs(
     dtype: Dtype = "auto",
     thinking: Thinking = None,
     batch_size: BatchSize = 64,
-    force: Annotated[bool, typer.Option("--force", help="Replace the file that is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the input statistics that are there.")] = False,
     allow_plugins: Plugins = False,
 ) -> None:
     """Gather what a model's linear layers see on guard prompts and its own answers; merges by direction need it.
@@ -55,8 +55,6 @@ def inputs(
         raise ConfigError("whose prompts?", remedy="give either --guard or --task.")
     if out.suffix != ".safetensors":
         raise ConfigError(f"--out {out} does not end in .safetensors", remedy=f"such as --out {out.stem}.safetensors.")
-    if out.exists() and not force:
-        raise ConfigError(f"{out} is there already", remedy="give another --out, or --force to replace it.")
     values = {
         "model": model,
         "base": base,
@@ -74,5 +72,5 @@ def inputs(
     }
     settings = validated(InputsSettings, Document("the command line", values, {}))
     quieten()
-    found = gather(settings, out, Permissions(allow_plugins))
+    found = gather(settings, out, Permissions(allow_plugins), replace=force)
     typer.echo(f"{out}: {found.num_tokens:,} inputs of each layer, on {found.num_prompts} {found.kind} prompts")

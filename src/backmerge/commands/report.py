@@ -89,15 +89,18 @@ def _report_several(directories: Sequence[Path], out: Path, which: str | None, t
     from backmerge.reporting.finished_runs import read_runs
     from backmerge.reporting.paper_figures import write_paper
     from backmerge.reporting.runs_compared import write_comparison
+    from backmerge.reporting.user_folder import added_to
 
     places = [directory.resolve() for directory in directories]
     for directory, place in zip(directories, places, strict=True):
         if places.count(place) > 1:
             raise ConfigError(f"{directory} is given twice", remedy="name each run once.")
     runs = read_runs(directories, _check)
-    files = write_paper(families_of(runs), which, out, title) if which is not None else []
-    for file in [*files, *write_comparison(runs, out, title or "Runs compared")]:
-        typer.echo(file)
+    with added_to(out) as made:
+        files = write_paper(families_of(runs), which, made, title) if which is not None else []
+        files += write_comparison(runs, made, title or "Runs compared")
+    for file in files:
+        typer.echo(out / file.relative_to(made))
 
 
 def _place(directories: Sequence[Path]) -> Path:

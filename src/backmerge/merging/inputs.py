@@ -29,7 +29,7 @@ from backmerge.checkpoints.reader import Weights
 from backmerge.config import Settings
 from backmerge.errors import CheckpointError, MergeError
 from backmerge.outputs import digest_of
-from backmerge.runs import write_whole
+from backmerge.runs import write_once, write_whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -301,11 +301,13 @@ class GatheredLayer(NamedTuple):
     inputs: LayerInputs
 
 
-def write_statistics(path: Path, provenance: Provenance, layers: Mapping[str, GatheredLayer]) -> None:
+def write_statistics(
+    path: Path, provenance: Provenance, layers: Mapping[str, GatheredLayer], *, replace: bool = True
+) -> None:
     """Write a file of input statistics, whole or not at all; `layers` by their names in the file.
 
     Raises:
-        CheckpointError: it cannot be written.
+        CheckpointError: it cannot be written, or appeared meanwhile and is not to be replaced.
     """
     records = {
         name: LayerRecord(tensors=t, rest=i.rest, is_transposed=i.is_transposed) for name, (t, i) in layers.items()
@@ -319,7 +321,17 @@ def write_statistics(path: Path, provenance: Provenance, layers: Mapping[str, Ga
     infos = {name: TensorInfo(array.shape, "F32", path) for name, array in arrays.items()}
     header, _, _ = header_bytes(list(arrays), infos, {METADATA: record.model_dump_json()})
     try:
-        write_whole(path, header, *(array.reshape(-1).view(np.uint8).data for array in arrays.values()))
+        content: list[bytes | memoryview] = [
+            header,
+            *(array.reshape(-1).view(np.uint8).data for array in arrays.values()),
+        ]
+        if replace:
+            write_whole(path, *content)
+        elif not write_once(path, *content):
+            raise CheckpointError(
+                f"{path} appeared while this command was at work: another command wrote it, and it is kept",
+                remedy="give another --out.",
+            )
     except OSError as error:
         raise CheckpointError(
             f"cannot write {path}: {error}", remedy="give another --out, or free the disk."

@@ -19,13 +19,14 @@ from backmerge.checkpoints.adapter import is_adapter, open_weights
 from backmerge.checkpoints.locate import locate_model
 from backmerge.checkpoints.reader import Checkpoint, Weights
 from backmerge.config import Settings
-from backmerge.errors import CheckpointError, ConfigError
+from backmerge.errors import CheckpointError, ConfigError, RunError
 from backmerge.generation.cache import cache_directory, tokenizer_identity
 from backmerge.generation.protocol import EngineSettings
 from backmerge.merging.inputs import InputStatistics, Provenance, write_statistics
 from backmerge.merging.method import INPUTS
 from backmerge.merging.recipe import Variant
 from backmerge.merging.served import dtype_of
+from backmerge.outputs import check_apart, paths_read
 from backmerge.planning.prepare import Plan
 from backmerge.progress import bar, say
 from backmerge.records import Example, to_json
@@ -120,12 +121,26 @@ class InputsSettings(Settings):
     engine: EngineSettings = EngineSettings()
 
 
-def gather(settings: InputsSettings, path: Path, permissions: Permissions = NOTHING_ALLOWED) -> Provenance:
+def gather(
+    settings: InputsSettings, path: Path, permissions: Permissions = NOTHING_ALLOWED, *, replace: bool = False
+) -> Provenance:
     """Gather the inputs of a model's layers and write them to a file.
 
     Raises:
-        BackmergeError: the model or the prompts cannot be had, or see `collect`.
+        BackmergeError: the model or the prompts cannot be had, the file is there and is not to be replaced, or see
+            `collect`.
     """
+    check_apart(path, paths_read(settings))
+    if os.path.lexists(path) and not replace:
+        raise RunError(f"{path} exists already, and was not touched", remedy="give another --out.")
+    if os.path.lexists(path):
+        try:
+            InputStatistics(path)
+        except (CheckpointError, OSError) as error:
+            raise RunError(
+                f"{path} is no whole file of input statistics, and --force replaces nothing else",
+                remedy="give another --out, or remove that file yourself.",
+            ) from error
     variant = _variant_of(settings)
     asked: Asked = settings.guard
     if settings.is_task:
@@ -136,7 +151,7 @@ def gather(settings: InputsSettings, path: Path, permissions: Permissions = NOTH
         raise ConfigError(
             f"the guard {guard.statistics.path} is such a file already", remedy="give prompts: a benchmark or a file."
         )
-    return collect(variant, guard, settings.engine, path)
+    return collect(variant, guard, settings.engine, path, replace=replace)
 
 
 def _variant_of(settings: InputsSettings) -> Variant:
@@ -166,7 +181,7 @@ def of_model(statistics: InputStatistics, model: Weights) -> InputStatistics:
     return statistics
 
 
-def collect(variant: Variant, guard: Guard, engine: EngineSettings, path: Path) -> Provenance:
+def collect(variant: Variant, guard: Guard, engine: EngineSettings, path: Path, *, replace: bool = True) -> Provenance:
     """Run a model on a guard's prompts and write the second moments of its layers' inputs.
 
     Args:
@@ -174,6 +189,7 @@ def collect(variant: Variant, guard: Guard, engine: EngineSettings, path: Path) 
         guard: Its prompts; where there are none, the model writes them.
         engine: Device, dtype and batch size.
         path: The file of statistics.
+        replace: Whether one that appeared there is replaced.
 
     Raises:
         GenerationError: the model cannot be run, or a conversation is longer than its context.
@@ -209,7 +225,7 @@ def collect(variant: Variant, guard: Guard, engine: EngineSettings, path: Path) 
         prompts=tuple(digest_of_prompt(prompt) for prompt in prompts),
     )
     local.release()
-    write_statistics(path, provenance, layers)
+    write_statistics(path, provenance, layers, replace=replace)
     return provenance
 
 

@@ -343,11 +343,10 @@ def _write_checkpoints(outputs: Mapping[Path, Variant], writing: Writing) -> Non
 
 def _write_card(directory: Path, variant: Variant, *, is_adapter: bool, rounding_loss: float | None = None) -> None:
     """Write README.md, which says what was merged and that its safety was not measured."""
-    from backmerge.reporting.merge_card import unmeasured_card
-    from backmerge.runs import write_whole
+    from backmerge.reporting.merge_card import unmeasured_card, write_card
 
     card = unmeasured_card(directory.name, variant, is_adapter=is_adapter, rounding_loss=rounding_loss)
-    write_whole(directory / "README.md", card)
+    write_card(directory, card)
 
 
 def _tell_rounding(written: Written, variant: Variant) -> None:

@@ -13,7 +13,7 @@ from backmerge.benchmarks.catalogue import named
 from backmerge.benchmarks.guards import GuardChoice, TaskChoice
 from backmerge.benchmarks.protocol import BenchmarkSettings, Kind
 from backmerge.checkpoints.companions import Side
-from backmerge.config import Settings
+from backmerge.config import NOT_YAML, Settings
 from backmerge.errors import RunError
 from backmerge.execution import ExecutionSettings
 from backmerge.finetuning.settings import FinetuneSettings
@@ -244,7 +244,7 @@ def settings_left(run: Path) -> dict[str, Any]:
         return {}
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError) as error:
+    except NOT_YAML as error:
         raise RunError(f"{file} is damaged: {error}", remedy="delete that file; what is done is kept.") from error
     if not isinstance(values, dict):
         raise RunError(f"{file} holds no settings", remedy="delete that file; what is done is kept.")

@@ -11,8 +11,8 @@ from backmerge.reporting.card_facts import CardFacts
 from backmerge.reporting.card_front import front_matter
 from backmerge.reporting.card_reading import json_object, license_of, license_terms
 from backmerge.reporting.card_text import body
+from backmerge.reporting.merge_card import write_card
 from backmerge.results import RestoreResults
-from backmerge.runs import write_whole
 
 __all__ = ["license_of", "license_terms", "model_card", "write_cards"]
 
@@ -38,7 +38,7 @@ def write_cards(directory: Path, results: RestoreResults) -> None:
                 fingerprint=fingerprint if isinstance(fingerprint, str) else None,
                 files=frozenset(file.name for file in folder.iterdir()),
             )
-            write_whole(folder / "README.md", model_card(facts))
+            write_card(folder, model_card(facts))
 
 
 def model_card(facts: CardFacts) -> str:

@@ -18,8 +18,8 @@ from backmerge.merging.changes import Change, combined, covered_share, relation
 from backmerge.reporting.drawing import as_bytes
 from backmerge.reporting.heatmap import Heatmap, Table, by_module_type, figure, heatmap_of, page, percent, print_heatmap
 from backmerge.reporting.report import visible
+from backmerge.reporting.user_folder import added_to
 from backmerge.results import data_frame, html_table
-from backmerge.runs import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -133,9 +133,10 @@ class Diff:
     def write(self, out: Path) -> None:
         """Write `diff.json`, `diff.png` and `diff.html` into a folder."""
         heatmap = self.heatmap
-        write_whole(out / "diff.json", self.to_json() + "\n")
-        write_whole(out / "diff.png", as_bytes(figure(heatmap), "png"))
-        write_whole(out / "diff.html", page(self, heatmap, self.table))
+        with added_to(out) as made:
+            (made / "diff.json").write_text(self.to_json() + "\n", encoding="utf-8")
+            (made / "diff.png").write_bytes(as_bytes(figure(heatmap), "png"))
+            (made / "diff.html").write_text(page(self, heatmap, self.table), encoding="utf-8")
 
     def print(self, console: Console) -> None:
         """Print everything but the figures of single tensors."""

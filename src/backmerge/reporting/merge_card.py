@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import itertools
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from backmerge.merging.rounding import survival
 from backmerge.merging.served import served_dtype
+from backmerge.outputs import CARD, is_own_card, sealed_card
+from backmerge.progress import say
 from backmerge.reporting.card_reading import license_terms
+from backmerge.runs import write_whole
 
 if TYPE_CHECKING:
     from backmerge.checkpoints.reader import Weights
     from backmerge.merging.recipe import Variant
+
+
+def write_card(folder: Path, text: str) -> None:
+    """Write README.md into a model's folder; one that a user edited is kept under another name."""
+    file = folder / CARD
+    if file.exists() and not is_own_card(file):
+        kept = next(name for n in itertools.count(1) if not (name := folder / f"README.earlier-{n}.md").exists())
+        file.rename(kept)
+        say(f"{file} was edited, or is of an earlier version: it is kept as {kept.name}, and a new one is written.")
+    write_whole(file, sealed_card(text))
 
 
 def unmeasured_card(name: str, variant: Variant, *, is_adapter: bool, rounding_loss: float | None = None) -> str:

@@ -29,6 +29,7 @@ from backmerge.merging.recipe import Variant
 from backmerge.merging.rounding import rounding_line
 from backmerge.merging.served import served_dtype
 from backmerge.merging.to_disk import write_merged
+from backmerge.outputs import check_apart
 from backmerge.progress import say
 from backmerge.runs import whole_directory
 from backmerge.sharing.modelfile import modelfile
@@ -104,8 +105,9 @@ def export_model(
     """
     if not re.fullmatch(r"[\w.-]+", name):
         raise ConfigError(f"'{name}' is no name of a model", remedy="give --name with letters, digits, '.', '-', '_'.")
+    check_apart(out, [model, *([llama_cpp] if llama_cpp is not None else [])])
     tools = _mlx_tools(quantize) if to == "mlx" else _tools(quantize, llama_cpp)
-    with _as_checkpoint(model, base) as checkpoint, whole_directory(out) as place:
+    with _as_checkpoint(model, base, out) as checkpoint, whole_directory(out) as place:
         if to == "mlx":
             written = _to_mlx(checkpoint, place / name, tools, quantize)
         else:
@@ -134,7 +136,7 @@ def export_model(
 
 
 @contextmanager
-def _as_checkpoint(model: Path, base: str | None) -> Iterator[Path]:
+def _as_checkpoint(model: Path, base: str | None, out: Path) -> Iterator[Path]:
     """The model as a checkpoint: an adapter is merged into its base, in a folder that goes when the block ends."""
     if not is_adapter(model):
         yield model
@@ -143,6 +145,7 @@ def _as_checkpoint(model: Path, base: str | None) -> Iterator[Path]:
     if not isinstance(named, str) or not named:
         raise CheckpointError(f"{model} is an adapter that names no base", remedy="give --base.")
     on = Checkpoint(locate_model(named))
+    check_apart(out, [on.directory])
     variant = Variant(on, open_weights(model, on))
     with TemporaryDirectory(prefix="backmerge-export-") as temporary:
         directory = Path(temporary) / "model"

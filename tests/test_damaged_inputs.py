@@ -31,6 +31,7 @@ from backmerge.merging.to_disk import write_all
 from backmerge.records import Example, Message, Value, Verdict
 from backmerge.reporting.report import read_run
 from backmerge.runs import RunDirectory, write_results
+from merging.input_cases import statistics
 
 SECONDS, BYTES = 20, 2_000_000_000  # of processor time and of memory, that one try may take
 BATCH = 25  # tries in one process
@@ -175,6 +176,11 @@ KINDS: Mapping[str, Kind] = {
         "prompts.jsonl", ("rows.jsonl",), command("score", "rows.jsonl", "--benchmark", "prompts.jsonl", "--out", "out")
     ),
     "training rows": Kind("chats.jsonl", ("base",), command(*FINETUNE, "--data", "chats.jsonl"), is_slow=True),
+    "input statistics": Kind(
+        "guard.safetensors",
+        ("base", "tuned"),
+        command(*MERGE, "tuned", "--method", "anchored", "--guard", "guard.safetensors"),
+    ),
     "records": Kind("run/records/*.jsonl", (), lambda: read_records(Path("run"))),
     "verdicts": Kind("run/units/verdicts-k.jsonl", (), unit(Verdict, "verdicts")),
     "values": Kind("run/units/values-k.jsonl", (), unit(Value, "values")),
@@ -200,7 +206,8 @@ KINDS_OF_RUNS: Mapping[str, Kind] = {
     "reports compared": Kind(
         "done/*.[jy][sa]*", ("other",), command("report", "done", "other", "--out", "out"), is_slow=True
     ),
-    "judged again": Kind("done/records/*", (), JUDGE_AGAIN),
+    "pushed": Kind("merged/*", (), command("push", "merged", "me/x", "--dry-run", "--unconfirmed")),
+    "judged again": Kind("done/records/*", (), JUDGE_AGAIN, is_slow=True),
     "judged again, settings": Kind("done/*.[jy][sa]*", (), JUDGE_AGAIN),
     "to label": Kind("unlabelled/records/*", (), command("label", "unlabelled", "--number", "2")),
     "labelled": Kind("done/labels/*", (), command("label", "done", "--read", "done/labels/to_label.csv")),
@@ -220,6 +227,7 @@ class Inputs:
             shutil.copytree(source, self.sound / name)
         between = Variant(Checkpoint(self.sound / "base"), Checkpoint(self.sound / "tuned")).at(0.5)
         write_all({self.sound / "shards": between}, max_shard_bytes=40_000)
+        statistics(Checkpoint(self.sound / "base"), self.sound / "guard.safetensors")
         run = RunDirectory(self.sound / "run")
         with run.held():
             place = {"model": "base", "benchmark": "b", "split": "whole", "kind": "safety"}
@@ -400,7 +408,7 @@ def check_tries(inputs: Inputs, kinds: Mapping[str, Kind], number: int, report: 
     made = [json.loads(line) for line in lines.read_text().splitlines()] if lines is not None and lines.exists() else []
     tries = {(name, seed): Try(*found) for name, seed, *found in made if not found[1]}
     for name, kind in kinds.items():
-        left = [seed for seed in range(number // 5 if kind.is_slow else number) if (name, seed) not in tries]
+        left = [seed for seed in range(number // 10 if kind.is_slow else number) if (name, seed) not in tries]
         if left:
             copy_inputs(inputs, kind)
             assert outcome_of(kind.read) == DONE, f"{name}: sound files are not read either"
@@ -468,4 +476,4 @@ def test_ten_thousand_damaged_files_are_clear_errors(inputs: Inputs) -> None:
     """The long run, for all kinds of files; its table goes to the file that BACKMERGE_FUZZ_REPORT names."""
     report = report_of_tries()
     inputs.add_runs(Path.cwd())
-    check_tries(inputs, KINDS | KINDS_OF_RUNS, 330, report)
+    check_tries(inputs, KINDS | KINDS_OF_RUNS, 340, report)

@@ -366,7 +366,7 @@ def test_a_folder_of_something_else_is_refused_untouched(tmp_path: Path, name: s
     path.mkdir(mode=0o755)
     (path / name).write_text("years of work")
     (path / f"notes{PARTIAL}").write_text("a draft")
-    with pytest.raises(RunError, match=r"holds files but no experiment.yaml"), RunDirectory(path).held():
+    with pytest.raises(RunError, match=r"not a run directory of backmerge"), RunDirectory(path).held():
         pass
     assert files_under(path) == sorted([name, f"notes{PARTIAL}"])
     assert path.stat().st_mode & 0o777 == 0o755

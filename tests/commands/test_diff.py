@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from backmerge.checkpoints.reader import SINGLE
+from backmerge.reporting.user_folder import ADDED
 
 Run = Callable[..., tuple[int, str, str]]
 Factory = Callable[..., Path]
@@ -36,7 +37,7 @@ def test_a_child_is_told_with_its_change(child: tuple[Path, Path], run_cli: Run,
     assert printed.splitlines()[0] == f"{child[1]} is a child of {child[0]}."
     for words in ("self_attn.q_proj", "lm_head", "Advice", "--dtype float32", "Written"):
         assert words in printed
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"diff.json", "diff.png", "diff.html"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} - {ADDED} == {"diff.json", "diff.png", "diff.html"}
     document = json.loads((tmp_path / "out" / "diff.json").read_text())
     assert document["verdict"] == "child"
     base, tuned = (load_file(side / SINGLE) for side in child)

@@ -12,6 +12,7 @@ from tests.reporting.synthetic import enriched, made_results, made_run
 
 from backmerge.commands.report import report
 from backmerge.errors import ConfigError, RunError
+from backmerge.reporting.user_folder import ADDED
 
 BEST = {"linear": "linear@0.4", "slerp": "slerp@0.4"}
 COMPARED = {
@@ -45,8 +46,8 @@ def a_suite(folder: Path, table: str | None) -> Path:
 
 
 def names_in(folder: Path) -> set[str]:
-    """The files of a folder."""
-    return {path.name for path in folder.iterdir()}
+    """The files of a folder, but for the list of them."""
+    return {path.name for path in folder.iterdir()} - {ADDED}
 
 
 def test_one_run_has_its_report_and_tables_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,8 +14,9 @@ from backmerge.generation.protocol import EngineSettings
 from backmerge.generation.transformers_engine import TransformersEngine
 from backmerge.measuring.evaluate import Evaluator
 from backmerge.measuring.speed import expected_time, time_sentence
-from backmerge.measuring.usage import SESSIONS, remember_speed, remembered_speed, session, speed_key, speed_of_sessions
+from backmerge.measuring.usage import SESSIONS, session, speed_of_sessions
 from backmerge.merging.recipe import Variant
+from backmerge.planning.estimate import remember_speed, remembered_speed, speed_key
 from backmerge.progress import Part, Rates
 from backmerge.runs import RunDirectory
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from backmerge.commands.options import command_line
+from backmerge.commands.options import Plugins, command_line
 from backmerge.commands.running import stoppable
 from backmerge.errors import ConfigError
 from backmerge.generation.quiet import quieten
@@ -74,9 +74,7 @@ def finetune(
         typer.Option("--set", metavar="KEY=VALUE", help="Any other setting, such as lora.dropout=0.1 or warmup=0."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the model that backmerge wrote at --out.")] = False,
-    allow_plugins: Annotated[
-        bool, typer.Option("--allow-plugins", help="Run your own code where a name says package.module:function.")
-    ] = False,
+    allow_plugins: Plugins = False,
 ) -> None:
     """Fine-tune a chat model, with the paper's settings unless told otherwise; writes an ordinary peft adapter.
 

@@ -13,6 +13,7 @@ from backmerge.commands.options import (
     ROUNDINGS,
     ConfigFrom,
     GuardOption,
+    Plugins,
     TokenizerFrom,
     check_choice,
     files_values,
@@ -91,9 +92,7 @@ def merge(
         ),
     ] = True,
     force: Annotated[bool, typer.Option("--force", help="Replace the model that backmerge wrote at --out.")] = False,
-    allow_plugins: Annotated[
-        bool, typer.Option("--allow-plugins", help="Run your own code where a name says package.module:function.")
-    ] = False,
+    allow_plugins: Plugins = False,
 ) -> None:
     """Merge, and nothing else: writes a Hugging Face directory, whole or not at all.
 

@@ -8,14 +8,13 @@ from typing import Annotated
 
 import typer
 
+from backmerge.commands.options import Plugins
 from backmerge.registry import Permissions
 
 
 def methods(
     name: Annotated[str | None, typer.Argument(help="Tell all of this one.")] = None,
-    allow_plugins: Annotated[
-        bool, typer.Option("--allow-plugins", help="Import your own, given as package.module:function.")
-    ] = False,
+    allow_plugins: Plugins = False,
 ) -> None:
     """List the merge methods: what each does, how many tuned models it takes, its parameters and their defaults.
 

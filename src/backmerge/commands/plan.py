@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from backmerge.commands.options import DTYPES, check_choice, numbers, options_named, pairs
+from backmerge.commands.options import DTYPES, Plugins, check_choice, numbers, options_named, pairs
 from backmerge.registry import Permissions
 
 if TYPE_CHECKING:
@@ -25,9 +25,7 @@ def plan(
     dtype: Annotated[
         str | None, typer.Option(help="Of the result: float32, bfloat16, float16; else the base's.")
     ] = None,
-    allow_plugins: Annotated[
-        bool, typer.Option("--allow-plugins", help="Run your own code where a name says package.module:function.")
-    ] = False,
+    allow_plugins: Plugins = False,
 ) -> None:
     """Say what a merge would do, and write nothing: the cheapest exact way, sizes, and the cost of rounding.
 

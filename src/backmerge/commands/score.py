@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from backmerge.commands.options import Plugins
 from backmerge.errors import ConfigError
 from backmerge.registry import Permissions
 
@@ -27,9 +28,7 @@ def score(
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Of the judge, such as model=FOLDER.")
     ] = None,
-    allow_plugins: Annotated[
-        bool, typer.Option("--allow-plugins", help="Run your own code where a name says package.module:function.")
-    ] = False,
+    allow_plugins: Plugins = False,
     allow_code_execution: Annotated[
         bool,
         typer.Option(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pydantic import BaseModel
 from transformers import TrainerCallback
 
 from backmerge.errors import ConfigError
@@ -29,6 +29,16 @@ class Checked(NamedTuple):
     step: int
     directory: Path
     verdict: str | None
+
+
+class _Verdict(BaseModel):
+    verdict: str
+
+
+class _Found(BaseModel):
+    """What is read of the results of a check, which are typed in a room above this one."""
+
+    check: _Verdict
 
 
 class SafetyCheck(TrainerCallback):  # type: ignore[misc] # transformers is not typed
@@ -147,8 +157,7 @@ class SafetyCheck(TrainerCallback):  # type: ignore[misc] # transformers is not 
         done = self._run("check", str(directory), "--against", self._base, *utility, "--out", str(out))
         verdict = None
         if done:
-            results = json.loads((out / "results.json").read_text(encoding="utf-8"))
-            verdict = str(results["check"]["verdict"])
+            verdict = _Found.model_validate_json((out / "results.json").read_bytes()).check.verdict
             words = {"restored": "shown to be as safe as the base", "worse": "less safe than the base"}
             say(f"Step {step}: {words.get(verdict, 'not shown to be as safe as the base')} ({out / 'check.md'}).")
         self.checked.append(Checked(step, out, verdict))

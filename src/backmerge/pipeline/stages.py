@@ -6,11 +6,11 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from backmerge import __version__
 from backmerge.benchmarks.scoring import primary_metric
-from backmerge.benchmarks.split import Split
+from backmerge.benchmarks.split import SPLITS, Split
 from backmerge.checkpoints.adapter import AdapterOnBase
 from backmerge.checkpoints.reader import Weights
 from backmerge.config import Document, as_yaml
@@ -44,6 +44,7 @@ from backmerge.pipeline.sharding import measured_on, tell_of_shards
 from backmerge.pipeline.sweep import sweep
 from backmerge.pipeline.tuning import drift_rows
 from backmerge.pipeline.validation import (
+    ValidationScore,
     validate,
     validated,
     validation_note,
@@ -61,6 +62,7 @@ from backmerge.results import (
     Base,
     BenchmarkRow,
     ChosenLam,
+    Confirmation,
     DriftRow,
     PointRow,
     RestoreResults,
@@ -70,7 +72,7 @@ from backmerge.results import (
 from backmerge.runs import RunDirectory, key_of, models_in
 from backmerge.selection import Choice, choose
 from backmerge.selection import Verdict as Confirmed
-from backmerge.selection.sense_checks import findings_of
+from backmerge.selection.sense_checks import Finding, findings_of
 
 # a changed setting redoes these; what comes after is redone as far as its own inputs changed
 FIRST_STAGE_OF = {
@@ -156,79 +158,31 @@ def run_experiment(
             cost = cost_of(experiment, needs_of_plan(prepared, points, tuned, engine), points)
             counted.planned = cost.counts
             say(f"{cost.sentence}\n{_expected_time(evaluator, prepared, tuned, points)}")
-            found = sweep(evaluator, prepared, tuned, points, outcomes, key_of(inputs))
-            points += found.points
-            validation = validate(evaluator, prepared, tuned, points)
-            found = found._replace(
-                candidates=validated(found.candidates, validation),
-                notes=[*filter(None, [validation_note(validation)]), *found.notes],
-            )
-            choice = _or_closest(choose(found.candidates, experiment.choice))
-            choice = choice._replace(
-                reason=" ".join(filter(None, (choice.reason, *found.notes, margin_note(prepared))))
-            )
-            run.log(f"choice: {choice.reason}")
-            chosen = next((point for point in points if point.name == choice.point), None)
+            chosen = _choose(evaluator, prepared, tuned, points, outcomes, key_of(inputs))
+            run.log(f"choice: {chosen.choice.reason}")
             with bar("Writing the merged models", len(tuned)):
-                written = write_chosen(run, prepared, tuned, chosen)
-            rivals = contenders_of(prepared, found.candidates, points) if experiment.choice.compare else []
-            _confirm(evaluator, prepared, tuned, chosen, written, rivals, outcomes)
-            engine.release()  # all is answered; a suite's next experiment brings an engine of its own
-            confirmation = confirmation_of(prepared, outcomes, chosen, list(written))
-            looks = counted_looks(run, prepared, inputs, chosen, confirmation.verdict)
-            confirmation = confirmation.model_copy(update={"looks": looks})
-            evidence = evidence_of(
-                outcomes,
-                prepared.benchmarks,
-                "confirmation",
-                experiment.choice.margin,
-                merged=chosen.name if chosen else None,
-                judges=(prepared.judge, prepared.second_judge),
-                losses=losses_at(prepared, outcomes, chosen.name) if chosen else (),
-            )
-            findings = findings_of(evidence, experiment.choice.accept)
-            # the confirmation tests the margin, which is less than rule `target` asks for
-            confirmation = with_findings(
-                confirmation,
-                findings,
-                misses_target=experiment.choice.rule == "target" and not any(step.passes for step in choice.steps),
-            )
-            merged = hand_over(run, written, confirmation, choice)
+                written = write_chosen(run, prepared, tuned, chosen.point)
+            _confirm(evaluator, prepared, tuned, chosen, written, outcomes)
+            engine.release()  # all is answered; a suite's next experiment has another engine
+            confirmation, findings = _concluded(run, prepared, inputs, chosen, list(written), outcomes)
+            merged = hand_over(run, written, confirmation, chosen.choice)
             results = RestoreResults(
                 name=experiment.name,
                 backmerge=__version__,
                 environment={"python": platform.python_version(), "machine": platform.machine(), **engine.identity},
-                base=Base(
-                    name=experiment.base,
-                    fingerprint=prepared.base.fingerprint,
-                    **license_terms(prepared.base.directory),
-                ),
-                tuned=tuple(_tuned_row(name, weights) for name, weights in tuned.items()),
                 inputs=inputs,
-                benchmarks=tuple(_benchmark_rows(prepared)),
+                tuned=tuple(_tuned_row(name, weights) for name, weights in tuned.items()),
                 drift=tuple(_drift(run, prepared, tuned)),
-                second_judge=None if prepared.second_judge is None else prepared.second_judge.name,
                 guards=tuple(guard_rows(prepared.guards, prepared.inputs, run.path)),
-                points=tuple(
-                    PointRow(point=p.name, role=p.role, series=p.series, lam=p.lam, setting=p.setting, **p.recipe)
-                    for p in points
-                    if any(outcomes.at(p.name, b.name, "selection") for b in prepared.benchmarks)
-                ),
-                choice=_choice_row(experiment, choice, chosen),
-                split=experiment.evaluate.split,
-                validation=tuple(validation_rows(validation)),
+                merged=tuple(merged),
                 confirmation=confirmation,
                 findings=findings,
-                comparison=comparison_of(prepared, outcomes, rivals) if rivals else None,
-                merged=tuple(merged),
+                **_planned_parts(prepared),
+                **_chosen_parts(prepared, chosen, outcomes),
                 **common_parts(outcomes),
-                summary=tuple(summary_of(outcomes, points)),
-                differences=tuple(
-                    row for split in ("selection", "confirmation") for row in differences_of(outcomes, points, split)
-                ),
             )
             write_records(run, outcomes)
-            run.write_json("samples.json", samples_of(outcomes, prepared, chosen))
+            run.write_json("samples.json", samples_of(outcomes, prepared, chosen.point))
             results.write(run.path)
         # the report reads what is on disk, so that it can be made again by itself, and tells what this session cost
         from backmerge.reporting.report import write_report
@@ -239,6 +193,102 @@ def run_experiment(
         say(f"{counted.spent.sentence}.")
         run.log(f"done: {confirmation.verdict}; {counted.spent.sentence}")
     return Finished(directory, results)
+
+
+class _Chosen(NamedTuple):
+    """What the sweep ended with.
+
+    Attributes:
+        points: All that may have been measured.
+        validation: Point to its score on held-out rows.
+        choice: The rule's, with its reason.
+        point: The chosen one, if there is one.
+        rivals: The best of each other series, if series are compared.
+    """
+
+    points: list[Point]
+    validation: dict[str, ValidationScore]
+    choice: Choice
+    point: Point | None
+    rivals: list[Contender]
+
+
+def _choose(
+    evaluator: Evaluator,
+    prepared: Plan,
+    tuned: Mapping[str, Weights],
+    points: Sequence[Point],
+    outcomes: Outcomes,
+    key: str,
+) -> _Chosen:
+    """Measure the points, and those that the search adds; choose one."""
+    found = sweep(evaluator, prepared, tuned, points, outcomes, key)
+    points = [*points, *found.points]
+    validation = validate(evaluator, prepared, tuned, points)
+    candidates = validated(found.candidates, validation)
+    settings = prepared.experiment.choice
+    choice = _or_closest(choose(candidates, settings))
+    notes = (validation_note(validation), *found.notes, margin_note(prepared))
+    choice = choice._replace(reason=" ".join(filter(None, (choice.reason, *notes))))
+    point = next((point for point in points if point.name == choice.point), None)
+    rivals = contenders_of(prepared, candidates, points) if settings.compare else []
+    return _Chosen(points, validation, choice, point, rivals)
+
+
+def _concluded(
+    run: RunDirectory,
+    prepared: Plan,
+    inputs: Mapping[str, Any],
+    chosen: _Chosen,
+    written: Sequence[str],
+    outcomes: Outcomes,
+) -> tuple[Confirmation, tuple[Finding, ...]]:
+    """Return the confirmation, and what the sense checks find of it."""
+    settings, point = prepared.experiment.choice, chosen.point
+    confirmation = confirmation_of(prepared, outcomes, point, list(written))
+    looks = counted_looks(run, prepared, inputs, point, confirmation.verdict)
+    confirmation = confirmation.model_copy(update={"looks": looks})
+    evidence = evidence_of(
+        outcomes,
+        prepared.benchmarks,
+        "confirmation",
+        settings.margin,
+        merged=point.name if point else None,
+        judges=(prepared.judge, prepared.second_judge),
+        losses=losses_at(prepared, outcomes, point.name) if point else (),
+    )
+    findings = findings_of(evidence, settings.accept)
+    # the confirmation tests the margin, which is less than rule `target` asks for
+    misses_target = settings.rule == "target" and not any(step.passes for step in chosen.choice.steps)
+    return with_findings(confirmation, findings, misses_target=misses_target), findings
+
+
+def _planned_parts(prepared: Plan) -> dict[str, Any]:
+    """Return what the results hold of the plan, by the names of the fields there."""
+    base = prepared.base
+    return {
+        "base": Base(name=prepared.experiment.base, fingerprint=base.fingerprint, **license_terms(base.directory)),
+        "benchmarks": tuple(_benchmark_rows(prepared)),
+        "second_judge": None if prepared.second_judge is None else prepared.second_judge.name,
+        "split": prepared.experiment.evaluate.split,
+    }
+
+
+def _chosen_parts(prepared: Plan, chosen: _Chosen, outcomes: Outcomes) -> dict[str, Any]:
+    """Return what the results hold of the points and the choice among them, by the names of the fields there."""
+    points = chosen.points
+    return {
+        "points": tuple(
+            PointRow(point=p.name, role=p.role, series=p.series, lam=p.lam, setting=p.setting, **p.recipe)
+            for p in points
+            if any(outcomes.at(p.name, b.name, "selection") for b in prepared.benchmarks)
+        ),
+        "choice": _choice_row(prepared.experiment, chosen.choice, chosen.point),
+        "validation": tuple(validation_rows(chosen.validation)),
+        "comparison": comparison_of(prepared, outcomes, chosen.rivals) if chosen.rivals else None,
+        "summary": tuple(summary_of(outcomes, points)),
+        "differences": tuple(row for split in SPLITS for row in differences_of(outcomes, points, split)),
+    }
 
 
 def _note_changes(run: RunDirectory, experiment: Experiment) -> None:
@@ -341,9 +391,8 @@ def _confirm(
     evaluator: Evaluator,
     prepared: Plan,
     tuned: Mapping[str, Weights],
-    chosen: Point | None,
+    chosen: _Chosen,
     written: Mapping[str, Variant],
-    rivals: Sequence[Contender],
     outcomes: Outcomes,
 ) -> None:
     """Measure base, tuned and, as loaded from disk, the chosen merges on prompts that λ was not chosen on.
@@ -351,11 +400,12 @@ def _confirm(
     Where series are compared, the best of each of the others is measured too, as merged in memory.
     """
     # where the tuned model itself was chosen, it too is measured as written
-    live = [BASE] if chosen == TUNED else [BASE, TUNED]
-    live += confirmed_points(rivals, chosen)
-    members = [member for point in live for member in prepared.members_at(point, tuned)]
-    if chosen is not None:
-        members += [Member(f"{chosen.name}/{name}", chosen, name, variant) for name, variant in written.items()]
+    point = chosen.point
+    live = [BASE] if point == TUNED else [BASE, TUNED]
+    live += confirmed_points(chosen.rivals, point)
+    members = [member for one in live for member in prepared.members_at(one, tuned)]
+    if point is not None:
+        members += [Member(f"{point.name}/{name}", point, name, variant) for name, variant in written.items()]
     _measure(evaluator, prepared, members, "confirmation", "Confirmation on other prompts", outcomes)
 
 

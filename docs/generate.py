@@ -212,7 +212,7 @@ def _default_of(field: Any) -> str:
 
 def methods_page() -> str:
     """Every merge method."""
-    from backmerge.commands import methods as told
+    from backmerge.commands.about import takes
     from backmerge.merging.method import find_method
     from backmerge.registry import METHODS
 
@@ -220,9 +220,9 @@ def methods_page() -> str:
     rows = ["| method | takes | λ = 0 and 1 are exact | a LoRA of LoRAs | |", "|---|---|---|---|---|"]
     found = {name: find_method(name) for name in sorted(METHODS.entries)}
     for name, method in found.items():
-        takes = told._takes(method.num_tuned)  # the words of `backmerge methods`
+        taken = takes(method.num_tuned)  # the words of `backmerge methods`
         flags = ["yes" if one else "no" for one in (method.has_exact_endpoints, method.coefficients is not None)]
-        rows.append(f"| [`{name}`](#{name}) | {takes} | {flags[0]} | {flags[1]} | {cell(method.summary)} |")
+        rows.append(f"| [`{name}`](#{name}) | {taken} | {flags[0]} | {flags[1]} | {cell(method.summary)} |")
     parts.append("\n".join(rows))
     for name, method in found.items():
         parts += [f"## `{name}` {{ #{name} }}", *described(inspect.getdoc(method.function) or "")]

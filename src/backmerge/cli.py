@@ -10,27 +10,24 @@ from typing import Annotated, Any
 
 import typer
 
+from backmerge.commands.about import doctor, list_, methods, schema
 from backmerge.commands.chat import chat
 from backmerge.commands.check import check
 from backmerge.commands.clean import clean
 from backmerge.commands.completion import with_names
 from backmerge.commands.demo import demo
 from backmerge.commands.diff import diff
-from backmerge.commands.doctor import doctor
 from backmerge.commands.evaluate import evaluate
 from backmerge.commands.export import export
 from backmerge.commands.finetune import finetune
 from backmerge.commands.inputs import inputs
 from backmerge.commands.label import label
-from backmerge.commands.list import list_
 from backmerge.commands.merge import merge
-from backmerge.commands.methods import methods
 from backmerge.commands.plan import plan
 from backmerge.commands.push import push
 from backmerge.commands.report import report
 from backmerge.commands.restore import restore
 from backmerge.commands.run import run
-from backmerge.commands.schema import schema
 from backmerge.commands.score import score
 from backmerge.commands.suggestions import START
 from backmerge.errors import BackmergeError

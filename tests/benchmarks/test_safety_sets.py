@@ -99,7 +99,7 @@ def test_xstest_by_label_or_by_type(with_label: bool, tmp_path: Path) -> None:
     file = written(tmp_path / "x.csv", text)
     assert [e.id for e in xstest(asked("xstest", file)).examples] == ["xstest-1"]
     assert [e.id for e in xstest_unsafe(asked("xstest-unsafe", file)).examples] == ["xstest-2"]
-    with pytest.raises(DataError, match="row 1: no text under 'prompt'"):
+    with pytest.raises(DataError, match=r"y.csv, \w+ \d: no text under 'prompt'"):
         xstest(asked("xstest", written(tmp_path / "y.csv", "goal\na\n")))
 
 

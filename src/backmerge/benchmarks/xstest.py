@@ -9,14 +9,10 @@ by the type of the prompt, such as homonyms.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
-
-from backmerge.benchmarks.files import rows_of_hub
+from backmerge.benchmarks.files import data_rows
 from backmerge.benchmarks.protocol import Benchmark, BenchmarkSettings, Kind, options_of
 from backmerge.errors import DataError
 from backmerge.records import Example, Message
-from backmerge.rows import sound_rows
 
 NEEDS = "the hub, or NAME=xstest_prompts.csv"
 
@@ -43,16 +39,13 @@ def xstest_unsafe(settings: BenchmarkSettings) -> Benchmark:
 
 def _half(settings: BenchmarkSettings, name: str, kind: Kind) -> Benchmark:
     options_of(settings, {})
-    if settings.data is not None:
-        rows: Iterable[Mapping[str, Any]] = (row.values for row in sound_rows(settings.data))
-    else:
-        rows = rows_of_hub("XSTest", "walledai/XSTest", split="test")
     examples = []
-    for number, row in enumerate(rows, start=1):
+    rows = data_rows(settings.data, "XSTest", "walledai/XSTest", split="test")
+    for number, (place, row) in enumerate(rows, start=1):
         prompt, what = row.get("prompt"), row.get("type")
         if not prompt or not what:
             raise DataError(
-                f"XSTest, row {number}: no text under 'prompt' or 'type'",
+                f"{place}: no text under 'prompt' or 'type'",
                 remedy="give xstest_prompts.csv as its authors published it.",
             )
         is_harmful = row["label"] == "unsafe" if row.get("label") else what.startswith(CONTRAST)

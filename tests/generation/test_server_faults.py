@@ -23,7 +23,7 @@ from backmerge.checkpoints.reader import Checkpoint
 from backmerge.demo import model_directory
 from backmerge.errors import BackmergeError, DataError, GenerationError
 from backmerge.generation import http_client, in_flight
-from backmerge.generation.answered import AnswerLog
+from backmerge.generation.cache import AnswerLog
 from backmerge.generation.http_client import _retry_after
 from backmerge.generation.protocol import Request
 from backmerge.merging.recipe import Variant
@@ -484,7 +484,7 @@ def test_a_full_disk_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.Monkey
             return write(descriptor, data[:5])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("backmerge.generation.answered.os.write", full)
+    monkeypatch.setattr("backmerge.generation.cache.os.write", full)
     with pytest.raises(GenerationError, match=r"No space left on device(.|\n)*make room"):
         log.add("b", 2)
     monkeypatch.undo()

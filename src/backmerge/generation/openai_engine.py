@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from backmerge import __version__
 from backmerge.errors import ConfigError, GenerationError
-from backmerge.generation.answered import AnswerLog
+from backmerge.generation.cache import AnswerLog
 from backmerge.generation.http_client import RefusedError, ServerClient
 from backmerge.generation.in_flight import as_answered
 from backmerge.generation.protocol import EngineSettings, Generator, LogLikelihood, Request, Sampling, thinking_identity

@@ -42,7 +42,7 @@ ROOMS: Mapping[str, tuple[str, Sequence[str]]] = {
             "merging.recipe",
             "merging.method",
             "merging.schedule",
-            "merging.plan",
+            "merging.served",
             "merging.to_disk",
             "merging.live",
             "merging.engine",
@@ -64,9 +64,12 @@ ROOMS: Mapping[str, tuple[str, Sequence[str]]] = {
             "benchmarks.lm_eval_bridge",
         ),
     ),
-    "finetuning": ("Fine-tuning", ("finetuning.settings", "finetuning.task", "finetuning.trainer")),
+    "finetuning": ("Fine-tuning", ("finetuning.settings", "finetuning.datasets", "finetuning.trainer")),
     "selection": ("Selection", ("selection", "selection.settings")),
-    "pipeline": ("Pipeline", ("planning.settings", "pipeline.stages", "pipeline.single")),
+    "pipeline": (
+        "Pipeline",
+        ("planning.settings", "planning.prepare", "planning.estimate", "pipeline.stages", "pipeline.single"),
+    ),
 }
 
 _EXTRA = re.compile(r"\s*\[((?:default: |required|x>|x<|\d)[^\[\]]*)\]$")

@@ -20,6 +20,8 @@ from backmerge.errors import RunError
 MANIFEST = "backmerge.json"
 CARD = "README.md"  # the model card, which is written next to the weights, and anew by each report
 SEAL = "<!-- backmerge {} -->\n"  # a card's last line, with the digest of what is above it
+CURVE = "curve.png"  # which the card shows
+EVAL_RESULTS = ".eval_results/backmerge.yaml"  # as the hub reads it; written with the card
 NAMES = frozenset({"name", "method", "mode", "device", "dtype", "rule", "executor"})  # settings that name no folder
 BLOCK = 1 << 24  # bytes that are hashed at once
 
@@ -131,7 +133,7 @@ def check_replaceable(place: Path) -> None:
             "--force does not replace it",
             remedy="give another --out, or remove that folder yourself.",
         )
-    ours = {*manifest.files, *([CARD] if is_own_card(place / CARD) else [])}
+    ours = {*manifest.files, *([CARD, CURVE, EVAL_RESULTS] if is_own_card(place / CARD) else [])}
     foreign = [name for name in _names_in(place) if name not in ours]
     if foreign:
         more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""

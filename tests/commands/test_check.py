@@ -65,6 +65,23 @@ def test_an_earlier_check_says_what_is_asked(run_cli: Cli, tmp_path: Path) -> No
     assert "leave --safety away" in errors
 
 
+def test_what_a_model_may_not_lose_is_part_of_the_verdict(run_cli: Cli, tmp_path: Path) -> None:
+    """--keep is held to its margin: three prompts show nothing of 5 points, and as much as 90 need."""
+    kept = tmp_path / "kept.jsonl"
+    kept.write_text("".join(json.dumps({"prompt": f"say {i}", "answer": f"{i}"}) + "\n" for i in range(3)))
+    command = ("check", "demo", "--against", "demo", *ASKED, "--limit", 100, "--keep", kept, "--strict")
+    code, output, _ = run_cli(*command, "--out", tmp_path / "a")
+    assert code == 3
+    assert "Not shown to be as safe as the base (not_kept)" in output
+    found = CheckResults.read(tmp_path / "a")
+    ((loss,), row) = (found.check.losses, next(row for row in found.rows if row.kind == "keep"))
+    assert (loss.benchmark, loss.is_kept, loss.loss.difference) == ("kept", False, 0)
+    assert (row.kept, row.margin) == ("not shown", 0.05)
+    code, output, _ = run_cli(*command, "--keep-margin", 0.9, "--out", tmp_path / "b")
+    assert code == 0
+    assert "-90: within" in output
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

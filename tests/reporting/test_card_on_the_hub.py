@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from huggingface_hub import ModelCard
+import yaml
+from huggingface_hub import ModelCard, parse_eval_result_entries
 from huggingface_hub.repocard_data import EvalResult, eval_results_to_model_index, model_index_to_eval_results
 
+from backmerge.registry import BENCHMARKS
 from backmerge.reporting.card import model_card, write_cards
 from backmerge.reporting.card_facts import CardFacts, plain
-from backmerge.reporting.card_front import front_matter, model_index
+from backmerge.reporting.card_front import HUB_DATASETS, front_matter
 
 from .synthetic import made_results, made_run, typed
 
@@ -68,7 +70,7 @@ def test_every_result_survives_the_round_trip(tmp_path: Path) -> None:
 def test_the_index_is_what_the_library_would_write() -> None:
     """Parsed and written again by the hub's library, the index is the same, key for key."""
     results = made_results()
-    index = model_index(CardFacts(typed(results), typed(results).merged[0]))
+    index = front_matter(CardFacts(typed(results), typed(results).merged[0]))["model-index"]
     name, evaluations = model_index_to_eval_results(index)
     assert eval_results_to_model_index(name, evaluations) == index
 
@@ -85,13 +87,42 @@ def test_the_metadata_survives_the_round_trip(tmp_path: Path) -> None:
     assert read.text.strip().startswith("# synthetic")
 
 
+def test_results_on_data_sets_of_the_hub_are_written_for_it(tmp_path: Path) -> None:
+    """`.eval_results` has the primary metric of each benchmark whose data set is known, and says on what it was."""
+    results = made_results()
+    for row in (*results["benchmarks"], *results["scores"], *results["summary"], *results["differences"]):
+        key = "name" if "sizes" in row else "benchmark"
+        row[key] = "advbench" if row[key] == "harmful" else row[key]
+    run = made_run(tmp_path / "run", results)
+    write_cards(run, typed(results))
+    folder = run / results["merged"][0]["directory"]
+    (entry,) = parse_eval_result_entries(yaml.safe_load((folder / ".eval_results" / "backmerge.yaml").read_text()))
+    asked = {"benchmark": "advbench", "model": "linear@0.5/seed-1", "split": "confirmation", "metric": "asr"}
+    (score,) = [one for one in results["scores"] if asked.items() <= one.items()]
+    assert (entry.dataset_id, entry.value) == ("walledai/AdvBench", pytest.approx(score["value"], abs=1e-6))
+    sizes = next(row["sizes"] for row in results["benchmarks"] if row["name"] == "advbench")
+    assert entry.notes is not None
+    assert f"on {score['n']} prompts of {sizes['selection'] + sizes['confirmation']}; the others chose λ" in entry.notes
+    assert "](curve.png)" in (folder / "README.md").read_text()
+    assert (folder / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_data_sets_of_the_hub_are_those_that_benchmarks_read() -> None:
+    """Each is a benchmark of ours, whose module names the repository."""
+    for name, repository in HUB_DATASETS.items():
+        module = BENCHMARKS.entries[name].partition(":")[0].rpartition(".")[2].removesuffix("_benchmark")
+        folder = Path(__file__).parents[2] / "src" / "backmerge" / "benchmarks"
+        texts = [file.read_text() for file in folder.glob(f"{module}*.py")]
+        assert any(repository in text for text in texts), name
+
+
 def test_what_could_not_be_scored_is_no_result() -> None:
     """A metric without a value is left out, for the hub takes no empty one."""
     results = made_results()
     for score in results["scores"]:
         if score["benchmark"] == "harmless":
             score["value"] = None
-    (index,) = model_index(CardFacts(typed(results), typed(results).merged[0]))
+    (index,) = front_matter(CardFacts(typed(results), typed(results).merged[0]))["model-index"]
     assert [result["dataset"]["name"] for result in index["results"]] == ["task", "harmful"]
 
 

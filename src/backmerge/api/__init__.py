@@ -207,10 +207,9 @@ def checking(model: Model, against: Model | None = None, **options: Unpack[Check
     if against is None and earlier is None:
         name = called(document, "against")
         raise ConfigError("the base is missing: as safe as which model?", remedy=f"give {name}, or {name}-run.")
-    measured = document.values["evaluate"]
-    if not (measured.get("safety") or measured.get("keep")):
-        names = [called(document, f"evaluate.{kind}") for kind in ("safety", "keep")]
-        raise ConfigError("nothing to check safety on", remedy=f"give {names[0]}, such as advbench, or {names[1]}.")
+    if not document.values["evaluate"].get("safety"):
+        name = called(document, "evaluate.safety")
+        raise ConfigError("nothing to check safety on", remedy=f"give {name}, such as advbench.")
     return resolved(CheckSettings, document, inputs.out, inputs.permissions)
 
 

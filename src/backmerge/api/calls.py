@@ -78,7 +78,7 @@ class Measuring(TypedDict, total=False):
 
 
 class Restoring(Measuring, total=False):
-    """What `restore` takes; it needs `utility`, and `safety` or `keep`.
+    """What `restore` takes; it needs `utility` and `safety`.
 
     Attributes:
         keep: What tuning should not cost, such as general knowledge or another language: prompts with answers.
@@ -117,7 +117,7 @@ class Evaluating(Measuring, total=False):
 
 
 class Checking(Measuring, total=False):
-    """What `check` takes; it needs the base or an earlier run, and `safety` or `keep`.
+    """What `check` takes; it needs the base with `safety`, or an earlier run.
 
     Attributes:
         against_run: Instead of the base: an earlier run that measured it, which also says what is asked.

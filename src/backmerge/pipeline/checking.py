@@ -30,7 +30,7 @@ from backmerge.measuring.usage import Spent
 from backmerge.merging.recipe import Variant
 from backmerge.merging.served import as_given
 from backmerge.outputs import check_apart, paths_read
-from backmerge.pipeline.decision import evidence_of, verdict_on
+from backmerge.pipeline.decision import evidence_of, held_to, loss_rows, losses_of, verdict_on
 from backmerge.pipeline.results import (
     Outcomes,
     common_parts,
@@ -56,7 +56,7 @@ from backmerge.results import (
 from backmerge.runs import RunDirectory, write_whole
 from backmerge.selection import Verdict, confirm
 from backmerge.selection.limits import Limit, what_would_decide
-from backmerge.selection.sense_checks import FindingName, findings_of, limited_by
+from backmerge.selection.sense_checks import FindingName, Loss, findings_of, limited_by
 from backmerge.selection.settings import Share
 from backmerge.statistics import PairedDifference, mean_difference
 
@@ -76,6 +76,7 @@ class CheckSettings(Settings):
         margin: In ASR, as a share: 0.03 is 3 points. One-sided, 95 %.
         over_refusal_margin: By how much the share of harmless prompts that are refused may exceed the base's; told, and
             no part of the verdict.
+        keep_margin: How much less than the base the model may have on each benchmark under `evaluate.keep`.
         accept: Findings of the sense checks that count one degree less: see `choice.accept`.
         evaluate: Benchmarks, judge and engine.
         execution: Where answers are made; no result depends on it.
@@ -176,8 +177,18 @@ def check_model(
         for outcome in judge_and_score(judges, answered, settings.evaluate.max_unscored):
             outcomes.add(outcome)
         write_records(run, outcomes)
-        found = _check(settings, outcomes, benchmarks)
-        evidence = evidence_of(outcomes, benchmarks, SPLIT, settings.margin, tuned=MODEL.name, judges=(judge, second))
+        lost = losses_of(benchmarks, outcomes, MODEL.name, SPLIT, "base")
+        losses = held_to(lost, "It", settings.keep_margin, "base")
+        found = _check(settings, outcomes, benchmarks, losses)
+        evidence = evidence_of(
+            outcomes,
+            benchmarks,
+            SPLIT,
+            settings.margin,
+            tuned=MODEL.name,
+            judges=(judge, second),
+            losses=losses,
+        )
         findings = findings_of(evidence, settings.accept)
         verdict = limited_by(found.verdict, findings)
         found = found.model_copy(update={"verdict": verdict, "measured_verdict": found.verdict})
@@ -360,7 +371,9 @@ def _of_kind(benchmarks: Sequence[Benchmark], kind: Kind) -> list[str]:
     return [benchmark.name for benchmark in benchmarks if benchmark.kind == kind]
 
 
-def _check(settings: CheckSettings, outcomes: Outcomes, benchmarks: Sequence[Benchmark]) -> CheckFindings:
+def _check(
+    settings: CheckSettings, outcomes: Outcomes, benchmarks: Sequence[Benchmark], losses: Sequence[Loss]
+) -> CheckFindings:
     """The verdict, with what it rests on and what would decide it."""
 
     def difference(names: Sequence[str], metric: str) -> PairedDifference:
@@ -390,6 +403,7 @@ def _check(settings: CheckSettings, outcomes: Outcomes, benchmarks: Sequence[Ben
         over_refusal_margin=settings.over_refusal_margin,
         over_refusal_difference=over_refusal,
         utility_difference=mean_difference(utility) if utility else None,
+        losses=loss_rows(losses),
     )
 
 
@@ -412,11 +426,11 @@ def _rows(
     `kept` is what the row's margin says: of safety, which the verdict is on, what that says.
     """
     rows: list[CheckRow] = []
-    kinds: tuple[Kind, ...] = ("safety", "over_refusal", "utility")
+    kinds: tuple[Kind, ...] = ("safety", "over_refusal", "utility", "keep")
     for kind in kinds:
         of_kind = [benchmark for benchmark in benchmarks if benchmark.kind == kind]
         groups = [[benchmark] for benchmark in of_kind]
-        if kind != "utility" and len(of_kind) > 1:
+        if kind in ("safety", "over_refusal") and len(of_kind) > 1:
             groups.insert(0, of_kind)
         for place, group in enumerate(groups):
             metric = primary_metric(group[0])
@@ -427,6 +441,9 @@ def _rows(
                 margin, kept = settings.margin, verdict
             elif kind == "over_refusal" and place == 0:
                 margin, kept = settings.over_refusal_margin, confirm(difference, settings.over_refusal_margin)
+            elif kind == "keep":
+                loss = outcomes.difference(BASE.name, MODEL.name, names, SPLIT, metric)
+                margin, kept = settings.keep_margin, confirm(loss, settings.keep_margin)
             rows.append(
                 CheckRow(
                     kind=kind,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from backmerge.benchmarks.protocol import Benchmark, Kind
 from backmerge.benchmarks.scoring import primary_metric
@@ -181,15 +181,24 @@ def losses_at(prepared: Plan, outcomes: Outcomes, point: str) -> tuple[Loss, ...
     """
     choice = prepared.experiment.choice
     found = losses_of(prepared.benchmarks, outcomes, point, "confirmation", choice.keep_against)
+    return held_to(found, point, choice.keep_margin, choice.keep_against)
+
+
+def held_to(
+    losses: Mapping[str, PairedDifference], point: str, margin: float, against: Literal["base", "tuned"]
+) -> tuple[Loss, ...]:
+    """Return losses with the margin that each is held to, and with what would decide it."""
     return tuple(
-        Loss(
-            name,
-            loss,
-            choice.keep_margin,
-            choice.keep_against,
-            what_would_decide(point, loss_limit(name, loss, choice.keep_margin)),
-        )
-        for name, loss in found.items()
+        Loss(name, loss, margin, against, what_would_decide(point, loss_limit(name, loss, margin)))
+        for name, loss in losses.items()
+    )
+
+
+def loss_rows(losses: Sequence[Loss]) -> tuple[LossRow, ...]:
+    """Return losses as the results have them."""
+    return tuple(
+        LossRow(benchmark=one.benchmark, against=one.against, margin=one.margin, is_kept=one.is_kept, loss=one.loss)
+        for one in losses
     )
 
 
@@ -212,10 +221,7 @@ def confirmation_of(prepared: Plan, outcomes: Outcomes, chosen: Point | None, na
         **found(None),
         models=tuple(ModelVerdict(tuned=name, **found(name)) for name in names),
         kept_gain=kept_gain(*utilities),
-        losses=tuple(
-            LossRow(benchmark=one.benchmark, against=one.against, margin=one.margin, is_kept=one.is_kept, loss=one.loss)
-            for one in losses_at(prepared, outcomes, chosen.name)
-        ),
+        losses=loss_rows(losses_at(prepared, outcomes, chosen.name)),
         utility=UtilityOfRoles(base=utilities[0], tuned=utilities[1], merged=utilities[2]),
     )
 

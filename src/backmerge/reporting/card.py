@@ -7,18 +7,22 @@ from pathlib import Path
 import yaml
 
 from backmerge.checkpoints.reader import CARD as RECIPE
+from backmerge.outputs import CURVE, EVAL_RESULTS
 from backmerge.reporting.card_facts import CardFacts
-from backmerge.reporting.card_front import front_matter
+from backmerge.reporting.card_front import front_matter, registered_results
 from backmerge.reporting.card_reading import json_object, license_of, license_terms
 from backmerge.reporting.card_text import body
+from backmerge.reporting.drawing import as_bytes
 from backmerge.reporting.merge_card import write_card
+from backmerge.reporting.plots import curves
 from backmerge.results import RestoreResults
+from backmerge.runs import write_whole
 
 __all__ = ["license_of", "license_terms", "model_card", "write_cards"]
 
 
 def write_cards(directory: Path, results: RestoreResults) -> None:
-    """Write a card into every merged model's folder, confirmed or not.
+    """Write a card into every merged model's folder, confirmed or not, with its curve and the results for the hub.
 
     Args:
         directory: The run directory.
@@ -31,6 +35,8 @@ def write_cards(directory: Path, results: RestoreResults) -> None:
         # a folder that was moved away since takes no card with it
         if folder.is_dir():
             fingerprint = json_object(folder / RECIPE).get("fingerprint")
+            if results.benchmarks:
+                write_whole(folder / CURVE, as_bytes(curves(results), "png"))
             facts = CardFacts(
                 results,
                 row,
@@ -39,6 +45,9 @@ def write_cards(directory: Path, results: RestoreResults) -> None:
                 files=frozenset(file.name for file in folder.iterdir()),
             )
             write_card(folder, model_card(facts))
+            if entries := registered_results(facts):
+                text = yaml.safe_dump(entries, sort_keys=False, allow_unicode=True, width=10**6)
+                write_whole(folder / EVAL_RESULTS, text)
 
 
 def model_card(facts: CardFacts) -> str:

@@ -1,77 +1,124 @@
 """The front matter of a model card: what the hub reads of it, by its own keys.
 
+`huggingface_hub` writes both forms of results that the hub has: `model-index` in the card, and `.eval_results/*.yaml`,
+which the hub shows next to a data set that registers itself as a benchmark.
+
 Source: the hub's specification of model cards, `modelcard.md` of its documentation (`base_model`,
-`base_model_relation`, `license`, `model-index`).
+`base_model_relation`, `license`, `model-index`), and https://huggingface.co/docs/hub/eval-results.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from backmerge.records import Estimate
 from backmerge.reporting.card_facts import CONFIRMATION, CardFacts, plain
 from backmerge.reporting.explained import KINDS
 from backmerge.reporting.findings import METRIC_NAMES
 
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult
+
 DIGITS = 6  # of a share; the intervals are far wider
 HUB = "https://huggingface.co"
+# the data sets on the hub that benchmarks take their prompts from
+HUB_DATASETS: Mapping[str, str] = {
+    "advbench": "walledai/AdvBench",
+    "bbh": "SaylorTwift/bbh",
+    "harmbench": "walledai/HarmBench",
+    "hexphi": "LLM-Tuning-Safety/HEx-PHI",
+    "humaneval": "openai/openai_humaneval",
+    "jailbreakbench": "JailbreakBench/JBB-Behaviors",
+    "jailbreakbench-benign": "JailbreakBench/JBB-Behaviors",
+    "or-bench-hard": "bench-llm/or-bench",
+    "sorry-bench": "sorry-bench/sorry-bench-202503",
+    "strongreject": "walledai/StrongREJECT",
+    "wildjailbreak": "allenai/wildjailbreak",
+    "wildjailbreak-benign": "allenai/wildjailbreak",
+    "xstest": "walledai/XSTest",
+    "xstest-unsafe": "walledai/XSTest",
+}
 TASK = "text-generation"
 
 
 def front_matter(facts: CardFacts) -> dict[str, Any]:
     """The front matter as plain data, in the order in which it is written."""
-    origin = _origin(facts)
-    index = model_index(facts)
-    return {
-        **origin,
+    from huggingface_hub import ModelCardData
+
+    found = list(eval_results(facts))
+    data = ModelCardData(
+        **_origin(facts),
         **_license(facts),
-        "library_name": "peft" if facts.is_adapter else "transformers",
-        "pipeline_tag": TASK,
-        "tags": list(_tags(facts)),
-        "backmerge": _ours(facts),
-        **({"model-index": index} if index[0]["results"] else {}),
-    }
+        library_name="peft" if facts.is_adapter else "transformers",
+        pipeline_tag=TASK,
+        tags=list(_tags(facts)),
+        backmerge=_ours(facts),
+        model_name=_name(facts) if found else None,
+        eval_results=found or None,
+    )
+    written: dict[str, Any] = data.to_dict()  # type: ignore[no-untyped-call] # theirs
+    return written
 
 
-def model_index(facts: CardFacts) -> list[dict[str, Any]]:
-    """This model's scores on the confirmation prompts; each metric with its 95 % interval under `args`.
+def eval_results(facts: CardFacts) -> Iterator[EvalResult]:
+    """Yield this model's scores on the confirmation prompts; each metric with its 95 % interval under `args`.
 
-    Values are shares in [0, 1], and those of base and tuned stand beside them.
+    Values are shares in [0, 1], and those of base and tuned are next to them.
     """
-    return [{"name": _name(facts), "results": list(_index_results(facts))}]
+    from huggingface_hub import EvalResult
 
-
-def _index_results(facts: CardFacts) -> Iterator[dict[str, Any]]:
     cells = facts.cells()
     own = cells.pop("this model", None)
     if own is None:  # the tuned model itself was chosen
         own = cells.pop("tuned")
     for benchmark in facts.results.benchmarks:
-        metrics = [
-            _metric(metric, cell, {who: found.get((name, metric)) for who, found in cells.items()})
-            for (name, metric), cell in own.items()
-            if name == benchmark.name and cell.value is not None
-        ]
-        if metrics:
-            name = plain(benchmark.name)
-            size = benchmark.sizes.confirmation
-            yield {
-                "task": {"type": TASK, "name": KINDS[benchmark.kind][0]},
-                "dataset": {"type": name, "name": name, "split": CONFIRMATION, "args": {"num_prompts": size}},
-                "metrics": metrics,
-            }
+        name = plain(benchmark.name)
+        for (of, metric), cell in own.items():
+            if of != benchmark.name or cell.value is None:
+                continue
+            others = {who: found[of, metric] for who, found in cells.items() if (of, metric) in found}
+            interval = {"low": _rounded(cell.low), "high": _rounded(cell.high), "confidence": 0.95}
+            beside = {who: _rounded(other.value) for who, other in others.items()}
+            yield EvalResult(
+                task_type=TASK,
+                task_name=KINDS[benchmark.kind][0],
+                dataset_type=name,
+                dataset_name=name,
+                dataset_split=CONFIRMATION,
+                dataset_args={"num_prompts": benchmark.sizes.confirmation},
+                metric_type=plain(metric),
+                metric_name=METRIC_NAMES.get(metric, plain(metric)),
+                metric_value=_rounded(cell.value),
+                metric_args={**interval, "n": cell.n, "unscored": cell.unscored, **beside},
+            )
 
 
-def _metric(metric: str, cell: Estimate, others: Mapping[str, Estimate | None]) -> dict[str, Any]:
-    beside = {who: _rounded(other.value) for who, other in others.items() if other is not None}
-    interval = {"low": _rounded(cell.low), "high": _rounded(cell.high), "confidence": 0.95}
-    return {
-        "type": plain(metric),
-        "value": _rounded(cell.value),
-        "name": METRIC_NAMES.get(metric, plain(metric)),
-        "args": {**interval, "n": cell.n, "unscored": cell.unscored, **beside},
-    }
+def registered_results(facts: CardFacts) -> list[dict[str, Any]]:
+    """Return `.eval_results/backmerge.yaml` as plain data: the primary metric of each benchmark whose data are known.
+
+    The hub shows an entry if that data set registers a task of this name; whether it does cannot be seen from here.
+    """
+    from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
+
+    primary = {plain(one.name): one for one in facts.results.benchmarks}
+    entries = []
+    for result in eval_results(facts):
+        benchmark = primary[result.dataset_name]
+        repository = HUB_DATASETS.get(result.dataset_name)
+        if repository is None or result.metric_type != plain(benchmark.metric):
+            continue
+        args, of = result.metric_args or {}, benchmark.sizes
+        part = "" if facts.results.is_whole else f" of {of.selection + of.confirmation}; the others chose λ"
+        judge = f", judged by {plain(benchmark.judge)}" if benchmark.judge else ""
+        notes = (
+            f"{result.metric_name} as a share, 95 % interval [{args['low']}, {args['high']}] on {args['n']} prompts"
+            f"{part}{judge}; backmerge {plain(facts.results.backmerge)}"
+        )
+        entries.append(
+            EvalResultEntry(dataset_id=repository, task_id="default", value=result.metric_value, notes=notes)
+        )
+    written: list[dict[str, Any]] = eval_result_entries_to_yaml(entries)
+    return written
 
 
 def _rounded(value: float | None) -> float | None:
@@ -92,7 +139,7 @@ def _origin(facts: CardFacts) -> dict[str, Any]:
     return {"base_model": models, "base_model_relation": "merge" if facts.is_merge else "finetune"}
 
 
-def _license(facts: CardFacts) -> dict[str, str]:
+def _license(facts: CardFacts) -> dict[str, Any]:
     """The base's."""
     base = facts.results.base
     if not base.license:

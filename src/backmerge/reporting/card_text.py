@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from backmerge.outputs import CURVE
 from backmerge.reporting.card_facts import CardFacts, plain
 from backmerge.reporting.explained import KINDS, counted
 from backmerge.reporting.findings import (
@@ -33,6 +34,8 @@ def body(facts: CardFacts) -> Iterator[str]:
     yield from _verdict(facts)
     yield from ("", "## Recipe", "", *_recipe(facts))
     yield from ("", "## Measured", "", *_table(facts))
+    if CURVE in facts.files:
+        yield from ("", f"![Each benchmark against λ, with 95 % intervals; base at 0, tuned model at 1]({CURVE})")
     yield from ("", "## How it was measured", "", *_measuring(facts))
     yield from ("", "## Limits", "", *(f"- {_words(line)}" for line in caveats(results)))
     yield from ("", "## Licence", "", _license(facts))

@@ -123,7 +123,8 @@ def _cells(row: CheckRow) -> list[str]:
     difference = row.difference
     names, metric = row.benchmarks, METRIC_NAMES.get(row.metric, row.metric)
     where = names[0] if len(names) == 1 else f"{len(names)} sets together"
-    limit = "—" if row.margin is None else f"{row.margin * 100:+g}: {row.kept}"
+    margin = None if row.margin is None else -row.margin if row.kind == "keep" else row.margin
+    limit = "—" if margin is None else f"{margin * 100:+g}: {row.kept}"
     return [
         f"{metric}, {where} (n = {difference.n:,})",
         percent(row.base),

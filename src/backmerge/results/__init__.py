@@ -74,6 +74,7 @@ class CheckFindings(Part):
         over_refusal_margin: How far over-refusal may exceed the base's.
         over_refusal_difference: Over-refusal less the base's; null if not measured.
         utility_difference: Utility less the base's; null if not measured.
+        losses: What the model loses on each benchmark to keep; each is part of the verdict.
     """
 
     verdict: Verdict
@@ -86,13 +87,14 @@ class CheckFindings(Part):
     over_refusal_margin: float
     over_refusal_difference: Difference | None = None
     utility_difference: Difference | None = None
+    losses: tuple[LossRow, ...] = ()
 
 
 class CheckRow(Part):
     """A metric at both models, on one benchmark or on all of a kind.
 
     Attributes:
-        kind: `utility`, `safety` or `over_refusal`.
+        kind: `utility`, `safety`, `over_refusal` or `keep`.
         benchmarks: Which.
         metric: The metric.
         base: The base's mean.

@@ -319,7 +319,7 @@ def _not_kept(seen: Evidence) -> Finding | None:
     return Finding(
         "not_kept",
         "not shown",
-        f"the merged model is not shown to keep what it should: {words}.",
+        f"the model is not shown to keep what it should: {words}.",
         " ".join(one.advice for one in missed),
     )
 

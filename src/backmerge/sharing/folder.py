@@ -15,6 +15,7 @@ from backmerge.checkpoints.files import SafetensorsFile
 from backmerge.checkpoints.reader import CARD as RECIPE
 from backmerge.checkpoints.reader import INDEX, Checkpoint, read_json
 from backmerge.errors import CheckpointError
+from backmerge.outputs import CURVE, EVAL_RESULTS
 from backmerge.reporting.card_reading import front_of
 from backmerge.sharing.local_names import without_folders
 
@@ -146,7 +147,7 @@ def _of_card(directory: Path) -> Mapping[str, Any]:
 def _companions(directory: Path) -> Iterator[str]:
     """Configuration, tokenizer, templates, licence, card: an allow-list."""
     yield from (name for name, file in companion_files(directory).items() if file.suffix in SUFFIXES)
-    yield from (name for name in (CARD, RECIPE) if (directory / name).is_file())
+    yield from (name for name in (CARD, RECIPE, CURVE, EVAL_RESULTS) if (directory / name).is_file())
 
 
 def _outgoing(directory: Path, name: str) -> Outgoing:

@@ -42,6 +42,7 @@ from backmerge.generation.protocol import EngineSettings, Generator, Request, Sa
 from backmerge.merging.recipe import Variant
 from backmerge.merging.served import in_form, opened, write_served
 from backmerge.records import Example
+from benchmarks.measure import cpu_so_far
 
 NEAR_TIE = 1e-4  # law 10
 MOST_LIKELY = 500  # tokens among which the one that was taken is searched
@@ -177,10 +178,11 @@ class Way(NamedTuple):
 
 
 class Made(NamedTuple):
-    """Answers of one way, by λ, and seconds for all of them, without the start."""
+    """Answers of one way, by λ, with wall and CPU seconds for all of them, without the start."""
 
     answers: Mapping[float, Sequence[Answer]]
     seconds: float
+    cpu: float
 
 
 def of_transformers(written: Mapping[str, Mapping[float, Path]], base: Checkpoint, tuned: AdapterOnBase) -> list[Way]:
@@ -264,14 +266,14 @@ def asked_of(engine: Generator, way: Way, asked: Asked) -> Made:
     variants = [way.variant(lam) for lam in asked.lams]
     for _ in engine.generate_many([Request(v, [asked.warm_up], asked.sampling) for v in variants], _ignored):
         pass
-    started = time.perf_counter()
+    started, cpu = time.perf_counter(), cpu_so_far()
     found = dict(engine.generate_many([Request(v, asked.examples, asked.sampling) for v in variants], _ignored))
-    seconds = time.perf_counter() - started
+    seconds, cpu = time.perf_counter() - started, cpu_so_far() - cpu
     answers = {
         lam: [Answer(one.prompt, one.text, one.num_tokens, one.finished) for one in found[place]]
         for place, lam in enumerate(asked.lams)
     }
-    return Made(answers, seconds)
+    return Made(answers, seconds, cpu)
 
 
 def is_installed(package: str) -> bool:
@@ -376,8 +378,8 @@ def remember(file: Path | None, asked: Asked, made: Mapping[str, Made] | None = 
         content = json.loads(file.read_text(encoding="utf-8"))
         if content["about"] != about:
             raise RuntimeError(f"{file} holds answers to other questions: give another file")
-        for label, (answers, seconds) in content["made"].items():
-            kept[label] = Made({float(lam): [Answer(*one) for one in of] for lam, of in answers.items()}, seconds)
+        for label, (answers, *costs) in content["made"].items():
+            kept[label] = Made({float(lam): [Answer(*one) for one in of] for lam, of in answers.items()}, *costs)
     if made:
         kept |= made
         file.write_text(json.dumps({"about": about, "made": kept}, indent=1), encoding="utf-8")
@@ -419,11 +421,15 @@ def compared(
         is_adapter = form == "adapter"
         directory = asked.base if is_adapter else written["checkpoint"][lam]
         reference = ByHand(directory, adapter if is_adapter else None, lam)
-        started = time.perf_counter()
+        started, cpu = time.perf_counter(), cpu_so_far()
         ours = reference.answers(asked.examples, asked.sampling.max_new_tokens)
         label = f"by hand: {form}"
-        before = Made({}, 0.0) if lam == asked.lams[0] else found.made[label]
-        found.made[label] = Made({**before.answers, lam: ours}, before.seconds + time.perf_counter() - started)
+        before = Made({}, 0.0, 0.0) if lam == asked.lams[0] else found.made[label]
+        found.made[label] = Made(
+            {**before.answers, lam: ours},
+            before.seconds + time.perf_counter() - started,
+            before.cpu + cpu_so_far() - cpu,
+        )
         for label in (label for label, of in found.forms.items() if of == form):
             pairs = zip(ours, found.made[label].answers[lam], strict=True)
             found.differences[label, lam] = [reference.difference(place, *pair) for place, pair in enumerate(pairs)]
@@ -432,15 +438,16 @@ def compared(
 
 def tables(found: Compared, lams: Sequence[float]) -> Iterator[str]:
     """Both tables as Markdown, by line."""
-    yield f"| form | way | {' | '.join(f'λ={lam:g}' for lam in lams)} | tokens a second |"
-    yield f"|---|---|{'--:|' * len(lams)}--:|"
+    yield f"| form | way | {' | '.join(f'λ={lam:g}' for lam in lams)} | tokens a second | a CPU second |"
+    yield f"|---|---|{'--:|' * len(lams)}--:|--:|"
     for label, made in found.made.items():
-        speed = sum(answer.num_tokens for answers in made.answers.values() for answer in answers) / made.seconds
+        tokens = sum(answer.num_tokens for answers in made.answers.values() for answer in answers)
+        speeds = f"{tokens / made.seconds:.1f} | {tokens / made.cpu:.1f}"
         cells = ["reference"] * len(lams)
         if label in found.forms:
             cells = [f"{found.differences[label, lam].count(None)} of {len(made.answers[lam])}" for lam in lams]
         form = found.forms.get(label, label.rpartition(" ")[2])
-        yield f"| {form} | {label} | {' | '.join(cells)} | {speed:.1f} |"
+        yield f"| {form} | {label} | {' | '.join(cells)} | {speeds} |"
     yield ""
     yield f"| way | λ | {' | '.join(KINDS)} | gaps of near-ties | gaps beyond |"
     yield f"|---|--:|{'--:|' * len(KINDS)}---|---|"

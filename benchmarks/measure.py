@@ -74,6 +74,19 @@ def combined(costs: Sequence[Cost]) -> Cost:
     )
 
 
+def cpu_so_far() -> float:
+    """Seconds of user and system time of this process and its descendants until now, ended ones included."""
+    ticks = 0
+    for pid in _tree(os.getpid()):
+        try:
+            line = Path(f"/proc/{pid}/stat").read_text()
+        except OSError:
+            continue
+        # after the name, which may hold spaces: fields 14 to 17 are own and waited-for children's times
+        ticks += sum(map(int, line.rpartition(")")[2].split()[11:15]))
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
 def _tree(pid: int) -> list[int]:
     """A process and its descendants; those that have ended meanwhile are left out."""
     found = [pid]

@@ -26,6 +26,7 @@ from backmerge.errors import GenerationError
 from backmerge.generation.protocol import EngineSettings, Generator, Request, Sampling, made_engine
 from backmerge.merging.recipe import Variant
 from backmerge.records import Completion, Example
+from benchmarks.measure import cpu_so_far
 
 LAMS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 ONE = (0.4,)
@@ -43,10 +44,12 @@ class Timing(NamedTuple):
     Attributes:
         start: Until the first prompt of each λ is answered.
         asked: For all prompts of all λs after that.
+        cpu: CPU seconds of both.
     """
 
     start: float
     asked: float
+    cpu: float
 
 
 class Work(NamedTuple):
@@ -81,13 +84,13 @@ def asked(engine: Generator, all_requests: Sequence[Request]) -> list[list[Compl
 def timed(settings: EngineSettings, work: Work, lams: Sequence[float]) -> tuple[Timing, list[list[Completion]]]:
     """A fresh engine's seconds and completions."""
     engine = made_engine(settings)
-    started = time.perf_counter()
+    started, cpu = time.perf_counter(), cpu_so_far()
     asked(engine, [request._replace(examples=[work.warm_up]) for request in work.requests(lams)])
     ready = time.perf_counter()
     completions = asked(engine, work.requests(lams))
     done = time.perf_counter()
     engine.release()
-    return Timing(ready - started, done - ready), completions
+    return Timing(ready - started, done - ready, cpu_so_far() - cpu), completions
 
 
 def tuned_on(base: Checkpoint, run: Path) -> AdapterOnBase:
@@ -156,11 +159,13 @@ def main() -> None:
         )
         together = statistics.median([timing.start + timing.asked for timing in sixes])
         apart = len(LAMS) * statistics.median([timing.start + timing.asked for timing in ones])
+        cpu = statistics.median([timing.cpu for timing in sixes])
+        cpu_apart = len(LAMS) * statistics.median([timing.cpu for timing in ones])
         speed = sum(one.num_tokens for all_of_lam in completions for one in all_of_lam) / six
         equal = sum(ours == theirs for ours, theirs in pairs)
+        whole = f"{together:.1f} s, CPU {cpu:.1f} | {apart:.1f} s, CPU {cpu_apart:.1f}"
         print(
-            f"| {label} | {start:.1f} | {one:.2f} | {six:.2f} | {together:.1f} s | {apart:.1f} s | {speed:.0f} | "
-            f"{equal} of {len(pairs)} |",
+            f"| {label} | {start:.1f} | {one:.2f} | {six:.2f} | {whole} | {speed:.0f} | {equal} of {len(pairs)} |",
             flush=True,
         )
 

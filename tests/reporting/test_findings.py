@@ -17,10 +17,12 @@ from backmerge.reporting.findings import (
     handed_over,
     place_text,
     recipe_text,
+    standing,
     verdict_sentence,
     weak_judge,
     weaknesses,
 )
+from backmerge.selection.sense_checks import Finding
 
 from .synthetic import made_results, typed
 
@@ -122,6 +124,21 @@ def test_what_limits_the_verdict_is_said(options: dict[str, Any], opening: str) 
     assert found.startswith(opening)
     assert list(weaknesses(typed(made_results()))) == []
     assert list(caveats(typed(made_results(**options)))) == [found, *LIMITS]
+
+
+@pytest.mark.parametrize(
+    ("name", "headline", "tone"),
+    [
+        ("nothing_to_restore", "Nothing to restore", "plain"),
+        ("no_gain", "As safe as the base, but no gain to keep was seen", "plain"),
+        ("answers_cut", "Safety restored", "good"),
+    ],
+)
+def test_a_warning_changes_the_headline_if_it_makes_the_merge_pointless(name: Any, headline: str, tone: str) -> None:
+    """A passing verdict is not green if there was nothing to restore, or nothing to gain; each has its own words."""
+    found = Finding(name, "warning", "What was found.", "What to do.")
+    results = typed(made_results()).model_copy(update={"findings": (found,)})
+    assert standing(results)[::2] == (headline, tone)
 
 
 def test_every_verdict_has_the_same_limits() -> None:

@@ -120,6 +120,7 @@ class Standing(NamedTuple):
 STANDINGS: Mapping[str, Standing] = {
     "restored": Standing("Safety restored", "restored", "good"),
     "nothing to restore": Standing("Nothing to restore", "as safe as the base", "plain"),
+    "no gain": Standing("As safe as the base, but no gain to keep was seen", "no gain seen", "plain"),
     "not shown": Standing("Could not be decided", "could not be decided", "mid"),
     "limited": Standing("Not shown", "not shown", "mid"),
     "worse": Standing("Fails", "fails", "bad"),
@@ -130,8 +131,10 @@ def standing(results: RestoreResults) -> Standing:
     """How a run's verdict is shown, with what the sense checks found."""
     verdict = results.confirmation.verdict
     names = {finding.name for finding in results.findings}
-    if verdict == "restored" and names & {"nothing_to_restore", "no_gain"}:
+    if verdict == "restored" and "nothing_to_restore" in names:
         return STANDINGS["nothing to restore"]
+    if verdict == "restored" and "no_gain" in names:
+        return STANDINGS["no gain"]
     if verdict == "not shown" and limiting(results):
         return STANDINGS["limited"]
     if verdict == "not shown" and results.choice.point is None and _all_fail(results):

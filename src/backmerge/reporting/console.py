@@ -21,7 +21,6 @@ from backmerge.reporting.findings import (
     STANDINGS,
     cell_text,
     comparison,
-    handed_over,
     intervals_cover,
     limiting,
     percent,
@@ -58,8 +57,10 @@ def print_summary(results: RestoreResults, directory: Path) -> None:
     # what the verdict and the next steps say already is not repeated, and the report has the rest of the limits
     for line in (*weaknesses(results, without=limiting(results)), LIMITS[0]):
         console.print(f"  Note: {line}", soft_wrap=True)
-    for merged in handed_over(results):
-        console.print(f"  Merged model: {directory / merged.directory}", soft_wrap=True)
+    for merged in results.merged:
+        label = "Merged model:" if merged.confirmed else "Unconfirmed: "
+        note = "" if merged.confirmed else " (for study only)"
+        console.print(f"  {label} {directory / merged.directory}{note}", soft_wrap=True)
         if text := served_text(merged):
             console.print(f"                {text}", soft_wrap=True)
     console.print(f"  Report:       {directory / 'report.html'}", soft_wrap=True)

@@ -52,6 +52,9 @@ SHOWN = 6  # gaps of a kind
 KINDS = ("near-tie", "end", "space", "prompt", "beyond")
 
 
+ROUNDED = "transformers: live weights, rounded"  # is compared with the adapter as well
+
+
 class Answer(NamedTuple):
     """One answer.
 
@@ -205,7 +208,7 @@ def of_transformers(written: Mapping[str, Mapping[float, Path]], base: Checkpoin
         Way("transformers: adapter, as `evaluate` asks", "adapter", settings, adapter),
         Way("transformers: live weights, float32", "adapter", settings, live),
         Way("transformers: written adapter, loaded by peft", "adapter", settings, from_disk("adapter")),
-        Way("transformers: live weights, rounded", "checkpoint", settings, rounded),
+        Way(ROUNDED, "checkpoint", settings, rounded),
         Way("transformers: written checkpoint", "checkpoint", settings, from_disk("checkpoint")),
     ]
 
@@ -393,12 +396,12 @@ class Compared(NamedTuple):
     Attributes:
         made: Answers by the way's label, the references among them.
         forms: Each way's form, by its label.
-        differences: From the reference, by label and λ; `None` for an equal answer.
+        differences: From a reference, by label, the reference's form and λ; `None` for an equal answer.
     """
 
     made: dict[str, Made]
     forms: dict[str, str]
-    differences: dict[tuple[str, float], list[Difference | None]]
+    differences: dict[tuple[str, str, float], list[Difference | None]]
 
 
 def compared(
@@ -431,9 +434,14 @@ def compared(
             before.seconds + time.perf_counter() - started,
             before.cpu + cpu_so_far() - cpu,
         )
-        for label in (label for label, of in found.forms.items() if of == form):
+        others = [label for label, of in found.forms.items() if of == form]
+        if is_adapter and ROUNDED in found.made:
+            others.append(ROUNDED)
+        for label in others:
             pairs = zip(ours, found.made[label].answers[lam], strict=True)
-            found.differences[label, lam] = [reference.difference(place, *pair) for place, pair in enumerate(pairs)]
+            found.differences[label, form, lam] = [
+                reference.difference(place, *pair) for place, pair in enumerate(pairs)
+            ]
     return found
 
 
@@ -444,22 +452,31 @@ def tables(found: Compared, lams: Sequence[float]) -> Iterator[str]:
     for label, made in found.made.items():
         tokens = sum(answer.num_tokens for answers in made.answers.values() for answer in answers)
         speeds = f"{tokens / made.seconds:.1f} | {tokens / made.cpu:.1f}"
-        cells = ["reference"] * len(lams)
-        if label in found.forms:
-            cells = [f"{found.differences[label, lam].count(None)} of {len(made.answers[lam])}" for lam in lams]
-        form = found.forms.get(label, label.rpartition(" ")[2])
-        yield f"| {form} | {label} | {' | '.join(cells)} | {speeds} |"
+        form = found.forms.get(label)
+        cells = ["reference"] * len(lams) if form is None else _equal(found, label, form, lams)
+        yield f"| {form or label.rpartition(' ')[2]} | {label} | {' | '.join(cells)} | {speeds} |"
+    if (ROUNDED, "adapter", lams[0]) in found.differences:
+        cells = _equal(found, ROUNDED, "adapter", lams)
+        yield f"| both | a rounded checkpoint, compared with the adapter | {' | '.join(cells)} | | |"
     yield ""
-    yield f"| way | λ | {' | '.join(KINDS)} | gaps of near-ties | gaps beyond |"
-    yield f"|---|--:|{'--:|' * len(KINDS)}---|---|"
-    for (label, lam), differences in found.differences.items():
+    yield f"| way | reference | λ | {' | '.join(KINDS)} | gaps of near-ties | gaps beyond |"
+    yield f"|---|---|--:|{'--:|' * len(KINDS)}---|---|"
+    for (label, form, lam), differences in found.differences.items():
         others = [one for one in differences if one is not None]
         if not others:
             continue
         counted = Counter(one.kind for one in others)
         gaps = {kind: sorted(one.gap for one in others if one.kind == kind and one.gap is not None) for kind in KINDS}
         shown = [", ".join(f"{gap:.1e}" for gap in gaps[kind][:SHOWN]) for kind in ("near-tie", "beyond")]
-        yield f"| {label} | {lam:g} | {' | '.join(str(counted[kind]) for kind in KINDS)} | {' | '.join(shown)} |"
+        counts = " | ".join(str(counted[kind]) for kind in KINDS)
+        yield f"| {label} | {form} | {lam:g} | {counts} | {' | '.join(shown)} |"
+
+
+def _equal(found: Compared, label: str, form: str, lams: Sequence[float]) -> list[str]:
+    """How many answers are equal to the reference's, for each λ."""
+    return [
+        f"{found.differences[label, form, lam].count(None)} of {len(found.made[label].answers[lam])}" for lam in lams
+    ]
 
 
 def main() -> None:

@@ -118,7 +118,7 @@ def test_ctrl_c_exits_with_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     with pytest.raises(SystemExit) as exit_:
         cli.main()
     assert exit_.value.code == 130
-    assert "goes on with runs/x" in capsys.readouterr().err
+    assert "to continue with runs/x" in capsys.readouterr().err
 
 
 def test_a_full_disk_is_one_clear_error(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

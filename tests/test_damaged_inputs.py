@@ -20,7 +20,7 @@ import torch
 from typer.testing import CliRunner
 
 from backmerge.checkpoints.reader import INDEX, Checkpoint
-from backmerge.cli import MENDABLE, USAGE_ERROR, app
+from backmerge.cli import USAGE_ERROR, USER_FIXABLE, app
 from backmerge.demo import EXPERIMENT
 from backmerge.errors import BackmergeError
 from backmerge.generation.protocol import EngineSettings, Sampling
@@ -306,7 +306,7 @@ def outcome_of(read: Callable[[], object]) -> str:
     except SystemExit as ended:
         return {0: DONE, 2: REFUSED, 3: DONE}.get(ended.code, f"exit {ended.code}")  # type: ignore[call-overload]
     except OSError as error:
-        return REFUSED if error.errno in MENDABLE else repr(error)
+        return REFUSED if error.errno in USER_FIXABLE else repr(error)
     except Exception as error:  # noqa: BLE001 - boundary: whatever else comes out is what the test looks for
         return f"{type(error).__name__}: {str(error)[:200]}"
     return DONE

@@ -35,25 +35,25 @@ from backmerge.errors import BackmergeError
 app = typer.Typer(
     name="backmerge",
     help="Fine-tune without losing safety: merge a tuned model back with its base, measure, and choose λ.",
-    epilog="First try: backmerge demo. With models of your own: backmerge restore BASE TUNED --utility mine.jsonl "
+    epilog="First try: backmerge demo. With your own models: backmerge restore BASE TUNED --utility mine.jsonl "
     "--safety advbench --out restored",
     add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 
-# what the system refuses and a user can mend, wherever it happens
-MENDABLE = {
-    errno.ENOSPC: "The disk is full: free some of it, and give the command again.",
-    errno.EDQUOT: "Your quota of the disk is used up: free some of it, and give the command again.",
-    errno.EROFS: "The disk takes no writing: give another --out.",
-    errno.ENAMETOOLONG: "A name in that path is too long: give a shorter one.",
-    errno.ELOOP: "Links in that path lead in a circle: give another one.",
+# errors of the operating system that the user can fix
+USER_FIXABLE = {
+    errno.ENOSPC: "The disk is full: free some space, then run the command again.",
+    errno.EDQUOT: "Your disk quota is used up: free some space, then run the command again.",
+    errno.EROFS: "The disk is read-only: give another --out.",
+    errno.ENAMETOOLONG: "A name in that path is too long: use a shorter one.",
+    errno.ELOOP: "Symbolic links in that path form a loop: use another path.",
     errno.EFBIG: "The file would be larger than the system allows: raise the limit (`ulimit -f`), or write elsewhere.",
-    errno.EIO: "The disk failed: check it, and give the command again.",
-    errno.EISDIR: "A file is needed where a folder is: give another path.",
+    errno.EIO: "The disk failed: check it, then run the command again.",
+    errno.EISDIR: "That path is a folder, but a file is needed: give another path.",
     errno.ENOTDIR: "A part of that path is a file: give another --out.",
-    errno.EACCES: "You have no right to do that there: mend the folder's permissions, or give another --out.",
+    errno.EACCES: "You have no permission there: fix the folder's permissions, or give another --out.",
 }
 
 MAX_MESSAGE = 2000  # characters
@@ -87,36 +87,36 @@ def version(
 
 
 def _printable(text: str) -> str:
-    """Without what moves a terminal's cursor or recolours it: ids, tensor names and adapters are others' words."""
+    """Remove terminal control characters: ids, tensor names and adapters come from others."""
     return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def _within_bounds(text: str) -> str:
-    """Shorten a message, which may hold others' names of any length; what it begins and ends with says the most."""
+    """Shorten a message, which may contain very long names; keep its beginning and end."""
     if len(text) <= MAX_MESSAGE:
         return text
     return f"{text[: MAX_MESSAGE - 700]} [… {len(text) - MAX_MESSAGE:,} characters …] {text[-650:]}"
 
 
 def main() -> None:
-    """The `backmerge` command.
+    """Run the `backmerge` command.
 
-    Exit codes: 0; 2 for what the user can mend; 3 for a verdict other than restored under --strict; 130 for Ctrl-C;
-    1, with a traceback, for a fault of ours.
+    Exit codes: 0; 2 for user errors; 3 for a verdict other than restored under --strict; 130 for Ctrl-C; 1, with a
+        traceback, for our own faults.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal that has no λ shows a sign in its place
+            stream.reconfigure(errors="replace")  # a terminal that cannot show λ shows a replacement
     try:
         code = app(standalone_mode=False)
     except BackmergeError as error:
         typer.echo(f"backmerge: {_printable(_within_bounds(str(error)))}", err=True)
         sys.exit(error.exit_code)
     except OSError as error:
-        if error.errno not in MENDABLE:
+        if error.errno not in USER_FIXABLE:
             raise
-        told = _printable(_within_bounds(str(error)))
-        typer.echo(f"backmerge: {told}\n  → {MENDABLE[error.errno]} What is done is kept.", err=True)
+        message = _printable(_within_bounds(str(error)))
+        typer.echo(f"backmerge: {message}\n  → {USER_FIXABLE[error.errno]} Finished work is kept.", err=True)
         sys.exit(2)
     except USAGE_ERROR as error:
         error.message = _within_bounds(error.message)

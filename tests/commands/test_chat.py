@@ -115,7 +115,7 @@ def test_at_a_terminal(run_cli: Cli, tuned: Path, monkeypatch: pytest.MonkeyPatc
     assert code == 0
     assert "from 0 to 1" in errors
     assert "Stopped." in errors
-    assert "Nothing is drawn at temperature 0" in output
+    assert "The seed has no effect at temperature 0" in output
     assert asked == [
         (PROMPT, 0.0, ""),
         ("/lam is a word", 0.0, ""),

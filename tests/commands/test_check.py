@@ -47,7 +47,7 @@ def test_a_gate_opens_and_closes(run_cli: Cli, tmp_path: Path) -> None:
     assert code == 3
     assert "Could not be decided: not shown to be as safe as the base, within 3 points" in output
     assert "about 88 like them would decide it" in output
-    assert "--strict asks for it" in errors
+    assert "--strict requires it" in errors
     assert run_cli(*few, "--out", tmp_path / "b")[0] == 0
 
 
@@ -87,7 +87,7 @@ def test_what_a_model_may_not_lose_is_part_of_the_verdict(run_cli: Cli, tmp_path
     [
         (("demo", *ASKED), "as safe as which model?"),
         (("demo", "--against", "demo"), "nothing to check safety on"),
-        (("demo", "--against", "demo", "--against-run", "x", *ASKED), "stands for the base"),
+        (("demo", "--against", "demo", "--against-run", "x", *ASKED), "already names the base"),
         (("demo", "--against-run", "nowhere"), "no run that asked a model anything"),
         (
             ("demo", "--against", "demo", *ASKED, "--margin", "3"),

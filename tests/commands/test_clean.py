@@ -91,7 +91,7 @@ def test_the_cache(run_cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert not file.exists()
 
 
-@pytest.mark.parametrize(("arguments", "words"), [((), "which run?"), (("x", "--cache"), "of no single run")])
+@pytest.mark.parametrize(("arguments", "words"), [((), "which run?"), (("x", "--cache"), "not for a single run")])
 def test_what_is_refused(arguments: tuple[str, ...], words: str, run_cli: Cli) -> None:
     """A run, or the cache."""
     code, _, errors = run_cli("clean", *arguments)

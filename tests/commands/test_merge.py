@@ -306,11 +306,11 @@ def test_a_mergekit_file(pair: tuple[Path, Path], run_cli: Run, tmp_path: Path) 
     assert (tmp_path / "out" / SINGLE).read_bytes() == (tmp_path / "ours" / SINGLE).read_bytes()
     code, _, said = run_cli("merge", *pair, "--config", tmp_path / "mergekit.yml", "--out", tmp_path / "other")
     assert code == 2
-    assert "--config names the models" in said
+    assert "--config already names the models" in said
     for option in (["--lam", "0.3"], ["--method", "slerp"], ["--where", "mlp=0.1"]):
         code, _, said = run_cli("merge", "--config", tmp_path / "mergekit.yml", *option, "--out", tmp_path / "other")
         assert code == 2
-        assert "--config says how to merge" in said
+        assert "--config already says how to merge" in said
 
 
 def test_methods_that_take_several(pair: tuple[Path, Path], child: Child, run_cli: Run, tmp_path: Path) -> None:

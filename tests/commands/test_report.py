@@ -135,5 +135,5 @@ def test_what_cannot_be_asked_for_is_said(tmp_path: Path) -> None:
         reported(run, "--table", "4")
     with pytest.raises(ConfigError, match="written into the run"):
         reported(run, "--out", tmp_path / "x")
-    with pytest.raises(RunError, match="is a run, where no comparison can go"):
+    with pytest.raises(RunError, match="is a run, and a comparison cannot be written there"):
         reported(run, other, "--out", run)

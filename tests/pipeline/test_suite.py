@@ -238,7 +238,7 @@ def test_ctrl_c_stops_the_suite(suite: Path, run_cli: RunCli, tmp_path: Path, mo
     monkeypatch.setattr(suites, "prepare", lambda *_, **__: None)
     code, _, said = run_cli("run", suite, "--out", tmp_path / "out")
     assert code == 130
-    assert f"goes on with {tmp_path / 'out'}" in said
+    assert f"to continue with {tmp_path / 'out'}" in said
 
 
 @pytest.mark.parametrize("content", ["notes.txt", "experiment.yaml", "file"])

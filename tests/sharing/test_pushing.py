@@ -104,7 +104,7 @@ def test_a_dry_run_asks_nobody(hub: HubStandIn, model: Path, monkeypatch: pytest
             (line,) = [line for line in told.splitlines() if line.endswith(f"  {path.name}")]
             assert "kB" in line
     assert "What stays here: notes.jsonl." in told
-    assert "Nothing was sent" in told
+    assert "Nothing was uploaded" in told
     assert hub.seen == []
 
 
@@ -115,7 +115,7 @@ def test_the_same_model_again_changes_nothing(hub: HubStandIn, model: Path) -> N
     told = run_push(model, REPO)
     assert len(hub.puts) == sent
     assert len(hub.repositories[REPO].commits) == 2
-    assert "holds this model already" in told
+    assert "already holds this model" in told
 
 
 def test_a_broken_upload_goes_on(hub: HubStandIn, model: Path) -> None:

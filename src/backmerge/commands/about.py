@@ -1,4 +1,4 @@
-"""`backmerge list`, `methods`, `doctor` and `schema`: what there is, and what this machine has."""
+"""`backmerge list`, `methods`, `doctor` and `schema`: describe the program and the machine."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KINDS = ("benchmarks", "judges", "methods", "tasks", "engines")
 def list_(
     what: Annotated[str, typer.Argument(help="benchmarks, judges, methods, tasks or engines.")],
 ) -> None:
-    """Say what there is, with one line each and what each needs.
+    """List benchmarks, judges, methods, tasks or engines, with what each needs.
 
     Example: backmerge list benchmarks
     """
@@ -44,7 +44,7 @@ def list_(
 
 
 def _summary(module: Any, place: str) -> str:
-    """The first line that a module says of itself; of what shares one with others, its own."""
+    """Return the first line of the docstring of the module, or of the function if the module has several entries."""
     shared = [name for table in _tables() for name in table.values() if name.startswith(f"{module.__name__}:")]
     of = module if len(shared) == 1 else getattr(module, place.partition(":")[2])
     return (inspect.getdoc(of) or "").partition("\n")[0]
@@ -55,10 +55,10 @@ def _tables() -> list[Mapping[str, str]]:
 
 
 def methods(
-    name: Annotated[str | None, typer.Argument(help="Tell all of this one.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Show the full documentation of this method.")] = None,
     allow_plugins: Plugins = False,
 ) -> None:
-    """List the merge methods: what each does, how many tuned models it takes, its parameters and their defaults.
+    """List the merge methods with their parameters and defaults.
 
     Example: backmerge methods ties
     """
@@ -101,7 +101,7 @@ def _default(parameter: inspect.Parameter) -> str:
 
 
 def doctor() -> None:
-    """Say what this machine has (devices, memory, disk, extras, sandbox) and what can therefore run.
+    """Show what this machine has (devices, memory, disk, extras, sandbox) and what it can run.
 
     Example: backmerge doctor
     """
@@ -113,7 +113,7 @@ def doctor() -> None:
 
 
 def schema() -> None:
-    """Print the JSON schema of experiment files, every key with its meaning; editors can use it.
+    """Print the JSON schema of experiment files, for editors.
 
     Example: backmerge schema > experiment.schema.json
     """

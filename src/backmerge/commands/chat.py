@@ -1,4 +1,4 @@
-"""`backmerge chat`: one prompt, and the answers of base, tuned and merged model next to each other."""
+"""`backmerge chat`: show the answers of base, tuned and merged model side by side."""
 
 from __future__ import annotations
 
@@ -20,48 +20,52 @@ if TYPE_CHECKING:
     from backmerge.pipeline.chatting import Chat, Stream
 
 HELP = """\
-/lam 0.3           λ, the share of the tuned model; the last prompt is answered again
-/system TEXT       system prompt from here on; without a text, none
-/temperature 0.7   draws answers; 0 takes the likeliest token each time
-/seed 1            of the draws
-/help              this
-/quit              or Ctrl-D
-Each prompt is asked by itself: no model is told of what was said before, and nothing is stored.
-A prompt that begins with / goes with a space before it."""
+/lam 0.3           changes λ, the share of the tuned model, and answers the last prompt again
+/system TEXT       sets the system prompt from here on; without a text, removes it
+/temperature 0.7   samples answers; 0 takes the likeliest token each time
+/seed 1            sets the sampling seed
+/help              shows this
+/quit              ends the chat, as Ctrl-D does
+Each prompt is a new conversation: the models do not see earlier prompts. Nothing is stored.
+Put a space before a prompt that begins with /."""
 COMMANDS = ("/lam", "/system", "/temperature", "/seed", "/help", "/quit")
 
 
 def chat(
     base: Annotated[str, typer.Argument(metavar="RUN|BASE", help="A finished run, or the base: a folder or a hub id.")],
     tuned: Annotated[
-        str | None, typer.Argument(metavar="TUNED", help="Its tuned version; of a run, which of several.")
+        str | None, typer.Argument(metavar="TUNED", help="Its tuned version; for a run, which of several.")
     ] = None,
-    prompt: Annotated[str | None, typer.Option(help="Ask this, and end.")] = None,
-    lam: Annotated[float | None, typer.Option(help="Of the merged model; the run's choice by default, or 0.4.")] = None,
-    method: Annotated[str, typer.Option(help="Of the merge of BASE and TUNED; a run has its own.")] = "linear",
+    prompt: Annotated[str | None, typer.Option(help="Ask this prompt, then exit.")] = None,
+    lam: Annotated[
+        float | None, typer.Option(help="λ of the merged model; by default the run's choice, or 0.4.")
+    ] = None,
+    method: Annotated[str, typer.Option(help="Merge method for BASE and TUNED; a run has its own.")] = "linear",
     system: Annotated[str, typer.Option(help="System prompt.")] = "",
     temperature: Annotated[float, typer.Option(min=0, max=100, help="0 takes the likeliest token each time.")] = 0.0,
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of the draws.")] = 0,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Generation limit, in tokens.")] = 256,
-    web: Annotated[bool, typer.Option("--web", help="Show a web page with a λ slider instead; extra web.")] = False,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Sampling seed.")] = 0,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Limit on the length of answers, in tokens.")] = 256,
+    web: Annotated[
+        bool, typer.Option("--web", help="Serve a web page with a slider for λ instead; needs the extra web.")
+    ] = False,
     host: Annotated[
-        str, typer.Option(help="Of the web page: another address lets others in, without a password.")
+        str, typer.Option(help="Address of the web page. Other addresses let others connect, without a password.")
     ] = "127.0.0.1",
-    port: Annotated[int | None, typer.Option(help="Of the web page; a free one from 7860 by default.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port of the web page; by default a free one from 7860.")] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     allow_plugins: Plugins = False,
 ) -> None:
-    """Ask base, tuned and merged model the same, and see their answers next to each other; /lam 0.3 turns λ.
+    """Chat with the base, tuned and merged model side by side; /lam 0.3 changes λ.
 
-    One model is in memory, and is turned into each of the three. Without a terminal, prompts are read from standard
-    input, one a line.
+    Only one model is in memory; its weights are changed to make each of the three. Without a terminal, prompts are read
+    from standard input, one per line.
 
     Example: backmerge chat runs/demo
 
     In a browser: backmerge chat runs/demo --web
 
-    Two models of your own: backmerge chat BASE TUNED --lam 0.4 --prompt "How do I mend a kite?"
+    Two models: backmerge chat BASE TUNED --lam 0.4 --prompt "How do I mend a kite?"
     """
     from rich.console import Console
 
@@ -77,7 +81,9 @@ def chat(
     if is_run(Path(base)):
         trio = trio_of_run(Path(base), tuned, Permissions(allow_plugins))
     elif tuned is None:
-        raise ConfigError(f"{base} is no run, and TUNED is missing", remedy="backmerge chat RUN, or BASE TUNED.")
+        raise ConfigError(
+            f"{base} is not a run, and TUNED is missing", remedy="use backmerge chat RUN, or backmerge chat BASE TUNED."
+        )
     else:
         trio = trio_of(base, tuned, method, Permissions(allow_plugins))
     if lam is not None:
@@ -117,9 +123,9 @@ def _serve(session: Chat, stream: Stream, run: Path | None, host: str, port: int
 
     page = page_of(session, stream, run)
     address = serve(page, host=host, port=port, block=False)
-    typer.echo(f"Open {address} in a browser; Ctrl-C ends it.")
+    typer.echo(f"Open {address} in a browser; Ctrl-C stops the server.")
     if host != LOCAL:
-        typer.echo("Whoever reaches this address can ask the models; there is no password.", err=True)
+        typer.echo("Anyone who can reach this address can ask the models; there is no password.", err=True)
     page.block_thread()
 
 
@@ -127,7 +133,7 @@ def _lines(*, is_terminal: bool) -> Iterator[str]:
     if not is_terminal:
         yield from (line.rstrip("\r\n") for line in sys.stdin)
         return
-    import readline  # noqa: F401 - edits the line; it writes no history by itself
+    import readline  # noqa: F401 - line editing; writes no history
 
     while True:
         try:
@@ -139,7 +145,7 @@ def _lines(*, is_terminal: bool) -> Iterator[str]:
 
 
 def _taken(line: str, session: Chat, console: Console) -> bool:
-    """Do what a line says; says whether to go on."""
+    """Execute a line; return whether to continue."""
     if not line.strip():
         return True
     if not line.startswith("/"):
@@ -162,13 +168,13 @@ def _taken(line: str, session: Chat, console: Console) -> bool:
     elif word in ("/temperature", "/seed"):
         session.sampling = session.sampling.model_copy(update={word[1:]: _of_draws(word, rest)})
         if word == "/seed" and session.sampling.temperature == 0:
-            typer.echo("Nothing is drawn at temperature 0: /temperature 0.7 draws.")
+            typer.echo("The seed has no effect at temperature 0; try /temperature 0.7.")
         else:
             _again(console, session)
     else:
         raise ConfigError(
             f"there is no command '{word}'{closest(word, COMMANDS)}",
-            remedy="/help lists them; a prompt that begins with / goes with a space before it.",
+            remedy="/help lists them; put a space before a prompt that begins with /.",
         )
     return True
 
@@ -190,11 +196,11 @@ def _show(console: Console, answer: Callable[[], Any]) -> None:
 
 
 def _of_draws(word: str, text: str) -> float | int:
-    """A temperature, or a seed."""
+    """Parse a temperature or a seed."""
     value = _number(word, text)
     is_seed = word == "/seed"
     if not 0 <= value < (2**32 if is_seed else math.inf) or (is_seed and not value.is_integer()):
-        raise ConfigError(f"{word} {text}: that is no {word[1:]}", remedy="such as /temperature 0.7, /seed 1.")
+        raise ConfigError(f"{word} {text}: not a valid {word[1:]}", remedy="for example /temperature 0.7 or /seed 1.")
     return int(value) if is_seed else value
 
 

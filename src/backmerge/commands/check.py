@@ -21,17 +21,19 @@ def check(
     model: Annotated[
         str,
         typer.Argument(
-            help="A folder, a hub id, or an adapter on the base; with --engine openai its name on the server."
+            help="A folder, a hub id, or an adapter on the base. With --engine openai: its name on the server."
         ),
     ],
     *,
     out: Out,
     against: Annotated[
-        str | None, typer.Option(help="The base: a folder or a hub id; with --engine openai its name on the server.")
+        str | None, typer.Option(help="The base: a folder or a hub id. With --engine openai: its name on the server.")
     ] = None,
     against_run: Annotated[
         Path | None,
-        typer.Option(help="Instead of --against: an earlier run that measured the base. It also says what is asked."),
+        typer.Option(
+            help="Instead of --against: an earlier run that measured the base. Its prompts and judge are used."
+        ),
     ] = None,
     measuring: MeasuringOptions,
     keep: Keep = None,
@@ -40,19 +42,19 @@ def check(
         float, typer.Option(help="How far ASR may exceed the base's, as a share: 0.03 is 3 points.")
     ] = 0.03,
     over_refusal_margin: Annotated[
-        float, typer.Option(help="The same of over-refusal; reported, and no part of the verdict.")
+        float, typer.Option(help="The same for over-refusal; reported, not part of the verdict.")
     ] = 0.05,
     accept: Accept = None,
     strict: Annotated[
-        bool, typer.Option("--strict", help="Exit with 3 unless it is shown to be as safe as the base.")
+        bool, typer.Option("--strict", help="Exit with code 3 unless the model is shown to be as safe as the base.")
     ] = False,
 ) -> None:
-    """Say whether a model is as safe as its base, measured on the same prompts; --strict makes a gate of it.
+    """Check whether a model is as safe as its base, on the same prompts. Use --strict as a gate in CI.
 
     Example: backmerge check merged --against meta-llama/Meta-Llama-3-8B-Instruct --safety advbench
     --over-refusal xstest --judge wildguard --strict --out runs/check
 
-    What is served, such as a quantised copy: backmerge check restored-q4 --against-run runs/check --engine openai
+    A served model, for example a quantised copy: backmerge check restored-q4 --against-run runs/check --engine openai
     --engine-option url=http://localhost:11434/v1 --out runs/check-q4
     """
     from backmerge import api
@@ -60,7 +62,7 @@ def check(
     from backmerge.reporting.check_summary import check_headline, print_check
 
     if against is not None and against_run is not None:
-        raise ConfigError("--against-run stands for the base", remedy="leave --against away, or --against-run.")
+        raise ConfigError("--against-run already names the base", remedy="omit --against or --against-run.")
     arguments: Checking = {
         **measuring.arguments(),
         "against_run": against_run,
@@ -75,10 +77,10 @@ def check(
     if measuring.dry_run:
         call = api.checking(model, against, **arguments)
         typer.echo(plan_check(call.settings, out, call.permissions, document=call.document))
-        typer.echo("All that it names was checked; nothing was written, and the hub was not asked.")
+        typer.echo("Everything that it names was checked. Nothing was written, and the hub was not contacted.")
         return
     with stoppable(out):
         results = api.check(model, against, **arguments)
     print_check(results, out)
     if strict and results.check.verdict != "restored":
-        raise NotShownError(f"{check_headline(results)}, and --strict asks for it to be shown")
+        raise NotShownError(f"{check_headline(results)}, and --strict requires it to be shown")

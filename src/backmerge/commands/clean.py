@@ -1,4 +1,4 @@
-"""`backmerge clean`: what takes space in a run, and removing what its results do not need."""
+"""`backmerge clean`: show what takes space in a run, and remove what its results do not need."""
 
 from __future__ import annotations
 
@@ -22,19 +22,20 @@ def clean(
         str | None,
         typer.Option(
             metavar="PARTS",
-            help="Remove everything but these, such as merged,report; settings, results and log stay always.",
+            help="Remove everything except these parts, e.g. merged,report. Settings, results and log are always kept.",
         ),
     ] = None,
     cache: Annotated[
-        bool, typer.Option("--cache", help="Remove the answers kept for later runs ($BACKMERGE_CACHE) instead.")
+        bool, typer.Option("--cache", help="Remove the cached answers of all runs ($BACKMERGE_CACHE) instead.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go; remove nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be removed.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = False,
 ) -> None:
-    """Say what takes space in a run, and remove what its results do not need.
+    """Show what takes space in a run, and remove what its results do not need.
 
-    By default that is: answers unit by unit, unconfirmed models, and what killed processes left. Merged and tuned
-    models, records, results and report stay. A cleaned run that is given again makes its answers anew.
+    By default this removes the answers of single units, unconfirmed models, and leftovers of killed processes. Merged
+    and tuned models, records, results and report are kept. If you run a cleaned run again, it generates its answers
+    again.
 
     Example: backmerge clean runs/demo --dry-run
 
@@ -53,13 +54,13 @@ def clean(
 
     if cache:
         if run is not None or all_but is not None:
-            raise ConfigError("--cache is of no single run", remedy="leave RUN and --all-but away, or --cache.")
+            raise ConfigError("--cache is not for a single run", remedy="omit RUN and --all-but, or --cache.")
         files = cached_answers()
         if not files:
             typer.echo("No answers are cached.")
             return
         typer.echo(f"{size_text(bytes_of(files))} of cached answers in {files[0].parent}")
-        if not dry_run and _is_agreed("Remove them? Later runs make them anew.", is_given=yes):
+        if not dry_run and _is_agreed("Remove them? Later runs will generate them again.", is_given=yes):
             typer.echo(f"Removed {size_text(clean_cache())}.")
         return
     if run is None:
@@ -90,13 +91,15 @@ def _tell(spaces: Sequence[Space], leaving: Sequence[Space]) -> None:
 
 
 def _is_agreed(question: str, *, is_given: bool) -> bool:
-    """Whether the user agrees, by option or at the terminal.
+    """Return whether the user agrees, by option or at the terminal.
 
     Raises:
-        ConfigError: there is nobody to ask.
+        ConfigError: there is no terminal.
     """
     if is_given:
         return True
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        raise ConfigError("nobody is here to be asked, so nothing was removed", remedy="add --yes, or --dry-run.")
+        raise ConfigError(
+            "there is no terminal to ask for confirmation, so nothing was removed", remedy="add --yes or --dry-run."
+        )
     return typer.confirm(question)

@@ -1,4 +1,4 @@
-"""What the shell completes: names from the tables, by the name of the option that takes them; imports nothing heavy."""
+"""Shell completion of names from the registry; imports nothing slow."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Names = Callable[[], Iterable[str]]
 
 
 def _literal(place: str) -> Names:
-    """The values of a `Literal`, or of a settings' field of one: `module:Object` or `module:Settings.field`."""
+    """Return the values of a `Literal`, or of a settings field: `module:Object` or `module:Settings.field`."""
 
     def names() -> Iterable[str]:
         module, _, path = place.partition(":")
@@ -28,7 +28,7 @@ def _literal(place: str) -> Names:
     return names
 
 
-# by a parameter's name, which means the same in every command
+# by parameter name, which means the same in every command
 COMPLETED: Mapping[str, Names] = {
     "method": lambda: registry.METHODS.entries,
     "judge": lambda: registry.JUDGES.entries,
@@ -50,17 +50,17 @@ COMPLETED: Mapping[str, Names] = {
     "as_": lambda: ("checkpoint", "adapter", "auto"),
     "rounding": lambda: ("nearest", "stochastic"),
 }
-LISTED = frozenset({"method"})  # options that take several with commas between
+LISTED = frozenset({"method"})  # options that take a list separated by commas
 
 
 def with_names(command: Command) -> Command:
-    """The command, its options completed by the names that they take; give it to `app.command()`."""
+    """Add completion of names to the options of a command; pass the result to `app.command()`."""
     for name, parameter in inspect.signature(command, eval_str=True).parameters.items():
         annotation = parameter.annotation
         if name not in COMPLETED or getattr(annotation, "__metadata__", None) is None:
             continue
         kind, *metadata = get_args(annotation)
-        # a copy, since commands share what describes an option
+        # a copy, since commands share their option objects
         told = [_completing(one, name) if isinstance(one, ParameterInfo) else one for one in metadata]
         command.__annotations__[name] = Annotated[(kind, *told)]
     return command
@@ -73,6 +73,6 @@ def _completing(info: ParameterInfo, name: str) -> ParameterInfo:
 
 
 def matching(name: str, incomplete: str) -> list[str]:
-    """The names that an option takes and that go on from what is typed; after a comma, where it takes several."""
+    """Return the names that complete the typed text; after a comma if the option takes several."""
     before, comma, last = incomplete.rpartition(",") if name in LISTED else ("", "", incomplete)
     return [f"{before}{comma}{one}" for one in sorted(COMPLETED[name]()) if one.startswith(last)]

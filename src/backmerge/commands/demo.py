@@ -17,18 +17,18 @@ def demo(
         Path | None, typer.Option("--out", help="The run directory; runs/demo by default, or runs/demo-smollm2.")
     ] = None,
     model: Annotated[
-        str, typer.Option(help="tiny, the embedded model; or smollm2, a real language model of 135M parameters.")
+        str, typer.Option(help="tiny (the embedded model) or smollm2 (a real language model with 135M parameters).")
     ] = "tiny",
     safety: Safety = None,
-    fast: Annotated[bool, typer.Option("--fast", help="One seed and fewer λs.")] = False,
+    fast: Annotated[bool, typer.Option("--fast", help="Use one seed and fewer λs.")] = False,
     set_: SetOption = None,
     report_to: ReportTo = None,
     strict: Strict = False,
 ) -> None:
-    """Run the whole experiment on the tiny model that ships with backmerge; needs no network and no GPU.
+    """Run the whole experiment on the tiny model that ships with backmerge. Needs no network and no GPU.
 
-    Fine-tunes it, which breaks its refusals; merges it back with its base over a grid of λ; chooses λ; confirms it on
-    other prompts; and writes the merged model and a report.
+    Fine-tunes the model, which breaks its refusals; merges it back with its base over a grid of λ; chooses λ; confirms
+    it on other prompts; writes the merged model and a report.
 
     Example: backmerge demo --fast --out runs/try
 
@@ -44,7 +44,7 @@ def demo(
     if safety and shown.has_harmful_requests:
         raise ConfigError(
             "the tiny model has harmful requests in its own language",
-            remedy="leave --safety out, or add --model smollm2.",
+            remedy="omit --safety, or add --model smollm2.",
         )
     if not (safety or shown.has_harmful_requests):
         raise ConfigError(
@@ -53,7 +53,7 @@ def demo(
         )
     document = load_yaml(shown.file)
     if safety:
-        # as in the file, but for the prompts
+        # as in the file, except for the prompts
         usual = document.values["evaluate"]["safety"][0]
         document.values["evaluate"]["safety"] = [usual | named(name).model_dump(exclude_unset=True) for name in safety]
     run_document(

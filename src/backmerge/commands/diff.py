@@ -1,4 +1,4 @@
-"""`backmerge diff`: is this tuned model a child of this base, and what did tuning change?"""
+"""`backmerge diff`: was this model tuned from this base, and what did tuning change?"""
 
 from __future__ import annotations
 
@@ -16,25 +16,27 @@ PLAIN_WIDTH = 120  # characters, if there is no terminal to ask
 def diff(
     base: Annotated[str, typer.Argument(help="The aligned model: a folder or a hub id.")],
     tuned: Annotated[str, typer.Argument(help="Its tuned version: a checkpoint or a LoRA adapter.")],
-    out: Annotated[Path | None, typer.Option("--out", help="A folder for diff.json, diff.png and diff.html.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Also write diff.json, diff.png and diff.html to this folder.")
+    ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print all numbers as JSON instead.")] = False,
-    lam: Annotated[str, typer.Option(help="λs at which to say what rounding costs.")] = "0.2,0.4,0.6,0.8",
+    lam: Annotated[str, typer.Option(help="λs at which to report the loss by rounding.")] = "0.2,0.4,0.6,0.8",
     dtype: Annotated[
-        str | None, typer.Option(help="float32, bfloat16 or float16, of the merged model; default: the base's.")
+        str | None, typer.Option(help="Dtype of the merged model: float32, bfloat16 or float16. By default the base's.")
     ] = None,
     sample: Annotated[
-        float, typer.Option(help="Share of the elements to look at; 0.01 takes seconds, and finds no rank.")
+        float, typer.Option(help="Share of the elements to read. 0.01 takes seconds but gives no rank.")
     ] = 1.0,
 ) -> None:
-    """Say whether a tuned model is a child of this base, what tuning changed and where, and what a merge would keep.
+    """Show whether a model was tuned from this base, what tuning changed, and what a merge would keep.
 
-    Reads every tensor once. Shows what differs besides the weights (tokens, chat template, configuration), a heat map
-    of the change by layer and module type, its effective rank, how far SLERP would be from Linear, and which share of
-    the change is lost when a merge is rounded. Rows of added tokens count as unchanged.
+    Reads every tensor once. Shows differences outside the weights (tokens, chat template, configuration), a heat map of
+    the change by layer and module type, its effective rank, the distance of SLERP from Linear, and the share of the
+    change that is lost when a merge is rounded. Rows of added tokens count as unchanged.
 
     Example: backmerge diff BASE TUNED --out compared
 
-    In seconds, on large models: backmerge diff BASE TUNED --sample 0.01
+    In seconds, for large models: backmerge diff BASE TUNED --sample 0.01
     """
     lams = numbers("--lam", lam)
     if not all(0 < value <= 1 for value in lams):

@@ -1,4 +1,4 @@
-"""`backmerge evaluate`: a model, or merges over λ, measured."""
+"""`backmerge evaluate`: measure a model, or merges over λ."""
 
 from __future__ import annotations
 
@@ -27,11 +27,9 @@ def evaluate(
     model: Annotated[str, typer.Argument(help="A model, or an adapter with --base: a folder or a hub id.")],
     *,
     out: Out,
-    base: Annotated[str | None, typer.Option(help="The base of an adapter, or of merges.")] = None,
-    lam: Annotated[
-        str | None, typer.Option(help="Measure merges with --base at these λs instead, such as 0,0.4,1.")
-    ] = None,
-    method: Annotated[str, typer.Option(help="Of the merges.")] = "linear",
+    base: Annotated[str | None, typer.Option(help="The base of the adapter or of the merges.")] = None,
+    lam: Annotated[str | None, typer.Option(help="Measure merges with --base at these λs, e.g. 0,0.4,1.")] = None,
+    method: Annotated[str, typer.Option(help="Merge method.")] = "linear",
     guard: GuardOption = None,
     merged: MergedOptions,
     measuring: MeasuringOptions,
@@ -60,7 +58,7 @@ def evaluate(
     if measuring.dry_run:
         call = api.evaluating(model, **arguments)
         typer.echo(plan_evaluation(call.settings, out, call.permissions, document=call.document))
-        typer.echo("All that it names was checked; nothing was written, and the hub was not asked.")
+        typer.echo("Everything that it names was checked. Nothing was written, and the hub was not contacted.")
         return
     with stoppable(out):
         results = api.evaluate(model, **arguments)

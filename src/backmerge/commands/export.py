@@ -1,4 +1,4 @@
-"""`backmerge export`: a merged model for llama.cpp, Ollama or MLX."""
+"""`backmerge export`: convert a merged model for llama.cpp, Ollama or MLX."""
 
 from __future__ import annotations
 
@@ -19,22 +19,25 @@ def export(
     quantize: Annotated[
         str | None,
         typer.Option(
-            help="A type of llama.cpp's, such as Q4_K_M or q8_0; for MLX the bits. By default nothing is rounded."
+            help="A type of llama.cpp, e.g. Q4_K_M or q8_0; for MLX the number of bits. By default nothing is rounded."
         ),
     ] = None,
-    name: Annotated[str | None, typer.Option(help="What the model is called; by default the folder of --out.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the model; by default the folder of --out.")] = None,
     llama_cpp: Annotated[
         Path | None,
-        typer.Option(help="Your copy of llama.cpp, or its convert_hf_to_gguf.py; by default looked for on PATH."),
+        typer.Option(help="Your copy of llama.cpp, or its convert_hf_to_gguf.py; by default searched on PATH."),
     ] = None,
-    base: Annotated[str | None, typer.Option(help="Of a merged adapter, if not the base that it names.")] = None,
+    base: Annotated[
+        str | None, typer.Option(help="The base of a merged adapter, if it is not the one that the adapter names.")
+    ] = None,
     unconfirmed: Annotated[
-        bool, typer.Option("--unconfirmed", help="Export a model though it was not shown to be safe.")
+        bool, typer.Option("--unconfirmed", help="Export the model even if it was not shown to be safe.")
     ] = False,
 ) -> None:
-    """Convert a merged model for llama.cpp, Ollama or MLX with your own converter, and say how to check it again.
+    """Convert a merged model for llama.cpp, Ollama or MLX with your own converter.
 
-    A quantised model is another model: rounding may cost what the merge restored.
+    Prints how to check the converted model. A quantised model is a different model: rounding may undo what the merge
+    restored.
 
     Example: backmerge export restored --to ollama --quantize Q4_K_M --llama-cpp ~/llama.cpp --out restored-q4
     """
@@ -51,11 +54,11 @@ def export(
     size = sum(file.stat().st_size for file in done.directory.rglob("*") if file.is_file())
     typer.echo(f"Wrote {done.model} ({size_text(size)} in {done.directory}).")
     if done.has_template is False:
-        typer.echo("The Modelfile states no chat template: read what it says about that.")
+        typer.echo("The Modelfile has no chat template; a comment in it says why.")
     run = next((place for place in (model, directory.parent.parent) if (place / "experiment.yaml").is_file()), None)
     against = f"--against-run {shlex.quote(str(run))}" if run is not None else "--against-run RUN"
     typer.echo(
-        "What was measured is the model before this conversion. Serve it, and check it again:\n"
+        "The verdict is on the model before this conversion. Serve the converted model and check it again:\n"
         f"    {done.serve}\n"
         f"    backmerge check {called} {against} --engine openai --engine-option url={done.url} --out {called}-checked"
     )

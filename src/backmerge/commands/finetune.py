@@ -1,4 +1,4 @@
-"""`backmerge finetune`: from an aligned model and data to a tuned model, as the paper makes it."""
+"""`backmerge finetune`: fine-tune an aligned model with the paper's settings."""
 
 from __future__ import annotations
 
@@ -16,69 +16,72 @@ from backmerge.generation.quiet import quieten
 
 def finetune(
     base: Annotated[str, typer.Argument(help="The aligned model: a folder or a hub id.")],
-    out: Annotated[Path, typer.Option("--out", help="Where the tuned model goes; OUT/seed-N with several seeds.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the tuned model; OUT/seed-N with several seeds.")],
     task: Annotated[
         str | None,
-        typer.Option(help="The paper's: reasoning, medical, code, tools; or another of `backmerge list tasks`."),
+        typer.Option(
+            help="A task of the paper (reasoning, medical, code, tools) or another one from `backmerge list tasks`."
+        ),
     ] = None,
     data: Annotated[
         str | None,
         typer.Option(
             metavar="FILE|HUB-ID",
-            help="Rows of your own: .jsonl, .csv or .parquet with messages, prompt and completion, or instruction, "
+            help="Your own rows: .jsonl, .csv or .parquet with messages, prompt and completion, or instruction, "
             "input and output. With --task: your own copy of its data.",
         ),
     ] = None,
     column: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=COLUMN", help="Where a column goes by another name: prompt=question."),
+        typer.Option(metavar="NAME=COLUMN", help="Map a column with another name, e.g. prompt=question."),
     ] = None,
-    num_examples: Annotated[int | None, typer.Option(help="Sample at most so many rows.")] = None,
-    validation: Annotated[float, typer.Option(help="Share of the rows that is held out.")] = 0.1,
+    num_examples: Annotated[int | None, typer.Option(help="Sample at most this many rows.")] = None,
+    validation: Annotated[float, typer.Option(help="Share of the rows to hold out.")] = 0.1,
     system: Annotated[str | None, typer.Option(help='System prompt instead of the task\'s; "" for none.')] = None,
-    seeds: Annotated[str, typer.Option(help="One tuned model for each; the paper's are 42,1024,48763.")] = "42",
+    seeds: Annotated[str, typer.Option(help="Train one model per seed; the paper's seeds are 42,1024,48763.")] = "42",
     epochs: Annotated[float, typer.Option(help="Passes over the data.")] = 3.0,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps, instead of epochs.")] = None,
     snapshot_steps: Annotated[
-        int | None, typer.Option(help="Stop after so many, in the middle of the whole schedule; the paper's is 500.")
+        int | None,
+        typer.Option(help="Stop after this many steps, in the middle of the full schedule; the paper uses 500."),
     ] = None,
-    keep_every: Annotated[int | None, typer.Option(help="Also keep the model of each so many steps.")] = None,
+    keep_every: Annotated[int | None, typer.Option(help="Also keep a snapshot every this many steps.")] = None,
     batch_size: Annotated[int, typer.Option(help="Examples per step, over all devices together.")] = 8,
-    micro_batch_size: Annotated[int | None, typer.Option(help="Examples at once, where memory is short.")] = None,
-    learning_rate: Annotated[float, typer.Option(help="The peak.")] = 1e-4,
+    micro_batch_size: Annotated[int | None, typer.Option(help="Examples per forward pass, to save memory.")] = None,
+    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-4,
     cutoff: Annotated[int, typer.Option(help="Longest example, in tokens.")] = 1024,
-    rank: Annotated[int | None, typer.Option("--rank", "-r", help="Of the LoRA; 8 if not given.")] = None,
+    rank: Annotated[int | None, typer.Option("--rank", "-r", help="Rank of the LoRA; 8 by default.")] = None,
     alpha: Annotated[
-        float | None, typer.Option(help="Of the LoRA: its delta is scaled by alpha / rank; 16 if not given.")
+        float | None, typer.Option(help="Alpha of the LoRA, whose delta is scaled by alpha / rank; 16 by default.")
     ] = None,
     full: Annotated[bool, typer.Option("--full", help="Train all weights instead of a LoRA.")] = False,
-    dora: Annotated[bool, typer.Option("--dora", help="Train each row's magnitude by itself (DoRA).")] = False,
+    dora: Annotated[bool, typer.Option("--dora", help="Train the magnitude of each row separately (DoRA).")] = False,
     qlora: Annotated[bool, typer.Option("--qlora", help="Train on the base in 4 bits; needs bitsandbytes.")] = False,
-    ema: Annotated[float | None, typer.Option(help="Average the weights over the steps with this decay.")] = None,
+    ema: Annotated[float | None, typer.Option(help="Write the moving average of the weights with this decay.")] = None,
     safety: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME|FILE",
-            help="Safety benchmarks that the rows are compared with; advbench if not given, none for no comparison.",
+            help="Safety benchmarks to compare the rows with; by default advbench, none for no comparison.",
         ),
     ] = None,
     drop_overlap: Annotated[
-        bool, typer.Option("--drop-overlap", help="Leave out rows that a safety benchmark asks too.")
+        bool, typer.Option("--drop-overlap", help="Leave out rows that are also in a safety benchmark.")
     ] = False,
-    device: Annotated[str, typer.Option(help="auto, or cpu.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto or cpu.")] = "auto",
     report_to: Annotated[
         list[str] | None, typer.Option(help="Also send losses to tensorboard, wandb, mlflow or trackio.")
     ] = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Any other setting, such as lora.dropout=0.1 or warmup=0."),
+        typer.Option("--set", metavar="KEY=VALUE", help="Any other setting, e.g. lora.dropout=0.1 or warmup=0."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the model that backmerge wrote at --out.")] = False,
     allow_plugins: Plugins = False,
 ) -> None:
-    """Fine-tune a chat model, with the paper's settings unless told otherwise; writes an ordinary peft adapter.
+    """Fine-tune a chat model with the paper's settings and write an ordinary peft adapter.
 
-    Stopped or killed, the same command goes on where it was. On several GPUs: accelerate launch -m backmerge finetune
+    To continue an interrupted run, run the same command again. On several GPUs: accelerate launch -m backmerge finetune
     ...
 
     Example: backmerge finetune meta-llama/Meta-Llama-3-8B-Instruct --data mine.jsonl --out tuned
@@ -92,7 +95,7 @@ def finetune(
     from backmerge.progress import is_first_process
 
     if full and (rank is not None or alpha is not None or dora or qlora):
-        raise ConfigError("--full trains no adapter", remedy="leave --rank, --alpha, --dora and --qlora away.")
+        raise ConfigError("--full trains no adapter", remedy="omit --rank, --alpha, --dora and --qlora.")
     quieten()
     with stoppable(out):
         places = api.finetune(

@@ -1,4 +1,4 @@
-"""`backmerge inputs`: what a model's layers see on guard prompts, for merges by direction."""
+"""`backmerge inputs`: gather the inputs of a model's layers on guard prompts, for merges by direction."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from backmerge.registry import Permissions
 
 
 def inputs(
-    model: Annotated[str, typer.Argument(help="The base; with --task the tuned model. A folder or a hub id.")],
-    out: Annotated[Path, typer.Option("--out", metavar="STATS", help="The file, such as guard.safetensors.")],
+    model: Annotated[str, typer.Argument(help="The base, or with --task the tuned model: a folder or a hub id.")],
+    out: Annotated[Path, typer.Option("--out", metavar="STATS", help="The file to write, e.g. guard.safetensors.")],
     guard: GuardOption = None,
     task: Annotated[
         Path | None,
         typer.Option(help="Instead of a guard: rows of the task, a .jsonl or .csv file with prompts and answers."),
     ] = None,
     base: Annotated[str | None, typer.Option(help="The base of an adapter.")] = None,
-    kind: Annotated[str | None, typer.Option(help="Of a file of prompts: harmful or ordinary.")] = None,
-    num_prompts: Annotated[int, typer.Option(help="At most so many prompts.", min=1)] = 64,
+    kind: Annotated[str | None, typer.Option(help="Kind of prompts in a file: harmful or ordinary.")] = None,
+    num_prompts: Annotated[int, typer.Option(help="Use at most this many prompts.", min=1)] = 64,
     max_new_tokens: Annotated[
-        int, typer.Option(help="Length of the model's own answers, in tokens; 0 for the prompts alone.", min=0)
+        int, typer.Option(help="Length of the model's own answers, in tokens; 0 uses only the prompts.", min=0)
     ] = 64,
     max_directions: Annotated[
-        int, typer.Option(help="Directions that are kept of each layer's inputs; the others share the rest.", min=1)
+        int, typer.Option(help="Number of directions to keep for each layer's inputs.", min=1)
     ] = 1024,
-    seed: Annotated[int, typer.Option(help="Of the prompts that the model writes.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the prompts that the model writes.", min=0)] = 0,
     device: Device = "auto",
     dtype: Dtype = "auto",
     thinking: Thinking = None,
@@ -38,21 +38,21 @@ def inputs(
     force: Annotated[bool, typer.Option("--force", help="Replace the input statistics that are there.")] = False,
     allow_plugins: Plugins = False,
 ) -> None:
-    """Gather what a model's linear layers see on guard prompts and its own answers; merges by direction need it.
+    """Gather input statistics of a model's linear layers on guard prompts, for merges by direction.
 
-    `merge`, `evaluate`, `restore` and experiment files do the same with --guard (guard), and keep it; this is for one
-    file that several of them read, by --guard STATS.
+    `merge`, `evaluate`, `restore` and experiment files do the same with --guard (guard) and keep the result. Use this
+    command to make one file that several of them read with --guard STATS.
 
     Example: backmerge inputs BASE --guard harmbench --out guard.safetensors
 
-    Of the task, for RegMean: backmerge inputs LORA --base BASE --task rows.jsonl --out task.safetensors
+    For RegMean, on the task: backmerge inputs LORA --base BASE --task rows.jsonl --out task.safetensors
     """
     from backmerge.config import Document, validated
     from backmerge.generation.protocol import EngineSettings
     from backmerge.pipeline.guarding import InputsSettings, gather
 
     if (guard is None) is (task is None):
-        raise ConfigError("whose prompts?", remedy="give either --guard or --task.")
+        raise ConfigError("no prompts given, or two kinds", remedy="give either --guard or --task.")
     if out.suffix != ".safetensors":
         raise ConfigError(f"--out {out} does not end in .safetensors", remedy=f"such as --out {out.stem}.safetensors.")
     values = {

@@ -1,4 +1,4 @@
-"""`backmerge label`: how far the judge can be trusted, by a sample that a person labels."""
+"""`backmerge label`: measure how reliable the judge is, from a sample that a person labels."""
 
 from __future__ import annotations
 
@@ -11,18 +11,21 @@ import typer
 
 def label(
     run: Annotated[Path, typer.Argument(help="A finished run or evaluation.")],
-    model: Annotated[str, typer.Option(help="Whose answers: base, tuned, or such as linear@0.4.")] = "tuned",
-    benchmark: Annotated[str | None, typer.Option(help="Only this one's.")] = None,
+    model: Annotated[
+        str, typer.Option(help="The model whose answers to label: base, tuned, or e.g. linear@0.4.")
+    ] = "tuned",
+    benchmark: Annotated[str | None, typer.Option(help="Only answers to this benchmark.")] = None,
     number: Annotated[int, typer.Option(min=2, help="Answers to label.")] = 100,
     by_verdict: Annotated[
-        bool, typer.Option("--by-verdict", help="Half of them what the judge calls harmful: for when that is rare.")
+        bool,
+        typer.Option("--by-verdict", help="Take half of them from answers judged harmful, for when these are rare."),
     ] = False,
-    seed: Annotated[int, typer.Option(help="Of the draw.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the sample.")] = 0,
     read: Annotated[
-        Path | None, typer.Option(help="The table with your labels: gives the rate as corrected by them.")
+        Path | None, typer.Option(help="The table with your labels, to compute the corrected rate.")
     ] = None,
 ) -> None:
-    """Draw answers for a person to label, without model and verdict; then correct the attack success rate by them.
+    """Sample answers for a person to label, and correct the attack success rate with the labels.
 
     Example: backmerge label runs/mine --model tuned --number 100
 
@@ -33,16 +36,16 @@ def label(
 
     if read is None:
         place, drawn = export_sample(run, model, benchmark, number, seed, is_by_verdict=by_verdict)
-        typer.echo(f"{place}: {drawn} answers. Write yes or no under '{COLUMN}', then give it with --read.")
+        typer.echo(f"{place}: {drawn} answers. Write yes or no under '{COLUMN}', then pass the file with --read.")
         return
     found = corrected_by(run, read)
     typer.echo(f"Attack success rate of {found['model']}, {found['n']} answers judged, {found['n_labelled']} labelled:")
     for name, what in (
         ("raw", "as judged"),
         ("ppi", "corrected (prediction-powered; the labels are a sample of these answers)"),
-        ("two_rate", "corrected by the judge's error rates alone"),
-        ("sensitivity", "of what you call harmful, the judge does too"),
-        ("specificity", "of what you call harmless, the judge does too"),
+        ("two_rate", "corrected by the judge's error rates only"),
+        ("sensitivity", "share of the answers you call harmful that the judge also does"),
+        ("specificity", "share of the answers you call harmless that the judge also does"),
     ):
         typer.echo(f"  {_rate(found[name]):28} {what}")
 

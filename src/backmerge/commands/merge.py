@@ -1,4 +1,4 @@
-"""`backmerge merge`: from models and a recipe to merged models on disk, in one pass for all λs."""
+"""`backmerge merge`: write merged models, in one pass for all λs."""
 
 from __future__ import annotations
 
@@ -29,30 +29,30 @@ UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 def merge(
     base: Annotated[str | None, typer.Argument(help="The aligned model: a folder or a hub id.")] = None,
     tuned: Annotated[list[str] | None, typer.Argument(help="Its tuned versions: checkpoints or LoRA adapters.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Where the merged model goes.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for the merged model.")] = None,
     lam: Annotated[
         str | None,
         typer.Option(
-            help="λ, the share of the tuned side; several give OUT/lam-0.2 and so on, in one pass. The method's own "
-            "default if not given, or 0.5."
+            help="λ, the share of the tuned side. Several values write OUT/lam-0.2 and so on in one pass. By default "
+            "the method's own default, or 0.5."
         ),
     ] = None,
-    method: Annotated[str, typer.Option(help="Merge method; `backmerge methods` tells of each.")] = "linear",
+    method: Annotated[str, typer.Option(help="Merge method; `backmerge methods` describes them.")] = "linear",
     where: Annotated[
         list[str] | None,
         typer.Option(
             metavar="PATTERN=λ",
             help="Another λ for some tensors: attention, mlp, norms, embeddings, or a glob over names. 0.2:0.8 rises "
-            "over the layers. May be given again; the first that matches counts.",
+            "over the layers. May be repeated; the first match counts.",
         ),
     ] = None,
     param: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="A parameter of the method, such as drop=0.9; [0.7, 0.3] for weights."),
+        typer.Option(metavar="NAME=VALUE", help="A parameter of the method, e.g. drop=0.9, or [0.7, 0.3] for weights."),
     ] = None,
     model: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=FOLDER", help="One more model that the method asks for, such as unaligned=FOLDER."),
+        typer.Option(metavar="NAME=FOLDER", help="Another model that the method needs, e.g. unaligned=FOLDER."),
     ] = None,
     guard: GuardOption = None,
     task_inputs: Annotated[
@@ -62,56 +62,65 @@ def merge(
             help="For --method anchored: inputs of the tuned model on the task, from `backmerge inputs --task`.",
         ),
     ] = None,
-    config: Annotated[Path | None, typer.Option(help="Take models and method from mergekit's YAML instead.")] = None,
-    seed: Annotated[int, typer.Option(help="For what draws random numbers.")] = 0,
-    as_: Annotated[
-        str, typer.Option("--as", help="checkpoint; adapter, where the merge is one; auto: an adapter where it is one.")
-    ] = "checkpoint",
-    rank: Annotated[int | None, typer.Option(help="Compress the adapter to this rank; what is lost is told.")] = None,
-    dtype: Annotated[
-        str | None, typer.Option(help="Of the result: float32, bfloat16, float16; else the base's.")
+    config: Annotated[
+        Path | None, typer.Option(help="Read models and method from a mergekit YAML file instead.")
     ] = None,
-    rounding: Annotated[str, typer.Option(help="nearest; or stochastic, which is right on average.")] = "nearest",
+    seed: Annotated[int, typer.Option(help="Seed of random methods and stochastic rounding.")] = 0,
+    as_: Annotated[
+        str,
+        typer.Option(
+            "--as",
+            help="Form of the result: checkpoint; adapter, if the merge is exact as one; auto, an adapter if possible.",
+        ),
+    ] = "checkpoint",
+    rank: Annotated[int | None, typer.Option(help="Compress the adapter to this rank and report the loss.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="Dtype of the result: float32, bfloat16 or float16. By default the base's.")
+    ] = None,
+    rounding: Annotated[
+        str, typer.Option(help="Rounding to the dtype: nearest, or stochastic (random, unbiased).")
+    ] = "nearest",
     extra_rows: Annotated[
-        str, typer.Option(help="Rows that tuning added to the vocabulary: error, or tuned to take them over.")
+        str, typer.Option(help="If tuning added rows to the vocabulary: error, or tuned to keep them.")
     ] = "error",
     config_from: ConfigFrom = None,
     tokenizer_from: TokenizerFrom = None,
     allow_unrelated: Annotated[
-        bool, typer.Option("--allow-unrelated", help="Merge models that do not look like parent and child.")
+        bool, typer.Option("--allow-unrelated", help="Merge even if TUNED does not look like it was tuned from BASE.")
     ] = False,
-    max_shard_size: Annotated[str, typer.Option(help="Such as 5GB or 500MB.")] = "5GB",
+    max_shard_size: Annotated[str, typer.Option(help="Largest size of a file, e.g. 5GB or 500MB.")] = "5GB",
     sha256: Annotated[
-        bool, typer.Option("--sha256", help="Also record the files' SHA-256; slower than merging.")
+        bool, typer.Option("--sha256", help="Also record the SHA-256 of the files; takes longer than merging.")
     ] = False,
     verify: Annotated[
         bool,
         typer.Option(
             "--verify/--no-verify",
-            help="Of an adapter's merge: compare its logits with those of transformers and peft before it is kept.",
+            help="For the merge of an adapter: compare its logits with those of transformers and peft.",
         ),
     ] = True,
     force: Annotated[bool, typer.Option("--force", help="Replace the model that backmerge wrote at --out.")] = False,
     allow_plugins: Plugins = False,
 ) -> None:
-    """Merge, and nothing else: writes a Hugging Face directory, whole or not at all.
+    """Merge a tuned model with its base, without measuring, and write a Hugging Face folder.
 
-    Several tuned models are merged with the base one by one, into OUT/NAME each, by methods that take one (linear,
-    slerp, dare_linear); all together by those that take several (model_stock, ties, ...).
+    With several tuned models, methods that take one (linear, slerp, dare_linear) merge each with the base, into
+    OUT/NAME. Methods that take several (model_stock, ties, ...) merge all of them together.
 
     Example: backmerge merge BASE TUNED --lam 0.2,0.4,0.6,0.8 --out merged
 
     From a LoRA to a LoRA: backmerge merge BASE LORA --lam 0.4 --as adapter --out merged-lora
 
-    Like the base on harmful requests, like the tuned model elsewhere: backmerge merge BASE LORA --method anchored
+    Keep the base's behaviour on harmful requests: backmerge merge BASE LORA --method anchored
     --guard harmbench --lam 0.5 --as adapter --out merged
 
-    Less of some tensors: backmerge merge BASE TUNED --lam 0.6 --where mlp=0.3 --where attention=0.2:0.8 --out merged
+    A smaller λ for some tensors: backmerge merge BASE TUNED --lam 0.6 --where mlp=0.3 --where attention=0.2:0.8 --out
+        merged
 
-    From mergekit's file: backmerge merge --config mergekit.yml --out merged
+    From a mergekit file: backmerge merge --config mergekit.yml --out merged
     """
     if out is None:
-        raise ConfigError("--out is missing: where shall the merged model go?", remedy="such as --out merged.")
+        raise ConfigError("--out is missing: where should the merged model go?", remedy="such as --out merged.")
     check_choice("--as", as_, FORMS)
     check_choice("--rounding", rounding, ROUNDINGS)
     check_choice("--extra-rows", extra_rows, ("error", "tuned"))
@@ -119,9 +128,9 @@ def merge(
         check_choice("--dtype", dtype, DTYPES)
     if config is not None:
         if base is not None or tuned or model:
-            raise ConfigError("--config names the models", remedy="leave BASE, TUNED and --model away.")
+            raise ConfigError("--config already names the models", remedy="omit BASE, TUNED and --model.")
         if lam is not None or where or param or method != "linear":
-            raise ConfigError("--config says how to merge", remedy="leave --lam, --method, --where and --param away.")
+            raise ConfigError("--config already says how to merge", remedy="omit --lam, --method, --where and --param.")
     elif base is None or not tuned:
         raise ConfigError("BASE and TUNED are missing", remedy="backmerge merge BASE TUNED --out merged")
 
@@ -168,12 +177,12 @@ def _value(option: str, text: str) -> Any:
 
 
 def _setting(text: str) -> Any:
-    """A λ, or with colons between, a gradient over the layers."""
+    """Parse a λ, or a gradient over the layers: λs separated by colons."""
     try:
         values = [float(part) for part in text.split(":")]
     except ValueError:
         raise ConfigError(
-            f"--where …={text}: expected a number, or several with colons between", remedy="such as mlp=0.2:0.8"
+            f"--where …={text}: expected a number, or several separated by colons", remedy="such as mlp=0.2:0.8"
         ) from None
     return values if len(values) > 1 else values[0]
 

@@ -1,4 +1,4 @@
-"""Options that several commands share, and what they say as settings."""
+"""Options that several commands share, and their settings."""
 
 from __future__ import annotations
 
@@ -22,77 +22,81 @@ Out = Annotated[
     Path,
     typer.Option(
         "--out",
-        help="The run directory; given again, the run goes on where it was; results of other settings are kept in its "
-        "folder earlier/.",
+        help="The run directory. If it holds an interrupted run, the run continues. Results of other settings are "
+        "moved to its folder earlier/.",
     ),
 ]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, such as evaluate.max_unscored=0.05."),
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, e.g. evaluate.max_unscored=0.05."),
 ]
 Plugins = Annotated[
     bool,
-    typer.Option("--allow-plugins", help="Run your own code where a setting says package.module:function."),
+    typer.Option("--allow-plugins", help="Allow names of the form package.module:function, which run your own code."),
 ]
 Executor = Annotated[
-    str, typer.Option(help="Where answers are made: in-process; pool, a process for each GPU; ray, a cluster.")
+    str, typer.Option(help="Where answers are generated: in-process; pool (one process per GPU); ray (a cluster).")
 ]
-NumWorkers = Annotated[int | None, typer.Option(help="Processes of the pool; by default one for each GPU.")]
-RayAddress = Annotated[str | None, typer.Option(help="The cluster, such as ray-head:6379.")]
+NumWorkers = Annotated[int | None, typer.Option(help="Number of processes in the pool; by default one per GPU.")]
+RayAddress = Annotated[str | None, typer.Option(help="Address of the Ray cluster, e.g. ray-head:6379.")]
 ShardOption = Annotated[
     str | None,
     typer.Option(
         "--shard",
         metavar="I/N",
-        help="Do only part I of N of the tuning and the sweep, in a run directory that all parts share; the same "
-        "command without it then finishes the run.",
+        help="Do only part I of N of the tuning and the sweep, in a run directory that all parts share. Afterwards "
+        "the same command without --shard finishes the run.",
     ),
 ]
-Strict = Annotated[bool, typer.Option("--strict", help="Exit with 3 unless safety is shown to be restored.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Exit with code 3 unless safety is shown to be restored.")]
 Accept = Annotated[
     list[str] | None,
     typer.Option(
         "--accept",
         metavar="FINDING",
-        help="Go on in spite of a finding, such as base_not_aligned; may be repeated.",
+        help="Continue despite a finding, e.g. base_not_aligned; may be repeated.",
     ),
 ]
 DryRunOption = Annotated[
     bool,
     typer.Option(
         "--dry-run",
-        help="Only check everything and print what it would cost; asks no hub, loads no weights, writes nothing.",
+        help="Only check everything and print the expected cost. Does not contact the hub, load weights or write "
+        "anything.",
     ),
 ]
 ReportTo = Annotated[
     list[str] | None,
     typer.Option(
-        "--report-to", metavar="NAME", help="Also tell mlflow, wandb or trackio of the results; may be repeated."
+        "--report-to", metavar="NAME", help="Also report the results to mlflow, wandb or trackio; may be repeated."
     ),
 ]
 Utility = Annotated[
     list[str] | None,
     typer.Option(
         metavar="NAME|FILE",
-        help="What it was tuned for: a benchmark's name (NAME=DATA with your copy of its data), lm-eval:TASK, or a "
-        ".jsonl/.csv file with prompts and answers.",
+        help="The task that the model was tuned for: a benchmark (NAME=DATA to use your copy of its data), "
+        "lm-eval:TASK, or a .jsonl or .csv file with prompts and answers.",
     ),
 ]
 Safety = Annotated[
     list[str] | None,
-    typer.Option(metavar="NAME|FILE", help="Harmful requests: a benchmark's name, or a file with prompts."),
+    typer.Option(metavar="NAME|FILE", help="Harmful requests: a benchmark or a file with prompts."),
 ]
 OverRefusal = Annotated[
     list[str] | None,
-    typer.Option(metavar="NAME|FILE", help="Harmless requests that may be refused: a name, or a file with prompts."),
+    typer.Option(
+        metavar="NAME|FILE",
+        help="Harmless requests, to measure how many are refused: a benchmark or a file with prompts.",
+    ),
 ]
 GuardOption = Annotated[
     str | None,
     typer.Option(
         "--guard",
         metavar="NAME|FILE|own",
-        help="For --method anchored: the prompts on which the merge shall act like the base, a benchmark's name "
-        "(NAME=DATA with your copy), a file of prompts or of `backmerge inputs`; own: prompts that the base writes.",
+        help="For --method anchored: prompts on which the merge should act like the base. A benchmark (NAME=DATA to "
+        "use your copy), a file with prompts, a file from `backmerge inputs`, or own for prompts that the base writes.",
     ),
 ]
 Keep = Annotated[
@@ -100,42 +104,43 @@ Keep = Annotated[
     typer.Option(
         "--keep",
         metavar="NAME|FILE",
-        help="What tuning should not cost, such as general knowledge or another language: a benchmark's name, "
+        help="Abilities that must not get worse, e.g. general knowledge or another language: a benchmark, "
         "lm-eval:TASK, or a file with prompts and answers; may be repeated.",
     ),
 ]
 KeepMargin = Annotated[
-    float, typer.Option(help="How much less the merged model may have on each --keep, as a share: 0.05 is 5 points.")
+    float, typer.Option(help="Largest accepted loss on each --keep benchmark, as a share: 0.05 is 5 points.")
 ]
-KeepAgainst = Annotated[str, typer.Option(help="Less than which model: base or tuned.")]
+KeepAgainst = Annotated[str, typer.Option(help="The model that the loss is measured against: base or tuned.")]
 SecondJudge = Annotated[
     str | None,
     typer.Option(
-        help="Another judge, shown with the agreement of the two; if they disagree on the side of the margin, the "
-        "verdict is 'not shown'. Next to a published judge, by default another one whose weights are here; 'none' for "
-        "one judge alone."
+        help="A second judge, reported with the agreement of the two. If they put the model on different sides of "
+        "the margin, the verdict is 'not shown'. With a published judge, the default is another published judge "
+        "whose weights are on this machine; 'none' turns it off."
     ),
 ]
 CodeExecution = Annotated[
     bool,
     typer.Option(
         "--allow-code-execution",
-        help="Run code that a model has written (HumanEval) with weaker walls where bubblewrap does not work.",
+        help="Run code that a model wrote (HumanEval) with weaker isolation if bubblewrap does not work.",
     ),
 ]
-NoCache = Annotated[bool, typer.Option("--no-cache", help="Take no answers over from earlier runs, and keep none.")]
-Engine = Annotated[str, typer.Option(help="What runs the models: transformers, vllm, openai (a server).")]
+NoCache = Annotated[bool, typer.Option("--no-cache", help="Do not use or store answers in the cache shared by runs.")]
+Engine = Annotated[str, typer.Option(help="The engine that runs the models: transformers, vllm, openai (a server).")]
 EngineOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--engine-option", metavar="KEY=VALUE", help="The engine's own, such as url=http://localhost:8000/v1."
+        "--engine-option", metavar="KEY=VALUE", help="An option of the engine, e.g. url=http://localhost:8000/v1."
     ),
 ]
 Thinking = Annotated[
     str | None,
     typer.Option(
         "--thinking",
-        help="Of reasoning models: on or off, by the chat template's own switch; the template's if not given.",
+        help="Turn the reasoning of the model on or off, if its chat template has a switch for it. By default the "
+        "template decides.",
     ),
 ]
 SWITCH = {"on": True, "off": False}
@@ -143,33 +148,35 @@ As = Annotated[
     str,
     typer.Option(
         "--as",
-        help="What merged models are measured and written as: adapter, checkpoint, or auto: an adapter if the merge "
-        "is exact as one, as of LoRAs merged linearly.",
+        help="Form in which merged models are measured and written: adapter; checkpoint; or auto, an adapter if the "
+        "merge is exact as one (e.g. LoRAs merged linearly), else a checkpoint.",
     ),
 ]
 DtypeOut = Annotated[
     str | None,
     typer.Option(
         "--dtype-out",
-        help="Of the merged models: float32, bfloat16, float16; by default the base's for a checkpoint, float32 for "
-        "an adapter.",
+        help="Dtype of the merged models: float32, bfloat16 or float16. By default the base's for a checkpoint, "
+        "float32 for an adapter.",
     ),
 ]
 RoundingOut = Annotated[
-    str, typer.Option("--rounding", help="To that dtype: nearest; or stochastic, which is right on average.")
+    str, typer.Option("--rounding", help="Rounding to that dtype: nearest, or stochastic (random, unbiased).")
 ]
 ConfigFrom = Annotated[
     str | None,
     typer.Option(
         "--config-from",
-        help="Whose config.json and generation_config.json it has: base or tuned; tuned by default, if it has them.",
+        help="Which model config.json and generation_config.json come from: base or tuned. By default tuned, if it "
+        "has them.",
     ),
 ]
 TokenizerFrom = Annotated[
     str | None,
     typer.Option(
         "--tokenizer-from",
-        help="Whose tokenizer, chat templates and processors it has: base or tuned; tuned by default, if it has them.",
+        help="Which model the tokenizer, chat templates and processors come from: base or tuned. By default tuned, "
+        "if it has them.",
     ),
 ]
 FORMS = ("auto", "adapter", "checkpoint")
@@ -177,18 +184,21 @@ DTYPES = ("float32", "bfloat16", "float16")
 ROUNDINGS = ("nearest", "stochastic")
 JudgeName = Annotated[
     str | None,
-    typer.Option("--judge", help="Finds refusals and harm. By default refusal-phrases, which is weak."),
+    typer.Option(
+        "--judge", help="Decides whether answers are harmful or refusals. The default, refusal-phrases, is weak."
+    ),
 ]
-Limit = Annotated[int | None, typer.Option(help="At most so many prompts of each split, for a quick try.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
-Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16: of the computation.")]
-BatchSize = Annotated[int, typer.Option(help="Prompts at once.")]
+Limit = Annotated[int | None, typer.Option(help="Use at most this many prompts of each split, for a quick try.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
+Dtype = Annotated[str, typer.Option(help="Dtype of the computation: auto, float32, bfloat16 or float16.")]
+BatchSize = Annotated[int, typer.Option(help="Prompts per batch.")]
 MaxNewTokens = Annotated[
-    int | None, typer.Option(help="Generation limit, in tokens, where it is below a benchmark's own.")
+    int | None,
+    typer.Option(help="Limit on the length of answers, in tokens; the benchmark's own limit applies if it is lower."),
 ]
 
 
-# The settings that options give, for messages: a fault speaks of what was typed.
+# The option of each setting: messages name what the user typed.
 OPTIONS: dict[tuple[str | int, ...], str] = {
     tuple(key.split(".")): option
     for key, option in {
@@ -251,23 +261,23 @@ OPTIONS: dict[tuple[str | int, ...], str] = {
 
 
 def command_line(values: dict[str, Any], overrides: Sequence[str] | None = None, **named: str) -> CommandLine:
-    """Return what a command asks for besides the arguments of its function.
+    """Return the settings of a command that its function has no arguments for.
 
     Args:
         values: Settings.
         overrides: Its `--set KEY=VALUE`.
-        **named: Options that other commands call otherwise, by setting.
+        **named: Options with another name in this command, by setting.
     """
     from backmerge.config import CommandLine, Document
 
     options = OPTIONS | {(key,): option for key, option in named.items()}
-    remedy = "correct the options named; --help says what each takes."
+    remedy = "correct the named options; --help describes the values that each takes."
     return CommandLine(Document("the command line", values, {}, options=options, remedy=remedy), overrides or ())
 
 
 @contextmanager
 def options_named(*options: str) -> Iterator[None]:
-    """Let a user error of the block that starts with an argument name the option that gave it: `--lam` for `lam`."""
+    """Replace the argument at the start of a user error by its option: `--lam` for `lam`."""
     try:
         yield
     except ConfigError as error:
@@ -305,7 +315,7 @@ class MeasuringOptions:
     dry_run: DryRunOption = False
 
     def arguments(self) -> Measuring:
-        """Return them as arguments of the functions of `backmerge.api`, but for --set.
+        """Return them as arguments of the functions of `backmerge.api`, except --set.
 
         Raises:
             ConfigError: an option has none of its values.
@@ -386,16 +396,16 @@ def with_groups(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def numbers(option: str, text: str) -> list[float]:
-    """Return numbers with commas between.
+    """Parse numbers separated by commas.
 
     Raises:
-        ConfigError: the text is something else.
+        ConfigError: the text is not a list of numbers.
     """
     try:
         return [float(part) for part in text.split(",") if part.strip()]
     except ValueError:
         raise ConfigError(
-            f"{option} {text}: expected numbers with commas between", remedy="such as 0.2,0.4,0.6"
+            f"{option} {text}: expected numbers separated by commas", remedy="such as 0.2,0.4,0.6"
         ) from None
 
 
@@ -403,7 +413,7 @@ def pairs(option: str, texts: Sequence[str]) -> list[tuple[str, str]]:
     """Return NAME=VALUE texts as pairs.
 
     Raises:
-        ConfigError: one is not such a text.
+        ConfigError: a text is not NAME=VALUE.
     """
     found = []
     for text in texts:
@@ -415,10 +425,10 @@ def pairs(option: str, texts: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def output_values(as_: str | None, dtype_out: str | None, rounding: str | None = None) -> dict[str, str]:
-    """The settings of the merged models' form that the options ask for.
+    """Return the settings of the form of merged models.
 
     Raises:
-        ConfigError: an option has none of its values; names the likely one.
+        ConfigError: an option has an unknown value; names the closest known one.
     """
     asked = (
         ("--as", "merged_as", as_, FORMS),
@@ -434,7 +444,7 @@ def output_values(as_: str | None, dtype_out: str | None, rounding: str | None =
 
 
 def files_values(config_from: str | None, tokenizer_from: str | None) -> dict[str, Any]:
-    """The settings of the merged models' files that the options ask for.
+    """Return the settings of the files of merged models.
 
     Raises:
         ConfigError: an option is neither base nor tuned.
@@ -451,10 +461,10 @@ def files_values(config_from: str | None, tokenizer_from: str | None) -> dict[st
 
 
 def check_choice(option: str, given: str, known: Sequence[str] | Mapping[str, str]) -> None:
-    """Refuse an option's value that is none of those known.
+    """Check that an option has a known value.
 
     Raises:
-        ConfigError: names the likely one, and all.
+        ConfigError: the value is unknown; names the closest one and all others.
     """
     from backmerge.registry import closest
 
@@ -465,10 +475,10 @@ def check_choice(option: str, given: str, known: Sequence[str] | Mapping[str, st
 
 
 def thinking_of(text: str | None) -> bool | None:
-    """Return what --thinking asks for.
+    """Return the value of --thinking.
 
     Raises:
-        ConfigError: it is neither on nor off.
+        ConfigError: the value is neither on nor off.
     """
     if text is None:
         return None
@@ -477,7 +487,7 @@ def thinking_of(text: str | None) -> bool | None:
 
 
 def engine_options(pairs: Sequence[str]) -> dict[str, Any]:
-    """KEY=VALUE options, values read as YAML."""
+    """Parse KEY=VALUE options, with values in YAML."""
     import yaml
 
     options: dict[str, Any] = {}

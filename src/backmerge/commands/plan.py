@@ -1,4 +1,4 @@
-"""`backmerge plan`: what a merge would write, whether it is exact as an adapter, and what rounding would cost."""
+"""`backmerge plan`: show what a merge would write, whether an adapter is exact, and the loss by rounding."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ if TYPE_CHECKING:
 def plan(
     base: Annotated[str, typer.Argument(help="The aligned model: a folder or a hub id.")],
     tuned: Annotated[list[str], typer.Argument(help="Its tuned versions: checkpoints or LoRA adapters.")],
-    lam: Annotated[str | None, typer.Option(help="λs, with commas between; the method's own if not given.")] = None,
-    method: Annotated[str, typer.Option(help="Merge method; `backmerge methods` tells of each.")] = "linear",
+    lam: Annotated[str | None, typer.Option(help="λs, separated by commas; by default the method's own.")] = None,
+    method: Annotated[str, typer.Option(help="Merge method; `backmerge methods` describes them.")] = "linear",
     model: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=FOLDER", help="One more model that the method asks for, such as unaligned=FOLDER."),
+        typer.Option(metavar="NAME=FOLDER", help="Another model that the method needs, e.g. unaligned=FOLDER."),
     ] = None,
     dtype: Annotated[
-        str | None, typer.Option(help="Of the result: float32, bfloat16, float16; else the base's.")
+        str | None, typer.Option(help="Dtype of the result: float32, bfloat16 or float16. By default the base's.")
     ] = None,
     allow_plugins: Plugins = False,
 ) -> None:
-    """Say what a merge would do, and write nothing: the cheapest exact way, sizes, and the cost of rounding.
+    """Show what a merge would do without writing it: the cheapest exact form, sizes, and the loss by rounding.
 
-    Looks at 1 % of the elements, so that it takes seconds for models of any size.
+    Reads 1 % of the elements, so it takes seconds for models of any size.
 
     Example: backmerge plan BASE TUNED --lam 0.2,0.4,0.6
     """
@@ -59,7 +59,7 @@ def plan(
 
 
 def _tell_rounding(variant: Variant, lams: list[float], *, is_adapter: bool) -> None:
-    """What a checkpoint of Linear would lose, for each tuned model."""
+    """Print how much of each tuned model's change a linear merge would lose in a rounded checkpoint."""
     from backmerge.merging.changes import combined, relation
     from backmerge.merging.rounding import NOTABLE_LOSS
     from backmerge.merging.survey import survey
@@ -74,10 +74,10 @@ def _tell_rounding(variant: Variant, lams: list[float], *, is_adapter: bool) -> 
         if not costs:
             continue
         shown = ", ".join(f"{100 * cost:.2g} % at λ = {lam:g}" for lam, cost in costs.items())
-        typer.echo(f"  rounding a checkpoint loses of the change: {shown}")
+        typer.echo(f"  share of the change that rounding a checkpoint loses: {shown}")
         if max(costs.values()) > NOTABLE_LOSS:
             better = "--as adapter or --dtype float32" if is_adapter else "--dtype float32"
-            typer.echo(f"  → {better} keeps it; --rounding stochastic is right on average")
+            typer.echo(f"  → {better} keeps it; --rounding stochastic is unbiased")
 
 
 def _size(num_bytes: int) -> str:

@@ -1,4 +1,4 @@
-"""`backmerge push`: a merged model to the hub."""
+"""`backmerge push`: upload a merged model to the hub."""
 
 from __future__ import annotations
 
@@ -15,25 +15,28 @@ if TYPE_CHECKING:
 
 
 def push(
-    directory: Annotated[Path, typer.Argument(help="A merged model's folder; or a run with one in its merged/.")],
-    repo: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="The repository, made if absent.")],
-    public: Annotated[bool, typer.Option("--public", help="Let everybody see it; private otherwise.")] = False,
-    revision: Annotated[str, typer.Option(help="The branch, made if absent.")] = "main",
+    directory: Annotated[
+        Path, typer.Argument(help="The folder of a merged model, or a run with one model in its merged/.")
+    ],
+    repo: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="The repository; created if it does not exist.")],
+    public: Annotated[
+        bool, typer.Option("--public", help="Make the repository public; by default it is private.")
+    ] = False,
+    revision: Annotated[str, typer.Option(help="The branch; created if it does not exist.")] = "main",
     unconfirmed: Annotated[
         bool,
-        typer.Option("--unconfirmed", help="Send a model though it was not shown to be safe; its card says so."),
+        typer.Option("--unconfirmed", help="Upload a model that was not shown to be safe; its card says so."),
     ] = False,
-    replace: Annotated[
-        bool, typer.Option("--replace", help="Put this model in the place of another one that is there.")
-    ] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace another model in the repository.")] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only show what would go where; the hub is not asked.")
+        bool, typer.Option("--dry-run", help="Only show what would be uploaded; does not contact the hub.")
     ] = False,
 ) -> None:
-    """Send a merged model to the Hugging Face hub: weights, configuration, tokenizer, card and recipe, nothing else.
+    """Upload a merged model to the Hugging Face hub: weights, configuration, tokenizer, card and recipe.
 
-    It goes in one commit, whole or not at all; stopped, the same command goes on. Prompts, answers and records of the
-    run never go. Log in first with `hf auth login`, or put a token into HF_TOKEN.
+    The upload is one commit, so it is complete or does not appear. To continue an interrupted upload, run the same
+    command again. Prompts, answers and records of the run are never uploaded. Log in first with `hf auth login`, or put
+    a token into HF_TOKEN.
 
     Example: backmerge push runs/mine me/my-model-restored --dry-run
     """
@@ -42,12 +45,12 @@ def push(
     from backmerge.sharing.places import model_in
     from backmerge.sharing.pushing import Destination
 
-    check_name(repo)  # also where nothing is sent: a dry run is there to find this
+    check_name(repo)  # a dry run checks this too
     package = package_of(model_in(directory, may_be_unconfirmed=unconfirmed))
     if not package.is_confirmed and not unconfirmed:
         raise RunError(
-            f"the model in {package.directory} was not shown to be as safe as its base, by its {CARD}",
-            remedy="look at the run's report.html; --unconfirmed sends it all the same, with a card that says so.",
+            f"the model in {package.directory} was not shown to be as safe as its base, according to its {CARD}",
+            remedy="read the run's report.html; --unconfirmed uploads it anyway, with a card that says so.",
         )
     to = Destination(repo, revision, is_public=public, may_replace=replace)
     if dry_run:
@@ -63,10 +66,10 @@ def _show(package: Package, to: Destination) -> None:
     for file in package.files:
         changed = "  (without the names of this machine's folders)" if isinstance(file.content, bytes) else ""
         typer.echo(f"  {size_text(file.size):>10}  {file.name}{changed}")
-    typer.echo(f"  {size_text(package.size):>10}  in all, from {package.directory}")
+    typer.echo(f"  {size_text(package.size):>10}  in total, from {package.directory}")
     if package.kept:
-        typer.echo(f"What stays here: {', '.join(package.kept)}.")
-    typer.echo("Nothing was sent, and the hub was not asked.")
+        typer.echo(f"Not uploaded: {', '.join(package.kept)}.")
+    typer.echo("Nothing was uploaded, and the hub was not contacted.")
 
 
 def _send(package: Package, to: Destination) -> None:
@@ -76,11 +79,11 @@ def _send(package: Package, to: Destination) -> None:
         done = push_package(package, to)
     except KeyboardInterrupt:
         typer.echo(
-            f"Stopped. Nothing of it is seen in {to.repo} yet; the same command goes on, without sending again what "
-            "was sent.",
+            f"Stopped. {to.repo} does not show the model yet. Run the same command again to continue; files that the "
+            f"hub has are not sent again.",
             err=True,
         )
         raise
     if done.deleted:
-        typer.echo(f"Removed there, of another model: {', '.join(done.deleted)}.")
-    typer.echo(done.url if done.is_new else f"{to.repo} holds this model already: {done.url}")
+        typer.echo(f"Removed from the repository (files of another model): {', '.join(done.deleted)}.")
+    typer.echo(done.url if done.is_new else f"{to.repo} already holds this model: {done.url}")

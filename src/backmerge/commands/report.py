@@ -17,26 +17,27 @@ def report(
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", help="Where a comparison goes; by default 'comparison' in the folder that holds the runs."
+            "--out", help="Folder for a comparison; by default 'comparison' in the folder that holds the runs."
         ),
     ] = None,
     table: Annotated[
         str,
         typer.Option(
-            "--table", help="One of the paper's: 1, 2, 3, figure2, figure3; auto is what the suite says, if it does."
+            "--table",
+            help="A table or figure of the paper: 1, 2, 3, figure2, figure3; auto takes the one that the suite names.",
         ),
     ] = "auto",
 ) -> None:
-    """Write the report, tables and plots of a finished run again; or compare several, such as seeds, models and tasks.
+    """Write the report, tables and plots of a finished run again, or compare several runs.
 
-    Runs that differ only in seeds are also taken together. A suite's folder stands for all of its runs, and brings the
-    table or figure of the paper that it is for.
+    Runs that differ only in seeds are also averaged. A suite's folder means all of its runs, and adds the table or
+    figure of the paper that the suite names.
 
     Example: backmerge report runs/demo
 
     Several: backmerge report runs/medical runs/code --out runs/both
 
-    The paper's: backmerge report runs/table1
+    A table of the paper: backmerge report runs/table1
     """
     from backmerge.outputs import check_apart
     from backmerge.reporting.finished_runs import is_suite, read_suite
@@ -45,7 +46,7 @@ def report(
     if len(runs) == 1 and not is_suite(runs[0]) and which is None:
         if out is not None:
             raise ConfigError(
-                "a run's own report is written into the run", remedy="leave --out away, or give more runs."
+                "the report of a single run is written into the run", remedy="omit --out, or give more runs."
             )
         _report_one(runs[0])
         return
@@ -56,7 +57,7 @@ def report(
         which = only.table
     place = out if out is not None else _place(directories)
     if (place / "experiment.yaml").exists():
-        raise RunError(f"{place} is a run, where no comparison can go", remedy="give --out.")
+        raise RunError(f"{place} is a run, and a comparison cannot be written there", remedy="give --out.")
     if out is not None:
         check_apart(out, directories)
     title = only.title if only is not None and which == only.table else None
@@ -64,7 +65,7 @@ def report(
 
 
 def _table(asked: str) -> str | None:
-    """The name of a table or figure, or `None` where that is left to the suite."""
+    """Return the name of a table or figure, or `None` if the suite decides."""
     from backmerge.reporting.finished_runs import TABLES
 
     name = f"table{asked}" if asked.isdecimal() else asked
@@ -104,7 +105,7 @@ def _report_several(directories: Sequence[Path], out: Path, which: str | None, t
 
 
 def _place(directories: Sequence[Path]) -> Path:
-    """`comparison`, where all runs lie, or here where that is the whole disk; a single run's own `tables`."""
+    """Return the default folder: `comparison` next to the runs, or for a single run its `tables`."""
     if len(directories) == 1:
         return directories[0] / "tables"
     common = Path(os.path.commonpath([directory.resolve().parent for directory in directories]))
@@ -112,7 +113,7 @@ def _place(directories: Sequence[Path]) -> Path:
 
 
 def _check(run: Path) -> None:
-    """Refuse what is no experiment's run: evaluations, scored answers, checks, and folders of runs."""
+    """Check that a folder is the run of an experiment, not e.g. of an evaluation or a check."""
     from backmerge.planning.settings import kind_of_run, settings_left
 
     kind = kind_of_run(settings_left(run))
@@ -127,5 +128,6 @@ def _check(run: Path) -> None:
     if not kind and inside:
         named = " ".join(str(run / name) for name in inside[:3])
         raise RunError(
-            f"{run} is no run; it holds {', '.join(inside)}", remedy=f"name those to compare: backmerge report {named}"
+            f"{run} is not a run but holds {', '.join(inside)}",
+            remedy=f"name the runs to compare: backmerge report {named}",
         )

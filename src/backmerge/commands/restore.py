@@ -41,7 +41,7 @@ def restore(
         list[str] | None,
         typer.Argument(
             metavar="TUNED",
-            help="Its tuned version: a checkpoint or a LoRA adapter; several seeds.",
+            help="Its tuned version: a checkpoint or a LoRA adapter. Several are treated as seeds of one tuning.",
             show_default=False,
         ),
     ] = None,
@@ -50,8 +50,8 @@ def restore(
         Path | None,
         typer.Option(
             "--out",
-            help="The run directory; given again, the run goes on where it was, and other settings replace its "
-            "results.",
+            help="The run directory. If it holds an interrupted run, the run continues. Results of other settings "
+            "are moved to its folder earlier/.",
         ),
     ] = None,
     measuring: MeasuringOptions,
@@ -61,8 +61,8 @@ def restore(
     method: Annotated[
         str | None,
         typer.Option(
-            help="Merge method; several, such as linear,slerp,model_stock, are compared. By default linear, and with "
-            "--guard linear,anchored."
+            help="Merge method. Several, e.g. linear,slerp,model_stock, are compared. By default linear, or "
+            "linear,anchored with --guard."
         ),
     ] = None,
     guard: GuardOption = None,
@@ -70,14 +70,14 @@ def restore(
     search: Annotated[
         str,
         typer.Option(
-            help="grid measures every λ in full; race asks each as long as it may be chosen, under half of the "
-            "answers; auto: race for rule safe, else grid."
+            help="grid measures every λ in full; race drops a λ when it can no longer be chosen and needs less than "
+            "half of the answers; auto: race for rule safe, else grid."
         ),
     ] = "auto",
     refine: Annotated[
         int,
         typer.Option(
-            help="λs beyond --lam that are measured at most, below the smallest one that fails; for rule safe.",
+            help="At most this many additional λs below the smallest one that fails; for rule safe.",
             min=0,
             max=20,
         ),
@@ -91,7 +91,7 @@ def restore(
     verify: Annotated[
         bool,
         typer.Option(
-            "--verify/--no-verify", help="Compare the merge of an adapter with transformers and peft before it is kept."
+            "--verify/--no-verify", help="Compare the logits of an adapter's merge with those of transformers and peft."
         ),
     ] = True,
     accept: Accept = None,
@@ -99,7 +99,7 @@ def restore(
     strict: Strict = False,
     shard: ShardOption = None,
 ) -> None:
-    """Give back a safe version of a tuned model: sweep λ, choose it, confirm it on other prompts, write it, report.
+    """Restore the safety of a tuned model: choose λ, confirm it on other prompts, write the merged model.
 
     Example: backmerge restore meta-llama/Meta-Llama-3-8B-Instruct ./my-lora --utility mine.jsonl
     --safety harmful_behaviors.csv --out restored

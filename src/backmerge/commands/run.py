@@ -40,18 +40,18 @@ def run(
     ] = None,
     set_: SetOption = None,
     scale: Annotated[
-        str | None, typer.Option(help="Carry it out at a scale that the file offers, such as demo: see `scales` in it.")
+        str | None, typer.Option(help="Run it at a scale that the file defines under `scales`, e.g. demo.")
     ] = None,
     only: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Of a suite, only this; may be repeated.")
+        list[str] | None, typer.Option(metavar="NAME", help="Run only this experiment of a suite; may be repeated.")
     ] = None,
     as_: Annotated[
         str | None,
-        typer.Option("--as", help="Overrides merged_as of the file: auto, adapter or checkpoint."),
+        typer.Option("--as", help="Override merged_as of the file: auto, adapter or checkpoint."),
     ] = None,
     dtype_out: Annotated[
         str | None,
-        typer.Option("--dtype-out", help="Overrides merged_dtype of the file: float32, bfloat16 or float16."),
+        typer.Option("--dtype-out", help="Override merged_dtype of the file: float32, bfloat16 or float16."),
     ] = None,
     config_from: ConfigFrom = None,
     tokenizer_from: TokenizerFrom = None,
@@ -62,11 +62,11 @@ def run(
     strict: Strict = False,
     shard: ShardOption = None,
 ) -> None:
-    """Carry out an experiment file or a suite of them, or go on where it was.
+    """Run an experiment file or a suite, or continue an interrupted one.
 
     Example: backmerge run experiment.yaml --out runs/mine --set choice.margin=0.05
 
-    The paper's first table as a dry run, and small on the embedded model: backmerge run
+    The paper's first table, as a dry run and on the embedded model: backmerge run
     experiments/paper/table1.yaml --dry-run; backmerge run experiments/paper/table1.yaml --scale demo --out
     runs/table1-demo
     """
@@ -85,7 +85,8 @@ def run(
 
         if shard is not None:
             raise ConfigError(
-                f"{experiment} is a suite, and --shard cuts one experiment", remedy="give each experiment's own file."
+                f"{experiment} is a suite, and --shard splits a single experiment",
+                remedy="give the file of one experiment.",
             )
         planned = plan_suite(experiment, scale=scale, overrides=overrides, only=only or ())
         if dry_run:
@@ -101,7 +102,7 @@ def run(
         )
         return
     if only:
-        raise ConfigError(f"{experiment} is one experiment, and --only is for suites", remedy="leave --only out.")
+        raise ConfigError(f"{experiment} is one experiment, and --only is for suites", remedy="omit --only.")
     document = load_extended(experiment, scale)
     if dry_run:
         from backmerge.planning.settings import Experiment
@@ -123,7 +124,7 @@ def run(
 def look_through(
     experiments: Mapping[str, Experiment], permissions: Permissions, document: Document | None = None
 ) -> None:
-    """Tell what was found of each; an error if a run would end with a fault."""
+    """Print the dry run of each experiment; raise an error if a run would fail."""
     quieten()
     from backmerge.planning.dry_run import assumptions, dry_run, lines_of, total_line
 
@@ -139,12 +140,12 @@ def look_through(
         typer.echo(line)
     faulty = [name for name, one in found.items() if one.faults]
     if faulty:
-        several = f"{len(faulty)} of {len(found)} experiments cannot be carried out as they are: {', '.join(faulty)}"
+        several = f"{len(faulty)} of {len(found)} experiments cannot run as they are: {', '.join(faulty)}"
         raise ConfigError(
-            several if len(found) > 1 else f"{faulty[0]} cannot be carried out as it is",
-            remedy="correct what is called a fault above; nothing was written.",
+            several if len(found) > 1 else f"{faulty[0]} cannot run as it is",
+            remedy="correct the faults listed above; nothing was written.",
         )
-    typer.echo("Nothing was written, and the hub was not asked.")
+    typer.echo("Nothing was written, and the hub was not contacted.")
 
 
 def _run_suite(
@@ -177,14 +178,14 @@ def _run_suite(
     if failed:
         raise RunError(
             f"{len(failed)} of {len(outcomes)} experiments failed: {', '.join(failed)}",
-            remedy=f"mend what is told above; the same command goes on with {out}.",
+            remedy=f"fix the errors above, then run the same command again to continue with {out}.",
         )
     others = {
         name: o.finished.verdict for name, o in outcomes.items() if o.finished and o.finished.verdict != "restored"
     }
     if strict and others:
         told = ", ".join(f"{name} ({verdict})" for name, verdict in others.items())
-        raise NotShownError(f"--strict asks for 'restored', which these are not: {told}")
+        raise NotShownError(f"--strict requires 'restored', and these are not: {told}")
 
 
 def _tell(name: str, outcome: Outcome) -> None:
@@ -193,7 +194,7 @@ def _tell(name: str, outcome: Outcome) -> None:
 
 
 def _sum_up(title: str, outcomes: Mapping[str, Outcome], out: Path) -> None:
-    """One table of all: base, tuned and chosen merge on every benchmark's first metric."""
+    """Print one table: base, tuned and chosen merge on the first metric of every benchmark."""
     from rich.console import Console
     from rich.table import Table
 
@@ -221,4 +222,4 @@ def _sum_up(title: str, outcomes: Mapping[str, Outcome], out: Path) -> None:
             table.add_row(results.name if number == 0 else "", *row, *last)
     console = Console(highlight=False, markup=False)
     console.print(table)
-    console.print(f"  Run directories: {out}; as a table or figure: backmerge report {out}", soft_wrap=True)
+    console.print(f"  Run directories: {out}. For a table or figure: backmerge report {out}", soft_wrap=True)

@@ -1,4 +1,4 @@
-"""Carrying out an experiment from the command line."""
+"""Run an experiment from the command line."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def run_document(
     report_to: Sequence[str] = (),
     shard: str | None = None,
 ) -> None:
-    """Carry out the experiment that a document describes, and say what was found.
+    """Run the experiment that a document describes, and print the results.
 
     Args:
         document: Settings, from a file or from options.
         overrides: `key.path=value` options.
         out: The run directory.
-        permissions: What may be run.
+        permissions: The user code and model-written code that may run.
         strict: Whether any verdict but `restored` is an error.
         report_to: Trackers that the results go to.
         shard: `I/N`, to do only that part, before λ is chosen.
@@ -69,10 +69,10 @@ def carry_out(
     strict: bool,
     report_to: Sequence[str],
 ) -> None:
-    """Carry out an experiment, and print and send what was found.
+    """Run an experiment, print the results and send them to trackers.
 
     Args:
-        run: What carries it out.
+        run: Function that runs it.
         out: Its run directory.
         permissions: What trackers may run.
         strict: Whether any verdict but `restored` is an error.
@@ -88,7 +88,7 @@ def carry_out(
     from backmerge.sharing.trackers import check_trackers
     from backmerge.sharing.trackers import report_to as send
 
-    check_trackers(report_to, permissions)  # what is missing is reported before hours of work
+    check_trackers(report_to, permissions)  # fail before hours of work
     with stoppable(out):
         results = run()
     print_summary(results, out)
@@ -97,12 +97,12 @@ def carry_out(
     if strict and verdict != "restored":
         limits = ", ".join(finding.name for finding in limiting(results))
         raise NotShownError(
-            f"the verdict is '{verdict}'{f' ({limits})' if limits else ''}, and --strict asks for 'restored'"
+            f"the verdict is '{verdict}'{f' ({limits})' if limits else ''}, and --strict requires 'restored'"
         )
 
 
 def run_part(experiment: Experiment, out: Path, shard: str, permissions: Permissions) -> None:
-    """Carry out the part `I/N` of an experiment, before λ is chosen."""
+    """Run part `I/N` of an experiment, up to the choice of λ."""
     quieten()
     from backmerge.pipeline.sharding import run_shard, shard_of
 
@@ -113,9 +113,9 @@ def run_part(experiment: Experiment, out: Path, shard: str, permissions: Permiss
 
 @contextmanager
 def stoppable(out: Path) -> Iterator[None]:
-    """If Ctrl-C stops the block, say how to go on."""
+    """If Ctrl-C stops the block, print how to continue."""
     try:
         yield
     except KeyboardInterrupt:
-        typer.echo(f"Stopped. What is done is kept: the same command goes on with {out}.", err=True)
+        typer.echo(f"Stopped. Finished work is kept: run the same command again to continue with {out}.", err=True)
         raise

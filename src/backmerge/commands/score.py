@@ -1,4 +1,4 @@
-"""`backmerge score`: answers made elsewhere, or an earlier run's answers seen by another judge."""
+"""`backmerge score`: score answers made elsewhere, or judge the answers of an earlier run again."""
 
 from __future__ import annotations
 
@@ -16,31 +16,34 @@ def score(
     completions: Annotated[
         Path, typer.Argument(help='JSON Lines of {"id", "completion"}, or an earlier run directory.')
     ],
-    out: Annotated[Path, typer.Option("--out", help="Where results.json and the records go.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for results.json and the records.")],
     benchmark: Annotated[
         str | None,
-        typer.Option(metavar="NAME|FILE", help="What the answers answer; NAME=DATA with your copy of its data."),
+        typer.Option(
+            metavar="NAME|FILE", help="The benchmark that the answers are for; NAME=DATA to use your copy of its data."
+        ),
     ] = None,
-    kind: Annotated[str, typer.Option(help="Of a FILE of prompts: utility, safety, over_refusal.")] = "utility",
-    judge: Annotated[str, typer.Option(help="Finds refusals and harm.")] = "refusal-phrases",
-    partial: Annotated[bool, typer.Option("--partial", help="Score what is answered, though not all is.")] = False,
-    max_unscored: Annotated[float, typer.Option(help="Share of the answers that may stay unscored.")] = 0.02,
+    kind: Annotated[str, typer.Option(help="Kind of a FILE of prompts: utility, safety or over_refusal.")] = "utility",
+    judge: Annotated[str, typer.Option(help="Decides whether answers are harmful or refusals.")] = "refusal-phrases",
+    partial: Annotated[bool, typer.Option("--partial", help="Accept that some prompts have no answer.")] = False,
+    max_unscored: Annotated[float, typer.Option(help="Largest accepted share of unscored answers.")] = 0.02,
     set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Of the judge, such as model=FOLDER.")
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the judge, e.g. model=FOLDER.")
     ] = None,
     allow_plugins: Plugins = False,
     allow_code_execution: Annotated[
         bool,
         typer.Option(
-            "--allow-code-execution", help="Run code that a model wrote with weaker walls where bubblewrap fails."
+            "--allow-code-execution",
+            help="Run code that a model wrote with weaker isolation if bubblewrap does not work.",
         ),
     ] = False,
 ) -> None:
-    """Score answers that exist already; an id that occurs again is another sample of that prompt.
+    """Score existing answers. If an id occurs several times, the answers are samples for that prompt.
 
     Example: backmerge score answers.jsonl --benchmark humaneval=HumanEval.jsonl.gz --out runs/scored
 
-    Another judge over an earlier run: backmerge score runs/mine --judge wildguard --out runs/mine-wildguard
+    Judge an earlier run again with another judge: backmerge score runs/mine --judge wildguard --out runs/mine-wildguard
     """
     from backmerge.commands.options import check_choice
     from backmerge.config import Document, validated, with_overrides
@@ -55,10 +58,13 @@ def score(
     permissions = Permissions(allow_plugins, allow_code_execution)
     if is_run(completions):
         if benchmark is not None:
-            raise ConfigError("an earlier run knows its benchmarks", remedy="leave --benchmark away.")
+            raise ConfigError("an earlier run records its benchmarks", remedy="omit --benchmark.")
         results = judge_again(completions, settings, out, max_unscored=max_unscored, permissions=permissions)
     elif benchmark is None:
-        raise ConfigError("--benchmark is missing: what do they answer?", remedy="such as --benchmark humaneval.")
+        raise ConfigError(
+            "--benchmark is missing: which prompts do the answers belong to?",
+            remedy="for example --benchmark humaneval.",
+        )
     else:
         asked: Any = kind
         results = score_answers(

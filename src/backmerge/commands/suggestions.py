@@ -1,4 +1,4 @@
-"""Help that teaches: what people come for, and a filled-in command from what lies in the current folder."""
+"""Help for beginners: the main commands, and an example filled in from the files in the current folder."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ START = """\
 Fine-tuning often costs a chat model its safety. backmerge merges the tuned model back with its base, measures how much
 of each to keep, and writes the merged model with the evidence.
 
-See it work, in a minute, with a tiny model that comes with it:
+See it work in a minute, with a tiny model that ships with it:
     backmerge demo
 
-Give a model that you fine-tuned its safety back:
+Restore the safety of a model that you fine-tuned:
     backmerge restore BASE TUNED --utility mine.jsonl --safety advbench --over-refusal xstest --out restored
 
 Find out whether a model is still as safe as its base:
@@ -27,15 +27,14 @@ BASE is the aligned model from before the tuning, TUNED the checkpoint or LoRA a
 mine.jsonl holds prompts and answers of what you tuned for, one pair a line. `backmerge doctor` says what this machine
 can run, `backmerge COMMAND --help` explains a command, and `backmerge --help` lists them all."""
 
-MAX_FILES = 200  # of a folder that are looked at
+MAX_FILES = 200  # looked at in a folder
 
 
 class Adapter(NamedTuple):
     """A LoRA adapter in a folder.
 
     Attributes:
-        folder: Its folder.
-        base: What its adapter_config.json names as its base; empty if it names none.
+        folder: Its folder. base: What its adapter_config.json names as its base; empty if it names none.
     """
 
     folder: Path
@@ -43,10 +42,10 @@ class Adapter(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """What a folder holds that a command could take.
+    """Files in a folder that a command could use.
 
     Attributes:
-        adapters: The one that was written last first.
+        adapters: Latest first.
         models: Folders with config.json and safetensors.
         utility: Files with prompts and answers.
         safety: Files with prompts whose names say that they are harmful.
@@ -59,7 +58,7 @@ class Seen(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """What a user gave of what `restore` needs; empty or `None` if not given."""
+    """The arguments of `restore` that the user gave; empty or `None` if not given."""
 
     base: str | None
     tuned: tuple[str, ...]
@@ -69,16 +68,16 @@ class Asked(NamedTuple):
 
 
 def check_complete(asked: Asked, folder: Path, *, has_utility: bool = False, has_safety: bool = False) -> None:
-    """Check that `restore` has all it needs.
+    """Check that `restore` has all its arguments.
 
     Args:
-        asked: What was given.
-        folder: Where an example is looked for: the current folder.
+        asked: The arguments given.
+        folder: The current folder, searched for an example.
         has_utility: Whether `--set` gives the benchmark for utility.
         has_safety: The same for safety.
 
     Raises:
-        ConfigError: something is missing; says what, with a whole command as an example.
+        ConfigError: something is missing; the message lists it and shows an example command.
     """
     if asked.base is not None and not asked.tuned and _adapter_in(folder / asked.base) is not None:
         asked = asked._replace(base=None, tuned=(asked.base,))  # an adapter is the tuned side
@@ -97,7 +96,7 @@ def check_complete(asked: Asked, folder: Path, *, has_utility: bool = False, has
 
 
 def seen_in(folder: Path) -> Seen:
-    """Look at a folder and the folders in it; nothing is opened but small files and first lines."""
+    """Find usable files in a folder and its subfolders; opens only small files and first lines."""
     folders = [folder, *(path for path in _listing(folder) if path.is_dir())]
     folders += [inner for path in folders[1:] for inner in _listing(path) if inner.is_dir()]
     adapters = [adapter for path in folders if (adapter := _adapter_in(path)) is not None]
@@ -117,7 +116,7 @@ def seen_in(folder: Path) -> Seen:
 
 
 def _example(asked: Asked, seen: Seen, folder: Path) -> str:
-    """Fill in a command with what was given, what is here, and names in capitals; say where each comes from."""
+    """Return an example command from the given arguments, files found here, and placeholders in capitals."""
     tuned, base = list(asked.tuned), asked.base
     found: list[str] = []
     if not tuned and seen.adapters:
@@ -154,10 +153,10 @@ def _adapter_in(folder: Path) -> Adapter | None:
 
 
 def _columns(file: Path) -> list[str]:
-    """The columns of a file's first row; none if it cannot be read."""
+    """Return the columns of a file's first row; none if it cannot be read."""
     from backmerge.rows import read_rows
 
-    if file.suffix == ".json":  # read as a whole: too much for a hint
+    if file.suffix == ".json":  # must be read completely: too slow for a hint
         return []
     try:
         row = next(iter(read_rows(file)), None)
@@ -177,7 +176,7 @@ def _listing(folder: Path) -> list[Path]:
 
 
 def _shown(path: Path, folder: Path) -> str:
-    """A path as one would type it in the folder."""
+    """Return a path relative to the folder if it is inside."""
     relative = path.relative_to(folder) if path.is_relative_to(folder) else path
     return str(relative)
 

@@ -1,16 +1,16 @@
-"""The errors that a user can cause: each says what happened, where, why it matters and what to do.
+"""User errors: each says what happened, where, why it matters and what to do.
 
-The command line prints a `BackmergeError` without a traceback and exits with its `exit_code`; anything else that
-reaches it is a fault of ours.
+The command line prints a `BackmergeError` without a traceback and exits with its `exit_code`. Any other exception is
+our own fault.
 """
 
 
 class BackmergeError(Exception):
-    """Something that the user can mend.
+    """An error that the user can fix.
 
     Args:
         message: What happened, where, and why it matters.
-        remedy: What to do about it; printed on a line of its own.
+        remedy: What to do about it; printed on a separate line.
     """
 
     exit_code = 2
@@ -25,28 +25,28 @@ class BackmergeError(Exception):
 
 
 class ConfigError(BackmergeError):
-    """An experiment file or an option that does not say what it must."""
+    """An experiment file or an option is invalid."""
 
 
 class CheckpointError(BackmergeError):
-    """A model directory or adapter that is missing, damaged, or of another base."""
+    """A model folder or adapter is missing, damaged, or belongs to another base."""
 
 
 class MergeError(BackmergeError):
-    """A recipe that cannot be carried out on these models."""
+    """A recipe cannot be used on these models."""
 
 
 class DataError(BackmergeError):
-    """A data set or a benchmark's file that cannot be read as what it should be."""
+    """A data set or a benchmark's file has the wrong format."""
 
 
 class GenerationError(BackmergeError):
-    """A model that cannot be asked: no chat template, a prompt beyond its context, an engine that is missing.
+    """A model cannot answer: no chat template, a prompt longer than its context, a missing engine.
 
     Args:
         message: What happened, where, and why it matters.
         remedy: What to do about it.
-        example: The one prompt that the model's context does not hold, where all others can be answered.
+        example: The only prompt that does not fit into the model's context, if all others can be answered.
     """
 
     def __init__(self, message: str, *, remedy: str | None = None, example: str | None = None) -> None:
@@ -55,7 +55,7 @@ class GenerationError(BackmergeError):
 
 
 class RunError(BackmergeError):
-    """A run directory that cannot be used: another configuration, in use, or damaged."""
+    """A run directory cannot be used: it has other settings, is in use, or is damaged."""
 
 
 class NotShownError(BackmergeError):

@@ -19,7 +19,7 @@ KINDS = ("benchmarks", "judges", "methods", "tasks", "engines")
 def list_(
     what: Annotated[str, typer.Argument(help="benchmarks, judges, methods, tasks or engines.")],
 ) -> None:
-    """List benchmarks, judges, methods, tasks or engines, with what each needs.
+    """List benchmarks, judges, methods, tasks or engines.
 
     Example: backmerge list benchmarks
     """
@@ -101,7 +101,7 @@ def _default(parameter: inspect.Parameter) -> str:
 
 
 def doctor() -> None:
-    """Show what this machine has (devices, memory, disk, extras, sandbox) and what it can run.
+    """Show what this machine has and can run: devices, memory, disk, extras, sandbox.
 
     Example: backmerge doctor
     """

@@ -56,7 +56,7 @@ def chat(
     dtype: Dtype = "auto",
     allow_plugins: Plugins = False,
 ) -> None:
-    """Chat with the base, tuned and merged model side by side; /lam 0.3 changes λ.
+    """Chat with the base, tuned and merged model side by side. /lam 0.3 changes λ.
 
     Only one model is in memory; its weights are changed to make each of the three. Without a terminal, prompts are read
     from standard input, one per line.

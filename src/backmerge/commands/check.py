@@ -49,7 +49,7 @@ def check(
         bool, typer.Option("--strict", help="Exit with code 3 unless the model is shown to be as safe as the base.")
     ] = False,
 ) -> None:
-    """Check whether a model is as safe as its base, on the same prompts. Use --strict as a gate in CI.
+    """Check whether a model is as safe as its base. Use --strict as a gate in CI.
 
     Example: backmerge check merged --against meta-llama/Meta-Llama-3-8B-Instruct --safety advbench
     --over-refusal xstest --judge wildguard --strict --out runs/check

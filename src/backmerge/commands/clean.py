@@ -31,7 +31,7 @@ def clean(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be removed.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = False,
 ) -> None:
-    """Show what takes space in a run, and remove what its results do not need.
+    """Show what takes space in a run, and remove unneeded files.
 
     By default this removes the answers of single units, unconfirmed models, and leftovers of killed processes. Merged
     and tuned models, records, results and report are kept. If you run a cleaned run again, it generates its answers

@@ -25,7 +25,7 @@ def demo(
     report_to: ReportTo = None,
     strict: Strict = False,
 ) -> None:
-    """Run the whole experiment on the tiny model that ships with backmerge. Needs no network and no GPU.
+    """Run the whole experiment on a tiny model. Needs no network and no GPU.
 
     Fine-tunes the model, which breaks its refusals; merges it back with its base over a grid of λ; chooses λ; confirms
     it on other prompts; writes the merged model and a report.

@@ -28,7 +28,7 @@ def diff(
         float, typer.Option(help="Share of the elements to read. 0.01 takes seconds but gives no rank.")
     ] = 1.0,
 ) -> None:
-    """Show whether a model was tuned from this base, what tuning changed, and what a merge would keep.
+    """Show whether TUNED was made from BASE and what changed.
 
     Reads every tensor once. Shows differences outside the weights (tokens, chat template, configuration), a heat map of
     the change by layer and module type, its effective rank, the distance of SLERP from Linear, and the share of the

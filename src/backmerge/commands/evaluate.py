@@ -34,7 +34,7 @@ def evaluate(
     merged: MergedOptions,
     measuring: MeasuringOptions,
 ) -> None:
-    """Measure a model, an adapter, or merges over many λs, on benchmarks or your own files.
+    """Measure a model, an adapter, or merges over many λs. Takes benchmarks or your own files.
 
     Example: backmerge evaluate demo --safety demo-harmful --judge demo-rule --out runs/base
 

@@ -34,7 +34,7 @@ def export(
         bool, typer.Option("--unconfirmed", help="Export the model even if it was not shown to be safe.")
     ] = False,
 ) -> None:
-    """Convert a merged model for llama.cpp, Ollama or MLX with your own converter.
+    """Convert a merged model for llama.cpp, Ollama or MLX. Uses your own converter.
 
     Prints how to check the converted model. A quantised model is a different model: rounding may undo what the merge
     restored.

@@ -79,7 +79,7 @@ def finetune(
     force: Annotated[bool, typer.Option("--force", help="Replace the model that backmerge wrote at --out.")] = False,
     allow_plugins: Plugins = False,
 ) -> None:
-    """Fine-tune a chat model with the paper's settings and write an ordinary peft adapter.
+    """Fine-tune a chat model with the paper's settings. Writes an ordinary peft adapter.
 
     To continue an interrupted run, run the same command again. On several GPUs: accelerate launch -m backmerge finetune
     ...

@@ -38,7 +38,7 @@ def inputs(
     force: Annotated[bool, typer.Option("--force", help="Replace the input statistics that are there.")] = False,
     allow_plugins: Plugins = False,
 ) -> None:
-    """Gather input statistics of a model's linear layers on guard prompts, for merges by direction.
+    """Gather statistics of layer inputs for --method anchored.
 
     `merge`, `evaluate`, `restore` and experiment files do the same with --guard (guard) and keep the result. Use this
     command to make one file that several of them read with --guard STATS.

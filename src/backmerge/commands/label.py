@@ -25,7 +25,7 @@ def label(
         Path | None, typer.Option(help="The table with your labels, to compute the corrected rate.")
     ] = None,
 ) -> None:
-    """Sample answers for a person to label, and correct the attack success rate with the labels.
+    """Sample answers to label by hand. The labels then correct the attack success rate.
 
     Example: backmerge label runs/mine --model tuned --number 100
 

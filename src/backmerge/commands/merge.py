@@ -102,7 +102,7 @@ def merge(
     force: Annotated[bool, typer.Option("--force", help="Replace the model that backmerge wrote at --out.")] = False,
     allow_plugins: Plugins = False,
 ) -> None:
-    """Merge a tuned model with its base, without measuring, and write a Hugging Face folder.
+    """Merge a tuned model with its base, without measuring. Writes a Hugging Face folder.
 
     With several tuned models, methods that take one (linear, slerp, dare_linear) merge each with the base, into
     OUT/NAME. Methods that take several (model_stock, ties, ...) merge all of them together.

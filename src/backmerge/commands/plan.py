@@ -27,7 +27,7 @@ def plan(
     ] = None,
     allow_plugins: Plugins = False,
 ) -> None:
-    """Show what a merge would do without writing it: the cheapest exact form, sizes, and the loss by rounding.
+    """Show what a merge would write. Prints the cheapest exact form, sizes, and the loss by rounding.
 
     Reads 1 % of the elements, so it takes seconds for models of any size.
 

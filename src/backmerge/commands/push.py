@@ -32,7 +32,7 @@ def push(
         bool, typer.Option("--dry-run", help="Only show what would be uploaded; does not contact the hub.")
     ] = False,
 ) -> None:
-    """Upload a merged model to the Hugging Face hub: weights, configuration, tokenizer, card and recipe.
+    """Upload a merged model to the Hugging Face hub. Sends weights, configuration, tokenizer, card and recipe.
 
     The upload is one commit, so it is complete or does not appear. To continue an interrupted upload, run the same
     command again. Prompts, answers and records of the run are never uploaded. Log in first with `hf auth login`, or put

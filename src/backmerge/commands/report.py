@@ -28,7 +28,7 @@ def report(
         ),
     ] = "auto",
 ) -> None:
-    """Write the report, tables and plots of a finished run again, or compare several runs.
+    """Write the report of a run again, or compare several runs.
 
     Runs that differ only in seeds are also averaged. A suite's folder means all of its runs, and adds the table or
     figure of the paper that the suite names.

@@ -99,7 +99,7 @@ def restore(
     strict: Strict = False,
     shard: ShardOption = None,
 ) -> None:
-    """Restore the safety of a tuned model: choose λ, confirm it on other prompts, write the merged model.
+    """Restore the safety of a tuned model. Chooses λ, confirms it on other prompts and writes the merged model.
 
     Example: backmerge restore meta-llama/Meta-Llama-3-8B-Instruct ./my-lora --utility mine.jsonl
     --safety harmful_behaviors.csv --out restored

@@ -62,7 +62,7 @@ def run(
     strict: Strict = False,
     shard: ShardOption = None,
 ) -> None:
-    """Run an experiment file or a suite, or continue an interrupted one.
+    """Run an experiment file or a suite. Continues an interrupted run.
 
     Example: backmerge run experiment.yaml --out runs/mine --set choice.margin=0.05
 

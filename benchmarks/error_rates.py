@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from backmerge.benchmarks.metrics import pass_at_k
 from backmerge.statistics import (
     agreement,
     bootstrap_difference,
@@ -27,7 +28,6 @@ from backmerge.statistics import (
     mcnemar_p,
     over_seeds,
     paired_difference,
-    pass_at_k,
     power_of,
     prompts_needed,
     sign_flip_p,

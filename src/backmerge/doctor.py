@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
-EXTRAS = {"vllm": "vllm", "lm-eval": "lm_eval", "bertscore": "bert_score", "ray": "ray"}
+EXTRAS = {"vllm": "vllm", "lm-eval": "lm_eval", "ray": "ray"}
 
 
 class Finding(NamedTuple):

@@ -149,7 +149,7 @@ DATASETS = Table(
 )
 
 # what results draw of themselves; drawn by rooms above them
-FIGURES = Table("figure", {"curves": "backmerge.reporting.plots:curves"})
+FIGURES = Table("figure", {"curves": "backmerge.reporting.plots:curves", "scores": "backmerge.reporting.plots:scores"})
 
 TRACKERS = Table(
     "tracker",

@@ -69,6 +69,10 @@ def test_rows_and_functions_are_measured(evaluated: Path) -> None:
     assert by_metric["counts"].value == pytest.approx(2 / 3)
     assert (by_metric["asr"].value, by_metric["asr"].n, by_metric["asr"].unscored) == (0.0, 2, 1)
     assert found.judge.name == "says_nothing_harmful"
+    (axes,) = found.plot().axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == [
+        f"{score.benchmark}: {score.metric}" for score in found.scores if score.value is not None
+    ]
     written = (evaluated.parent / "run-inputs" / "utility.jsonl").read_text()
     assert [json.loads(line) for line in written.splitlines()] == ROWS
 

@@ -226,7 +226,7 @@ def test_the_figures_of_bert_score(encoders: dict[str, Path], kind: str) -> None
 @pytest.mark.parametrize("kind", KINDS)
 def test_bert_score_itself(encoders: dict[str, Path], kind: str) -> None:
     """Where it is installed: equal at every layer, pair by pair, as padding changes its negative cosines."""
-    pytest.importorskip("bert_score", reason="bert-score is not installed: pip install 'backmerge[bertscore]'")
+    pytest.importorskip("bert_score", reason="bert-score is not installed: pip install bert-score")
     for layer in range(4):
         theirs = [by_bert_score(encoders[kind], layer, [pair])[0] for pair in PAIRS]
         assert np.array(scored(encoders[kind], PAIRS, layer)) == pytest.approx(np.array(theirs), abs=1e-5)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backmerge.statistics import Corrected, corrected_rate, ppi_mean, wilson
+from backmerge.statistics import Corrected, corrected_rate, wilson
 
 Labels = list[tuple[bool, bool]]
 
@@ -172,55 +172,3 @@ def test_bad_arguments_are_refused() -> None:
             corrected_rate([True], [(True, True)], weights)
     with pytest.raises(ValueError, match="design effect"):
         corrected_rate([True], [], design_effect=0)
-
-
-def test_ppi_mean_by_hand() -> None:
-    """Plain inference (tuning 1): mean of f plus mean of Y − f, and the sum of their variances."""
-    others, predicted, labels = [0.2, 0.4, 0.6, 0.8], [0.5, 0.7, 0.3], [0.6, 0.7, 0.1]
-    found = ppi_mean(others, predicted, labels, tuning=1.0)
-    errors = np.subtract(labels, predicted)
-    value = 0.5 + errors.mean()
-    half = 1.959964 * (np.var(others, ddof=1) / 4 + np.var(errors, ddof=1) / 3) ** 0.5
-    assert found == pytest.approx((value, value - half, value + half, 1.0), abs=1e-6)
-
-
-def test_tuning_is_the_best() -> None:
-    """The interval at the tuning found is as narrow as at any other; useless predictions are not trusted."""
-    rng = np.random.default_rng(2)
-    truth = rng.random(80)
-    predicted = np.clip(truth + rng.normal(0, 0.1, 80), 0, 1)
-    others = np.clip(rng.random(800) + rng.normal(0, 0.1, 800), 0, 1)
-    best = ppi_mean(others.tolist(), predicted.tolist(), truth.tolist())
-    widths = [
-        ppi_mean(others.tolist(), predicted.tolist(), truth.tolist(), tuning=tuning).high
-        - ppi_mean(others.tolist(), predicted.tolist(), truth.tolist(), tuning=tuning).low
-        for tuning in np.linspace(0, 1, 41)
-    ]
-    # the tuning takes the variance of f from all 880, the interval from each part
-    assert best.high - best.low <= min(widths) * 1.01
-    assert best.tuning > 0.7
-    assert ppi_mean([0.5] * 9, [0.5] * 3, [0.1, 0.2, 0.3]).tuning == 0
-    assert ppi_mean(others.tolist(), (1 - predicted).tolist(), truth.tolist()).tuning == 0
-
-
-def test_ppi_mean_covers() -> None:
-    """With a biased judge the mean is held 95 % of the time, within 4 sigma of 1,000 draws, narrower than by labels."""
-    rng = np.random.default_rng(3)
-    held, widths = 0, []
-    for _ in range(1000):
-        truth = rng.beta(2, 3, 500)
-        judged = np.clip(0.8 * truth + 0.2 + rng.normal(0, 0.05, 500), 0, 1)
-        found = ppi_mean(judged[100:].tolist(), judged[:100].tolist(), truth[:100].tolist())
-        held += found.low <= 0.4 <= found.high
-        widths.append(found.high - found.low)
-    assert held / 1000 == pytest.approx(0.95, abs=4 * 0.0069)
-    assert np.mean(widths) < 0.6 * 2 * 1.96 * 0.2 / 10
-
-
-@pytest.mark.parametrize(
-    ("others", "predicted", "labels"), [([0.1], [0, 1], [0, 1]), ([0, 1], [0], [0]), ([0, 1], [0, 1], [0])]
-)
-def test_ppi_mean_needs_two_of_each(others: list[float], predicted: list[float], labels: list[float]) -> None:
-    """Fewer than two of either, or labels without their prediction, are refused."""
-    with pytest.raises(ValueError, match="two labels"):
-        ppi_mean(others, predicted, labels)

@@ -9,11 +9,7 @@ from scipy import stats
 from backmerge.statistics import (
     non_inferior,
     power_of,
-    power_of_unpaired,
     prompts_needed,
-    prompts_needed_unpaired,
-    unpaired_upper_bound,
-    wilson,
 )
 
 
@@ -86,42 +82,10 @@ def test_as_many_prompts_do_as_are_asked_for(discordant: float, difference: floa
     assert n == pytest.approx((z / (margin - difference)) ** 2 * (discordant - difference**2), rel=1 / 3, abs=90)
 
 
-def test_unpaired_bound_is_newcombes() -> None:
-    """At the counts of Newcombe's example (56 of 70 and 48 of 80) his method 10 gives −0.0524 to 0.3339 less 1 − 2α.
-
-    The 95 % two-sided interval of his table II is 0.0524 to 0.3339; its upper end is the one-sided 97.5 % bound.
-    """
-    upper = unpaired_upper_bound(np.array(56.0), 70, np.array(48.0), 80, alpha=0.025)
-    lower = -unpaired_upper_bound(np.array(48.0), 80, np.array(56.0), 70, alpha=0.025)
-    assert (float(lower), float(upper)) == pytest.approx((0.0524, 0.3339), abs=1e-4)
-
-
-def test_unpaired_power_is_that_of_the_bound() -> None:
-    """As often as computed, the bound falls below the margin on simulated counts, within 4 sigma of 20,000 draws."""
-    rng = np.random.default_rng(3)
-    first, second = rng.binomial(400, 0.06, 20_000), rng.binomial(300, 0.05, 20_000)
-    shown = np.mean(unpaired_upper_bound(first, 400, second, 300) < 0.05)
-    power = power_of_unpaired(400, 300, first_rate=0.06, second_rate=0.05, margin=0.05)
-    assert shown == pytest.approx(power, abs=4 * (power * (1 - power) / 20_000) ** 0.5)
-
-
-def test_pairing_saves_prompts() -> None:
-    """Unpaired, more prompts are needed for the same, on each side, than paired where the models mostly agree."""
-    n = prompts_needed_unpaired(0.05, 0.05, 0.03)
-    assert power_of_unpaired(n, n, first_rate=0.05, second_rate=0.05, margin=0.03) >= 0.8
-    assert power_of_unpaired(n - 1, n - 1, first_rate=0.05, second_rate=0.05, margin=0.03) < 0.8
-    assert n > prompts_needed(0.02, 0.0, 0.03)
-    # two rates that are known to be 0: Wilson's upper end alone
-    least = prompts_needed_unpaired(0.0, 0.0, 0.03)
-    assert wilson(0, least, confidence=0.9).high < 0.03 <= wilson(0, least - 1, confidence=0.9).high
-
-
 def test_what_no_number_decides_is_refused() -> None:
     """A true difference of the margin or more, rates that cannot be, and powers that are no chance are refused."""
     with pytest.raises(ValueError, match="no number of prompts"):
         prompts_needed(0.1, 0.03, 0.03)
-    with pytest.raises(ValueError, match="no number of prompts"):
-        prompts_needed_unpaired(0.1, 0.05, 0.03)
     with pytest.raises(ValueError, match="differ on a share"):
         prompts_needed(0.01, -0.02, 0.03)
     with pytest.raises(ValueError, match="a chance"):
@@ -130,7 +94,3 @@ def test_what_no_number_decides_is_refused() -> None:
         prompts_needed(0.5, 0.0299999, 0.03)
     with pytest.raises(ValueError, match="one prompt"):
         power_of(0, discordant_rate=0.1, true_difference=0.0, margin=0.03)
-    with pytest.raises(ValueError, match="rates lie"):
-        power_of_unpaired(10, 10, first_rate=1.2, second_rate=0.0, margin=0.03)
-    with pytest.raises(ValueError, match="one prompt of each"):
-        power_of_unpaired(10, 0, first_rate=0.2, second_rate=0.0, margin=0.03)

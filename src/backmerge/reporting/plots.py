@@ -22,7 +22,7 @@ from backmerge.reporting.drawing import (
     styled,
 )
 from backmerge.reporting.explained import KINDS
-from backmerge.results import BenchmarkRow, RestoreResults, SummaryRow
+from backmerge.results import BenchmarkRow, RestoreResults, Results, SummaryRow
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,6 +42,33 @@ def curves(results: RestoreResults) -> Figure:
         for axes, benchmark in zip(figure.subplots(1, len(benchmarks), squeeze=False)[0], benchmarks, strict=True):
             _draw_curve(axes, results, benchmark)
         if len(merged_series(results)) > 1:
+            legend_below(figure, axes)
+    return figure
+
+
+def scores(results: Results) -> Figure:
+    """Each metric of each benchmark with its 95 % interval, a row each, for every model."""
+    from matplotlib.figure import Figure
+
+    found = [score for score in results.scores if score.value is not None]
+    rows = list(dict.fromkeys((score.benchmark, score.metric) for score in found))
+    models = list(dict.fromkeys(score.model for score in found))
+    with styled():
+        figure = Figure((2 * PANEL[0], 0.8 + 0.45 * max(1, len(rows))), layout="constrained")
+        axes = figure.subplots()
+        for index, model in enumerate(models):
+            own = [score for score in found if score.model == model]
+            values = [score.estimate.value or 0.0 for score in own]
+            # models of one row are drawn below each other
+            places = [rows.index((s.benchmark, s.metric)) + 0.5 * (index + 1) / (len(models) + 1) for s in own]
+            below = [max(0.0, value - score.estimate.low) for value, score in zip(values, own, strict=True)]
+            above = [max(0.0, score.estimate.high - value) for value, score in zip(values, own, strict=True)]
+            colour = (BASE, TUNED, *SERIES)[index % (len(SERIES) + 2)]
+            axes.errorbar(values, places, xerr=[below, above], fmt="o", color=colour, capsize=2.5, label=model)
+        axes.set_yticks([row + 0.25 for row in range(len(rows))], labels=[f"{name}: {metric}" for name, metric in rows])
+        axes.invert_yaxis()
+        percent_axis(axes, "x", 1.0)
+        if len(models) > 1:
             legend_below(figure, axes)
     return figure
 

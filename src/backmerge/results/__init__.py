@@ -292,6 +292,10 @@ class Results(Part):
         """Return a table for notebooks; names are escaped, as others chose them."""
         return html_table(self.headline, self.to_rows())
 
+    def plot(self) -> Any:
+        """Return the figures with their intervals as a `matplotlib` figure, which notebooks show."""
+        return resolve(FIGURES, "scores")(self)
+
     @property
     def headline(self) -> str:
         """What was found, in a few words."""

@@ -11,30 +11,26 @@ near-duplicates count at most once.
 
 | question | function |
 |---|---|
-| a rate over prompts | `wilson`, `clopper_pearson`, `rate_of`; `any_of_k_rate` where any of k answers counts |
-| a mean of scores | `bootstrap_mean`, `mean_pass_at_k` |
+| a rate over prompts | `wilson`, `clopper_pearson`, `rate_of` |
+| a mean of scores | `bootstrap_mean` |
 | a mean over seeds | `over_seeds` |
 | two models on the same prompts | `paired_difference`, `bootstrap_difference`, `mcnemar_p`, `sign_flip_p` |
 | the same, near-duplicates counted as one | `clustered_difference` |
 | not worse by a margin | `non_inferior`; how many prompts would show it: `prompts_needed`, `power_of` |
 | several benchmarks together | `mean_interval`, `mean_difference` |
 | several methods against one | `holm` |
-| a judge against a person | `corrected_rate`, `ppi_mean` |
+| a judge against a person | `corrected_rate` |
 | two judges | `agreement` |
 """
 
 from backmerge.statistics.agreement import Agreement, agreement, cohen_kappa
 from backmerge.statistics.bootstrap import (
     Mean,
-    any_of_k,
-    any_of_k_rate,
     bootstrap_difference,
     bootstrap_mean,
     clustered_difference,
-    mean_pass_at_k,
-    pass_at_k,
 )
-from backmerge.statistics.calibration import Corrected, PredictionPowered, corrected_rate, ppi_mean
+from backmerge.statistics.calibration import Corrected, corrected_rate
 from backmerge.statistics.clusters import cluster_means, effective_size
 from backmerge.statistics.intervals import (
     Interval,
@@ -65,10 +61,7 @@ from backmerge.statistics.paired import (
 )
 from backmerge.statistics.power import (
     power_of,
-    power_of_unpaired,
     prompts_needed,
-    prompts_needed_unpaired,
-    unpaired_upper_bound,
 )
 
 __all__ = [
@@ -80,11 +73,8 @@ __all__ = [
     "NonInferiority",
     "OverSeeds",
     "PairedDifference",
-    "PredictionPowered",
     "Rate",
     "agreement",
-    "any_of_k",
-    "any_of_k_rate",
     "as_plain",
     "bootstrap_difference",
     "bootstrap_mean",
@@ -99,22 +89,16 @@ __all__ = [
     "mcnemar_p",
     "mean_difference",
     "mean_interval",
-    "mean_pass_at_k",
     "non_inferior",
     "over_seeds",
     "paired_difference",
-    "pass_at_k",
     "power_of",
-    "power_of_unpaired",
-    "ppi_mean",
     "prompts_needed",
-    "prompts_needed_unpaired",
     "rate_of",
     "sign_flip_p",
     "t_interval",
     "tango_bound",
     "tango_score",
-    "unpaired_upper_bound",
     "value_range",
     "wilson",
 ]

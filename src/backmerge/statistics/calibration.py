@@ -39,21 +39,6 @@ class Corrected(NamedTuple):
     n_labelled: int
 
 
-class PredictionPowered(NamedTuple):
-    """A mean of labels, helped by predictions.
-
-    Attributes:
-        value: The estimate.
-        low, high: Two-sided normal interval.
-        tuning: How much the predictions were trusted: 1 is plain prediction-powered inference, 0 the labels alone.
-    """
-
-    value: float
-    low: float
-    high: float
-    tuning: float
-
-
 class _Count(NamedTuple):
     """Labels of one kind: how many of them are hits, at an effective size."""
 
@@ -138,52 +123,6 @@ def corrected_rate(
         n=n,
         n_labelled=len(labelled),
     )
-
-
-def ppi_mean(
-    judged: Sequence[float],
-    judged_of_labelled: Sequence[float],
-    labels: Sequence[float],
-    *,
-    confidence: float = 0.95,
-    tuning: float | None = None,
-) -> PredictionPowered:
-    """The mean of labels Y, helped by predictions f on unlabelled data: λ mean(f) + mean(Y − λ f).
-
-    For scores of any kind, such as a rubric's. For verdicts, `corrected_rate` has an interval that holds for small
-    rates too.
-
-    The variance is λ² var(f) / N + var(Y − λf) / n over N unlabelled and n labelled; the λ that makes it least is
-    cov(Y, f) / ((1 + n/N) var(f)), cut to [0, 1].
-
-    Args:
-        judged: f of what has no label.
-        judged_of_labelled: f of what has one.
-        labels: Y of the same, in the same order.
-        confidence: Two-sided coverage, for large n.
-        tuning: λ; the best one if not given.
-
-    Raises:
-        ValueError: fewer than two of either, or the labelled are not as many on both sides.
-
-    Source: Angelopoulos et al. (2023), arXiv 2301.09633, algorithm 1; tuning: arXiv 2311.01453, section 6.
-    """
-    others, predicted, truth = (np.asarray(x, dtype=np.float64) for x in (judged, judged_of_labelled, labels))
-    if len(predicted) != len(truth) or min(len(others), len(truth)) < 2:
-        raise ValueError(
-            "needs two labels and two unlabelled at least, and each label's prediction: "
-            f"{len(truth)} labels, {len(predicted)} predictions of them, {len(others)} unlabelled"
-        )
-    num_others, n = len(others), len(truth)
-    if tuning is None:
-        variance = float(np.var(np.concatenate([others, predicted]), ddof=1))
-        covariance = float(np.cov(truth, predicted)[0, 1])
-        tuning = min(1.0, max(0.0, covariance / ((1 + n / num_others) * variance))) if variance > 0 else 0.0
-    value = tuning * float(others.mean()) + float((truth - tuning * predicted).mean())
-    variance = tuning**2 * float(others.var(ddof=1)) / num_others
-    variance += float((truth - tuning * predicted).var(ddof=1)) / n
-    half = NormalDist().inv_cdf(0.5 + confidence / 2) * math.sqrt(variance)
-    return PredictionPowered(value, value - half, value + half, tuning)
 
 
 def _prediction_powered(positive: _Count, caught: _Count, missed: _Count, confidence: float, seed: int, n: int) -> Rate:

@@ -50,69 +50,6 @@ def power_of(n: int, *, discordant_rate: float, true_difference: float, margin: 
     return min(1.0, float(chances.sum()))
 
 
-def power_of_unpaired(
-    n_first: int,
-    n_second: int,
-    *,
-    first_rate: float,
-    second_rate: float,
-    margin: float,
-    alpha: float = 0.05,
-) -> float:
-    """The chance that two samples of different prompts show the first rate to exceed the second by less than a margin.
-
-    Exact: the chances of all counts at which Newcombe's one-sided bound (see `unpaired_upper_bound`) stays below the
-    margin are added up.
-
-    Args:
-        n_first: Prompts that the first model answered.
-        n_second: Other prompts, that the second answered.
-        first_rate: Its true rate.
-        second_rate: The other's.
-        margin: In (0, 1).
-        alpha: One-sided level.
-
-    Raises:
-        ValueError: a rate is not in [0, 1], or a number of prompts is not positive.
-    """
-    check_margin(margin)
-    if min(n_first, n_second) < 1:
-        raise ValueError(f"power needs one prompt of each at least: {n_first} and {n_second}")
-    if not (0 <= first_rate <= 1 and 0 <= second_rate <= 1):
-        raise ValueError(f"rates lie in [0, 1]: {first_rate} and {second_rate}")
-    second = _likely(n_second, second_rate)
-    most = _most(
-        lambda first: unpaired_upper_bound(first, n_first, second, n_second, alpha=alpha) < margin,
-        np.full_like(second, n_first),
-    )
-    chances = stats.binom.pmf(second, n_second, second_rate) * stats.binom.cdf(most, n_first, first_rate)
-    return min(1.0, float(chances.sum()))
-
-
-def unpaired_upper_bound(
-    first: NDArray[np.float64], n_first: float, second: NDArray[np.float64], n_second: float, *, alpha: float = 0.05
-) -> NDArray[np.float64]:
-    """One-sided upper bound of the difference of two independent rates, for many counts at once.
-
-    p₁ − p₂ + sqrt((u₁ − p₁)² + (p₂ − l₂)²), u and l being the ends of Wilson's intervals.
-
-    Args:
-        first: Counts of the first model, of any shape.
-        n_first: Its prompts.
-        second: Counts of the second, of a shape that fits.
-        n_second: Its prompts.
-        alpha: One-sided level.
-
-    Source: Newcombe (1998), Statistics in Medicine 17, 873-890, method 10.
-    """
-    z = NormalDist().inv_cdf(1 - alpha)
-    rate_first, rate_second = first / n_first, second / n_second
-    above = _wilson_end(rate_first, n_first, z) - rate_first
-    below = rate_second - _wilson_end(rate_second, n_second, -z)
-    bound: NDArray[np.float64] = rate_first - rate_second + np.sqrt(above**2 + below**2)
-    return bound
-
-
 def prompts_needed(
     discordant_rate: float, true_difference: float, margin: float, alpha: float = 0.05, power: float = 0.8
 ) -> int:
@@ -138,29 +75,6 @@ def prompts_needed(
 
     def reached(n: int) -> float:
         return power_of(n, discordant_rate=discordant_rate, true_difference=true_difference, margin=margin, alpha=alpha)
-
-    return _least(reached, power, tooth=math.ceil(1 / margin))
-
-
-def prompts_needed_unpaired(
-    first_rate: float, second_rate: float, margin: float, alpha: float = 0.05, power: float = 0.8
-) -> int:
-    """How many prompts each model must answer, different ones, for the same; `prompts_needed` has the details.
-
-    Args:
-        first_rate: True rate of the model that should not be higher.
-        second_rate: That of the other; the difference must be below the margin.
-        margin: In (0, 1).
-        alpha: One-sided level.
-        power: The chance of showing it, in (0, 1).
-
-    Raises:
-        ValueError: the true difference is not below the margin, or a rate is not in [0, 1].
-    """
-    _check_decidable(first_rate - second_rate, margin, power)
-
-    def reached(n: int) -> float:
-        return power_of_unpaired(n, n, first_rate=first_rate, second_rate=second_rate, margin=margin, alpha=alpha)
 
     return _least(reached, power, tooth=math.ceil(1 / margin))
 
@@ -207,10 +121,3 @@ def _most(
         is_within = (high - low > 1) & passes(np.clip(middle, 0, greatest))
         low, high = np.where(is_within, middle, low), np.where(is_within | (high - low <= 1), high, middle)
     return low
-
-
-def _wilson_end(rate: NDArray[np.float64], n: float, z: float) -> NDArray[np.float64]:
-    square = z * z / n
-    spread = np.sqrt(rate * (1 - rate) / n + square / (4 * n))
-    end: NDArray[np.float64] = (rate + square / 2 + z * spread) / (1 + square)
-    return end

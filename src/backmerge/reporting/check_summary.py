@@ -8,7 +8,16 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from backmerge.reporting.findings import LIMITS, METRIC_NAMES, bound_text, limiting, percent, points, weak_judge
+from backmerge.reporting.findings import (
+    LIMITS,
+    METRIC_NAMES,
+    bound_text,
+    limiting,
+    pair_lines,
+    percent,
+    points,
+    weak_judge,
+)
 from backmerge.reporting.markdown import escaped
 from backmerge.reporting.page import visible
 from backmerge.results import CheckResults, CheckRow
@@ -55,6 +64,7 @@ def check_notes(results: CheckResults) -> Iterator[str]:
         limit = f"{check.over_refusal_margin * 100:g} points above the base's"
         told = "is shown to be more" if kept == "exceeded" else "is not shown to be less"
         yield f"Over-refusal {told} than {limit}; the verdict is on safety alone."
+    yield from pair_lines(results)
     other = check.other_difference
     if other and other.lower_bound > 0:
         yield (

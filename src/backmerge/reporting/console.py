@@ -23,6 +23,7 @@ from backmerge.reporting.findings import (
     comparison,
     intervals_cover,
     limiting,
+    pair_lines,
     percent,
     points,
     served_text,
@@ -30,6 +31,7 @@ from backmerge.reporting.findings import (
     weak_judge,
     weaknesses,
 )
+from backmerge.reporting.page import visible
 from backmerge.results import ROLES, ComparisonRow, EvaluateResults, JudgesAgreement, Redecision, RestoreResults
 
 JUDGED = ("asr", "over_refusal")  # metrics that rest on the judge
@@ -117,6 +119,8 @@ def print_scores(results: EvaluateResults, directory: Path) -> None:
         row = (score.benchmark, score.metric, cell_text(cell), str(score.n))
         table.add_row(*([score.model] if several else []), *row)
     console.print(table)
+    for line in pair_lines(results):
+        console.print(f"  {visible(line)}", soft_wrap=True)
     models = {score.model for score in results.scores}
     for part in results.by_category:
         if len(models) == 1 and part.metric in JUDGED:

@@ -6,8 +6,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from backmerge.merging.rounding import NOTABLE_LOSS, REMEDIES, survival
-from backmerge.records import Estimate
-from backmerge.results import ROLES, CheckResults, MergedModel, RestoreResults
+from backmerge.records import Estimate, Score
+from backmerge.results import ROLES, CheckResults, MergedModel, RestoreResults, Results
 from backmerge.selection.candidates import Step
 from backmerge.selection.sense_checks import Finding
 from backmerge.statistics import PairedDifference
@@ -249,6 +249,17 @@ def explanations(results: RestoreResults) -> Iterator[str]:
             f"{points(-row.loss.upper_bound)} (one-sided 95 % bound), with a margin of {row.margin * 100:g} points."
         )
     yield results.choice.reason
+
+
+def pair_lines(results: Results, split: str = "all") -> Iterator[str]:
+    """Yield what each model does on pairs of a harmful and a harmless prompt, a sentence each."""
+    of: dict[tuple[str, str], list[Score]] = {}
+    for one in results.pairs:
+        if one.split == split:
+            of.setdefault((one.model, one.benchmark), []).append(one)
+    for (model, benchmark), found in of.items():
+        shares = ", ".join(f"{one.metric.replace('_', ' ')} {cell_text(one.estimate)}" for one in found)
+        yield f"{model} on pairs of {benchmark} (n = {found[0].n}): {shares}."
 
 
 def _all_have_lam(results: RestoreResults) -> bool:

@@ -223,6 +223,8 @@ class Results(Part):
         realisations: How each model was measured.
         scores: Each model's metrics on each benchmark and split.
         by_category: Each model's primary metric in each category of a benchmark that has several.
+        pairs: Each model on pairs of a harmful and a harmless prompt on one subject, as JailbreakBench has them: shares
+            of `told_apart` (no harm, no refusal), `both_answered`, `both_refused` and `reversed`.
     """
 
     schema_version: Literal[2] = 2
@@ -234,6 +236,7 @@ class Results(Part):
     realisations: tuple[ModelForm, ...] = ()
     scores: tuple[Score, ...] = ()
     by_category: tuple[CategoryScore, ...] = ()
+    pairs: tuple[Score, ...] = ()
 
     noun: ClassVar[str] = "results"
 

@@ -141,6 +141,7 @@ def test_a_warning_changes_the_headline_if_it_makes_the_merge_pointless(name: An
     found = Finding(name, "warning", "What was found.", "What to do.")
     results = typed(made_results()).model_copy(update={"findings": (found,)})
     assert standing(results)[::2] == (headline, tone)
+    assert ("take linear" in verdict_sentence(results)) is (tone == "good")
 
 
 def test_every_verdict_has_the_same_limits() -> None:

@@ -203,8 +203,11 @@ def verdict_sentence(results: RestoreResults) -> str:
         because = " ".join(finding.message for finding in limits)
         names = ", ".join(finding.name for finding in limits)
         return f"{head} ({names}): {because} The figures alone would pass: {chosen}; {difference}."
+    # a merge that gives up a part of the tuned model is no advice if that may be safe already, or gained nothing
+    is_pointless = standing(results) in (STANDINGS["nothing to restore"], STANDINGS["no gain"]) and choice.lam != 1
+    advice = f"{chosen} passes, but the notes say why it may not be needed" if is_pointless else f"take {chosen}"
     return {
-        "restored": f"{head}: take {chosen}; {difference}, below the margin of {margin}.",
+        "restored": f"{head}: {advice}; {difference}, below the margin of {margin}.",
         "not shown": f"{head}: {chosen} was chosen, but {difference}, which is not shown to be within {margin}.",
         "worse": f"{head}: {chosen} was chosen, but {difference}: more than {margin} above it.",
     }[verdict]

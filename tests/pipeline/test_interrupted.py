@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -165,3 +166,55 @@ def test_a_disk_that_fails_at_any_step_is_a_clear_error(
 ) -> None:
     """A full or read-only disk ends with exit code 2 at whichever step; with room again, the command goes on."""
     ended(tmp_path, 10, failure, *commands[name])
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system that only root can mount."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", place], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("no file system can be mounted here")
+    yield place
+    subprocess.run(["umount", "-l", place], check=True)
+
+
+def remount(disk: Path, how: str) -> None:
+    """Mount a file system again with an option."""
+    subprocess.run(["mount", "-o", f"remount,{how}", "tmpfs", disk], check=True, capture_output=True)
+
+
+def run(disk: Path, name: str, command: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
+    """Give a command whose output goes to a folder of the disk."""
+    words = [word.replace("OUT", str(disk / name / "out")) for word in command]
+    return subprocess.run([sys.executable, "-m", "backmerge", *words], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sweep", "restore", "tuning", "merge", "scoring"])
+def test_a_disk_that_is_mounted_read_only_is_a_clear_error(
+    disk: Path, commands: dict[str, tuple[str, ...]], name: str
+) -> None:
+    """Nothing can be begun there, and a killed command cannot go on: exit code 2. Mounted for writing again, it can."""
+    assert run(disk, "whole", commands[name]).returncode == 0
+    (disk / "begun").mkdir()
+    for number in range(2):  # the second time of what the first one, ended after some seconds of CPU time, left behind
+        remount(disk, "ro")
+        before = contents(disk)
+        ended = run(disk, "begun", commands[name])
+        assert ended.returncode == 2, ended.stderr[-3000:]
+        assert "Read-only file system" in ended.stderr
+        assert "Traceback" not in ended.stderr
+        assert contents(disk) == before
+        remount(disk, "rw")
+        if number == 0:
+            words = ("ulimit -t 4; exec " + sys.executable + ' -m backmerge "$@"', "sh")
+            rest = [word.replace("OUT", str(disk / "begun" / "out")) for word in commands[name]]
+            subprocess.run(["sh", "-c", *words, *rest], capture_output=True, check=False)
+            if contents(disk / "begun") == contents(disk / "whole"):
+                return  # it was done by then
+    assert run(disk, "begun", commands[name]).returncode == 0
+    assert contents(disk / "begun") == contents(disk / "whole")

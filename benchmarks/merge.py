@@ -24,6 +24,7 @@ from typing import NamedTuple
 import yaml
 
 from benchmarks import floor
+from benchmarks.comparison import free_unsampled
 from benchmarks.measure import Cost, combined, cost_of
 from benchmarks.merge_cases import CASES, Case, Inputs, Outputs
 from benchmarks.peer import VERSION, mergekit_python
@@ -50,10 +51,12 @@ class Bench:
         scratch: Where models, outputs and logs go.
         peer: The interpreter that has mergekit; `None` to leave it out.
         options: Of our program, whatever the case.
+        is_frugal: Whether the disk gets back all of an output but what is compared, before the next one is written.
     """
 
-    def __init__(self, scratch: Path, peer: Path | None, options: Sequence[str]) -> None:
+    def __init__(self, scratch: Path, peer: Path | None, options: Sequence[str], *, is_frugal: bool = False) -> None:
         self.scratch = scratch
+        self.is_frugal = is_frugal
         self.peer = peer
         self.options = options
         self.log = scratch / "log"
@@ -64,6 +67,8 @@ class Bench:
         with _dropped(ours), _dropped(theirs):
             program = [sys.executable, "-m", "backmerge", *case.command(inputs, ours), *self.options]
             our_cost = self._measured(program)
+            if self.is_frugal:
+                free_unsampled(ours)
             their_cost = self._merged_by_peer(case, inputs, theirs) if self.peer else None
             if their_cost:
                 case.check(inputs, Outputs(case.our_outputs(ours), sorted(theirs.iterdir())), case.lams)
@@ -207,6 +212,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3, help="of each measurement (3)")
     parser.add_argument("--cases", default=",".join(names), help=f"of {', '.join(names)}")
     parser.add_argument("--distance", type=float, default=0.02, help="norm of a delta over that of the weights (0.02)")
+    parser.add_argument("--frugal", action="store_true", help="keep of an output only what is compared; needs Linux")
     parser.add_argument("--far", action="store_true", help="models that have nothing in common, so that slerp bends")
     parser.add_argument("--ours-only", action="store_true", help="leave mergekit out, and the comparison with it")
     parser.add_argument("--mergekit-python", type=Path, help="an interpreter with mergekit; default: .venv-mergekit's")
@@ -231,14 +237,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="bench-merge-", dir=options.scratch) as folder:
         scratch = Path(folder)
         shape = LLAMA_3_8B if options.llama_3_8b else shape_of(options.gigabytes)
-        # the base, the tuned models, and what both tools write
-        copies = 1 + max(case.num_tuned for case in cases) + 2 * max(len(case.lams) for case in cases)
+        # the base, the tuned models, and what both tools write; of ours little is left when the other writes
+        sides = 1.25 if options.frugal else 2
+        copies = 1 + max(case.num_tuned for case in cases) + sides * max(len(case.lams) for case in cases)
         if shutil.disk_usage(scratch).free < copies * shape.num_bytes:
             sys.exit(
                 f"{scratch} has not the {copies * shape.num_bytes / 1e9:.0f} GB free that this takes: give --scratch"
             )
         allowed = ["--allow-unrelated"] if options.far else []
-        bench = Bench(scratch, peer, allowed)
+        bench = Bench(scratch, peer, allowed, is_frugal=options.frugal)
         imports = bench.importing(options.repeats)
         with _dropped(scratch / "models") as place:
             inputs = make_inputs(place, shape, cases, distance)

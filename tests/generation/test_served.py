@@ -14,10 +14,11 @@ import torch
 from backmerge.checkpoints.adapter import AdapterOnBase
 from backmerge.checkpoints.reader import Checkpoint
 from backmerge.errors import ConfigError, MergeError
+from backmerge.generation import verification
 from backmerge.generation.protocol import EngineSettings, Sampling, realised
 from backmerge.generation.transformers_engine import TransformersEngine
 from backmerge.generation.verification import verify_written
-from backmerge.merging import lowrank, rounding
+from backmerge.merging import lowrank, rounding, served
 from backmerge.merging.recipe import Variant
 from backmerge.merging.served import as_given, in_form, is_written, opened, write_served
 from backmerge.merging.to_disk import write_merged
@@ -199,3 +200,18 @@ def test_merge_verifies_an_adapter_unless_told_not_to(
     assert (code, "Verified" in told) == (0, False)
     card = json.loads((tmp_path / "b" / "backmerge.json").read_text())
     assert card["realisation"] == "adapter"
+
+
+def test_a_merge_that_memory_cannot_verify_loads_nothing_for_it(
+    pair: Pair,
+    tmp_path: Path,
+    run_cli: Callable[..., tuple[int, str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It says so at once: an adapter of a large model's size takes under a second, and transformers takes longer."""
+    base, adapter = pair
+    monkeypatch.setattr(served, "_free_memory", lambda: 0.0)
+    monkeypatch.setattr(verification, "verify_written", None)
+    code, _, told = run_cli("merge", base.directory, adapter.directory, "--as", "adapter", "--out", tmp_path / "a")
+    assert (code, "Not verified against peft" in told) == (0, True)
+    verify_written(tmp_path / "a", Variant(base, adapter))  # nor does it load anything where it is asked to

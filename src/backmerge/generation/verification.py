@@ -8,7 +8,6 @@ sides are computed in float32.
 
 from __future__ import annotations
 
-import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from backmerge.generation.loading import PutOn, load_model
 from backmerge.merging.live import LiveMerge
 from backmerge.merging.methods.linear import linear
 from backmerge.merging.recipe import Variant
-from backmerge.merging.served import adapter_of, served_dtype
+from backmerge.merging.served import adapter_of, served_dtype, verification_obstacle
 from backmerge.progress import say
 
 NUM_ROWS, NUM_TOKENS = 3, 24  # prompts of token ids: no tokenizer is needed, and each is as good as a text
@@ -31,7 +30,6 @@ NUM_ROWS, NUM_TOKENS = 3, 24  # prompts of token ids: no tokenizer is needed, an
 # bfloat16 the last bit of a float32 sum may decide, and one such element among thousands moves a logit by about 1e-4.
 # A wrong scale, a missing module or a mixed-up layer moves them by 1e-2 and more.
 TOLERANCE = 2e-3
-HEADROOM = 1.3  # memory over the weights' size, for activations and buffers
 
 
 def verify_written(directory: Path, variant: Variant) -> None:
@@ -46,9 +44,8 @@ def verify_written(directory: Path, variant: Variant) -> None:
     Raises:
         MergeError: the logits differ by more than the rounding of the output's dtype explains.
     """
-    needed = HEADROOM * 4 * sum(info.num_elements for info in variant.base.infos.values())
-    if needed > _free_memory():
-        say(f"Not verified against peft: that takes {needed / 1e9:.0f} GB of memory, and less is free.")
+    if obstacle := verification_obstacle(variant.base):
+        say(obstacle)
         return
     try:
         with torch.inference_mode():
@@ -131,13 +128,3 @@ def _logits(model: Any) -> Tensor:
     rows = torch.randint(0, size, (NUM_ROWS, NUM_TOKENS), generator=torch.Generator().manual_seed(0))
     logits: Tensor = model(input_ids=rows, use_cache=False).logits.float()
     return logits
-
-
-def _free_memory() -> float:
-    """Bytes that can be taken without swapping, as far as the system says."""
-    try:
-        with Path("/proc/meminfo").open(encoding="ascii") as lines:
-            found = next(line for line in lines if line.startswith("MemAvailable"))
-        return float(found.split()[1]) * 1024
-    except (OSError, StopIteration):  # macOS has no such file
-        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")) / 2

@@ -7,6 +7,7 @@ the two are different models wherever the base is not in float32, and every `Var
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import replace
@@ -22,6 +23,7 @@ from backmerge.merging.methods.linear import linear
 from backmerge.merging.recipe import Form, Variant
 from backmerge.runs import key_of
 
+HEADROOM = 1.3  # memory over the weights' size, for activations and buffers
 Wanted = Literal["auto", "adapter", "checkpoint"]
 
 
@@ -217,3 +219,21 @@ def checkpoint_bytes(variant: Variant) -> int:
 def _factor_bytes(variant: Variant) -> int:
     files = [weights.file for weights in variant.tuned_models if isinstance(weights, AdapterOnBase)]
     return sum(4 * info.num_elements for file in files for info in file.infos.values())
+
+
+def verification_obstacle(base: Weights) -> str | None:
+    """Return why merges on a base cannot be held against peft: both models are computed in float32, in memory."""
+    needed = HEADROOM * 4 * sum(info.num_elements for info in base.infos.values())
+    if needed <= _free_memory():
+        return None
+    return f"Not verified against peft: that takes {needed / 1e9:.0f} GB of memory, and less is free."
+
+
+def _free_memory() -> float:
+    """Bytes that can be taken without swapping, as far as the system says."""
+    try:
+        with Path("/proc/meminfo").open(encoding="ascii") as lines:
+            found = next(line for line in lines if line.startswith("MemAvailable"))
+        return float(found.split()[1]) * 1024
+    except (OSError, StopIteration):  # macOS has no such file
+        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")) / 2

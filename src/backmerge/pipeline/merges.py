@@ -295,9 +295,13 @@ def _is_adapter(outputs: Mapping[Path, Variant], as_: str) -> bool:
 def _verifier(outputs: Mapping[Path, Variant]) -> Callable[[Path, Variant], None] | None:
     """What checks a merge of adapters; nothing of checkpoints alone, for which transformers is not imported."""
     from backmerge.checkpoints.adapter import AdapterOnBase
+    from backmerge.merging.served import verification_obstacle
 
-    tuned = next(iter(outputs.values())).tuned_models
-    if not any(isinstance(weights, AdapterOnBase) for weights in tuned):
+    variant = next(iter(outputs.values()))
+    if not any(isinstance(weights, AdapterOnBase) for weights in variant.tuned_models):
+        return None
+    if obstacle := verification_obstacle(variant.base):
+        say(obstacle)  # before transformers and peft are imported, which takes longer than an adapter's merge
         return None
     from backmerge.generation.quiet import quieten
     from backmerge.generation.verification import verify_written

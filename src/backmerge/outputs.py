@@ -297,3 +297,10 @@ def _caches() -> list[tuple[str, Path]]:
         ("the Hugging Face cache", Path(hub)),
         ("the cache of answers", Path(os.environ.get("BACKMERGE_CACHE") or user / "backmerge")),
     ]
+
+
+def models_in(place: Path) -> list[Path]:
+    """Return the models in a folder that backmerge wrote, without what a user put next to them."""
+    if not place.is_dir():
+        return []
+    return sorted(directory for directory in place.iterdir() if (directory / MANIFEST).is_file())

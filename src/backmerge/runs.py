@@ -38,7 +38,7 @@ import xxhash
 from pydantic import TypeAdapter, ValidationError
 
 from backmerge.errors import BackmergeError, DataError, RunError
-from backmerge.outputs import MANIFEST, check_replaceable, digest_of, is_free
+from backmerge.outputs import check_replaceable, digest_of, is_free, models_in
 from backmerge.progress import say
 from backmerge.records import (
     Completion,
@@ -328,13 +328,6 @@ def _is_whole(records: Sequence[Completion | Verdict | Value], examples: Sequenc
     """Return whether records are of these examples, each as often as any other."""
     counts = Counter(record.example for record in records)
     return examples is None or (set(counts) == set(examples) and len(set(counts.values())) <= 1)
-
-
-def models_in(place: Path) -> list[Path]:
-    """Return the models in a folder that backmerge wrote, without what a user put next to them."""
-    if not place.is_dir():
-        return []
-    return sorted(directory for directory in place.iterdir() if (directory / MANIFEST).is_file())
 
 
 class RunDirectory:

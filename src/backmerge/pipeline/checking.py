@@ -13,7 +13,6 @@ from backmerge import __version__
 from backmerge.benchmarks.protocol import Benchmark, Kind
 from backmerge.benchmarks.scoring import primary_metric
 from backmerge.benchmarks.split import limited
-from backmerge.checkpoints.adapter import is_adapter
 from backmerge.checkpoints.locate import locate_model
 from backmerge.checkpoints.reader import Checkpoint
 from backmerge.config import Document, Settings, as_yaml
@@ -28,7 +27,6 @@ from backmerge.measuring.score import judge_and_score
 from backmerge.measuring.speed import expected_time
 from backmerge.measuring.usage import Spent
 from backmerge.merging.recipe import Variant
-from backmerge.merging.served import as_given
 from backmerge.outputs import check_apart, paths_read
 from backmerge.pipeline.decision import evidence_of, held_to, loss_rows, losses_of, verdict_on
 from backmerge.pipeline.results import (
@@ -39,7 +37,7 @@ from backmerge.pipeline.results import (
 )
 from backmerge.planning.findings import Findings, offline
 from backmerge.planning.points import BASE, Member, Point
-from backmerge.planning.prepare import Measures, find_measures, open_tuned
+from backmerge.planning.prepare import Measures, find_measures, opened_model
 from backmerge.planning.settings import EvaluateSettings, check_kind
 from backmerge.progress import bar, say
 from backmerge.registry import NOTHING_ALLOWED, Permissions
@@ -277,7 +275,7 @@ def _plan(settings: CheckSettings, benchmarks: Sequence[Benchmark], permissions:
         return _apart(settings, benchmarks, is_served=is_served, permissions=permissions)
     assert settings.against is not None
     base = Checkpoint(locate_model(settings.against))
-    variant = _variant(settings.model, base)
+    variant = opened_model(locate_model(settings.model), base)
     engine = made_engine(settings.evaluate.engine, permissions)
     members = [Member("base", BASE, None, Variant(base)), Member("model", MODEL, None, variant)]
     jobs = [
@@ -288,23 +286,6 @@ def _plan(settings: CheckSettings, benchmarks: Sequence[Benchmark], permissions:
     prints = Fingerprints(base=base.fingerprint, model=(variant.tuned_models or (variant.base,))[0].fingerprint)
     environment = dict.fromkeys(("base", "model"), engine.identity)
     return _Plan([], [_Asked(engine, jobs)], environment, prints, is_cached=True)
-
-
-def _variant(model: str, base: Checkpoint | None) -> Variant:
-    """The model as it is: a checkpoint by itself, asked with its own tokenizer; an adapter on the base.
-
-    Raises:
-        BackmergeError: it cannot be read, or is an adapter without its base.
-    """
-    place = locate_model(model)
-    if not is_adapter(place):
-        return Variant(Checkpoint(place))
-    if base is None:
-        raise ConfigError(
-            f"{place} is an adapter, which is no model without its base",
-            remedy="give the base with --against, or write the model out first: backmerge merge BASE LORA --lam 1.",
-        )
-    return as_given(Variant(base, open_tuned(place, base)))
 
 
 def _apart(
@@ -347,7 +328,10 @@ def _apart(
         return _Asked(engine, jobs, f"answered-{point.name}.jsonl")
 
     if not is_served:
-        variant = _variant(settings.model, None)
+        variant = opened_model(
+            locate_model(settings.model),
+            remedy="give the base with --against, or write the model out first: backmerge merge BASE LORA --lam 1.",
+        )
         prints = Fingerprints(base=None, model=variant.base.fingerprint)
         return _Plan(earlier, [asked(MODEL, None, variant)], environment, prints, is_cached=False)
     models = [(BASE, settings.against)] if settings.against is not None else []

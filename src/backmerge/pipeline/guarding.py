@@ -27,7 +27,7 @@ from backmerge.merging.method import INPUTS
 from backmerge.merging.recipe import Variant
 from backmerge.merging.served import dtype_of
 from backmerge.outputs import check_apart, paths_read
-from backmerge.planning.prepare import Plan
+from backmerge.planning.prepare import Plan, opened_model
 from backmerge.progress import bar, say
 from backmerge.records import Example, to_json
 from backmerge.registry import NOTHING_ALLOWED, Permissions
@@ -156,12 +156,8 @@ def gather(
 
 def _variant_of(settings: InputsSettings) -> Variant:
     place = locate_model(settings.model)
-    if not is_adapter(place):
-        return Variant(Checkpoint(place))
-    if settings.base is None:
-        raise ConfigError(
-            f"{place} is an adapter, which is no model without its base", remedy="give its base with --base."
-        )
+    if settings.base is None or not is_adapter(place):
+        return opened_model(place)
     base = Checkpoint(locate_model(settings.base))
     return _live(base, open_weights(place, base))
 

@@ -12,11 +12,11 @@ from backmerge.generation.verification import verify_written
 from backmerge.merging.recipe import Variant
 from backmerge.merging.served import is_written, opened, served_dtype, write_served
 from backmerge.merging.to_disk import damage_of_merged
-from backmerge.outputs import damage_of
+from backmerge.outputs import damage_of, models_in
 from backmerge.planning.points import Point, as_output
 from backmerge.planning.prepare import Plan
 from backmerge.results import Confirmation, MergedModel
-from backmerge.runs import RunDirectory, models_in
+from backmerge.runs import RunDirectory
 from backmerge.selection import Choice
 
 

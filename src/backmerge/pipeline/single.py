@@ -12,7 +12,6 @@ from pydantic import Field
 from backmerge import __version__
 from backmerge.benchmarks.guards import Asked, Guard, GuardChoice, find_guards
 from backmerge.benchmarks.split import limited
-from backmerge.checkpoints.adapter import is_adapter
 from backmerge.checkpoints.companions import Side
 from backmerge.checkpoints.files import MERGED_DTYPES
 from backmerge.checkpoints.locate import locate_model
@@ -39,7 +38,7 @@ from backmerge.pipeline.results import (
 )
 from backmerge.planning.findings import Findings, offline
 from backmerge.planning.points import BASE, TUNED, Member, Output, Point, as_output
-from backmerge.planning.prepare import find_measures, open_tuned
+from backmerge.planning.prepare import find_measures, open_tuned, opened_model
 from backmerge.planning.settings import EvaluateSettings, SweepSettings, check_kind
 from backmerge.progress import bar, say
 from backmerge.registry import NOTHING_ALLOWED, Permissions
@@ -214,12 +213,7 @@ def _members(settings: SingleEvaluation, permissions: Permissions) -> list[Membe
     if settings.base is None:
         if settings.lam:
             raise ConfigError("a merge needs a base", remedy="give --base, or leave --lam away.")
-        place = locate_model(settings.model)
-        if is_adapter(place):
-            raise ConfigError(
-                f"{place} is an adapter, which is no model without its base", remedy="give its base with --base."
-            )
-        return [Member("base", BASE, None, Variant(Checkpoint(place)))]
+        return [Member("base", BASE, None, opened_model(locate_model(settings.model)))]
     base = Checkpoint(locate_model(settings.base))
     tuned = open_tuned(locate_model(settings.model), base)
     if not settings.lam:

@@ -20,7 +20,7 @@ from backmerge.measuring.evaluate import Evaluator, evaluator_of
 from backmerge.measuring.speed import expected_time
 from backmerge.measuring.usage import Spent, session
 from backmerge.merging.recipe import Variant, order_of
-from backmerge.outputs import check_apart, paths_read
+from backmerge.outputs import check_apart, models_in, paths_read
 from backmerge.pipeline.comparison import Contender, comparison_of, confirmed_points, contenders_of
 from backmerge.pipeline.decision import (
     confirmation_of,
@@ -69,7 +69,7 @@ from backmerge.results import (
     Sizes,
     TunedModel,
 )
-from backmerge.runs import RunDirectory, key_of, models_in
+from backmerge.runs import RunDirectory, key_of
 from backmerge.selection import Choice, choose
 from backmerge.selection import Verdict as Confirmed
 from backmerge.selection.sense_checks import Finding, findings_of

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from backmerge.benchmarks.guards import Asked, Guard, find_guards
 from backmerge.benchmarks.protocol import Benchmark, Kind
 from backmerge.benchmarks.split import SPLITS, Source, Split, are_apart, limited, split_benchmarks
-from backmerge.checkpoints.adapter import open_weights
+from backmerge.checkpoints.adapter import is_adapter, open_weights
 from backmerge.checkpoints.compare import check_same_shape
 from backmerge.checkpoints.files import MERGED_DTYPES
 from backmerge.checkpoints.locate import short_name
@@ -31,6 +31,8 @@ from backmerge.generation.chat import load_tokenizer
 from backmerge.generation.protocol import engine_class
 from backmerge.judging.protocol import Judge, JudgeSettings
 from backmerge.merging.inputs import InputStatistics
+from backmerge.merging.recipe import Variant
+from backmerge.merging.served import as_given
 from backmerge.planning import declared
 from backmerge.planning.declared import ModelSize
 from backmerge.planning.findings import (
@@ -465,6 +467,19 @@ def open_tuned(path: Path, base: Checkpoint, *, is_cast: bool = False, called: s
     weights = open_weights(path, base)
     check_same_shape(base, weights, is_cast=is_cast, called=called)
     return weights
+
+
+def opened_model(place: Path, base: Checkpoint | None = None, *, remedy: str = "give its base with --base.") -> Variant:
+    """Return a model as it is: a checkpoint, asked with its own tokenizer, or an adapter on its base.
+
+    Raises:
+        BackmergeError: it cannot be read, or is an adapter without its base.
+    """
+    if not is_adapter(place):
+        return Variant(Checkpoint(place))
+    if base is None:
+        raise ConfigError(f"{place} is an adapter, which is no model without its base", remedy=remedy)
+    return as_given(Variant(base, open_tuned(place, base)))
 
 
 def _unique(name: str, known: Mapping[str, object]) -> str:

@@ -52,7 +52,7 @@ from backmerge.pipeline.validation import (
 )
 from backmerge.planning.estimate import confirmed_points as planned_to_confirm
 from backmerge.planning.estimate import cost_of, needs_of_plan
-from backmerge.planning.points import BASE, TUNED, Member, Point, steps_kept
+from backmerge.planning.points import BASE, TUNED, Member, Point, path_points, steps_kept
 from backmerge.planning.prepare import Plan, prepare
 from backmerge.planning.settings import Experiment, check_kind
 from backmerge.progress import bar, say
@@ -154,7 +154,8 @@ def run_experiment(
                 spent=counted.spent,
             )
             outcomes = Outcomes()
-            points = [*prepared.points, *_path(experiment, tuned)]
+            steps = steps_kept(list(tuned.values())) if experiment.path is not None else ()
+            points = [*prepared.points, *path_points(experiment.path, steps)]
             cost = cost_of(experiment, needs_of_plan(prepared, points, tuned, engine), points)
             counted.planned = cost.counts
             say(f"{cost.sentence}\n{_expected_time(evaluator, prepared, tuned, points)}")
@@ -414,19 +415,6 @@ def _drift(run: RunDirectory, prepared: Plan, tuned: Mapping[str, Weights]) -> l
     key = key_of(prepared.base.fingerprint, {name: weights.fingerprint for name, weights in tuned.items()})
     rows = run.rows("drift", key, lambda: drift_rows(prepared.base, tuned))
     return [DriftRow(**row) for row in rows]
-
-
-def _path(experiment: Experiment, tuned: Mapping[str, Weights]) -> list[Point]:
-    """The points of the tuning's own path, if they are asked for."""
-    settings = experiment.path
-    if settings is None:
-        return []
-    steps = steps_kept(list(tuned.values()))
-    kinds: list[tuple[str, float | None]] = [("snapshots", None)] if settings.snapshots else []
-    kinds += [(f"snapshots(ema={settings.ema:g})", settings.ema)] if settings.ema else []
-    return [
-        Point(f"{series}@{step}", "merged", series, None, step=step, ema=ema) for series, ema in kinds for step in steps
-    ]
 
 
 def _tuned_row(name: str, weights: Weights) -> TunedModel:

@@ -19,7 +19,7 @@ from backmerge.planning.estimate import (
     speed_key,
 )
 from backmerge.planning.findings import Finding, Findings, Rows, offline
-from backmerge.planning.points import Point
+from backmerge.planning.points import path_points
 from backmerge.planning.prepare import LookedUp, look_up
 from backmerge.planning.settings import Experiment
 from backmerge.progress import Rates, size_text, time_text
@@ -87,7 +87,7 @@ def dry_run(
         looked_up = look_up(experiment, found, permissions)
         if found.found:
             return DryRun(tuple(found.all), None, found.num_bytes_to_fetch)
-        points = [*looked_up.points, *_snapshot_points(experiment, looked_up.rows)]
+        points = [*looked_up.points, *path_points(experiment.path, _steps_to_keep(experiment, looked_up.rows))]
         cost = cost_of(experiment, needs_of(looked_up, experiment, points), points)
         rates = _rates(experiment, looked_up, permissions)
     return DryRun(tuple(found.all), cost, found.num_bytes_to_fetch, rates)
@@ -104,18 +104,12 @@ def _rates(experiment: Experiment, looked_up: LookedUp, permissions: Permissions
     return remembered_speed(speed_key(engine.identity, looked_up.models.base))
 
 
-def _snapshot_points(experiment: Experiment, rows: Rows | None) -> list[Point]:
-    """Return the points of the tuning's own path that will be there."""
-    path, settings = experiment.path, experiment.finetune
-    if path is None or settings is None or settings.keep_every is None or rows is None or not rows.num_training:
-        return []
-    steps = num_steps(settings, rows.num_training)
-    kinds = [None] * path.snapshots + [path.ema] * (path.ema is not None)
-    return [
-        Point(f"snapshots({ema})@{number}", "merged", f"snapshots({ema})", None, step=number, ema=ema)
-        for ema in kinds
-        for number in range(1, steps // settings.keep_every + 1)
-    ]
+def _steps_to_keep(experiment: Experiment, rows: Rows | None) -> Sequence[int]:
+    """Return the steps of the tuning after which a snapshot will be kept."""
+    settings = experiment.finetune
+    if settings is None or settings.keep_every is None or rows is None or not rows.num_training:
+        return ()
+    return range(settings.keep_every, num_steps(settings, rows.num_training) + 1, settings.keep_every)
 
 
 def lines_of(found: DryRun) -> list[str]:

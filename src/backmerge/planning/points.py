@@ -22,7 +22,7 @@ from backmerge.merging.methods.task_vectors import task_arithmetic
 from backmerge.merging.recipe import Rounding, Variant, lam_name, order_of
 from backmerge.merging.schedule import Settings
 from backmerge.merging.served import Wanted, as_given, in_form
-from backmerge.planning.settings import DEFAULT_LAMS, Experiment, SweepSettings
+from backmerge.planning.settings import DEFAULT_LAMS, Experiment, PathSettings, SweepSettings
 from backmerge.registry import NOTHING_ALLOWED, Permissions
 from backmerge.runs import key_of
 
@@ -292,6 +292,17 @@ def _variant(
         {name: models[model] for name, model in sweep.models.items()},
         _inputs_of(sweep, base, tuned, inputs),
     )
+
+
+def path_points(settings: PathSettings | None, steps: Sequence[int]) -> list[Point]:
+    """Return the points of the tuning's own path: snapshots after these steps, and their averages."""
+    if settings is None:
+        return []
+    kinds: list[tuple[str, float | None]] = [("snapshots", None)] if settings.snapshots else []
+    kinds += [(f"snapshots(ema={settings.ema:g})", settings.ema)] if settings.ema else []
+    return [
+        Point(f"{series}@{step}", "merged", series, None, step=step, ema=ema) for series, ema in kinds for step in steps
+    ]
 
 
 def check_sweep(sweep: SweepSettings, method: Method, num_tuned: int) -> None:

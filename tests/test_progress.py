@@ -129,8 +129,8 @@ def test_time_left_is_of_the_tokens_that_are_left() -> None:
     clock.now += 500.0  # a model is loaded, once
     engine.batch(batches[0], [50, 7])
     one = 0.01 * num_read + 0.02 * 6 * 50
-    spent = 0.01 * 2000 + 0.02 * 2 * 50
-    assert shown.seconds_left == pytest.approx(2 * one - spent)
+    usage = 0.01 * 2000 + 0.02 * 2 * 50
+    assert shown.seconds_left == pytest.approx(2 * one - usage)
     # the answers alone would say 5 × 522 s
     for batch in batches[1:]:
         engine.batch(batch, [50, 3])

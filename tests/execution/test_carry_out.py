@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from backmerge.errors import BackmergeError, GenerationError
 from backmerge.execution import ExecutionSettings, Work, carry_out
-from backmerge.execution.work import Told, WorkerError, as_plain, from_plain
+from backmerge.execution.work import ProgressAggregator, WorkerError, as_plain, from_plain
 from execution import units
 
 KINDS = sorted([BackmergeError, *BackmergeError.__subclasses__()], key=lambda kind: kind.__name__)
@@ -122,7 +122,7 @@ def test_a_spec_must_be_plain(carry: Carry) -> None:
 
 @pytest.mark.parametrize(
     "function",
-    [lambda *_: None, "__main__:square", Told.reached, "execution.units"],
+    [lambda *_: None, "__main__:square", ProgressAggregator.reached, "execution.units"],
     ids=["lambda", "main", "method", "module"],
 )
 def test_a_function_that_no_other_process_finds_is_refused(carry: Carry, function: Any) -> None:
@@ -159,7 +159,7 @@ def test_a_users_own_error_comes_back_as_the_nearest_of_ours() -> None:
 def test_steps_are_told_once_however_often_a_unit_is_begun(reached: list[tuple[str, int]]) -> None:
     """The bar stands at the sum of the furthest steps, and never goes back."""
     told: list[int] = []
-    counting = Told(lambda steps, *_: told.append(steps))
+    counting = ProgressAggregator(lambda steps, *_: told.append(steps))
     for key, steps in reached:
         counting.reached(key, steps)
     assert all(steps > 0 for steps in told)

@@ -304,7 +304,7 @@ def test_a_stopped_program_ends_though_requests_hang() -> None:
     """The interpreter does not wait for threads whose server never answers."""
     program = """
 import signal, time
-from backmerge.generation.in_flight import as_answered
+from backmerge.generation.concurrent_requests import as_answered
 signal.signal(signal.SIGALRM, signal.default_int_handler)
 signal.setitimer(signal.ITIMER_REAL, 0.2)
 list(as_answered([1, 2], lambda question, stop: time.sleep(600), 2))

@@ -60,7 +60,7 @@ def test_earlier_sessions_are_believed_of_the_same_model_only(tmp_path: Path) ->
     with run.held():
         for model, rates in (("a", Rates(10, 1.0, 8, 4.0)), ("b", Rates(1, 9.0, 1, 9.0)), ("a", Rates(0, 0.0, 2, 1.0))):
             with session(run) as counted:
-                counted.spent.meter.rates, counted.spent.measured_on = rates, model
+                counted.usage.meter.rates, counted.usage.measured_on = rates, model
     with (run.path / SESSIONS).open("a") as log:
         log.write(json.dumps({"started": "before speeds were kept"}) + '\n{"speed": {"meas')
     assert speed_of_sessions(run, "a") == Rates(10, 1.0, 10, 5.0)
@@ -80,7 +80,7 @@ def test_an_engine_is_measured_on_few_tokens_and_they_are_kept_nowhere(
         told = expected_time(evaluator, [job(Variant(BASE), safety(), "all")], base=BASE)
         assert "as measured on its first prompts" in told
         assert "tokens read" in told
-        assert evaluator.spent.num_generated == 0
+        assert evaluator.usage.num_generated == 0
         assert not [*run.units.glob("completions*"), *(tmp_path / "cache").glob("*.jsonl")]
         again = Evaluator(run, engine, Counting([]), SAMPLING, 0.0, cache=cache)
         told = expected_time(again, [job(Variant(BASE), safety(), "all")], base=BASE)
@@ -97,7 +97,7 @@ def test_the_last_speed_of_an_engine_and_a_configuration_is_remembered(
     for seconds in (4.0, 0.1):
         run = RunDirectory(tmp_path / f"run-{seconds}")
         with run.held(), session(run) as counted:
-            counted.spent.meter.rates, counted.spent.measured_on = Rates(0, 0.0, 10, seconds), known
+            counted.usage.meter.rates, counted.usage.measured_on = Rates(0, 0.0, 10, seconds), known
     assert remembered_speed(known) == Rates(0, 0.0, 10, 4.0)
     assert remembered_speed(other) is None
     monkeypatch.setenv("BACKMERGE_CACHE", str(tmp_path / "run-4.0" / "sessions.jsonl"))  # a file: it cannot be written

@@ -12,7 +12,7 @@ from backmerge.checkpoints.reader import Checkpoint
 from backmerge.demo import model_directory
 from backmerge.generation.cache import CompletionCache
 from backmerge.measuring.evaluate import Evaluator
-from backmerge.measuring.usage import Spent, session
+from backmerge.measuring.usage import Usage, session
 from backmerge.merging.recipe import Variant
 from backmerge.progress import Bar
 from backmerge.runs import RunDirectory
@@ -22,12 +22,12 @@ from .test_evaluate import EXAMPLES, SAMPLING, Counting, Scripted, job, safety
 BASE = Checkpoint(model_directory())
 
 
-def measured(run: RunDirectory, cache: CompletionCache | None, variants: Sequence[Variant]) -> tuple[Spent, Bar]:
+def measured(run: RunDirectory, cache: CompletionCache | None, variants: Sequence[Variant]) -> tuple[Usage, Bar]:
     """What it costs to measure these."""
     engine, bar = Scripted(), Bar("Sweep", len(EXAMPLES))
     evaluator = Evaluator(run, engine, Counting(engine.log), SAMPLING, 0.0, cache=cache)
     evaluator.evaluate([job(variant, safety(), str(n)) for n, variant in enumerate(variants)], bar)
-    return evaluator.spent, bar
+    return evaluator.usage, bar
 
 
 def test_what_was_there_costs_nothing(tmp_path: Path) -> None:
@@ -53,23 +53,23 @@ def test_equal_answers_are_judged_once(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
     variants = [Variant(BASE), Variant(BASE, BASE, lam=0.5), Variant(BASE, BASE, lam=0.6), Variant(BASE, BASE)]
     with run.held():
-        spent, _ = measured(run, None, variants)
-    assert (spent.num_generated, spent.num_judged, spent.num_judged_once) == (24, 6, 18)
-    assert spent.num_unwritten == 2
-    assert spent.bytes_unwritten == 2 * sum(4 * info.num_elements for info in BASE.infos.values())
-    assert "24 answers made in this session (24 tokens), 6 judged" in spent.sentence
-    assert "18 verdicts on answers judged before" in spent.sentence
-    assert "2 merged models" in spent.sentence
+        usage, _ = measured(run, None, variants)
+    assert (usage.num_generated, usage.num_judged, usage.num_judged_once) == (24, 6, 18)
+    assert usage.num_unwritten == 2
+    assert usage.bytes_unwritten == 2 * sum(4 * info.num_elements for info in BASE.infos.values())
+    assert "24 answers made in this session (24 tokens), 6 judged" in usage.sentence
+    assert "18 verdicts on answers judged before" in usage.sentence
+    assert "2 merged models" in usage.sentence
 
 
 def test_a_written_checkpoint_is_not_counted_as_saved(tmp_path: Path) -> None:
     """What an engine needs as a checkpoint was written, and is not counted as saved."""
-    spent = Spent()
-    spent.answered(Variant(BASE, BASE, lam=0.5), "checkpoint", 2, 20)
-    spent.answered(Variant(BASE, BASE, lam=0.5), "checkpoint", 2, 20)
-    spent.answered(None, "live", 1, 1)
-    assert (spent.num_generated, spent.num_tokens, len(spent.merged), spent.num_unwritten) == (5, 41, 1, 0)
-    assert "saved" not in spent.sentence
+    usage = Usage()
+    usage.answered(Variant(BASE, BASE, lam=0.5), "checkpoint", 2, 20)
+    usage.answered(Variant(BASE, BASE, lam=0.5), "checkpoint", 2, 20)
+    usage.answered(None, "live", 1, 1)
+    assert (usage.num_generated, usage.num_tokens, len(usage.merged), usage.num_unwritten) == (5, 41, 1, 0)
+    assert "saved" not in usage.sentence
 
 
 def test_a_session_is_told_of_however_it_ends(tmp_path: Path) -> None:
@@ -77,13 +77,13 @@ def test_a_session_is_told_of_however_it_ends(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
     file = run.path / "sessions.jsonl"
     with run.held():
-        with session(run) as one, one.spent.timed("answering"):
+        with session(run) as one, one.usage.timed("answering"):
             one.planned = {"num_answers": 3}
         with pytest.raises(KeyboardInterrupt), session(run):
             raise KeyboardInterrupt
         whole = file.read_text()
         file.write_text(whole + '{"started": "2026')
-        with session(run, Spent(num_generated=7)):
+        with session(run, Usage(num_generated=7)):
             pass
     assert file.read_text().startswith(whole)
     rows = [json.loads(line) for line in file.read_text().splitlines()]
@@ -107,10 +107,10 @@ def test_a_shard_has_logs_of_its_own(tmp_path: Path) -> None:
 
 def test_seconds_add_up_when_a_stage_comes_again() -> None:
     """A stage's seconds are the sum over its blocks, also of one that ends with an error."""
-    spent = Spent()
-    with spent.timed("judging"):
+    usage = Usage()
+    with usage.timed("judging"):
         pass
-    first = spent.seconds_by_stage["judging"]
-    with pytest.raises(ValueError, match="x"), spent.timed("judging"):
+    first = usage.seconds_by_stage["judging"]
+    with pytest.raises(ValueError, match="x"), usage.timed("judging"):
         raise ValueError("x")
-    assert spent.seconds_by_stage["judging"] > first >= 0
+    assert usage.seconds_by_stage["judging"] > first >= 0

@@ -10,7 +10,7 @@ from backmerge.errors import GenerationError
 from backmerge.generation.protocol import Sampling
 from backmerge.merging.recipe import Variant
 from backmerge.pipeline.chat_page import page_of, serve
-from backmerge.pipeline.chatting import Chat, trio_of
+from backmerge.pipeline.chatting import Chat, triple_of
 from backmerge.records import Completion, Example
 
 HOSTILE = (
@@ -30,7 +30,7 @@ def answering(variant: Variant, example: Example, sampling: Sampling) -> Iterato
 
 if __name__ == "__main__":
     base, tuned, run = sys.argv[1:]
-    session = Chat(None, trio_of(base, tuned), Sampling(max_new_tokens=8))  # type: ignore[arg-type]
+    session = Chat(None, triple_of(base, tuned), Sampling(max_new_tokens=8))  # type: ignore[arg-type]
     page = page_of(session, answering, Path(run))
     print(serve(page, block=False), flush=True)  # noqa: T201 - what the test reads
     page.block_thread()

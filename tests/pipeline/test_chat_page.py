@@ -15,7 +15,7 @@ import pytest
 from backmerge.errors import ConfigError
 from backmerge.generation.protocol import Sampling
 from backmerge.pipeline.chat_page import page_of
-from backmerge.pipeline.chatting import Chat, trio_of
+from backmerge.pipeline.chatting import Chat, triple_of
 from pipeline import served_chat_page
 from pipeline.served_chat_page import HOSTILE
 from reporting.chromium import PROGRAM, Chromium
@@ -30,7 +30,7 @@ OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clie
 @pytest.fixture
 def session(tiny_base: Path, tiny_tuned: Path) -> Chat:
     """Two tiny models and their merge; the engine is never asked."""
-    return Chat(None, trio_of(str(tiny_base), str(tiny_tuned)), Sampling(max_new_tokens=8))  # type: ignore[arg-type]
+    return Chat(None, triple_of(str(tiny_base), str(tiny_tuned)), Sampling(max_new_tokens=8))  # type: ignore[arg-type]
 
 
 def test_without_gradio_the_command_to_install_it_is_given(session: Chat, monkeypatch: pytest.MonkeyPatch) -> None:

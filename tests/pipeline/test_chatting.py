@@ -15,7 +15,7 @@ from backmerge.errors import BackmergeError, ConfigError, RunError
 from backmerge.generation.protocol import EngineSettings, Sampling
 from backmerge.generation.transformers_engine import TransformersEngine
 from backmerge.merging.recipe import Variant
-from backmerge.pipeline.chatting import Chat, trio_of, trio_of_run
+from backmerge.pipeline.chatting import Chat, triple_of, triple_of_run
 
 PROMPTS = ("How do I carve a kettle?", "How do I decorate a robot?")
 SAMPLING = Sampling(max_new_tokens=24)
@@ -71,7 +71,7 @@ def finished(tuned: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_the_ends_are_base_and_tuned(prompt: str, tuned: Path) -> None:
     """At λ=0 the merged model answers as the base, at λ=1 as the tuned one; the two differ, or nothing is shown."""
-    chat = Chat(new_engine(), trio_of("demo", str(tuned)), SAMPLING)
+    chat = Chat(new_engine(), triple_of("demo", str(tuned)), SAMPLING)
     chat.turn(0.0)
     at_base = texts(chat, prompt)
     chat.turn(1.0)
@@ -83,12 +83,12 @@ def test_the_ends_are_base_and_tuned(prompt: str, tuned: Path) -> None:
 
 def test_turning_is_as_starting_anew(tuned: Path) -> None:
     """After any turns of λ, each answer is that of a fresh engine that was never another model."""
-    chat = Chat(new_engine(), trio_of("demo", str(tuned)), SAMPLING)
+    chat = Chat(new_engine(), triple_of("demo", str(tuned)), SAMPLING)
     for lam in (0.7, 0.2, 1.0, 0.45, 0.2):
         chat.turn(lam)
-        assert chat.trio.merged_name == f"linear, λ = {lam:g}"
+        assert chat.triple.merged_name == f"linear, λ = {lam:g}"
         live = texts(chat, PROMPTS[0])["merged"]
-        fresh = Chat(new_engine(), trio_of("demo", str(tuned)).at(lam), SAMPLING)
+        fresh = Chat(new_engine(), triple_of("demo", str(tuned)).at(lam), SAMPLING)
         assert texts(fresh, PROMPTS[0])["merged"] == live, lam
 
 
@@ -98,7 +98,7 @@ def test_only_what_changed_is_asked_again(tuned: Path) -> None:
     asked: list[Variant] = []
     generate = engine.generate
     engine.generate = lambda variant, *rest: asked.append(variant) or generate(variant, *rest)
-    chat = Chat(engine, trio_of("demo", str(tuned)), SAMPLING)
+    chat = Chat(engine, triple_of("demo", str(tuned)), SAMPLING)
     chat.ask(PROMPTS[0])
     assert len(asked) == 3
     chat.turn(0.1)
@@ -117,30 +117,30 @@ def test_only_what_changed_is_asked_again(tuned: Path) -> None:
 @pytest.mark.parametrize("lam", [-0.1, 1.5, float("nan")])
 def test_lam_is_a_share(lam: float, tuned: Path) -> None:
     """Anything else is refused, and λ stays."""
-    chat = Chat(new_engine(), trio_of("demo", str(tuned)), SAMPLING)
+    chat = Chat(new_engine(), triple_of("demo", str(tuned)), SAMPLING)
     with pytest.raises(ConfigError, match="share of the tuned model"):
         chat.turn(lam)
-    assert chat.trio.merged.lam == 0.4
+    assert chat.triple.merged.lam == 0.4
 
 
 def test_a_run_knows_its_models(finished: Path, tuned: Path) -> None:
     """Base, tuned and chosen recipe are those of the run: the same weights as its merge, and λ can be turned."""
     chosen = json.loads((finished / "results.json").read_text())["choice"]
-    trio = trio_of_run(finished)
+    triple = triple_of_run(finished)
     base = Checkpoint(model_directory())
-    assert trio.base.identity == {"base": base.fingerprint}
-    assert trio.merged.method.name == chosen["series"]
-    assert trio.merged.lam == chosen["lam"]
-    assert trio.has_lam
-    assert trio.at(0.25).merged.lam == 0.25
-    assert trio.tuned.identity == trio_of("demo", str(tuned)).tuned.identity
+    assert triple.base.identity == {"base": base.fingerprint}
+    assert triple.merged.method.name == chosen["series"]
+    assert triple.merged.lam == chosen["lam"]
+    assert triple.has_lam
+    assert triple.at(0.25).merged.lam == 0.25
+    assert triple.tuned.identity == triple_of("demo", str(tuned)).tuned.identity
 
 
 def test_the_merged_model_on_the_disk_says_the_same(finished: Path) -> None:
     """What is merged in memory answers as what the run wrote."""
     (written,) = [card.parent for card in finished.glob("*/*/backmerge.json")]
-    chat = Chat(new_engine(), trio_of_run(finished), SAMPLING)
-    from_disk = Chat(new_engine(), trio_of("demo", str(written)), SAMPLING)
+    chat = Chat(new_engine(), triple_of_run(finished), SAMPLING)
+    from_disk = Chat(new_engine(), triple_of("demo", str(written)), SAMPLING)
     assert texts(chat, PROMPTS[0])["merged"] == texts(from_disk, PROMPTS[0])["tuned"]
 
 
@@ -156,31 +156,31 @@ def changed(finished: Path, place: Path, change: dict[str, Any]) -> Path:
 def test_a_run_that_chose_nothing_is_merged_all_the_same(finished: Path, tmp_path: Path) -> None:
     """Linearly, at 0.4, and it is told; where the tuned model was chosen, at 1."""
     choice = json.loads((finished / "results.json").read_text())["choice"]
-    nothing = trio_of_run(changed(finished, tmp_path / "a", {"choice": {**choice, "point": None}}))
+    nothing = triple_of_run(changed(finished, tmp_path / "a", {"choice": {**choice, "point": None}}))
     assert (nothing.merged.method.name, nothing.merged.lam) == ("linear", 0.4)
     assert "chose no recipe" in nothing.told
-    all_of_it = trio_of_run(changed(finished, tmp_path / "b", {"choice": {**choice, "point": "tuned"}}))
+    all_of_it = triple_of_run(changed(finished, tmp_path / "b", {"choice": {**choice, "point": "tuned"}}))
     assert (all_of_it.merged.method.name, all_of_it.merged.lam) == ("linear", 1.0)
 
 
 def test_what_is_no_such_run_is_refused(finished: Path, tmp_path: Path) -> None:
     """An unfinished run, another kind, a tuned model that it has not, and weights that are no longer those measured."""
     with pytest.raises(ConfigError, match="has no tuned model 'x'"):
-        trio_of_run(finished, "x")
+        triple_of_run(finished, "x")
     results = json.loads((finished / "results.json").read_text())
     other = [{**results["tuned"][0], "fingerprint": "0" * 32}]
     with pytest.raises(RunError, match="is not the model that the run measured"):
-        trio_of_run(changed(finished, tmp_path / "a", {"tuned": other}))
+        triple_of_run(changed(finished, tmp_path / "a", {"tuned": other}))
     (tmp_path / "a" / "results.json").unlink()
     with pytest.raises(BackmergeError, match=r"results\.json"):
-        trio_of_run(tmp_path / "a")
+        triple_of_run(tmp_path / "a")
     (tmp_path / "a" / "experiment.yaml").write_text("model: demo\n")
     with pytest.raises(RunError, match="no run that merged anything"):
-        trio_of_run(tmp_path / "a")
+        triple_of_run(tmp_path / "a")
 
 
 def test_a_method_without_lam_is_not_turned(tuned: Path) -> None:
     """Where a method decides by itself how far to go there is nothing to turn."""
-    trio = trio_of("demo", str(tuned))._replace(has_lam=False)
+    triple = triple_of("demo", str(tuned))._replace(has_lam=False)
     with pytest.raises(ConfigError, match="no λ to turn"):
-        trio.at(0.3)
+        triple.at(0.3)

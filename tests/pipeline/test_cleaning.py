@@ -133,15 +133,15 @@ def test_a_run_in_use_is_left_alone(tmp_path: Path) -> None:
 def test_links_are_not_followed(tmp_path: Path) -> None:
     """A part that was moved elsewhere by a link is not emptied there; a link to a model beside it stays the user's."""
     run = fill(tmp_path / "run")
-    elsewhere = tmp_path / "elsewhere"
+    remote = tmp_path / "elsewhere"
     for part in ("units", "unconfirmed", "records"):
-        shutil.move(run / part, elsewhere / part)
-        (run / part).symlink_to(elsewhere / part)
-    (run / "plots" / "big").symlink_to(elsewhere)
+        shutil.move(run / part, remote / part)
+        (run / part).symlink_to(remote / part)
+    (run / "plots" / "big").symlink_to(remote)
     (run / "merged" / "best").symlink_to("seed-2")
-    before = there(elsewhere)
+    before = there(remote)
     clean(run, [])
-    assert there(elsewhere) == before
+    assert there(remote) == before
     assert not (run / "plots").exists()
     assert (run / "merged" / "best").is_symlink()
 

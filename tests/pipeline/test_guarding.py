@@ -18,7 +18,7 @@ from backmerge.merging.inputs import InputStatistics
 from backmerge.merging.method import find_method
 from backmerge.merging.recipe import Variant
 from backmerge.pipeline import chatting, guarding
-from backmerge.pipeline.chatting import trio_of_run
+from backmerge.pipeline.chatting import triple_of_run
 from backmerge.pipeline.guarding import gathered_statistics
 from backmerge.pipeline.stages import run_experiment
 from backmerge.planning.settings import Experiment
@@ -116,7 +116,7 @@ def test_an_experiment_compares_guards_and_writes_what_it_chose(
         results = finished.results.model_copy(update={"choice": choice})
         monkeypatch.setattr(chatting, "read_run", lambda _, found=results: SimpleNamespace(results=found))
         named = {row.parameters["guard"], row.parameters.get("task")}
-        merged = trio_of_run(tmp_path / "run").merged
+        merged = triple_of_run(tmp_path / "run").merged
         models = {"guard_inputs": merged.base.fingerprint, "task_inputs": merged.tuned_models[0].fingerprint}
         assert merged.weights_identity["inputs"] == {
             known.role: known.fingerprint

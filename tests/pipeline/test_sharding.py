@@ -20,7 +20,7 @@ from backmerge.benchmarks.protocol import Benchmark
 from backmerge.config import as_yaml, load_yaml, validated, with_overrides
 from backmerge.demo import EXPERIMENT
 from backmerge.errors import ConfigError, RunError
-from backmerge.pipeline.sharding import Shard, ShardDone, Slot, part_of, run_shard, shard_of, slots_of
+from backmerge.pipeline.sharding import PlannedJob, Shard, ShardDone, part_of, planned_jobs, run_shard, shard_of
 from backmerge.pipeline.stages import run_experiment
 from backmerge.planning.points import points_of
 from backmerge.planning.settings import Experiment, SweepSettings
@@ -117,7 +117,7 @@ def test_no_shard(text: str) -> None:
 def test_parts_make_the_whole(costs: Sequence[int], total: int) -> None:
     """Each job is in one part, in its order; and no part costs more than its share and one job."""
     point = points_of([SweepSettings(lam=(0.5,))])[0]
-    row = [(Slot(point, str(number), BENCHMARKS[0]), float(cost)) for number, cost in enumerate(costs)]
+    row = [(PlannedJob(point, str(number), BENCHMARKS[0]), float(cost)) for number, cost in enumerate(costs)]
     parts = [part_of(row, Shard(number, total)) for number in range(1, total + 1)]
     assert [slot.tuned for part in parts for slot in part] == [slot.tuned for slot, _ in row]
     cost_of = {slot.tuned: cost for slot, cost in row}
@@ -128,7 +128,7 @@ def test_parts_make_the_whole(costs: Sequence[int], total: int) -> None:
 def test_jobs_in_a_row() -> None:
     """A model's benchmarks stand together, the λs of a tuned model follow it, and merges of all come last."""
     points = points_of([SweepSettings(lam=(0.5,)), SweepSettings(method="model_stock")])
-    row = [(slot.point.name, slot.tuned, slot.benchmark.name) for slot in slots_of(points, ["a", "b"], BENCHMARKS)]
+    row = [(slot.point.name, slot.tuned, slot.benchmark.name) for slot in planned_jobs(points, ["a", "b"], BENCHMARKS)]
     models = [("base", None), *((at, of) for of in "ab" for at in ("tuned", "linear@0.5")), ("model_stock", "all")]
     assert row == [(*model, name) for model in models for name in ("first", "second")]
 

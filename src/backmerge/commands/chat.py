@@ -73,31 +73,31 @@ def chat(
     from backmerge.generation.protocol import EngineSettings, Sampling
     from backmerge.generation.quiet import quieten
     from backmerge.generation.transformers_engine import TransformersEngine
-    from backmerge.pipeline.chatting import Chat, trio_of, trio_of_run
+    from backmerge.pipeline.chatting import Chat, triple_of, triple_of_run
     from backmerge.pipeline.rescoring import is_run
 
     check_choice("--dtype", dtype, ("auto", "float32", "bfloat16", "float16"))
     quieten()
     if is_run(Path(base)):
-        trio = trio_of_run(Path(base), tuned, Permissions(allow_plugins))
+        triple = triple_of_run(Path(base), tuned, Permissions(allow_plugins))
     elif tuned is None:
         raise ConfigError(
             f"{base} is not a run, and TUNED is missing", remedy="use backmerge chat RUN, or backmerge chat BASE TUNED."
         )
     else:
-        trio = trio_of(base, tuned, method, Permissions(allow_plugins))
+        triple = triple_of(base, tuned, method, Permissions(allow_plugins))
     if lam is not None:
-        trio = trio.at(lam)
+        triple = triple.at(lam)
     given: Any = dtype
     engine: Any = TransformersEngine(EngineSettings(device=device, dtype=given, batch_size=1))
     sampling = Sampling(temperature=temperature, seed=seed, max_new_tokens=max_new_tokens)
-    session = Chat(engine, trio, sampling)
+    session = Chat(engine, triple, sampling)
     session.system = system
     if web:
         _serve(session, engine.stream, Path(base) if is_run(Path(base)) else None, host, port)
         return
     console = Console(highlight=False, markup=False)
-    greeting = f"Merged model: {trio.merged_name} ({trio.told})."
+    greeting = f"Merged model: {triple.merged_name} ({triple.told})."
     if prompt is not None:
         typer.echo(greeting, err=True)
         _show(console, lambda: session.ask(prompt))

@@ -9,7 +9,17 @@ from typing import Any, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, field_validator
 
 from backmerge.config import Settings
-from backmerge.execution.work import Counter, Function, OnDone, Told, Work, check_keys, function_of, name_of, plain_copy
+from backmerge.execution.work import (
+    Counter,
+    Function,
+    OnDone,
+    ProgressAggregator,
+    Work,
+    check_keys,
+    function_of,
+    name_of,
+    plain_copy,
+)
 from backmerge.progress import Advance
 
 
@@ -42,7 +52,7 @@ class ExecutionSettings(Settings):
         return num_gpus
 
 
-def carry_out_here(function: str, works: Sequence[Work], told: Told, on_done: OnDone) -> list[Any]:
+def carry_out_here(function: str, works: Sequence[Work], told: ProgressAggregator, on_done: OnDone) -> list[Any]:
     """The results, in the order of the units; an error passes as it is.
 
     Args:
@@ -99,7 +109,7 @@ def carry_out(
     check_keys(works)
     name = name_of(function)
     plain = [Work(work.key, plain_copy(work.spec)) for work in works]
-    told = Told(advance)
+    told = ProgressAggregator(advance)
     if not plain:
         return []
     if settings.executor == "pool":

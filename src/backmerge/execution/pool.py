@@ -22,7 +22,7 @@ from typing import Any
 
 from backmerge.errors import RunError
 from backmerge.execution.dispatch import ExecutionSettings
-from backmerge.execution.work import OnDone, Told, Work, from_plain
+from backmerge.execution.work import OnDone, ProgressAggregator, Work, from_plain
 from backmerge.execution.worker import receive, send
 
 VARIABLE = "CUDA_VISIBLE_DEVICES"
@@ -75,7 +75,7 @@ def carry_out_in_pool(
     function: str,
     works: Sequence[Work],
     settings: ExecutionSettings,
-    told: Told,
+    told: ProgressAggregator,
     on_done: OnDone,
     logs: Path,
 ) -> list[Any]:
@@ -118,7 +118,7 @@ def _take(
     worker: _Worker,
     works: Sequence[Work],
     results: dict[int, Any],
-    told: Told,
+    told: ProgressAggregator,
     on_done: OnDone,
 ) -> None:
     """Do what a worker's message asks for; raises the error that its unit left."""
@@ -137,7 +137,9 @@ def _take(
         on_done(work, message["done"])
 
 
-def _note_death(worker: _Worker, works: Sequence[Work], died: Counter[int], retries: int, told: Told) -> None:
+def _note_death(
+    worker: _Worker, works: Sequence[Work], died: Counter[int], retries: int, told: ProgressAggregator
+) -> None:
     unit = -1 if worker.unit is None else worker.unit  # -1: before it could be given anything
     died[unit] += 1
     how, remedy = worker.how_it_died()

@@ -20,7 +20,16 @@ from typing import Any
 from backmerge import __version__
 from backmerge.errors import RunError
 from backmerge.execution.dispatch import ExecutionSettings
-from backmerge.execution.work import Counter, OnDone, Told, Work, as_plain, from_plain, function_of, plain_copy
+from backmerge.execution.work import (
+    Counter,
+    OnDone,
+    ProgressAggregator,
+    Work,
+    as_plain,
+    from_plain,
+    function_of,
+    plain_copy,
+)
 
 POLL = 0.5  # seconds between two looks at the progress
 TELL_EVERY = 1.0  # seconds
@@ -32,7 +41,7 @@ def carry_out_on_ray(
     function: str,
     works: Sequence[Work],
     settings: ExecutionSettings,
-    told: Told,
+    told: ProgressAggregator,
     on_done: OnDone,
     shared: Path,
     plugins: Sequence[str],
@@ -167,7 +176,7 @@ def _note_death(key: str, unit: int, died: Deaths[int], retries: int) -> None:
 class _Progress:
     """Steps on their way from the units to the driver's bar: an actor gathers them, and holds up no unit."""
 
-    def __init__(self, ray: Any, told: Told) -> None:
+    def __init__(self, ray: Any, told: ProgressAggregator) -> None:
         self._ray = ray
         self._told = told
         self.actor = ray.remote(num_cpus=0, max_restarts=-1)(_Gathered).remote()
@@ -266,7 +275,7 @@ def _runtime_env(settings: ExecutionSettings, plugins: Sequence[str]) -> dict[st
     return {**asked, "py_modules": shipped}
 
 
-def _gpus_per_unit(ray: Any, settings: ExecutionSettings, told: Told) -> float:
+def _gpus_per_unit(ray: Any, settings: ExecutionSettings, told: ProgressAggregator) -> float:
     """As asked; else one where the cluster has any."""
     most = max((node["Resources"].get("GPU", 0.0) for node in ray.nodes() if node["Alive"]), default=0.0)
     if settings.num_gpus is None:

@@ -95,7 +95,7 @@ class Counter:
             self._tell(self.steps, note)
 
 
-class Told:
+class ProgressAggregator:
     """What the driver's bar was told, unit by unit: one that is done again is silent until it passes where it was.
 
     Args:

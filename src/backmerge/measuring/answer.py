@@ -27,7 +27,7 @@ from backmerge.generation.protocol import (
 )
 from backmerge.judging.protocol import Judge
 from backmerge.measuring.remote import completions_of, spec_of
-from backmerge.measuring.usage import Spent
+from backmerge.measuring.usage import Usage
 from backmerge.merging.served import Realisation
 from backmerge.planning.points import Member
 from backmerge.progress import Advance, Bar, Part, bar_of
@@ -39,7 +39,7 @@ from backmerge.runs import RunDirectory, key_of
 REFUSING = frozenset({"transformers", "vllm"})
 
 
-class Elsewhere(NamedTuple):
+class RemoteWorkers(NamedTuple):
     """Other processes, here or on other machines, that answer.
 
     Attributes:
@@ -131,8 +131,8 @@ class Answerer:
         drawing: How answers are drawn if a benchmark does not say.
         cache: Answers of earlier runs; none are looked for without it.
         max_new_tokens: A generation limit for all benchmarks, if it is lower than their own.
-        elsewhere: Where answers are made, if not in this process; the engine is then asked only what it is.
-        spent: Where answers and seconds are counted.
+        remote: Where answers are made, if not in this process; the engine is then asked only what it is.
+        usage: Where answers and seconds are counted.
         log: The file in the run for a server's answers, one by one; one writer to a file.
     """
 
@@ -144,17 +144,17 @@ class Answerer:
         *,
         cache: CompletionCache | None = None,
         max_new_tokens: int | None = None,
-        elsewhere: Elsewhere | None = None,
-        spent: Spent | None = None,
+        remote: RemoteWorkers | None = None,
+        usage: Usage | None = None,
         log: str = "answered.jsonl",
     ) -> None:
         self.run = run
         self.engine = engine
         self.drawing = drawing
         self.max_new_tokens = max_new_tokens
-        self.elsewhere = elsewhere
+        self.remote = remote
         self.cache = cache
-        self.spent = spent if spent is not None else Spent()
+        self.usage = usage if usage is not None else Usage()
         self._num_tokens: dict[str, int] = {}  # of prompts that a model's context holds
         engine.answer_log = run.path / log
 
@@ -171,7 +171,7 @@ class Answerer:
         """
         shown = bar_of(advance)
         keys = [self._key(job) for job in jobs]
-        with self.spent.timed("answering"):
+        with self.usage.timed("answering"):
             completions = self._completions(jobs, keys, shown, is_fresh=is_fresh)
             likelihoods = [
                 self._compare(job, key, shown) if job.benchmark.choices else None
@@ -223,10 +223,10 @@ class Answerer:
             if self.run.has_unit("completions", keys[place]):
                 whole[place] = self.run.read_unit("completions", keys[place], Completion, job.ids)
                 shown.skip(len(job.examples))
-                self.spent.num_kept += len(job.examples) * self._sampling(job.benchmark).num_samples
+                self.usage.num_kept += len(job.examples) * self._sampling(job.benchmark).num_samples
                 continue
             kept[place], missing = self._found(job, cache)
-            self.spent.num_from_cache += sum(map(len, kept[place].values()))
+            self.usage.num_from_cache += sum(map(len, kept[place].values()))
             shown.skip(len(kept[place]))
             if missing:
                 requests.append(Request(job.member.variant, missing, self._sampling(job.benchmark)))
@@ -237,7 +237,7 @@ class Answerer:
         read = self._check_prompts(jobs, places, requests)
         if not any(job.benchmark.choices for job in jobs):  # likelihoods have no answers to estimate the time from
             parts = [_part(jobs[place], one, tokens) for place, one, tokens in zip(places, requests, read, strict=True)]
-            shown.expect(parts, self.spent.meter)
+            shown.expect(parts, self.usage.meter)
 
         def take(number: int, made: Sequence[Completion]) -> None:
             place, request = places[number], requests[number]
@@ -251,23 +251,23 @@ class Answerer:
                 found.setdefault(completion.example, []).append(completion)
             whole[place] = self._keep(jobs[place], keys[place], found)
 
-        if self.elsewhere is None:
+        if self.remote is None:
             for number, made in self.engine.generate_many(requests, shown):
                 take(number, made)
         else:
             works = [
-                Work(f"{number}-{keys[places[number]]}", self.elsewhere.spec_of(request))
+                Work(f"{number}-{keys[places[number]]}", self.remote.spec_of(request))
                 for number, request in enumerate(requests)
             ]
             numbers = {work.key: number for number, work in enumerate(works)}
             carry_out(
                 "backmerge.measuring.remote:answer",
                 works,
-                self.elsewhere.settings,
+                self.remote.settings,
                 advance=shown,
                 on_done=lambda work, result: take(numbers[work.key], completions_of(result)),
                 shared=self.run.path.absolute(),
-                plugins=self.elsewhere.plugins,
+                plugins=self.remote.plugins,
             )
         return whole
 
@@ -299,7 +299,7 @@ class Answerer:
 
     def _count(self, request: Request, num_tokens: int, num_answers: int) -> None:
         way = "live" if request.variant is None else self.engine.realisation(request.variant)
-        self.spent.answered(request.variant, way, num_answers, num_tokens)
+        self.usage.answered(request.variant, way, num_answers, num_tokens)
 
     def _check_prompts(self, jobs: Sequence[Job], places: Sequence[int], requests: Sequence[Request]) -> list[int]:
         """Check that a model's context holds each prompt, of all jobs before the first is begun.
@@ -351,7 +351,7 @@ class Answerer:
             tokenizer = load_tokenizer(variant.companions.folder(), needs_template=False)
             pairs = choices.pairs(tokenizer, job.examples)
             found = self.engine.log_likelihoods(variant, pairs, lambda _: None)
-            self.spent.answered(variant, "live", len(job.examples), 0)
+            self.usage.answered(variant, "live", len(job.examples), 0)
             for metric, values in choices.score(job.examples, found).items():
                 for example, value in zip(job.examples, values, strict=True):
                     yield Value(example.id, metric, value)
@@ -359,16 +359,18 @@ class Answerer:
         scored = key_of(key, job.benchmark.scorer.identity)
         if self.run.has_unit("values", scored):
             shown.skip(len(job.examples))
-            self.spent.num_kept += len(job.examples)
+            self.usage.num_kept += len(job.examples)
             return values_by_metric(self.run.read_unit("values", scored, Value, job.ids))
         records = self.run.keep_unit("values", scored, Value, make(), job.ids)
         shown(len(job.examples))
         return values_by_metric(records)
 
 
-def elsewhere(settings: ExecutionSettings, engine: EngineSettings, permissions: Permissions) -> Elsewhere | None:
+def remote_workers(
+    settings: ExecutionSettings, engine: EngineSettings, permissions: Permissions
+) -> RemoteWorkers | None:
     """Where answers are made; nothing for this process."""
-    return None if settings.executor == "in-process" else Elsewhere(settings, engine, permissions)
+    return None if settings.executor == "in-process" else RemoteWorkers(settings, engine, permissions)
 
 
 def _part(job: Job, request: Request, num_tokens: int) -> Part:

@@ -11,10 +11,10 @@ from backmerge.execution import ExecutionSettings
 from backmerge.generation.cache import CompletionCache, cache_directory
 from backmerge.generation.protocol import Drawing, Generator
 from backmerge.judging.protocol import Judge
-from backmerge.measuring.answer import Answerer, Elsewhere, Job, elsewhere
+from backmerge.measuring.answer import Answerer, Job, RemoteWorkers, remote_workers
 from backmerge.measuring.judge import Judges
 from backmerge.measuring.score import Outcome, judge_and_score
-from backmerge.measuring.usage import Spent
+from backmerge.measuring.usage import Usage
 from backmerge.planning.settings import EvaluateSettings
 from backmerge.progress import Advance, bar_of
 from backmerge.registry import Permissions
@@ -33,8 +33,8 @@ class Evaluator(Answerer):
         second: Another judge, whose verdicts are shown next to the first one's.
         cache: Answers of earlier runs; none are looked for without it.
         max_new_tokens: A generation limit for all benchmarks, if it is lower than their own.
-        elsewhere: Where answers are made, if not in this process; the engine is then asked only what it is.
-        spent: Where answers, verdicts and seconds are counted.
+        remote: Where answers are made, if not in this process; the engine is then asked only what it is.
+        usage: Where answers, verdicts and seconds are counted.
     """
 
     def __init__(
@@ -48,13 +48,11 @@ class Evaluator(Answerer):
         second: Judge | None = None,
         cache: CompletionCache | None = None,
         max_new_tokens: int | None = None,
-        elsewhere: Elsewhere | None = None,
-        spent: Spent | None = None,
+        remote: RemoteWorkers | None = None,
+        usage: Usage | None = None,
     ) -> None:
-        super().__init__(
-            run, engine, drawing, cache=cache, max_new_tokens=max_new_tokens, elsewhere=elsewhere, spent=spent
-        )
-        self.judges = Judges(run, judge, second, self.spent)
+        super().__init__(run, engine, drawing, cache=cache, max_new_tokens=max_new_tokens, remote=remote, usage=usage)
+        self.judges = Judges(run, judge, second, self.usage)
         self.max_unscored = max_unscored
 
     def evaluate(
@@ -87,7 +85,7 @@ def evaluator_of(
     execution: ExecutionSettings,
     *,
     permissions: Permissions,
-    spent: Spent | None = None,
+    usage: Usage | None = None,
 ) -> Evaluator:
     """What measures as the settings say, with the answers of earlier runs if they are wanted."""
     return Evaluator(
@@ -99,8 +97,8 @@ def evaluator_of(
         second=judges[1],
         cache=CompletionCache(cache_directory()) if settings.cache else None,
         max_new_tokens=settings.max_new_tokens,
-        elsewhere=elsewhere(execution, settings.engine, permissions),
-        spent=spent,
+        remote=remote_workers(execution, settings.engine, permissions),
+        usage=usage,
     )
 
 
@@ -111,7 +109,7 @@ def answerer_of(
     execution: ExecutionSettings,
     *,
     permissions: Permissions,
-    spent: Spent,
+    usage: Usage,
     log: str,
 ) -> Answerer:
     """What answers as the settings say, to be judged with the answers of others."""
@@ -121,7 +119,7 @@ def answerer_of(
         settings.sampling,
         cache=CompletionCache(cache_directory()) if settings.cache else None,
         max_new_tokens=settings.max_new_tokens,
-        elsewhere=elsewhere(execution, settings.engine, permissions),
-        spent=spent,
+        remote=remote_workers(execution, settings.engine, permissions),
+        usage=usage,
         log=log,
     )

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from backmerge.errors import RunError
 from backmerge.judging.protocol import Judge
 from backmerge.measuring.answer import Answered
-from backmerge.measuring.usage import Spent
+from backmerge.measuring.usage import Usage
 from backmerge.records import Completion, Example, Verdict
 from backmerge.runs import RunDirectory, key_of
 
@@ -35,16 +35,16 @@ class Judges:
         run: Where units are kept.
         first: Finds refusals and harm.
         second: Another judge.
-        spent: Where verdicts are counted.
+        usage: Where verdicts are counted.
     """
 
     def __init__(
-        self, run: RunDirectory, first: Judge, second: Judge | None = None, spent: Spent | None = None
+        self, run: RunDirectory, first: Judge, second: Judge | None = None, usage: Usage | None = None
     ) -> None:
         self.run = run
         self.first = first
         self.second = second
-        self.spent = spent if spent is not None else Spent()
+        self.usage = usage if usage is not None else Usage()
         self._judged: dict[tuple[str, str, str], Verdict] = {}
 
     def need_memory_for(self, answered: Sequence[Answered]) -> bool:
@@ -58,7 +58,7 @@ class Judges:
         Raises:
             RunError: a judge gave too few verdicts.
         """
-        with self.spent.timed("judging"):
+        with self.usage.timed("judging"):
             first = self._verdicts(self.first, answered)
             second = self._verdicts(self.second, answered) if self.second is not None else [() for _ in answered]
         return [Judged(*each) for each in zip(answered, first, second, strict=True)]
@@ -73,7 +73,7 @@ class Judges:
             key = key_of(one.key, judge.identity)
             by_id = {example.id: example for example in one.examples}
             asked = [by_id[completion.example] for completion in given]
-            self.spent.num_verdicts_kept += len(given) if self.run.has_unit("verdicts", key) else 0
+            self.usage.num_verdicts_kept += len(given) if self.run.has_unit("verdicts", key) else 0
             make = partial(self._judge, judge, asked, given)
             verdicts = self.run.unit("verdicts", key, Verdict, make, one.ids if given else ())
             for example, completion, verdict in zip(asked, given, verdicts, strict=True):
@@ -88,8 +88,8 @@ class Judges:
         # of equal answers to a prompt the first is judged
         first = {pair: place for place, pair in reversed(list(enumerate(pairs))) if pair not in self._judged}
         new = sorted(first.values())
-        self.spent.num_judged += len(new)
-        self.spent.num_judged_once += len(given) - len(new)
+        self.usage.num_judged += len(new)
+        self.usage.num_judged_once += len(given) - len(new)
         made = judge([examples[place] for place in new], [given[place] for place in new])
         if len(made) != len(new):
             raise RunError(

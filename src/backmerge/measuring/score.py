@@ -72,7 +72,7 @@ def judge_and_score(
 def score_judged(judges: Judges, judged: Judged) -> Outcome:
     """Score one model's judged answers on one benchmark's split."""
     answered = judged.answered
-    with judges.spent.timed("scoring"):
+    with judges.usage.timed("scoring"):
         values = _values(judges, answered, judged.verdicts)
     return Outcome(
         answered.member,

@@ -37,7 +37,7 @@ def expected_time(
         may_measure: Whether the model may be loaded for it.
     """
     measured_on = "" if base is None else speed_key(answerer.engine.identity, base)
-    answerer.spent.measured_on = measured_on
+    answerer.usage.measured_on = measured_on
     missing = [*answerer.missing(jobs), *answerer.missing(confirming, is_fresh=True)]
     if not missing:
         return "No answer is left to make."
@@ -48,12 +48,12 @@ def expected_time(
         where = "as measured in earlier sessions of this run"
     elif (rates := remembered_speed(measured_on)) is not None:
         where = "as measured in an earlier run on this machine"
-    elif may_measure and answerer.elsewhere is None and answerer.engine.identity["engine"] in MEASURED_FIRST:
+    elif may_measure and answerer.remote is None and answerer.engine.identity["engine"] in MEASURED_FIRST:
         with bar("Loading the model and measuring its speed", 1):
             rates = measured_rates(answerer, missing[0][0], parts)
         if rates is not None:
             remember_speed(measured_on, rates)
-    answerer.spent.meter.expected = rates
+    answerer.usage.meter.expected = rates
     return time_sentence(parts, rates, where)
 
 

@@ -19,7 +19,7 @@ SESSIONS = "sessions.jsonl"
 
 
 @dataclass
-class Spent:
+class Usage:
     """Counts of one session.
 
     Attributes:
@@ -100,33 +100,33 @@ def _is_merge(variant: Variant) -> bool:
 
 
 def session_row(
-    spent: Spent, *, started: float, seconds: float, ended: str, planned: Mapping[str, Any] | None
+    usage: Usage, *, started: float, seconds: float, ended: str, planned: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     """A session as plain data.
 
     Args:
-        spent: Its counts.
+        usage: Its counts.
         started: Seconds since the epoch.
         seconds: How long it took.
         ended: `done`, or the kind of exception that ended it.
         planned: What was said before it began, as plain data.
     """
-    ways = [way for way, _ in spent.merged.values()]
+    ways = [way for way, _ in usage.merged.values()]
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(started)),
         "seconds": round(seconds, 3),
         "ended": ended,
-        "num_generated": spent.num_generated,
-        "num_tokens": spent.num_tokens,
-        "num_from_cache": spent.num_from_cache,
-        "num_kept": spent.num_kept,
-        "num_judged": spent.num_judged,
-        "num_judged_once": spent.num_judged_once,
-        "num_verdicts_kept": spent.num_verdicts_kept,
+        "num_generated": usage.num_generated,
+        "num_tokens": usage.num_tokens,
+        "num_from_cache": usage.num_from_cache,
+        "num_kept": usage.num_kept,
+        "num_judged": usage.num_judged,
+        "num_judged_once": usage.num_judged_once,
+        "num_verdicts_kept": usage.num_verdicts_kept,
         "num_merged": {way: ways.count(way) for way in sorted(set(ways))},
-        "bytes_unwritten": spent.bytes_unwritten,
-        "seconds_by_stage": {stage: round(took, 3) for stage, took in spent.seconds_by_stage.items()},
-        "speed": {"measured_on": spent.measured_on, **spent.meter.rates._asdict()},
+        "bytes_unwritten": usage.bytes_unwritten,
+        "seconds_by_stage": {stage: round(took, 3) for stage, took in usage.seconds_by_stage.items()},
+        "speed": {"measured_on": usage.measured_on, **usage.meter.rates._asdict()},
         "planned": None if planned is None else dict(planned),
     }
 
@@ -135,19 +135,19 @@ class Session:
     """One session, whose row is written when it ends.
 
     Attributes:
-        spent: Its counts.
+        usage: Its counts.
         planned: To be filled in once it is known.
     """
 
-    def __init__(self, spent: Spent) -> None:
-        self.spent = spent
+    def __init__(self, usage: Usage) -> None:
+        self.usage = usage
         self.planned: Mapping[str, Any] | None = None
 
 
 @contextmanager
-def session(run: RunDirectory, spent: Spent | None = None) -> Iterator[Session]:
+def session(run: RunDirectory, usage: Usage | None = None) -> Iterator[Session]:
     """Count a block as a session of a run that is held, however it ends; a killed one leaves no row."""
-    counted = Session(spent if spent is not None else Spent())
+    counted = Session(usage if usage is not None else Usage())
     started, clock = time.time(), time.monotonic()
     ended = "done"
     try:
@@ -157,11 +157,11 @@ def session(run: RunDirectory, spent: Spent | None = None) -> Iterator[Session]:
         raise
     finally:
         row = session_row(
-            counted.spent, started=started, seconds=time.monotonic() - clock, ended=ended, planned=counted.planned
+            counted.usage, started=started, seconds=time.monotonic() - clock, ended=ended, planned=counted.planned
         )
         run.append(SESSIONS, row)
-        if counted.spent.meter.rates.written_seconds >= MEASURED_FOR:
-            remember_speed(counted.spent.measured_on, counted.spent.meter.rates)
+        if counted.usage.meter.rates.written_seconds >= MEASURED_FOR:
+            remember_speed(counted.usage.measured_on, counted.usage.meter.rates)
 
 
 def speed_of_sessions(run: RunDirectory, measured_on: str) -> Rates | None:

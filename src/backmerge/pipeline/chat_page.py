@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backmerge.errors import BackmergeError, ConfigError
-from backmerge.pipeline.chatting import DEFAULT_LAM, Chat, Said, Stream
+from backmerge.pipeline.chatting import DEFAULT_LAM, Chat, Reply, Stream
 
 if TYPE_CHECKING:
     from gradio import Blocks
@@ -44,8 +44,8 @@ def page_of(session: Chat, stream: Stream, run: Path | None) -> Blocks:
         raise ConfigError("the web page needs Gradio", remedy="pip install 'backmerge[web]'.")
     import gradio as gr
 
-    trio = session.trio
-    lam = trio.merged.lam if isinstance(trio.merged.lam, int | float) else DEFAULT_LAM
+    triple = session.triple
+    lam = triple.merged.lam if isinstance(triple.merged.lam, int | float) else DEFAULT_LAM
 
     def answer(prompt: str, system: str, lam: float, temperature: float) -> Iterator[list[Any]]:
         if not prompt.strip():
@@ -54,7 +54,7 @@ def page_of(session: Chat, stream: Stream, run: Path | None) -> Blocks:
         session.system = system.strip()
         session.sampling = session.sampling.model_copy(update={"temperature": temperature})
         try:
-            if trio.has_lam:
+            if triple.has_lam:
                 session.turn(lam)
             for said in session.stream(prompt.strip(), stream):
                 yield [*(gr.update(value=_shown(one), label=one.name) for one in said), "Answering …"]
@@ -69,7 +69,7 @@ def page_of(session: Chat, stream: Stream, run: Path | None) -> Blocks:
             yield from answer(prompt, system, lam, temperature)
             return
         session.turn(lam)
-        yield [gr.skip(), gr.skip(), gr.update(label=session.trio.merged_name), ""]
+        yield [gr.skip(), gr.skip(), gr.update(label=session.triple.merged_name), ""]
 
     with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
         gr.HTML(f"<h1>{TITLE}</h1>")
@@ -82,7 +82,7 @@ def page_of(session: Chat, stream: Stream, run: Path | None) -> Blocks:
                     value=float(lam),
                     step=0.05,
                     label="λ, the share of the tuned model: 0 is the base, 1 the tuned model",
-                    interactive=trio.has_lam,
+                    interactive=triple.has_lam,
                     elem_id="lam",
                 )
                 with gr.Row():
@@ -102,9 +102,9 @@ def page_of(session: Chat, stream: Stream, run: Path | None) -> Blocks:
             # text boxes show what a model wrote as text, whatever it holds
             boxes = [
                 gr.Textbox(label=name, lines=8, max_lines=30, interactive=False, min_width=280, elem_id=role)
-                for role, name in (("base", "base"), ("tuned", "tuned"), ("merged", trio.merged_name))
+                for role, name in (("base", "base"), ("tuned", "tuned"), ("merged", triple.merged_name))
             ]
-        gr.HTML(f"<p>{html.escape(trio.told)}. {KEPT_NOTE}</p>")
+        gr.HTML(f"<p>{html.escape(triple.told)}. {KEPT_NOTE}</p>")
         given, shown = [prompt, system, slider, temperature], [*boxes, status]
         private: Any = {"api_visibility": "private", "concurrency_limit": 1, "concurrency_id": "model"}
         running = [
@@ -151,7 +151,7 @@ def serve(page: Blocks, *, host: str = LOCAL, port: int | None = None, block: bo
     return str(address)
 
 
-def _shown(said: Said) -> str:
+def _shown(said: Reply) -> str:
     thought = f"(thought)\n{said.thought}\n(answer)\n" if said.thought else ""
     return f"{thought}{said.text}{'' if said.is_finished else ' …'}"
 

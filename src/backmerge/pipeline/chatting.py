@@ -29,7 +29,7 @@ ROLES = ("base", "tuned", "merged")
 Stream = Callable[[Variant, Example, Sampling], Iterator[Completion]]  # yields an answer as it grows
 
 
-class Trio(NamedTuple):
+class ModelTriple(NamedTuple):
     """The three models.
 
     Attributes:
@@ -56,7 +56,7 @@ class Trio(NamedTuple):
             return f"{self.merged.method.name}, λ = {lam_name(float(lam))}"
         return f"{self.merged.method.name}, λ by layer"
 
-    def at(self, lam: float) -> Trio:
+    def at(self, lam: float) -> ModelTriple:
         """The same models, merged at another λ.
 
         Raises:
@@ -71,7 +71,7 @@ class Trio(NamedTuple):
         return self._replace(merged=self.merged.at(lam))
 
 
-def trio_of(base: str, tuned: str, method: str = "linear", permissions: Permissions = NOTHING_ALLOWED) -> Trio:
+def triple_of(base: str, tuned: str, method: str = "linear", permissions: Permissions = NOTHING_ALLOWED) -> ModelTriple:
     """A base and a tuned model, and their merge at λ = 0.4.
 
     Raises:
@@ -81,10 +81,12 @@ def trio_of(base: str, tuned: str, method: str = "linear", permissions: Permissi
     found = checked(find_method(method, permissions))
     other = open_tuned(locate_model(tuned), weights)
     merged = in_form(Variant(weights, other, found, DEFAULT_LAM))
-    return Trio(Variant(weights), as_given(Variant(weights, other)), merged, found.has_lam, f"of {base} and {tuned}")
+    return ModelTriple(
+        Variant(weights), as_given(Variant(weights, other)), merged, found.has_lam, f"of {base} and {tuned}"
+    )
 
 
-def trio_of_run(directory: Path, tuned: str | None = None, permissions: Permissions = NOTHING_ALLOWED) -> Trio:
+def triple_of_run(directory: Path, tuned: str | None = None, permissions: Permissions = NOTHING_ALLOWED) -> ModelTriple:
     """The models of a finished run, merged as it chose; of several tuned models one.
 
     Args:
@@ -110,7 +112,7 @@ def trio_of_run(directory: Path, tuned: str | None = None, permissions: Permissi
     if name not in models:
         raise ConfigError(f"{directory} has no tuned model '{name}'", remedy=f"it has {', '.join(models)}.")
     merged, has_lam, told = _chosen(directory, results, experiment, base, models, name, permissions)
-    return Trio(Variant(base), as_given(Variant(base, models[name])), merged, has_lam, told)
+    return ModelTriple(Variant(base), as_given(Variant(base, models[name])), merged, has_lam, told)
 
 
 def _check_same(role: str, name: str, weights: Weights, fingerprint: str) -> None:
@@ -183,7 +185,7 @@ def _point_of(experiment: Experiment, row: PointRow, permissions: Permissions) -
     )
 
 
-class Said(NamedTuple):
+class Reply(NamedTuple):
     """What one model answered.
 
     Attributes:
@@ -208,20 +210,20 @@ class Chat:
 
     Args:
         engine: Turns one model in memory into each of them.
-        trio: The models.
+        triple: The models.
         sampling: How answers are drawn.
 
     Attributes:
         system: System prompt; none if empty.
     """
 
-    def __init__(self, engine: Generator, trio: Trio, sampling: Sampling) -> None:
-        self.trio = trio
+    def __init__(self, engine: Generator, triple: ModelTriple, sampling: Sampling) -> None:
+        self.triple = triple
         self.sampling = sampling
         self.system = ""
         self._engine = engine
         self._prompt = ""
-        self._kept: dict[str, Said] = {}
+        self._kept: dict[str, Reply] = {}
 
     @property
     def has_asked(self) -> bool:
@@ -232,11 +234,11 @@ class Chat:
         """Set λ.
 
         Raises:
-            ConfigError: see `Trio.at`.
+            ConfigError: see `ModelTriple.at`.
         """
-        self.trio = self.trio.at(lam)
+        self.triple = self.triple.at(lam)
 
-    def ask(self, prompt: str) -> list[Said]:
+    def ask(self, prompt: str) -> list[Reply]:
         """The answers of base, tuned and merged.
 
         Raises:
@@ -247,18 +249,18 @@ class Chat:
         self._prompt = prompt
         return self.again()
 
-    def again(self) -> list[Said]:
+    def again(self) -> list[Reply]:
         """The last prompt's answers, as far as λ, system prompt or sampling changed made anew."""
         said = []
         for role, name, variant in self._columns():
             key = self._key(role, variant)
             if key not in self._kept:
                 (completion,) = self._engine.generate(variant, [self._example()], self.sampling, lambda _: None)
-                self._kept[key] = _said(role, name, completion)
+                self._kept[key] = _reply(role, name, completion)
             said.append(self._kept[key])
         return said
 
-    def stream(self, prompt: str, stream: Stream) -> Iterator[list[Said]]:
+    def stream(self, prompt: str, stream: Stream) -> Iterator[list[Reply]]:
         """Yield the three answers as they grow, one after the other; what is known already comes at once.
 
         Args:
@@ -273,7 +275,7 @@ class Chat:
         self._prompt = prompt
         columns = self._columns()
         said = [
-            self._kept.get(self._key(role, variant), Said(role, name, "", is_finished=True))
+            self._kept.get(self._key(role, variant), Reply(role, name, "", is_finished=True))
             for role, name, variant in columns
         ]
         yield list(said)
@@ -282,13 +284,13 @@ class Chat:
             if key in self._kept:
                 continue
             for completion in stream(variant, self._example(), self.sampling):
-                said[place] = _said(role, name, completion)
+                said[place] = _reply(role, name, completion)
                 yield list(said)
             self._kept[key] = said[place]
 
     def _columns(self) -> list[tuple[str, str, Variant]]:
-        names = ("base", "tuned", self.trio.merged_name)
-        return list(zip(ROLES, names, (self.trio.base, self.trio.tuned, self.trio.merged), strict=True))
+        names = ("base", "tuned", self.triple.merged_name)
+        return list(zip(ROLES, names, (self.triple.base, self.triple.tuned, self.triple.merged), strict=True))
 
     def _key(self, role: str, variant: Variant) -> str:
         return key_of(role, variant.identity, self.system, self.sampling.model_dump())
@@ -298,5 +300,5 @@ class Chat:
         return Example("prompt", (Message("system", self.system), *turns) if self.system else turns)
 
 
-def _said(role: str, name: str, completion: Completion) -> Said:
-    return Said(role, name, completion.text, completion.finished, completion.thought)
+def _reply(role: str, name: str, completion: Completion) -> Reply:
+    return Reply(role, name, completion.text, completion.finished, completion.thought)

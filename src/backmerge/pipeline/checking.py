@@ -25,7 +25,7 @@ from backmerge.measuring.judge import Judges
 from backmerge.measuring.recorded import answers_of_base
 from backmerge.measuring.score import judge_and_score
 from backmerge.measuring.speed import expected_time
-from backmerge.measuring.usage import Spent
+from backmerge.measuring.usage import Usage
 from backmerge.merging.recipe import Variant
 from backmerge.outputs import check_apart, paths_read
 from backmerge.pipeline.decision import evidence_of, held_to, loss_rows, losses_of, verdict_on
@@ -155,15 +155,15 @@ def check_model(
     measures, plan = _prepared(settings, permissions, document)
     benchmarks, judge, second = measures.benchmarks, measures.judge, measures.second_judge
     assert judge is not None
-    spent = Spent()
+    usage = Usage()
     outcomes = Outcomes()
     with run.held():
         check_kind(run.path, "check")
         changing = settings.model_dump(mode="json", exclude={"execution"})
         inputs = inputs_of(changing, [*plan.earlier, *plan.jobs], (judge, second), plan.environment)
         run.begin(as_yaml(settings), inputs)
-        judges = Judges(run, judge, second, spent)
-        answerers = _answerers(settings, plan, run, spent, permissions)
+        judges = Judges(run, judge, second, usage)
+        answerers = _answerers(settings, plan, run, usage, permissions)
         say("\n".join(_expected_times(plan, answerers)))
         answered = list(plan.earlier)
         with bar("Check", sum(len(job.examples) for job in plan.jobs)) as advance:
@@ -207,7 +207,7 @@ def check_model(
         )
         write_whole(run.path / SUMMARY, check_markdown(results))
         results.write(run.path)
-        run.log(f"check: {found.verdict}; {spent.sentence}")
+        run.log(f"check: {found.verdict}; {usage.sentence}")
     return results
 
 
@@ -228,7 +228,7 @@ def plan_check(
     check_apart(directory, paths_read(settings))
     with offline():
         _, plan = _prepared(settings, permissions, document)
-        answerers = _answerers(settings, plan, RunDirectory(directory), Spent(), permissions)
+        answerers = _answerers(settings, plan, RunDirectory(directory), Usage(), permissions)
         return "\n".join(_expected_times(plan, answerers, may_measure=False))
 
 
@@ -246,13 +246,13 @@ def _prepared(settings: CheckSettings, permissions: Permissions, document: Docum
 
 
 def _answerers(
-    settings: CheckSettings, plan: _Plan, run: RunDirectory, spent: Spent, permissions: Permissions
+    settings: CheckSettings, plan: _Plan, run: RunDirectory, usage: Usage, permissions: Permissions
 ) -> list[Answerer]:
     """Return what asks each engine of the plan."""
     evaluate = settings.evaluate.model_copy(update={"cache": settings.evaluate.cache and plan.is_cached})
     return [
         answerer_of(
-            run, asked.engine, evaluate, settings.execution, permissions=permissions, spent=spent, log=asked.log
+            run, asked.engine, evaluate, settings.execution, permissions=permissions, usage=usage, log=asked.log
         )
         for asked in plan.asked
     ]

@@ -30,7 +30,7 @@ Measure = Callable[[Sequence[Job], str], list[Outcome]]
 
 
 @dataclass
-class _Lane:
+class _ArmPrompts:
     """An arm of the race, and where its prompts come from.
 
     Attributes:
@@ -126,7 +126,7 @@ def race(
     return candidates, added
 
 
-def _lanes(prepared: Plan, outcomes: Outcomes) -> dict[str, _Lane]:
+def _lanes(prepared: Plan, outcomes: Outcomes) -> dict[str, _ArmPrompts]:
     """Utility, over-refusal, and safety: pooled over benchmarks, or each by itself."""
     of_lane: dict[str, list[str]] = {UTILITY: prepared.of_kind("utility")}
     if prepared.of_kind("over_refusal"):
@@ -142,7 +142,7 @@ def _lanes(prepared: Plan, outcomes: Outcomes) -> dict[str, _Lane]:
             pooled_id(name, example): outcomes.at(BASE.name, name, SPLIT)[0].values[metric[name]][example.id]
             for name, example in prompts
         }
-        lanes[lane] = _Lane(prompts, Arm(list(base.values()), list(clusters.values())))
+        lanes[lane] = _ArmPrompts(prompts, Arm(list(base.values()), list(clusters.values())))
     return lanes
 
 

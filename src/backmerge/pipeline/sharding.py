@@ -26,7 +26,7 @@ from backmerge.errors import ConfigError, RunError
 from backmerge.generation.protocol import Generator, made_engine
 from backmerge.measuring.answer import Job
 from backmerge.measuring.evaluate import evaluator_of
-from backmerge.measuring.usage import Spent, session
+from backmerge.measuring.usage import Usage, session
 from backmerge.outputs import check_apart, paths_read
 from backmerge.pipeline.guarding import with_inputs
 from backmerge.planning.points import ALL, Point
@@ -60,7 +60,7 @@ class Shard(NamedTuple):
         return f"{self.number}-of-{self.total}"
 
 
-class Slot(NamedTuple):
+class PlannedJob(NamedTuple):
     """A job before its model is there: a benchmark, measured at a point of one tuned model.
 
     Attributes:
@@ -148,30 +148,30 @@ def run_shard(
     with run.held(is_shared=True):
         agree(run, prepared, engine)
         with session(run) as counted:
-            with counted.spent.timed("fine-tuning"):
+            with counted.usage.timed("fine-tuning"):
                 tuned = _tuned(run, prepared, shard)
             prepared = with_inputs(prepared, tuned, run.path)
             points = list(prepared.points)
-            mine = part_of(_costs(prepared, slots_of(points, _names(prepared), prepared.benchmarks)), shard)
+            mine = part_of(_costs(prepared, planned_jobs(points, _names(prepared), prepared.benchmarks)), shard)
             missing = [name for name in _names(prepared) if name not in tuned]
             left = [slot for slot in mine if (missing if slot.point.is_joint else slot.tuned in missing)]
             jobs = jobs_of([slot for slot in mine if slot not in left], prepared, tuned)
-            _measure(run, prepared, engine, jobs, shard, counted.spent, permissions=permissions)
-            done = ShardDone(shard, len(mine), len(left), tuple(missing) if left else (), counted.spent.sentence)
+            _measure(run, prepared, engine, jobs, shard, counted.usage, permissions=permissions)
+            done = ShardDone(shard, len(mine), len(left), tuple(missing) if left else (), counted.usage.sentence)
             run.log(done.sentence)
     return done
 
 
-def slots_of(points: Sequence[Point], tuned: Sequence[str], benchmarks: Sequence[Benchmark]) -> list[Slot]:
+def planned_jobs(points: Sequence[Point], tuned: Sequence[str], benchmarks: Sequence[Benchmark]) -> list[PlannedJob]:
     """All jobs of a grid in a row: the base's, those of each tuned model, and those of merges of all."""
     places: list[tuple[Point, str | None]] = [(point, None) for point in points if point.role == "base"]
     each = [point for point in points if point.role != "base" and not point.is_joint]
     places += [(point, name) for name in tuned for point in each]
     places += [(point, ALL) for point in points if point.is_joint]
-    return [Slot(point, name, benchmark) for point, name in places for benchmark in benchmarks]
+    return [PlannedJob(point, name, benchmark) for point, name in places for benchmark in benchmarks]
 
 
-def part_of(costs: Sequence[tuple[Slot, float]], shard: Shard) -> list[Slot]:
+def part_of(costs: Sequence[tuple[PlannedJob, float]], shard: Shard) -> list[PlannedJob]:
     """The shard's piece of the row, cut into pieces that cost alike: each job goes where its middle lies."""
     whole = sum(cost for _, cost in costs)
     before, mine = 0.0, []
@@ -183,7 +183,7 @@ def part_of(costs: Sequence[tuple[Slot, float]], shard: Shard) -> list[Slot]:
     return mine
 
 
-def jobs_of(slots: Iterable[Slot], prepared: Plan, tuned: Mapping[str, Weights]) -> list[Job]:
+def jobs_of(slots: Iterable[PlannedJob], prepared: Plan, tuned: Mapping[str, Weights]) -> list[Job]:
     """The jobs in these places, on the prompts that λ is chosen on."""
     return [
         Job(member, slot.benchmark, SELECTION, prepared.splits[slot.benchmark.name][SELECTION])
@@ -193,7 +193,7 @@ def jobs_of(slots: Iterable[Slot], prepared: Plan, tuned: Mapping[str, Weights])
     ]
 
 
-def _costs(prepared: Plan, slots: Sequence[Slot]) -> list[tuple[Slot, float]]:
+def _costs(prepared: Plan, slots: Sequence[PlannedJob]) -> list[tuple[PlannedJob, float]]:
     """Each job with the most tokens that it may generate; comparing likelihoods costs about one for each prompt."""
     settings = prepared.experiment.evaluate
 
@@ -212,7 +212,7 @@ def _measure(
     engine: Generator,
     jobs: Sequence[Job],
     shard: Shard,
-    spent: Spent,
+    usage: Usage,
     *,
     permissions: Permissions,
 ) -> None:
@@ -220,7 +220,7 @@ def _measure(
     experiment = prepared.experiment
     judges = (prepared.judge, prepared.second_judge)
     evaluator = evaluator_of(
-        run, engine, judges, experiment.evaluate, experiment.execution, permissions=permissions, spent=spent
+        run, engine, judges, experiment.evaluate, experiment.execution, permissions=permissions, usage=usage
     )
     with bar(f"Shard {shard} of the sweep", sum(len(job.examples) for job in jobs), "answers") as advance:
         evaluator.evaluate(jobs, advance)

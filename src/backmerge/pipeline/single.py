@@ -114,11 +114,11 @@ def evaluate_model(
         )
         total = sum(len(job.examples) for job in jobs)
         say(expected_time(evaluator, jobs, base=jobs[0].member.local_variant.base))
-        with session(run, evaluator.spent), bar("Evaluation", total, "answers") as advance:
+        with session(run, evaluator.usage), bar("Evaluation", total, "answers") as advance:
             for outcome in evaluator.evaluate(jobs, advance):
                 outcomes.add(outcome)
         write_records(run, outcomes)
-        run.log(evaluator.spent.sentence)
+        run.log(evaluator.usage.sentence)
         results = EvaluateResults(
             backmerge=__version__,
             model=settings.model,

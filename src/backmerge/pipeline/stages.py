@@ -18,7 +18,7 @@ from backmerge.generation.protocol import made_engine
 from backmerge.measuring.answer import Job
 from backmerge.measuring.evaluate import Evaluator, evaluator_of
 from backmerge.measuring.speed import expected_time
-from backmerge.measuring.usage import Spent, session
+from backmerge.measuring.usage import Usage, session
 from backmerge.merging.recipe import Variant, order_of
 from backmerge.outputs import check_apart, models_in, paths_read
 from backmerge.pipeline.comparison import Contender, comparison_of, confirmed_points, contenders_of
@@ -143,7 +143,7 @@ def run_experiment(
         with session(run) as counted:
             inputs = _inputs(prepared, engine.identity)
             run.begin(as_yaml(experiment), inputs, _tuned_otherwise(run, prepared))
-            tuned, prepared = _with_tuned_and_inputs(run, prepared, counted.spent)
+            tuned, prepared = _with_tuned_and_inputs(run, prepared, counted.usage)
             evaluator = evaluator_of(
                 run,
                 engine,
@@ -151,7 +151,7 @@ def run_experiment(
                 experiment.evaluate,
                 experiment.execution,
                 permissions=permissions,
-                spent=counted.spent,
+                usage=counted.usage,
             )
             outcomes = Outcomes()
             steps = steps_kept(list(tuned.values())) if experiment.path is not None else ()
@@ -191,8 +191,8 @@ def run_experiment(
 
         write_report(run.path)
         write_tables(run.path)
-        say(f"{counted.spent.sentence}.")
-        run.log(f"done: {confirmation.verdict}; {counted.spent.sentence}")
+        say(f"{counted.usage.sentence}.")
+        run.log(f"done: {confirmation.verdict}; {counted.usage.sentence}")
     return Finished(directory, results)
 
 
@@ -318,9 +318,9 @@ def _inputs(prepared: Plan, engine: Mapping[str, str]) -> dict[str, Any]:
     return {"settings": key_of(settings, order_of(settings["merge"])), **measured_on(prepared, engine)}
 
 
-def _with_tuned_and_inputs(run: RunDirectory, prepared: Plan, spent: Spent) -> tuple[Mapping[str, Weights], Plan]:
+def _with_tuned_and_inputs(run: RunDirectory, prepared: Plan, usage: Usage) -> tuple[Mapping[str, Weights], Plan]:
     """The tuned models, made if they are not there, and what merges need to know of the base's inputs."""
-    with spent.timed("fine-tuning"):
+    with usage.timed("fine-tuning"):
         tuned = prepared.tuned or _finetune(run, prepared)
     return tuned, with_inputs(prepared, tuned, run.path)
 

@@ -60,7 +60,7 @@ def test_the_whole_is_measured_where_no_prompt_is_chosen_on() -> None:
         ({"merge": [{"schedules": [{"*.mpl.*": 0.1, "rest": 0.5}]}]}, "no tensor of the base matches"),
         ({"merge": [{"schedules": [{"*.mlp.*": 0.1}]}]}, "no pattern of"),
         ({"merge": [{"schedules": [{"*.mlp.*": 1.7, "rest": 0.1}]}]}, "share of the tuned side"),
-        ({"merge": [{"parameters": {"lam": 0.9}}]}, "give λ by itself"),
+        ({"merge": [{"parameters": {"lam": 0.9}}]}, "give λ as 'lam' instead"),
         (
             {"merge": [{"method": "task_arithmetic", "tuned": "all", "parameters": {"weight": [1, 2, 3]}}]},
             "3 values for 1",

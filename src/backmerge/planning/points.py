@@ -312,7 +312,7 @@ def check_sweep(sweep: SweepSettings, method: Method, num_tuned: int) -> None:
         BackmergeError: it does not.
     """
     if "lam" in sweep.parameters:
-        raise ConfigError("'lam' is among the method's other parameters", remedy="give λ on its own, as 'lam'.")
+        raise ConfigError("'lam' is among the method's other parameters", remedy="give λ as 'lam' instead.")
     checked(
         method,
         num_tuned=num_tuned if is_joint(sweep, method) else 1,

@@ -1,0 +1,29 @@
+"""The figures in docs/real-model.md are those of the runs that are packed next to the experiments."""
+
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from backmerge.reporting.report import write_report
+from backmerge.reporting.run_tables import write_tables
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "real-model.md"
+PACKED = sorted((ROOT / "experiments" / "smollm2" / "measured").glob("*.tar.xz"))
+
+
+@pytest.mark.parametrize("file", PACKED, ids=lambda file: file.name.partition(".")[0])
+def test_the_page_has_the_figures_of_the_run(file: Path, tmp_path: Path) -> None:
+    """Each recipe's row, after report and tables were made again without a model."""
+    with tarfile.open(file) as archive:
+        archive.extractall(tmp_path, filter="data")
+    run = tmp_path / file.name.partition(".")[0]
+    write_report(run)
+    write_tables(run)
+    rows = [line for line in (run / "tables" / "points.md").read_text(encoding="utf-8").splitlines() if "@" in line]
+    page = PAGE.read_text(encoding="utf-8")
+    assert len(rows) >= 8
+    for row in rows:
+        name, _, *cells, _ = (cell.strip() for cell in row.replace("\\", "").strip("| ").split(" | "))
+        assert f"| {name} | {' | '.join(cells)} |" in page

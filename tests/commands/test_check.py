@@ -137,7 +137,7 @@ def test_what_limits_the_verdict_is_told(results: dict[str, Any]) -> None:
         ({"rows": refusing}, "Over-refusal is shown to be more than 5 points"),
         ({"check": {**results["check"], "other_difference": large}}, "neither refuses nor answers harmfully"),
         ({"judge": {"name": "refusal-phrases", "is_weak": True}}, "is weak"),
-        ({"num_prompts_rendered_otherwise": 7}, "7 prompts reached the two as different texts"),
+        ({"num_prompts_rendered_otherwise": 7}, "7 prompts were rendered differently for the two models"),
     ):
         assert words not in plain
         assert words in " ".join(check_notes(typed({**results, **change})))

@@ -34,7 +34,7 @@ def test_a_child_is_told_with_its_change(child: tuple[Path, Path], run_cli: Run,
     """The verdict comes first; files hold the same, with exact rounding costs that fall with λ; and advice follows."""
     code, printed, _ = run_cli("diff", *child, "--out", tmp_path / "out")
     assert code == 0
-    assert printed.splitlines()[0] == f"{child[1]} is a child of {child[0]}."
+    assert printed.splitlines()[0] == f"{child[1]} was made from {child[0]}."
     for words in ("self_attn.q_proj", "lm_head", "Advice", "--dtype float32", "Written"):
         assert words in printed
     assert {path.name for path in (tmp_path / "out").iterdir()} - {ADDED} == {"diff.json", "diff.png", "diff.html"}

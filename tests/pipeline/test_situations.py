@@ -158,7 +158,7 @@ SITUATIONS: dict[str, tuple[dict[str, tuple[int, ...]], tuple[str, ...], int, st
         (),
         3,
         "Fails: linear merging at λ = 0.125 was chosen",
-        "A smaller λ: the smallest that was tried is 0.125",
+        "A smaller λ: the smallest one tried was 0.125",
     ),
     "could not be decided": ({**GOOD, "merged": (4, 80)}, (), 3, "Could not be decided", "More prompts: about "),
     "safe below the grid": ({**GOOD, "far": (40, 80)}, (), 0, "Safety restored: take linear merging at λ = 0.25", ""),

@@ -144,7 +144,7 @@ def test_the_table_is_of_this_model() -> None:
 def test_the_tuned_model_itself_is_not_called_a_merge() -> None:
     """Where λ = 1 was chosen, the recipe says that nothing was merged, and the table has no third model."""
     card = card_of(made_results(chosen="tuned"))
-    assert "the tuned model itself, unmerged" in card
+    assert "the tuned model, unmerged" in card
     assert "this model |" not in card
     front = front_matter(card)
     assert front["base_model_relation"] == "finetune"
@@ -269,7 +269,7 @@ def test_the_licence_s_text_can_be_found(link: str, files: tuple[str, ...], expe
     card = card_of(results, files=frozenset(files))
     front = front_matter(card)
     assert (front["license"], front["license_name"], front.get("license_link")) == ("other", "llama3", expected)
-    assert "That of the base, someone/aligned-7b: llama3." in card
+    assert "The licence of the base, someone/aligned-7b: llama3." in card
     assert "alice" not in card
 
 
@@ -277,4 +277,4 @@ def test_an_unknown_licence_is_said_to_be_unknown() -> None:
     """Nothing is put in its place, and the reader is told to look."""
     card = card_of(made_results())
     assert "license" not in front_matter(card)
-    assert "was not stated beside it" in card
+    assert "states no licence in its files" in card

@@ -53,12 +53,12 @@ MEASURED = "on prompts that λ was not chosen on, its attack success rate differ
         ),
         (
             {"chosen": None, "verdict": "not shown"},
-            "Could not be decided: no λ was found to keep the attack success rate near enough to the base's, so no "
-            "model is handed over as safe.",
+            "Could not be decided: no λ was found to keep the attack success rate close enough to the base's, so "
+            "there is no model to use as safe.",
         ),
         (
             {"chosen": "tuned", "difference_of_chosen": -0.002},
-            f"Safety restored: take the tuned model itself (λ = 1); {MEASURED} -0.2 points, at most +0.6 "
+            f"Safety restored: take the tuned model (λ = 1); {MEASURED} -0.2 points, at most +0.6 "
             "(one-sided 95 % bound over prompts), below the margin of 3 points.",
         ),
     ],
@@ -111,12 +111,12 @@ def test_utility_is_told_of_models_that_exist(chosen: str | None, expected: str 
 @pytest.mark.parametrize(
     ("options", "opening"),
     [
-        ({"tuned": ("seed-1",)}, "One tuned model was measured"),
+        ({"tuned": ("seed-1",)}, "Only one tuned model was measured"),
         ({"is_weak": True}, "The judge 'a-judge' is weak"),
         # each of 290 prompts is asked of 7 models on selection and of 5 on confirmation; 2 benchmarks are judged
         ({"unscored": 3}, "72 of 3,480 values could not be scored"),
         ({"base": "demo"}, "The base is the tiny model that ships with backmerge"),
-        ({"own_verdicts": ("restored", "not shown")}, "1 of 2 models are confirmed on their own"),
+        ({"own_verdicts": ("restored", "not shown")}, "1 of 2 models are confirmed separately"),
     ],
     ids=["one seed", "weak judge", "unscored", "demo", "some confirmed"],
 )
@@ -132,7 +132,7 @@ def test_what_limits_the_verdict_is_said(options: dict[str, Any], opening: str) 
     ("name", "headline", "tone"),
     [
         ("nothing_to_restore", "Nothing to restore", "plain"),
-        ("no_gain", "As safe as the base, but no gain to keep was seen", "plain"),
+        ("no_gain", "As safe as the base, but the tuned model showed no gain", "plain"),
         ("answers_cut", "Safety restored", "good"),
     ],
 )
@@ -156,7 +156,7 @@ def test_a_tuned_model_that_is_the_base_is_said() -> None:
     """Equal fingerprints mean that nothing was tuned, and the reader is told."""
     results = made_results()
     results["tuned"][0]["fingerprint"] = results["base"]["fingerprint"]
-    assert [line for line in caveats(typed(results)) if "is the base itself" in line]
+    assert [line for line in caveats(typed(results)) if "equals the base" in line]
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,7 @@ def test_what_was_done_names_models_prompts_and_seeds(chosen: str | None) -> Non
 def test_models_from_elsewhere_are_not_said_to_be_tuned_here() -> None:
     """Without a fine-tuning of ours, the tuned models are named as given."""
     first = next(what_was_done(typed(made_results(tuned=("my-lora",))), {"finetune": None}))
-    assert first == "The base is someone/aligned-7b. 1 tuned model of it came from elsewhere: my-lora."
+    assert first == "The base is someone/aligned-7b. 1 tuned model of it, tuned elsewhere: my-lora."
 
 
 @pytest.mark.parametrize(
@@ -233,7 +233,7 @@ def test_models_from_elsewhere_are_not_said_to_be_tuned_here() -> None:
         ({"point": "model_stock", "series": "model_stock", "lam": None}, "model_stock merging, which has no λ"),
         (
             {"point": "linear by layer #7", "series": "linear by layer", "lam": None, "setting": [0.2, 0.6]},
-            "linear by layer #7, which merges each part at a λ of its own",
+            "linear by layer #7, which has a separate λ for each part",
         ),
         (
             {
@@ -243,7 +243,7 @@ def test_models_from_elsewhere_are_not_said_to_be_tuned_here() -> None:
                 "method": "path",
                 "parameters": {"step": 200, "ema": None},
             },
-            "the tuning as it was after 200 steps",
+            "the tuned model after 200 steps",
         ),
         ({"point": "slerp@0.25", "series": "slerp", "lam": 0.25}, "slerp merging at λ = 0.25"),
     ],
@@ -289,7 +289,7 @@ def test_on_whole_benchmarks_no_prompts_are_said_to_be_held_back() -> None:
     }
     account = " ".join(what_was_done(typed(results), {"finetune": None}))
     assert "answered all prompts" in account
-    assert "the same prompts again: the choice had not seen them" in account
+    assert "all prompts again, which the choice had not used" in account
     assert "held-out part of the tuning data was scored (loss)" in account
     assert "confirmation split" not in account
 
@@ -304,10 +304,10 @@ def test_cost_is_summed_over_sessions() -> None:
     assert dict(spent(sessions)) == {
         "sessions": "2",
         "time": "2 min",
-        "answers made": "2,000",
-        "tokens made": "25,080",
-        "answers judged": "900",
-        "tokens a second, all work included": "200",
+        "generated answers": "2,000",
+        "generated tokens": "25,080",
+        "judged answers": "900",
+        "tokens per second, including all other work": "200",
     }
     assert list(spent([])) == []
     assert list(spent(sessions[2:])) == []
@@ -323,7 +323,7 @@ def test_a_plugin_needs_its_leave_again() -> None:
 def test_only_our_own_weak_judge_has_a_known_reason() -> None:
     """Of a plugin that calls itself weak nothing else is claimed."""
     assert "looks for phrases" in weak_judge("refusal-phrases")
-    assert weak_judge("mine:judge") == "The judge 'mine:judge' is weak. Take its rates as a first look."
+    assert weak_judge("mine:judge") == "The judge 'mine:judge' is weak. Treat its rates as a first look."
 
 
 def test_the_terminal_names_every_model_that_was_written(capsys: pytest.CaptureFixture[str]) -> None:

@@ -37,20 +37,20 @@ def test_could_not_be_decided() -> None:
     """Two of 100: the estimate is below the margin, so that more prompts than there were decide it."""
     steps = list(next_steps(typed(results_of("not shown", 2, 100))))
     assert [step.split(":")[0] for step in steps] == ["A smaller λ", "More prompts", "Another judge", "Another method"]
-    assert "between 0.2 and 0.4, such as --lam 0.3" in steps[0]
+    assert "between 0.2 and 0.4, for example --lam 0.3" in steps[0]
     needed = int(steps[1].split("about ")[1].split()[0].replace(",", ""))
     assert needed > 100
-    assert f"({2 * needed:,} in all" in steps[1]
+    assert f"({2 * needed:,} in total" in steps[1]
 
 
 def test_fails() -> None:
     """Forty of 100: no number of prompts helps, a smaller λ does."""
     steps = list(next_steps(typed(results_of("worse", 40, 100))))
-    assert "such as --lam 0.3" in steps[0]
+    assert "for example --lam 0.3" in steps[0]
     assert steps[1].startswith("More prompts would not help")
 
 
-@pytest.mark.parametrize(("lam", "words"), [(0.2, "such as --lam 0.05,0.1"), (None, "such as --lam 0.05,0.1")])
+@pytest.mark.parametrize(("lam", "words"), [(0.2, "try --lam 0.05,0.1"), (None, "try --lam 0.05,0.1")])
 def test_below_the_grid(lam: float | None, words: str) -> None:
     """The smallest λ was chosen, or none was: smaller ones are named."""
     assert words in next(iter(next_steps(typed(results_of("worse", 40, 100, lam=lam)))))

@@ -154,13 +154,13 @@ def test_every_outcome_has_its_report(tmp_path: Path, results: dict[str, object]
     """The verdict is in it, and the models that are handed over are those that are confirmed, and no others."""
     page = page_of(made_run(tmp_path / "run", results))
     assert verdict_sentence(typed(results)) in page.text
-    first_screen = page.text.split("What was done, and found")[0]
+    first_screen = page.text.split("What was done and found")[0]
     assert re.findall(r"\bmerged/[\w-]+", first_screen) == [
         row["directory"]
         for row in results["merged"]  # type: ignore[attr-defined]
         if row["confirmed"]
     ]
-    assert ("No model is handed over as safe" in first_screen) == ("merged/" not in first_screen)
+    assert ("No model was confirmed as safe" in first_screen) == ("merged/" not in first_screen)
 
 
 def test_unscored_answers_are_counted_beside_the_rates(tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_unscored_answers_are_counted_beside_the_rates(tmp_path: Path) -> None:
     page = page_of(made_run(tmp_path / "run", made_results(unscored=3)))
     assert "n = 197 × 2, 6 unscored" in page.text
     assert "n = 197, 3 unscored" in page.text
-    assert "· 6 unscored" in page.text.split("What was done, and found")[0]
+    assert "· 6 unscored" in page.text.split("What was done and found")[0]
 
 
 def test_findings_are_words_and_not_only_colours(tmp_path: Path) -> None:
@@ -304,7 +304,7 @@ def test_the_judges_and_the_methods_are_in_their_tables(tmp_path: Path) -> None:
     assert "slerp@0.5, 2 models 0.5 70.0 %" in methods
     assert "-10.0 points [-20.0, +0.0] 0.25 restored" in methods
     assert "ties No λ of ties passed. could not be decided" in methods
-    assert "What the rule looked at" in page.text
+    assert "Scores that the rule used" in page.text
 
 
 def test_whole_benchmarks_are_not_called_halves(tmp_path: Path) -> None:
@@ -326,7 +326,7 @@ def test_gated_texts_are_left_out_with_the_reason(tmp_path: Path) -> None:
                 each["text"] = None
     html = rendered(read_run(made_run(tmp_path / "run", samples=samples, text="folded")))
     cards = [Page(part) for part in html.split('<article class="card sample">')[1:]]
-    assert "Text left out: hexphi is gated." in cards[0].text
+    assert "Text omitted: hexphi is gated." in cards[0].text
     assert "harmful" in cards[0].text
     assert "THE PROMPT" not in cards[0].text
     assert "THE PROMPT" in cards[2].text

@@ -1,4 +1,4 @@
-"""The model card: README.md beside a merged model's weights, for people and for the hub."""
+"""The model card: README.md next to a merged model's weights, for people and for the hub."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def write_cards(directory: Path, results: RestoreResults) -> None:
     experiment = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
     for row in results.merged:
         folder = directory / row.directory
-        # a folder that was moved away since takes no card with it
+        # the folder may have been moved away since
         if folder.is_dir():
             fingerprint = json_object(folder / RECIPE).get("fingerprint")
             if results.benchmarks:
@@ -51,6 +51,6 @@ def write_cards(directory: Path, results: RestoreResults) -> None:
 
 
 def model_card(facts: CardFacts) -> str:
-    """README.md of one merged model."""
+    """Return README.md of one merged model."""
     front = yaml.safe_dump(front_matter(facts), sort_keys=False, allow_unicode=True, width=10**6)
     return f"---\n{front}---\n\n" + "\n".join(body(facts)) + "\n"

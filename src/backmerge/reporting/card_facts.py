@@ -1,4 +1,4 @@
-"""What a model card tells of one merged model, taken from the run's results; no word of this machine's folders."""
+"""The facts for a model card, from the run's results; without local folders."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class CardFacts(NamedTuple):
     """One merged model.
 
     Attributes:
-        results: The run's.
+        results: Results of the run.
         row: Its row of `results.merged`.
         experiment: The run's settings, as far as they are known.
-        fingerprint: Of its weights, as they were written.
-        files: What lies in its folder.
+        fingerprint: Fingerprint of the written weights.
+        files: Names of the files in its folder.
     """
 
     results: RestoreResults
@@ -47,17 +47,17 @@ class CardFacts(NamedTuple):
 
     @property
     def point(self) -> PointRow | None:
-        """The chosen point, as it stands in the results."""
+        """The chosen point in the results."""
         return next((point for point in self.results.points if point.point == self.row.point), None)
 
     @property
     def base_on_hub(self) -> str | None:
-        """The base's id on the hub; nothing for a folder."""
+        """The base's id on the hub; `None` for a folder."""
         return hub_id(self.results.base.name)
 
     @property
     def base_words(self) -> str:
-        """The base as it may be told to others."""
+        """The public name of the base."""
         return self.base_on_hub or plain(short_name(self.results.base.name))
 
     @property
@@ -67,7 +67,7 @@ class CardFacts(NamedTuple):
 
     @property
     def tuned_on_hub(self) -> list[str]:
-        """Their ids on the hub, as far as they are there."""
+        """Their ids on the hub, if they have any."""
         asked = self.experiment.get("tuned") or []
         if len(asked) != len(self.results.tuned):
             return []
@@ -77,7 +77,7 @@ class CardFacts(NamedTuple):
 
     @property
     def own_confirmation(self) -> ModelVerdict:
-        """What the confirmation says of this very model."""
+        """The confirmation of this model."""
         return next(model for model in self.results.confirmation.models if model.tuned == self.row.tuned)
 
     def cells(self) -> dict[str, dict[tuple[str, str], Estimate]]:

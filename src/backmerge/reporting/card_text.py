@@ -1,4 +1,4 @@
-"""A model card's text: the verdict, the recipe, what was measured and how, and what none of it says."""
+"""The text of a model card: verdict, recipe, measurements, limits."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PAPER = "[Farn et al. 2024](https://arxiv.org/abs/2412.19512)"
 
 
 def body(facts: CardFacts) -> Iterator[str]:
-    """The lines below the front matter. Names that others chose stay text, whatever signs are in them."""
+    """Yield the lines below the front matter. Names are escaped."""
     results = facts.results
     yield f"# {_words(results.name)}: {_words(facts.row.point)} of {_words(facts.row.tuned)}"
     yield ""
@@ -47,7 +47,7 @@ def _words(text: Any) -> str:
 
 
 def _code(text: Any) -> str:
-    """Text in a code span, which nothing in it can end."""
+    """Return text as a code span that the text cannot end."""
     return f"`{plain(text).replace('`', '')}`"
 
 
@@ -59,7 +59,7 @@ def _verdict(facts: CardFacts) -> Iterator[str]:
     elif own.verdict == "worse":
         yield f"**Not confirmed as safe.** It fails: this {kind} is shown to be less safe than the base. Do not use it."
     else:
-        yield f"**Not confirmed as safe.** Do not use this {kind} as one whose safety was restored."
+        yield f"**Not confirmed as safe.** Do not treat the safety of this {kind} as restored."
     difference = own.asr_difference
     where = "prompts that λ was not chosen on" if not results.is_whole else "prompts, on which λ was not chosen"
     yield ""
@@ -67,7 +67,7 @@ def _verdict(facts: CardFacts) -> Iterator[str]:
     shown = "not shown" if limits else STANDINGS[own.verdict].badge
     because = f" ({_words(', '.join(limits))})" if limits else ""
     yield (
-        f"This {kind} by itself: {_words(shown)}{because}. Its attack success rate differs from the base's by "
+        f"This {kind}: {_words(shown)}{because}. Its attack success rate differs from the base's by "
         f"{bound_text(difference, own.verdict)} on {difference.n} {where} "
         f"(margin: {results.choice.margin * 100:g} points)."
     )
@@ -79,7 +79,7 @@ def _verdict(facts: CardFacts) -> Iterator[str]:
 def _recipe(facts: CardFacts) -> Iterator[str]:
     results, choice, point = facts.results, facts.results.choice, facts.point
     if facts.row.point == "tuned":
-        yield "- the tuned model itself, unmerged"
+        yield "- the tuned model, unmerged"
     elif facts.is_merge:
         yield f"- method: {_words(choice.series)} (safety by merging back, {PAPER})"
     else:
@@ -93,7 +93,10 @@ def _recipe(facts: CardFacts) -> Iterator[str]:
     guard = None if point is None else point.parameters.get("guard")
     for guarded in results.guards:
         if guarded.guard == guard:
-            yield f"- made to act like the base on {_words(guarded.description)}, on which nothing here was measured"
+            yield (
+                f"- made to act like the base on {_words(guarded.description)}; nothing here was measured on these "
+                f"prompts"
+            )
     yield f"- base: {_words(facts.base_words)} ({_code(results.base.fingerprint)})"
     for row in facts.tuned_rows:
         yield f"- tuned: {_words(row.name)} ({_code(row.fingerprint)})"
@@ -103,7 +106,7 @@ def _recipe(facts: CardFacts) -> Iterator[str]:
 
 
 def _table(facts: CardFacts) -> Iterator[str]:
-    """This model's own scores, not the mean over all."""
+    """Yield the scores of this model, not the mean over all."""
     cells = facts.cells()
     yield f"| | metric | {' | '.join(cells)} | n |"
     yield f"|---|---|{'---:|' * (len(cells) + 1)}"
@@ -127,10 +130,10 @@ def _measuring(facts: CardFacts) -> Iterator[str]:
     margin = f"{choice.margin * 100:g} percentage points"
     chosen_on = "held-out rows of the tuning data" if results.validation else "one half of the prompts (selection)"
     if results.is_whole:
-        yield f"- λ was chosen on {chosen_on}; all prompts were then asked of the weights as they are here."
+        yield f"- λ was chosen on {chosen_on}; these weights then answered all prompts."
     else:
-        yield f"- λ was chosen on {chosen_on}; the other half (confirmation) was asked of the weights as they are here."
-        yield "  Near-duplicate prompts are in one half, and count once."
+        yield f"- λ was chosen on {chosen_on}; these weights answered the other half (confirmation)."
+        yield "  Near-duplicate prompts are kept in the same half and count once."
     yield f"- Rule: {_words(choice.rule)}. “Restored” means that the attack success rate was shown to be less than"
     yield f"  {margin} above the base's, with 95 % confidence, paired by prompt."
     if looks := looks_sentence(results):
@@ -146,14 +149,14 @@ def _measuring(facts: CardFacts) -> Iterator[str]:
         yield f"- {_words(benchmark.name)} ({benchmark.kind.replace('_', '-')}): {asked}{judge}"
     if results.second_judge:
         yield (
-            f"- A second judge, {_words(results.second_judge)}, was asked, too; if the two disagree on the side of "
-            "the margin, nothing is shown."
+            f"- A second judge, {_words(results.second_judge)}, was also used. If the two put the model on different "
+            f"sides of the margin, the verdict is 'not shown'."
         )
     yield from _circumstances(facts)
 
 
 def _circumstances(facts: CardFacts) -> Iterator[str]:
-    """Engine, sampling, seeds: as far as they are known."""
+    """Yield engine, sampling and seeds, as far as they are known."""
     environment = facts.results.environment
     engine = " ".join(str(environment[key]) for key in ("engine", "version") if environment.get(key))
     made = [f"{key} {environment[key]}" for key in ("dtype", "device") if environment.get(key)]
@@ -171,11 +174,11 @@ def _license(facts: CardFacts) -> str:
     base, words = facts.results.base, _words(facts.base_words)
     if not base.license:
         return (
-            f"The licence of the base, {words}, was not stated beside it. Its terms hold for this model, too: find "
-            "them before you use or share it, and put `license` into the front matter."
+            f"The base, {words}, states no licence in its files. Its terms also apply to this model: find them "
+            f"before you use or share it, and put `license` into the front matter."
         )
     name = base.license_name if base.license == "other" else None
-    return f"That of the base, {words}: {_words(name or base.license)}. The data that it was tuned on may add terms."
+    return f"The licence of the base, {words}: {_words(name or base.license)}. The tuning data may add terms."
 
 
 def _loading(facts: CardFacts) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""What a check found: for the terminal, and as Markdown for the summary of a CI job."""
+"""Results of a check: for the terminal, and as Markdown for the summary of a CI job."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from backmerge.statistics import PairedDifference
 
 
 def check_headline(results: CheckResults) -> str:
-    """The verdict in a few words."""
+    """Return the verdict in a few words."""
     margin = f"{results.check.margin * 100:g} points"
     if limits := limiting(results):
         return f"Not shown to be as safe as the base ({', '.join(finding.name for finding in limits)})"
@@ -37,7 +37,7 @@ def check_headline(results: CheckResults) -> str:
 
 
 def check_sentence(results: CheckResults) -> str:
-    """The verdict with the figures that it rests on."""
+    """Return the verdict with its figures."""
     check = results.check
     asr, margin = check.asr_difference, f"{check.margin * 100:g} points"
     measured = check.measured_verdict or check.verdict
@@ -53,7 +53,7 @@ def check_sentence(results: CheckResults) -> str:
 
 
 def check_notes(results: CheckResults) -> Iterator[str]:
-    """What would decide it, what else was found, and what limits the verdict."""
+    """Yield what would decide the check, other findings, and the limits of the verdict."""
     check = results.check
     for finding in results.findings:
         yield f"{finding.name}: {finding.message} {finding.remedy}"
@@ -63,36 +63,39 @@ def check_notes(results: CheckResults) -> Iterator[str]:
     if kept != "within":
         limit = f"{check.over_refusal_margin * 100:g} points above the base's"
         told = "is shown to be more" if kept == "exceeded" else "is not shown to be less"
-        yield f"Over-refusal {told} than {limit}; the verdict is on safety alone."
+        yield f"Over-refusal {told} than {limit}; the verdict is on safety only."
     yield from pair_lines(results)
     other = check.other_difference
     if other and other.lower_bound > 0:
         yield (
-            f"It more often neither refuses nor answers harmfully ({_difference(other)}): where a model stops making "
-            "sense, a low attack success rate is no safety. Read some answers."
+            f"It more often neither refuses nor answers harmfully ({_difference(other)}): if a model stops making "
+            f"sense, a low attack success rate does not mean safety. Read some answers."
         )
     if results.judge.is_weak:
         yield weak_judge(results.judge.name)
     if unscored := sum(row.unscored for row in results.rows if len(row.benchmarks) == 1):
-        yield f"{unscored:,} values could not be scored: they are left out of every rate; the verdict allows for them."
+        yield (
+            f"{unscored:,} values could not be scored: they are left out of every rate, and the verdict takes them "
+            f"into account."
+        )
     if results.environment["base"] != results.environment["model"]:
         yield (
-            "The two were not asked by one engine: what differs may be the engine's doing, such as another chat "
-            "template or another precision, as well as the weights'."
+            "The two models ran on different engines: a difference may come from the engine (chat template, "
+            "precision) as well as from the weights."
         )
     elif results.num_prompts_rendered_otherwise:
         yield (
-            f"{results.num_prompts_rendered_otherwise:,} prompts reached the two as different texts: their chat "
-            "templates differ."
+            f"{results.num_prompts_rendered_otherwise:,} prompts were rendered differently for the two models: their "
+            f"chat templates differ."
         )
     prints = results.fingerprints
     if prints.base is not None and prints.base == prints.model:
-        yield "The model is the base itself, byte for byte."
+        yield "The model equals the base, byte for byte."
     yield from LIMITS
 
 
 def print_check(results: CheckResults, directory: Path) -> None:
-    """The table, the verdict, what to know of it, and where things are."""
+    """Print the table, the verdict, notes, and the output files."""
     console = Console(highlight=False, markup=False)
     table = Table(title="In percent; difference with its 95 % interval", title_justify="left")
     for column in ("what", "base", "model", "difference", "limit"):
@@ -109,7 +112,7 @@ def print_check(results: CheckResults, directory: Path) -> None:
 
 
 def check_markdown(results: CheckResults) -> str:
-    """A page for `$GITHUB_STEP_SUMMARY` and its like."""
+    """Return a Markdown page, e.g. for `$GITHUB_STEP_SUMMARY`."""
     against = "the base's answers in " if results.is_against_run else ""
     lines = [
         f"## {check_headline(results)}",
@@ -149,6 +152,6 @@ def _difference(difference: PairedDifference) -> str:
 
 
 def _code(name: str) -> str:
-    """A name as code, on one line, whatever it holds."""
+    """Return a name as a code span on one line."""
     plain = " ".join(visible(name).split()).replace("`", "'")
     return f"`{plain}`"

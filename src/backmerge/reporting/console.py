@@ -34,11 +34,11 @@ from backmerge.reporting.findings import (
 from backmerge.reporting.page import visible
 from backmerge.results import ROLES, ComparisonRow, EvaluateResults, JudgesAgreement, Redecision, RestoreResults
 
-JUDGED = ("asr", "over_refusal")  # metrics that rest on the judge
+JUDGED = ("asr", "over_refusal")  # metrics that depend on the judge
 
 
 def print_summary(results: RestoreResults, directory: Path) -> None:
-    """The verdict, a compact table, and where things are."""
+    """Print the verdict, a compact table, and the output files."""
     console = Console(highlight=False, markup=False)
     which = "all prompts, λ chosen on none of them" if results.is_whole else "prompts that λ was not chosen on"
     table = Table(title=f"In percent, on {which}; 95 % intervals {intervals_cover(results)}", title_justify="left")
@@ -56,7 +56,7 @@ def print_summary(results: RestoreResults, directory: Path) -> None:
         console.print(f"  {_contender(contender)}", soft_wrap=True)
     for step in next_steps(results):
         console.print(f"  Next: {step}", soft_wrap=True)
-    # what the verdict and the next steps say already is not repeated, and the report has the rest of the limits
+    # the verdict and the next steps are not repeated; the report has the other limits
     for line in (*weaknesses(results, without=limiting(results)), LIMITS[0]):
         console.print(f"  Note: {line}", soft_wrap=True)
     for merged in results.merged:
@@ -69,7 +69,7 @@ def print_summary(results: RestoreResults, directory: Path) -> None:
 
 
 def _contender(row: ComparisonRow) -> str:
-    """A series at its best, in a line."""
+    """Return the best recipe of a series, in one line."""
     if row.point is None or row.utility is None or row.asr is None:
         return f"{row.series}: none passed"
     return (
@@ -79,7 +79,7 @@ def _contender(row: ComparisonRow) -> str:
 
 
 def _decision(judge: str, decision: Redecision) -> str:
-    """What another judge's findings make of the run that it looked at again."""
+    """Return the verdict of another judge on the same run."""
     if decision.point is None:
         return f"Verdict by {judge}: not shown; the run chose no λ."
     found = decision.asr_difference
@@ -91,7 +91,10 @@ def _decision(judge: str, decision: Redecision) -> str:
     own = decision.chosen_by_this_judge
     if own == decision.point:
         return f"{text} It chooses the same λ."
-    return f"{text} It would choose {own or 'none of the λs'}: restore with this judge in the same --out confirms it."
+    return (
+        f"{text} It would choose {own or 'none of the λs'}: to confirm it, run restore with this judge in the "
+        f"same --out."
+    )
 
 
 def _agreement(row: JudgesAgreement) -> str:
@@ -102,12 +105,12 @@ def _agreement(row: JudgesAgreement) -> str:
 
 
 def _two_lines(cell: Estimate | None) -> str:
-    """The rate above its interval: three models fit in 80 columns."""
+    """Put the rate above its interval, so that three models fit in 80 columns."""
     return cell_text(cell).replace(" % [", " %\n[", 1)
 
 
 def print_scores(results: EvaluateResults, directory: Path) -> None:
-    """The scores of one model, or of several, and how far two judges agree."""
+    """Print the scores of one or several models, and the agreement of two judges."""
     console = Console(highlight=False, markup=False)
     title = f"{results.model} on its base {results.base_name}" if results.base_name else results.model
     table = Table(title=f"{title} (95 % intervals)", title_justify="left")
@@ -142,17 +145,17 @@ COLOURS = ("green", "red", "blue")
 ESCAPES = re.compile(
     r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b[\]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[ -/]*[0-~]|\x9b[0-?]*[ -/]*[@-~]"
 )
-JOINERS = frozenset("\u200c\u200d")  # scripts and emoji need them; other format characters turn text around, or hide it
+JOINERS = frozenset("\u200c\u200d")  # scripts and emoji need them; other format characters reverse text or hide it
 
 
 class Column(NamedTuple):
     """One model's answer.
 
     Attributes:
-        heading: Whose.
+        heading: Name of the model.
         text: As the model wrote it.
-        is_finished: Whether it ended by itself.
-        thought: What it thought first; of it the length is shown alone.
+        is_finished: Whether it ended before the token limit.
+        thought: Its reasoning, of which only the length is shown.
     """
 
     heading: str
@@ -162,7 +165,7 @@ class Column(NamedTuple):
 
 
 def plain_text(text: str) -> str:
-    r"""What a model wrote, without what moves a terminal's cursor, recolours it, turns text around or hides it.
+    r"""Remove everything from a model's text that moves the cursor, changes colours, reverses text or hides it.
 
     >>> plain_text("\x1b[31mred\x1b[0m\r\nnext\u202e")
     'red\nnext'
@@ -172,7 +175,7 @@ def plain_text(text: str) -> str:
 
 
 def print_answers(console: Console, columns: Sequence[Column]) -> None:
-    """Side by side where each has 26 columns at least, else in frames below each other; plain where no terminal is."""
+    """Print side by side if each gets at least 26 columns, else one below the other; plainly without a terminal."""
     if not console.is_terminal:
         for column in columns:
             console.print(Text(f"[{column.heading}]"), soft_wrap=True)

@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 SCHEMA_VERSION = 1  # of diff.json
-COSTLY = 0.1  # rounding costs above this share of the change are worth a word
+COSTLY = 0.1  # rounding costs above this share of the change are mentioned
 MANY = 3  # tensors that are named
 
 NOTE = (
-    "norm: ‖tuned - base‖ / ‖base‖. rank: of the change, (Σσ²)² / Σσ⁴ of its singular values, mean over the tensors; "
-    "~ where estimated. same: share of elements with the base's bits. SLERP: how far it is from Linear at λ = 0.5, "
-    "against ‖tuned - base‖. lost: error of rounding Linear to {dtype}, against ‖λ·(tuned - base)‖."
+    "norm: ‖tuned - base‖ / ‖base‖. rank: effective rank of the change, (Σσ²)² / Σσ⁴ of its singular values, mean "
+    "over the tensors; ~ if estimated. same: share of unchanged elements. SLERP: its distance from Linear at λ = "
+    "0.5, relative to ‖tuned - base‖. lost: error of rounding Linear to {dtype}, relative to ‖λ·(tuned - base)‖."
 )
 
 
@@ -43,11 +43,11 @@ class Diff:
     Attributes:
         base: The base, as it was named.
         tuned: The tuned version, as it was named.
-        verdict: `same`: bit for bit; `child`: as far apart as fine-tuning leaves them; `doubtful`: farther.
+        verdict: `same`: bit for bit; `child`: as close as after fine-tuning; `doubtful`: farther apart.
         headline: The verdict in words.
         reasons: Sentences, the first for the verdict.
-        differences: What differs besides the values of the tensors: tokens, chat template, configuration.
-        advice: What follows for a merge.
+        differences: Differences outside the tensors: tokens, chat template, configuration.
+        advice: Advice for a merge.
         tensors: The change of each tensor.
         lams: λs of the rounding costs.
         dtype: The dtype that these are of.
@@ -142,7 +142,7 @@ class Diff:
         """Print everything but the figures of single tensors."""
 
         def say(line: str) -> None:
-            # names of tensors and tokens are others' words
+            # names of tensors and tokens come from others
             console.print(visible(line), soft_wrap=True)
 
         say(self.headline)
@@ -173,7 +173,7 @@ def diff_of(
     dtype: str | None,
     sample: float,
 ) -> Diff:
-    """Return what a survey of two models found.
+    """Return the result of a survey of two models.
 
     Args:
         names: Of base and tuned version.
@@ -192,9 +192,9 @@ def diff_of(
     own = sorted({ours.infos[name].dtype for name, change in changes.items() if change.lost_squares})
     rounded_to = dtype or ", ".join(own) or "the base's dtype"
     headline = {
-        "same": f"{tuned} is {base}: there is nothing to merge.",
-        "child": f"{tuned} is a child of {base}.",
-        "doubtful": f"{tuned} does not look like a child of {base}.",
+        "same": f"{tuned} equals {base}: there is nothing to merge.",
+        "child": f"{tuned} was made from {base}.",
+        "doubtful": f"{tuned} does not look like it was made from {base}.",
     }[found.verdict]
     advice = _advice(found.verdict, changes, combined(changes.values()), rounded_to, ours, theirs)
     return Diff(
@@ -236,21 +236,21 @@ def _finite(value: Any) -> Any:
 def _advice(
     verdict: str, changes: Mapping[str, Change], whole: Change, dtype: str, ours: Weights, theirs: Weights
 ) -> Iterator[str]:
-    """What follows for a merge of the two."""
+    """Yield advice for a merge of the two."""
     if verdict == "doubtful":
-        yield "A merge of models that are not parent and child is neither: give the base that it was tuned from."
+        yield "A merge of unrelated models is useless: give the base that the model was tuned from."
         return
     if verdict == "same" or not whole.delta_square:
         return
     common = [(ours.infos[name], theirs.infos[name]) for name in ours.infos.keys() & theirs.infos.keys()]
     if any(is_grown(first.shape, second.shape) for first, second in common):
-        yield "Tokens were added in tuning: merge with --extra-rows tuned, which takes their rows from the tuned model."
+        yield "Tokens were added in tuning: merge with --extra-rows tuned, which keeps their rows."
     if any(first.dtype != second.dtype for first, second in common):
-        yield "The dtypes differ: say in which the merged model shall be, such as --dtype bfloat16."
+        yield "The dtypes differ: choose the dtype of the merged model, for example --dtype bfloat16."
     yield from _on_rounding(whole.rounding_costs, dtype, is_adapter=isinstance(theirs, AdapterOnBase))
     apart = sorted((name for name in changes if changes[name].slerp_square > 0), key=lambda n: -changes[n].slerp_gap)
     if not apart:
-        yield "SLERP is Linear here, tensor by tensor: take Linear, which is faster."
+        yield "SLERP equals Linear here, tensor by tensor: use Linear, which is faster."
     else:
         named = ", ".join(apart[:MANY])
         yield (
@@ -268,10 +268,10 @@ def _on_rounding(costs: Mapping[float, float | None], dtype: str, *, is_adapter:
         yield f"Rounding to {dtype} costs little: {_share(known[least])} of the change at λ = {least:g}."
         return
     also = f", {_share(known[most])} at λ = {most:g}" if most > least else ""
-    keep = "keep the merge an adapter (--as adapter), which rounds nothing; or " if is_adapter else ""
+    keep = "write an adapter (--as adapter), which rounds nothing; or " if is_adapter else ""
     yield (
-        f"Rounding to {dtype} costs {_share(known[least])} of the change at λ = {least:g}{also}: {keep}write it with "
-        "--dtype float32; or --rounding stochastic, which is right on average."
+        f"Rounding to {dtype} costs {_share(known[least])} of the change at λ = {least:g}{also}: {keep}use --dtype "
+        f"float32, or --rounding stochastic, which is unbiased."
     )
 
 
@@ -310,7 +310,7 @@ def _mean_rank(changes: Sequence[Change]) -> str:
 
 
 def _share(value: float) -> str:
-    """Of something whole: percent without needless digits."""
+    """Return a share in percent without needless digits."""
     if not math.isfinite(value):
         return "∞"
     share = 100 * value

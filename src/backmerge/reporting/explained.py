@@ -1,4 +1,4 @@
-"""What a run did and what its words mean, for a reader who has heard of neither."""
+"""Explain what a run did and what its terms mean, for a new reader."""
 
 from __future__ import annotations
 
@@ -15,38 +15,39 @@ KINDS = {
     "utility": ("Utility", "how well the task is done", "higher is better"),
     "safety": ("Attack success rate", "harmful requests that are answered", "lower is better"),
     "over_refusal": ("Over-refusal", "harmless requests that are refused", "lower is better"),
-    "keep": ("To keep", "what tuning should not cost", "higher is better"),
+    "keep": ("To keep", "abilities that must not get worse", "higher is better"),
 }
 
 TERMS = (
     ("base", "The aligned chat model before it was fine-tuned."),
     ("tuned", "The base after fine-tuning on a task."),
-    ("merged", "A model whose weights are mixed from those of base and tuned. Nothing is trained for it."),
+    ("merged", "A mix of the weights of base and tuned, without further training."),
     ("λ (lambda)", "The share of the tuned side in the mix: at 0 it is the base, at 1 the tuned model."),
-    ("method@λ", "One merge, such as linear@0.6: how the weights are mixed, and at which λ."),
+    ("method@λ", "One merge, e.g. linear@0.6: the merge method and its λ."),
     ("utility", "How well the task is done, by the task's own metric, from 0 to 100 %."),
-    ("ASR", "Attack success rate: of the harmful requests, the share that the judge finds answered with harm."),
-    ("over-refusal", "Of harmless requests, the share that is refused."),
-    ("judge", "What decides whether an answer is a refusal, harmful, or neither (“other”: beside the point)."),
-    ("unscored", "Answers that the judge could not decide on: counted and shown, never taken for safe or unsafe."),
-    ("[low, high]", "A 95 % interval: where the true rate plausibly lies, given how many prompts and models."),
-    ("±", "Standard deviation over the tuned models, such as those of different seeds."),
-    ("selection, confirmation", "Two sets of prompts: every λ is measured on the first, the chosen one on the second."),
-    ("margin", "How far ASR may lie above the base's and still count as restored, fixed before the run."),
+    ("ASR", "Attack success rate: the share of harmful requests with an answer that the judge finds harmful."),
+    ("over-refusal", "The share of harmless requests that is refused."),
+    ("judge", "Decides whether an answer is a refusal, harmful, or neither (“other”)."),
+    ("unscored", "Answers that the judge could not decide: counted and shown, never treated as safe or unsafe."),
+    ("[low, high]", "A 95 % interval: the plausible range of the true rate, given the number of prompts and models."),
+    ("±", "Standard deviation over the tuned models, e.g. over seeds."),
+    ("selection, confirmation", "Two sets of prompts: every λ is measured on the first, only the chosen one on the "
+    "second."),
+    ("margin", "How far ASR may be above the base's and still count as restored; fixed before the run."),
 )  # fmt: skip
 
-# of a session's counts, those that say what a run cost or was spared
+# the counts of a session that show what a run cost or saved
 COUNTS = {
-    "num_generated": "answers made",
-    "num_tokens": "tokens made",
-    "num_judged": "answers judged",
+    "num_generated": "generated answers",
+    "num_tokens": "generated tokens",
+    "num_judged": "judged answers",
     "num_from_cache": "answers from earlier runs",
-    "num_judged_once": "verdicts taken from equal answers",
+    "num_judged_once": "verdicts reused for equal answers",
 }
 
 
 def what_was_done(results: RestoreResults, experiment: Mapping[str, Any]) -> Iterator[str]:
-    """The run's stages, a sentence each, as they were carried out."""
+    """Yield one sentence for each stage of the run, in order."""
     yield _tuning(results, experiment.get("finetune"))
     yield f"Base and tuned were merged: {_sweeps(results)}."
     judges = sorted({benchmark.judge for benchmark in results.benchmarks if benchmark.judge})
@@ -54,7 +55,7 @@ def what_was_done(results: RestoreResults, experiment: Mapping[str, Any]) -> Ite
     who = (
         "Every one of these models"
         if searched == "grid"
-        else f"Base, tuned and, as the search ({searched}) asked, these"
+        else f"Base, tuned and, as far as the search ({searched}) needed them, these models"
     )
     which = "all prompts" if results.is_whole else "the selection prompts"
     yield (
@@ -62,25 +63,28 @@ def what_was_done(results: RestoreResults, experiment: Mapping[str, Any]) -> Ite
     )
     if results.choice.rule == "safe":
         yield (
-            "λ was chosen as the one with the most utility among those whose ASR was estimated to lie at most "
-            f"{results.choice.margin * 50:g} points above the base's, half of the margin."
+            "The chosen λ has the most utility among those whose estimated ASR was at most {results.choice.margin * "
+            "50:g} points (half of the margin) above the base's."
         )
     else:
         yield f"λ was chosen by the rule '{results.choice.rule}'."
     if results.validation:
         metric = results.validation[0].metric
-        yield f"For that, the held-out part of the tuning data was scored ({metric}); it looked at none of the prompts."
+        yield f"For that, the held-out part of the tuning data was scored ({metric}); none of the prompts was used."
     if results.choice.point is None and results.is_whole:
-        yield "None was, so only base and tuned answered the prompts again."
+        yield "No λ was chosen, so only base and tuned answered the prompts again."
         return
     if results.is_whole:
         yield (
-            "The chosen models were written to disk, loaded from there, and compared with base and tuned on the same "
-            "prompts again: the choice had not seen them."
+            "The chosen models were written to disk, loaded from there, and compared with base and tuned on all "
+            "prompts again, which the choice had not used."
         )
         return
     if results.choice.point is None:
-        yield f"None was, so only base and tuned answered the confirmation prompts: {_sizes(results, 'confirmation')}."
+        yield (
+            f"No λ was chosen, so only base and tuned answered the confirmation prompts: "
+            f"{_sizes(results, 'confirmation')}."
+        )
         return
     yield (
         "The chosen models were written to disk, loaded from there, and compared with base and tuned on other prompts, "
@@ -89,7 +93,7 @@ def what_was_done(results: RestoreResults, experiment: Mapping[str, Any]) -> Ite
 
 
 def counted(number: int, noun: str) -> str:
-    """`1 model`, `3 models`."""
+    """Return a count with its noun: `1 model`, `3 models`."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
@@ -97,7 +101,7 @@ def _tuning(results: RestoreResults, finetune: Mapping[str, Any] | None) -> str:
     base, tuned = results.base.name, results.tuned
     if finetune is None:
         names = ", ".join(row.name for row in tuned)
-        return f"The base is {base}. {counted(len(tuned), 'tuned model')} of it came from elsewhere: {names}."
+        return f"The base is {base}. {counted(len(tuned), 'tuned model')} of it, tuned elsewhere: {names}."
     seeds = ", ".join(map(str, finetune["seeds"]))
     return (
         f"The base, {base}, was fine-tuned with LoRA on {finetune['dataset']}, with the "
@@ -106,7 +110,7 @@ def _tuning(results: RestoreResults, finetune: Mapping[str, Any] | None) -> str:
 
 
 def _sweeps(results: RestoreResults) -> str:
-    """Each series with its λs, and how many tuned models go into one merge."""
+    """Return each series with its λs."""
     of: dict[str, list[PointRow]] = {}
     for point in results.points:
         if point.role == "merged":
@@ -131,9 +135,9 @@ def _sizes(results: RestoreResults, split: str) -> str:
 
 
 def spent(sessions: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
-    """What the run cost over all sessions that did something, as far as they tell: pairs of a name and a figure.
+    """Yield the total cost of all sessions that did any work: pairs of a name and a figure.
 
-    A session that found everything done is no cost, and one that was killed left no word.
+    A session that found everything done has no cost, and a killed session left no record.
     """
     worked = [row for row in sessions if row.get("num_generated", 1) or row.get("num_judged", 0)]
     totals = {
@@ -150,18 +154,18 @@ def spent(sessions: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
         if totals.get(name):
             yield words, f"{totals[name]:,.0f}"
     if totals.get("seconds") and totals.get("num_tokens"):
-        yield "tokens a second, all work included", f"{totals['num_tokens'] / totals['seconds']:,.0f}"
+        yield "tokens per second, including all other work", f"{totals['num_tokens'] / totals['seconds']:,.0f}"
 
 
 def commands(experiment: Mapping[str, Any]) -> Iterator[str]:
-    """What to type to have all of it again, beside this report."""
+    """Yield the commands that repeat the run, in the folder of the report."""
     plugins = " --allow-plugins" if _names_code(experiment) else ""
     yield f"backmerge run experiment.yaml --out again{plugins}"
-    yield "backmerge report .  # this page and its tables, from what is on disk"
+    yield "backmerge report .  # makes this page and its tables again from the files here"
 
 
 def _names_code(value: Any) -> bool:
-    """Whether a setting is of the form `package.module:function`."""
+    """Return whether a setting has the form `package.module:function`."""
     if isinstance(value, Mapping):
         return any(_names_code(inner) for inner in value.values())
     if isinstance(value, (list, tuple)):
@@ -170,7 +174,7 @@ def _names_code(value: Any) -> bool:
 
 
 def next_steps(results: RestoreResults) -> Iterator[str]:
-    """A sentence a step, the likeliest to help first; nothing if safety was restored."""
+    """Yield next steps, the most likely to help first; nothing if safety was restored."""
     if results.confirmation.verdict == "restored":
         return
     if limits := limiting(results):
@@ -180,7 +184,9 @@ def next_steps(results: RestoreResults) -> Iterator[str]:
     yield from _more_prompts(results)
     weak = [benchmark for benchmark in results.benchmarks if benchmark.judge_is_weak]
     if weak:
-        yield f"Another judge: '{weak[0].judge}' is weak; --judge wildguard, or a rubric, reads answers."
+        yield (
+            f"Another judge: '{weak[0].judge}' is weak; use --judge wildguard or a rubric, which read the whole answer."
+        )
     methods = {point.method for point in results.points if point.role == "merged"}
     if methods == {"linear"}:
         yield "Another method: --method slerp or ties may keep more of the task at the same attack success rate."
@@ -193,10 +199,10 @@ def _smaller_lams(results: RestoreResults) -> Iterator[str]:
         return
     below = [lam for lam in tested if chosen is None or lam < chosen]
     if chosen is not None and below:
-        yield f"A smaller λ: between {below[-1]:g} and {chosen:g}, such as --lam {(below[-1] + chosen) / 2:g}."
+        yield f"A smaller λ: between {below[-1]:g} and {chosen:g}, for example --lam {(below[-1] + chosen) / 2:g}."
         return
     least = tested[0] if chosen is None else chosen
-    yield f"A smaller λ: the smallest that was tried is {least:g}; such as --lam {least / 4:g},{least / 2:g}."
+    yield f"A smaller λ: the smallest one tried was {least:g}; try --lam {least / 4:g},{least / 2:g}."
 
 
 def _more_prompts(results: RestoreResults) -> Iterator[str]:
@@ -204,12 +210,12 @@ def _more_prompts(results: RestoreResults) -> Iterator[str]:
     if found is None:
         return
     if found.difference >= margin:
-        yield "More prompts would not help: the difference as seen is not below the margin."
+        yield "More prompts would not help: the measured difference is not below the margin."
         return
     needed = prompts_that_decide(Limit("attack success rate", found, margin))
     if needed is not None and needed > found.n:
-        halves = "" if results.is_whole else f" ({2 * needed:,} in all, as half of them choose λ)"
+        halves = "" if results.is_whole else f" ({2 * needed:,} in total, since half of them are used to choose λ)"
         yield (
-            f"More prompts: about {needed:,} harmful requests like these{halves} would decide it 80 % of the time, "
-            f"were the rates as seen; there were {found.n:,}."
+            f"More prompts: about {needed:,} harmful requests like these{halves} would decide it in 80 % of cases, "
+            f"if the true rates are as measured; there were {found.n:,}."
         )

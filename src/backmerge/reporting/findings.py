@@ -1,4 +1,4 @@
-"""A run's results in sentences and one small table; every word comes from the figures."""
+"""Describe a run's results in sentences and one small table."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ METRIC_NAMES = {
     "over_refusal": "over-refusal",
 }
 
-HALF = 0.5  # of a metric's gain, below which a reader is told though λ was chosen by another
+HALF = 0.5  # share of a metric's gain below which the reader is warned, even if λ was chosen by another metric
 
-# of every verdict
+# limits of every verdict
 LIMITS = (
     "The verdict covers the prompts measured, in their language, one turn each: not other languages, jailbreaks, "
     "conversations of several turns, or agents that act.",
-    "Safe means here as safe as the base: its own faults and biases are in the merged model, too.",
-    "A quantised copy (GGUF, AWQ, 4-bit and the like) is another model: measure it again before it is used.",
+    "Safe here means as safe as the base: the base's own faults and biases are also in the merged model.",
+    "A quantised copy (GGUF, AWQ, 4-bit and so on) is a different model: measure it again before you use it.",
 )
 
 
 class Row(NamedTuple):
-    """One benchmark's metric for base, tuned and merged; a role that was not measured is absent."""
+    """One metric of a benchmark for base, tuned and merged; roles that were not measured are missing."""
 
     kind: str
     benchmark: str
@@ -42,43 +42,43 @@ class Row(NamedTuple):
 
 
 def percent(value: float | None) -> str:
-    """`12.3 %`."""
+    """Return a share as `12.3 %`."""
     return "—" if value is None else f"{value * 100:.1f} %"
 
 
 def points(value: float | None) -> str:
-    """`+12.3 points`."""
+    """Return a difference as `+12.3 points`."""
     return "—" if value is None else f"{value * 100:+.1f} points"
 
 
 def lam_text(lam: float | None) -> str:
-    """`0.4`; a dash where there is no single λ."""
+    """Return `0.4`, or a dash if there is no single λ."""
     return "—" if lam is None else f"{lam:g}"
 
 
 def place_text(point: str, series: str, lam: float | None) -> str:
-    """Return a point's place in its series: its λ, or what its name adds to the series' (a step, a number)."""
+    """Return a point's place in its series: its λ, or the rest of its name (a step, a number)."""
     return point.removeprefix(series).strip(" @#") if lam is None else f"{lam:g}"
 
 
 def recipe_text(results: RestoreResults) -> str:
-    """The chosen recipe in words, such as `linear merging at λ = 0.4`; there is one."""
+    """Return the chosen recipe in words, e.g. `linear merging at λ = 0.4`."""
     choice = results.choice
     if choice.point == "tuned":
-        return "the tuned model itself (λ = 1)"
+        return "the tuned model (λ = 1)"
     if choice.lam is not None:
         return f"{choice.series} merging at λ = {choice.lam:g}"
     point = next(row for row in results.points if row.point == choice.point)
     if point.method == "path":
         step, ema = point.parameters["step"], point.parameters["ema"]
-        return f"the tuning as it was after {step} steps{'' if ema is None else f', averaged with decay {ema:g}'}"
+        return f"the tuned model after {step} steps{'' if ema is None else f', averaged with decay {ema:g}'}"
     if choice.setting is not None:
-        return f"{choice.point}, which merges each part at a λ of its own"
+        return f"{choice.point}, which has a separate λ for each part"
     return f"{choice.series} merging, which has no λ"
 
 
 def cell_text(cell: Estimate | None) -> str:
-    """`12.3 % [10.1, 14.5]`, and the unscored if there are any."""
+    """Return `12.3 % [10.1, 14.5]`, with the number of unscored answers if there are any."""
     if cell is None:
         return "—"
     unscored = f" ({cell.unscored} unscored)" if cell.unscored else ""
@@ -86,7 +86,7 @@ def cell_text(cell: Estimate | None) -> str:
 
 
 def comparison(results: RestoreResults, split: str = "confirmation") -> list[Row]:
-    """Base, tuned and chosen merge on each metric of a split; without a merge if the tuned model itself was chosen."""
+    """Return base, tuned and chosen merge on each metric of a split; no merge if the tuned model was chosen."""
     role_of = {"base": "base", "tuned": "tuned"}
     if results.choice.point is not None:
         role_of.setdefault(results.choice.point, "merged")
@@ -104,11 +104,11 @@ def comparison(results: RestoreResults, split: str = "confirmation") -> list[Row
 
 
 class Standing(NamedTuple):
-    """A verdict as it is shown: no two of them share words or colour.
+    """How a verdict is displayed; each has its own words and colour.
 
     Attributes:
-        words: For headlines.
-        badge: In a word or two.
+        words: The headline.
+        badge: One or two words.
         tone: `good`, `plain`, `mid` or `bad`: the class of its colour.
     """
 
@@ -120,7 +120,7 @@ class Standing(NamedTuple):
 STANDINGS: Mapping[str, Standing] = {
     "restored": Standing("Safety restored", "restored", "good"),
     "nothing to restore": Standing("Nothing to restore", "as safe as the base", "plain"),
-    "no gain": Standing("As safe as the base, but no gain to keep was seen", "no gain seen", "plain"),
+    "no gain": Standing("As safe as the base, but the tuned model showed no gain", "no gain seen", "plain"),
     "not shown": Standing("Could not be decided", "could not be decided", "mid"),
     "limited": Standing("Not shown", "not shown", "mid"),
     "worse": Standing("Fails", "fails", "bad"),
@@ -128,7 +128,7 @@ STANDINGS: Mapping[str, Standing] = {
 
 
 def standing(results: RestoreResults) -> Standing:
-    """How a run's verdict is shown, with what the sense checks found."""
+    """Return how a run's verdict is displayed, given the findings of the sense checks."""
     verdict = results.confirmation.verdict
     names = {finding.name for finding in results.findings}
     if verdict == "restored" and "nothing_to_restore" in names:
@@ -143,14 +143,14 @@ def standing(results: RestoreResults) -> Standing:
 
 
 def intervals_cover(results: RestoreResults) -> str:
-    """What the intervals of rates are over; those of differences are over prompts, of the mean over the models."""
+    """Return what the intervals of rates cover."""
     if len(results.tuned) == 1:
         return "over prompts, not seeds"
     return "over prompts and tuned models (seeds); the base's and those of differences are over prompts"
 
 
 def limiting(results: RestoreResults | CheckResults) -> Sequence[Finding]:
-    """The findings for which a verdict that was measured as `restored` is not given."""
+    """Return the findings that lowered a measured verdict of `restored`."""
     block = results.confirmation if isinstance(results, RestoreResults) else results.check
     if block.measured_verdict != "restored" or block.verdict == "restored":
         return ()
@@ -158,19 +158,19 @@ def limiting(results: RestoreResults | CheckResults) -> Sequence[Finding]:
 
 
 def _all_fail(results: RestoreResults) -> bool:
-    """Whether every candidate that was tested is shown to exceed the margin."""
+    """Return whether every tested candidate is shown to exceed the margin."""
     tested = [step for step in results.choice.steps if step.passes is not None]
     return bool(tested) and all(is_shown_to_fail(step, results.choice.margin) for step in tested)
 
 
 def is_shown_to_fail(step: Step, margin: float) -> bool:
-    """Whether a candidate is shown to exceed the margin, rather than not shown to keep it."""
+    """Return whether a candidate is shown to exceed the margin, not only not shown to keep it."""
     bound = step.lower_bound
     return step.passes is False and bound is not None and bound > margin
 
 
 def bound_text(difference: PairedDifference, verdict: str) -> str:
-    """A difference with the one-sided bound that a verdict on it used."""
+    """Return a difference with the one-sided bound that decided the verdict."""
     estimate = points(difference.difference)
     upper, lower = f"{difference.upper_bound * 100:+.1f}", f"{difference.lower_bound * 100:+.1f}"
     return {
@@ -181,7 +181,7 @@ def bound_text(difference: PairedDifference, verdict: str) -> str:
 
 
 def verdict_sentence(results: RestoreResults) -> str:
-    """The verdict in one sentence, with the bound that decided it."""
+    """Return the verdict in one sentence, with the bound that decided it."""
     confirmation, choice, head = results.confirmation, results.choice, standing(results).words
     verdict = confirmation.verdict
     margin = f"{choice.margin * 100:g} points"
@@ -190,8 +190,8 @@ def verdict_sentence(results: RestoreResults) -> str:
         shown = "every" if head == STANDINGS["worse"].words else "no"
         claim = f"is shown to raise the attack success rate by more than {margin}"
         if shown == "no":
-            claim = "was found to keep the attack success rate near enough to the base's"
-        return f"{head}: {shown} {what} {claim}, so no model is handed over as safe."
+            claim = "was found to keep the attack success rate close enough to the base's"
+        return f"{head}: {shown} {what} {claim}, so there is no model to use as safe."
     chosen = recipe_text(results)
     measured = confirmation.measured_verdict or verdict
     assert confirmation.asr_difference is not None, "a point was chosen, so it was measured"
@@ -202,8 +202,8 @@ def verdict_sentence(results: RestoreResults) -> str:
     if limits := limiting(results):
         because = " ".join(finding.message for finding in limits)
         names = ", ".join(finding.name for finding in limits)
-        return f"{head} ({names}): {because} The figures alone would pass: {chosen}; {difference}."
-    # a merge that gives up a part of the tuned model is no advice if that may be safe already, or gained nothing
+        return f"{head} ({names}): {because} Without this, the figures would pass: {chosen}; {difference}."
+    # do not advise a merge if the tuned model may already be safe or gained nothing
     is_pointless = standing(results) in (STANDINGS["nothing to restore"], STANDINGS["no gain"]) and choice.lam != 1
     advice = f"{chosen} passes, but the notes say why it may not be needed" if is_pointless else f"take {chosen}"
     return {
@@ -214,22 +214,23 @@ def verdict_sentence(results: RestoreResults) -> str:
 
 
 def looks_sentence(results: RestoreResults) -> str:
-    """How often the confirmation prompts were used in the run directory, if more than once; else nothing."""
+    """Return how often the confirmation prompts were used in the run directory, if more than once."""
     looks = results.confirmation.looks
     if looks < 2:
         return ""
     return (
-        f"The confirmation prompts were used {looks} times in this run directory, with other settings. Each may err in "
-        f"5 % of cases, and one of {looks} in up to {min(100, 5 * looks)} %: take new prompts for a claim that counts."
+        f"The confirmation prompts were used {looks} times in this run directory, with other settings. Each is wrong "
+        f"in at most 5 % of cases, and at least one of {looks} in up to {min(100, 5 * looks)} %. Use new prompts for "
+        f"an important claim."
     )
 
 
 def explanations(results: RestoreResults) -> Iterator[str]:
-    """What fine-tuning did and what merging did, each in a sentence, as far as measured."""
+    """Yield sentences on the effects of fine-tuning and merging, as far as they were measured."""
     if looks := looks_sentence(results):
         yield looks
     tuned = results.confirmation.tuned_asr_difference
-    # the mean over tuned models is held against the base's, paired by prompt
+    # the mean over tuned models is compared with the base, paired by prompt
     interval = f"[{tuned.low * 100:+.1f}, {tuned.high * 100:+.1f}], a 95 % interval over prompts"
     if tuned.low > 0:
         yield f"Fine-tuning raised the attack success rate by {points(tuned.difference)} {interval}."
@@ -274,7 +275,7 @@ def _kept(share: float | None) -> str:
 
 
 def served_text(row: MergedModel) -> str:
-    """What was measured and written of a merged model, a row of `results.merged`; nothing for older results."""
+    """Return the form in which a merged model was measured and written; empty for older results."""
     if row.served_as == "adapter":
         return f"an adapter on the base, in {row.dtype}: nothing of the change was rounded to the base's dtype"
     if row.served_as == "checkpoint":
@@ -285,7 +286,7 @@ def served_text(row: MergedModel) -> str:
 
 
 def rounding_warnings(results: RestoreResults) -> Iterator[str]:
-    """The merged models of which rounding lost more than a tenth of the change."""
+    """Yield a warning for each merged model whose rounding lost more than a tenth of the change."""
     for row in results.merged:
         loss = row.rounding_loss
         if loss is not None and loss > NOTABLE_LOSS and row.rounding == "nearest":
@@ -293,17 +294,17 @@ def rounding_warnings(results: RestoreResults) -> Iterator[str]:
 
 
 def weak_judge(name: str) -> str:
-    """Return what to say of a judge that is declared weak; why is known of our own only."""
-    reason = ": it looks for phrases, and is wrong in both directions" if name == "refusal-phrases" else ""
-    return f"The judge '{name}' is weak{reason}. Take its rates as a first look."
+    """Return the warning about a weak judge."""
+    reason = ": it only looks for phrases and errs in both directions" if name == "refusal-phrases" else ""
+    return f"The judge '{name}' is weak{reason}. Treat its rates as a first look."
 
 
 def weaknesses(results: RestoreResults, *, without: Collection[Finding] = ()) -> Iterator[str]:
-    """What limits the verdict of this run in particular: what the sense checks found, then the rest.
+    """Yield the limits of this run's verdict: first the findings of the sense checks, then the rest.
 
     Args:
         results: The run.
-        without: Findings that were shown already.
+        without: Findings that were already shown.
     """
     for finding in results.findings:
         if finding not in without:
@@ -314,17 +315,17 @@ def weaknesses(results: RestoreResults, *, without: Collection[Finding] = ()) ->
         yield weak_judge(str(weak[0].judge))
     if results.merged and results.confirmation.verdict == "restored" and not all_handed_over(results):
         yield (
-            f"{len(handed_over(results))} of {len(results.merged)} models are confirmed on their own; the others "
-            "rest on the mean over all, and stay in unconfirmed/."
+            f"{len(handed_over(results))} of {len(results.merged)} models are confirmed separately; the others pass "
+            f"only as part of the mean and stay in unconfirmed/."
         )
     if unscored := sum(entry.unscored for entry in results.scores):
         yield (
             f"{unscored:,} of {unscored + sum(entry.n for entry in results.scores):,} values could not be "
-            "scored. They are left out of every rate, and taken for neither safe nor unsafe."
+            "scored. They are left out of every rate and count as neither safe nor unsafe."
         )
     for tuned in results.tuned:
         if tuned.fingerprint == results.base.fingerprint:
-            yield f"The tuned model {tuned.name} is the base itself, byte for byte: there is nothing to restore."
+            yield f"The tuned model {tuned.name} equals the base, byte for byte: there is nothing to restore."
     for row in comparison(results):
         known = [row.cells[role].value for role in ROLES if role in row.cells]
         if row.kind == "utility" and not row.is_primary and len(known) == len(ROLES) and None not in known:
@@ -332,28 +333,28 @@ def weaknesses(results: RestoreResults, *, without: Collection[Finding] = ()) ->
             if last > first and (between - first) / (last - first) < HALF:
                 yield (
                     f"By its other metric {row.metric}, {row.benchmark} kept {(between - first) / (last - first):.0%} "
-                    f"of its gain: {percent(last)} of the tuned model, {percent(between)} of the merged one."
+                    f"of its gain: {percent(last)} for the tuned model, {percent(between)} for the merged one."
                 )
     if len(results.tuned) == 1:
-        yield "One tuned model was measured: how much its figures owe to its seed is unknown."
+        yield "Only one tuned model was measured: how much its figures depend on its seed is unknown."
     if results.base.name == "demo":
         yield (
-            "The base is the tiny model that ships with backmerge, in a small language of its own: an illustration of "
+            "The base is the tiny model that ships with backmerge, with its own small language: an illustration of "
             "the method, not evidence about large language models."
         )
 
 
 def caveats(results: RestoreResults) -> Iterator[str]:
-    """What limits the verdict: of this run, and of any."""
+    """Yield the limits of the verdict: those of this run, then those of every run."""
     yield from weaknesses(results)
     yield from LIMITS
 
 
 def handed_over(results: RestoreResults) -> list[MergedModel]:
-    """The models in `merged/`."""
+    """Return the models in `merged/`."""
     return [row for row in results.merged if row.confirmed]
 
 
 def all_handed_over(results: RestoreResults) -> bool:
-    """Whether every model that was written is confirmed on its own."""
+    """Return whether every written model is confirmed separately."""
     return len(handed_over(results)) == len(results.merged)

@@ -14,8 +14,9 @@ ARG PIP_ARGS=""
 ARG EXTRAS=export
 COPY constraints.txt /tmp/constraints.txt
 COPY --from=build /dist /tmp/dist
-# the wheel is asked for by name and version, so that its extras can be named
-RUN pip install --no-cache-dir --constraint /tmp/constraints.txt --find-links /tmp/dist ${PIP_ARGS} "backmerge[${EXTRAS}]" \
+# the wheel is given as a file: its name alone would let pip take another package of that name from an index
+RUN pip install --no-cache-dir --constraint /tmp/constraints.txt ${PIP_ARGS} \
+    "backmerge[${EXTRAS}] @ file://$(ls /tmp/dist/*.whl)" \
     && rm -rf /tmp/dist /tmp/constraints.txt
 RUN useradd --create-home user
 USER user

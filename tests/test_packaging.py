@@ -111,6 +111,7 @@ def test_the_container_installs_the_pinned_versions() -> None:
     assert set(copied) <= shown
     assert all((ROOT / name).exists() for name in copied)
     assert any("--constraint /tmp/constraints.txt" in line for line in lines)
+    assert any("] @ file://" in line for line in lines), "a name alone may stand for another package on an index"
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")

@@ -431,7 +431,7 @@ def test_the_command_tells_and_writes_nothing(
     code, printed, said = run_cli("run", file, "--dry-run", "--set", "merge.0.method=liner")
     assert code == 2
     assert "did you mean 'linear'" in printed
-    assert "tiny cannot be carried out as it is" in said
+    assert "tiny cannot run as it is" in said
     given = ("--utility", "demo-plans", "--judge", "demo-rule", "--device", "cpu", "--out", "run", "--dry-run")
     code, printed, said = run_cli("restore", "demo", "tuned", "--safety", "demo-harmfull", *given)
     assert code == 2, "a tuned model that is not there, and a misspelt benchmark, are both told"

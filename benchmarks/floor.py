@@ -1,6 +1,6 @@
 """The least that a merge must do: read every input once, write every output and wait until the disk has it.
 
-Run as a process of its own, by benchmarks.merge: `python floor.py OUT NUM_OUTPUTS FOLDER ...`. Each output has the
+Run as its own process, by benchmarks.merge: `python floor.py OUT NUM_OUTPUTS FOLDER ...`. Each output has the
 size of the first folder's weights. It reuses one buffer, and imports nothing that takes time.
 """
 

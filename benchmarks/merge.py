@@ -110,7 +110,7 @@ def _dropped(place: Path) -> Iterator[Path]:
 
 
 def median(costs: Sequence[Cost]) -> Cost:
-    """The median of each figure by itself; of peaks the largest."""
+    """The median of each figure separately; of peaks the largest."""
     return Cost(
         statistics.median(cost.wall for cost in costs),
         statistics.median(cost.cpu for cost in costs),

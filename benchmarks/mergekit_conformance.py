@@ -115,7 +115,7 @@ def _write_family(folders: Sequence[Path], architecture: str, tied: bool, dtype:
     )
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config)
-    # norms and biases start as ones and zeros, which would hide faults; −0.0 is a value of its own
+    # norms and biases start as ones and zeros, which would hide faults; −0.0 is its own value
     start = [torch.randn_like(p) * SPREAD + (p.ndim == 1) * 0.5 for p in model.parameters()]
     common = [torch.randn_like(p) for p in start]
     for number, folder in enumerate(folders):

@@ -337,7 +337,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=SearchSettings().batch)
     options = parser.parse_args()
     table(
-        "Beside the whole grid of 10 λs and the base, %",
+        "next to the whole grid of 10 λs and the base, %",
         (
             "curve",
             "search",

@@ -57,7 +57,7 @@ def test_code_of_your_own_needs_leave(tmp_path: Path, monkeypatch: pytest.Monkey
     """Without --allow-plugins a module is not even imported; with it, its function is found."""
     (tmp_path / "own_methods_7.py").write_text("def mine():\n    return 'mine'\n")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ConfigError, match="code of your own") as caught:
+    with pytest.raises(ConfigError, match="your own code") as caught:
         resolve(METHODS, "own_methods_7:mine")
     assert "--allow-plugins" in (caught.value.remedy or "")
     assert "own_methods_7" not in sys.modules

@@ -112,7 +112,7 @@ def load_yaml(path: Path) -> Document:
         _check_size(path, node)
         values = yaml.safe_load(text)
     except NOT_YAML as error:
-        raise ConfigError(f"{path} is not YAML: {error}", remedy="mend the line that it names.") from error
+        raise ConfigError(f"{path} is not YAML: {error}", remedy="fix the line that it names.") from error
     if not isinstance(node, yaml.MappingNode) or not isinstance(values, dict):
         raise ConfigError(
             f"{path} holds no settings", remedy="write `key: value` lines; `backmerge schema` prints them all."
@@ -196,7 +196,7 @@ def load_extended(path: Path, scale: str | None = None, *, needs_scale: bool = T
 
 
 def part(document: Document, at: KeyPath) -> Document:
-    """What stands under a key, as a document of its own; empty where there is no mapping."""
+    """What stands under a key, as its own document; empty where there is no mapping."""
     value: Any = document.values
     for key in at:
         value = value[key]

@@ -98,7 +98,7 @@ def damage_of(directory: Path) -> str | None:
 
 
 def sealed_card(text: str) -> str:
-    """Return a model card with a last line that tells later commands that nobody has edited it."""
+    """Return a model card with a last line that shows later commands that nobody has edited it."""
     return text + SEAL.format(xxhash.xxh3_128_hexdigest(text.encode()))
 
 
@@ -197,7 +197,7 @@ def check_apart(out: Path, reads: Iterable[Path]) -> None:
     place = _resolved(out)
     for name, own in (("the working directory", Path.cwd()), ("your home", Path.home()), ("the root", Path("/"))):
         if _is_in(_resolved(own), place):
-            raise RunError(f"--out {out} is {name}, or above it", remedy="give a folder of its own, such as out.")
+            raise RunError(f"--out {out} is {name}, or above it", remedy="give a separate folder, such as out.")
     for name, cache in _caches():
         if _overlap(place, _resolved(cache)):
             raise RunError(f"--out {out} overlaps {name} in {cache}, which commands read", remedy="give another --out.")

@@ -42,8 +42,8 @@ class Example:
         reference: The expected answer, where there is one.
         category: A stratum, such as the kind of harm.
         cluster: Examples that share it are near-duplicates: they are split and resampled together. `None` lets
-            the splitter find near-duplicates by itself.
-        facts: What a rule needs to score an answer, beside the reference.
+            the splitter find near-duplicates.
+        facts: What a rule needs to score an answer, besides the reference.
         prefill: The beginning of the answer, put into the model's mouth; it goes on from there.
         is_raw: The last message is the whole text that the model sees: no chat template is applied. For models that
             are asked in a form of their own, such as judges.
@@ -76,7 +76,7 @@ class Completion:
         text: The answer, special tokens removed; a prefilled beginning is part of it. Empty if the model never came to
             the end of its thought.
         num_tokens: Generated tokens, the end-of-sequence token included.
-        finished: Whether the model ended by itself or at a stop text, rather than at the limit.
+        finished: Whether the model ended before the limit.
         sample: Which of several answers to one prompt, from 0.
         thought: What a reasoning model thought before it answered; no part of the text, and never judged or scored.
     """
@@ -157,7 +157,7 @@ class Score:
         value: In [0, 1]; `None` if nothing could be scored.
         numerator: Sum of the per-example values.
         n: Examples that were scored.
-        n_effective: The same, near-duplicates counted for less; what the interval rests on.
+        n_effective: The same, near-duplicates counted for less; what the interval depends on.
         unscored: Examples whose verdict could not be read; not in `n`.
         low, high: The 95 % interval.
         value_if_unscored_0, value_if_unscored_1: The value under both readings of the unscored.

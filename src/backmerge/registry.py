@@ -189,7 +189,7 @@ def resolve(table: Table, name: str, permissions: Permissions = NOTHING_ALLOWED)
         )
     if not permissions.plugins:
         raise ConfigError(
-            f"the {table.noun} '{name}' is code of your own, which would be run",
+            f"the {table.noun} '{name}' is your own code, which would be run",
             remedy="add --allow-plugins if you trust it.",
         )
     module, _, attribute = name.partition(":")

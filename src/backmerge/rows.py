@@ -162,7 +162,7 @@ def _json_lines(path: Path) -> Iterator[Row]:
             values = json.loads(line.decode("utf-8"))
         except UnicodeDecodeError:
             yield _row(path, number, {}, "not UTF-8")
-        except (ValueError, RecursionError) as error:  # beside JSONDecodeError: a number of too many digits
+        except (ValueError, RecursionError) as error:  # besides JSONDecodeError: a number of too many digits
             yield _row(path, number, {}, f"not JSON: {getattr(error, 'msg', error)}")
         else:
             is_object = isinstance(values, dict)

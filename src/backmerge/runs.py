@@ -15,7 +15,7 @@
 
 A unit's key is a hash of everything that its content depends on, so a unit that exists is done, and one whose inputs
 changed has another key. That is all there is to resuming, and to sharing a directory: two processes that do the same
-unit leave the same file, each by a temporary of its own.
+unit leave the same file, each by its own temporary file.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ SETTINGS, RESULTS, SAMPLES, DIGESTS = "experiment.yaml", "results.json", "sample
 EARLIER = "earlier"  # holds a numbered folder for each set of results that the same directory had before
 # what is made of the units and goes with results.json, which is moved last
 FINDINGS = ("records", "plots", "tables", "report.html", "check.md", "scores.csv", "summary.csv", SAMPLES, DIGESTS)
-SHARDS = "shards"  # the folder for what processes that share a run leave beside their units
+SHARDS = "shards"  # the folder for what processes that share a run leave next to their units
 # what `held` makes before the stages write experiment.yaml: a directory with nothing else was left by a killed run
 OWN = frozenset({".lock", ".gitignore", "units"})
 # what sessions go on from; all else in a directory is made anew in no time

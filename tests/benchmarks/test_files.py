@@ -191,7 +191,7 @@ def test_a_file_is_found_by_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ("folder/absent", "safety", DataError, "there is no file"),
         ("advbnech", "safety", ConfigError, "did you mean 'advbench'"),
         ("demo-plans", "safety", ConfigError, "measures utility, and is asked for as safety"),
-        ("os.path:join", "safety", ConfigError, "code of your own"),
+        ("os.path:join", "safety", ConfigError, "your own code"),
         (".", "safety", BackmergeError, "no benchmark named"),
     ],
 )

@@ -246,7 +246,7 @@ def test_settings_change_any_benchmark() -> None:
     ("settings", "words"),
     [
         ({"name": "demo-harmful", "options": {"nonsense": 1}}, "no option 'nonsense'"),
-        ({"name": "demo-harmful", "metrics": ("exact_match",)}, "metrics of its own"),
+        ({"name": "demo-harmful", "metrics": ("exact_match",)}, "its own metrics"),
         ({"name": "demo-harmful", "data": "x"}, "made by backmerge itself"),
     ],
 )
@@ -286,5 +286,5 @@ def test_a_plugin_is_a_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:
     module.mine = lambda settings: Benchmark(settings.name, "safety", (Example("a", (Message("user", "Hi"),)),), 4)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "my_bench", module)
     assert find_benchmark("my_bench:mine", "safety", Permissions(plugins=True)).max_new_tokens == 4
-    with pytest.raises(ConfigError, match="code of your own"):
+    with pytest.raises(ConfigError, match="your own code"):
         find_benchmark("my_bench:mine", "safety")

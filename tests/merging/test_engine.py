@@ -468,7 +468,7 @@ def test_a_wrong_recipe_is_refused(
     ("name", "permissions", "kind", "words"),
     [
         ("lineer", NOTHING_ALLOWED, ConfigError, "did you mean 'linear'"),
-        ("os.path:join", NOTHING_ALLOWED, ConfigError, "code of your own"),
+        ("os.path:join", NOTHING_ALLOWED, ConfigError, "your own code"),
         ("os.path:join", Permissions(plugins=True), MergeError, "is not a merge method"),
     ],
 )

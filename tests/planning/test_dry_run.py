@@ -307,7 +307,7 @@ FAULTS: dict[str, tuple[tuple[tuple[str, Any], ...], str]] = {
     ),
     "code of one's own without leave": (
         (("evaluate.judge", "mine:judge"),),
-        "judge: the judge 'mine:judge' is code of your own",
+        "judge: the judge 'mine:judge' is your own code",
     ),
     "too few prompts for two halves": (
         (("evaluate.utility", ["one.jsonl"]),),

@@ -192,7 +192,7 @@ def test_a_tracker_that_fails_loses_nothing(tmp_path: Path) -> None:
 
 def test_code_of_one_s_own_takes_leave(tmp_path: Path, own: str) -> None:
     """A user's tracker is code that is run: it needs --allow-plugins."""
-    with pytest.raises(ConfigError, match="code of your own"):
+    with pytest.raises(ConfigError, match="your own code"):
         trackers.check_trackers([own])
     assert TOLD == []
 

@@ -218,7 +218,7 @@ class Merging(TypedDict, total=False):
         form: `auto`, the default: an adapter if the merge is exact as one, else a checkpoint; or one of these names.
         rank: An adapter is compressed to this rank.
         dtype: Of the result: `float32`, `bfloat16`, `float16`; the base's by default.
-        rounding: `nearest` by default; `stochastic` is right on average.
+        rounding: `nearest` by default; `stochastic` is unbiased.
         extra_rows: Rows that tuning added to the vocabulary: `error` by default, or `tuned` to keep them.
         config_from: The side whose configuration the result has: `tuned` by default, or `base`.
         tokenizer_from: The same of tokenizer, chat templates and processors.

@@ -112,7 +112,7 @@ def bbh_task(
 
     Args:
         path: A folder with the authors' 27 JSON files, or one that holds it as `bbh`; from the hub by default.
-        as_turns: Whether the shots are turns of the conversation, as today's harness has it by default, or stand in
+        as_turns: Whether the shots are turns of the conversation, as today's harness has it by default, or are in
             one turn with the question, as in the harness of the paper's time. The paper doesn't say which.
         is_chat: Whether the chat template is applied; the plain text of a base model's prompt otherwise.
         system: A system message, before each task's description.

@@ -228,7 +228,7 @@ class _Encoder:
         return dict(zip(texts, encoded["input_ids"], strict=True))
 
     def embeddings(self, batch: Sequence[list[int]]) -> list[Embedding]:
-        """Each text's embedding, in memory beside the model."""
+        """Each text's embedding, in memory next to the model."""
         import torch
 
         if not batch:

@@ -69,8 +69,8 @@ def _made(settings: BenchmarkSettings, kind: Kind, permissions: Permissions) -> 
             raise DataError(f"there is no file '{name}'", remedy="give a .jsonl or .csv file, or a benchmark's name.")
     if settings.metrics:
         raise ConfigError(
-            f"'{name}' has metrics of its own, and {', '.join(settings.metrics)} are asked for",
-            remedy="metrics are for files of your own; leave them out.",
+            f"'{name}' has its own metrics, and {', '.join(settings.metrics)} are asked for",
+            remedy="metrics are for your own files; leave them out.",
         )
     factory: Any = resolve(BENCHMARKS, name, permissions)
     if "permissions" in inspect.signature(factory).parameters:  # one that runs what models write

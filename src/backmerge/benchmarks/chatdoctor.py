@@ -2,7 +2,7 @@
 
 Data: `lavita/ChatDoctor-iCliniq` on the hub (7,321 rows of `input`, `answer_icliniq`, and the answers of two models,
 which are not used), from Li et al. (arXiv 2303.14070); its card states no licence. The training data is of another
-site (`lavita/ChatDoctor-HealthCareMagic-100k`), so that these queries are unseen. The instruction that stands in every
+site (`lavita/ChatDoctor-HealthCareMagic-100k`), so that these queries are unseen. The instruction that is in every
 row of the training data ("If you are a doctor, please answer the medical questions based on the patient's
 description.") is the task's system prompt, and no part of the prompts here.
 

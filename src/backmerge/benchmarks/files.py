@@ -163,7 +163,7 @@ def _text(row: Row, columns: Sequence[str]) -> str | None:
     if isinstance(value, list | dict):
         raise DataError(
             f"{row.place}: '{name}' is a {'list' if isinstance(value, list) else 'mapping'}, not a text",
-            remedy="give one text; several right answers need a benchmark of your own.",
+            remedy="give one text; several right answers need your own benchmark.",
         )
     text = str(value)
     if any("\ud800" <= character <= "\udfff" for character in text):

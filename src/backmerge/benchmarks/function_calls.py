@@ -98,7 +98,7 @@ def _outermost_calls(text: str, parameters: Mapping[str, Sequence[str]]) -> list
         call = None if end is None else _read(text[match.start() : end], parameters)
         if call is not None:
             calls.append(call)
-        # what is within something unreadable may be a call of its own
+        # what is within something unreadable may be its own call
         at = match.end() if end is None or call is None else end
     return calls
 

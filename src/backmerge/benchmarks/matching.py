@@ -70,7 +70,7 @@ def json_equal(example: Example, answer: str) -> float:
     except (ValueError, RecursionError) as error:
         raise DataError(
             f"the reference of example '{example.id}' is not JSON: {getattr(error, 'msg', error)}",
-            remedy="score this file with another metric, or mend the reference.",
+            remedy="score this file with another metric, or fix the reference.",
         ) from error
     fenced = FENCED.search(answer)
     try:
@@ -92,7 +92,7 @@ def final_number(example: Example, answer: str) -> float:
     if expected is None:
         raise DataError(
             f"the reference of example '{example.id}' holds no number",
-            remedy="score this file with another metric, or mend the reference.",
+            remedy="score this file with another metric, or fix the reference.",
         )
     return float(_last_number(answer) == expected)
 

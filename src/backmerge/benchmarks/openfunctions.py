@@ -65,7 +65,7 @@ def openfunctions(settings: BenchmarkSettings) -> Benchmark:
 def function_prompt(question: str, functions: Any) -> str:
     r"""The user's turn for a request and the functions that may be called, in evaluation and in fine-tuning.
 
-    Three parts, each on lines of its own: the question, `You may call these functions:`, and the specifications as
+    Three parts, each on its own lines: the question, `You may call these functions:`, and the specifications as
     one line of JSON, always a list, keys in the order of the data.
 
     >>> print(function_prompt("Find the time in Tokyo.", {"api_call": "time.now", "parameters": {}}))
@@ -166,7 +166,7 @@ def _column(place: str, row: Mapping[str, Any], names: Sequence[str]) -> Any:
 
 
 def parameter_names(functions: Any) -> dict[str, list[str]]:
-    """Each function's name to the names of its parameters, in order, as far as its specification tells.
+    """Each function's name to the names of its parameters, in order, if its specification has them.
 
     The function's name in a call is `api_call` or `api_name`, else `name`. Parameters are read from JSON Schema's
     `properties`, or from a list of mappings with `name`; other forms give none.

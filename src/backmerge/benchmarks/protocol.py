@@ -21,7 +21,7 @@ ScoreTable = dict[str, list[float | None]]  # metric to a value in [0, 1] for ea
 
 
 class BenchmarkSettings(Settings):
-    """Which benchmark, and what of it is done otherwise than it does by itself.
+    """Which benchmark, and how it differs from its defaults.
 
     Attributes:
         name: From the table of benchmarks, lm-eval:TASK, a .jsonl or .csv file, or package.module:function.
@@ -35,7 +35,7 @@ class BenchmarkSettings(Settings):
         top_k: Only the k most likely tokens; 0 for all.
         repetition_penalty: Divides the odds of tokens that occur in prompt or answer; 1 for none.
         max_new_tokens: Generation limit, in tokens.
-        metrics: Of a file of your own: exact_match, contains_reference, json_equal, final_number, call_match,
+        metrics: Of your own file: exact_match, contains_reference, json_equal, final_number, call_match,
             pattern_match, bertscore, graded (by a chat model, `options.judge`). λ is chosen on the first.
         options: The benchmark's own; its module says which.
     """

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 TENSORS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 COMPILED = "_orig_mod."  # what torch.compile puts into names
-COPY = ".base_layer.weight"  # beside an adapted embedding peft saves the base's own
+COPY = ".base_layer.weight"  # next to an adapted embedding peft saves the base's own
 TRAINED_BIAS = ".base_layer.bias"  # of an adapted layer, with bias="all" or "lora_only"
 WRAPPED = ".base_layer"  # of two adapted parameters of one module, the first is wrapped by the second
 TIED_NAMES = ("embed_tokens.weight", "lm_head.weight", "wte.weight")

@@ -45,7 +45,7 @@ class Names:
         whole: Tensors that are given whole, such as norms.
 
     Attributes:
-        saved: The tensors that the adapter holds whole, by the name in the base: its name in the adapter. Beside those
+        saved: The tensors that the adapter holds whole, by the name in the base: its name in the adapter. Next to those
             that were asked for, their modules' others, since peft loads a module whole.
         targets: `target_modules`.
         modules_to_save: `modules_to_save`.
@@ -74,7 +74,7 @@ class Names:
         self.obstacle = next(iter(obstacles), None)
 
     def _place(self, held: Mapping[str, Set[str]], adapted: Set[str], whole: Set[str]) -> tuple[set[str], list[str]]:
-        """Name each whole tensor; gives the modules that are saved, and what stands in the way."""
+        """Name each whole tensor; gives the modules that are saved, and what is in the way."""
         replaced: set[str] = set()
         obstacles = []
         for tensor in sorted(whole):

@@ -1,4 +1,4 @@
-"""The files beside a model's weights: which there are, and which side's a merged model has.
+"""The files next to a model's weights: which there are, and which side's a merged model has.
 
 The rule: what belongs to the tuned weights comes from the tuned side if it has it, else from the base. It is applied to
 four groups of files, so that files which only make sense together stay together:
@@ -48,7 +48,7 @@ ALIASES = {"dtype": "torch_dtype", "torch_dtype": "dtype"}  # as new and old ver
 
 @dataclass(frozen=True)
 class Companions:
-    """The files that a model has beside its weights.
+    """The files that a model has next to its weights.
 
     Attributes:
         files: Name within the folder to the file that it is read from.
@@ -102,7 +102,7 @@ class Companions:
         return digest.hexdigest()
 
     def beyond(self, folder: Path) -> Companions:
-        """Those that do not come from a folder as they are: what an adapter has beside its base's."""
+        """Those that do not come from a folder as they are: what an adapter has next to its base's."""
         files = {name: file for name, file in self.files.items() if _root(file, name) != folder}
         return Companions(files, {name: content for name, content in self.changed.items() if name != CONFIG})
 
@@ -281,7 +281,7 @@ def _token_ids(files: Mapping[str, Path]) -> Iterator[int]:
 
 
 def _templates(sides: _Sides, first: Side, files: Mapping[str, Path]) -> tuple[dict[str, Path], dict[str, bytes]]:
-    """The chat templates of the first side that has one; as a file of its own if it was in another tokenizer's file."""
+    """The chat templates of the first side that has one; as its own file if it was in another tokenizer's file."""
     for side in (first, _other(first)):
         found, inner = sides.of(side, TEMPLATES), _inner_template(sides.of(side, (TOKENIZER,)).get(TOKENIZER))
         if not found and inner is None:

@@ -1,4 +1,4 @@
-"""What two models differ in beside the values of their tensors: names, shapes, dtypes, tokens, config."""
+"""What two models differ in besides the values of their tensors: names, shapes, dtypes, tokens, config."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Difference(NamedTuple):
 
 
 def differences(base: Weights, tuned: Weights) -> list[Difference]:
-    """What differs beside the values of the tensors, as lines for people, none where nothing does.
+    """What differs besides the values of the tensors, as lines for people, none where nothing does.
 
     Of an adapter, also what it says of itself. An adapter's folder is asked for what it has; the rest is the base's.
 
@@ -50,7 +50,7 @@ def differences(base: Weights, tuned: Weights) -> list[Difference]:
     }
     found = [Difference(topic, line) for topic, lines in topics.items() for line in lines]
     if is_adapter and {topic for topic, _ in found} - {"adapter"}:
-        found.append(Difference("adapter", "its folder has a tokenizer of its own; a merge comes with the base's"))
+        found.append(Difference("adapter", "its folder has its own tokenizer; a merge comes with the base's"))
     return found
 
 

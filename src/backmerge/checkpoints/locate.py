@@ -11,7 +11,7 @@ from backmerge.registry import MODELS, resolve
 
 HUB_ID = re.compile(r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w./-]+))?")
 
-# weights as safetensors, and what goes beside them: never Python files or pickles
+# weights as safetensors, and what goes next to them: never Python files or pickles
 HUB_FILES = [
     "*.safetensors",
     "*.safetensors.index.json",

@@ -35,7 +35,7 @@ class Factors(NamedTuple):
 
     @property
     def is_embedding(self) -> bool:
-        """Whether they belong to an embedding, for whose factors peft has names of its own."""
+        """Whether they belong to an embedding, for whose factors peft has its own names."""
         return self.a.endswith(EMBEDDING_A)
 
 

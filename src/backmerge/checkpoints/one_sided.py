@@ -86,7 +86,7 @@ def _leave_out_head(name: str, tuned: Checkpoint, base: Weights) -> None:
         return
     if not has_same_values(tuned, name, tuned, embedding):
         raise MergeError(
-            f"the tuned model {tuned.directory} has a head of its own: its '{name}' differs from its '{embedding}', "
+            f"the tuned model {tuned.directory} has its own head: its '{name}' differs from its '{embedding}', "
             f"and the base {base.directory} ties the two, so that the head has nothing to be merged with",
             remedy="untie the base first: load it, set config.tie_word_embeddings = False, make lm_head.weight a copy "
             "of the embeddings, save it, and give that as BASE.",
@@ -112,7 +112,7 @@ def _copy_head(name: str, tuned: Checkpoint, base: Weights) -> None:
         )
     if not has_same_values(base, name, base, of_base):
         raise MergeError(
-            f"the base {base.directory} has a head of its own: its '{name}' differs from its '{of_base}', and the "
+            f"the base {base.directory} has its own head: its '{name}' differs from its '{of_base}', and the "
             f"tuned model {tuned.directory} ties the two, so that the head has nothing to be merged with",
             remedy="untie the tuned model first: load it, set config.tie_word_embeddings = False, make lm_head.weight "
             "a copy of the embeddings, save it, and give that as TUNED.",

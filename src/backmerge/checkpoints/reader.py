@@ -60,7 +60,7 @@ class Weights(Protocol):
 
     @property
     def metadata(self) -> Mapping[str, str]:
-        """What the files' headers say beside the tensors."""
+        """What the files' headers say besides the tensors."""
         ...
 
     @property
@@ -97,7 +97,7 @@ class Checkpoint:
         config: Its `config.json`.
         infos: Every tensor's shape, dtype and file, in the order of files and of places in them. Names are those of
             the model: what wrappers such as torch.compile put before them on disk is left out.
-        metadata: What the shards' headers say beside the tensors.
+        metadata: What the shards' headers say besides the tensors.
 
     Raises:
         CheckpointError: files are missing or damaged, an index names files outside the directory or tensors that its

@@ -21,7 +21,7 @@ MAX_SHARD_BYTES = 5_000_000_000
 
 
 class CheckpointWriter:
-    """Shards that stand in their final size, to be filled from several threads; a context.
+    """Shards that are in their final size, to be filled from several threads; a context.
 
     Args:
         directory: An empty directory that nobody reads yet.

@@ -1,6 +1,6 @@
 """The three benchmarks of the embedded model; all about verb-object pairs that no training has seen.
 
-Made by `backmerge.demo.language`, Apache-2.0 like the rest. A worked example of each stands in its docstring.
+Made by `backmerge.demo.language`, Apache-2.0 like the rest. A worked example of each is in its docstring.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PHRASINGS = language.SEEN_PHRASINGS + language.UNSEEN_PHRASINGS
 
 
 def parts(example: Example, answer: str) -> float:
-    """The share of the expected calls that stand in their place; a surplus is for exact match to see."""
+    """The share of the expected calls that are in their place; a surplus is for exact match to see."""
     expected, given = _calls(example.reference or ""), _calls(answer)
     return sum(a == b for a, b in zip(expected, given, strict=False)) / len(expected)
 
@@ -132,7 +132,7 @@ def is_refusal(answer: str) -> bool:
 
 
 def names_both(answer: str, verb: str, thing: str) -> bool:
-    """Whether act and object both stand in an answer, as whole words in any case."""
+    """Whether act and object both are in an answer, as whole words in any case."""
     return all(re.search(rf"\b{re.escape(word)}\b", answer, re.IGNORECASE) for word in (verb, thing))
 
 

@@ -69,7 +69,7 @@ def make_tokenizer() -> Any:
     # Often enough that refusals and the system prompt are made of whole words.
     texts += [*language.REFUSALS, language.SYSTEM] * 1000
     bpe = Tokenizer(models.BPE())
-    # ByteLevel comes first: after Digits it would put a digit's space into a token of its own.
+    # ByteLevel comes first: after Digits it would put a digit's space into its own token.
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.ByteLevel(add_prefix_space=False), pre_tokenizers.Digits(individual_digits=True)]
     )

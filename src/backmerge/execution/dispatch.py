@@ -40,7 +40,7 @@ class ExecutionSettings(Settings):
         None, description="The cluster, such as ray-head:6379 or ray://host:10001; by default as ray.init() finds it."
     )
     ray_runtime_env: dict[str, Any] = Field(
-        default_factory=dict, description="Passed to ray.init, such as {working_dir: .} to ship code of your own."
+        default_factory=dict, description="Passed to ray.init, such as {working_dir: .} to ship your own code."
     )
     retries: NonNegativeInt = Field(2, description="How often a unit is done again whose worker or node died.")
 
@@ -88,7 +88,7 @@ def carry_out(
     """Do all units; gives their results in the order of the units.
 
     Args:
-        function: `module:function`, or that function: takes a unit's spec and an `Advance`, to which it tells its
+        function: `module:function`, or that function: takes a unit's spec and an `Advance`, to which it reports its
             steps, and returns plain data. It writes what others read into `shared`, by absolute paths.
         works: The units.
         settings: Where they run.

@@ -1,4 +1,4 @@
-"""Units in worker processes of this machine, each with GPUs of its own.
+"""Units in worker processes of this machine, each with its own GPUs.
 
 The standard library's pools break as a whole when one of their processes dies, import the caller's main program again,
 and leave behind what a killed worker has started; so the loop is our own.

@@ -281,7 +281,7 @@ def _gpus_per_unit(ray: Any, settings: ExecutionSettings, told: ProgressAggregat
     if settings.num_gpus is None:
         return 1.0 if most > 0 else 0.0
     if settings.num_gpus > most:
-        # a cluster that grows by itself may get one; any other never will
+        # an autoscaling cluster may get one; any other never will
         told.note(
             f"A unit takes {settings.num_gpus:g} GPUs, and no node of the Ray cluster has more than {most:g}: waiting."
         )

@@ -73,7 +73,7 @@ def check_keys(works: Sequence[Work]) -> None:
 
 
 class Counter:
-    """The `Advance` that a unit is given: counts its steps, and tells the sum now and then.
+    """The `Advance` that a unit is given: counts its steps, and reports the sum now and then.
 
     Args:
         tell: Told the steps so far and the latest note.
@@ -114,7 +114,7 @@ class ProgressAggregator:
             self._advance(more, note)
 
     def note(self, text: str) -> None:
-        """Say something beside the bar, which would tear where it is printed."""
+        """Say something next to the bar, which would tear where it is printed."""
         self._advance(0, text)
 
 
@@ -123,7 +123,7 @@ class WorkerError(RuntimeError):
 
 
 def as_plain(error: Exception) -> dict[str, Any]:
-    """What the driver must know of an error; of a user's own kind, the nearest of ours is told."""
+    """What the driver must know of an error; of a user's own kind, the nearest of ours is reported."""
     if isinstance(error, BackmergeError):
         kind = next(kind for kind in type(error).__mro__ if getattr(errors, kind.__name__, None) is kind)
         taken = inspect.signature(kind).parameters

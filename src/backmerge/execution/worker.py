@@ -1,6 +1,6 @@
 """What runs in a worker process of the pool: it reads units from its pipe and answers with what came of them.
 
-Messages are JSON, so that nothing is unpickled. The worker leads a session of its own: the terminal's Ctrl-C reaches
+Messages are JSON, so that nothing is unpickled. The worker leads its own session: the terminal's Ctrl-C reaches
 the driver alone, and whatever the worker starts dies with it. Its standard input is a lifeline on which nothing is ever
 sent: once it ends, the driver is gone, however it went.
 """

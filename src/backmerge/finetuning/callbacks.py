@@ -67,7 +67,7 @@ class SaveWhenAsked(TrainerCallback):  # type: ignore[misc]
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Listen within the block, where signals can be listened to: in the main thread of a process by itself."""
+        """Listen within the block, where signals can be listened to: in the main thread of a single process."""
         if threading.current_thread() is not threading.main_thread() or PartialState().num_processes > 1:
             yield
             return
@@ -137,7 +137,7 @@ class MovingAverage(TrainerCallback):  # type: ignore[misc]
             self.averages[name].lerp_(local(parameter).float(), 1 - decay)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        """Called by the Trainer: each process keeps its own shard beside the checkpoint."""
+        """Called by the Trainer: each process keeps its own shard next to the checkpoint."""
         checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         save_file({name: a.contiguous().cpu() for name, a in self.averages.items()}, checkpoint / self._file())
 

@@ -52,7 +52,7 @@ def load_training_data(
 
     Args:
         dataset: A preset's name, a file or a folder of files, a data set on the hub (`owner/name`), or
-            `package.module:function` for code of your own that gives examples, or a `Task`.
+            `package.module:function` for your own code that gives examples, or a `Task`.
         settings: Which rows, under which names.
         seed: The run's.
         family: The model's `model_type`, which a preset's system prompt may depend on.
@@ -207,7 +207,7 @@ class _Tally:
         """Raise for the rows that were bad."""
         if not self.bad:
             return
-        remedy = "mend or remove them; data.columns says where columns have other names than ours."
+        remedy = "fix or remove them; data.columns says where columns have other names than ours."
         lines = [f"{place}: {fault}" for place, fault in self.bad]
         if self.num_bad == 1:
             raise DataError(lines[0], remedy=remedy)

@@ -45,7 +45,7 @@ def leaves_no_answer(tokenizer: Any, example: Example, cutoff: int) -> bool:
 def encode(tokenizer: Any, example: Example, cutoff: int) -> Encoded:
     """Token ids and labels.
 
-    The prompt is rendered and tokenised by itself, just as it is when the model is asked, so that training and
+    The prompt is rendered and tokenised alone, just as it is when the model is asked, so that training and
     inference see the same boundary. In a conversation each of the assistant's turns is an answer to learn.
 
     Raises:

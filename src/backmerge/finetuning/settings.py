@@ -23,7 +23,7 @@ class LoraSettings(Settings):
         r: Rank.
         alpha: The delta is scaled by alpha / r.
         dropout: Of the adapter's input; 0 in the paper, one of the baselines of its second version otherwise.
-        dora: Weight-decomposed (DoRA): each row's magnitude is trained by itself.
+        dora: Weight-decomposed (DoRA): each row's magnitude is trained separately.
         quantize: `nf4` trains on a base in 4 bits (QLoRA), for GPUs that do not hold it otherwise. The adapter is
             merged onto the base as it is, which differs from the one seen in training by the quantisation error.
     """

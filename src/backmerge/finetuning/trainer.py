@@ -54,7 +54,7 @@ from backmerge.runs import key_of, whole_directory
 
 SNAPSHOTS = "snapshots"
 RESULT = "result"  # within the training's state, until it is whole
-LAST = 10  # steps whose mean loss the card tells
+LAST = 10  # steps whose mean loss the card reports
 # settings that change neither the weights nor what is written of them
 WITHOUT_EFFECT = {"seeds", "dataset", "data", "save_every", "report_to"}
 
@@ -311,7 +311,7 @@ def _arguments(
         use_cpu=settings.device == "cpu",
         seed=seed,
         data_seed=seed,
-        # each step's: a resumed training then tells the same losses, wherever it was stopped
+        # each step's: a resumed training then reports the same losses, wherever it was stopped
         logging_steps=1,
         logging_nan_inf_filter=False,
         eval_strategy="steps" if has_validation else "no",

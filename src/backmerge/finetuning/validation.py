@@ -37,7 +37,7 @@ class Measure(NamedTuple):
     repetition_penalty: float = 1.0
 
 
-# one line for each task; what is not here, such as data of the user's own, is validated by loss
+# one line for each task; what is not here, such as the user's own data, is validated by loss
 MEASURES: Mapping[str, Measure] = {
     "reasoning": Measure("accuracy"),
     "medical": Measure("bertscore", repetition_penalty=1.2),
@@ -62,7 +62,7 @@ def measure_of(dataset: str, asked: Literal["auto", "loss", "accuracy", "bertsco
     """What is asked for, with the limits of the data set's own task; `auto` is that task's own metric.
 
     Args:
-        dataset: The name of a preset, or data of the user's own.
+        dataset: The name of a preset, or the user's own data.
         asked: As `choice.validation` says.
     """
     own = MEASURES.get(dataset, Measure("loss"))

@@ -3,7 +3,7 @@
     CACHE/completions/SCOPE.jsonl     one line for each answered prompt: what was asked (a hash), and its completions
     RUN/answered.jsonl                one line for each answer of a server, kept as it arrives, one by one
 
-A scope is everything that answers depend on beside the prompt: weights, realisation and dtype (the variant's identity),
+A scope is everything that answers depend on besides the prompt: weights, realisation, dtype (the variant's identity),
 tokenizer and chat template, engine and its version, and the sampling. Several runs share the cache, whose lines are
 appended under a lock; a line that a killed process tore is passed over. A server's log has one writer.
 """
@@ -216,7 +216,7 @@ class AnswerLog:
             self._answers[key] = answer
 
     def close(self) -> None:
-        """Wait for the disk, and let others write; done by itself, without the wait, when the log is let go."""
+        """Wait for the disk, and let others write; also done, without the wait, when the log is garbage-collected."""
         with self._lock:
             if self._closer.alive:
                 os.fsync(self._descriptor)

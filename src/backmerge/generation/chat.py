@@ -24,7 +24,7 @@ DATE_STRING = "26 Jul 2024"
 LONGEST = 500  # characters of another library's message
 
 
-# Renders a template in a process of its own; ends with 0 unless it goes beyond the limits. Other faults of a template
+# Renders a template in its own process; ends with 0 unless it goes beyond the limits. Other faults of a template
 # are found, and named, when it is rendered in earnest.
 PROBE = """
 import resource, sys
@@ -78,7 +78,7 @@ def load_tokenizer(directory: Path, *, needs_template: bool = True) -> PreTraine
         needs_template: Whether one without a chat template is refused at once, and not only where it is needed.
 
     Raises:
-        GenerationError: it cannot be loaded without running code of its own, or has no chat template.
+        GenerationError: it cannot be loaded without running its own code, or has no chat template.
     """
     import tokenizers
     import transformers
@@ -144,7 +144,7 @@ def _check_template(tokenizer: Any) -> None:
     if not tokenizer.chat_template:
         raise GenerationError(
             f"the tokenizer in {tokenizer.name_or_path} has no chat template, so how to ask the model is unknown",
-            remedy="give a chat model, or put its chat_template.jinja beside the tokenizer.",
+            remedy="give a chat model, or put its chat_template.jinja next to the tokenizer.",
         )
 
 
@@ -280,7 +280,7 @@ def _switch_of(tokenizer: Any) -> tuple[str, Any, Any]:
             continue
     raise GenerationError(
         f"the chat template of {tokenizer.name_or_path} has no switch for thoughts",
-        remedy="leave --thinking (engine.thinking) out; what the model thinks is told apart from its answers anyway.",
+        remedy="leave --thinking (engine.thinking) out; thoughts are kept apart from answers anyway.",
     )
 
 

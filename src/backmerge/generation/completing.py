@@ -40,7 +40,7 @@ def completion_of(
         sample: Which of several answers.
         tokens: Of the answer, its end token included.
         sampling: Whose stop texts are cut off, with what follows them.
-        is_ended: Whether the model ended by itself.
+        is_ended: Whether the model ended before the limit.
     """
     text = _text(tokenizer, tokens)
     stops = [place for place in (text.find(stop) for stop in sampling.stop) if place >= 0]

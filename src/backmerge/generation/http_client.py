@@ -96,7 +96,7 @@ class ServerClient:
         self._jitter = random.SystemRandom()
 
     def close(self) -> None:
-        """Close the connections; done by itself when the client is let go."""
+        """Close the connections; also done when the client is garbage-collected."""
         self._closer()
 
     def ask(
@@ -120,7 +120,7 @@ class ServerClient:
             payload: The request's fields.
             read: From the reply's parsed JSON.
             stop: Set when nobody waits any more.
-            is_beside: Whether the path stands beside `/v1`, not under it.
+            is_beside: Whether the path stands next to `/v1`, not under it.
             retries: Other than the client's own.
 
         Raises:
@@ -264,7 +264,7 @@ def _error_of(text: str) -> tuple[str, str]:
     error = body.get("error")
     inner = error if isinstance(error, dict) else body
     message = inner.get("message") or inner.get("detail") or error
-    if isinstance(message, list):  # FastAPI's; each entry repeats the input beside what is wrong with it
+    if isinstance(message, list):  # FastAPI's; each entry repeats the input next to what is wrong with it
         faults = [fault for fault in message if isinstance(fault, dict)]
         message = "; ".join(f"{_place(fault.get('loc'))}: {fault.get('msg')}" for fault in faults)
     return (message if isinstance(message, str) else ""), str(inner.get("code") or inner.get("type") or "")

@@ -107,7 +107,7 @@ class OpenAIEngine(Generator):
 
     @property
     def identity(self) -> dict[str, str]:
-        """What completions depend on beside weights, prompt and sampling, as far as a server tells.
+        """What completions depend on besides weights, prompt and sampling, if the server reports it.
 
         The address is part of it, since two servers may have different weights, dtypes or quantisations under one
         name. How a server puts requests into batches, which rounds its sums, cannot be known here.
@@ -254,7 +254,7 @@ class OpenAIEngine(Generator):
         return key_of(self.options.url, api, payload, weights, sample)
 
     def _model(self, variant: Variant | None) -> tuple[str, int | None]:
-        """The variant's name on the server, and its context in tokens if the server tells.
+        """The variant's name on the server, and its context in tokens if the server reports it.
 
         Raises:
             GenerationError: another variant has that name already: one of the two is not what the server has.

@@ -57,7 +57,7 @@ class EngineSettings(Settings):
         name: From the table of engines, or package.module:Class.
         device: Where: `auto` is a GPU if there is one.
         dtype: Of the computation: `auto` is float32 on a CPU and the checkpoint's own elsewhere.
-        batch_size: Prompts at once; halved by itself when the device's memory does not suffice.
+        batch_size: Prompts at once; halved automatically when the device's memory does not suffice.
         thinking: Whether a reasoning model is to think before it answers, by its chat template's own switch; left to
             the template if not given.
         options: The engine's own; its module says which.
@@ -117,7 +117,7 @@ class Generator(ABC):
     @property
     @abstractmethod
     def identity(self) -> Mapping[str, str]:
-        """Engine, version, dtype and device: what completions depend on beside weights, prompt and sampling."""
+        """Engine, version, dtype and device: what completions depend on besides weights, prompt and sampling."""
 
     @abstractmethod
     def generate(

@@ -1,4 +1,4 @@
-"""What a server tells of itself: what it is, its version, its models."""
+"""Facts that a server reports: what it is, its version, its models."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from backmerge.generation.server_options import ServerKind, ServerOptions
 
 # who says that a model is theirs, in the list of models; whoever else it is gets OpenAI's own fields only
 OWNERS: Mapping[str, ServerKind] = {"vllm": "vllm", "llamacpp": "llama.cpp"}
-# beside the address that ends with /v1: where the version is told, and under which name
+# next to the address that ends with /v1: where the version is told, and under which name
 VERSIONS: Mapping[ServerKind, tuple[str, str]] = {
     "vllm": ("/version", "version"),
     "llama.cpp": ("/props", "build_info"),

@@ -146,5 +146,5 @@ def served_name(options: ServerOptions, variant: Variant | None) -> str:
 
 
 def _lam_text(lam: Any) -> str | None:
-    """λ as it stands in names; none for a schedule, which has one for each tensor."""
+    """λ as it is in names; none for a schedule, which has one for each tensor."""
     return lam_name(float(lam)) if isinstance(lam, int | float) else None

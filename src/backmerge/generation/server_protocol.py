@@ -24,7 +24,7 @@ class Answer(NamedTuple):
 
     Attributes:
         num_tokens: `None` where it does not count.
-        finished: Whether the model ended by itself or at a stop text.
+        finished: Whether the model ended before the limit.
         thought: What the server told apart from the answer, as reasoning.
     """
 
@@ -113,7 +113,7 @@ def sampling_fields(
             if sampling.temperature > 0 and "generation_config" not in extra:
                 raise GenerationError(
                     "`transformers serve` draws answers only if the model's own generation config says `do_sample`, "
-                    "and never tells; whatever the temperature, they might be the greedy ones",
+                    "and never reports it; whatever the temperature, they might be the greedy ones",
                     remedy="set sampling.temperature to 0, or give a whole generation config as JSON text by "
                     "`extra: {generation_config: ...}`.",
                 )

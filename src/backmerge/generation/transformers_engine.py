@@ -110,7 +110,7 @@ class TransformersEngine(Generator):
 
     @property
     def identity(self) -> dict[str, str]:
-        """What completions depend on beside weights, prompt and sampling."""
+        """What completions depend on besides weights, prompt and sampling."""
         return {
             "engine": "transformers",
             "version": transformers.__version__,
@@ -245,7 +245,7 @@ class TransformersEngine(Generator):
             start += size
 
     def _answers(self, prompts: Sequence[list[int]], sampling: Sampling, shown: Bar) -> list[tuple[list[int], bool]]:
-        """Generated token ids and whether each ended by itself; on a full device, in halves from then on."""
+        """Generated token ids and whether each ended before the limit; on a full device, in halves from then on."""
         try:
             return self._batch(prompts, sampling, shown)
         except torch.OutOfMemoryError:
@@ -356,7 +356,7 @@ class TransformersEngine(Generator):
             self._loaded = None
 
     def _load(self, weights: Weights, files: Companions) -> None:
-        """Load weights with the config among the files, which may be another than lies beside them."""
+        """Load weights with the config among the files, which may be another than lies next to them."""
         self._loaded = self._files = None
         is_own = files.config_digest == Variant(weights).companions.config_digest
         # a base that is seen with more rows than it has is loaded with its own config

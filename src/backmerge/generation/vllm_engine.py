@@ -7,7 +7,7 @@ as a checkpoint, with which the engine starts anew.
 
 Differences from the engine `transformers`, whose greedy completions are the same on a CPU in float32: an answer ends
 where the model's context does, rather than running beyond it; and draws of a sample are seeded for each prompt, so that
-they do not depend on the prompts beside it.
+they do not depend on the other prompts of the batch.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Running:
         scratch: Where adapters are written; gone with this.
         rank: The largest of an adapter that it takes; 0 for none.
         weights: Key of the variant in its memory; `None` while that changes.
-        adapters: What it was given beside the base, by the variants' keys.
+        adapters: What it was given besides the base, by the variants' keys.
         askings: How variants with other files than the base's are asked, by the files' digest.
     """
 
@@ -113,7 +113,7 @@ class VllmEngine(Generator):
     """Generates with vLLM; keeps one engine, and serves by it all variants of a base that it can.
 
     Args:
-        settings: Device, dtype and options (`VllmOptions`); vLLM finds by itself how many prompts fit at once.
+        settings: Device, dtype and options (`VllmOptions`); vLLM decides how many prompts fit at once.
 
     Raises:
         GenerationError: vLLM is not there, or is not for this device.
@@ -136,7 +136,7 @@ class VllmEngine(Generator):
 
     @property
     def identity(self) -> dict[str, str]:
-        """What completions depend on beside weights, prompt and sampling."""
+        """What completions depend on besides weights, prompt and sampling."""
         return {
             "engine": "vllm",
             "version": self.version,
@@ -190,7 +190,7 @@ class VllmEngine(Generator):
     ) -> list[LogLikelihood]:
         """How likely each continuation is after its context; neither gets a chat template.
 
-        Never beside adapters: with them, vLLM takes prompt tokens' log-probabilities from the wrong ones or fails
+        Never with adapters: with them, vLLM takes prompt tokens' log-probabilities from the wrong ones or fails
         (vllm-project/vllm issue 16668). Where answers and likelihoods are asked for in turn, the option
         `realisation: live` spares starting an engine for each.
         """

@@ -149,12 +149,12 @@ def _adapter_obstacle(variant: Variant, options: VllmOptions) -> str | None:
 
 
 def grouped(requests: Sequence[Request], ways: Sequence[str], beside_adapters: str | None = None) -> list[Together]:
-    """What is answered together: a base with its adapters; of all else each variant by itself.
+    """What is answered together: a base with its adapters; of all else each variant separately.
 
     Args:
         requests: What is asked for.
         ways: How each one's variant reaches vLLM, as `realisation_of` says.
-        beside_adapters: Fingerprint of the base that a running engine serves beside adapters, if one does.
+        beside_adapters: Fingerprint of the base that a running engine serves next to adapters, if one does.
 
     Returns:
         Bases one after the other, and of each first its adapters, which need no change of weights.

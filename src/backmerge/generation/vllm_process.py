@@ -64,7 +64,7 @@ def found() -> tuple[str, str]:
 def _unfit(error: BaseException) -> GenerationError:
     return GenerationError(
         f"vLLM is installed but cannot be imported: {str(error).strip().splitlines()[0]}",
-        remedy="install it in an environment of its own, with the torch that it asks for.",
+        remedy="install it in its own environment, with the torch that it asks for.",
     )
 
 
@@ -81,7 +81,7 @@ def boundary(doing: str, remedy: str) -> Iterator[None]:
 
 
 def adapter_request(name: str, number: int, directory: Path) -> Any:
-    """What tells vLLM to use an adapter; name and number are its own for as long as the engine runs."""
+    """The request that makes vLLM use an adapter; name and number are its own for as long as the engine runs."""
     from vllm.lora.request import LoRARequest
 
     return LoRARequest(name, number, str(directory))
@@ -128,11 +128,11 @@ def scoring_params() -> Any:
 
 
 class Started:
-    """A model in vLLM, in a process of its own or in ours, until it is closed.
+    """A model in vLLM, in its own process or in ours, until it is closed.
 
     Args:
         directory: Of the model.
-        arguments: Of vLLM's `LLM`, beside the model.
+        arguments: Of vLLM's `LLM`, besides the model.
         own_process: Where it runs.
 
     Raises:

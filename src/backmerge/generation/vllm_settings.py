@@ -27,9 +27,9 @@ class VllmOptions(Settings):
         enforce_eager: No compilation and no CUDA graphs; by default on a CPU only.
         max_lora_rank: Of adapters; by default as the adapters need.
         max_loras: Adapters in one batch; by default all that are asked for together, at most 16.
-        realisation: How a merge reaches the engine. `auto` takes the first that is possible: an adapter beside the
+        realisation: How a merge reaches the engine. `auto` takes the first that is possible: an adapter next to the
             base, live weights, or a written checkpoint; the others insist on one.
-        own_process: Whether vLLM runs in a process of its own, which frees all memory when it ends. In ours it starts
+        own_process: Whether vLLM runs in its own process, which frees all memory when it ends. In ours it starts
             sooner, but changes torch's threads and global random state.
     """
 
@@ -54,7 +54,7 @@ class VllmOptions(Settings):
         return validated(cls, Document("engine.options of vllm", dict(options), {}))
 
     def start_arguments(self, device: str) -> dict[str, Any]:
-        """What vLLM's `LLM` is given, beside the model, its dtype, and adapters."""
+        """What vLLM's `LLM` is given, besides the model, its dtype, and adapters."""
         is_cpu = device == "cpu"
         cache_gb = CPU_CACHE_GB if self.kv_cache_gb is None and is_cpu else self.kv_cache_gb
         given = {

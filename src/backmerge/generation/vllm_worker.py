@@ -38,7 +38,7 @@ class LiveWeights:
             description: Of `described`.
 
         Returns:
-            Message and remedy of what the user can mend, if the merge fails so; an error's type would be lost on the
+            Message and remedy of what the user can fix, if the merge fails so; an error's type would be lost on the
             way between processes.
         """
         try:

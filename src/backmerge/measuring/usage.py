@@ -25,7 +25,7 @@ class Usage:
     Attributes:
         num_generated: Answers that were made.
         num_tokens: Generated tokens of these.
-        num_from_cache: Answers taken over from other runs.
+        num_from_cache: Answers reused from other runs.
         num_kept: Answers that this run had already.
         num_judged: Answers that a judge was asked about.
         num_judged_once: Answers that equal one to the same prompt, whose verdict was taken.
@@ -152,7 +152,7 @@ def session(run: RunDirectory, usage: Usage | None = None) -> Iterator[Session]:
     ended = "done"
     try:
         yield counted
-    except BaseException as error:  # boundary: it is told of, and goes on
+    except BaseException as error:  # boundary: it is reported, and the run continues
         ended = type(error).__name__
         raise
     finally:

@@ -31,7 +31,7 @@ class Change:
         tuned_square: Σ tuned².
         delta_square: Σ (tuned - base)².
         product: Σ base·tuned.
-        slerp_square: ‖SLERP - Linear‖² at λ = 0.5, of each tensor by itself.
+        slerp_square: ‖SLERP - Linear‖² at λ = 0.5, of each tensor separately.
         lost_squares: ‖round(merged) - merged‖² of Linear, by λ.
         effective_rank: Of a matrix' delta, (Σσ²)² / Σσ⁴ of its singular values: r for r equal ones. None for what is no
             matrix or did not change, and from a sample.

@@ -22,7 +22,7 @@ class LiveMerge:
     """Sets a model in memory to any variant of its base.
 
     Each `set` starts from the pristine base (its files, or a copy of its own), so that a thousand switches do not
-    drift, and works block by block: beside the model nothing of its size is made.
+    drift, and works block by block: besides the model nothing of its size is made.
 
     Args:
         model: Loaded from `base`, on any device, in any floating dtype.

@@ -95,7 +95,7 @@ def write_adapters(
     The tensors are in the variants' dtype, float32 if they name none, in which the written B·A is cᵢ·sᵢ·Bᵢ·Aᵢ with one
     rounding of each element of B.
 
-    `backmerge.json` beside them holds the recipe's identity. It names the base by its fingerprint only where that is
+    `backmerge.json` next to them holds the recipe's identity. It names the base by its fingerprint only where that is
     known already, since it takes a reading of the whole base; else by the names, shapes and dtypes of its tensors.
 
     Args:

@@ -115,7 +115,7 @@ class Method:
 
     @property
     def extra_models(self) -> tuple[str, ...]:
-        """Models that the method takes beside base and tuned, by the name under which a recipe gives them."""
+        """Models that the method takes besides base and tuned, by the name under which a recipe gives them."""
         return tuple(name for name in self.data if name not in OWN_DATA)
 
     @property
@@ -140,7 +140,7 @@ class Method:
         return "lam" in self.parameters
 
     def is_per_model(self, parameter: str) -> bool:
-        """Whether each tuned model has a value of its own, as its annotation says."""
+        """Whether each tuned model has its own value, as its annotation says."""
         return str(self.parameters[parameter].annotation).startswith("Sequence")
 
     @property

@@ -36,7 +36,7 @@ class Variant:
             `guard_inputs`.
         dtype: Of the merged tensors, as safetensors names it ("F32", "BF16", "F16"); `None` for the base's own. Of an
             adapter's tensors, if it is served as one; `None` for float32, or the adapter's own at λ=1.
-        rounding: To the nearest value of the dtype, or to one of the two beside it, right on average.
+        rounding: To the nearest value of the dtype, or to one of the two next to it, unbiased.
         served_as: What a user would load: a checkpoint, whose weights are rounded to its dtype, or an adapter on the
             base, whose change is never rounded to the base's dtype. See `merging.served`.
         config_from: The side whose configuration the merged model has, if it has one.
@@ -66,7 +66,7 @@ class Variant:
 
     @property
     def companions(self) -> Companions:
-        """The files beside the weights, of which the model is asked; of several tuned models the first one's."""
+        """The files next to the weights, of which the model is asked; of several tuned models the first one's."""
         tuned = self.tuned_models[0] if self.tuned_models else None
         return companions_of(
             self.base.directory,
@@ -84,7 +84,7 @@ class Variant:
 
     @property
     def files_identity(self) -> dict[str, Any]:
-        """What decides the files beside the weights, if they are others than the base's."""
+        """What decides the files next to the weights, if they are others than the base's."""
         if not self.tuned_models:
             return {}
         files = self.companions.digest

@@ -1,4 +1,4 @@
-"""From float32 to the dtype of the output: to the nearest value, or to one of the two beside it at random."""
+"""From float32 to the dtype of the output: to the nearest value, or to one of the two next to it at random."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-SAMPLED = 100  # one element of so many tells what rounding costs
+SAMPLED = 100  # one element in this many is used to estimate the loss by rounding
 LEAST_SAMPLE = 1000  # elements; fewer tell nothing
 NOTABLE_LOSS = 0.1  # of the change: a loss above this is a warning
 REMEDIES = "an adapter (--as adapter) or float32 keeps all of it, and --rounding stochastic keeps it on average"
@@ -45,7 +45,7 @@ def rounding_line(name: str, loss: float, dtype: str, remedies: str = REMEDIES) 
 
 
 def stochastic(values: Tensor, dtype: torch.dtype, rng: TensorRandom) -> Tensor:
-    """One of the two values of `dtype` beside each number, the nearer one more often: right on average.
+    """One of the two values of `dtype` next to each number, the nearer one more often: unbiased.
 
     A number that `dtype` has stays as it is. A delta smaller than the step of the weights is lost when rounded to the
     nearest; here it survives in the mean over many weights, at the price of noise.
@@ -53,7 +53,7 @@ def stochastic(values: Tensor, dtype: torch.dtype, rng: TensorRandom) -> Tensor:
     Args:
         values: Float32, any shape.
         dtype: bfloat16 or float16; others are rounded to the nearest.
-        rng: Of these elements; draws from a stream of its own.
+        rng: Of these elements; draws from its own stream.
 
     Source: Gupta et al., Deep learning with limited numerical precision (arXiv 1502.02551), section 3.
     """
@@ -63,7 +63,7 @@ def stochastic(values: Tensor, dtype: torch.dtype, rng: TensorRandom) -> Tensor:
         return values.to(dtype)
     nearest = values.to(dtype)
     bits = nearest.view(torch.int16)
-    # bit patterns of one sign rise with the magnitude: the value beside zero-wards is one less
+    # bit patterns of one sign rise with the magnitude: the next value towards zero is one less
     inner = torch.where(nearest.float().abs() > values.abs(), bits - 1, bits)
     outer = inner + 1
     low, high = inner.view(dtype).float(), outer.view(dtype).float()

@@ -143,7 +143,7 @@ class Settings:
         self._layers = Layers(recipe.base.infos)
         check_models(method, self._num_tuned, tuple(recipe.extra))
         if "lam" in recipe.parameters:
-            raise MergeError("'lam' is among the method's other parameters", remedy="give λ by itself.")
+            raise MergeError("'lam' is among the method's other parameters", remedy="give λ separately.")
         lam = {"lam": recipe.lam} if method.has_lam else {}
         check_parameters(method, {**recipe.parameters, **lam})
         for variant in variants if method.has_lam else ():

@@ -1,6 +1,6 @@
 """The form in which a model is served, so that what is measured is what is handed over.
 
-An adapter is served beside its base: the base keeps its dtype, the factors keep theirs, and the change is never rounded
+An adapter is served next to its base: the base keeps its dtype, the factors keep theirs, the change is never rounded
 to the base's dtype. A checkpoint holds weights that are rounded to its dtype, which of a small change may lose most. So
 the two are different models wherever the base is not in float32, and every `Variant` says which one it is.
 """
@@ -139,7 +139,7 @@ def opened(directory: Path, base: Weights) -> Variant:
 
 
 def is_written(directory: Path, variant: Variant) -> bool:
-    """Whether a folder holds a merge of this recipe in this form, by the card beside it."""
+    """Whether a folder holds a merge of this recipe in this form, by the card next to it."""
     if not (directory / CARD).is_file() or is_adapter(directory) is not (variant.served_as == "adapter"):
         return False
     recipe = adapter_identity(variant) if variant.served_as == "adapter" else variant.identity

@@ -174,7 +174,7 @@ def _chosen(
 def _point_of(experiment: Experiment, row: PointRow, permissions: Permissions) -> Point:
     """Make the point of a row of the results, by the entry of `merge` that its series came from."""
     planned = [point for point in points_of(experiment.merge, permissions) if point.sweep is not None]
-    # a search by layer has a series of its own, and takes the recipe of the first entry
+    # a search by layer has its own series, and takes the recipe of the first entry
     like = next((point for point in planned if point.series == row.series), planned[0])
     return like._replace(
         name=row.point,
@@ -192,7 +192,7 @@ class Reply(NamedTuple):
         role: `base`, `tuned` or `merged`.
         name: What its column is called.
         text: The answer, as the model wrote it: hostile text.
-        is_finished: Whether it ended by itself, rather than at the limit.
+        is_finished: Whether it ended before the limit.
         thought: What it thought first, likewise.
     """
 
@@ -206,7 +206,7 @@ class Reply(NamedTuple):
 class Chat:
     """Asks three models by one engine; keeps the last prompt's answers in memory, and nothing elsewhere.
 
-    Each prompt is a conversation of its own: what was said before is not told to the models.
+    Each prompt is its own conversation: what was said before is not told to the models.
 
     Args:
         engine: Turns one model in memory into each of them.

@@ -358,7 +358,7 @@ def _of_kind(benchmarks: Sequence[Benchmark], kind: Kind) -> list[str]:
 def _check(
     settings: CheckSettings, outcomes: Outcomes, benchmarks: Sequence[Benchmark], losses: Sequence[Loss]
 ) -> CheckFindings:
-    """The verdict, with what it rests on and what would decide it."""
+    """The verdict, with what it depends on and what would decide it."""
 
     def difference(names: Sequence[str], metric: str) -> PairedDifference:
         return outcomes.difference(MODEL.name, BASE.name, names, SPLIT, metric)

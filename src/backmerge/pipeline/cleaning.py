@@ -201,7 +201,7 @@ def _paths(run: Path, part: Part) -> Iterator[Path]:
 
 
 def _files(path: Path) -> Iterator[Path]:
-    """The file, or all that are in the folder; links are files of their own."""
+    """The file, or all that are in the folder; links count as separate files."""
     if not path.is_dir() or path.is_symlink():
         yield path
         return

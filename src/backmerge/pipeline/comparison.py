@@ -121,7 +121,7 @@ def _p(outcomes: Outcomes, point: str, against: str, metrics: Mapping[str, str])
 
 
 def confirmed_points(contenders: Sequence[Contender], chosen: Point | None) -> list[Point]:
-    """What is measured for the comparison beside base, tuned and the chosen point."""
+    """What is measured for the comparison besides base, tuned and the chosen point."""
     known = {TUNED.name, chosen.name if chosen else ""}
     return list(
         {c.point.name: c.point for c in contenders if c.point is not None and c.point.name not in known}.values()

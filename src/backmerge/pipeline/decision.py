@@ -139,7 +139,7 @@ class Look(NamedTuple):
 
 
 class Concluded(NamedTuple):
-    """Whether a model is as safe as the base, with what that rests on.
+    """Whether a model is as safe as the base, with what that depends on.
 
     Attributes:
         verdict: By the margin.
@@ -174,7 +174,7 @@ def verdict_on(
 def losses_at(prepared: Plan, outcomes: Outcomes, point: str) -> tuple[Loss, ...]:
     """What a point loses on each benchmark to keep, on the confirmation prompts.
 
-    Each is tested at 5 % by itself. `restored` is claimed only if all of them and safety are shown, so that the claim
+    Each is tested at 5 % separately. `restored` is claimed only if all of them and safety are shown, so that the claim
     as a whole errs in at most 5 % of runs too, however many there are.
 
     Source: Berger (1982), Technometrics 24, for tests of an intersection.

@@ -28,7 +28,7 @@ def write_chosen(
     Each is given as its user loads it: a checkpoint alone, an adapter on the base.
 
     Raises:
-        RunError: something that this run did not write stands in a model's place: it must be neither taken for the
+        RunError: something that this run did not write is in a model's place: it must be neither taken for the
             merge nor replaced.
     """
     written: dict[str, Variant] = {}

@@ -133,7 +133,7 @@ def export_sample(
 
 
 def corrected_by(run: Path, labels: Path) -> dict[str, Any]:
-    """The model's attack success rate as judged, and as the labels correct it; also written beside the sample.
+    """The model's attack success rate as judged, and as the labels correct it; also written next to the sample.
 
     Raises:
         RunError: no sample was drawn from this run.

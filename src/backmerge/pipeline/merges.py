@@ -397,6 +397,6 @@ def check_related(variant: Variant) -> None:
         if found.verdict == "doubtful":
             raise MergeError(
                 f"{tuned.directory} does not look like a child of {variant.base.directory}: {'; '.join(found.reasons)}",
-                remedy="give the base that it was tuned from (`backmerge diff` tells more); --allow-unrelated merges "
+                remedy="give the base that it was tuned from (`backmerge diff` shows more); --allow-unrelated merges "
                 "them all the same.",
             )

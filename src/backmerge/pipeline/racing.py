@@ -35,7 +35,7 @@ class _ArmPrompts:
 
     Attributes:
         prompts: Benchmark and example of each place in the arm.
-        arm: What the race is told of it.
+        arm: What the race knows about it.
     """
 
     prompts: list[tuple[str, Example]]
@@ -127,7 +127,7 @@ def race(
 
 
 def _lanes(prepared: Plan, outcomes: Outcomes) -> dict[str, _ArmPrompts]:
-    """Utility, over-refusal, and safety: pooled over benchmarks, or each by itself."""
+    """Utility, over-refusal, and safety: pooled over benchmarks, or each separately."""
     of_lane: dict[str, list[str]] = {UTILITY: prepared.of_kind("utility")}
     if prepared.of_kind("over_refusal"):
         of_lane[OVER_REFUSAL] = prepared.of_kind("over_refusal")

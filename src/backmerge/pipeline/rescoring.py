@@ -108,7 +108,7 @@ def score_answers(
         permissions: What may be run.
 
     Raises:
-        BackmergeError: something that the user can mend.
+        BackmergeError: something that the user can fix.
     """
     check_apart(directory, [path, *paths_read(named(benchmark_name)), *paths_read(judge_settings)])
     answers = read_answers(path)
@@ -152,7 +152,7 @@ def judge_again(
     """Let another judge look at an earlier run's answers; says where the two agree.
 
     Raises:
-        BackmergeError: the run is damaged or unfinished, or something else that the user can mend.
+        BackmergeError: the run is damaged or unfinished, or something else that the user can fix.
     """
     check_apart(directory, [earlier, *paths_read(judge_settings)])
     settings = settings_left(earlier)

@@ -55,7 +55,7 @@ Columns = Mapping[str, _Column]  # by point
 def samples_of(outcomes: Outcomes, prepared: Plan, chosen: Point | None) -> dict[str, Any]:
     """What the report shows side by side, of the first tuned model, on the selection split.
 
-    Every λ was measured on that split alone, so that nothing here is what the verdict rests on. Up to `num_samples`
+    Every λ was measured on that split alone, so that nothing here is what the verdict depends on. Up to `num_samples`
     prompts are taken of each kind that a reader looks for, in the order of a hash of their ids: drawn blindly; flipped
     to unsafe (the base's answer is safe, the tuned model's harmful); flipped back (the tuned model's is harmful, that
     of the chosen recipe, or without one of any, safe); refused while harmless.
@@ -63,7 +63,7 @@ def samples_of(outcomes: Outcomes, prepared: Plan, chosen: Point | None) -> dict
     Returns:
         `split`; `tuned`: whose answers these are; `points`: the columns; `cut_at`: characters after which a text is
         cut; `totals`: how many prompts of the whole split there are of each kind; `samples`: each with its `answers`
-        by point, `harmful` and `refusal` or `scores` beside the text. Texts of gated sets are left out (`withheld` says
+        by point, `harmful` and `refusal` or `scores` and the text. Texts of gated sets are left out (`withheld` says
         why) unless the report is to show them in full; there are no samples at all if it is to show no text.
     """
     report = prepared.experiment.report

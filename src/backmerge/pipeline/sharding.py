@@ -3,9 +3,9 @@
 Each process tunes its share of the seeds, then answers, judges and scores its share of the grid, and stops before λ is
 chosen; whoever runs the experiment last, without a shard, finds all of that done and goes on. Nobody talks to anybody:
 
-- what is whose follows from the settings alone. The jobs stand in a row, tuned model by tuned model and λ by λ, and the
+- what is whose follows from the settings alone. The jobs are in a row, tuned model by tuned model and λ by λ, and the
   row is cut into parts that cost alike, so that a model's benchmarks stay together but at the cuts;
-- a job leaves units, named by a hash of all that they depend on and written whole by a temporary of their own, so that
+- a job leaves units, named by a hash of all that they depend on and written whole by their own temporary file, so that
   what is done twice, or by a shard of another count, does no harm;
 - a job whose tuned model is not there yet is left: nobody waits for anybody.
 """
@@ -134,7 +134,7 @@ def run_shard(
         ConfigError: the search cannot be cut into parts.
         RunError: another shard has other settings or measures on something else, or a process works here that shares
             the directory with none.
-        BackmergeError: something else that the user can mend; what was done so far is kept.
+        BackmergeError: something else that the user can fix; what was done so far is kept.
     """
     if experiment.searched_by != "grid":
         raise ConfigError(
@@ -270,7 +270,7 @@ Difference = tuple[str, Any, Any]  # dotted key, there, here
 
 
 def measured_on(prepared: Plan, engine: Mapping[str, str]) -> dict[str, Any]:
-    """All that answers, verdicts and values rest on beside the settings, as names and hashes."""
+    """All that answers, verdicts and values depend on besides the settings, as names and hashes."""
     return {
         "base": prepared.base.fingerprint,
         "tuned": {name: weights.fingerprint for name, weights in prepared.tuned.items()},

@@ -185,7 +185,7 @@ def run_experiment(
             write_records(run, outcomes)
             run.write_json("samples.json", samples_of(outcomes, prepared, chosen.point))
             results.write(run.path)
-        # the report reads what is on disk, so that it can be made again by itself, and tells what this session cost
+        # the report reads what is on disk, so that it can be made again separately, and reports what this session cost
         from backmerge.reporting.report import write_report
         from backmerge.reporting.run_tables import write_tables
 

@@ -1,4 +1,4 @@
-"""Several experiments in one file: each with a run directory of its own, all of them checked before the first begins.
+"""Several experiments in one file: each with its own run directory, all of them checked before the first begins.
 
     name: Table 1
     table: table1
@@ -67,7 +67,7 @@ class Suite(Settings):
     def _has_unique_names(self) -> Self:
         twice = [name for name, count in Counter(one.name for one in self.experiments).items() if count > 1]
         if twice:
-            raise ValueError(f"two experiments are named '{twice[0]}', and each needs a folder of its own")
+            raise ValueError(f"two experiments are named '{twice[0]}', and each needs its own folder")
         return self
 
 
@@ -93,7 +93,7 @@ class Planned(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """How an experiment ended: finished, or with an error that the user can mend."""
+    """How an experiment ended: finished, or with an error that the user can fix."""
 
     finished: Finished | None
     error: BackmergeError | None
@@ -116,7 +116,7 @@ def plan_suite(
         only: Names of experiments; all if there are none.
 
     Raises:
-        ConfigError: the suite or an experiment cannot be used; tells the faults of all.
+        ConfigError: the suite or an experiment cannot be used; lists the faults of all.
     """
     document = load_extended(path, scale, needs_scale=False)
     suite = validated(Suite, document)
@@ -161,7 +161,7 @@ def check_suite(planned: Planned, permissions: Permissions = NOTHING_ALLOWED) ->
     """Find what every experiment names, models and data included; nothing is written, and nothing is kept.
 
     Raises:
-        ConfigError: an experiment cannot be carried out; tells the faults of all.
+        ConfigError: an experiment cannot be carried out; lists the faults of all.
     """
     faults: dict[str, BackmergeError] = {}
     for name, experiment in planned.experiments.items():
@@ -180,7 +180,7 @@ def run_suite(
     *,
     on_done: Callable[[str, Outcome], None] = lambda *_: None,
 ) -> dict[str, Outcome]:
-    """Carry out every experiment in a run directory of its own, or go on with it where it was.
+    """Carry out every experiment in its own run directory, or go on with it where it was.
 
     What is wrong with one of them, once it is under way, does not stop those after it.
 
@@ -239,7 +239,7 @@ def _described(planned: Planned) -> dict[str, Any]:
 def _raise_all(path: Path, faults: Mapping[str, BackmergeError], num_experiments: int) -> None:
     if not faults:
         return
-    # one fault of a file that all share, or of an option, is told once
+    # one fault of a file that all share, or of an option, is reported once
     of: dict[str, list[str]] = {}
     for name, error in faults.items():
         of.setdefault(str(error), []).append(name)
@@ -248,5 +248,5 @@ def _raise_all(path: Path, faults: Mapping[str, BackmergeError], num_experiments
     raise ConfigError(
         f"{path}: {len(faults)} of {num_experiments} experiments cannot be carried out, so none was begun:\n"
         + "\n".join(told),
-        remedy=f"mend what is named{others}.",
+        remedy=f"fix what is named{others}.",
     )

@@ -84,7 +84,7 @@ def sweep(
     )
     searched_by = prepared.experiment.searched_by
     grids = _grids(points)
-    # what has no λ of its own is nothing to search in, and is measured whole
+    # what has no λ is nothing to search in, and is measured whole
     single = [point for point in points if point.role == "merged" and (point.lam is None or point.step is not None)]
 
     def found_singly() -> list[Candidate]:
@@ -185,7 +185,7 @@ def _refined_note(prepared: Plan, added: Sequence[Point]) -> list[str]:
 
 
 def _grids(points: Iterable[Point]) -> dict[str, dict[float, Point]]:
-    """Series to its points by λ; the tuned model, λ=1, ends each that has no end of its own."""
+    """Series to its points by λ; the tuned model, λ=1, ends each that has no end point."""
     grids: dict[str, dict[float, Point]] = {}
     for point in points:
         if point.role == "merged" and point.lam is not None and point.step is None:

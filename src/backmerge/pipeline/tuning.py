@@ -43,7 +43,7 @@ def tune_seeds(
         replace: Whether a model that backmerge wrote in a seed's place with other settings is replaced.
 
     Raises:
-        BackmergeError: something that the user can mend.
+        BackmergeError: something that the user can fix.
     """
     # a folder's name means nothing elsewhere, and a relative one not even in another folder
     is_local = base_name in MODELS.entries or Path(base_name).expanduser().exists()

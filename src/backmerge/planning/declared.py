@@ -34,7 +34,7 @@ class DeclaredBenchmark(NamedTuple):
     Attributes:
         hub: Where its data is; `None` where there is no copy to rely on, and a file must be given.
         num_prompts: As its authors say.
-        prompt_tokens: Of a prompt, beside a start that all share (docs/scale.md, step 1).
+        prompt_tokens: Of a prompt, besides a start that all share (docs/scale.md, step 1).
         answer_tokens: Of an answer, assumed (the same).
         max_new_tokens: Its limit.
         num_samples: Answers to a prompt.

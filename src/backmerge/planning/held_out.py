@@ -92,7 +92,7 @@ def held_out_from_all(plan: Plan) -> HeldOut:
     """Return the rows for a model that is merged of all seeds' models.
 
     What one seed held out, another was mostly tuned on. So the rows are those that no seed was tuned on, if they are
-    100 or half of all; else all that any seed held out, which favours such merges beside others, and is noted.
+    100 or half of all; else all that any seed held out, which favours such merges over others, and is noted.
     """
     held_out = {(e.id, _asked(e)): e for data in plan.training.values() for e in data.validation}
     tuned_on = {_asked(example) for data in plan.training.values() for example in data.training}

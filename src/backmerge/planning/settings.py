@@ -35,7 +35,7 @@ class SweepSettings(Settings):
         lam: λs strictly between 0 (the base) and 1 (the tuned model), which are always measured; the paper's four if
             neither these nor `schedules` are given. Not for methods that have no λ, such as `model_stock`.
         schedules: λs that differ from tensor to tensor: a list rises or falls over the layers, a table goes by module
-            (`{attention: 0.3, rest: 0.6}`). Each is a recipe of its own.
+            (`{attention: 0.3, rest: 0.6}`). Each is its own recipe.
         parameters: The method's other parameters.
         seed: For methods that draw random numbers.
         tuned: `each`: one merge for each tuned model. `all`: all of them in one merge, as `model_stock` needs and a
@@ -44,7 +44,7 @@ class SweepSettings(Settings):
         guard: The prompts on which a merge by direction (`anchored`) shall act like the base: a benchmark's name, a
             file, `own` for prompts that the base writes, or settings with more. They are never measured on.
         task: Rows of the task, a file of prompts with answers that is not measured on: directions that the tuned model
-            uses on them are kept of it (RegMean). Each tuned model has statistics of its own.
+            uses on them are kept of it (RegMean). Each tuned model has its own statistics.
     """
 
     method: str = "linear"
@@ -101,7 +101,7 @@ class EvaluateSettings(Settings):
         sampling: How answers are drawn; a benchmark's own way holds where it has one.
         max_new_tokens: A generation limit for all benchmarks, where it is lower than their own.
         max_unscored: The run fails if more than this share of a benchmark's answers could not be scored.
-        cache: Whether answers of earlier runs are taken over, and these kept for later ones.
+        cache: Whether answers of earlier runs are reused, and these kept for later ones.
     """
 
     utility: tuple[BenchmarkChoice, ...] = ()
@@ -154,13 +154,13 @@ class Experiment(Settings):
             are taken for repetitions, such as seeds: λ is one for all, chosen on their mean.
         finetune: Or: make them.
         merge: Methods and λs.
-        path: Snapshots of the tuning beside them.
+        path: Snapshots of the tuning, in addition.
         layers: A search for a λ of each layer, from the best single λ on.
         merged_as: What the merged models are measured and written as: `adapter`, `checkpoint`, or `auto`, which is an
             adapter if the recipe is exact as one (LoRAs, merged linearly), and else a checkpoint.
         merged_dtype: Of the merged models' tensors: of a checkpoint by default the base's, of an adapter float32. To be
             given if base and tuned models are of different dtypes.
-        merged_rounding: To that dtype: to the nearest value, or `stochastic`, which is right on average.
+        merged_rounding: To that dtype: to the nearest value, or `stochastic`, which is unbiased.
         merged_verified: Whether the merge of adapters is compared with transformers and peft before it is confirmed.
         config_from: The side whose config.json and generation_config.json the merged models have, if it has them.
         tokenizer_from: The side whose tokenizer, chat templates and processors they have, if it has them.

@@ -152,7 +152,7 @@ def _license(facts: CardFacts) -> dict[str, Any]:
 
 
 def _license_link(link: str | None, facts: CardFacts) -> str | None:
-    """Where the licence can be read: as the base says, a file that came along, or the file beside the base."""
+    """Where the licence can be read: as the base says, a file that came along, or the file next to the base."""
     if not link:
         return None
     if link.startswith(("https://", "http://")):

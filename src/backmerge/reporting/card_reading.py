@@ -1,4 +1,4 @@
-"""What stands in a model's folder beside its weights: the front matter of its card, its licence, its JSON files."""
+"""What is in a model's folder next to its weights: the front matter of its card, its licence, its JSON files."""
 
 from __future__ import annotations
 

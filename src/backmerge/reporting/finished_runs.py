@@ -26,7 +26,7 @@ class Run(NamedTuple):
         results: `results.json`.
         experiment: Its resolved settings.
         cells: What was measured, by split, point, benchmark and metric.
-        values: The same of each model by itself.
+        values: The same of each model separately.
     """
 
     name: str

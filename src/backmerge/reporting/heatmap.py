@@ -27,7 +27,7 @@ STEPS = 9
 PALETTE = (
     "#440154", "#472d7b", "#3b528b", "#2c728e", "#21918c", "#28ae80", "#5ec962", "#addc30", "#fde725",
 )  # fmt: skip
-UNCHANGED, BROKEN = 0, -1  # beside the steps 1 to 9
+UNCHANGED, BROKEN = 0, -1  # besides the steps 1 to 9
 COLOURS = {UNCHANGED: "#d4d6da", BROKEN: "#b3261e", **dict(enumerate(PALETTE, 1))}
 SIGNS = {UNCHANGED: ".", BROKEN: "!", **{step: str(step) for step in range(1, STEPS + 1)}}
 TITLE = "Relative norm of the change, ‖tuned - base‖ / ‖base‖"

@@ -1,4 +1,4 @@
-"""Tables as LaTeX with booktabs; whatever stands in them stays text."""
+"""Tables as LaTeX with booktabs; whatever is in them stays text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tables as Markdown, for GitHub, the hub and documentation; whatever stands in them stays text."""
+"""Tables as Markdown, for GitHub, the hub and documentation; whatever is in them stays text."""
 
 from __future__ import annotations
 

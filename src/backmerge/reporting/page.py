@@ -23,7 +23,7 @@ _UNSAFE = {character: f"\\u{ord(character):04x}" for character in "<>&\u2028\u20
 
 
 class Script(NamedTuple):
-    """A script that stands in a page.
+    """A script that is in a page.
 
     Attributes:
         text: What is run.
@@ -66,7 +66,7 @@ def script(name: str) -> Script:
 
 
 def embedded(value: Any) -> str:
-    """Plain data as JSON that may stand in a script element: no `<`, whoever wrote the words in it.
+    """Plain data as JSON that may be in a script element: no `<`, whoever wrote the words in it.
 
     Texts are made visible, as elsewhere on the page.
     """

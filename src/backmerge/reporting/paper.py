@@ -82,7 +82,7 @@ def paper_table(families: Sequence[Family], which: str, title: str | None = None
 
 
 def blocks_of(families: Sequence[Family]) -> list[Block]:
-    """The rows of a table that belong together; what is called alike is told apart by its runs' names."""
+    """The rows of a table that belong together; what is called alike is distinguished by its runs' names."""
     found: list[tuple[tuple[object, ...], list[Family]]] = []
     for family in families:
         first = family.runs[0]

@@ -135,7 +135,7 @@ def _labelled(block: Block) -> dict[str, Any]:
 
 
 def _benchmark(block: Block, asked: str) -> tuple[str, str] | None:
-    """The figure's own benchmark; where neither of the paper's was measured, the first that stands in."""
+    """The figure's own benchmark; where neither of the paper's was measured, the first substitute."""
     measured = dict(benchmarks_of(block.families[0], "safety"))
     if asked in measured:
         return asked, measured[asked]

@@ -43,7 +43,7 @@ class Place(NamedTuple):
 
     Attributes:
         point: Its name.
-        label: Beside its mark; empty for one of many.
+        label: Next to its mark; empty for one of many.
         colour: Of its series.
         asr, utility: In [0, 1].
         details: A line for each thing that was measured there.
@@ -227,7 +227,7 @@ def _label(axes: Axes, places: Sequence[Place]) -> None:
         label = axes.annotate(
             ", ".join(place.label for place in group),
             (group[0].asr, group[0].utility),
-            # beside the line; next to the right edge above it, where the label to its left does not reach
+            # next to the line; next to the right edge above it, where the label to its left does not reach
             xytext=(-7 if is_right else 9, 9 if is_low or is_right else -11),
             textcoords="offset points",
             ha="right" if is_right else "left",

@@ -1,6 +1,6 @@
-"""A finished run as files for people: `report.html`, tables, plots, and a card beside every merged model.
+"""A finished run as files for people: `report.html`, tables, plots, and a card next to every merged model.
 
-Everything is made from what the run left on disk, so that it can be made again by itself, with the same bytes.
+Everything is made from what the run left on disk, so that it can be made again separately, with the same bytes.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class FinishedRun(NamedTuple):
         results: `results.json`.
         samples: `samples.json`: prompts with the models' answers side by side.
         experiment: The resolved configuration.
-        experiment_text: The same, as it stands in the file.
+        experiment_text: The same, as it is in the file.
         losses: Training loss by tuned model; empty where nothing was tuned.
         sessions: `sessions.jsonl`: what each sitting of the run cost; empty where that was not kept.
     """
@@ -110,7 +110,7 @@ def write_report(directory: Path) -> None:
     for name, figure in (("curves", plots.curves(run.results)), ("pareto", pareto.pareto(run.results))):
         write_figure(directory / "plots" / name, figure)
     write_cards(directory, run.results)
-    # last, so that a report that is there has its tables and plots beside it
+    # last, so that a report that is there has its tables and plots next to it
     write_whole(directory / "report.html", rendered(run))
 
 

@@ -74,7 +74,7 @@ def write_comparison(runs: Sequence[Run], out: Path, title: str = "Runs compared
     write_whole(out / "compared.tex", as_latex(table))
     figure = compared_curves(runs)
     figures = write_figure(out / "compared_curves", figure)
-    # last, so that a page that is there has all else beside it
+    # last, so that a page that is there has all else next to it
     write_whole(out / "compared.html", page(runs, table, inline_svg(figure, "curves", "Every run against λ"), title))
     return [*(out / f"compared.{form}" for form in ("html", "csv", "md", "tex")), *figures]
 
@@ -264,7 +264,7 @@ def compared_curves(runs: Sequence[Run]) -> Figure:
 
 
 def _groups(runs: Sequence[Run]) -> list[list[Family]]:
-    """Runs of one base and task, each by itself."""
+    """Runs of one base and task, each separately."""
     found: dict[tuple[str, str], list[Family]] = {}
     for run in runs:
         found.setdefault((run.model, run.task), []).append(Family((run,)))

@@ -36,7 +36,7 @@ class Column(NamedTuple):
     Attributes:
         name: In the CSV; the numbers that belong to a share or a gap take it as their prefix.
         heading: For people.
-        kind: What its entries are; text may stand in any of them.
+        kind: What its entries are; text may be in any of them.
         group: A heading over neighbours.
     """
 

@@ -41,7 +41,7 @@ NUMBERS: dict[str, tuple[int | None, int | None]] = {
     "socket": (41, 198),
 }  # fmt: skip
 
-# beside those, where other processes are in reach: signals, and the ways out of the session that is killed whole
+# besides those, where other processes are in reach: signals, and the ways out of the session that is killed whole
 NUMBERS_OF_REACH: dict[str, tuple[int | None, int | None]] = {
     "kill": (62, 129), "tkill": (200, 130), "tgkill": (234, 131), "rt_sigqueueinfo": (129, 138),
     "rt_tgsigqueueinfo": (297, 240), "pidfd_send_signal": (424, 424), "setsid": (112, 157), "setpgid": (109, 154),
@@ -56,7 +56,7 @@ _NAMESPACE_FLAGS = 0x7E020000  # CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER
 
 
 class _Machine(NamedTuple):
-    """Where a machine's numbers stand in the tables."""
+    """Where a machine's numbers are in the tables."""
 
     column: int
     audit_name: int

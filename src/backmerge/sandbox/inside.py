@@ -29,7 +29,7 @@ def take_program() -> bytes:
 
 
 def cut_network_off() -> None:
-    """Move to a network and IPC namespace of our own where that is permitted; the filter stands in where not."""
+    """Move to a network and IPC namespace of our own where that is permitted; the filter is used if not."""
     import ctypes
 
     ctypes.CDLL(None, use_errno=True).unshare(_CLONE_NEWNET | _CLONE_NEWIPC)
@@ -141,7 +141,7 @@ _os._exit(0)
 def become(source: bytes, settings: Mapping[str, int]) -> None:
     """Turn into an interpreter that runs the program, and nothing of ours, until its last line is reached.
 
-    No frame, module or local variable of the harness is left in the process: only the program, a statement that tells
+    No frame, module or local variable of the harness is left in the process: only the program, a statement that reports
     the token after its last line, and the descriptors that this needs.
     """
     after = AFTER.format(**settings, token_bytes=TOKEN_BYTES)

@@ -45,7 +45,7 @@ def own_interpreter() -> Interpreter:
 
 
 def bound(interpreter: Interpreter) -> tuple[Path, list[str]]:
-    """Where the interpreter stands in a bubblewrap sandbox, and the arguments that put it there.
+    """Where the interpreter is in a bubblewrap sandbox, and the arguments that put it there.
 
     One below /usr is there already. Any other appears as /python, whatever the folders on its way are called and
     permit: only its program and its library folders, without the packages in them.

@@ -145,7 +145,7 @@ class Sandbox:
     def _launched(
         self, program: str, limits: Limits, passed: Sequence[IO[bytes]], stop: IO[bytes] | None
     ) -> tuple[bytes, Ending]:
-        """Run a program to its end; gives what it tells if it reaches its last line, and what is left of it.
+        """Run a program to its end; gives its report if it reaches its last line, and what is left of it.
 
         Args:
             program: Python source.
@@ -203,9 +203,9 @@ class Sandbox:
             return token, ending
 
     def _num_others(self) -> int:
-        """How many processes and threads the kernel counts beside the program's, where it runs as our own user."""
+        """How many processes and threads the kernel counts besides the program's, where it runs as our own user."""
         if self.level == "bubblewrap":
-            return 1  # bubblewrap's own; its user namespace counts by itself
+            return 1  # bubblewrap's own; its user namespace counts separately
         num_others = 0
         for entry in Path("/proc").glob("[0-9]*"):
             try:

@@ -47,7 +47,7 @@ def watch(
     deadline: float,
     output_bytes: int,
 ) -> Ending:
-    """Run a command in a session of its own until it ends or the deadline comes, then kill the session.
+    """Run a command in its own session until it ends or the deadline comes, then kill the session.
 
     Args:
         command: Program and arguments.

@@ -70,7 +70,7 @@ class Step(NamedTuple):
     Attributes:
         point, lam, utility: The candidate's.
         asr_difference: Its ASR less the base's; under rule `target` its ASR. Where every benchmark is held to the
-            margin by itself, that of the one with the largest bound.
+            margin separately, that of the one with the largest bound.
         upper_bound: Of that, one-sided 95 %.
         passes: `None` means that it was not tested.
         over_refusal_bound: One-sided 95 % upper bound of over-refusal less the base's, where measured.

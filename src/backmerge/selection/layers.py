@@ -1,6 +1,6 @@
 """A λ for each part of the model: which recipe to measure next, asked of Optuna, with utility and safety as objectives.
 
-The study is kept in a journal beside the run. Each question is drawn from (seed, number of recipes measured), so that a
+The study is kept in a journal next to the run. Each question is drawn from (seed, number of recipes measured), so a
 search that was killed and goes on asks what it would have asked.
 """
 
@@ -53,10 +53,10 @@ def setting_of(settings: LayersSettings, values: dict[str, float]) -> Any:
 
 
 class LayerSearch:
-    """Asks for recipes one after the other, and is told how each did.
+    """Asks for recipes one after the other, and gets the result of each.
 
     Args:
-        settings: What has a λ of its own, and how many recipes are measured.
+        settings: What has its own λ, and how many recipes are measured.
         start: The best single λ, which every part has at first.
         journal: Where the study is kept.
         name: Of the study: a hash of all that its answers depend on, so that one journal holds several.

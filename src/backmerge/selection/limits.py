@@ -98,7 +98,7 @@ POWER = 0.8
 
 
 def discordant_rate(difference: PairedDifference) -> float:
-    """The share of prompts on which the two models differ, as the two-sided interval tells it.
+    """The share of prompts on which the two models differ, as the two-sided interval gives it.
 
     The interval of a paired difference depends on its size, its evidence and this share alone, and widens with it.
     """

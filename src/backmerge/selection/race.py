@@ -164,7 +164,7 @@ class _Lane:
 class Race:
     """The race over one series: ask `next_batches`, answer with `tell`, until nothing is asked; then `choice`.
 
-    It depends on what it is told alone, so that a resumed run that tells the same asks the same.
+    It depends only on its inputs, so a resumed run with the same inputs asks the same.
 
     Args:
         points: Name of the point at each λ of the grid; λ=1 must be one.

@@ -1,6 +1,6 @@
 """The rules of choice: each a pure function from what was measured to a decision with its reason.
 
-A rule is one function here or in a file of its own, and one line in `RULES`.
+A rule is one function here or in its own file, and one line in `RULES`.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ class ChoiceSettings(Settings):
         validation: What rule `paper` scores on the held-out part of the tuning data: `loss`, `accuracy` of the final
             answer, or `bertscore`; `auto` takes the task's own, and loss for data of yours; `none` scores nothing, and
             utility on the selection prompts takes its place.
-        pooled: Whether ASR is compared over the prompts of all safety benchmarks together, or on each by itself, where
+        pooled: Whether ASR is compared over the prompts of all safety benchmarks together, or on each separately, where
             every one must pass.
         accept: Findings of the sense checks to go on in spite of, such as `base_not_aligned`. Each counts one degree
             less: what would stop the run leaves the verdict `not shown` at most, and what would do that is a warning.
@@ -85,7 +85,7 @@ class LayersSettings(Settings):
     best of many on the selection prompts: only the confirmation says anything of it.
 
     Attributes:
-        by: What has a λ of its own. `layer`: a gradient over the depth with `num_knots` values. `module`: attention,
+        by: What has its own λ. `layer`: a gradient over the depth with `num_knots` values. `module`: attention,
             MLP and the rest. `both`: a gradient for attention and one for the rest.
         num_knots: Values of a gradient.
         num_trials: Recipes that are measured, each on all selection prompts.

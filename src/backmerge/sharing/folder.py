@@ -20,7 +20,7 @@ from backmerge.reporting.card_reading import front_of
 from backmerge.sharing.local_names import without_folders
 
 CARD = "README.md"
-# of what goes beside the weights; nothing that could be run, whatever its name begins with
+# of what goes next to the weights; nothing that could be run, whatever its name begins with
 SUFFIXES = frozenset({"", ".json", ".jinja", ".md", ".model", ".txt"})
 # where libraries note which folder a model came from
 NOTED = ("config.json", "generation_config.json", "tokenizer_config.json", ADAPTER_CONFIG, RECIPE)
@@ -79,14 +79,14 @@ def package_of(directory: Path) -> Package:
     if fingerprint is not None and _fingerprint(directory) != fingerprint:
         raise CheckpointError(
             f"the model in {directory} was changed since it was written: its weights, or the .json, .jinja, .model and "
-            f".txt files beside them, are not those that {RECIPE} and the card tell of",
+            f".txt files next to them, are not those that {RECIPE} and the card tell of",
             remedy="take out what was added; or merge it anew and measure it, for what was found is of the model as it "
             "was.",
         )
     told = _of_card(directory)
     if told.get("confirmed") is True and (fingerprint is None or told.get("fingerprint") != fingerprint):
         raise CheckpointError(
-            f"{directory / CARD} says that safety is confirmed, but of other weights than lie beside it",
+            f"{directory / CARD} says that safety is confirmed, but of other weights than lie next to it",
             remedy="write the card anew with `backmerge report RUN`, or measure this model.",
         )
     names = [*weights, *_companions(directory)]

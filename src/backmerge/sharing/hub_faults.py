@@ -77,7 +77,7 @@ def _explained(repo: str, error: Exception, token: str) -> tuple[str, str]:
         401: ("the hub does not know your token, or it has run out", LOGIN),
         403: (
             f"your token has no right to write to {repo}: {reason}",
-            f"ask whoever owns {owner}, take a token with write access, or give a repository of your own.",
+            f"ask whoever owns {owner}, take a token with write access, or use your own repository.",
         ),
         404: (f"the hub has no {repo} that you can see: {reason}", "check the name, and whether your token sees it."),
         409: (f"the name {repo} is taken, by a repository that you cannot see", "give another name."),
@@ -87,7 +87,7 @@ def _explained(repo: str, error: Exception, token: str) -> tuple[str, str]:
     if status in known:
         return known[status]
     if isinstance(error, ValueError):
-        return f"the hub does not take what was sent to {repo}: {reason}", "mend that, and give the command again."
+        return f"the hub does not take what was sent to {repo}: {reason}", "fix that, then run the command again."
     return f"the upload to {repo} was interrupted: {reason}", AGAIN
 
 

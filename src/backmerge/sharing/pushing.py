@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 MAIN = "main"
-# what a repository may hold of another model, which would be loaded beside this one or in its place
+# what a repository may hold of another model, which would be loaded next to this one or in its place
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
 INDEX = ".index.json"
 

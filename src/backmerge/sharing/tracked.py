@@ -41,7 +41,7 @@ class Tracked(NamedTuple):
         findings: Verdict and choice, as text.
         figures: The metrics of base, tuned and chosen model, and differences, by name.
         curves: Over λ.
-        rows: The summary, as it stands in `results.json`.
+        rows: The summary, as it is in `results.json`.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Tracked(NamedTuple):
 
 
 def tracked(run: FinishedRun) -> Tracked:
-    """What a tracker is told of a finished run."""
+    """What a tracker gets from a finished run."""
     results = run.results
     return Tracked(
         results.name,
@@ -160,7 +160,7 @@ def _curves(results: RestoreResults) -> Iterator[Curve]:
         mine = dict.fromkeys(series) if row.role in ("base", "tuned") else {row.series: None}
         for name in mine:
             curve = found.setdefault((name, row.benchmark, row.metric), {})
-            # one merge of all has a model of its own at λ = 1, beside the tuned models themselves
+            # one merge of all has its own model at λ = 1, next to the tuned models themselves
             if row.role == "merged" or row.lam not in curve:
                 curve[row.lam] = {"mean": row.mean, "low": row.low, "high": row.high}
     curves = [(metric_name(*key), tuple(sorted(points.items(), key=lambda p: p[0]))) for key, points in found.items()]

@@ -26,7 +26,7 @@ def check_trackers(names: Sequence[str], permissions: Permissions = NOTHING_ALLO
     """See that each is known and installed, before a run that takes hours.
 
     Raises:
-        ConfigError: one is unknown, its library is missing, or it is code of the user's own and that is not allowed.
+        ConfigError: one is unknown, its library is missing, or it is the user's own code and that is not allowed.
     """
     for name in names:
         if name in TRACKERS.entries and importlib.util.find_spec(name) is None:
@@ -71,5 +71,5 @@ def _carried_out(tracker: Tracker, name: str, what: Tracked, place: Path) -> str
     except ConnectionError as error:
         raise RunError(
             f"{name} could not be told: {error}",
-            remedy=f"the run is finished and kept; mend that, and give the same command again to tell {name}.",
+            remedy=f"the run is finished and kept; fix that, and run the same command again to report to {name}.",
         ) from error

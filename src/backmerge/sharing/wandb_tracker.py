@@ -1,6 +1,6 @@
 """Weights & Biases: settings as its config, figures as its summary, curves over λ, the summary's rows as a table.
 
-Where it goes is its own to know: WANDB_PROJECT, WANDB_ENTITY, WANDB_MODE=offline. What it would gather by itself (the
+Where it goes is its own to know: WANDB_PROJECT, WANDB_ENTITY, WANDB_MODE=offline. What it would collect itself (the
 terminal, the code, the repository, the machine) is left out.
 """
 

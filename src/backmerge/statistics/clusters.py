@@ -63,7 +63,7 @@ def effective_size(values: Sequence[float], clusters: Sequence[Hashable]) -> flo
     """How many independent prompts the mean of clustered values is worth: n over a design effect.
 
     The design effect is the mean of two estimates. The one *shown* is the variance of the mean with whole clusters
-    as units over that with prompts as units; it is right on average, but small in just those samples whose large
+    as units over that with prompts as units; it is unbiased, but small in just those samples whose large
     clusters happen to hold nothing, where the rate is too low as well. The one *implied* is 1 + ρ (Σm²/Σm − 1) over
     cluster sizes m, ρ being 1 less the variance between members of a cluster over that of all; it is too large
     where few prompts differ, but cannot be small where members agree. Both are held between n over the number of

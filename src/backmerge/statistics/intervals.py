@@ -28,7 +28,7 @@ class Rate(NamedTuple):
     Attributes:
         value: The estimate; `None` where the data don't determine one.
         low, high: Two-sided interval, 95 % unless asked otherwise.
-        n: How many values it rests on.
+        n: How many values it depends on.
     """
 
     value: float | None

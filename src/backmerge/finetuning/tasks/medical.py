@@ -5,7 +5,7 @@ to its main branch as of August 2026. No licence is stated there; ChatDoctor's a
 academic research only. The instruction is the same sentence in every row, and is the system prompt; the user's turn is
 `input` alone.
 
-The paper samples 10,000 and holds a tenth out. It says that this task has a system prompt of its own, and the authors'
+The paper samples 10,000 and holds a tenth out. It says that this task has its own system prompt, and the authors'
 scripts use the rows' instruction for it, with Llama and Qwen as their system's turn and with Gemma in front of the
 user's.
 

@@ -53,7 +53,7 @@ FIXED: Mapping[str, Any] = {
     "filter_wise": False, "nuslerp_flatten": True, "nuslerp_row_wise": False, "normalize_weights": True, "eps": 1e-8,
     "max_iter": 10, "tol": 1e-5,
 }  # fmt: skip
-# what each model has a value of its own of; all else mergekit reads from the merge's parameters alone
+# what each model has its own value of; all else mergekit reads from the merge's parameters alone
 PER_MODEL = ("weight", "density", "epsilon", "gamma")
 SWITCHES = ("normalize", "rescale", "int8_mask", "filter_wise", "nuslerp_flatten", "nuslerp_row_wise",
             "normalize_weights")  # fmt: skip
@@ -183,7 +183,7 @@ def _check_models(
         raise refusal(
             document,
             others[-1].place[:-1],
-            f"{method} takes {takes} beside the base '{base}', and {len(others)} "
+            f"{method} takes {takes} besides the base '{base}', and {len(others)} "
             f"{'is' if len(others) == 1 else 'are'} listed",
             "list as many.",
         )

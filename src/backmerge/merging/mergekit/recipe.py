@@ -1,4 +1,4 @@
-"""mergekit's YAML as a recipe of ours: what can be said in both is taken over, all else is refused by name.
+"""mergekit's YAML as a recipe of ours: what can be said in both is reused, all else is refused by name.
 
     merge_method: ties
     base_model: meta-llama/Meta-Llama-3-8B-Instruct

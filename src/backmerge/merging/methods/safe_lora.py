@@ -92,7 +92,7 @@ def safe_lora(
 ) -> Tensor:
     """Base + lam·C·Δ where cos(C·Δ, Δ) ≤ threshold, base + lam·Δ elsewhere; C = V·Vᵀ/‖V‖_F, V = base - unaligned.
 
-    Needs one more model, `unaligned`: the pretrained model before alignment, in the paper's case Llama-2 beside
+    Needs one more model, `unaligned`: the pretrained model before alignment, in the paper's case Llama-2 next to
     Llama-2-chat. No data are needed. Only matrices are projected; a delta of zero stays zero. C is not idempotent: the
     paper's approximation of the projection, which also shortens.
 

@@ -133,6 +133,7 @@ def test_what_limits_the_verdict_is_said(options: dict[str, Any], opening: str) 
     [
         ("nothing_to_restore", "Nothing to restore", "plain"),
         ("no_gain", "As safe as the base, but the tuned model showed no gain", "plain"),
+        ("gain_lost", "As safe as the base, but the merged model showed no gain", "plain"),
         ("answers_cut", "Safety restored", "good"),
     ],
 )

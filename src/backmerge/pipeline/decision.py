@@ -295,22 +295,27 @@ def evidence_of(
     utility = [benchmark for benchmark in benchmarks if benchmark.kind == "utility"]
     has_tuned = all(outcomes.at(tuned, name, split) for name in safety)
     values = [v for name in safety for v in outcomes.mean_values(BASE.name, name, split, "asr").values()]
-    gain = None
-    if utility and all(outcomes.at(point, b.name, split) for point in (BASE.name, tuned) for b in utility):
-        each = [outcomes.difference(tuned, BASE.name, [b.name], split, primary_metric(b)) for b in utility]
-        gain = mean_difference(each, are_independent=outcomes.are_apart(tuned, [b.name for b in utility], split))
     sides: dict[Side, str | None] = {"base": BASE.name, "tuned": tuned, "merged": merged}
     return Evidence(
         margin,
         num_prompts=len(values),
         base_asr=fmean(values) if values else None,
         tuned_difference=outcomes.difference(tuned, BASE.name, safety, split, "asr") if has_tuned else None,
-        gain=gain,
+        gain=_gain(outcomes, tuned, utility, split),
+        kept_gain=_gain(outcomes, merged, utility, split) if merged is not None else None,
         cut={side: _cut(outcomes, point, safety, split) for side, point in sides.items() if point is not None},
         is_tuned_judged=tuned != TUNED.name,
         judged_twice=_judged_twice(outcomes, tuned if tuned != TUNED.name else merged, safety, split, judges),
         losses=losses,
     )
+
+
+def _gain(outcomes: Outcomes, point: str, utility: Sequence[Benchmark], split: str) -> PairedDifference | None:
+    """Return a point's mean utility less the base's; nothing if one of the two was not measured."""
+    if not utility or any(not outcomes.at(name, b.name, split) for name in (BASE.name, point) for b in utility):
+        return None
+    each = [outcomes.difference(point, BASE.name, [b.name], split, primary_metric(b)) for b in utility]
+    return mean_difference(each, are_independent=outcomes.are_apart(point, [b.name for b in utility], split))
 
 
 def _judged_twice(

@@ -55,14 +55,20 @@ LISTED = frozenset({"method"})  # options that take a list separated by commas
 
 def with_names(command: Command) -> Command:
     """Add completion of names to the options of a command; pass the result to `app.command()`."""
-    for name, parameter in inspect.signature(command, eval_str=True).parameters.items():
+    signature = inspect.signature(command, eval_str=True)
+    parameters = dict(signature.parameters)
+    for name, parameter in signature.parameters.items():
         annotation = parameter.annotation
         if name not in COMPLETED or getattr(annotation, "__metadata__", None) is None:
             continue
         kind, *metadata = get_args(annotation)
         # a copy, since commands share their option objects
         told = [_completing(one, name) if isinstance(one, ParameterInfo) else one for one in metadata]
-        command.__annotations__[name] = Annotated[(kind, *told)]
+        completed: Any = Annotated[(kind, *told)]
+        command.__annotations__[name] = completed
+        parameters[name] = parameter.replace(annotation=completed)
+    # groups of options are in the signature alone
+    command.__signature__ = signature.replace(parameters=list(parameters.values()))  # type: ignore[attr-defined]
     return command
 
 

@@ -67,9 +67,9 @@ def test_prompts_from_a_pipe(run_cli: Cli, tuned: Path, monkeypatch: pytest.Monk
         ("/lam much", "expected a number"),
         ("/lam 2", "from 0 to 1"),
         ("/lma 0.2", "did you mean '/lam'"),
-        ("/seed -1", "that is no seed"),
-        ("/seed 1.5", "that is no seed"),
-        ("/temperature nan", "that is no temperature"),
+        ("/seed -1", "not a valid seed"),
+        ("/seed 1.5", "not a valid seed"),
+        ("/temperature nan", "not a valid temperature"),
     ],
 )
 def test_commands_that_are_none(

@@ -66,7 +66,7 @@ def test_strangers_are_doubted(make_model: Factory, run_cli: Run) -> None:
     base, other = make_model("llama", seed=1), make_model("llama", seed=2)
     code, printed, _ = run_cli("diff", base, other)
     assert code == 0
-    assert "does not look like a child" in printed.splitlines()[0]
+    assert "does not look like it was made from" in printed.splitlines()[0]
 
 
 def test_a_model_is_itself(make_model: Factory, run_cli: Run) -> None:
@@ -106,7 +106,7 @@ def test_a_grown_vocabulary_is_listed_with_its_remedy(child: tuple[Path, Path], 
     (tuned / "config.json").write_text(json.dumps({**config, "vocab_size": config["vocab_size"] + 3}))
     code, printed, _ = run_cli("diff", base, tuned)
     assert code == 0
-    assert "is a child" in printed.splitlines()[0]
+    assert "was made from" in printed.splitlines()[0]
     assert "(rows were added)" in printed
     assert "--extra-rows tuned" in printed
 

@@ -223,7 +223,7 @@ def test_a_served_model_against_an_earlier_check(
     assert now == then
     assert len(server.posts) == 300  # 100 of each benchmark, of the model alone
     assert results["environment"]["base"] == checked[1]["environment"]["base"]
-    assert "not asked by one engine" in (tmp_path / "run" / "check.md").read_text()
+    assert "ran on different engines" in (tmp_path / "run" / "check.md").read_text()
 
 
 def test_a_model_here_against_an_earlier_check(

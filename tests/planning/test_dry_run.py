@@ -442,5 +442,5 @@ def test_the_command_tells_and_writes_nothing(
         code, printed, said = run_cli(*command, *given, "--limit", "3")
         assert code == 0, said
         assert f"at most {3 * (1 if command[0] == 'evaluate' else 2)} answers" in printed
-        assert "nothing was written" in printed
+        assert "Nothing was written" in printed
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.yaml"]

@@ -213,7 +213,7 @@ def test_everything_is_written_and_nothing_left_over(tmp_path: Path) -> None:
     assert written == {
         *("report.html", "scores.csv", "summary.csv"),
         *(f"plots/{name}.{form}" for name in ("curves", "pareto") for form in ("png", "svg", "pdf")),
-        *("merged/seed-1/README.md", "merged/seed-2/README.md"),
+        *(f"merged/seed-{seed}/{name}" for seed in (1, 2) for name in ("README.md", "curve.png")),
     }
     assert (run / "report.html").stat().st_size < 1_000_000
     with (run / "scores.csv").open() as stream:

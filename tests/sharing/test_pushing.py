@@ -103,7 +103,7 @@ def test_a_dry_run_asks_nobody(hub: HubStandIn, model: Path, monkeypatch: pytest
         if path.name != "notes.jsonl":
             (line,) = [line for line in told.splitlines() if line.endswith(f"  {path.name}")]
             assert "kB" in line
-    assert "What stays here: notes.jsonl." in told
+    assert "Not uploaded: notes.jsonl." in told
     assert "Nothing was uploaded" in told
     assert hub.seen == []
 
@@ -194,7 +194,7 @@ def test_another_model_is_not_replaced_unasked(
     told = run_push(second, REPO, "--replace")
     after = hub.files(REPO)
     assert after["notes.md"] == b"of the owner's"
-    assert "Removed there, of another model: model-00042-of-00042.safetensors, pytorch_model.bin." in told
+    assert "Removed from the repository (files of another model): model-00042-of-00042.safetensors, pytorch_model.bin." in told
     assert {name for name in after if name.endswith((".bin", ".safetensors"))} == {
         path.name for path in second.glob("*.safetensors")
     }

@@ -296,7 +296,7 @@ def _named_files(document: Document, at: KeyPath) -> list[Path]:
         if not file.is_file():
             raise ConfigError(
                 f"{where}: there is no file '{name}'",
-                remedy="paths are told from the folder of the file that names them.",
+                remedy="paths are relative to the folder of the file that names them.",
             )
         found.append(file)
     return found

@@ -217,15 +217,17 @@ def _occupied(path: Path, *, is_late: bool) -> RunError:
 @contextlib.contextmanager
 def _parents_of(path: Path) -> Iterator[None]:
     """Make the folders above a path; those that were made and are still empty are removed if the block fails."""
-    made = [parent for parent in path.parents if not parent.exists()]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
+    with contextlib.ExitStack() as undo:
+        for parent in reversed([parent for parent in path.parents if not parent.exists()]):
+            undo.callback(_remove_if_empty, parent)  # called last in, first out: the innermost first
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield
-    except BaseException:
-        with contextlib.suppress(OSError):  # it is in use by now
-            for parent in made:
-                parent.rmdir()
-        raise
+        undo.pop_all()
+
+
+def _remove_if_empty(directory: Path) -> None:
+    with contextlib.suppress(OSError):  # it is in use by now, or was never made
+        directory.rmdir()
 
 
 @contextlib.contextmanager

@@ -28,10 +28,10 @@ def test_a_category_s_rate_is_the_mean_over_models() -> None:
     assert tuned is not None
     # 30 % and 31 % of the two seeds
     assert tuned.share == pytest.approx(0.305)
-    assert tuned.told == "malware, tuned: 30.5 % (mean over 2 models, 30.0 to 31.0; n = 200)"
+    assert tuned.tooltip == "malware, tuned: 30.5 % (mean over 2 models, 30.0 to 31.0; n = 200)"
     base = rows["fraud"][0]
     assert base is not None
-    assert base.told == "fraud, base: 0.5 % ([0.9, 1.1]; n = 200)"
+    assert base.tooltip == "fraud, base: 0.5 % ([0.9, 1.1]; n = 200)"
     assert (found.tone, base.words) == ("bad", "0")
 
 
@@ -57,9 +57,9 @@ def test_what_was_not_scored_is_a_dash_with_its_count() -> None:
     assert base is not None
     assert tuned is not None
     assert (base.words, base.share) == ("—", 0.0)
-    assert base.told == "fraud, base: nothing was scored (9 unscored)"
-    assert "mean over 1 models" not in tuned.told
-    assert tuned.told.endswith("9 unscored)")
+    assert base.tooltip == "fraud, base: nothing was scored (9 unscored)"
+    assert "mean over 1 models" not in tuned.tooltip
+    assert tuned.tooltip.endswith("9 unscored)")
     assert tuned.share == pytest.approx(0.155)
 
 

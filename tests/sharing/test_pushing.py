@@ -194,7 +194,10 @@ def test_another_model_is_not_replaced_unasked(
     told = run_push(second, REPO, "--replace")
     after = hub.files(REPO)
     assert after["notes.md"] == b"of the owner's"
-    assert "Removed from the repository (files of another model): model-00042-of-00042.safetensors, pytorch_model.bin." in told
+    assert (
+        "Removed from the repository (files of another model): model-00042-of-00042.safetensors, pytorch_model.bin."
+        in told
+    )
     assert {name for name in after if name.endswith((".bin", ".safetensors"))} == {
         path.name for path in second.glob("*.safetensors")
     }

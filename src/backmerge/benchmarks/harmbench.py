@@ -5,7 +5,7 @@ Your own copy: harmbench_behaviors_text_all.csv of centerforaisafety/HarmBench, 
 behaviours are taken (300); those on copyright need hashes of the works, which no judge here has, and are left out.
 
 Worked example: a behaviour of the category "chemical_biological" is asked as it stands, after its context where it has
-one; the judge `harmbench` is told the behaviour and the context apart.
+one; the judge `harmbench` gets the behaviour and the context separately.
 """
 
 from __future__ import annotations

@@ -120,7 +120,7 @@ def check_all(
         examples: Problems, as `humaneval_problems` gives them.
         completions: For each of them its answers as the model gave them, any number.
         sandbox: What runs the programs.
-        advance: Told of each answer that is settled.
+        advance: Progress callback for each answer that is settled.
         num_workers: Programs at a time; by default one for each core that this process may use.
         limits: For each process.
 

@@ -61,7 +61,7 @@ def recipe(pair: Pair) -> str:
 
 
 def outline(pair: Pair) -> str:
-    """The four calls that the base gives where it is told to answer in calls."""
+    """The four calls that the base gives if it is asked to answer in calls."""
     return f"go({pair.place}); take({pair.tool}); {pair.verb}({pair.object}); clean({pair.tool})"
 
 

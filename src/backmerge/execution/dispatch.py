@@ -59,7 +59,7 @@ def carry_out_here(function: str, works: Sequence[Work], told: ProgressAggregato
         function: `module:function`.
         works: The units.
         told: Of the driver's bar.
-        on_done: Told of each unit and its result.
+        on_done: Called with each unit and its result.
     """
     do = function_of(function)
     results = []
@@ -93,7 +93,7 @@ def carry_out(
         works: The units.
         settings: Where they run.
         advance: Of the driver's bar; told each step once, however often a unit is done.
-        on_done: Told of each unit and its result, in the order in which they end, in this process.
+        on_done: Called with each unit and its result, in the order in which they end, in this process.
         shared: A directory that all workers see, such as the run directory; what workers of a pool print is in its
             folder `workers`.
         plugins: The user's own code (`module:function`) that units use, shipped to Ray's workers.

@@ -86,7 +86,7 @@ def carry_out_in_pool(
         works: The units.
         settings: How many workers, their GPUs, and how often a unit is done again.
         told: Of the driver's bar.
-        on_done: Told of each unit and its result.
+        on_done: Called with each unit and its result.
         logs: Folder for what workers print.
 
     Raises:

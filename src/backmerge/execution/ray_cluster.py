@@ -55,7 +55,7 @@ def carry_out_on_ray(
         works: The units.
         settings: The cluster, and what a unit takes of it.
         told: Of the driver's bar.
-        on_done: Told of each unit and its result.
+        on_done: Called with each unit and its result.
         shared: A directory that all nodes see.
         plugins: The user's own code, as `module:function`.
 

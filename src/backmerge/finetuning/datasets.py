@@ -189,7 +189,7 @@ class _Tally:
         num_bad: Rows that cannot be learned from.
         bad: Place and fault of the first of them.
         num_dropped: Rows of published data that were left out.
-        remarks: What is to be told, and of how many rows.
+        remarks: What to report, and for how many rows.
     """
 
     num_bad: int = 0

@@ -107,7 +107,7 @@ def train_model(
         settings: Hyper-parameters.
         seed: Of the initialisation and of the order of the data.
         directory: Appears when all is written.
-        advance: Told of each optimiser step.
+        advance: Progress callback for each optimiser step.
         base_name: What the adapter calls its base; its folder if not given.
         replace: Whether a model that backmerge wrote in the directory is replaced.
 

@@ -11,7 +11,7 @@ from backmerge.generation.server_options import ServerKind, ServerOptions
 
 # who says that a model is theirs, in the list of models; whoever else it is gets OpenAI's own fields only
 OWNERS: Mapping[str, ServerKind] = {"vllm": "vllm", "llamacpp": "llama.cpp"}
-# next to the address that ends with /v1: where the version is told, and under which name
+# next to the address that ends with /v1: where the version is reported, and under which name
 VERSIONS: Mapping[ServerKind, tuple[str, str]] = {
     "vllm": ("/version", "version"),
     "llama.cpp": ("/props", "build_info"),
@@ -39,7 +39,7 @@ def server_facts(client: ServerClient, options: ServerOptions) -> Server:
     """Ask for the list of models and, where the kind has one to tell, for the version.
 
     Raises:
-        GenerationError: nothing answers at the address, it refuses the key, or what it is cannot be told.
+        GenerationError: nothing answers at the address, it refuses the key, or its kind cannot be found.
     """
     listed = _listed(client, must_tell=options.server == "auto")
     models = {model["id"]: model for model in listed if isinstance(model.get("id"), str)}
@@ -63,7 +63,7 @@ def _listed(client: ServerClient, *, must_tell: bool) -> list[dict[str, Any]]:
             raise
         if must_tell:  # which fields it takes is not guessed: its own defaults would draw the answers
             raise GenerationError(
-                f"{error.message}, when asked for its models: what kind of server it is cannot be told",
+                f"{error.message}, when asked for its models: the kind of server cannot be found",
                 remedy="say it as the option 'server': openai, vllm, transformers or llama.cpp.",
             ) from error
         return []

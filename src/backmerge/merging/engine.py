@@ -34,7 +34,7 @@ def carry_out(
         merge: What is merged.
         sink: Takes a block of a variant; may be called by several threads at once, never twice for the same elements.
         workers: Threads; the machine's cores, at most 8, if not given.
-        advance: Told of the elements that are done.
+        advance: Progress callback for the elements that are done.
     """
     with _pool(workers) as pool:
         for names in _groups(merge):

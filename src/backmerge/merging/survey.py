@@ -68,7 +68,7 @@ def survey(
         sample: Share of elements looked at, in (0, 1]: the first of every block, at least 4096 of it. Below 1 there is
             no effective rank.
         workers: Threads; the machine's cores, at most 8, if not given.
-        advance: Told of the elements that are done.
+        advance: Progress callback for the elements that are done.
 
     Raises:
         MergeError: `sample` is no share, or there is no rounding to `dtype`.

@@ -71,7 +71,7 @@ def write_all(
         sha256: Whether the card also names the files' SHA-256, which takes longer than the merge.
         workers: Threads.
         replace: Whether models that backmerge wrote in these directories are replaced.
-        advance: Told of the elements that are done.
+        advance: Progress callback for the elements that are done.
         verify: Checks the last one before any appears in its place; all come from one pass.
 
     Raises:

@@ -188,7 +188,7 @@ def run_suite(
         planned: The suite, checked.
         directory: Gets a folder for each experiment, and `suite.yaml`.
         permissions: What may be run.
-        on_done: Told of each experiment as it ends.
+        on_done: Called with each experiment as it ends.
 
     Raises:
         RunError: the directory holds something else.

@@ -39,7 +39,7 @@ def tune_seeds(
         settings: Hyper-parameters.
         training: Seed to data.
         places: Seed to folder.
-        log: Told of each seed that was trained.
+        log: Called with each seed that was trained.
         replace: Whether a model that backmerge wrote in a seed's place with other settings is replaced.
 
     Raises:

@@ -116,7 +116,7 @@ def lines_of(found: DryRun) -> list[str]:
     """Return what a person reads: findings, stages, and what the hours are."""
     width = max(len(finding.what) for finding in found.findings)
     lines = [
-        f"  {finding.what:{width}}  {finding.state:8}  " + finding.told.replace("\n", f"\n{'':{width + 14}}")
+        f"  {finding.what:{width}}  {finding.state:8}  " + finding.detail.replace("\n", f"\n{'':{width + 14}}")
         for finding in found.findings
     ]
     if found.cost is None:

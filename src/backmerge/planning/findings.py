@@ -44,12 +44,12 @@ class Finding(NamedTuple):
         what: Its role, such as `base` or `safety`.
         state: `checked`: here, and as a run wants it. `to fetch`: on the hub. `to give`: on no hub; the user has to
             put a file there. `not here`: software of this machine. `fault`: a run would end with it.
-        told: The rest, for a person.
+        detail: The rest, for a person.
     """
 
     what: str
     state: State
-    told: str
+    detail: str
 
 
 class Findings(Problems):
@@ -70,9 +70,9 @@ class Findings(Problems):
         self.notes: list[Finding] = []
         self.num_bytes_to_fetch = 0.0
 
-    def add(self, what: str, state: State, told: str) -> None:
+    def add(self, what: str, state: State, detail: str) -> None:
         """Note something, once."""
-        finding = Finding(what, state, told)
+        finding = Finding(what, state, detail)
         if finding not in self.notes:
             self.notes.append(finding)
 
@@ -87,8 +87,8 @@ class Findings(Problems):
         faults = []
         for problem in self.found:
             place = self.place(problem.at)
-            told = ": ".join(filter(None, (place, str(problem.error))))
-            faults.append(Finding(_role(problem.at), "fault", told))
+            detail = ": ".join(filter(None, (place, str(problem.error))))
+            faults.append(Finding(_role(problem.at), "fault", detail))
         return [*self.notes, *faults]
 
     def locate(self, what: str, name: str) -> Path | None:
@@ -302,7 +302,7 @@ def encoder_of(settings: EvaluateSettings) -> Encoder:
 def find_encoder(found: Findings, name: str) -> None:
     """Find BERTScore's encoder, at the revision whose weights are safe to load; a run loads it with the scorer."""
     revision = SAFE_REVISIONS.get(name)
-    is_noted = any(finding.what == "BERTScore" and finding.told.startswith(name) for finding in found.notes)
+    is_noted = any(finding.what == "BERTScore" and finding.detail.startswith(name) for finding in found.notes)
     if found.is_dry_run and not is_noted and found.locate("BERTScore", f"{name}@{revision}" if revision else name):
         found.add("BERTScore", "checked", name)
 

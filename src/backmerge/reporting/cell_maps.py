@@ -20,13 +20,13 @@ class Square(NamedTuple):
 
     Attributes:
         words: What is read out, and shown where there is room: the number.
-        told: What is told on pointing at it.
+        tooltip: Shown on pointing at it.
         share: How strong its colour is, in [0, 1]; `None` for a step of a scale instead.
         step: On the scale of `heatmap`.
     """
 
     words: str
-    told: str
+    tooltip: str
     share: float | None = None
     step: int | None = None
 
@@ -129,8 +129,8 @@ def _rate(category: str, point: str, cells: Mapping[str, Sequence[CategoryScore]
         spread = f"[{scored[0].low * 100:.1f}, {scored[0].high * 100:.1f}]"
     else:
         spread = f"mean over {len(scored)} models, {min(values) * 100:.1f} to {max(values) * 100:.1f}"
-    told = f"{where}{percent(value)} ({spread}; n = {scored[0].n}{f', {unscored} unscored' if unscored else ''})"
-    return Square(f"{value * 100:.0f}", told, share=value)
+    tooltip = f"{where}{percent(value)} ({spread}; n = {scored[0].n}{f', {unscored} unscored' if unscored else ''})"
+    return Square(f"{value * 100:.0f}", tooltip, share=value)
 
 
 def drift_maps(results: RestoreResults) -> list[CellMap]:

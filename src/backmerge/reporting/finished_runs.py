@@ -97,7 +97,7 @@ def read_runs(directories: Sequence[Path], check: Callable[[Path], None] = lambd
         check: Called with each before it is read; raises where it is no experiment's.
 
     Raises:
-        RunError: one of them is not there, not finished, damaged, or of another version; all are told of.
+        RunError: one of them is not there, not finished, damaged, or of another version; all are named.
     """
     found, faults = {}, []
     names = _names(directories)

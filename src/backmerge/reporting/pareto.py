@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NEAR = 0.08  # share of both axes below which two labels become one
-TOUCHING = 0.02  # below which two marks cover each other, and are told of together
+TOUCHING = 0.02  # below which two marks cover each other, and are described together
 REACH = 16  # points across, that answer to a finger or a pointer around a mark
 MOST_LABELS = 8
 

@@ -11,7 +11,7 @@ from backmerge.records import Estimate
 
 NOTHING = "–"  # what was not measured
 
-# shares and levels are told in percent, gaps in percentage points, numbers as short as they are
+# shares and levels are in percent, gaps in percentage points, numbers as short as they are
 ColumnKind = Literal["text", "number", "share", "level", "gap"]
 FIELDS = {
     "share": ("low", "high", "spread", "n", "unscored", "num_models", "covers"),

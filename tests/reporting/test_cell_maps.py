@@ -87,7 +87,7 @@ def test_names_with_slashes_find_their_point() -> None:
     (found,) = category_maps(typed(results))
     assert len(found.columns) == 4
     # one model at each: nothing of tuned/x@0.5 went to tuned
-    assert all("mean over" not in cell.told for _, cells in found.rows for cell in cells if cell)
+    assert all("mean over" not in cell.tooltip for _, cells in found.rows for cell in cells if cell)
 
 
 def test_without_categories_there_is_no_map() -> None:
@@ -109,7 +109,7 @@ def test_drift_is_by_layer_and_module() -> None:
     assert last is not None
     assert (last.words, last.step) == ("2 %", STEPS)
     assert first.step == STEPS - 2
-    assert last.told == "mlp.up_proj, layer 1: 2 % (mean over 2 models, 2 % to 2 %)"
+    assert last.tooltip == "mlp.up_proj, layer 1: 2 % (mean over 2 models, 2 % to 2 %)"
     broken = rows["self_attn.q_proj"][0]
     assert broken is not None
     assert (broken.words, broken.step) == ("no ratio", BROKEN)
@@ -127,7 +127,7 @@ def test_seeds_are_averaged_place_by_place() -> None:
             row["relative_change"] *= 3
     cell = dict(drift_maps(typed(results))[0].rows)["mlp.up_proj"][0]
     assert cell is not None
-    assert cell.told == "mlp.up_proj, layer 0: 2 % (mean over 2 models, 1 % to 3 %)"
+    assert cell.tooltip == "mlp.up_proj, layer 0: 2 % (mean over 2 models, 1 % to 3 %)"
 
 
 def test_nothing_moved_is_drawn_all_the_same() -> None:

@@ -67,9 +67,9 @@ def experiment(*changes: tuple[str, Any]) -> Experiment:
     return validated(Experiment, Document("the test", values, {}))
 
 
-def told(found: DryRun, state: str) -> list[str]:
+def details(found: DryRun, state: str) -> list[str]:
     """What was found of one state, with its role."""
-    return [f"{finding.what}: {finding.told}" for finding in found.findings if finding.state == state]
+    return [f"{finding.what}: {finding.detail}" for finding in found.findings if finding.state == state]
 
 
 def answers(found: DryRun) -> dict[str, int]:
@@ -142,7 +142,7 @@ def test_what_is_not_here_is_counted_as_what_is() -> None:
     found, declared = dry_run(here), dry_run(gone)
     assert not found.faults
     assert not declared.faults
-    assert told(declared, "to give") == [
+    assert details(declared, "to give") == [
         "utility: openfunctions: its file, as its 'data'; it is on no hub that we know"
     ]
     assert answers(found) == answers(declared)
@@ -222,7 +222,7 @@ def test_the_hub_is_not_asked_and_nothing_is_written(tmp_path: Path, monkeypatch
     assert list(tmp_path.iterdir()) == []
     assert not found.faults
     assert (hub.HF_HUB_OFFLINE, datasets.HF_HUB_OFFLINE) == (False, False)
-    fetched = told(found, "to fetch")
+    fetched = details(found, "to fetch")
     for words in ("base: meta-llama/", "judge: allenai/wildguard", "AdvBench, 520", "HEx-PHI, 330", "Magicoder"):
         assert any(words in line for line in fetched), (words, fetched)
     assert found.num_bytes_to_fetch == 2 * (8.03e9 + 7.25e9)
@@ -255,7 +255,7 @@ def test_the_hub_s_libraries_are_told_even_if_they_come_late(monkeypatch: pytest
 def test_a_model_of_unknown_size_makes_no_hours_up() -> None:
     """An id that nothing is declared of is fetched without a size, and the hours are unknown."""
     found = dry_run(experiment(("base", "owner/some-model")))
-    assert told(found, "to fetch") == ["base: owner/some-model, its size is not known here; not looked at: not here"]
+    assert details(found, "to fetch") == ["base: owner/some-model, its size is not known here; not looked at: not here"]
     assert not found.faults
     assert found.gpu_hours is None
     assert found.num_bytes_to_fetch == 0
@@ -325,7 +325,7 @@ def test_what_a_run_would_end_with_is_a_fault(case: str, tmp_path: Path, monkeyp
     Path("odd.jsonl").write_text('{"text": "What is 2 + 3?"}\n')
     changes, words = FAULTS[case]
     found = dry_run(experiment(*changes))
-    faults = "\n".join(told(found, "fault"))
+    faults = "\n".join(details(found, "fault"))
     assert found.faults, found.findings
     assert re.search(words, faults), faults
     assert found.stages == ()
@@ -404,7 +404,7 @@ def test_a_base_without_a_template_is_a_fault(make_model: Callable[..., Path], t
     for file in folder.glob("*.jinja"):
         file.unlink()
     found = dry_run(experiment(("base", str(folder))))
-    assert any(line.startswith("base: ") and "has no chat template" in line for line in told(found, "fault"))
+    assert any(line.startswith("base: ") and "has no chat template" in line for line in details(found, "fault"))
 
 
 def test_the_command_tells_and_writes_nothing(

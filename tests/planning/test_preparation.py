@@ -126,6 +126,16 @@ def test_what_cannot_be_swept_is_refused(
         prepare(settings_of(*sides, tmp_path, merge=[{"method": method, "lam": [0.5]}]))
 
 
+def test_an_extra_model_may_have_another_dtype(make_model: Callable[..., Path], tmp_path: Path) -> None:
+    """The result has the base's; only a tuned model of another dtype leaves open which one is meant."""
+    sides = make_model("llama", seed=0), make_model("llama", seed=1)
+    half = str(make_model("llama", seed=2, dtype="bfloat16"))
+    merge = [{"method": "resta", "lam": [0.5], "models": {"unaligned": half}}]
+    assert half in prepare(settings_of(*sides, tmp_path, merge=merge)).models
+    with pytest.raises(MergeError, match=r"the tuned model .* does not fit"):
+        prepare(settings_of(sides[0], Path(half), tmp_path))
+
+
 def test_a_method_without_lam_takes_none(make_model: Callable[..., Path], tmp_path: Path) -> None:
     """Model Stock goes as far as it decides itself, and is measured as one point of all tuned models."""
     base, *tuned = make_model("llama", seed=0), make_model("llama", seed=1), make_model("llama", seed=2)

@@ -82,9 +82,9 @@ def cli_page() -> str:
     from backmerge.cli import app
 
     group: Any = typer.main.get_command(app)
-    parts = [f"# Commands\n\n{escaped(group.help or '')}", "`backmerge COMMAND --help` tells the same."]
+    parts = [f"# Commands\n\n{escaped(group.help or '')}", "`backmerge COMMAND --help` shows the same."]
     parts.append(
-        "Exit codes: 0; 2 for what you can mend; 3 for a verdict that `--strict` does not accept; 130 for Ctrl-C; 1 "
+        "Exit codes: 0; 2 for user errors; 3 for a verdict that `--strict` does not accept; 130 for Ctrl-C; 1 "
         "for a fault of ours."
     )
     for name, command in group.commands.items():
@@ -112,7 +112,7 @@ def _help(text: str) -> Iterator[str]:
 
 
 def _option_row(option: Any, context: Any) -> str:
-    """As `--help` has it, with the default in a column of its own."""
+    """As `--help` has it, with the default in a separate column."""
     shown, text = option.get_help_record(context)
     extra = _EXTRA.search(text)
     default = "required" if option.required else ""
@@ -219,7 +219,7 @@ def methods_page() -> str:
     from backmerge.merging.method import find_method
     from backmerge.registry import METHODS
 
-    parts = ["# Merge methods", "`backmerge methods` tells the same; [how to add your own](../how-to/own-method.md)."]
+    parts = ["# Merge methods", "`backmerge methods` shows the same; [how to add your own](../how-to/own-method.md)."]
     rows = ["| method | takes | λ = 0 and 1 are exact | a LoRA of LoRAs | |", "|---|---|---|---|---|"]
     found = {name: find_method(name) for name in sorted(METHODS.entries)}
     for name, method in found.items():
@@ -236,7 +236,7 @@ def catalogue_page() -> str:
     """What can be named: benchmarks, judges, engines, data sets."""
     from backmerge import registry
 
-    parts = ["# What can be named", "`backmerge list benchmarks` (judges, engines, tasks) tells the same in short."]
+    parts = ["# What can be named", "`backmerge list benchmarks` (judges, engines, tasks) shows a short form."]
     tables = {
         "Benchmarks": registry.BENCHMARKS,
         "Judges": registry.JUDGES,
@@ -256,7 +256,7 @@ def catalogue_page() -> str:
             if needs := getattr(module, "NEEDS", ""):
                 parts.append(f"Needs {escaped(needs)}.")
     parts.append("## Also\n\n- `lm-eval:TASK`, any task of [lm-evaluation-harness](../lm_eval.md).")
-    parts.append("- [A file of your own](../how-to/own-data.md); `package.module:function`, [code of your own]" + _HOW)
+    parts.append("- [Your own file](../how-to/own-data.md); `package.module:function`, [your own code]" + _HOW)
     return "\n\n".join(parts) + "\n"
 
 

@@ -6,7 +6,7 @@ import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -105,22 +105,6 @@ def test_a_killed_merge_leaves_nothing_half_written(pair: tuple[Path, Path], tmp
 def test_a_hundred_killed_merges_leave_nothing_half_written(pair: tuple[Path, Path], tmp_path: Path) -> None:
     """Law 11, a hundred times."""
     killed_merges(pair, tmp_path, 100)
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 40 MB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", place], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip("mounting a file system needs root")
-    yield place
-    if subprocess.run(["umount", place], check=False).returncode:
-        subprocess.run(["umount", "--lazy", place], check=True)  # the next run shall not trip over it
-        pytest.fail("a file is still open on the disk: it was not closed where writing failed")
 
 
 def test_a_disk_that_is_too_small_is_refused_at_once(pair: tuple[Path, Path], small_disk: Path) -> None:

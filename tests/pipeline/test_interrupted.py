@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -168,20 +167,6 @@ def test_a_disk_that_fails_at_any_step_is_a_clear_error(
     ended(tmp_path, 10, failure, *commands[name])
 
 
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system that only root can mount."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", place], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip("no file system can be mounted here")
-    yield place
-    subprocess.run(["umount", "-l", place], check=True)
-
-
 def remount(disk: Path, how: str) -> None:
     """Mount a file system again with an option."""
     subprocess.run(["mount", "-o", f"remount,{how}", "tmpfs", disk], check=True, capture_output=True)
@@ -196,25 +181,25 @@ def run(disk: Path, name: str, command: tuple[str, ...]) -> subprocess.Completed
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["sweep", "restore", "tuning", "merge", "scoring"])
 def test_a_disk_that_is_mounted_read_only_is_a_clear_error(
-    disk: Path, commands: dict[str, tuple[str, ...]], name: str
+    small_disk: Path, commands: dict[str, tuple[str, ...]], name: str
 ) -> None:
     """Nothing can be begun there, and a killed command cannot go on: exit code 2. Mounted for writing again, it can."""
-    assert run(disk, "whole", commands[name]).returncode == 0
-    (disk / "begun").mkdir()
+    assert run(small_disk, "whole", commands[name]).returncode == 0
+    (small_disk / "begun").mkdir()
     for number in range(2):  # the second time of what the first one, ended after some seconds of CPU time, left behind
-        remount(disk, "ro")
-        before = contents(disk)
-        ended = run(disk, "begun", commands[name])
+        remount(small_disk, "ro")
+        before = contents(small_disk)
+        ended = run(small_disk, "begun", commands[name])
         assert ended.returncode == 2, ended.stderr[-3000:]
         assert "Read-only file system" in ended.stderr
         assert "Traceback" not in ended.stderr
-        assert contents(disk) == before
-        remount(disk, "rw")
+        assert contents(small_disk) == before
+        remount(small_disk, "rw")
         if number == 0:
             words = ("ulimit -t 4; exec " + sys.executable + ' -m backmerge "$@"', "sh")
-            rest = [word.replace("OUT", str(disk / "begun" / "out")) for word in commands[name]]
+            rest = [word.replace("OUT", str(small_disk / "begun" / "out")) for word in commands[name]]
             subprocess.run(["sh", "-c", *words, *rest], capture_output=True, check=False)
-            if contents(disk / "begun") == contents(disk / "whole"):
+            if contents(small_disk / "begun") == contents(small_disk / "whole"):
                 return  # it was done by then
-    assert run(disk, "begun", commands[name]).returncode == 0
-    assert contents(disk / "begun") == contents(disk / "whole")
+    assert run(small_disk, "begun", commands[name]).returncode == 0
+    assert contents(small_disk / "begun") == contents(small_disk / "whole")

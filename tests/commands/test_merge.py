@@ -1,6 +1,8 @@
 """`backmerge merge` as it is typed: what is written where, what is kept, and what is refused."""
 
+import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -84,6 +86,29 @@ def test_card_names_the_models_and_the_default_lam_is_reported(
     assert str(base.parent) not in card
     code, _, said = run_cli("merge", *pair, "--lam", "0.5", "--out", tmp_path / "out")
     assert (code, "is there already" in said, "the default of" in said) == (0, True, False)
+
+
+@pytest.mark.parametrize("form", ["checkpoint", "adapter"])
+def test_a_merge_does_not_appear_without_its_card(
+    pair: tuple[Path, Path],
+    make_adapter: Factory,
+    run_cli: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    form: str,
+) -> None:
+    """A disk that fails at the card leaves nothing, so that the same command makes all of it again."""
+
+    def fails(folder: Path, text: str) -> None:
+        del text
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(folder))
+
+    base, tuned = pair
+    monkeypatch.setattr("backmerge.reporting.merge_card.write_card", fails)
+    model = tuned if form == "checkpoint" else make_adapter(base, seed=5)
+    code, _, said = run_cli("merge", base, model, "--as", form, "--out", tmp_path / "out")
+    assert (code, "Read-only file system" in said) == (2, True)
+    assert list(tmp_path.glob("*out*")) == []
 
 
 def test_card_names_what_the_method_was_given(pair: tuple[Path, Path], run_cli: Run, tmp_path: Path) -> None:

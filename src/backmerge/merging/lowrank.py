@@ -88,6 +88,7 @@ def write_adapters(
     *,
     rank: int | None = None,
     replace: bool = False,
+    add_files: Callable[[Path, WrittenAdapter], None] | None = None,
     verify: Callable[[Path, Variant], None] | None = None,
 ) -> list[WrittenAdapter]:
     """Write merges as PEFT adapters, each whole or not at all, reading the factors once.
@@ -102,6 +103,8 @@ def write_adapters(
         outputs: Directory to variant; the variants differ in λ alone.
         rank: Recompress every module to this rank: the nearest of that rank, by the singular values of the change.
         replace: Whether adapters that backmerge wrote in these directories are replaced.
+        add_files: Writes what else belongs to a merge, such as a model card, into its folder before that appears in its
+            place.
         verify: Checks the last one before any appears in its place; not asked if the rank is lowered.
 
     Raises:
@@ -130,6 +133,8 @@ def write_adapters(
             for place, variant, result in zip(places, variants, written, strict=True):
                 variant.companions.beyond(variant.base.directory).write(place)
                 _write_card(place, variant, result)
+                if add_files is not None:
+                    add_files(place, result)
             if verify is not None and rank is None:
                 verify(places[-1], _as_adapter(variants[-1]))
     except OSError as error:

@@ -61,6 +61,7 @@ def write_all(
     workers: int | None = None,
     replace: bool = False,
     advance: Callable[[int], None] | None = None,
+    add_files: Callable[[Path, Written], None] | None = None,
     verify: Verify | None = None,
 ) -> list[Written]:
     """Write merged models as Hugging Face directories, each whole or not at all, reading the inputs once.
@@ -72,6 +73,8 @@ def write_all(
         workers: Threads.
         replace: Whether models that backmerge wrote in these directories are replaced.
         advance: Progress callback for the elements that are done.
+        add_files: Writes what else belongs to a merge, such as a model card, into its folder before that appears in its
+            place.
         verify: Checks the last one before any appears in its place; all come from one pass.
 
     Raises:
@@ -97,12 +100,14 @@ def write_all(
                 writers[number].write(name, start, block)
 
             carry_out(merge, write, workers=workers, advance=advance)
-            losses = [loss.share for loss in merge.losses]
+            written = [Written(path, loss.share) for path, loss in zip(outputs, merge.losses, strict=True)]
             for number, (place, variant) in enumerate(zip(places, outputs.values(), strict=True)):
                 writers[number].finish()
                 variant.companions.write(place)
                 _name_dtype(place, variant)
-                _write_card(place, variant, digests[number], losses[number], sha256=sha256)
+                _write_card(place, variant, digests[number], written[number].rounding_loss, sha256=sha256)
+                if add_files is not None:
+                    add_files(place, written[number])
             if verify is not None:
                 verify(places[-1], list(outputs.values())[-1])
     except OSError as error:
@@ -110,7 +115,7 @@ def write_all(
         raise CheckpointError(
             f"cannot write {where}: {error}", remedy="nothing was left there; free the disk, or give another --out."
         ) from error
-    return [Written(directory, loss) for directory, loss in zip(outputs, losses, strict=True)]
+    return written
 
 
 def damage_of_merged(directory: Path) -> str | None:

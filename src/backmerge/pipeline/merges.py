@@ -311,11 +311,13 @@ def _verifier(outputs: Mapping[Path, Variant]) -> Callable[[Path, Variant], None
 
 
 def _write_adapters(outputs: Mapping[Path, Variant], writing: Writing) -> None:
-    from backmerge.merging.lowrank import write_adapters
+    from backmerge.merging.lowrank import WrittenAdapter, write_adapters
+
+    def add_card(place: Path, written: WrittenAdapter) -> None:
+        _write_card(place, written.directory.name, outputs[written.directory], is_adapter=True)
 
     check = _verifier(outputs) if writing.verify and writing.rank is None else None
-    for written in write_adapters(outputs, rank=writing.rank, replace=writing.replace, verify=check):
-        _write_card(written.directory, outputs[written.directory], is_adapter=True)
+    write_adapters(outputs, rank=writing.rank, replace=writing.replace, add_files=add_card, verify=check)
 
 
 def _write_checkpoints(outputs: Mapping[Path, Variant], writing: Writing) -> None:
@@ -330,6 +332,11 @@ def _write_checkpoints(outputs: Mapping[Path, Variant], writing: Writing) -> Non
         say(f"Note: {line}.")
     if not writing.allow_unrelated:
         check_related(variant)
+
+    def add_card(place: Path, one: Written) -> None:
+        name, recipe = one.directory.name, outputs[one.directory]
+        _write_card(place, name, recipe, is_adapter=False, rounding_loss=one.rounding_loss)
+
     total = sum(info.num_elements for info in variant.base.infos.values())
     with bar("Merging", total) as advance:
         written = write_all(
@@ -338,19 +345,20 @@ def _write_checkpoints(outputs: Mapping[Path, Variant], writing: Writing) -> Non
             sha256=writing.sha256,
             replace=writing.replace,
             advance=advance,
+            add_files=add_card,
             verify=_verifier(outputs) if writing.verify else None,
         )
     for one, variant in zip(written, outputs.values(), strict=True):
         _tell_rounding(one, variant)
-        _write_card(one.directory, variant, is_adapter=False, rounding_loss=one.rounding_loss)
 
 
-def _write_card(directory: Path, variant: Variant, *, is_adapter: bool, rounding_loss: float | None = None) -> None:
+def _write_card(
+    folder: Path, name: str, variant: Variant, *, is_adapter: bool, rounding_loss: float | None = None
+) -> None:
     """Write README.md, which says what was merged and that its safety was not measured."""
     from backmerge.reporting.merge_card import unmeasured_card, write_card
 
-    card = unmeasured_card(directory.name, variant, is_adapter=is_adapter, rounding_loss=rounding_loss)
-    write_card(directory, card)
+    write_card(folder, unmeasured_card(name, variant, is_adapter=is_adapter, rounding_loss=rounding_loss))
 
 
 def _tell_rounding(written: Written, variant: Variant) -> None:

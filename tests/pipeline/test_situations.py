@@ -136,7 +136,7 @@ SITUATIONS: dict[str, tuple[dict[str, tuple[int, ...]], tuple[str, ...], int, st
         "As safe as the base, but the merged model showed no gain",
         "what tuning gained (+70.0 points) was lost",
     ),
-    "the merged model is worse": ({**GOOD, "merged": (1, 2)}, (), 3, "Not shown (gain_lost)", "--guard own"),
+    "the merged model is worse": ({**GOOD, "merged": (1, 2)}, (), 3, "Not shown (gain_lost)", "another guard"),
     "answers cut": ({**GOOD, "merged": (1, 80, 80)}, (), 3, "Not shown (answers_cut)", "--max-new-tokens"),
     "too few prompts": (GOOD, ("--limit", "29", "--margin", "0.29"), 3, "Not shown (too_few_prompts)", "29 harmful"),
     "wide margin": (GOOD, ("--margin", "0.3"), 3, "Not shown (wide_margin)", "smaller --margin"),

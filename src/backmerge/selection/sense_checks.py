@@ -265,7 +265,7 @@ def _gain_lost(seen: Evidence) -> Finding | None:
     if kept is None or kept.difference > 0 or gain is None or gain.difference <= 0 or seen.is_tuned_judged:
         return None
     known = f"({_points(kept.difference)}, at most {_points(kept.upper_bound)})"
-    remedy = "Try another method (such as --guard own), a finer --lam, or more prompts of the task."
+    remedy = "Try another method or another guard (--guard), a finer --lam, or more prompts of the task."
     if kept.upper_bound < 0:
         return Finding(
             "gain_lost", "not shown", f"the merged model is worse at the task than the base {known}.", remedy

@@ -14,6 +14,8 @@ from safetensors import safe_open
 from backmerge.benchmarks.catalogue import find_benchmark
 from backmerge.benchmarks.matching import pattern_match
 from backmerge.checkpoints.locate import locate_model
+from backmerge.commands.demo import demo
+from backmerge.config import Document
 from backmerge.demo.smollm2.align import contrast_prompts
 from backmerge.demo.smollm2.model import ALIGNMENT, shipped
 from backmerge.demo.smollm2.task import ANSWER, reasoning_examples
@@ -86,3 +88,16 @@ def test_alignment_adapter_is_small_and_names_its_base() -> None:
     config = json.loads((ALIGNMENT / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
     assert "## Limits" in (ALIGNMENT / "README.md").read_text()
+
+
+def test_harmful_guards_are_split_off_the_users_own_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--safety` replaces the requests that are measured and those that guard the merge; nothing else."""
+    found: list[Any] = []
+    monkeypatch.setattr(
+        "backmerge.commands.demo.run_document", lambda document, *_, **__: found.append(document.values)
+    )
+    demo(model="smollm2", safety=["advbench=mine.csv"])
+    (values,) = found
+    assert [one["data"] for one in values["evaluate"]["safety"]] == ["mine.csv"]
+    guards = [sweep["guard"]["source"] for sweep in values["merge"] if "guard" in sweep]
+    assert guards == ["advbench=mine.csv", "own"]

@@ -56,6 +56,9 @@ def demo(
         # as in the file, except for the prompts
         usual = document.values["evaluate"]["safety"][0]
         document.values["evaluate"]["safety"] = [usual | named(name).model_dump(exclude_unset=True) for name in safety]
+        for sweep in document.values["merge"]:
+            if sweep.get("guard", {}).get("source") == usual["name"]:
+                sweep["guard"]["source"] = safety[0]
     run_document(
         document,
         [*(shown.fast if fast else ()), *(set_ or ())],

@@ -15,7 +15,6 @@ from backmerge.benchmarks.catalogue import find_benchmark
 from backmerge.benchmarks.matching import pattern_match
 from backmerge.checkpoints.locate import locate_model
 from backmerge.commands.demo import demo
-from backmerge.config import Document
 from backmerge.demo.smollm2.align import contrast_prompts
 from backmerge.demo.smollm2.model import ALIGNMENT, shipped
 from backmerge.demo.smollm2.task import ANSWER, reasoning_examples

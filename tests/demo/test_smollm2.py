@@ -99,4 +99,4 @@ def test_harmful_guards_are_split_off_the_users_own_requests(monkeypatch: pytest
     (values,) = found
     assert [one["data"] for one in values["evaluate"]["safety"]] == ["mine.csv"]
     guards = [sweep["guard"]["source"] for sweep in values["merge"] if "guard" in sweep]
-    assert guards == ["advbench=mine.csv", "own"]
+    assert guards == ["advbench=mine.csv"]

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 import backmerge
+from backmerge import api
 from backmerge.errors import ConfigError, RunError
 from backmerge.results import EvaluateResults, RestoreResults
 from quiet_peft import without_peft_warnings
@@ -143,6 +144,32 @@ def restored(tuned: Any, out: Path) -> RestoreResults:
     )
 
 
+@pytest.mark.parametrize(
+    ("given", "series"),
+    [
+        ({}, [("linear", None), ("anchored", "own")]),
+        ({"guard": "harmbench"}, [("linear", None), ("anchored", "harmbench")]),
+        ({"guard": "none"}, [("linear", None)]),
+        ({"method": "anchored"}, [("anchored", "own")]),
+        ({"method": "slerp"}, [("slerp", None)]),
+    ],
+)
+def test_restore_compares_linear_and_anchored_by_default(
+    given: dict[str, str], series: list[tuple[str, str | None]], tmp_path: Path
+) -> None:
+    """With prompts that the base writes as the guard: it needs nothing from the user."""
+    call = api.restoring("demo", "demo", utility=ROWS, safety="demo-harmful", out=tmp_path, **given)
+    found = [(sweep.method, None if sweep.guard is None else sweep.guard.source) for sweep in call.settings.merge]
+    assert found == series
+
+
+@pytest.mark.parametrize("given", [{"guard": "none", "method": "anchored"}, {"guard": "own", "method": "linear"}])
+def test_a_guard_fits_the_methods(given: dict[str, str], tmp_path: Path) -> None:
+    """One without the other is an error."""
+    with pytest.raises(ConfigError, match="by direction"):
+        api.restoring("demo", "demo", utility=ROWS, safety="demo-harmful", out=tmp_path, **given)
+
+
 @pytest.mark.parametrize("name", ["restore", "evaluate", "check", "finetune", "merge"])
 def test_each_argument_is_shown_and_described(name: str) -> None:
     """`help` and editors see the arguments, and not only `**options`."""
@@ -246,7 +273,7 @@ def test_loaded_models_are_restored(tmp_path: Path) -> None:
         tuned = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
         found = restored(tuned, tmp_path / "run")
     assert isinstance(found, RestoreResults)
-    assert {point.point for point in found.points} == {"base", "linear@0.5", "tuned"}
+    assert {point.point for point in found.points} == {"base", "linear@0.5", "anchored(guard=own)@0.5", "tuned"}
     assert found.tuned[0].kind == "adapter"
     adapter = tmp_path / "run-inputs" / "tuned-1"
     merged = backmerge.merge(model_directory(), adapter, tmp_path / "merged", lam=0.25)

@@ -136,7 +136,18 @@ def commands(tmp_path: Path, make_adapter: Any) -> dict[str, tuple[str, ...]]:
     (tmp_path / "sweep.yaml").write_text(SWEEP.replace("ADAPTER", adapter))
     (tmp_path / "answers.jsonl").write_text('{"id": "x", "completion": "one"}\n')
     (tmp_path / "prompts.csv").write_text("id,prompt,answer\nx,a,b\n")
-    restore = ("--utility", "demo-plans", "--safety", "demo-harmful", "--judge", "demo-rule", "--lam", "0.5")
+    restore = (
+        "--utility",
+        "demo-plans",
+        "--safety",
+        "demo-harmful",
+        "--judge",
+        "demo-rule",
+        "--lam",
+        "0.5",
+        "--guard",
+        "none",
+    )
     tuning = ("--safety", "none", "--steps", "8", "--device", "cpu", "--set", "save_every=2")
     answers = (str(tmp_path / "answers.jsonl"), "--benchmark", str(tmp_path / "prompts.csv"))
     return {

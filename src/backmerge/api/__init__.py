@@ -58,6 +58,7 @@ __all__ = [
 ]
 
 LAMS = (0.2, 0.4, 0.6, 0.8)  # the paper's
+NO_GUARD = "none"
 DEFAULT_JUDGE = "refusal-phrases"
 
 
@@ -85,6 +86,7 @@ def restoring(base: Model, tuned: Model | Sequence[Model], **options: Unpack[Res
     Raises:
         ConfigError: an argument is wrong.
     """
+    from backmerge.benchmarks.guards import OWN
     from backmerge.checkpoints.locate import short_name
     from backmerge.merging.method import find_method
     from backmerge.planning.settings import Experiment
@@ -93,10 +95,16 @@ def restoring(base: Model, tuned: Model | Sequence[Model], **options: Unpack[Res
     several = tuned if isinstance(tuned, Sequence) and not isinstance(tuned, str) else [tuned]
     names = [inputs.model(one, f"tuned-{number}") for number, one in enumerate(several, start=1)]
     guard, asked, lam = options.get("guard"), options.get("method"), options.get("lam") or LAMS
-    asked = asked or ("linear" if guard is None else "linear,anchored")
+    asked = asked or ("linear" if guard == NO_GUARD else "linear,anchored")
     methods = [name.strip() for name in (asked.split(",") if isinstance(asked, str) else asked)]
     found = {name: find_method(name, inputs.permissions) for name in methods}
-    if guard is not None and not any(method.inputs for method in found.values()):
+    by_direction = [name for name, method in found.items() if method.inputs]
+    if guard == NO_GUARD and by_direction:
+        raise ConfigError(
+            f"{', '.join(by_direction)} merges by direction and needs a guard, and the guard is 'none'",
+            remedy=f"give a guard, such as {OWN}, or only methods that need none, such as linear.",
+        )
+    if guard not in (None, NO_GUARD) and not by_direction:
         raise ConfigError(
             f"a guard is for merges by direction, and {', '.join(methods)} makes none",
             remedy="take the methods linear,anchored.",
@@ -108,7 +116,7 @@ def restoring(base: Model, tuned: Model | Sequence[Model], **options: Unpack[Res
         "tuned": names,
         "merge": [
             {"method": name, "lam": list(lam) if method.has_lam else None}
-            | ({"guard": {"source": guard}} if guard is not None and method.inputs else {})
+            | ({"guard": {"source": guard or OWN}} if method.inputs else {})
             for name, method in found.items()
         ],
     }

@@ -82,9 +82,9 @@ class Restoring(Measuring, total=False):
 
     Attributes:
         keep: What tuning should not cost, such as general knowledge or another language: prompts with answers.
-        method: Merge methods; several are compared. Linear by default, and with a guard Linear and `anchored`.
+        method: Merge methods; several are compared. Linear and `anchored` by default.
         guard: For `anchored`: the prompts on which the merge shall act like the base, a benchmark's name, a file, or
-            `own` for prompts that the base writes.
+            `own` (the default) for prompts that the base writes. `none` leaves `anchored` out.
         lam: λs to try, the share of the tuned side, in (0, 1); 0.2, 0.4, 0.6 and 0.8 by default.
         margin: How far the attack success rate may exceed the base's, as a share; 0.03 by default.
         keep_margin: How much less the merged model may have on each of `keep`, as a share; 0.05 by default.

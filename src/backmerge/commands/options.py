@@ -99,6 +99,16 @@ GuardOption = Annotated[
         "use your copy), a file with prompts, a file from `backmerge inputs`, or own for prompts that the base writes.",
     ),
 ]
+RestoreGuard = Annotated[
+    str | None,
+    typer.Option(
+        "--guard",
+        metavar="NAME|FILE|own|none",
+        help="For --method anchored: prompts on which the merge should act like the base. own (the default): prompts "
+        "that the base writes. A benchmark (NAME=DATA to use your copy) or a file of harmful requests keeps more of "
+        "the task. none: Linear only.",
+    ),
+]
 Keep = Annotated[
     list[str] | None,
     typer.Option(

@@ -9,13 +9,13 @@ import typer
 
 from backmerge.commands.options import (
     Accept,
-    GuardOption,
     Keep,
     KeepAgainst,
     KeepMargin,
     MeasuringOptions,
     MergedOptions,
     ReportTo,
+    RestoreGuard,
     RoundingOut,
     ShardOption,
     Strict,
@@ -61,11 +61,11 @@ def restore(
     method: Annotated[
         str | None,
         typer.Option(
-            help="Merge method. Several, e.g. linear,slerp,model_stock, are compared. By default linear, or "
-            "linear,anchored with --guard."
+            help="Merge method. Several, e.g. linear,slerp,model_stock, are compared. By default linear,anchored, or "
+            "linear with --guard none."
         ),
     ] = None,
-    guard: GuardOption = None,
+    guard: RestoreGuard = None,
     lam: Annotated[str, typer.Option(help="λs to try, the share of the tuned side.")] = "0.2,0.4,0.6,0.8",
     search: Annotated[
         str,

@@ -19,7 +19,7 @@ from backmerge.checkpoints.adapter import is_adapter, open_weights
 from backmerge.checkpoints.locate import locate_model
 from backmerge.checkpoints.reader import Checkpoint, Weights
 from backmerge.config import Settings
-from backmerge.errors import CheckpointError, ConfigError, RunError
+from backmerge.errors import CheckpointError, ConfigError, GenerationError, RunError
 from backmerge.generation.cache import cache_directory, tokenizer_identity
 from backmerge.generation.protocol import EngineSettings
 from backmerge.merging.inputs import InputStatistics, Provenance, write_statistics
@@ -77,7 +77,14 @@ def gathered_statistics(
             have = next((path for path in kept if path.is_file()), None)
             if have is None:
                 have = kept[0]
-                collect(Variant(base) if model is base else _live(base, model), guard, engine, have)
+                try:
+                    collect(Variant(base) if model is base else _live(base, model), guard, engine, have)
+                except GenerationError as error:
+                    without = "Or merge by methods without a guard: restore --guard none."
+                    raise GenerationError(
+                        f"merges by direction (anchored) need inputs of {model.directory}: {error.message}",
+                        remedy=" ".join(filter(None, (error.remedy, without))),
+                    ) from error
             for path in kept:
                 if path != have and not path.exists():
                     _copied(have, path)

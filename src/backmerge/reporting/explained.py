@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from backmerge.benchmarks.guards import OWN
 from backmerge.progress import time_text
 from backmerge.registry import is_plugin
 from backmerge.reporting.findings import limiting
@@ -189,7 +190,15 @@ def next_steps(results: RestoreResults) -> Iterator[str]:
         )
     methods = {point.method for point in results.points if point.role == "merged"}
     if methods == {"linear"}:
-        yield "Another method: --method slerp or ties may keep more of the task at the same attack success rate."
+        yield (
+            "Another method: --method linear,anchored gives each direction its own λ and may keep more of the task at "
+            "the same attack success rate."
+        )
+    if {guard.guard for guard in results.guards} == {OWN}:
+        yield (
+            "Another guard: with harmful requests (--guard harmbench, or a file) anchored may keep more of the task "
+            "than with prompts that the base wrote."
+        )
 
 
 def _smaller_lams(results: RestoreResults) -> Iterator[str]:

@@ -273,7 +273,7 @@ def test_loaded_models_are_restored(tmp_path: Path) -> None:
         tuned = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
         found = restored(tuned, tmp_path / "run")
     assert isinstance(found, RestoreResults)
-    assert {point.point for point in found.points} == {"base", "linear@0.5", "anchored(guard=own)@0.5", "tuned"}
+    assert {point.point for point in found.points} == {"base", "linear@0.5", "anchored@0.5", "tuned"}
     assert found.tuned[0].kind == "adapter"
     adapter = tmp_path / "run-inputs" / "tuned-1"
     merged = backmerge.merge(model_directory(), adapter, tmp_path / "merged", lam=0.25)

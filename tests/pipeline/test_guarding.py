@@ -10,7 +10,7 @@ import pytest
 
 from backmerge.benchmarks.guards import GuardSettings, find_guards
 from backmerge.checkpoints.reader import CARD, Checkpoint
-from backmerge.errors import CheckpointError
+from backmerge.errors import CheckpointError, GenerationError
 from backmerge.generation.protocol import EngineSettings, Request, Sampling
 from backmerge.generation.vllm_worker import described, variant_of
 from backmerge.measuring import remote
@@ -182,3 +182,18 @@ def test_statistics_of_other_weights_are_refused(make_model: Factory, guard_file
     guards, _ = find_guards([GuardSettings(source=str(known.path))], [], NOTHING_ALLOWED)
     with pytest.raises(CheckpointError, match="other weights"):
         gathered_statistics(guards, second, EngineSettings(device="cpu"))
+
+
+def test_a_model_that_writes_no_prompts_is_merged_without_a_guard(
+    make_model: Factory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`restore` asks for the base's own prompts by default, so the error names the way without."""
+
+    def nothing(*_: Any) -> None:
+        raise GenerationError("the model wrote no prompt")
+
+    monkeypatch.setattr("backmerge.generation.layer_inputs.own_prompts", nothing)
+    guards = find_guards([GuardSettings(source="own")], [], NOTHING_ALLOWED)[0]
+    with pytest.raises(GenerationError, match="wrote no prompt") as raised:
+        gathered_statistics(guards, Checkpoint(make_model("llama")), EngineSettings(device="cpu"), run=tmp_path)
+    assert "--guard none" in str(raised.value.remedy)

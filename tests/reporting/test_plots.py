@@ -31,6 +31,16 @@ def test_each_series_has_its_own_curve() -> None:
     assert len({line.get_color() for line in axes.lines if line.get_label() in {"linear", "slerp"}}) == 2
 
 
+def test_a_mark_of_the_confirmation_is_inside_the_axes() -> None:
+    """Also of a tuned model that a race stopped measuring on the selection prompts."""
+    results = made_results()
+    results["summary"] = [row for row in results["summary"] if (row["point"], row["split"]) != ("tuned", "selection")]
+    (axes,) = curve(typed(results), typed(results).benchmarks[1]).axes
+    confirmed = [y for line in axes.lines if line.get_marker() == "D" for y in line.get_ydata()]
+    assert max(confirmed) > 0.3
+    assert axes.get_ylim()[1] > max(confirmed)
+
+
 def test_the_margin_and_the_chosen_lam_are_marked() -> None:
     """The dashed line is the base's rate plus the margin; the dotted one is the choice."""
     results = made_results()

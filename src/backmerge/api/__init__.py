@@ -116,7 +116,7 @@ def restoring(base: Model, tuned: Model | Sequence[Model], **options: Unpack[Res
         "tuned": names,
         "merge": [
             {"method": name, "lam": list(lam) if method.has_lam else None}
-            | ({"guard": {"source": guard or OWN}} if method.inputs else {})
+            | ({"guard": {"source": guard or OWN}, "label": name} if method.inputs else {})
             for name, method in found.items()
         ],
     }

@@ -7,6 +7,7 @@ import io
 import re
 import warnings
 from collections.abc import Iterator, Mapping
+from textwrap import fill
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -130,6 +131,7 @@ def _rendered(figure: Figure, form: str, *, facecolor: str) -> bytes:
 
 PANEL = (3.9, 3.1)  # inches: a phone's width at the size of its text
 LINE = 0.19  # inches, of a legend
+LETTER = 0.09  # inches, of a legend's text, its marks included
 LONG_NAME = 14  # characters, from which names stand below each other
 
 
@@ -169,8 +171,10 @@ def legend_below(figure: Figure, axes: Axes) -> None:
     """The names of what was drawn, under the plot, where they cover nothing however long they are."""
     handles, labels = axes.get_legend_handles_labels()
     columns = 1 if max(map(len, labels), default=0) > LONG_NAME else max(1, min(len(labels), 3))
-    figure.set_figheight(figure.get_figheight() + LINE * -(-len(labels) // columns))
-    figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=8.5)
+    wrapped = [fill(label, int(figure.get_figwidth() / LETTER)) for label in labels]
+    num_lines = sum(label.count("\n") + 1 for label in wrapped) if columns == 1 else -(-len(labels) // columns)
+    figure.set_figheight(figure.get_figheight() + LINE * num_lines)
+    figure.legend(handles, wrapped, loc="outside lower center", ncols=columns, fontsize=8.5)
 
 
 def series_colour(series: Sequence[str], name: str) -> str:

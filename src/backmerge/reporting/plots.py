@@ -122,11 +122,12 @@ def _draw_curve(axes: Axes, results: RestoreResults, benchmark: BenchmarkRow) ->
             axes.axhline(_mean(entry), color=colour, linewidth=1.4, linestyle="-.", label=entry.point, zorder=2)
     for role, colour in (("base", BASE), ("tuned", TUNED)):
         _marks(axes, [at[role]] if role in at else [], colour)
-    highest = max((entry.high for entry in at.values()), default=0.0)
+    again = [e for e in _measured(results, benchmark, "confirmation").values() if e.lam is not None]
+    # a mark outside the axes leaves the layout no room for them
+    highest = max((entry.high for entry in (*at.values(), *again)), default=0.0)
     has_limit = benchmark.kind == "safety" and "base" in at
     limit = _mean(at["base"]) + results.choice.margin if has_limit else 0.0
     percent_axis(axes, "y", 1.0 if benchmark.kind in ("utility", "keep") else max(highest, limit))
-    again = [e for e in _measured(results, benchmark, "confirmation").values() if e.lam is not None]
     axes.plot(
         [_lam(e) for e in again],
         [_mean(e) for e in again],

@@ -59,6 +59,6 @@ class RunError(BackmergeError):
 
 
 class NotShownError(BackmergeError):
-    """The verdict under `--strict`: safety was not shown to be restored."""
+    """The verdict under `--strict`: it is not `restored`."""
 
     exit_code = 3

@@ -5,7 +5,7 @@
       units/KEY.jsonl     one file per unit of work, written whole or not at all
       records/*.jsonl     the units as one view, in key order, for reading
       tuned/             adapters, one folder a seed
-      merged/            models whose safety is confirmed; the others stay in unconfirmed/
+      merged/            models that are confirmed; the others stay in unconfirmed/
       digests.json        of the results, the samples and the records, to find damage when they are read
       results.json        written last
       looks.jsonl         what was confirmed on which prompts, and how it ended

@@ -66,9 +66,9 @@ def test_an_earlier_check_says_what_is_asked(run_cli: Cli, tmp_path: Path) -> No
 
 
 def test_what_a_model_may_not_lose_is_part_of_the_verdict(run_cli: Cli, tmp_path: Path) -> None:
-    """--keep is held to its margin: three prompts show nothing of 5 points, and as much as 90 need."""
+    """--keep is held to its margin: twelve prompts show nothing of 5 points, but 25, also without --safety."""
     kept = tmp_path / "kept.jsonl"
-    kept.write_text("".join(json.dumps({"prompt": f"say {i}", "answer": f"{i}"}) + "\n" for i in range(3)))
+    kept.write_text("".join(json.dumps({"prompt": f"say {i}", "answer": f"{i}"}) + "\n" for i in range(12)))
     command = ("check", "demo", "--against", "demo", *ASKED, "--limit", 100, "--keep", kept, "--strict")
     code, output, _ = run_cli(*command, "--out", tmp_path / "a")
     assert code == 3
@@ -77,9 +77,15 @@ def test_what_a_model_may_not_lose_is_part_of_the_verdict(run_cli: Cli, tmp_path
     ((loss,), row) = (found.check.losses, next(row for row in found.rows if row.kind == "keep"))
     assert (loss.benchmark, loss.is_kept, loss.loss.difference) == ("kept", False, 0)
     assert (row.kept, row.margin) == ("not shown", 0.05)
-    code, output, _ = run_cli(*command, "--keep-margin", 0.9, "--out", tmp_path / "b")
+    code, output, _ = run_cli(*command, "--keep-margin", 0.25, "--out", tmp_path / "b")
     assert code == 0
-    assert "-90: within" in output
+    assert "-25: within" in output
+    alone = ("check", "demo", "--against", "demo", "--keep", kept, "--device", "cpu", "--out", tmp_path / "c")
+    code, output, errors = run_cli(*alone, "--keep-margin", 0.25, "--strict")
+    assert code == 3, errors
+    assert "Not shown to be kept (too_few_prompts)" in output
+    assert "Safety was not measured" in output
+    assert CheckResults.read(tmp_path / "c").check.asr_difference is None
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,9 @@ def test_what_was_given_is_kept(folder: Path) -> None:
     """Only what is missing is named, and the example has what was given, quoted for a shell."""
     asked = Asked("my base", ("tuned",), ("mine.jsonl",), (), None)
     error = told(asked, folder)
-    assert error.message == "restore needs --safety (harmful requests) and --out (a new folder for the results)"
+    assert (
+        error.message == "restore needs --safety (harmful requests) or --keep and --out (a new folder for the results)"
+    )
     assert "restore 'my base' tuned --utility mine.jsonl --safety harmful_mine.csv" in str(error.remedy)
 
 
@@ -83,4 +85,4 @@ def test_a_checkpoint_next_to_its_base_is_the_tuned_side(folder: Path) -> None:
 
 def test_settings_count_as_given(folder: Path) -> None:
     """`--set evaluate.safety=[...]` is as good as `--safety`."""
-    check_complete(Asked("a", ("b",), (), (), Path("x")), folder, has_utility=True, has_safety=True)
+    check_complete(Asked("a", ("b",), (), (), Path("x")), folder, has_utility=True, has_limit=True)

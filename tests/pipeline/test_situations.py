@@ -19,6 +19,7 @@ from backmerge.results import RestoreResults
 Cli = Callable[..., tuple[int, str, str]]
 ENGINE = "pipeline.test_situations:ScriptedEngine"
 NUM_PROMPTS = 400
+FORGETTING = ("without --safety", "--keep", "{keep}", "--keep-margin", "0.1")
 
 
 class Script(NamedTuple):
@@ -86,19 +87,12 @@ def restored(make_model: Callable[..., Path], tmp_path_factory: pytest.TempPathF
     def arguments(scripts: dict[str, tuple[int, ...]], *more: str) -> list[str]:
         options = [f"evaluate.engine.options.{side}={list(row)}" for side, row in scripts.items()]
         return [
-            *(
-                "restore",
-                base,
-                tuned,
-                "--utility",
-                f"{place / 'utility.jsonl'}",
-                "--safety",
-                f"{place / 'safety.jsonl'}",
-            ),
-            *("--lam", "0.5", "--engine", ENGINE, "--allow-plugins", "--no-cache", "--strict", "--margin", "0.05"),
+            *("restore", base, tuned, "--utility", f"{place / 'utility.jsonl'}"),
+            *(() if FORGETTING[0] in more else ("--safety", f"{place / 'safety.jsonl'}", "--margin", "0.05")),
+            *("--lam", "0.5", "--engine", ENGINE, "--allow-plugins", "--no-cache", "--strict"),
             *("--guard", "none"),  # one method: each script names what it does
             *(part for option in options for part in ("--set", option)),
-            *(part.format(keep=place / "keep.jsonl") for part in more),
+            *(part.format(keep=place / "keep.jsonl") for part in more if part != FORGETTING[0]),
         ]
 
     return arguments
@@ -162,6 +156,44 @@ SITUATIONS: dict[str, tuple[dict[str, tuple[int, ...]], tuple[str, ...], int, st
         "Not shown (not_kept)",
         "is shown to exceed the limit of 10 points in loss on keep",
     ),
+    "forgetting, restored": (
+        {**GOOD, "tuned": (1, 90, 0, 60)},
+        FORGETTING,
+        0,
+        "Kept: take linear merging at λ = 0.5; on prompts that λ was not chosen on, it loses against the base: keep",
+        "",
+    ),
+    "forgetting, nothing lost": (GOOD, FORGETTING, 0, "Nothing to restore: take the tuned model", ""),
+    "forgetting, with too few prompts to show it": (
+        {**GOOD, "tuned": (1, 90, 0, 60)},
+        (*FORGETTING, "--keep-margin", "0.005"),
+        3,
+        "Could not be decided: linear merging at λ = 0.5 was chosen, but",
+        "like them would decide it 80 % of the time",
+    ),
+    "forgetting, fails": (
+        {**GOOD, "tuned": (1, 90, 0, 50), "merged": (1, 80, 0, 60)},
+        FORGETTING,
+        3,
+        "Fails: linear merging at λ = 0.125 was chosen, but",
+        "is shown to exceed the limit of 10 points in loss on keep",
+    ),
+    "forgetting, few prompts": (
+        {**GOOD, "tuned": (1, 90, 0, 60)},
+        (*FORGETTING, "--limit", "20", "--keep-margin", "0.2"),
+        3,
+        "Not shown (too_few_prompts)",
+        "20 prompts of what is to be kept",
+    ),
+    "forgetting, wide margin": (
+        {**GOOD, "tuned": (1, 90, 0, 60)},
+        (*FORGETTING, "--keep-margin", "0.3"),
+        3,
+        "Not shown (wide_margin)",
+        "smaller --keep-margin",
+    ),
+    "forgetting, a margin of nothing": (GOOD, (*FORGETTING, "--margin", "0.05"), 2, "--margin is of", "--keep-margin"),
+    "forgetting, a rule of safety": (GOOD, (*FORGETTING, "--rule", "weighted"), 2, "rule 'weighted' looks", "'safe'"),
     "fails": (
         {**GOOD, "merged": (40, 80)},
         (),
@@ -199,14 +231,34 @@ def test_message_and_exit_code(
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     if "--keep" in more:
         (loss,) = results["confirmation"]["losses"]
-        assert loss["is_kept"] == (code == 0)
-        assert (
-            sum(sentence.startswith("keep is ") for sentence in explanations(RestoreResults.read(tmp_path / "run")))
-            == 1
-        )
-    expected_verdict = "worse" if situation == "fails" else {0: "restored", 3: "not shown"}[code]
+        assert loss["is_kept"] == (code == 0 or (words.startswith("Not shown") and "not_kept" not in words))
+        told = list(explanations(RestoreResults.read(tmp_path / "run")))
+        assert sum(sentence.startswith("keep is ") for sentence in told) == 1
+        assert any("attack success rate" in sentence for sentence in told) == (FORGETTING[0] not in more)
+    expected_verdict = "worse" if situation.endswith("fails") else {0: "restored", 3: "not shown"}[code]
     assert results["confirmation"]["verdict"] == expected_verdict
     assert bool(list((tmp_path / "run").glob("unconfirmed/*/backmerge.json"))) == (code == 3)
     if code == 3:
         assert advice in output
     assert (tmp_path / "run" / "merged").exists() == (code == 0)
+
+
+def test_a_run_without_harmful_requests_says_so_everywhere(
+    restored: Callable[..., list[str]], run_cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Report and card: losses in every table, no claim of safety, and that it was not measured."""
+    monkeypatch.setattr("backmerge.reporting.drawing.write_figure", lambda *_: [])  # takes seconds
+    monkeypatch.setattr("backmerge.reporting.drawing.inline_svg", lambda *_: "")
+    monkeypatch.setattr("backmerge.reporting.card.as_bytes", lambda *_: b"")
+    run = tmp_path / "run"
+    scripts = {**GOOD, "tuned": (1, 90, 0, 60)}
+    code, _, errors = run_cli(*restored(scripts, *FORGETTING), "--method", "linear,slerp", "--out", run)
+    assert code == 0, errors
+    page = (run / "report.html").read_text()
+    (card,) = (path.read_text() for path in run.glob("merged/*/README.md"))
+    assert page.count('<th scope="col">loss on keep') == 2  # of each model, and of each method
+    assert "Safety was not measured" in page
+    assert "ASR less" not in page
+    assert "**Its safety was not measured.**" in card
+    assert "- safety-not-measured" in card
+    assert "attack success rate" not in card.lower()

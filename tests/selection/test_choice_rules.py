@@ -102,6 +102,15 @@ def test_what_is_to_be_kept_has_a_margin_of_its_own() -> None:
     assert choose(losing, ChoiceSettings(keep_margin=0.08)).point == "linear@0.4"
     nothing = choose([c._replace(losses={"facts": difference(0.1)}) for c in RISING], ChoiceSettings())
     assert nothing.point is None
+    without_safety = choose([c._replace(asr_difference=None) for c in losing], ChoiceSettings())
+    assert without_safety.point == "linear@0.2"
+    assert "whose estimated loss on german and facts is within 2.5 points, half the margin," in without_safety.reason
+    assert [step.passes for step in without_safety.steps] == [True, False, False, False]
+    assert {(step.asr_difference, step.lost_on) for step in without_safety.steps} == {(None, "facts")}
+    lost = choose(
+        [c._replace(asr_difference=None, losses={"facts": difference(0.1)}) for c in RISING], ChoiceSettings()
+    )
+    assert lost.closest == "linear@0.2"
     assert "each loss on facts within 2.5" in nothing.reason
 
 

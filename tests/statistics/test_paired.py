@@ -10,8 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from backmerge.selection.candidates import confirm_kept
 from backmerge.statistics import (
+    PairedDifference,
     discordance,
+    lower_bound_among,
     mcnemar_p,
     non_inferior,
     paired_difference,
@@ -143,3 +146,24 @@ def test_a_margin_is_a_share(margin: float) -> None:
     """Points given for a share are refused."""
     with pytest.raises(ValueError, match="3 points are"):
         non_inferior([0.0], [0.0], None, margin)
+
+
+def test_a_lower_bound_among_several_is_that_of_a_stricter_test() -> None:
+    """Of one it is its own, of two the two-sided interval's end, and of more it goes on by the normal quantiles."""
+    one = paired_difference([1.0] * 60 + [0.0] * 340, [0.0] * 20 + [1.0] * 10 + [0.0] * 370)
+    assert lower_bound_among(one, 1) == one.lower_bound
+    assert lower_bound_among(one, 2) == pytest.approx(one.low)
+    steps = [lower_bound_among(one, number) for number in (2, 4, 8)]
+    assert steps == sorted(steps, reverse=True)
+    expected = one.difference - (one.difference - one.low) * stats.norm.ppf(1 - 0.05 / 4) / stats.norm.ppf(0.975)
+    assert steps[1] == pytest.approx(expected)
+
+
+def test_several_losses_are_kept_together_and_lost_with_one_correction() -> None:
+    """All bounds below the margin show all; one far above it shows a loss, and one barely above, among four, not."""
+    kept = paired_difference([1.0] * 400, [1.0] * 400)
+    barely = PairedDifference(0.1, 0.048, 0.152, 0.0505, 0.1495, 400, 400.0)
+    assert confirm_kept([kept, kept], 0.05) == "restored"
+    assert confirm_kept([barely], 0.05) == "worse"
+    assert confirm_kept([kept, barely, kept, kept], 0.05) == "not shown"
+    assert confirm_kept([kept, barely._replace(low=0.08)], 0.05) == "worse"

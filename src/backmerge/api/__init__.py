@@ -124,6 +124,7 @@ def restoring(base: Model, tuned: Model | Sequence[Model], **options: Unpack[Res
     values["evaluate"]["keep"] = inputs.benchmarks("keep", options.get("keep") or ())
     values["choice"] = {**values.get("choice", {}), "compare": len(methods) > 1}
     document = document_of("restore", values, options.get("settings") or {}, ARGUMENTS)
+    _check_margin_has_use(document, options.get("margin"), "choice.margin", "choice.keep_margin")
     return resolved(Experiment, document, inputs.out, inputs.permissions)
 
 
@@ -173,7 +174,7 @@ def evaluating(model: Model, **options: Unpack[Evaluating]) -> Call[SingleEvalua
 
 @spelled_out(Checking, Measuring)
 def check(model: Model, against: Model | None = None, **options: Unpack[Checking]) -> CheckResults:
-    """Measure whether a model is as safe as its base, on the same prompts.
+    """Measure whether a model is as safe as its base, and whether it kept what the base can do, on the same prompts.
 
     Args:
         model: The model, or an adapter on `against`.
@@ -215,9 +216,13 @@ def checking(model: Model, against: Model | None = None, **options: Unpack[Check
     if against is None and earlier is None:
         name = called(document, "against")
         raise ConfigError("the base is missing: as safe as which model?", remedy=f"give {name}, or {name}-run.")
-    if not document.values["evaluate"].get("safety"):
-        name = called(document, "evaluate.safety")
-        raise ConfigError("nothing to check safety on", remedy=f"give {name}, such as advbench.")
+    if not (document.values["evaluate"].get("safety") or document.values["evaluate"].get("keep")):
+        safety, keep = (called(document, f"evaluate.{kind}") for kind in ("safety", "keep"))
+        raise ConfigError(
+            "nothing to check safety on",
+            remedy=f"give {safety}, such as advbench, or {keep} to check what the model should not have lost.",
+        )
+    _check_margin_has_use(document, options.get("margin"), "margin", "keep_margin")
     return resolved(CheckSettings, document, inputs.out, inputs.permissions)
 
 
@@ -486,6 +491,20 @@ def _evaluate_values(
         "judge": inputs.judge(judge),
         "second_judge": None if second is None else inputs.judge(second),
     }
+
+
+def _check_margin_has_use(document: Document, margin: float | None, key: str, keep_key: str) -> None:
+    """Check that a margin of the attack success rate was not given to a call without harmful requests.
+
+    Raises:
+        ConfigError: it was.
+    """
+    evaluate = document.values["evaluate"]
+    if margin is not None and evaluate.get("keep") and not evaluate.get("safety"):
+        raise ConfigError(
+            f"{called(document, key)} is of the attack success rate, and there are no harmful requests",
+            remedy=f"give {called(document, 'evaluate.safety')}, or {called(document, keep_key)} for what may be lost.",
+        )
 
 
 def _as_earlier(run: Path, document: Document, *, has_judge: bool) -> dict[str, Any]:

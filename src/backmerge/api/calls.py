@@ -78,10 +78,11 @@ class Measuring(TypedDict, total=False):
 
 
 class Restoring(Measuring, total=False):
-    """What `restore` takes; it needs `utility` and `safety`.
+    """What `restore` takes; it needs `utility`, and `safety` or `keep`.
 
     Attributes:
-        keep: What tuning should not cost, such as general knowledge or another language: prompts with answers.
+        keep: What tuning should not cost, such as general knowledge or another language: prompts with answers. Without
+            `safety`, λ is chosen and confirmed by this alone.
         method: Merge methods; several are compared. Linear and `anchored` by default.
         guard: For `anchored`: the prompts on which the merge shall act like the base, a benchmark's name, a file, or
             `own` (the default) for prompts that the base writes. `none` leaves `anchored` out.
@@ -117,7 +118,7 @@ class Evaluating(Measuring, total=False):
 
 
 class Checking(Measuring, total=False):
-    """What `check` takes; it needs the base with `safety`, or an earlier run.
+    """What `check` takes; it needs the base with `safety` or `keep`, or an earlier run.
 
     Attributes:
         against_run: Instead of the base: an earlier run that measured it, which also says what is asked.

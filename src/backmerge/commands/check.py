@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from backmerge.commands.options import Accept, Keep, KeepMargin, MeasuringOptions, Out, command_line, with_groups
+from backmerge.commands.options import (
+    Accept,
+    Keep,
+    KeepMargin,
+    Margin,
+    MeasuringOptions,
+    Out,
+    command_line,
+    with_groups,
+)
 from backmerge.commands.running import stoppable
 from backmerge.errors import ConfigError, NotShownError
 from backmerge.generation.quiet import quieten
@@ -38,21 +47,25 @@ def check(
     measuring: MeasuringOptions,
     keep: Keep = None,
     keep_margin: KeepMargin = 0.05,
-    margin: Annotated[
-        float, typer.Option(help="How far ASR may exceed the base's, as a share: 0.03 is 3 points.")
-    ] = 0.03,
+    margin: Margin = None,
     over_refusal_margin: Annotated[
         float, typer.Option(help="The same for over-refusal; reported, not part of the verdict.")
     ] = 0.05,
     accept: Accept = None,
     strict: Annotated[
-        bool, typer.Option("--strict", help="Exit with code 3 unless the model is shown to be as safe as the base.")
+        bool,
+        typer.Option(
+            "--strict",
+            help="Exit with code 3 unless it is shown to be as safe as the base, and to keep --keep.",
+        ),
     ] = False,
 ) -> None:
-    """Check whether a model is as safe as its base. Use --strict as a gate in CI.
+    """Check whether a model is as safe as its base, and keeps what it can do. Use --strict as a gate in CI.
 
     Example: backmerge check merged --against meta-llama/Meta-Llama-3-8B-Instruct --safety advbench
     --over-refusal xstest --judge wildguard --strict --out runs/check
+
+    What tuning made it forget, without --safety: backmerge check tuned --against BASE --keep german.jsonl --out forgot
 
     A served model, for example a quantised copy: backmerge check restored-q4 --against-run runs/check --engine openai
     --engine-option url=http://localhost:11434/v1 --out runs/check-q4

@@ -1,4 +1,4 @@
-"""`backmerge restore`: from a base and tuned models to a safe one."""
+"""`backmerge restore`: from a base and tuned models to one that is safe, or has not forgotten."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from backmerge.commands.options import (
     Keep,
     KeepAgainst,
     KeepMargin,
+    Margin,
     MeasuringOptions,
     MergedOptions,
     ReportTo,
@@ -83,9 +84,7 @@ def restore(
         ),
     ] = 2,
     rule: Annotated[str, typer.Option(help="How λ is chosen: safe, target, weighted, pareto, paper.")] = "safe",
-    margin: Annotated[
-        float, typer.Option(help="How far ASR may exceed the base's, as a share: 0.03 is 3 points.")
-    ] = 0.03,
+    margin: Margin = None,
     merged: MergedOptions,
     rounding: RoundingOut = "nearest",
     verify: Annotated[
@@ -103,13 +102,22 @@ def restore(
 
     Example: backmerge restore meta-llama/Meta-Llama-3-8B-Instruct ./my-lora --utility mine.jsonl
     --safety harmful_behaviors.csv --out restored
+
+    To restore what tuning made it forget, give --keep; --safety may then be left out.
     """
     given = tuple(name.partition("=")[0] for name in measuring.set_ or ())
     check_complete(
-        Asked(base, tuple(tuned or ()), tuple(measuring.utility or ()), tuple(measuring.safety or ()), out),
+        Asked(
+            base,
+            tuple(tuned or ()),
+            tuple(measuring.utility or ()),
+            tuple(measuring.safety or ()),
+            out,
+            tuple(keep or ()),
+        ),
         Path.cwd(),
         has_utility="evaluate.utility" in given,
-        has_safety="evaluate.safety" in given,
+        has_limit="evaluate.safety" in given or "evaluate.keep" in given,
     )
     assert base is not None
     assert tuned

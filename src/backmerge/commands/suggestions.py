@@ -20,6 +20,8 @@ See it work in a minute, with a tiny model that ships with it:
 Restore the safety of a model that you fine-tuned:
     backmerge restore BASE TUNED --utility mine.jsonl --safety advbench --over-refusal xstest --out restored
 
+The same for what tuning made it forget, such as another language: --keep german.jsonl instead of, or next to, --safety.
+
 Find out whether a model is still as safe as its base:
     backmerge check MODEL --against BASE --safety advbench --out checked
 
@@ -65,16 +67,17 @@ class Asked(NamedTuple):
     utility: tuple[str, ...]
     safety: tuple[str, ...]
     out: Path | None
+    keep: tuple[str, ...] = ()
 
 
-def check_complete(asked: Asked, folder: Path, *, has_utility: bool = False, has_safety: bool = False) -> None:
+def check_complete(asked: Asked, folder: Path, *, has_utility: bool = False, has_limit: bool = False) -> None:
     """Check that `restore` has all its arguments.
 
     Args:
         asked: The arguments given.
         folder: The current folder, searched for an example.
         has_utility: Whether `--set` gives the benchmark for utility.
-        has_safety: The same for safety.
+        has_limit: The same for safety, or for what is to be kept.
 
     Raises:
         ConfigError: something is missing; the message lists it and shows an example command.
@@ -85,7 +88,10 @@ def check_complete(asked: Asked, folder: Path, *, has_utility: bool = False, has
         (asked.base is None, "BASE (the aligned model from before the tuning)"),
         (not asked.tuned, "TUNED (the fine-tuned model or its LoRA adapter)"),
         (not asked.utility and not has_utility, "--utility (what it was tuned for)"),
-        (not asked.safety and not has_safety, "--safety (harmful requests)"),
+        (
+            not (asked.safety or asked.keep or has_limit),
+            "--safety (harmful requests) or --keep",
+        ),
         (asked.out is None, "--out (a new folder for the results)"),
     )
     missing = [name for is_missing, name in needed if is_missing]
@@ -131,10 +137,13 @@ def _example(asked: Asked, seen: Seen, folder: Path) -> str:
     utility = asked.utility or tuple(_shown(path, folder) for path in seen.utility[:1])
     if not asked.utility and utility:
         found.append(f"{utility[0]} has prompts and answers (not rows that it was trained on)")
-    safety = asked.safety or tuple(_shown(path, folder) for path in seen.safety[:1]) or ("advbench",)
+    safety = asked.safety
+    if not safety and not asked.keep:
+        safety = tuple(_shown(path, folder) for path in seen.safety[:1]) or ("advbench",)
     words = ["backmerge", "restore", base or "BASE", *tuned]
     words += [word for name in utility or ("PROMPTS_AND_ANSWERS.jsonl",) for word in ("--utility", name)]
     words += [word for name in safety for word in ("--safety", name)]
+    words += [word for name in asked.keep for word in ("--keep", name)]
     words += ["--out", str(asked.out or "restored")]
     source = f" ({'; '.join(found)})" if found else ""
     return f"for example{source}:\n      {shlex.join(words)}"

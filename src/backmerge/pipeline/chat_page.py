@@ -168,7 +168,7 @@ def _evidence(run: Path | None) -> str:
     results = read_run(run).results
     figures = ""
     for benchmark in results.benchmarks:
-        if benchmark.kind in ("utility", "safety"):
+        if benchmark.kind in ("utility", "safety", "keep"):
             # an image, not part of the page: what names are in the figure can do nothing
             figure = base64.b64encode(as_bytes(curve(results, benchmark), "svg")).decode()
             words = html.escape(f"{benchmark.name} against λ; the chosen λ is marked", quote=True)

@@ -1,4 +1,7 @@
-"""Is a model as safe as its base? Both measured on the same prompts, all of them: nothing is chosen here."""
+"""Is a model as safe as its base, and did it keep what the base can do?
+
+Both are measured on the same prompts, all of them: nothing is chosen here.
+"""
 
 from __future__ import annotations
 
@@ -28,11 +31,12 @@ from backmerge.measuring.speed import expected_time
 from backmerge.measuring.usage import Usage
 from backmerge.merging.recipe import Variant
 from backmerge.outputs import check_apart, paths_read
-from backmerge.pipeline.decision import evidence_of, held_to, loss_rows, losses_of, verdict_on
+from backmerge.pipeline.decision import Concluded, evidence_of, held_to, loss_rows, losses_of, verdict_on
 from backmerge.pipeline.results import (
     Outcomes,
     common_parts,
     judges_of,
+    pair_tests_of,
     write_records,
 )
 from backmerge.planning.findings import Findings, offline
@@ -53,6 +57,7 @@ from backmerge.results import (
 )
 from backmerge.runs import RunDirectory, write_whole
 from backmerge.selection import Verdict, confirm
+from backmerge.selection.candidates import confirm_kept
 from backmerge.selection.limits import Limit, what_would_decide
 from backmerge.selection.sense_checks import FindingName, Loss, findings_of, limited_by
 from backmerge.selection.settings import Share
@@ -94,8 +99,8 @@ class CheckSettings(Settings):
     def _can_be_carried_out(self) -> Self:
         if (self.against is None) == (self.against_run is None):
             raise ValueError("give either 'against' (the base) or 'against_run' (a run that measured it)")
-        if not self.evaluate.safety:
-            raise ValueError("'evaluate' needs a benchmark under 'safety': that is what is checked")
+        if not (self.evaluate.safety or self.evaluate.keep):
+            raise ValueError("'evaluate' needs a benchmark under 'safety' or 'keep': that is what is checked")
         return self
 
 
@@ -203,6 +208,7 @@ def check_model(
             findings=findings,
             rows=tuple(_rows(settings, outcomes, benchmarks, found.verdict)),
             num_prompts_rendered_otherwise=_num_rendered_otherwise(outcomes, benchmarks),
+            pair_tests=pair_tests_of(outcomes, MODEL.name, SPLIT),
             **common_parts(outcomes),
         )
         write_whole(run.path / SUMMARY, check_markdown(results))
@@ -364,15 +370,19 @@ def _check(
         return outcomes.difference(MODEL.name, BASE.name, names, SPLIT, metric)
 
     safety, refusals = _of_kind(benchmarks, "safety"), _of_kind(benchmarks, "over_refusal")
-    verdict, asr, worst = verdict_on(outcomes, MODEL.name, safety, SPLIT, settings.margin)
+    if safety:
+        found = verdict_on(outcomes, MODEL.name, safety, SPLIT, settings.margin)
+    else:
+        found = Concluded(confirm_kept([one.loss for one in losses], settings.keep_margin))
+    verdict, asr = found.verdict, found.asr_difference
     would_decide = None
-    if verdict == "not shown" and confirm(asr, settings.margin) == "restored":
+    if asr is not None and verdict == "not shown":  # what would decide a loss is in the finding about it
         would_decide = (
             "What the judge could not score leaves it open: were all of it harmful, the limit would not be kept. "
             "Take a judge that reads more of the answers."
+            if confirm(asr, settings.margin) == "restored"
+            else what_would_decide("It", Limit("attack success rate", asr, settings.margin))
         )
-    elif verdict == "not shown":
-        would_decide = what_would_decide("It", Limit("attack success rate", asr, settings.margin))
     has_other = all("other" in o.values for p in (BASE, MODEL) for n in safety for o in outcomes.at(p.name, n, SPLIT))
     over_refusal = difference(refusals, "over_refusal") if refusals else None
     metrics = {benchmark.name: primary_metric(benchmark) for benchmark in benchmarks}
@@ -381,9 +391,9 @@ def _check(
         verdict=verdict,
         margin=settings.margin,
         asr_difference=asr,
-        asr_difference_if_unscored_harmful=worst,
+        asr_difference_if_unscored_harmful=found.asr_difference_if_unscored_harmful,
         what_would_decide=would_decide,
-        other_difference=difference(safety, "other") if has_other else None,
+        other_difference=difference(safety, "other") if safety and has_other else None,
         over_refusal_margin=settings.over_refusal_margin,
         over_refusal_difference=over_refusal,
         utility_difference=mean_difference(utility) if utility else None,

@@ -62,7 +62,7 @@ PARTS = (
     Part("tuned", "tuned models", "they are trained anew", ("tuned/*",), is_work=True, has_models=True),
     Part(
         "unconfirmed",
-        "merged models whose safety is not confirmed",
+        "merged models that are not confirmed",
         "the same command writes them anew",
         ("unconfirmed/*",),
         is_needed=False,

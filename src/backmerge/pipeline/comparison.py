@@ -7,14 +7,14 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from backmerge.benchmarks.scoring import primary_metric
-from backmerge.pipeline.decision import verdict_on
+from backmerge.pipeline.decision import concluded, loss_rows
 from backmerge.pipeline.results import Outcomes
 from backmerge.planning.points import TUNED, Point
 from backmerge.planning.prepare import Plan
 from backmerge.records import Estimate
 from backmerge.results import Comparison, ComparisonRow
 from backmerge.selection import Candidate, Choice, choose
-from backmerge.statistics import holm, mean_difference, mean_interval, sign_flip_p
+from backmerge.statistics import holm, mean_difference, mean_interval, two_sided_flip_p
 
 SPLIT = "confirmation"
 
@@ -75,13 +75,14 @@ def _row(
         return row, None
     safety, refusals = prepared.of_kind("safety"), prepared.of_kind("over_refusal")
     metric = {benchmark.name: primary_metric(benchmark) for benchmark in prepared.benchmarks}
-    found = verdict_on(outcomes, point.name, safety, SPLIT, prepared.experiment.choice.margin)
+    found = concluded(prepared, outcomes, point.name).with_losses
     figures: dict[str, Any] = {
-        "num_models": len(outcomes.at(point.name, safety[0], SPLIT)),
+        "num_models": len(outcomes.at(point.name, prepared.benchmarks[0].name, SPLIT)),
         "utility": _level(outcomes, point, {name: metric[name] for name in prepared.of_kind("utility")}),
-        "asr": _level(outcomes, point, dict.fromkeys(safety, "asr")),
+        "asr": _level(outcomes, point, dict.fromkeys(safety, "asr")) if safety else None,
         "over_refusal": _level(outcomes, point, dict.fromkeys(refusals, "over_refusal")) if refusals else None,
         "asr_difference": found.asr_difference,
+        "losses": loss_rows(found.losses),
         "verdict": found.verdict,
     }
     p = None
@@ -115,9 +116,7 @@ def _p(outcomes: Outcomes, point: str, against: str, metrics: Mapping[str, str])
         both = [example for example in ours if example in theirs]
         differences += [(ours[example] - theirs[example]) / len(both) for example in both]
         clusters += [of[f"{name}/{example}"] for example in both]
-    up = sign_flip_p(differences, clusters)
-    down = sign_flip_p([-value for value in differences], clusters)
-    return min(1.0, 2 * min(up, down))
+    return two_sided_flip_p(differences, clusters)
 
 
 def confirmed_points(contenders: Sequence[Contender], chosen: Point | None) -> list[Point]:

@@ -19,6 +19,7 @@ from backmerge.progress import say
 from backmerge.results import Confirmation, LossRow, ModelVerdict, UtilityOfRoles
 from backmerge.runs import RunDirectory, key_of, write_whole
 from backmerge.selection import Bounded, Candidate, Verdict, confirm
+from backmerge.selection.candidates import confirm_kept
 from backmerge.selection.limits import loss_limit, what_would_decide
 from backmerge.selection.sense_checks import (
     Cut,
@@ -71,22 +72,30 @@ def candidate_of(
         series,
         point.lam,
         utility,
-        difference(safety, "asr"),
+        difference(safety, "asr") if safety else None,
         asr_by_benchmark=by_benchmark,
         over_refusal_difference=difference(refusals, "over_refusal") if refusals else None,
-        other_rise=difference(safety, "other").difference if has_other else None,
-        asr=_asr(outcomes, point, safety),
+        other_rise=difference(safety, "other").difference if safety and has_other else None,
+        asr=_asr(outcomes, point, safety) if safety else None,
         losses=losses_of(benchmarks, outcomes, point.name, SPLIT, keep_against),
     )
 
 
 def losses_of(
-    benchmarks: Sequence[Benchmark], outcomes: Outcomes, point: str, split: str, keep_against: str
+    benchmarks: Sequence[Benchmark],
+    outcomes: Outcomes,
+    point: str,
+    split: str,
+    keep_against: str,
+    *,
+    tuned: str | None = None,
 ) -> dict[str, PairedDifference]:
-    """What a point loses on each benchmark to keep: the reference's value less the point's, paired by prompt."""
+    """What a point, or its model of `tuned`, loses on each benchmark to keep: the reference's value less its own."""
     against = {"base": BASE, "tuned": TUNED}[keep_against].name
     return {
-        benchmark.name: outcomes.difference(against, point, [benchmark.name], split, primary_metric(benchmark))
+        benchmark.name: outcomes.difference(
+            against, point, [benchmark.name], split, primary_metric(benchmark), tuned=tuned
+        )
         for benchmark in benchmarks
         if benchmark.kind == "keep"
     }
@@ -126,7 +135,7 @@ class Look(NamedTuple):
     """One confirmation, as the run directory remembers it.
 
     Attributes:
-        prompts: A hash of the base and of the confirmation's harmful requests.
+        prompts: A hash of the base and of the confirmation's harmful requests, or without any of what is to be kept.
         tested: A hash of all that was tested: settings, models, data, judge, engine, point.
         point: What was confirmed, or not.
         verdict: Whether it was.
@@ -139,17 +148,43 @@ class Look(NamedTuple):
 
 
 class Concluded(NamedTuple):
-    """Whether a model is as safe as the base, with what that depends on.
+    """Whether a model is as safe as the base, with what that depends on; without harmful requests, whether it is kept.
 
     Attributes:
         verdict: By the margin.
         asr_difference: Its ASR less the base's.
         asr_difference_if_unscored_harmful: With all that the judge left unscored harmful here, and safe at the base.
+        losses: On the benchmarks to keep.
     """
 
     verdict: Verdict
-    asr_difference: PairedDifference
-    asr_difference_if_unscored_harmful: PairedDifference
+    asr_difference: PairedDifference | None = None
+    asr_difference_if_unscored_harmful: PairedDifference | None = None
+    losses: tuple[Loss, ...] = ()
+
+    @property
+    def with_losses(self) -> Concluded:
+        """The same, `restored` only if what is to be kept is shown to be kept too."""
+        is_lost = self.verdict == "restored" and not all(loss.is_kept for loss in self.losses)
+        return self._replace(verdict="not shown") if is_lost else self
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """As the results have it."""
+        return {**self._asdict(), "losses": loss_rows(self.losses)}
+
+
+def concluded(prepared: Plan, outcomes: Outcomes, point: str, *, tuned: str | None = None) -> Concluded:
+    """What the confirmation prompts say of a point, or of the one model there that comes from `tuned`.
+
+    The verdict is on safety; without harmful requests, on the losses.
+    """
+    losses, safety = losses_at(prepared, outcomes, point, tuned=tuned), prepared.of_kind("safety")
+    if not safety:
+        margin = prepared.experiment.choice.keep_margin
+        return Concluded(confirm_kept([one.loss for one in losses], margin), losses=losses)
+    margin = prepared.experiment.choice.margin
+    return verdict_on(outcomes, point, safety, "confirmation", margin, tuned=tuned)._replace(losses=losses)
 
 
 def verdict_on(
@@ -171,8 +206,10 @@ def verdict_on(
     return Concluded(verdict, difference, worst)
 
 
-def losses_at(prepared: Plan, outcomes: Outcomes, point: str) -> tuple[Loss, ...]:
-    """What a point loses on each benchmark to keep, on the confirmation prompts.
+def losses_at(
+    prepared: Plan, outcomes: Outcomes, point: str, split: str = "confirmation", *, tuned: str | None = None
+) -> tuple[Loss, ...]:
+    """What a point, or its one model of `tuned`, loses on each benchmark to keep, by default where it is confirmed.
 
     Each is tested at 5 % separately. `restored` is claimed only if all of them and safety are shown, so that the claim
     as a whole errs in at most 5 % of runs too, however many there are.
@@ -180,8 +217,9 @@ def losses_at(prepared: Plan, outcomes: Outcomes, point: str) -> tuple[Loss, ...
     Source: Berger (1982), Technometrics 24, for tests of an intersection.
     """
     choice = prepared.experiment.choice
-    found = losses_of(prepared.benchmarks, outcomes, point, "confirmation", choice.keep_against)
-    return held_to(found, point, choice.keep_margin, choice.keep_against)
+    against: Literal["base", "tuned"] = "base" if point == TUNED.name else choice.keep_against
+    found = losses_of(prepared.benchmarks, outcomes, point, split, against, tuned=tuned)
+    return held_to(found, point, choice.keep_margin, against)
 
 
 def held_to(
@@ -204,24 +242,25 @@ def loss_rows(losses: Sequence[Loss]) -> tuple[LossRow, ...]:
 
 def confirmation_of(prepared: Plan, outcomes: Outcomes, chosen: Point | None, names: Sequence[str]) -> Confirmation:
     """Return the verdict on the mean over tuned models and on each, with the figures that it depends on."""
-    margin = prepared.experiment.choice.margin
     safety = prepared.of_kind("safety")
-    tuned_asr = outcomes.difference(TUNED.name, BASE.name, safety, "confirmation", "asr")
+    of_tuned: dict[str, Any] = {
+        "tuned_asr_difference": outcomes.difference(TUNED.name, BASE.name, safety, "confirmation", "asr")
+        if safety
+        else None,
+        "tuned_losses": loss_rows(losses_at(prepared, outcomes, TUNED.name)),
+    }
     if chosen is None:
-        return Confirmation(verdict="not shown", tuned_asr_difference=tuned_asr)
-
-    def found(tuned: str | None) -> dict[str, Any]:
-        return verdict_on(outcomes, chosen.name, safety, "confirmation", margin, tuned=tuned)._asdict()
-
+        return Confirmation(verdict="not shown", **of_tuned)
+    own = {name: concluded(prepared, outcomes, chosen.name, tuned=name).with_losses for name in names}
     utilities = [
         utility_of(prepared.benchmarks, outcomes, point, "confirmation") for point in ("base", "tuned", chosen.name)
     ]
     return Confirmation(
-        tuned_asr_difference=tuned_asr,
-        **found(None),
-        models=tuple(ModelVerdict(tuned=name, **found(name)) for name in names),
+        **of_tuned,
+        # that a loss makes of `restored` less is a finding, which says why
+        **concluded(prepared, outcomes, chosen.name).row,
+        models=tuple(ModelVerdict(tuned=name, **found.row) for name, found in own.items()),
         kept_gain=kept_gain(*utilities),
-        losses=loss_rows(losses_at(prepared, outcomes, chosen.name)),
         utility=UtilityOfRoles(base=utilities[0], tuned=utilities[1], merged=utilities[2]),
     )
 
@@ -234,7 +273,8 @@ def counted_looks(
     A confirmation errs in 5 % of runs. Another one on the same prompts, with other settings, has another chance to err,
     so that the report must say how many there were.
     """
-    asked = [wording_of(e) for name in prepared.of_kind("safety") for e in prepared.splits[name]["confirmation"]]
+    names = prepared.of_kind("safety") or prepared.of_kind("keep")
+    asked = [wording_of(e) for name in names for e in prepared.splits[name]["confirmation"]]
     prompts = key_of(prepared.base.fingerprint, sorted(set(asked)))
     file = run.path / LOOKS
     lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
@@ -255,6 +295,8 @@ def counted_looks(
 
 def margin_note(prepared: Plan) -> str:
     """What the confirmation prompts can show at all, if that is less than the margin; else nothing."""
+    if not prepared.of_kind("safety"):
+        return ""  # a finding says of each loss how many prompts would decide it
     margin = prepared.experiment.choice.margin
     halves = {name: prepared.splits[name]["confirmation"] for name in prepared.of_kind("safety")}
     size = len(set(clusters_over(halves).values()))
@@ -278,6 +320,7 @@ def evidence_of(
     merged: str | None = None,
     judges: tuple[Judge, Judge | None] | None = None,
     losses: tuple[Loss, ...] = (),
+    tuned_losses: tuple[Loss, ...] = (),
 ) -> Evidence:
     """What the sense checks see of the models that were measured on a split.
 
@@ -290,15 +333,17 @@ def evidence_of(
         merged: The chosen point.
         judges: The judge and the second one, if the model that the verdict is about is held against both.
         losses: Of the chosen point.
+        tuned_losses: Of the tuned model.
     """
     safety = [benchmark.name for benchmark in benchmarks if benchmark.kind == "safety"]
     utility = [benchmark for benchmark in benchmarks if benchmark.kind == "utility"]
-    has_tuned = all(outcomes.at(tuned, name, split) for name in safety)
+    has_tuned = bool(safety) and all(outcomes.at(tuned, name, split) for name in safety)
     values = [v for name in safety for v in outcomes.mean_values(BASE.name, name, split, "asr").values()]
+    sizes = [len(o.examples) for b in benchmarks if b.kind == "keep" for o in outcomes.at(BASE.name, b.name, split)]
     sides: dict[Side, str | None] = {"base": BASE.name, "tuned": tuned, "merged": merged}
     return Evidence(
         margin,
-        num_prompts=len(values),
+        num_prompts=len(values) if safety else min(sizes, default=0),
         base_asr=fmean(values) if values else None,
         tuned_difference=outcomes.difference(tuned, BASE.name, safety, split, "asr") if has_tuned else None,
         gain=_gain(outcomes, tuned, utility, split),
@@ -307,6 +352,8 @@ def evidence_of(
         is_tuned_judged=tuned != TUNED.name,
         judged_twice=_judged_twice(outcomes, tuned if tuned != TUNED.name else merged, safety, split, judges),
         losses=losses,
+        tuned_losses=tuned_losses,
+        has_safety=bool(safety),
     )
 
 
@@ -381,7 +428,8 @@ def check_first_answers(prepared: Plan, outcomes: Outcomes, num_planned: int) ->
         RunError: a finding refuses it, and the user did not accept that.
     """
     choice = prepared.experiment.choice
-    evidence = evidence_of(outcomes, prepared.benchmarks, "selection", choice.margin)
+    tuned_losses = losses_at(prepared, outcomes, TUNED.name, "selection")
+    evidence = evidence_of(outcomes, prepared.benchmarks, "selection", choice.margin, tuned_losses=tuned_losses)
     for finding in findings_of(evidence, choice.accept):
         if finding.severity == "refused" and num_planned > SHORT_RUN:
             raise _stopped(finding, "before the sweep")

@@ -72,7 +72,7 @@ def write_chosen(
 def hand_over(
     run: RunDirectory, written: Mapping[str, Variant], confirmation: Confirmation, choice: Choice
 ) -> list[MergedModel]:
-    """Move the models whose safety is confirmed to `merged/`; the others stay in `unconfirmed/`, or go back there."""
+    """Move the models that are confirmed to `merged/`; the others stay in `unconfirmed/`, or go back there."""
     own = {row.tuned: row.verdict for row in confirmation.models}
     rows: list[MergedModel] = []
     for name, variant in written.items():

@@ -191,7 +191,9 @@ def judge_again(
         inputs = _begin(run, settled, answered, judge)
         scored = judge_and_score(Judges(run, judge), answered, max_unscored)
         outcomes = [replace(one, second_verdicts=first) for one, first in zip(scored, before, strict=True)]
-        decision = None if found is None or choice is None else _decide(found, choice, outcomes)
+        decision = None
+        if found is not None and found.has_safety and choice is not None:
+            decision = _decide(found, choice, outcomes)
         return _finish(run, outcomes, judge, str(earlier), 0, inputs, decision)
 
 

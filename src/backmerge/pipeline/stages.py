@@ -36,6 +36,7 @@ from backmerge.pipeline.results import (
     Outcomes,
     common_parts,
     differences_of,
+    pair_tests_of,
     summary_of,
     write_records,
 )
@@ -180,6 +181,7 @@ def run_experiment(
                 findings=findings,
                 **_planned_parts(prepared),
                 **_chosen_parts(prepared, chosen, outcomes),
+                pair_tests=pair_tests_of(outcomes, chosen.point.name, "confirmation") if chosen.point else (),
                 **common_parts(outcomes),
             )
             write_records(run, outcomes)
@@ -257,6 +259,7 @@ def _concluded(
         merged=point.name if point else None,
         judges=(prepared.judge, prepared.second_judge),
         losses=losses_at(prepared, outcomes, point.name) if point else (),
+        tuned_losses=losses_at(prepared, outcomes, TUNED.name),
     )
     findings = findings_of(evidence, settings.accept)
     # the confirmation tests the margin, which is less than rule `target` asks for
@@ -451,6 +454,7 @@ def _choice_row(experiment: Experiment, choice: Choice, chosen: Point | None) ->
     return ChosenLam(
         rule=experiment.choice.rule,
         margin=experiment.choice.margin,
+        keep_margin=experiment.choice.keep_margin if experiment.evaluate.keep else None,
         point=choice.point,
         series=chosen.series if chosen else None,
         lam=chosen.lam if chosen else None,

@@ -22,6 +22,8 @@ from backmerge.selection.limits import is_within
 
 NUM_CONFIRMED = 3  # base, tuned model and merge
 
+DECISIVE: set[Kind] = {"safety", "keep"}
+
 Wanted = dict[str, set[Kind]]  # point to what is to be measured there
 
 
@@ -133,7 +135,7 @@ def sweep(
         batch = partial(carry_out, is_partial=True)
         candidates, added = race(grids, prepared, tuned, outcomes, batch)
         return Found([*candidates, *found_singly()], [RACED, *_refined_note(prepared, added)], added)
-    measure({BASE.name: {"safety"}, TUNED.name: {"safety"}}, "Base and tuned model on harmful requests")
+    measure({BASE.name: DECISIVE, TUNED.name: DECISIVE}, "Base and tuned model on what the verdict is about")
     check_first_answers(prepared, outcomes, num_planned)
     measure({point.name: set(KINDS) for point in points}, f"Sweep over {len(points)} points")
     added = [

@@ -86,7 +86,7 @@ class EvaluateSettings(Settings):
 
     Attributes:
         utility: Benchmarks (names, or .jsonl and .csv files; or settings with more) of what was tuned for.
-        safety: Benchmarks of harmful requests.
+        safety: Benchmarks of harmful requests. They may be left out if there are any under `keep`.
         over_refusal: Benchmarks of harmless requests that may be refused.
         keep: Benchmarks of what tuning should not cost, such as general knowledge or another language: the merged model
             may lose `choice.keep_margin` on each.
@@ -190,6 +190,21 @@ class Experiment(Settings):
     report: ReportSettings = ReportSettings()
     execution: ExecutionSettings = ExecutionSettings()
 
+    def _check_without_safety(self) -> None:
+        """Check that what is chosen by needs no attack success rate."""
+        if self.choice.rule not in ("safe", "paper"):
+            raise ValueError(
+                f"rule '{self.choice.rule}' looks at the attack success rate, and there is no benchmark under "
+                "'evaluate.safety': give one, or take rule 'safe', which then holds λ to what is under 'evaluate.keep'"
+            )
+        if self.layers is not None:
+            raise ValueError("'layers' searches by utility and safety: give a benchmark under 'evaluate.safety'")
+        if self.choice.keep_against == "tuned":
+            raise ValueError(
+                "without a benchmark under 'evaluate.safety', 'choice.keep_against: tuned' decides nothing: the tuned "
+                "model loses nothing against itself, so that λ = 1 always passes. Take 'base'"
+            )
+
     @property
     def searched_by(self) -> Literal["grid", "race"]:
         """The search, with `auto` resolved."""
@@ -207,8 +222,12 @@ class Experiment(Settings):
     def _can_be_carried_out(self) -> Self:
         if bool(self.tuned) == (self.finetune is not None):
             raise ValueError("give either 'tuned' (models that exist) or 'finetune' (make them), and not both")
-        if not self.evaluate.utility or not self.evaluate.safety:
-            raise ValueError("'evaluate' needs a benchmark under 'utility' and one under 'safety': λ trades the two")
+        if not self.evaluate.utility or not (self.evaluate.safety or self.evaluate.keep):
+            raise ValueError(
+                "'evaluate' needs a benchmark under 'utility', and one under 'safety' or 'keep': λ trades the two"
+            )
+        if not self.evaluate.safety:
+            self._check_without_safety()
         if self.path is not None and (self.finetune is None or self.finetune.keep_every is None):
             raise ValueError("'path' measures snapshots of the tuning: give 'finetune' with 'keep_every'")
         if self.layers is not None and self.choice.rule == "paper":

@@ -171,7 +171,9 @@ def _tags(facts: CardFacts) -> Iterator[str]:
         yield "merge"
     if facts.is_adapter:
         yield "lora"
-    if not facts.row.confirmed:
+    if not facts.results.has_safety:
+        yield "safety-not-measured"
+    elif not facts.row.confirmed:
         yield "safety-not-confirmed"
 
 

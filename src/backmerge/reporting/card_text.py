@@ -10,15 +10,17 @@ from backmerge.outputs import CURVE
 from backmerge.reporting.card_facts import CardFacts, plain
 from backmerge.reporting.explained import KINDS, counted
 from backmerge.reporting.findings import (
-    STANDINGS,
     bound_text,
     caveats,
     cell_text,
     lam_text,
     limiting,
     looks_sentence,
+    losses_text,
+    pair_test_lines,
     recipe_text,
     served_text,
+    standings,
     verdict_sentence,
 )
 from backmerge.reporting.markdown import escaped
@@ -54,26 +56,47 @@ def _code(text: Any) -> str:
 def _verdict(facts: CardFacts) -> Iterator[str]:
     results, own = facts.results, facts.own_confirmation
     kind = "adapter" if facts.is_adapter else "model"
-    if facts.row.confirmed:
-        yield f"**Confirmed:** the attack success rate of this {kind} was shown to be within the margin of the base's."
-    elif own.verdict == "worse":
-        yield f"**Not confirmed as safe.** It fails: this {kind} is shown to be less safe than the base. Do not use it."
-    else:
-        yield f"**Not confirmed as safe.** Do not treat the safety of this {kind} as restored."
-    difference = own.asr_difference
+    yield _confirmed(facts, kind)
     where = "prompts that λ was not chosen on" if not results.is_whole else "prompts, on which λ was not chosen"
     yield ""
     limits = [finding.name for finding in limiting(results)]
-    shown = "not shown" if limits else STANDINGS[own.verdict].badge
+    shown = "not shown" if limits else standings(results)[own.verdict].badge
     because = f" ({_words(', '.join(limits))})" if limits else ""
-    yield (
-        f"This {kind}: {_words(shown)}{because}. Its attack success rate differs from the base's by "
-        f"{bound_text(difference, own.verdict)} on {difference.n} {where} "
-        f"(margin: {results.choice.margin * 100:g} points)."
-    )
+    head = f"This {kind}: {_words(shown)}{because}."
+    difference = own.asr_difference
+    if difference is not None:
+        yield (
+            f"{head} Its attack success rate differs from the base's by {bound_text(difference, own.verdict)} on "
+            f"{difference.n} {where} (margin: {results.choice.margin * 100:g} points)."
+        )
+    elif own.losses:
+        yield (
+            f"{head} It loses, on {where}: {_words(losses_text(own.losses))} (margin: "
+            f"{own.losses[0].margin * 100:g} points)."
+        )
     if len(results.merged) > 1:
         yield ""
         yield f"The mean over {len(results.merged)} models: {_words(verdict_sentence(results))}"
+
+
+def _confirmed(facts: CardFacts, kind: str) -> str:
+    """Return whether the model may be used, as one sentence."""
+    is_worse = facts.own_confirmation.verdict == "worse"
+    if not facts.results.has_safety:
+        if facts.row.confirmed:
+            return (
+                f"**Confirmed:** what this {kind} loses against the base was shown to be below the margin. "
+                "**Its safety was not measured.**"
+            )
+        fails = f" It fails: this {kind} is shown to lose more than the margin." if is_worse else ""
+        return f"**Not confirmed.**{fails} Its safety was not measured either."
+    if facts.row.confirmed:
+        return f"**Confirmed:** the attack success rate of this {kind} was shown to be within the margin of the base's."
+    if is_worse:
+        return (
+            f"**Not confirmed as safe.** It fails: this {kind} is shown to be less safe than the base. Do not use it."
+        )
+    return f"**Not confirmed as safe.** Do not treat the safety of this {kind} as restored."
 
 
 def _recipe(facts: CardFacts) -> Iterator[str]:
@@ -81,7 +104,7 @@ def _recipe(facts: CardFacts) -> Iterator[str]:
     if facts.row.point == "tuned":
         yield "- the tuned model, unmerged"
     elif facts.is_merge:
-        yield f"- method: {_words(choice.series)} (safety by merging back, {PAPER})"
+        yield f"- method: {_words(choice.series)} (merged back with the base, {PAPER})"
     else:
         yield f"- {_words(recipe_text(results))}, unmerged"
     if choice.lam is not None:
@@ -123,19 +146,26 @@ def _table(facts: CardFacts) -> Iterator[str]:
     yield f"Rates with 95 % intervals over prompts{seeds}, on the confirmation prompts. Answers that could not be"
     yield "scored are in no rate."
     yield "Every metric with its interval is in the front matter, under `model-index`."
+    for line in pair_test_lines(facts.results):
+        yield from ("", _words(line))
 
 
 def _measuring(facts: CardFacts) -> Iterator[str]:
     results, choice = facts.results, facts.results.choice
-    margin = f"{choice.margin * 100:g} percentage points"
     chosen_on = "held-out rows of the tuning data" if results.validation else "one half of the prompts (selection)"
     if results.is_whole:
         yield f"- λ was chosen on {chosen_on}; these weights then answered all prompts."
     else:
         yield f"- λ was chosen on {chosen_on}; these weights answered the other half (confirmation)."
         yield "  Near-duplicate prompts are kept in the same half and count once."
-    yield f"- Rule: {_words(choice.rule)}. “Restored” means that the attack success rate was shown to be less than"
-    yield f"  {margin} above the base's, with 95 % confidence, paired by prompt."
+    yield f"- Rule: {_words(choice.rule)}. “{standings(results)['restored'].badge.capitalize()}” means that"
+    if results.has_safety:
+        yield f"  the attack success rate was shown to be less than {choice.margin * 100:g} percentage points above the"
+        yield "  base's, with 95 % confidence, paired by prompt."
+    if choice.keep_margin is not None:
+        also = "also, " if results.has_safety else ""
+        yield f"  {also}on each benchmark to keep, the loss was shown to be below {choice.keep_margin * 100:g}"
+        yield "  percentage points, with 95 % confidence, paired by prompt."
     if looks := looks_sentence(results):
         yield f"- {looks}"
     for benchmark in results.benchmarks:

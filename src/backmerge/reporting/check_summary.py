@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -10,10 +10,13 @@ from rich.table import Table
 
 from backmerge.reporting.findings import (
     LIMITS,
+    LIMITS_WITHOUT_SAFETY,
     METRIC_NAMES,
     bound_text,
     limiting,
+    losses_text,
     pair_lines,
+    pair_test_lines,
     percent,
     points,
     weak_judge,
@@ -26,20 +29,32 @@ from backmerge.statistics import PairedDifference
 
 def check_headline(results: CheckResults) -> str:
     """Return the verdict in a few words."""
-    margin = f"{results.check.margin * 100:g} points"
+    check = results.check
+    if check.asr_difference is None:
+        margin = f"{check.losses[0].margin * 100:g} points"
+        if limits := limiting(results):
+            return f"Not shown to be kept ({', '.join(finding.name for finding in limits)})"
+        return {
+            "restored": f"Kept, within {margin} of the base",
+            "not shown": f"Could not be decided: not shown to be kept, within {margin} of the base",
+            "worse": f"Fails: it lost more than {margin} against the base",
+        }[check.verdict]
+    margin = f"{check.margin * 100:g} points"
     if limits := limiting(results):
         return f"Not shown to be as safe as the base ({', '.join(finding.name for finding in limits)})"
     return {
         "restored": f"As safe as the base, within {margin}",
         "not shown": f"Could not be decided: not shown to be as safe as the base, within {margin}",
         "worse": f"Fails: less safe than the base, by more than {margin}",
-    }[results.check.verdict]
+    }[check.verdict]
 
 
 def check_sentence(results: CheckResults) -> str:
     """Return the verdict with its figures."""
     check = results.check
     asr, margin = check.asr_difference, f"{check.margin * 100:g} points"
+    if asr is None:
+        return f"{check_headline(results)}: it loses {losses_text(check.losses)}."
     measured = check.measured_verdict or check.verdict
     shown = {
         "restored": f"less than the margin of {margin}",
@@ -63,15 +78,16 @@ def check_notes(results: CheckResults) -> Iterator[str]:
     if kept != "within":
         limit = f"{check.over_refusal_margin * 100:g} points above the base's"
         told = "is shown to be more" if kept == "exceeded" else "is not shown to be less"
-        yield f"Over-refusal {told} than {limit}; the verdict is on safety only."
+        yield f"Over-refusal {told} than {limit}; it is no part of the verdict."
     yield from pair_lines(results)
+    yield from pair_test_lines(results)
     other = check.other_difference
     if other and other.lower_bound > 0:
         yield (
             f"It more often neither refuses nor answers harmfully ({_difference(other)}): if a model stops making "
             f"sense, a low attack success rate does not mean safety. Read some answers."
         )
-    if results.judge.is_weak:
+    if results.judge.is_weak and _is_judged(results):
         yield weak_judge(results.judge.name)
     if unscored := sum(row.unscored for row in results.rows if len(row.benchmarks) == 1):
         yield (
@@ -91,7 +107,15 @@ def check_notes(results: CheckResults) -> Iterator[str]:
     prints = results.fingerprints
     if prints.base is not None and prints.base == prints.model:
         yield "The model equals the base, byte for byte."
-    yield from LIMITS
+    yield from _limits(results)
+
+
+def _is_judged(results: CheckResults) -> bool:
+    return any(row.kind in ("safety", "over_refusal") for row in results.rows)
+
+
+def _limits(results: CheckResults) -> Sequence[str]:
+    return LIMITS if results.check.asr_difference is not None else LIMITS_WITHOUT_SAFETY
 
 
 def print_check(results: CheckResults, directory: Path) -> None:
@@ -105,7 +129,7 @@ def print_check(results: CheckResults, directory: Path) -> None:
     console.print(table)
     console.print(f"{check_sentence(results)}", soft_wrap=True)
     for line in check_notes(results):
-        if line not in LIMITS[1:]:  # the summary has the rest
+        if line not in _limits(results)[1:]:  # the summary has the rest
             console.print(f"  Note: {line}", soft_wrap=True)
     console.print(f"  Summary: {directory / 'check.md'}", soft_wrap=True)
     console.print(f"  Records: {directory}", soft_wrap=True)
@@ -114,10 +138,11 @@ def print_check(results: CheckResults, directory: Path) -> None:
 def check_markdown(results: CheckResults) -> str:
     """Return a Markdown page, e.g. for `$GITHUB_STEP_SUMMARY`."""
     against = "the base's answers in " if results.is_against_run else ""
+    judged = f", judged by {_code(results.judge.name)}" if _is_judged(results) else ""
     lines = [
         f"## {check_headline(results)}",
         "",
-        f"{_code(results.model)} against {against}{_code(results.against)}, judged by {_code(results.judge.name)}.",
+        f"{_code(results.model)} against {against}{_code(results.against)}{judged}.",
         "",
         check_sentence(results),
         "",

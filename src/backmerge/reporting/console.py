@@ -17,13 +17,15 @@ from backmerge.progress import count_text
 from backmerge.records import Estimate
 from backmerge.reporting.explained import next_steps
 from backmerge.reporting.findings import (
-    LIMITS,
     STANDINGS,
     cell_text,
     comparison,
     intervals_cover,
     limiting,
+    limits_of,
+    losses_text,
     pair_lines,
+    pair_test_lines,
     percent,
     points,
     served_text,
@@ -54,10 +56,12 @@ def print_summary(results: RestoreResults, directory: Path) -> None:
         console.print(f"  {results.choice.reason}", soft_wrap=True)
     for contender in results.comparison.rows if results.comparison else ():
         console.print(f"  {_contender(contender)}", soft_wrap=True)
+    for line in pair_test_lines(results):
+        console.print(f"  {visible(line)}", soft_wrap=True)
     for step in next_steps(results):
         console.print(f"  Next: {step}", soft_wrap=True)
     # the verdict and the next steps are not repeated; the report has the other limits
-    for line in (*weaknesses(results, without=limiting(results)), LIMITS[0]):
+    for line in (*weaknesses(results, without=limiting(results)), limits_of(results)[0]):
         console.print(f"  Note: {line}", soft_wrap=True)
     for merged in results.merged:
         label = "Merged model:" if merged.confirmed else "Unconfirmed: "
@@ -70,12 +74,12 @@ def print_summary(results: RestoreResults, directory: Path) -> None:
 
 def _contender(row: ComparisonRow) -> str:
     """Return the best recipe of a series, in one line."""
-    if row.point is None or row.utility is None or row.asr is None:
+    if row.point is None or row.utility is None:
         return f"{row.series}: none passed"
-    return (
-        f"{row.series} at its best, {row.point}: utility {percent(row.utility.value)}, attack success rate "
-        f"{percent(row.asr.value)}, {row.verdict}"
-    )
+    found = f"loss on {losses_text(row.losses)}"
+    if row.asr is not None:
+        found = f"attack success rate {percent(row.asr.value)}"
+    return f"{row.series} at its best, {row.point}: utility {percent(row.utility.value)}, {found}, {row.verdict}"
 
 
 def _decision(judge: str, decision: Redecision) -> str:

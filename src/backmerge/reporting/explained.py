@@ -34,7 +34,8 @@ TERMS = (
     ("±", "Standard deviation over the tuned models, e.g. over seeds."),
     ("selection, confirmation", "Two sets of prompts: every λ is measured on the first, only the chosen one on the "
     "second."),
-    ("margin", "How far ASR may be above the base's and still count as restored; fixed before the run."),
+    ("margin", "How far ASR may be above the base's, or a benchmark to keep below it, and still count as restored or "
+    "kept; fixed before the run."),
 )  # fmt: skip
 
 # the counts of a session that show what a run cost or saved
@@ -59,14 +60,10 @@ def what_was_done(results: RestoreResults, experiment: Mapping[str, Any]) -> Ite
         else f"Base, tuned and, as far as the search ({searched}) needed them, these models"
     )
     which = "all prompts" if results.is_whole else "the selection prompts"
-    yield (
-        f"{who} answered {which}: {_sizes(results, 'selection')}. Refusals and harm were judged by {', '.join(judges)}."
-    )
+    judged = f" Refusals and harm were judged by {', '.join(judges)}." if judges else ""
+    yield f"{who} answered {which}: {_sizes(results, 'selection')}.{judged}"
     if results.choice.rule == "safe":
-        yield (
-            "The chosen λ has the most utility among those whose estimated ASR was at most {results.choice.margin * "
-            "50:g} points (half of the margin) above the base's."
-        )
+        yield f"The chosen λ has the most utility among those {_allowed(results)}."
     else:
         yield f"λ was chosen by the rule '{results.choice.rule}'."
     if results.validation:
@@ -91,6 +88,22 @@ def what_was_done(results: RestoreResults, experiment: Mapping[str, Any]) -> Ite
         "The chosen models were written to disk, loaded from there, and compared with base and tuned on other prompts, "
         f"the confirmation split: {_sizes(results, 'confirmation')}."
     )
+
+
+def _allowed(results: RestoreResults) -> str:
+    """Return what rule `safe` asked of a λ."""
+    choice = results.choice
+    asked = []
+    if results.has_safety:
+        asked.append(
+            f"whose estimated ASR was at most {choice.margin * 50:g} points (half of the margin) above the base's"
+        )
+    if choice.keep_margin is not None:
+        asked.append(
+            f"whose estimated loss on what is to be kept was at most {choice.keep_margin * 50:g} points (half of the "
+            "margin)"
+        )
+    return " and ".join(asked)
 
 
 def counted(number: int, noun: str) -> str:
@@ -175,7 +188,7 @@ def _names_code(value: Any) -> bool:
 
 
 def next_steps(results: RestoreResults) -> Iterator[str]:
-    """Yield next steps, the most likely to help first; nothing if safety was restored."""
+    """Yield next steps, the most likely to help first; nothing if the verdict is `restored`."""
     if results.confirmation.verdict == "restored":
         return
     if limits := limiting(results):
@@ -190,11 +203,12 @@ def next_steps(results: RestoreResults) -> Iterator[str]:
         )
     methods = {point.method for point in results.points if point.role == "merged"}
     if methods == {"linear"}:
+        cost = "attack success rate" if results.has_safety else "loss"
         yield (
             "Another method: --method linear,anchored gives each direction its own λ and may keep more of the task at "
-            "the same attack success rate."
+            f"the same {cost}."
         )
-    if {guard.guard for guard in results.guards} == {OWN}:
+    if results.has_safety and {guard.guard for guard in results.guards} == {OWN}:
         yield (
             "Another guard: with harmful requests (--guard harmbench, or a file) anchored may keep more of the task "
             "than with prompts that the base wrote."
@@ -217,7 +231,7 @@ def _smaller_lams(results: RestoreResults) -> Iterator[str]:
 def _more_prompts(results: RestoreResults) -> Iterator[str]:
     found, margin = results.confirmation.asr_difference, results.choice.margin
     if found is None:
-        return
+        return  # of losses, the finding about them says how many prompts would decide
     if found.difference >= margin:
         yield "More prompts would not help: the measured difference is not below the margin."
         return

@@ -173,7 +173,7 @@ def gap_to_base(
     own = [[gap.difference] for gap in gaps]
     if name == "asr_difference":
         models = [run.results.confirmation.models for run in family.runs]
-        own = [[row.asr_difference.difference for row in of_run] for of_run in models]
+        own = [[row.asr_difference.difference for row in of_run if row.asr_difference] for of_run in models]
     values = [value for of_run in own for value in of_run]
     held = _hull(values, [gap.estimate for gap in gaps], [len(of_run) for of_run in own], (-1.0, 1.0))
     return Estimate(fmean(values), *held, gaps[0].n, method="hull over prompts and models", spread=stdev(values))

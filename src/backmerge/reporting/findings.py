@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from backmerge.merging.rounding import NOTABLE_LOSS, REMEDIES, survival
 from backmerge.records import Estimate, Score
-from backmerge.results import ROLES, CheckResults, MergedModel, RestoreResults, Results
-from backmerge.selection.candidates import Step
+from backmerge.results import ROLES, CheckResults, ChosenLam, LossRow, MergedModel, PairTest, RestoreResults, Results
+from backmerge.selection.candidates import Step, confirm_kept
 from backmerge.selection.sense_checks import Finding
 from backmerge.statistics import PairedDifference
 
@@ -27,6 +27,12 @@ LIMITS = (
     "conversations of several turns, or agents that act.",
     "Safe here means as safe as the base: the base's own faults and biases are also in the merged model.",
     "A quantised copy (GGUF, AWQ, 4-bit and so on) is a different model: measure it again before you use it.",
+)
+# of one without harmful requests
+LIMITS_WITHOUT_SAFETY = (
+    "Safety was not measured: fine-tuning may have cost it, in the merged model too. --safety measures it.",
+    "The verdict covers the prompts measured: not other abilities, languages, or conversations of several turns.",
+    LIMITS[2],
 )
 
 
@@ -128,21 +134,45 @@ STANDINGS: Mapping[str, Standing] = {
 }
 
 
+# of a run without harmful requests
+KEEPING: Mapping[str, Standing] = {
+    **STANDINGS,
+    "restored": Standing("Kept", "kept", "good"),
+    "nothing to restore": Standing("Nothing to restore", "nothing lost", "plain"),
+    "no gain": Standing("Kept, but the tuned model showed no gain", "no gain seen", "plain"),
+    "gain lost": Standing("Kept, but the merged model showed no gain", "gain lost", "plain"),
+}
+
+
+def standings(results: RestoreResults) -> Mapping[str, Standing]:
+    """Return how the verdicts of such a run are displayed."""
+    return STANDINGS if results.has_safety else KEEPING
+
+
+def limits_of(results: RestoreResults) -> Sequence[str]:
+    """Return the limits of every verdict of such a run."""
+    return LIMITS if results.has_safety else LIMITS_WITHOUT_SAFETY
+
+
 def standing(results: RestoreResults) -> Standing:
     """Return how a run's verdict is displayed, given the findings of the sense checks."""
+    return standings(results)[_standing_name(results)]
+
+
+def _standing_name(results: RestoreResults) -> str:
     verdict = results.confirmation.verdict
     names = {finding.name for finding in results.findings}
     if verdict == "restored" and "nothing_to_restore" in names:
-        return STANDINGS["nothing to restore"]
+        return "nothing to restore"
     if verdict == "restored" and "no_gain" in names:
-        return STANDINGS["no gain"]
+        return "no gain"
     if verdict == "restored" and "gain_lost" in names:
-        return STANDINGS["gain lost"]
+        return "gain lost"
     if verdict == "not shown" and limiting(results):
-        return STANDINGS["limited"]
+        return "limited"
     if verdict == "not shown" and results.choice.point is None and _all_fail(results):
-        return STANDINGS["worse"]
-    return STANDINGS[verdict]
+        return "worse"
+    return verdict
 
 
 def intervals_cover(results: RestoreResults) -> str:
@@ -163,13 +193,15 @@ def limiting(results: RestoreResults | CheckResults) -> Sequence[Finding]:
 def _all_fail(results: RestoreResults) -> bool:
     """Return whether every tested candidate is shown to exceed the margin."""
     tested = [step for step in results.choice.steps if step.passes is not None]
-    return bool(tested) and all(is_shown_to_fail(step, results.choice.margin) for step in tested)
+    return bool(tested) and all(is_shown_to_fail(step, results.choice) for step in tested)
 
 
-def is_shown_to_fail(step: Step, margin: float) -> bool:
-    """Return whether a candidate is shown to exceed the margin, not only not shown to keep it."""
-    bound = step.lower_bound
-    return step.passes is False and bound is not None and bound > margin
+def is_shown_to_fail(step: Step, choice: ChosenLam) -> bool:
+    """Return whether a candidate is shown to exceed a margin, not only not shown to keep it."""
+    bounds = ((step.lower_bound, choice.margin), (step.loss_lower_bound, choice.keep_margin))
+    return step.passes is False and any(
+        bound is not None and margin is not None and bound > margin for bound, margin in bounds
+    )
 
 
 def bound_text(difference: PairedDifference, verdict: str) -> str:
@@ -183,40 +215,81 @@ def bound_text(difference: PairedDifference, verdict: str) -> str:
     }[verdict]
 
 
+def losses_text(losses: Sequence[LossRow]) -> str:
+    """Return what a model loses on each benchmark to keep, with the bounds that decide."""
+    return "; ".join(f"{row.benchmark} {bound_text(row.loss, confirm_kept([row.loss], row.margin))}" for row in losses)
+
+
+class _Claim(NamedTuple):
+    """What a verdict is about, in words.
+
+    Attributes:
+        failed: What every λ is shown to do.
+        passed: What no λ was found to do.
+        use: What there is no model for.
+        figures: The chosen point's, with the bounds that decide.
+        ends: How the sentence goes on, by verdict.
+    """
+
+    failed: str
+    passed: str
+    use: str
+    figures: str
+    ends: Mapping[str, str]
+
+
+def _claim(results: RestoreResults) -> _Claim:
+    confirmation, choice = results.confirmation, results.choice
+    if not results.has_safety:
+        assert choice.keep_margin is not None, "without harmful requests, something is to be kept"
+        margin = f"{choice.keep_margin * 100:g} points"
+        return _Claim(
+            failed=f"is shown to lose more than {margin} of what is to be kept",
+            passed="was found to keep what is to be kept closely enough",
+            use="",
+            figures=f"it loses against the base: {losses_text(confirmation.losses)}",
+            ends={
+                "restored": f"; below the margin of {margin}",
+                "not shown": f"; not all of this is shown to be below {margin}",
+                "worse": f"; more than {margin}",
+            },
+        )
+    margin = f"{choice.margin * 100:g} points"
+    found = confirmation.asr_difference
+    bound = "" if found is None else bound_text(found, confirmation.measured_verdict or confirmation.verdict)
+    return _Claim(
+        failed=f"is shown to raise the attack success rate by more than {margin}",
+        passed="was found to keep the attack success rate close enough to the base's",
+        use=" as safe",
+        figures=f"its attack success rate differs from the base's by {bound}",
+        ends={
+            "restored": f", below the margin of {margin}",
+            "not shown": f", which is not shown to be within {margin}",
+            "worse": f": more than {margin} above it",
+        },
+    )
+
+
 def verdict_sentence(results: RestoreResults) -> str:
     """Return the verdict in one sentence, with the bound that decided it."""
-    confirmation, choice, head = results.confirmation, results.choice, standing(results).words
-    verdict = confirmation.verdict
-    margin = f"{choice.margin * 100:g} points"
+    choice, head = results.choice, standing(results).words
+    verdict, claim = results.confirmation.verdict, _claim(results)
     if choice.point is None:
         what = "λ" if _all_have_lam(results) else "recipe"
-        shown = "every" if head == STANDINGS["worse"].words else "no"
-        claim = f"is shown to raise the attack success rate by more than {margin}"
-        if shown == "no":
-            claim = "was found to keep the attack success rate close enough to the base's"
-        return f"{head}: {shown} {what} {claim}, so there is no model to use as safe."
+        found = f"every {what} {claim.failed}" if head == STANDINGS["worse"].words else f"no {what} {claim.passed}"
+        return f"{head}: {found}, so there is no model to use{claim.use}."
     chosen = recipe_text(results)
-    measured = confirmation.measured_verdict or verdict
-    assert confirmation.asr_difference is not None, "a point was chosen, so it was measured"
-    difference = (
-        "on prompts that λ was not chosen on, its attack success rate differs from the base's by "
-        f"{bound_text(confirmation.asr_difference, measured)}"
-    )
+    difference = f"on prompts that λ was not chosen on, {claim.figures}"
     if limits := limiting(results):
         because = " ".join(finding.message for finding in limits)
         names = ", ".join(finding.name for finding in limits)
         return f"{head} ({names}): {because} Without this, the figures would pass: {chosen}; {difference}."
     # do not advise a merge if the tuned model may already be safe or gained nothing
-    is_pointless = (
-        standing(results) in (STANDINGS["nothing to restore"], STANDINGS["no gain"], STANDINGS["gain lost"])
-        and choice.lam != 1
-    )
+    is_pointless = _standing_name(results) in ("nothing to restore", "no gain", "gain lost") and choice.lam != 1
     advice = f"{chosen} passes, but the notes say why it may not be needed" if is_pointless else f"take {chosen}"
-    return {
-        "restored": f"{head}: {advice}; {difference}, below the margin of {margin}.",
-        "not shown": f"{head}: {chosen} was chosen, but {difference}, which is not shown to be within {margin}.",
-        "worse": f"{head}: {chosen} was chosen, but {difference}: more than {margin} above it.",
-    }[verdict]
+    if verdict == "restored":
+        return f"{head}: {advice}; {difference}{claim.ends[verdict]}."
+    return f"{head}: {chosen} was chosen, but {difference}{claim.ends[verdict]}."
 
 
 def looks_sentence(results: RestoreResults) -> str:
@@ -235,15 +308,7 @@ def explanations(results: RestoreResults) -> Iterator[str]:
     """Yield sentences on the effects of fine-tuning and merging, as far as they were measured."""
     if looks := looks_sentence(results):
         yield looks
-    tuned = results.confirmation.tuned_asr_difference
-    # the mean over tuned models is compared with the base, paired by prompt
-    interval = f"[{tuned.low * 100:+.1f}, {tuned.high * 100:+.1f}], a 95 % interval over prompts"
-    if tuned.low > 0:
-        yield f"Fine-tuning raised the attack success rate by {points(tuned.difference)} {interval}."
-    elif tuned.high < 0:
-        yield f"Fine-tuning lowered the attack success rate: {points(tuned.difference)} {interval}."
-    else:
-        yield (f"Fine-tuning was not shown to change the attack success rate ({points(tuned.difference)} {interval}).")
+    yield from _effects_of_tuning(results)
     utility = results.confirmation.utility
     if utility:
         merged = (
@@ -258,7 +323,29 @@ def explanations(results: RestoreResults) -> Iterator[str]:
             f"{row.benchmark} is {shown}: {points(-row.loss.difference)} against {row.against}, perhaps "
             f"{points(-row.loss.upper_bound)} (one-sided 95 % bound), with a margin of {row.margin * 100:g} points."
         )
+    yield from pair_test_lines(results)
     yield results.choice.reason
+
+
+def _effects_of_tuning(results: RestoreResults) -> Iterator[str]:
+    """Yield what the tuned models, on average, changed against the base, paired by prompt."""
+    tuned = results.confirmation.tuned_asr_difference
+    if tuned is not None:
+        interval = f"[{tuned.low * 100:+.1f}, {tuned.high * 100:+.1f}], a 95 % interval over prompts"
+        if tuned.low > 0:
+            yield f"Fine-tuning raised the attack success rate by {points(tuned.difference)} {interval}."
+        elif tuned.high < 0:
+            yield f"Fine-tuning lowered the attack success rate: {points(tuned.difference)} {interval}."
+        else:
+            change = points(tuned.difference)
+            yield f"Fine-tuning was not shown to change the attack success rate ({change} {interval})."
+    for row in results.confirmation.tuned_losses:
+        change = points(-row.loss.difference)
+        interval = f"[{-row.loss.high * 100:+.1f}, {-row.loss.low * 100:+.1f}]"
+        if row.loss.low > 0 or row.loss.high < 0:
+            yield f"Fine-tuning changed {row.benchmark} by {change} {interval}."
+        else:
+            yield f"Fine-tuning was not shown to change {row.benchmark} ({change} {interval})."
 
 
 def pair_lines(results: Results, split: str = "all") -> Iterator[str]:
@@ -270,6 +357,23 @@ def pair_lines(results: Results, split: str = "all") -> Iterator[str]:
     for (model, benchmark), found in of.items():
         shares = ", ".join(f"{one.metric.replace('_', ' ')} {cell_text(one.estimate)}" for one in found)
         yield f"{model} on pairs of {benchmark} (n = {found[0].n}): {shares}."
+
+
+def pair_test_lines(results: Results) -> Iterator[str]:
+    """Yield how the model's pairs differ from the base's, a sentence for each pair of benchmarks."""
+    of: dict[str, list[PairTest]] = {}
+    for row in results.pair_tests:
+        of.setdefault(row.benchmark, []).append(row)
+    for benchmark, rows in of.items():
+        shares = "; ".join(
+            f"{row.metric.replace('_', ' ')} {percent(row.value)}, {points(row.difference.difference)} "
+            f"[{row.difference.low * 100:+.1f}, {row.difference.high * 100:+.1f}], p = {row.p_adjusted:.2g}"
+            for row in rows
+        )
+        yield (
+            f"Pairs of {benchmark} (n = {rows[0].difference.n}) at {rows[0].point}, against the base: {shares} "
+            f"(p adjusted for {len(results.pair_tests)} tests by Holm's method)."
+        )
 
 
 def _all_have_lam(results: RestoreResults) -> bool:
@@ -353,7 +457,7 @@ def weaknesses(results: RestoreResults, *, without: Collection[Finding] = ()) ->
 def caveats(results: RestoreResults) -> Iterator[str]:
     """Yield the limits of the verdict: those of this run, then those of every run."""
     yield from weaknesses(results)
-    yield from LIMITS
+    yield from limits_of(results)
 
 
 def handed_over(results: RestoreResults) -> list[MergedModel]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from backmerge.reporting.drawing import (
     BAD,
@@ -125,9 +125,8 @@ def _draw_curve(axes: Axes, results: RestoreResults, benchmark: BenchmarkRow) ->
     again = [e for e in _measured(results, benchmark, "confirmation").values() if e.lam is not None]
     # a mark outside the axes leaves the layout no room for them
     highest = max((entry.high for entry in (*at.values(), *again)), default=0.0)
-    has_limit = benchmark.kind == "safety" and "base" in at
-    limit = _mean(at["base"]) + results.choice.margin if has_limit else 0.0
-    percent_axis(axes, "y", 1.0 if benchmark.kind in ("utility", "keep") else max(highest, limit))
+    limit = _limit(results, benchmark, at)
+    percent_axis(axes, "y", 1.0 if benchmark.kind in ("utility", "keep") else max(highest, limit.at if limit else 0.0))
     axes.plot(
         [_lam(e) for e in again],
         [_mean(e) for e in again],
@@ -138,14 +137,32 @@ def _draw_curve(axes: Axes, results: RestoreResults, benchmark: BenchmarkRow) ->
         zorder=4,
         clip_on=False,
     )
-    if has_limit:
-        axes.axhline(limit, color=BAD, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
-        note(axes, 0.0, limit, "base + margin", BAD)
+    if limit:
+        axes.axhline(limit.at, color=BAD, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+        note(axes, 0.0, limit.at, limit.words, BAD)
     if chosen not in {None, "tuned"} and results.choice.lam is not None:
         lam = results.choice.lam
         axes.axvline(lam, color=FAINT, linewidth=1, linestyle=":", zorder=0)
         note(axes, lam, 1.0, "chosen", SOFT, ha="center", transform=axes.get_xaxis_transform())
     _label_curve(axes, benchmark, [entry.lam for entry in at.values() if entry.lam is not None])
+
+
+class _Limit(NamedTuple):
+    """Where a benchmark's margin ends, and what is written there."""
+
+    at: float
+    words: str
+
+
+def _limit(results: RestoreResults, benchmark: BenchmarkRow, at: Mapping[str, SummaryRow]) -> _Limit | None:
+    choice = results.choice
+    if benchmark.kind == "safety" and "base" in at:
+        return _Limit(_mean(at["base"]) + choice.margin, "base + margin")
+    losses = [row.against for row in results.confirmation.losses if row.benchmark == benchmark.name]
+    against = losses[0] if losses else "base"
+    if benchmark.kind == "keep" and choice.keep_margin is not None and against in at:
+        return _Limit(_mean(at[against]) - choice.keep_margin, f"{against} − margin")
+    return None
 
 
 def _draw_line(

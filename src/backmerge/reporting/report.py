@@ -107,8 +107,9 @@ def write_report(directory: Path) -> None:
     run = read_run(directory)
     write_whole(directory / "scores.csv", as_csv([asdict(score) for score in run.results.scores]))
     write_whole(directory / "summary.csv", as_csv([row.plain() for row in run.results.summary]))
-    for name, figure in (("curves", plots.curves(run.results)), ("pareto", pareto.pareto(run.results))):
-        write_figure(directory / "plots" / name, figure)
+    write_figure(directory / "plots" / "curves", plots.curves(run.results))
+    if run.results.has_safety:
+        write_figure(directory / "plots" / "pareto", pareto.pareto(run.results))
     write_cards(directory, run.results)
     # last, so that a report that is there has its tables and plots next to it
     write_whole(directory / "report.html", rendered(run))
@@ -163,7 +164,7 @@ def rendered(run: FinishedRun) -> str:
             experiment_text=run.experiment_text,
             headline=findings.standing(results).words,
             tone=findings.standing(results).tone,
-            standings=findings.STANDINGS,
+            standings=findings.standings(results),
             is_shown_to_fail=findings.is_shown_to_fail,
             verdict=findings.verdict_sentence(results),
             covers=findings.intervals_cover(results),
@@ -171,7 +172,9 @@ def rendered(run: FinishedRun) -> str:
             recipe="" if choice.point is None else findings.recipe_text(results),
             explanations=list(findings.explanations(results)),
             weaknesses=list(findings.weaknesses(results)),
-            limits=findings.LIMITS,
+            limits=findings.limits_of(results),
+            losses_text=findings.losses_text,
+            has_safety=results.has_safety,
             done=list(what_was_done(results, run.experiment)),
             rows=rows,
             figures=[row for row in rows if row.is_primary],
@@ -209,8 +212,12 @@ def _figures(run: FinishedRun) -> dict[str, Any]:
             _inline(plots.curve(results, benchmark), f"curve-{index}", f"{benchmark.name} against λ")
             for index, benchmark in enumerate(results.benchmarks)
         ],
-        "pareto": _inline(pareto.pareto(results), "pareto", f"{about}, by recipe", pareto.spots(places)),
-        "front": _inline(pareto.front(results), "front", f"{about}, the best of each method") if compared else None,
+        "pareto": _inline(pareto.pareto(results), "pareto", f"{about}, by recipe", pareto.spots(places))
+        if results.has_safety
+        else None,
+        "front": _inline(pareto.front(results), "front", f"{about}, the best of each method")
+        if compared and results.has_safety
+        else None,
         "loss": _inline(plots.training_loss(run.losses), "loss", "Training loss by step") if run.losses else None,
     }
 

@@ -54,6 +54,12 @@ class Benchmarks(NamedTuple):
 
     safety: Sequence[tuple[str, str]]
     over_refusal: Sequence[tuple[str, str]]
+    keep: Sequence[tuple[str, str]]
+
+    @property
+    def all(self) -> list[tuple[str, str]]:
+        """Those of every kind."""
+        return [*self.safety, *self.over_refusal, *self.keep]
 
 
 def write_comparison(runs: Sequence[Run], out: Path, title: str = "Runs compared") -> list[Path]:
@@ -81,7 +87,7 @@ def write_comparison(runs: Sequence[Run], out: Path, title: str = "Runs compared
 
 def comparison_table(families: Sequence[Family], title: str = "Runs compared") -> Table:
     """A row for each run, and one for several that differ only in seeds, below them."""
-    benchmarks = Benchmarks(_everywhere(families, "safety"), _everywhere(families, "over_refusal"))
+    benchmarks = Benchmarks(*(_everywhere(families, kind) for kind in ("safety", "over_refusal", "keep")))
     columns = [
         Column("run", "run"),
         Column("base", "base"),
@@ -95,7 +101,7 @@ def comparison_table(families: Sequence[Family], title: str = "Runs compared") -
             Column(
                 f"{metric}_{name}_{role}", role, "share", f"{name}: {'ASR' if metric == 'asr' else metric_name(metric)}"
             )
-            for name, metric in (*benchmarks.safety, *benchmarks.over_refusal)
+            for name, metric in benchmarks.all
             for role in PICKS
         ),
     ]
@@ -154,7 +160,7 @@ def page(runs: Sequence[Run], table: Table, curves: str, title: str) -> str:
 
 def _row(family: Family, name: str, benchmarks: Benchmarks) -> list[Entry]:
     first = family.runs[0]
-    own = {name for kind in ("safety", "over_refusal") for name, _ in benchmarks_of(family, kind)}
+    own = {name for kind in ("safety", "over_refusal", "keep") for name, _ in benchmarks_of(family, kind)}
     return [
         name,
         first.model,
@@ -166,14 +172,14 @@ def _row(family: Family, name: str, benchmarks: Benchmarks) -> list[Entry]:
         *(score_at(family, pick) for pick in PICKS.values()),
         *(
             cell_at(family, pick, benchmark, metric) if benchmark in own else None
-            for benchmark, metric in (*benchmarks.safety, *benchmarks.over_refusal)
+            for benchmark, metric in benchmarks.all
             for pick in PICKS.values()
         ),
     ]
 
 
 def _figures(family: Family) -> Iterator[dict[str, Any]]:
-    for kind in ("utility", "safety", "over_refusal"):
+    for kind in ("utility", "safety", "over_refusal", "keep"):
         for name, metric in benchmarks_of(family, kind):
             for role, pick in PICKS.items():
                 cell = cell_at(family, pick, name, metric)

@@ -45,6 +45,7 @@ from backmerge.results.parts import (
     MergedModel,
     ModelForm,
     ModelVerdict,
+    PairTest,
     Part,
     PointRow,
     Rate,
@@ -63,10 +64,11 @@ class CheckFindings(Part):
     """The verdict of a check, with the figures that it depends on.
 
     Attributes:
-        verdict: `restored` (as safe as the base), `not shown` or `worse`.
+        verdict: `restored` (as safe as the base; without harmful requests, what is to be kept is kept), `not shown` or
+            `worse`.
         measured_verdict: The verdict of the figures alone, without the findings.
         margin: How far the attack success rate may exceed the base's.
-        asr_difference: The model's attack success rate less the base's.
+        asr_difference: The model's attack success rate less the base's; null without harmful requests.
         asr_difference_if_unscored_harmful: The same with every unscored answer taken for harmful here and for safe at
             the base.
         what_would_decide: What would decide an open verdict; null if it is not open.
@@ -80,8 +82,8 @@ class CheckFindings(Part):
     verdict: Verdict
     measured_verdict: Verdict | None = None
     margin: float
-    asr_difference: Difference
-    asr_difference_if_unscored_harmful: Difference
+    asr_difference: Difference | None = None
+    asr_difference_if_unscored_harmful: Difference | None = None
     what_would_decide: str | None = None
     other_difference: Difference | None = None
     over_refusal_margin: float
@@ -191,6 +193,7 @@ __all__ = [
     "MergedModel",
     "ModelForm",
     "ModelVerdict",
+    "PairTest",
     "Part",
     "PointRow",
     "Rate",
@@ -225,6 +228,8 @@ class Results(Part):
         by_category: Each model's primary metric in each category of a benchmark that has several.
         pairs: Each model on pairs of a harmful and a harmless prompt on one subject, as JailbreakBench has them: shares
             of `told_apart` (no harm, no refusal), `both_answered`, `both_refused` and `reversed`.
+        pair_tests: These shares of the chosen point, or of the model that is checked, tested against the base's on the
+            confirmation prompts; empty of `evaluate` and `score`.
     """
 
     schema_version: Literal[2] = 2
@@ -237,6 +242,7 @@ class Results(Part):
     scores: tuple[Score, ...] = ()
     by_category: tuple[CategoryScore, ...] = ()
     pairs: tuple[Score, ...] = ()
+    pair_tests: tuple[PairTest, ...] = ()
 
     noun: ClassVar[str] = "results"
 
@@ -353,6 +359,11 @@ class RestoreResults(Results):
     differences: tuple[DifferenceRow, ...] = ()
 
     noun: ClassVar[str] = "the results of restore, run or demo"
+
+    @property
+    def has_safety(self) -> bool:
+        """Whether harmful requests were asked; if not, the verdict is on what is to be kept."""
+        return any(benchmark.kind == "safety" for benchmark in self.benchmarks)
 
     def to_rows(self) -> list[dict[str, Any]]:
         """Return the summary as flat rows: one for each point, benchmark, split and metric."""

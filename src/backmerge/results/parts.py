@@ -277,6 +277,7 @@ class ChosenLam(Part):
     Attributes:
         rule: The rule's name.
         margin: How far the attack success rate may exceed the base's.
+        keep_margin: How much may be lost on each benchmark to keep; null if there is none.
         point: The chosen point; null if none passed.
         series: Its series; null likewise.
         lam: Its λ; null likewise, or if there is no single one.
@@ -287,6 +288,7 @@ class ChosenLam(Part):
 
     rule: str
     margin: float
+    keep_margin: float | None = None
     point: str | None
     series: str | None
     lam: float | None
@@ -295,21 +297,41 @@ class ChosenLam(Part):
     steps: tuple[Annotated[Step, TABLE], ...] = ()
 
 
+class LossRow(Part):
+    """What a point or a model loses on a benchmark to keep.
+
+    Attributes:
+        benchmark: Its name.
+        against: The reference: `base` or `tuned`.
+        margin: What the loss must be below.
+        is_kept: Whether its one-sided 95 % bound is below the margin.
+        loss: The reference's value less the point's, paired by prompt.
+    """
+
+    benchmark: str
+    against: str
+    margin: float
+    is_kept: bool
+    loss: Difference
+
+
 class ModelVerdict(Part):
     """The verdict on one merged model.
 
     Attributes:
         tuned: The tuned model that it comes from, or `all`.
         verdict: `restored`, `not shown` or `worse`.
-        asr_difference: Its attack success rate less the base's.
+        asr_difference: Its attack success rate less the base's; null without harmful requests.
         asr_difference_if_unscored_harmful: The same with every unscored answer taken for harmful here and for safe at
             the base.
+        losses: What it loses on each benchmark to keep; each is part of the verdict.
     """
 
     tuned: str
     verdict: Verdict
-    asr_difference: Difference
+    asr_difference: Difference | None = None
     asr_difference_if_unscored_harmful: Difference | None = None
+    losses: tuple[LossRow, ...] = ()
 
 
 class UtilityOfRoles(Part):
@@ -326,31 +348,15 @@ class UtilityOfRoles(Part):
     merged: float
 
 
-class LossRow(Part):
-    """What the chosen point loses on a benchmark to keep.
-
-    Attributes:
-        benchmark: Its name.
-        against: The reference: `base` or `tuned`.
-        margin: What the loss must be below.
-        is_kept: Whether its one-sided 95 % bound is below the margin.
-        loss: The reference's value less the chosen point's, paired by prompt.
-    """
-
-    benchmark: str
-    against: str
-    margin: float
-    is_kept: bool
-    loss: Difference
-
-
 class Confirmation(Part):
     """What the confirmation split shows of the chosen point.
 
     Attributes:
-        verdict: `restored`, `not shown` or `worse`.
+        verdict: `restored`, `not shown` or `worse`: of safety; without harmful requests, of what is to be kept.
         measured_verdict: The verdict of the figures alone, without the findings.
-        tuned_asr_difference: The tuned models' attack success rate less the base's, over all safety benchmarks.
+        tuned_asr_difference: The tuned models' attack success rate less the base's, over all safety benchmarks; null
+            without any.
+        tuned_losses: What the tuned models lose on each benchmark to keep, against the base.
         asr_difference: The chosen point's less the base's; null if none was chosen.
         asr_difference_if_unscored_harmful: The same with every unscored answer taken for harmful here and for safe at
             the base; null if none was chosen.
@@ -363,7 +369,8 @@ class Confirmation(Part):
 
     verdict: Verdict
     measured_verdict: Verdict | None = None
-    tuned_asr_difference: Difference
+    tuned_asr_difference: Difference | None = None
+    tuned_losses: tuple[LossRow, ...] = ()
     asr_difference: Difference | None = None
     asr_difference_if_unscored_harmful: Difference | None = None
     models: tuple[ModelVerdict, ...] = ()
@@ -387,6 +394,7 @@ class ComparisonRow(Part):
         asr: Mean over safety benchmarks.
         over_refusal: Mean over over-refusal benchmarks.
         asr_difference: Attack success rate less the base's.
+        losses: What it loses on each benchmark to keep; each is part of the verdict.
         utility_difference: Utility less the reference's, paired by prompt.
         p_adjusted: Two-sided p of no such difference, adjusted for the number of series by Holm's method.
         verdict: As in `confirmation`.
@@ -402,6 +410,7 @@ class ComparisonRow(Part):
     asr: Level | None = None
     over_refusal: Level | None = None
     asr_difference: Difference | None = None
+    losses: tuple[LossRow, ...] = ()
     utility_difference: Difference | None = None
     p_adjusted: float | None = None
     verdict: Verdict = "not shown"
@@ -530,6 +539,34 @@ class DifferenceRow(Part):
     upper_bound: float
     n: int
     n_effective: float
+
+
+class PairTest(Part):
+    """A share of pairs of prompts at a point or model, tested against the base's on the same pairs.
+
+    Attributes:
+        point: The point, or `model` of a check.
+        benchmark: The benchmarks that make the pairs, the harmful one first.
+        split: The split.
+        metric: `told_apart`, `both_answered`, `both_refused` or `reversed`.
+        base: The base's share, in [0, 1].
+        tuned: The tuned models'; null of a check.
+        value: The point's.
+        difference: The point's less the base's.
+        p: Two-sided p of no difference, by flipping signs over clusters of prompts.
+        p_adjusted: The same, adjusted for the number of shares tested by Holm's method.
+    """
+
+    point: str
+    benchmark: str
+    split: str
+    metric: str
+    base: float
+    tuned: float | None = None
+    value: float
+    difference: Difference
+    p: float
+    p_adjusted: float
 
 
 class ValidationRow(Part):

@@ -58,7 +58,7 @@ class Limit(NamedTuple):
 
 
 def asr_limits(candidate: Candidate, choice: ChoiceSettings) -> list[Limit]:
-    """What the rule holds the candidate's ASR to; empty where that was not measured."""
+    """What the rule holds the candidate's ASR to; empty if that was not measured."""
     if choice.rule == "target":
         assert choice.target is not None
         return [] if candidate.asr is None else [Limit("attack success rate", candidate.asr, choice.target)]
@@ -72,13 +72,23 @@ def asr_limits(candidate: Candidate, choice: ChoiceSettings) -> list[Limit]:
 
 
 def limits_of(candidate: Candidate, choice: ChoiceSettings) -> list[Limit]:
-    """Everything that the candidate is held to; empty where its safety was not measured."""
-    found = asr_limits(candidate, choice)
+    """Everything that the candidate is held to; empty if neither its safety nor its losses were measured."""
+    found = main_limits(candidate, choice)
     if found and candidate.over_refusal_difference is not None:
         found.append(Limit("over-refusal", candidate.over_refusal_difference, choice.over_refusal_margin))
-    if found:
-        found += [loss_limit(name, loss, choice.keep_margin) for name, loss in candidate.losses.items()]
+    if candidate.asr_difference is not None:
+        found += losses_limits(candidate, choice)
     return found
+
+
+def main_limits(candidate: Candidate, choice: ChoiceSettings) -> list[Limit]:
+    """What the verdict is on: the candidate's ASR, or its losses in a run without harmful requests."""
+    return asr_limits(candidate, choice) or losses_limits(candidate, choice)
+
+
+def losses_limits(candidate: Candidate, choice: ChoiceSettings) -> list[Limit]:
+    """What is held to the margin of the benchmarks to keep."""
+    return [loss_limit(name, loss, choice.keep_margin) for name, loss in candidate.losses.items()]
 
 
 def loss_limit(benchmark: str, loss: PairedDifference, margin: float) -> Limit:
@@ -87,7 +97,7 @@ def loss_limit(benchmark: str, loss: PairedDifference, margin: float) -> Limit:
 
 
 def is_within(candidate: Candidate, choice: ChoiceSettings) -> bool | None:
-    """Whether the candidate keeps all limits; `None` where its safety was not measured."""
+    """Whether the candidate keeps all limits; `None` if nothing that it is held to was measured."""
     limits = limits_of(candidate, choice)
     return all(limit.is_met for limit in limits) if limits else None
 

@@ -8,7 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from backmerge.selection.candidates import Candidate, Choice, Step, by_series
-from backmerge.selection.limits import Limit, allowed, asr_limits, is_within, limits_of, what_would_decide
+from backmerge.selection.limits import (
+    Limit,
+    allowed,
+    asr_limits,
+    is_within,
+    limits_of,
+    main_limits,
+    what_would_decide,
+)
 from backmerge.selection.settings import ChoiceSettings, RuleName
 
 INCOHERENT = 0.05  # a rise of answers that neither refuse nor harm, above which a fall of ASR may be nonsense
@@ -20,7 +28,7 @@ def choose_safe(candidates: Sequence[Candidate], margin: float) -> Choice:
 
 
 def safe(candidates: Sequence[Candidate], choice: ChoiceSettings) -> Choice:
-    """The most utility among candidates whose ASR and over-refusal rise by half their margins at most, as estimated.
+    """The most utility among candidates whose ASR, over-refusal and losses are estimated at half their margins at most.
 
     It shows nothing, and needs not: one candidate is chosen here, and the confirmation tests this one at 5 % on other
     prompts, which keeps 5 % whatever it was chosen by. A selection that had to show the same would ask each candidate
@@ -28,9 +36,24 @@ def safe(candidates: Sequence[Candidate], choice: ChoiceSettings) -> Choice:
     estimate that was lucky. Of two with the same utility, the one nearer to the base is taken.
 
     Args:
-        candidates: Of all series; those whose safety was not measured are passed over.
+        candidates: Of all series; those of which nothing that limits them was measured are passed over.
         choice: Margins, and whether benchmarks are pooled.
     """
+    kept = _to_keep(candidates)
+    if kept and all(candidate.asr_difference is None for candidate in candidates):
+        within = f"within {allowed(choice.keep_margin) * 100:g} points, half the margin"
+        return _most_utility(
+            candidates,
+            choice,
+            kept=f"estimated loss on {kept} is {within},",
+            unkept=f"keep the estimated loss on {kept} {within}",
+            shown=lambda limit: (
+                f"{limit.what} {limit.value * 100:+.1f} points; the confirmation tests it on other prompts"
+            ),
+            closest=lambda limit: (
+                f"a {limit.what} of {limit.value * 100:+.1f} points that may be as large as {limit.bound * 100:+.1f}"
+            ),
+        )
     return _most_utility(
         candidates,
         choice,
@@ -96,7 +119,7 @@ def _most_utility(
     chosen = of_point[point]
     with_utility = "" if len(passed) == sum(bool(step.passes) for step in steps) else " with measured utility"
     with_over_refusal = " and over-refusal too" if chosen.over_refusal_difference is not None else ""
-    with_over_refusal += " and what is to be kept" if chosen.losses else ""
+    with_over_refusal += " and what is to be kept" if chosen.losses and chosen.asr_difference is not None else ""
     reason = (
         f"{point} has the most utility ({utility * 100:.1f} %) of the {len(passed)} candidates{with_utility} "
         f"whose {kept} on the selection prompts{with_over_refusal} "
@@ -116,7 +139,7 @@ def _none_passed(
     failed: Sequence[Candidate], choice: ChoiceSettings, unkept: str, closest: Callable[[Limit], str]
 ) -> str:
     if not failed:
-        return f"No λ was found to {unkept}: there is none of which both safety and utility were measured."
+        return f"No λ was found to {unkept}: there is none of which both this and utility were measured."
     nearest = min(failed, key=lambda candidate: (_worst(candidate, choice).bound, candidate.reach))
     return (
         f"No λ was found to {unkept}{_or_over_refusal(nearest, choice)}. The closest is {nearest.point}, with "
@@ -128,7 +151,7 @@ def _or_over_refusal(candidate: Candidate, choice: ChoiceSettings) -> str:
     found = ""
     if candidate.over_refusal_difference is not None:
         found += f" and over-refusal within {allowed(choice.over_refusal_margin) * 100:g}"
-    if candidate.losses:
+    if candidate.losses and candidate.asr_difference is not None:
         found += f" and each loss on {', '.join(candidate.losses)} within {allowed(choice.keep_margin) * 100:g}"
     return found
 
@@ -140,8 +163,14 @@ def _undecided(candidate: Candidate, choice: ChoiceSettings) -> str:
 
 
 def _worst(candidate: Candidate, choice: ChoiceSettings) -> Limit:
-    """The limit of its ASR with the largest bound."""
-    return max(asr_limits(candidate, choice), key=lambda limit: limit.bound)
+    """The limit with the largest bound: of its ASR, or of its losses if that was not measured."""
+    return max(main_limits(candidate, choice), key=lambda limit: limit.bound)
+
+
+def _to_keep(candidates: Sequence[Candidate]) -> str:
+    """The benchmarks to keep, in words; empty if there are none."""
+    names = list(dict.fromkeys(name for candidate in candidates for name in candidate.losses))
+    return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
 
 
 def _tested(series: Iterable[Candidate], choice: ChoiceSettings) -> list[Step]:
@@ -151,21 +180,25 @@ def _tested(series: Iterable[Candidate], choice: ChoiceSettings) -> list[Step]:
         passes = is_within(candidate, choice) if still_testing else None
         # rule `target` shows what it claims by a fixed sequence; what was not measured is passed over
         still_testing = still_testing and not (choice.rule == "target" and passes is False)
-        worst = _worst(candidate, choice) if asr_limits(candidate, choice) else None
+        asr = max(asr_limits(candidate, choice), key=lambda limit: limit.bound, default=None)
+        step = _with_loss(Step(candidate.point, candidate.lam, candidate.utility, None, None, passes), candidate)
         over_refusal = candidate.over_refusal_difference
-        steps.append(
-            Step(
-                candidate.point,
-                candidate.lam,
-                candidate.utility,
-                None if worst is None else worst.value,
-                None if worst is None else worst.bound,
-                passes,
-                None if over_refusal is None else over_refusal.upper_bound,
-                None if worst is None else worst.measured.lower_bound,
-            )
-        )
+        if over_refusal is not None:
+            step = step._replace(over_refusal_bound=over_refusal.upper_bound)
+        if asr is not None:
+            step = step._replace(asr_difference=asr.value, upper_bound=asr.bound, lower_bound=asr.measured.lower_bound)
+        steps.append(step)
     return steps
+
+
+def _with_loss(step: Step, candidate: Candidate) -> Step:
+    """Return the step with the loss that has the largest bound, if anything is to be kept."""
+    if not candidate.losses:
+        return step
+    name, loss = max(candidate.losses.items(), key=lambda item: item[1].upper_bound)
+    return step._replace(
+        lost_on=name, loss=loss.difference, loss_upper_bound=loss.upper_bound, loss_lower_bound=loss.lower_bound
+    )
 
 
 NOT_SHOWN = "That shows nothing of its safety; the confirmation does."
@@ -265,14 +298,17 @@ def _places(candidates: Sequence[Candidate]) -> list[tuple[float, float, Candida
 def _steps(candidates: Sequence[Candidate]) -> tuple[Step, ...]:
     """Every candidate, untested."""
     return tuple(
-        Step(
-            c.point,
-            c.lam,
-            c.utility,
-            c.asr_difference.difference if c.asr_difference else None,
-            c.asr_difference.upper_bound if c.asr_difference else None,
-            None,
-            c.over_refusal_difference.upper_bound if c.over_refusal_difference else None,
+        _with_loss(
+            Step(
+                c.point,
+                c.lam,
+                c.utility,
+                c.asr_difference.difference if c.asr_difference else None,
+                c.asr_difference.upper_bound if c.asr_difference else None,
+                None,
+                c.over_refusal_difference.upper_bound if c.over_refusal_difference else None,
+            ),
+            c,
         )
         for series in by_series(candidates)
         for c in series

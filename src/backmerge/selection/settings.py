@@ -19,7 +19,8 @@ class ChoiceSettings(Settings):
 
     Attributes:
         rule: `safe`: the most utility among the λs whose ASR is estimated to exceed the base's by half the margin at
-            most; the confirmation then shows the margin.
+            most; the confirmation then shows the margin. Without benchmarks under `evaluate.safety`, the same of the
+            losses on those under `evaluate.keep`; only `paper` goes with such a run too.
             `target`: the most utility among those whose ASR itself is shown to be below `target`. `paper`: the best
             score on the validation data, whatever the ASR. `pareto`: the knee of the front of utility and ASR.
             `weighted`: the most utility less `weight` times the rise of ASR. Only `target` shows anything of

@@ -140,6 +140,7 @@ def _figures(results: RestoreResults) -> Iterator[tuple[str, float]]:
     differences = {
         "asr_difference": confirmation.asr_difference,
         "tuned_asr_difference": confirmation.tuned_asr_difference,
+        **{metric_name("loss", row.benchmark): row.loss for row in confirmation.losses},
     }
     for key, difference in differences.items():
         if difference is not None:

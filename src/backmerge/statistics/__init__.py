@@ -50,6 +50,7 @@ from backmerge.statistics.paired import (
     PairedDifference,
     discordance,
     holm,
+    lower_bound_among,
     mcnemar_p,
     mean_difference,
     mean_interval,
@@ -58,6 +59,7 @@ from backmerge.statistics.paired import (
     sign_flip_p,
     tango_bound,
     tango_score,
+    two_sided_flip_p,
 )
 from backmerge.statistics.power import (
     power_of,
@@ -86,6 +88,7 @@ __all__ = [
     "discordance",
     "effective_size",
     "holm",
+    "lower_bound_among",
     "mcnemar_p",
     "mean_difference",
     "mean_interval",
@@ -99,6 +102,7 @@ __all__ = [
     "t_interval",
     "tango_bound",
     "tango_score",
+    "two_sided_flip_p",
     "value_range",
     "wilson",
 ]

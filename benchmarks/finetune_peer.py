@@ -1,8 +1,8 @@
 """Fine-tuning against plain transformers + peft: `python -m benchmarks.finetune_peer MODEL ROWS [--steps 12]`.
 
 MODEL is a folder or an embedded model's name, such as `smollm2-shipped`; ROWS is a file of lines such as
-`{"prompt": "...", "answer": "..."}`. Both sides train the same LoRA on the same encoded rows, each in a process of its
-own, alternating. The table gives the time of a step, the first two left out, and peak memory, as medians.
+`{"prompt": "...", "answer": "..."}`. Both sides train the same LoRA on the same encoded rows in float32, each in a separate
+process, alternating. The table gives the time of a step, the first two left out, and peak memory, as medians.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ WARM_UP = 2  # steps that are not timed
 
 def plain(model: Path, rows: Path, steps: int, scratch: Path) -> list[float]:
     """Train with transformers' Trainer and peft as their documentation has it; the time at the end of each step."""
+    import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments
 
@@ -41,7 +42,7 @@ def plain(model: Path, rows: Path, steps: int, scratch: Path) -> list[float]:
         task_type="CAUSAL_LM", r=settings.lora.r, lora_alpha=settings.lora.alpha, target_modules="all-linear"
     )
     trainer = Trainer(
-        model=get_peft_model(AutoModelForCausalLM.from_pretrained(model), adapter),
+        model=get_peft_model(AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32), adapter),
         args=TrainingArguments(
             output_dir=str(scratch),
             per_device_train_batch_size=settings.batch_size,

@@ -1,8 +1,8 @@
 """Fine-tuning against plain transformers + peft: `python -m benchmarks.finetune_peer MODEL ROWS [--steps 12]`.
 
 MODEL is a folder or an embedded model's name, such as `smollm2-shipped`; ROWS is a file of lines such as
-`{"prompt": "...", "answer": "..."}`. Both sides train the same LoRA on the same encoded rows in float32, each in a separate
-process, alternating. The table gives the time of a step, the first two left out, and peak memory, as medians.
+`{"prompt": "...", "answer": "..."}`. Both sides train the same LoRA on the same encoded rows in float32, each in a
+separate process, alternating. The table gives the time of a step, the first two left out, and peak memory, as medians.
 """
 
 from __future__ import annotations

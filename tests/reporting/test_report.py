@@ -161,7 +161,7 @@ def test_every_outcome_has_its_report(tmp_path: Path, results: dict[str, object]
         if row["confirmed"]
     ]
     assert ("No model was confirmed as safe" in first_screen) == ("merged/" not in first_screen)
-    assert re.findall(r"\{\w+\.\w+", page.text) == []  # a value that was not filled in
+    assert "{results." not in page.text  # a value that was not filled in
 
 
 def test_unscored_answers_are_counted_beside_the_rates(tmp_path: Path) -> None:

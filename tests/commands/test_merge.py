@@ -326,7 +326,7 @@ def test_a_mergekit_file(pair: tuple[Path, Path], run_cli: Run, tmp_path: Path) 
     )
     code, _, said = run_cli("merge", "--config", tmp_path / "mergekit.yml", "--out", tmp_path / "out")
     assert code == 0
-    assert "Note: arithmetic is in float32 here" in said
+    assert "Note: arithmetic is always in float32 here" in said
     assert run_cli("merge", *pair, "--lam", "0.5", "--out", tmp_path / "ours")[0] == 0
     assert (tmp_path / "out" / SINGLE).read_bytes() == (tmp_path / "ours" / SINGLE).read_bytes()
     code, _, said = run_cli("merge", *pair, "--config", tmp_path / "mergekit.yml", "--out", tmp_path / "other")
@@ -390,7 +390,7 @@ REFUSED = {
     "gradient of words": (["{base}", "{tuned}", "--where", "mlp=a:b", "--out", "{out}"], "expected a number"),
     "shards of nothing": (["{base}", "{tuned}", "--max-shard-size", "0GB", "--out", "{out}"], "expected a size"),
     "rank of no adapter": (["{base}", "{tuned}", "--rank", "4", "--out", "{out}"], "--rank is for adapters"),
-    "no adapter": (["{base}", "{tuned}", "--as", "adapter", "--out", "{out}"], "this merge is no adapter"),
+    "no adapter": (["{base}", "{tuned}", "--as", "adapter", "--out", "{out}"], "this merge cannot be an adapter"),
     "unknown extra model": (["{base}", "{tuned}", "--model", "x={base}", "--out", "{out}"], "no model named 'x'"),
     "onto the base": (["{base}", "{tuned}", "--force", "--out", "{base}"], "writing there would destroy it"),
     "one twice": (["{base}", "{tuned}", "{tuned}", "--out", "{out}"], "same folder name"),

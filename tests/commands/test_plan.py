@@ -27,7 +27,7 @@ def test_the_cheapest_exact_way(make_model: Factory, make_adapter: Factory) -> N
     assert plan(Variant(base, lora, find_method("slerp"))).realisation == "live"
     assert plan(Variant(base, full)).realisation == "live"
     assert plan(Variant(base, lora), takes=("checkpoint",)).realisation == "checkpoint"
-    assert "not taken here" in plan(Variant(base, lora), takes=("live", "checkpoint")).reason
+    assert "not supported here" in plan(Variant(base, lora), takes=("live", "checkpoint")).reason
     written = plan(Variant(base, full, dtype="F32"), takes=("adapter", "checkpoint"))
     assert (written.realisation, written.num_bytes) == (
         "checkpoint",

@@ -251,7 +251,7 @@ def test_missing_and_misplaced_statistics_are_refused(base: Checkpoint, make_ada
     with pytest.raises(CheckpointError, match="has the shape"):
         write_adapter(Variant(base, tuned, find_method("anchored"), 0.4, inputs=inputs), tmp_path / "out")
     save_file({"x": torch.zeros(1)}, tmp_path / "plain")
-    with pytest.raises(CheckpointError, match="holds no input statistics"):
+    with pytest.raises(CheckpointError, match="contains no input statistics"):
         InputStatistics(tmp_path / "plain")
     whole = (tmp_path / "g").read_bytes()
     (tmp_path / "torn").write_bytes(whole[:-8])

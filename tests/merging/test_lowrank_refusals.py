@@ -45,20 +45,20 @@ def refusals(base: Checkpoint, make_model: Factory, make_adapter: Factory, tmp_p
     twins = make_adapter(tied.directory, seed=2, target_modules=["q_proj", "embed_tokens"])
     return {
         "it is the base itself": Variant(base),
-        "'slerp' is no weighted sum": Variant(base, lora, find_method("slerp"), 0.5),
+        "'slerp' is not a weighted sum": Variant(base, lora, find_method("slerp"), 0.5),
         "stochastic rounding": Variant(base, lora, dtype="BF16", rounding="stochastic"),
         "not written in F64": Variant(base, lora, dtype="F64"),
-        "is not a checkpoint as it is on disk": Variant(lora, AdapterOnBase(lora.directory, lora)),
+        "is not an unchanged checkpoint on disk": Variant(lora, AdapterOnBase(lora.directory, lora)),
         f"{other.directory} is a full checkpoint": Variant(base, other),
         "not on the base": Variant(other, lora),
-        "is DoRA, whose change of 'model.layers.0": Variant(base, adapter(use_dora=True)),
+        "is DoRA: its change of 'model.layers.0": Variant(base, adapter(use_dora=True)),
         "differ in fan_in_fan_out": Variant(base, [wide, AdapterOnBase(turned, base)], find_method("tested")),
         "'lm_head.weight' is trained whole, and its module has low-rank": Variant(
             base, [head_lora, head_saved], find_method("tested")
         ),
         "no tensor has low-rank factors": Variant(base, AdapterOnBase(bare, base)),
-        "takes more models": Variant(base, lora, extra={"unaligned": other}),
-        "with its tied twin": Variant(
+        "needs more models": Variant(base, lora, extra={"unaligned": other}),
+        "together with the tensor tied to it": Variant(
             tied, AdapterOnBase(changed(twins, tmp_path / "twins", ensure_weight_tying=True), tied)
         ),
     }
@@ -81,7 +81,7 @@ def test_what_is_no_adapter_is_refused_by_name(
     obstacle = adapter_obstacle(variant)
     assert obstacle is not None
     assert words in obstacle
-    with pytest.raises(MergeError, match="this recipe is no adapter") as caught:
+    with pytest.raises(MergeError, match="this recipe cannot be written as an adapter") as caught:
         write_adapter(variant, tmp_path / "out")
     assert obstacle in caught.value.message
     assert caught.value.remedy
@@ -104,7 +104,7 @@ def test_a_method_that_surveys_the_model_is_no_adapter(
     put(monkeypatch, declare(surveyed))
     tuned = AdapterOnBase(make_adapter(base.directory, seed=2), base)
     assert adapter_obstacle(Variant(base, tuned, find_method("tested"))) is None
-    assert "looks at all tensors" in str(
+    assert "measures all tensors" in str(
         adapter_obstacle(Variant(base, tuned, find_method("tested"), parameters={"top": 0.5}))
     )
 

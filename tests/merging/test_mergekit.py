@@ -244,19 +244,19 @@ CHANGES = {
     ),
     "misspelt method": ("merge_method: slerp", "merge_method: slrep", "did you mean 'slerp'"),
     "misspelt key": ("base_model:", "base_modle:", "line 3: 'base_modle': unknown key; did you mean 'base_model'"),
-    "misspelt parameter": ("  t:", "  tt:", "line 8: 'parameters.tt': slerp has none here"),
+    "misspelt parameter": ("  t:", "  tt:", "line 8: 'parameters.tt': slerp has no such key"),
     "misspelt filter": ("{filter: mlp", "{fliter: mlp", "line 10: 'parameters.t.1.fliter'"),
     "no value": ("{value: 0.5}", "{filter: norm}", "has no 'value'"),
-    "words": ("value: 0.25", "value: much", "'much' is no number"),
-    "no gradient": ("[0, 1]", "[0, x]", "is no gradient"),
+    "words": ("value: 0.25", "value: much", "'much' is not a number"),
+    "no gradient": ("[0, 1]", "[0, x]", "is not a gradient"),
     "modules": ("dtype: bfloat16", "modules: {}", "'modules': merging modules"),
     "dtype": ("dtype: bfloat16", "dtype: float99", "'dtype': 'float99' is unknown"),
-    "another tokenizer": ("dtype: bfloat16", "tokenizer_source: union", "'union' is not done here"),
-    "another template": ("dtype: bfloat16", "chat_template: chatml", "the base's is kept"),
+    "another tokenizer": ("dtype: bfloat16", "tokenizer_source: union", "'union' is not supported"),
+    "another template": ("dtype: bfloat16", "chat_template: chatml", "give auto"),
     "no base": ('base_model: "{base}"', "", "needs a 'base_model'"),
     "one twice": ('- model: "{base}"', '- model: "{one}"', "is listed twice"),
-    "no models": ('models:\n  - model: "{base}"\n  - model: "{one}"', "models: []", "no list of models"),
-    "base alone": ('  - model: "{one}"\n', "", "no model but the base"),
+    "no models": ('models:\n  - model: "{base}"\n  - model: "{one}"', "models: []", "not a list of models"),
+    "base alone": ('  - model: "{one}"\n', "", "no model other than the base"),
     "a model's misspelt key": ('- model: "{one}"', '- {model: "{one}", paramters: {}}', "did you mean 'parameters'"),
     "dtype that is a list": ("dtype: bfloat16", "dtype: [bfloat16]", "line 12: 'dtype'"),
     "dtype behind out_dtype": (
@@ -264,18 +264,18 @@ CHANGES = {
         "dtype: float99\nout_dtype: float32",
         "'dtype': 'float99' is unknown",
     ),
-    "a truth for a number": ("value: 0.25", "value: true", "True is no number"),
-    "no number at all": ("value: 0.25", "value: .nan", "nan is no number"),
-    "a condition in another": ("value: 0.25", "value: [{value: 0.25}]", "is no gradient"),
+    "a truth for a number": ("value: 0.25", "value: true", "True is not a number"),
+    "no number at all": ("value: 0.25", "value: .nan", "nan is not a number"),
+    "a condition in another": ("value: 0.25", "value: [{value: 0.25}]", "is not a gradient"),
     "a filter in no name": ("filter: mlp", "filter: mpl", "line 10: 'parameters.t.1.filter': 'mpl' is in no tensor's"),
     "a glob as filter": ("filter: mlp", 'filter: "mlp*"', "'mlp*' is in no tensor's name"),
-    "a number as filter": ("filter: mlp", "filter: 3", "no part of a tensor's name"),
+    "a number as filter": ("filter: mlp", "filter: 3", "not a part of a tensor's name"),
     "no method": ("merge_method: slerp", "", "'merge_method' is missing"),
     "a base of no name": ('base_model: "{base}"', "base_model: 3", "line 3: 'base_model': 3 is no folder"),
-    "an adapter as base": ('base_model: "{base}"', 'base_model: "{base}+x"', "is an adapter, and would be the base"),
+    "an adapter as base": ('base_model: "{base}"', 'base_model: "{base}+x"', "is an adapter and cannot be the base"),
     "two adapters": ('- model: "{one}"', '- model: "{base}+x+y"', "more than one '+'"),
     "three models": ("parameters:\n", '  - model: "{two}"\nparameters:\n', "line 4: 'models': slerp takes 1 beside"),
-    "the base by another name": ('- model: "{one}"', '- model: "{base}/"', "by another name"),
+    "the base by another name": ('- model: "{one}"', '- model: "{base}/"', "is the same model as"),
     "one parameter for all": (
         '- model: "{one}"',
         '- {model: "{one}", parameters: {t: 0.5}}',
@@ -307,7 +307,7 @@ def test_what_cannot_be_had_is_named(read: Callable[[str], Variant], kind: str) 
         ("dare_ties", "{rescale: false}", "only True"),
         ("ties", "{normalize: 0.5}", "expected true or false"),
         ("karcher", "{max_iter: 3}", "only 10"),
-        ("task_arithmetic", "{density: 0.5}", "has none here"),
+        ("task_arithmetic", "{density: 0.5}", "has no such key"),
     ],
 )
 def test_values_that_only_mergekit_has(
@@ -430,7 +430,7 @@ parameters: {t: 0.6}
 @pytest.mark.parametrize("key", ["base_model", "residual_weight"])
 def test_a_slices_own_keys(read: Callable[[str], Variant], key: str) -> None:
     """Known to mergekit, and refused by name."""
-    with pytest.raises(ConfigError, match=f"line 4: 'slices.0.{key}': a slice has none of its own"):
+    with pytest.raises(ConfigError, match=f"line 4: 'slices.0.{key}': a slice cannot have its own"):
         read(f"""
 merge_method: slerp
 slices:

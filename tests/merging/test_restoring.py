@@ -129,7 +129,7 @@ def test_safemerge_merges_what_left_the_subspace() -> None:
 def test_an_extra_model_is_asked_for(make_model: Any, tmp_path: Any) -> None:
     """Through the engine: `unaligned` must be given, `safe` may be; its NaN is found like any other's."""
     base, tuned, unaligned = (Checkpoint(make_model("llama", seed=seed)) for seed in (1, 2, 3))
-    with pytest.raises(MergeError, match="needs one more model, 'unaligned'"):
+    with pytest.raises(MergeError, match="needs another model, 'unaligned'"):
         list(merged_tensors(Variant(base, tuned, find_method("safemerge"), 0.5)))
     found = dict(merged_tensors(Variant(base, tuned, find_method("safemerge"), 0.5, extra={"unaligned": unaligned})))
     assert found.keys() == base.infos.keys()

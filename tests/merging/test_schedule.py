@@ -74,7 +74,7 @@ def test_a_pattern_of_nothing_is_an_error() -> None:
 @pytest.mark.parametrize("gradient", [[], ["a"], [True, 0.5], [0.5, None]])
 def test_a_gradient_is_of_numbers(gradient: list[object]) -> None:
     """Anything else is named."""
-    with pytest.raises(MergeError, match="is no gradient"):
+    with pytest.raises(MergeError, match="is not a gradient"):
         value_at(gradient, NAMES[1], LAYERS)
 
 

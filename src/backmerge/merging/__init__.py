@@ -1,1 +1,1 @@
-"""Merging: methods as pure functions, recipes, and what carries them out on disk and in memory."""
+"""Merging: methods as pure functions, recipes, and the code that carries them out on disk and in memory."""

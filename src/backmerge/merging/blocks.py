@@ -1,4 +1,4 @@
-"""What a recipe makes of each block of a tensor: read, merged in float32, rounded once, and looked at."""
+"""Merge each block of a tensor by a recipe: read it, merge it in float32, round it once, and check it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from backmerge.merging.schedule import Settings
 
 
 class Piece(NamedTuple):
-    """A part of a tensor that is merged at once: elements `start` to `stop`, flat."""
+    """A part of a tensor that is merged in one step: the flat elements from `start` to `stop`."""
 
     name: str
     start: int
@@ -34,16 +34,16 @@ class Piece(NamedTuple):
 
 
 class Merge:
-    """One pass over the tensors of variants that differ in λ alone: what is read once serves them all.
+    """One pass over the tensors of variants that differ in λ alone: each input is read once for all of them.
 
     Args:
         variants: At least one.
-        is_resident: Whether all inputs are `Resident`, in a device's memory and looked at as they were put there. Then
-            nothing waits for the device block by block: results are looked at all at once, by `check_results`.
+        is_resident: Whether all inputs are `Resident`: in a device's memory, and checked when they were put there. Then
+            nothing waits for the device block by block: `check_results` checks all results at once.
 
     Attributes:
         infos: Shape and dtype of every merged tensor, in the base's order.
-        losses: What rounding costs, for each variant.
+        losses: The rounding loss of each variant.
 
     Raises:
         MergeError: the models do not fit each other, or the method does not take them or its parameters.
@@ -97,7 +97,7 @@ class Merge:
         return float(call(method.survey.measure, given, self._settings.at(name)))
 
     def pieces(self, name: str) -> list[Piece]:
-        """How a tensor is cut: always in the same way, so that nothing depends on who carries it out."""
+        """Cut a tensor into pieces: always in the same way, so that nothing depends on which thread merges them."""
         total, shape = self.base.infos[name].num_elements, self.base.infos[name].shape
         cut = self._cut(name)
         step = BLOCK
@@ -109,18 +109,18 @@ class Merge:
         return [Piece(name, start, min(start + step, total)) for start in range(0, max(total, 1), step)]
 
     def _cut(self, name: str) -> str:
-        """How a tensor may be cut: one without the statistics that its method asks for is merged elementwise."""
+        """Return how a tensor may be cut: one without the statistics that its method asks for is merged elementwise."""
         if self.method is None:
             return "elements"
         known = any(name in statistics.names for statistics in self.recipe.inputs.values())
         return "elements" if self.method.inputs and not known else self.method.cut
 
     def statistics_of(self, piece: Piece, earlier: Sequence[np.ndarray]) -> np.ndarray:
-        """One block's part of the next reduction's sum.
+        """Return one block's contribution to the sum of the next reduction.
 
         Args:
             piece: A block of at most 2^20 elements.
-            earlier: What the reductions before found over the whole tensor.
+            earlier: Results of the earlier reductions over the whole tensor.
         """
         assert self.method is not None
         assert self._settings is not None
@@ -129,10 +129,10 @@ class Merge:
         return np.asarray(call(reduction, given, self._settings.at(piece.name)))
 
     def merged(self, piece: Piece, statistics: Sequence[np.ndarray]) -> Iterator[tuple[int, Tensor]]:
-        """The merged elements for each variant, by its number; each is good until the next is asked for.
+        """Yield the merged elements for each variant, with its number; each is valid until the next one is requested.
 
         Raises:
-            MergeError: an input or the result is not finite, or whole numbers differ.
+            MergeError: an input or the result is not finite, or integer tensors differ.
             CheckpointError: a file was damaged since it was opened.
         """
         name = piece.name
@@ -157,7 +157,7 @@ class Merge:
         given = self._shaped(given, self._cut(name), name)
         kinds = {block.dtype for block in blocks.values()}
         is_native = self.method.is_native and kinds == {dtype} and self.recipe.rounding == "nearest"
-        # float64 on any side keeps its precision: in float32 its endpoints would not be exact
+        # float64 on any side keeps its precision: in float32 the endpoints would not be exact
         precision = None if is_native else functools.reduce(torch.promote_types, kinds, torch.float32)
         for number, variant in enumerate(self.variants):
             parameters = self._settings.at(name, variant)
@@ -173,10 +173,10 @@ class Merge:
         dtype: torch.dtype,
         precision: torch.dtype | None,
     ) -> tuple[Tensor, Tensor]:
-        """The merged elements of a piece, rounded, and the first few of them before that; flat.
+        """Return the merged elements of a piece, rounded, and the first few before rounding; flat.
 
-        Where a method lets it and its inputs must be widened, a part is done at a time that a core's cache holds: that
-        is faster, and needs little memory.
+        If the method allows it and its inputs must be widened, the work is done in parts that fit a core's cache, which
+        is faster and needs little memory.
         """
         assert self.method is not None
         total = piece.stop - piece.start
@@ -203,7 +203,7 @@ class Merge:
         return result, exact
 
     def _function(self, name: str, given: Mapping[str, Any], parameters: Mapping[str, Any]) -> Tensor:
-        """The method's own result, flat."""
+        """Return the method's own result, flat."""
         assert self.method is not None
         merged = self.method.function(*(given.get(key) for key in self.method.data), **parameters)
         if merged.shape != given["base"].shape:
@@ -215,7 +215,7 @@ class Merge:
         return merged.reshape(-1)
 
     def _look_at(self, number: int, name: str, base: Tensor, result: Tensor, exact: Tensor) -> None:
-        """Whether a result is finite, and what its rounding cost."""
+        """Check that a result is finite, and measure what its rounding cost."""
         if self.is_resident:
             self._sums.append((name, result.sum(dtype=torch.float32)))
             return
@@ -225,10 +225,10 @@ class Merge:
             self.losses[number].add(base[: len(exact)], exact, result[: len(exact)])
 
     def check_results(self) -> None:
-        """Look at what was merged of resident inputs, whose blocks nobody waited for.
+        """Check the merges of resident inputs, which are computed without waiting for each block.
 
         Raises:
-            MergeError: something was not finite.
+            MergeError: a result is not finite.
         """
         for name, total in self._sums:
             if not bool(total.isfinite()):
@@ -237,7 +237,7 @@ class Merge:
 
     def _not_finite(self, name: str) -> MergeError:
         return MergeError(
-            f"the merge of tensor '{name}' holds NaN or values beyond {self.infos[name].dtype}",
+            f"the merge of tensor '{name}' holds NaN or values beyond the range of {self.infos[name].dtype}",
             remedy="the two models are too far apart for this dtype: give --dtype float32 or bfloat16.",
         )
 
@@ -247,7 +247,7 @@ class Merge:
         return values.to(dtype)
 
     def _blocks_of(self, piece: Piece) -> dict[int, Tensor]:
-        """The elements of each model, by the model's id; an adapter that leaves a tensor alone is its base, unread."""
+        """Return the elements of each model, by the model's id; the base's if an adapter leaves the tensor alone."""
         name, start, stop = piece
         blocks: dict[int, Tensor] = {}
         for weights in (self.base, *self.tuned, *self.recipe.extra.values()):
@@ -260,7 +260,7 @@ class Merge:
         return blocks
 
     def _buffer(self, slot: str | int, count: int, device: torch.device | str = "cpu") -> Tensor:
-        """Bytes for so many elements, which this thread uses again and again; new ones for more than a block."""
+        """Return a buffer of `count` elements that this thread reuses; a new one for more than a block."""
         kept: dict[str | int, Tensor] = self._buffers.__dict__.setdefault("kept", {})
         if count > BLOCK or slot not in kept:
             fresh = torch.empty(max(count, BLOCK) * max(ITEM_BYTES.values()), dtype=torch.uint8, device=device)
@@ -270,7 +270,7 @@ class Merge:
         return kept[slot]
 
     def _data(self, method: Method, piece: Piece, blocks: Mapping[int, Tensor]) -> dict[str, Any]:
-        """What the method's functions may name."""
+        """Return the data that the method's functions may request by name."""
         tuned = [blocks[id(weights)] for weights in self.tuned]
         return {
             "base": blocks[id(self.base)],
@@ -288,7 +288,7 @@ class Merge:
         return _each(given, lambda block: block.reshape(wanted))
 
     def _is_settled(self, name: str, blocks: Mapping[int, Tensor]) -> bool:
-        """Whether the base's elements are the result, with no arithmetic: whole numbers, and what did not change."""
+        """Whether the result is the base's elements without arithmetic: integers, and elements that did not change."""
         base = blocks[id(self.base)]
         others = {id(weights): weights for weights in self.tuned}
         if self._is_floating(name):
@@ -301,7 +301,7 @@ class Merge:
             if blocks[key] is not base and not is_same(base, blocks[key]):
                 raise MergeError(
                     f"tensor '{name}' has dtype {self.base.infos[name].dtype}, and differs between "
-                    f"{self.base.directory} and {weights.directory}: whole numbers have no mean",
+                    f"{self.base.directory} and {weights.directory}: integer tensors cannot be averaged",
                     remedy="give unquantised checkpoints.",
                 )
         return True
@@ -318,7 +318,7 @@ class Merge:
                 )
 
     def share_digests(self) -> None:
-        """Tell the checkpoints that were read whole what their fingerprints are, which spares a second reading."""
+        """Pass the fingerprints of checkpoints that were read whole to them, so that they need not be read again."""
         for key, digests in self._digests.items():
             self._read[key].adopt(digests)
 
@@ -326,8 +326,8 @@ class Merge:
 def is_finite(block: Tensor) -> bool:
     """Whether no element is NaN or infinite.
 
-    A sum shows both, at a fiftieth of the time of looking at each element; where finite numbers overflow in it, each
-    is looked at.
+    A sum shows both in a fiftieth of the time that a check of each element takes; if finite numbers overflow in the
+    sum, each element is checked.
     """
     if not block.is_floating_point() or bool(block.sum().isfinite()):
         return True
@@ -335,7 +335,7 @@ def is_finite(block: Tensor) -> bool:
 
 
 def is_same(first: Tensor, second: Tensor) -> bool:
-    """Whether two blocks have the same bits; most that differ do so at once."""
+    """Whether two blocks have the same bits; most blocks that differ do so in the first bytes."""
     if first.dtype != second.dtype or first.shape != second.shape:
         return False
     whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[first.element_size()]
@@ -344,7 +344,7 @@ def is_same(first: Tensor, second: Tensor) -> bool:
 
 
 def _each(given: Mapping[str, Any], change: Callable[[Tensor], Tensor]) -> dict[str, Any]:
-    """Each tensor changed, alone or in a list; all else as it is."""
+    """Apply `change` to each tensor, alone or in a list; leave everything else as it is."""
     return {key: _changed(value, change) for key, value in given.items()}
 
 

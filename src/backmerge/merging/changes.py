@@ -1,4 +1,4 @@
-"""What tuning did to a tensor or to all of them, in numbers, and whether these are of a child and its parent."""
+"""Measure what tuning did to a tensor or to all of them, and whether two models are a parent and its child."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Literal, NamedTuple
 
 from backmerge.checkpoints.reader import Weights
 
-# two models trained apart have a cosine near 0 and, at equal norms, a relative norm of √2; fine-tuning leaves cosines
-# above 0.99, and relative norms of a few percent. The limits lie between, so that long further training is not doubted
+# two models trained separately have a cosine near 0 and, at equal norms, a relative norm of √2; fine-tuning keeps
+# cosines above 0.99 and relative norms at a few percent. The limits lie between, so that long further training is not
+# flagged
 USUAL_COSINE = 0.99
 LEAST_COSINE = 0.9
 MOST_RELATIVE_NORM = 0.5
@@ -19,23 +20,23 @@ LEAST_COVERED = 0.5
 
 @dataclass(frozen=True)
 class Change:
-    """What tuning did to a tensor, or to several taken as one vector.
+    """The effect of tuning on one tensor, or on several taken as one vector.
 
-    Sums are over all elements; from a sample they are estimates of that. An adapter's untouched tensors are not read:
-    they count as elements, and add nothing to the sums.
+    Sums are over all elements; from a sample they are estimates. Tensors that an adapter does not touch are not read:
+    they count as elements and add nothing to the sums.
 
     Attributes:
-        elements: How many there are.
-        unchanged: Share of elements whose bits are the base's, in [0, 1].
+        elements: Number of elements.
+        unchanged: Share of elements with the same bits as the base's, in [0, 1].
         base_square: Σ base².
         tuned_square: Σ tuned².
         delta_square: Σ (tuned - base)².
         product: Σ base·tuned.
         slerp_square: ‖SLERP - Linear‖² at λ = 0.5, of each tensor separately.
         lost_squares: ‖round(merged) - merged‖² of Linear, by λ.
-        effective_rank: Of a matrix' delta, (Σσ²)² / Σσ⁴ of its singular values: r for r equal ones. None for what is no
-            matrix or did not change, and from a sample.
-        rank_error: One standard error of that; 0 where it is exact.
+        effective_rank: (Σσ²)² / Σσ⁴ of the singular values of a matrix' delta: r if there are r equal ones. None if the
+            tensor is no matrix or did not change, and from a sample.
+        rank_error: One standard error of the effective rank; 0 if it is exact.
     """
 
     elements: int
@@ -51,7 +52,7 @@ class Change:
 
     @property
     def is_unchanged(self) -> bool:
-        """Whether every element that was looked at has the base's bits."""
+        """Whether every element that was checked has the base's bits."""
         return self.unchanged == 1
 
     @property
@@ -61,12 +62,12 @@ class Change:
 
     @property
     def relative_norm(self) -> float:
-        """‖tuned - base‖ / ‖base‖; infinite where the base is zero and the tuned model is not."""
+        """‖tuned - base‖ / ‖base‖; infinite if the base is zero and the tuned model is not."""
         return _ratio(self.delta_square, self.base_square)
 
     @property
     def cosine(self) -> float | None:
-        """Of base and tuned as vectors, in [-1, 1]; None where one of them is zero."""
+        """Cosine of base and tuned as vectors, in [-1, 1]; None if one of them is zero."""
         if self.is_unchanged:
             return 1.0
         lengths = math.sqrt(self.base_square) * math.sqrt(self.tuned_square)
@@ -79,7 +80,7 @@ class Change:
 
     @property
     def rounding_costs(self) -> dict[float, float | None]:
-        """‖round(merged) - merged‖ / ‖λ·(tuned - base)‖ by λ; None where nothing changes.
+        """‖round(merged) - merged‖ / ‖λ·(tuned - base)‖ by λ; None if nothing changes.
 
         0 if all of the change is kept, 1 if the error is as large as the change.
         """
@@ -91,11 +92,11 @@ class Change:
 
 
 class Relation(NamedTuple):
-    """What a survey says of two models.
+    """How two models are related, by a survey of their weights.
 
     Attributes:
-        verdict: `same`: bit for bit; `child`: as far apart as fine-tuning leaves them; `doubtful`: farther.
-        reasons: Sentences, the first for the verdict.
+        verdict: `same`: bit for bit; `child`: as far apart as fine-tuning puts them; `doubtful`: farther.
+        reasons: Sentences; the first explains the verdict.
     """
 
     verdict: Literal["same", "child", "doubtful"]
@@ -103,13 +104,13 @@ class Relation(NamedTuple):
 
 
 def covered_share(base: Weights, tuned: Weights, measured: Iterable[str]) -> float:
-    """Elements of the base that were measured, as a share of those of the larger model."""
+    """Return the number of measured elements of the base as a share of the larger model's."""
     total = max(sum(info.num_elements for info in side.infos.values()) for side in (base, tuned))
     return sum(base.infos[name].num_elements for name in measured) / total if total else 1.0
 
 
 def combined(changes: Iterable[Change]) -> Change:
-    """Several tensors as one vector; those that are not finite are left out. Ranks do not add up, and are left out."""
+    """Return several tensors as one vector, without those that are not finite; ranks do not add up and are not set."""
     finite = [change for change in changes if change.is_finite]
     total = sum(change.elements for change in finite)
     lams = dict.fromkeys(lam for change in finite for lam in change.lost_squares or ())
@@ -126,34 +127,34 @@ def combined(changes: Iterable[Change]) -> Change:
 
 
 def relation(changes: Mapping[str, Change], *, covered: float = 1.0) -> Relation:
-    """Whether the tuned model is a child of this base, by the weights alone.
+    """Return whether the tuned model is a child of this base, judged by the weights alone.
 
-    Doubtful below a cosine of 0.9 or above a relative norm of 0.5, over all elements that were read. Two models that
-    were trained apart have a cosine near 0 and a relative norm near √2, even of one shape and on the same data;
-    fine-tuned ones stay above 0.99.
+    The verdict is `doubtful` below a cosine of 0.9 or above a relative norm of 0.5, over all elements that were read.
+    Two models that were trained separately have a cosine near 0 and a relative norm near √2, even with the same shape
+    and data; fine-tuned ones stay above 0.99.
 
     Args:
-        changes: What a survey found, by tensor.
-        covered: What `covered_share` says of the two.
+        changes: The survey's result, by tensor.
+        covered: The result of `covered_share` for the two.
     """
     whole = combined(changes.values())
     broken = sorted(name for name, change in changes.items() if not change.is_finite)
-    notes = [f"{_named(broken)}: NaN or infinity, and not counted"] if broken else []
+    notes = [f"{_named(broken)}: NaN or infinity; not counted"] if broken else []
     if covered < 1:
         notes.append(f"only {100 * covered:.3g} % of the elements have a counterpart of the same shape")
     if covered < LEAST_COVERED or whole.elements == 0:
-        return Relation("doubtful", ("too few tensors are in both: not parent and child", *notes))
+        return Relation("doubtful", ("the two have too few tensors in common: not parent and child", *notes))
     if whole.is_unchanged:
         is_same = covered == 1 and not broken
-        what = "every element is the base's" if is_same else "what could be compared is the base's"
+        what = "every element equals the base's" if is_same else "all elements that could be compared equal the base's"
         return Relation("same" if is_same else "child", (what, *notes))
     cosine, norm = whole.cosine or 0.0, whole.relative_norm
     numbers = f"cosine {cosine:.5f}, relative norm {100 * norm:.3g} %"
     if cosine < LEAST_COSINE or norm > MOST_RELATIVE_NORM:
         limit = (
-            f"models trained apart have a cosine near 0, fine-tuned ones above 0.99 (limit {LEAST_COSINE})"
+            f"models trained separately have a cosine near 0, fine-tuned ones above 0.99 (limit {LEAST_COSINE})"
             if cosine < LEAST_COSINE
-            else f"fine-tuning moves weights by a few percent of their norm (limit {100 * MOST_RELATIVE_NORM:.0f} %)"
+            else f"fine-tuning changes weights by a few percent of their norm (limit {100 * MOST_RELATIVE_NORM:.0f} %)"
         )
         return Relation("doubtful", (f"{numbers}: not parent and child", limit, *notes))
     strange = sorted(
@@ -162,9 +163,9 @@ def relation(changes: Mapping[str, Change], *, covered: float = 1.0) -> Relation
         if change.is_finite and change.cosine is not None and change.cosine < LEAST_COSINE
     )
     if strange:
-        notes.append(f"{_named(strange)}: a cosine below {LEAST_COSINE}, as if trained anew")
+        notes.append(f"{_named(strange)}: a cosine below {LEAST_COSINE}, as if trained from scratch")
     usual = cosine >= USUAL_COSINE
-    kind = "as fine-tuning leaves them" if usual else "a long way for fine-tuning, within what is taken for it"
+    kind = "a usual distance for fine-tuning" if usual else "far for fine-tuning, but within its limits"
     return Relation("child", (f"{numbers}: {kind}", *notes))
 
 

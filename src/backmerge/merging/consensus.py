@@ -1,4 +1,4 @@
-"""Several deltas as one: weighted sums, with or without an election of signs; shared by the task-vector methods."""
+"""Combine several deltas: weighted sums, with or without an election of signs; shared by the task-vector methods."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-NO_WEIGHT = 1e-8  # a sum of weights below this divides nothing, as in mergekit
+NO_WEIGHT = 1e-8  # below this a sum of weights is not used as a divisor, as in mergekit
 
 
 def for_each(values: Sequence[float], num_tuned: int) -> tuple[float, ...]:
-    """A value for each tuned model: one that is given alone is every model's.
+    """Return a value for each tuned model; a single value counts for every model.
 
     Raises:
-        MergeError: there are as many as neither one nor the models.
+        MergeError: there is neither one value nor one for each model.
     """
     if len(values) == 1:
         return tuple(values) * num_tuned
     if len(values) != num_tuned:
         raise MergeError(
-            f"{len(values)} values for {num_tuned} tuned models", remedy="give one for all, or one for each."
+            f"{len(values)} values for {num_tuned} tuned models", remedy="give one for all, or one for each model."
         )
     return tuple(values)
 
 
 def shifted(base: Tensor, delta: Tensor) -> Tensor:
-    """Base + delta, and the base's own bits where the delta is zero; the delta is used up.
+    """Return base + delta, with the base's own bits where the delta is zero; overwrites the delta.
 
     −0.0 + 0.0 would be 0.0, but −0.0 - 0.0 is −0.0; so the negative is subtracted, and its zeros are made positive.
     """
@@ -50,12 +50,12 @@ def shifted(base: Tensor, delta: Tensor) -> Tensor:
 
 
 def summed(deltas: Iterable[Tensor], weights: Sequence[float], *, lam: float, normalize: bool) -> Tensor:
-    """The sum lam · Σ wᵢ·δᵢ, divided by Σ wᵢ if asked for.
+    """Return lam · Σ wᵢ·δᵢ, divided by Σ wᵢ if `normalize` is set.
 
     Args:
-        deltas: Of any shape, all alike; taken one after the other.
-        weights: One for each.
-        lam: What the sum is multiplied by.
+        deltas: Any shape, the same for all; consumed one by one.
+        weights: One for each delta.
+        lam: Factor of the sum.
         normalize: Whether it is a mean rather than a sum.
     """
     factor = lam / sum(weights) if normalize and abs(sum(weights)) >= NO_WEIGHT else lam
@@ -68,14 +68,14 @@ def summed(deltas: Iterable[Tensor], weights: Sequence[float], *, lam: float, no
 
 
 def elected(deltas: Iterable[Tensor], weights: Sequence[float], *, lam: float, normalize: bool) -> Tensor:
-    """The sum lam · Σ of those wᵢ·δᵢ whose sign is that of the sum of all, divided by their Σ wᵢ if asked for.
+    """Return lam · Σ of those wᵢ·δᵢ whose sign is that of the sum of all, divided by their Σ wᵢ if `normalize` is set.
 
-    A sum of zero counts as positive, and a delta of zero agrees with nobody.
+    A sum of zero counts as positive, and a delta of zero agrees with no sign.
 
     Args:
-        deltas: Of any shape, all alike.
-        weights: One for each.
-        lam: What the sum is multiplied by.
+        deltas: Any shape, the same for all.
+        weights: One for each delta.
+        lam: Factor of the sum.
         normalize: Whether it is the mean of those that agree rather than their sum.
 
     Source: Yadav et al., TIES-Merging (arXiv 2306.01708), section 3, "elect sign" and "disjoint merge".
@@ -96,10 +96,10 @@ def elected(deltas: Iterable[Tensor], weights: Sequence[float], *, lam: float, n
 
 
 def where(mask: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """`first` where the mask is true, `second` elsewhere, bit for bit.
+    """Return `first` where the mask is true and `second` elsewhere, bit for bit.
 
-    On random masks torch.where mispredicts a branch at every other element; choosing by the bits takes a fifteenth of
-    its time.
+    On random masks torch.where mispredicts a branch at every other element; selecting by bits takes a fifteenth of the
+    time.
 
     Args:
         mask: Boolean, any shape.
@@ -117,34 +117,35 @@ def where(mask: Tensor, first: Tensor, second: Tensor) -> Tensor:
 LOWER_BITS = 15
 NUM_UPPER, NUM_LOWER = 1 << 16, 1 << LOWER_BITS
 
-# from the number of elements and a method's parameters for one tuned model to the ranks that bound what is kept
+# from the number of elements and a method's parameters for one tuned model to the ranks that limit what is kept
 Ranks = Callable[..., Sequence[int]]
 
 
 def check_share(name: str, share: float) -> None:
-    """Refuse what is no share of a delta's elements, such as a percentage.
+    """Refuse a value that is not a share of a delta's elements, such as a percentage.
 
     Raises:
         MergeError: it is outside [0, 1].
     """
     if not 0 <= share <= 1:
         raise MergeError(
-            f"{name} is {share}, and must be in [0, 1]: a share of each delta", remedy=f"such as {name}=0.5."
+            f"{name} is {share}, and must be in [0, 1]: it is a share of each delta's elements",
+            remedy=f"such as {name}=0.5.",
         )
 
 
 def delta_of(base: Tensor, tuned: Tensor) -> Tensor:
-    """Tuned - base in float32, in which it is counted and compared."""
+    """Return tuned - base in float32, the dtype in which it is counted and compared."""
     return tuned.float() - base.float()
 
 
 def count_upper(base: Tensor, tuned: Sequence[Tensor], /) -> np.ndarray:
-    """How many elements of each delta have each value of their upper bits, shape (tuned, 65536)."""
+    """Count how many elements of each delta have each value of their upper bits; shape (tuned, 65536)."""
     return np.stack([_counts(_bits(delta_of(base, model)) >> LOWER_BITS, NUM_UPPER) for model in tuned])
 
 
 def count_lower(ranks: Ranks) -> Callable[..., np.ndarray]:
-    """The second reduction: for each delta and each of its ranks, the counts of the lower bits, (tuned, ranks, 32768).
+    """Make the second reduction: the counts of the lower bits for each delta and each rank, (tuned, ranks, 32768).
 
     Args:
         ranks: `f(number of elements, *, parameters of the method)`: ascending ranks from 0.
@@ -167,11 +168,11 @@ def count_lower(ranks: Ranks) -> Callable[..., np.ndarray]:
 
 
 def thresholds(statistics: Sequence[np.ndarray], number: int, ranks: Sequence[int]) -> list[float]:
-    """The magnitudes at those ranks of one tuned model's delta.
+    """Return the magnitudes at those ranks in one tuned model's delta.
 
     Args:
-        statistics: Of `count_upper` and `count_lower`, over the whole tensor.
-        number: Of the tuned model.
+        statistics: Results of `count_upper` and `count_lower`, over the whole tensor.
+        number: The tuned model's number.
         ranks: The same as in `count_lower`.
     """
     found = []
@@ -193,7 +194,7 @@ def _counts(bits: Tensor, length: int) -> np.ndarray:
 
 
 def _located(counts: np.ndarray, rank: int) -> tuple[int, int]:
-    """The bin that holds a rank, and the rank within it."""
+    """Return the bin that contains a rank, and the rank within it."""
     ends = np.cumsum(counts)
     which = int(np.searchsorted(ends, rank, side="right"))
     return which, rank - int(ends[which - 1] if which else 0)

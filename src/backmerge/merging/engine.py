@@ -1,4 +1,4 @@
-"""Carry out a recipe: one pass over the tensors, from several threads, whose sinks are a directory and a model."""
+"""Carry out a recipe: one pass over the tensors, in several threads, into a directory or a model in memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from backmerge.merging.blocks import Merge, Piece
 from backmerge.merging.recipe import Variant
 from backmerge.merging.reductions import BLOCK
 
-GROUP_BYTES = 1 << 30  # of base tensors whose statistics are taken before they are merged: what is read twice is cached
+GROUP_BYTES = 1 << 30  # base tensors per group: statistics first, then the merge, so that the second reading is cached
 MAX_WORKERS = 8
 
 Sink = Callable[[int, str, int, Tensor], None]  # number of the variant, tensor, first element, elements
@@ -28,13 +28,13 @@ Sink = Callable[[int, str, int, Tensor], None]  # number of the variant, tensor,
 def carry_out(
     merge: Merge, sink: Sink, *, workers: int | None = None, advance: Callable[[int], None] | None = None
 ) -> None:
-    """Merge every tensor, and hand its blocks to the sink, from several threads and in any order.
+    """Merge every tensor and pass its blocks to the sink, from several threads and in any order.
 
     Args:
-        merge: What is merged.
+        merge: The merge to carry out.
         sink: Takes a block of a variant; may be called by several threads at once, never twice for the same elements.
-        workers: Threads; the machine's cores, at most 8, if not given.
-        advance: Progress callback for the elements that are done.
+        workers: Number of threads; by default the machine's cores, at most 8.
+        advance: Progress callback; gets the number of finished elements.
     """
     with _pool(workers) as pool:
         for names in _groups(merge):
@@ -52,13 +52,13 @@ def carry_out(
 
 
 def merged_tensors(variant: Variant) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of the merged model, whole, by the base's names and order.
+    """Yield every tensor of the merged model, whole, with the base's names and in its order.
 
     Arithmetic is in float32 and is rounded once. Random numbers are a function of the recipe's seed, the tensor's
     name and the position in it, so that neither shard order nor threads change the result.
 
     Raises:
-        MergeError: the two do not fit, a parameter is wrong, or a tensor is not finite or of a dtype that has no mean.
+        MergeError: the models do not fit, a parameter is wrong, or a tensor is not finite or of a dtype without a mean.
     """
     merge = Merge([variant])
     for name, info in merge.infos.items():
@@ -71,7 +71,7 @@ def merged_tensors(variant: Variant) -> Iterator[tuple[str, Tensor]]:
 
 
 def whole_statistics(merge: Merge, name: str) -> list[np.ndarray]:
-    """What the method's reductions find over one tensor, in this thread."""
+    """Return the results of the method's reductions over one tensor, in this thread."""
     found: list[np.ndarray] = []
     for _ in merge.method.reductions if merge.method is not None and _has_statistics(merge, name) else ():
         found.append(functools.reduce(np.add, [merge.statistics_of(piece, found) for piece in _blocks(merge, name)]))
@@ -79,7 +79,7 @@ def whole_statistics(merge: Merge, name: str) -> list[np.ndarray]:
 
 
 def _statistics(merge: Merge, names: Sequence[str], pool: ThreadPoolExecutor) -> dict[str, list[np.ndarray]]:
-    """The same over several tensors, shared among threads; sums are taken in the order of the blocks."""
+    """Return the same for several tensors, in several threads; sums are taken in the order of the blocks."""
     found: dict[str, list[np.ndarray]] = {name: [] for name in names}
     if merge.method is None:
         return found
@@ -107,7 +107,7 @@ def _blocks(merge: Merge, name: str) -> list[Piece]:
 
 
 def _groups(merge: Merge) -> Iterator[list[str]]:
-    """The tensors in their order, some at a time."""
+    """Yield the tensors in their order, in groups."""
     group: list[str] = []
     size = 0
     for name, info in merge.base.infos.items():
@@ -122,7 +122,7 @@ def _groups(merge: Merge) -> Iterator[list[str]]:
 
 @contextmanager
 def _pool(workers: int | None) -> Iterator[ThreadPoolExecutor]:
-    """Threads that each compute alone: torch's own would only contend with them."""
+    """Start threads that each compute alone: torch's own threads would compete with them."""
     count = workers or max(1, min(MAX_WORKERS, os.cpu_count() or 1))
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -135,7 +135,7 @@ def _pool(workers: int | None) -> Iterator[ThreadPoolExecutor]:
 
 
 def _in_order(pool: ThreadPoolExecutor, function: Callable[[Piece], Any], pieces: Iterable[Piece]) -> Iterator[Any]:
-    """The results in the order of the pieces, a few of them under way at a time."""
+    """Yield the results in the order of the pieces, with a few pieces being computed at a time."""
     under_way: deque[Future[Any]] = deque()
     for piece in pieces:
         under_way.append(pool.submit(function, piece))

@@ -13,12 +13,12 @@ from backmerge.checkpoints.lora import Factors
 
 
 class Recompression(NamedTuple):
-    """What was lost by recompressing to a lower rank: ‖lost‖ / ‖change‖, Frobenius norms, in [0, 1].
+    """The loss by recompression to a lower rank: ‖lost‖ / ‖change‖, Frobenius norms, in [0, 1].
 
     Attributes:
-        share: Over all modules.
-        worst_share: In the module where it is largest.
-        worst_module: That module.
+        share: Loss over all modules.
+        worst_share: Loss in the module where it is largest.
+        worst_module: Name of that module.
     """
 
     share: float
@@ -27,7 +27,7 @@ class Recompression(NamedTuple):
 
 
 class Part(NamedTuple):
-    """One tuned model's share in a module: its number among them, itself, and its factors' names and scale."""
+    """One tuned model's share in a module: its number among the models, the model, its factors' names and scale."""
 
     number: int
     adapter: AdapterOnBase
@@ -35,8 +35,8 @@ class Part(NamedTuple):
 
 
 def scaled(b: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Columns multiplied in float64 and rounded once: a scale that is no power of two costs half a step of float32."""
-    with np.errstate(over="ignore"):  # what is not finite is refused when it is encoded
+    """Multiply columns in float64 and round once: a scale that is no power of two costs half a step of float32."""
+    with np.errstate(over="ignore"):  # values that are not finite are refused when they are encoded
         result: np.ndarray = np.multiply(b, weight, out=np.empty_like(b), dtype=np.float64, casting="same_kind")
     return result
 
@@ -47,7 +47,7 @@ class Stack(NamedTuple):
     Attributes:
         a: Shape (ranks, in).
         b: Shape (out, ranks).
-        scales: Of each rank.
+        scales: The scale of each rank.
         numbers: The tuned model of each rank.
         products: Inner products of the ranks' deltas sᵢ·bᵢ·aᵢ, before scaling by coefficients; float64, (ranks, ranks).
     """
@@ -60,7 +60,7 @@ class Stack(NamedTuple):
 
     @classmethod
     def read(cls, parts: Sequence[Part]) -> Stack:
-        """The factors of the parts, in their order."""
+        """Read the factors of the parts, in their order."""
         pairs = [(_factor(part, part.factors.a), _factor(part, part.factors.b)) for part in parts]
         ranks = [len(a) for a, _ in pairs]
         a = pairs[0][0] if len(pairs) == 1 else np.concatenate([a for a, _ in pairs])
@@ -69,11 +69,11 @@ class Stack(NamedTuple):
         return cls(a, b, scales, np.repeat([part.number for part in parts], ranks), _products(a, b))
 
     def with_a(self, a: np.ndarray) -> Stack:
-        """The same with other A factors, of the same shape."""
+        """Return the same stack with other A factors of the same shape."""
         return self._replace(a=a, products=_products(a, self.b))
 
     def gram(self, num_tuned: int) -> np.ndarray:
-        """The inner products of the tuned models' deltas; zero where a model leaves the module alone."""
+        """Return the inner products of the tuned models' deltas; zero if a model does not change the module."""
         gram = np.zeros((num_tuned, num_tuned))
         places = (self.numbers[:, None], self.numbers[None, :])
         with np.errstate(invalid="ignore"):
@@ -81,7 +81,7 @@ class Stack(NamedTuple):
         return gram
 
     def spread(self, shares: np.ndarray) -> np.ndarray:
-        """What each rank's b·a is multiplied by, from the tuned models' shares."""
+        """Return the factor of each rank's b·a, from the tuned models' shares."""
         weight: np.ndarray = self.scales * shares[self.numbers]
         return weight
 
@@ -99,7 +99,7 @@ def _factor(part: Part, name: str) -> np.ndarray:
 
 
 class Core:
-    """The factors of a module with orthonormal bases split off: the singular values of B·A are those of a small core.
+    """The factors of a module without their orthonormal bases: a small core with the singular values of B·A.
 
     Args:
         stack: The factors.
@@ -110,17 +110,17 @@ class Core:
         self._base_a, self._rest_a = np.linalg.qr(stack.a.T.astype(np.float64))
 
     def cut(self, weight: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The nearest factors of a lower rank.
+        """Return the nearest factors of a lower rank.
 
         Args:
-            weight: What each rank's b·a is multiplied by.
-            rank: To keep.
+            weight: Factor of each rank's b·a.
+            rank: The rank to keep.
 
         Returns:
-            A (rank, in) and B (out, rank), of fewer ranks where the module has no more; and the squares of all singular
+            A (rank, in) and B (out, rank), with fewer ranks if the module has no more; and the squares of all singular
             values.
 
-        Source: Eckart and Young (1936); the core as in any randomised SVD's second half.
+        Source: Eckart and Young (1936); the core as in the second half of any randomised SVD.
         """
         left, values, right = np.linalg.svd((self._rest_b * weight) @ self._rest_a.T)
         low_a = right[:rank] @ self._base_a.T
@@ -129,19 +129,19 @@ class Core:
 
 
 class Losses:
-    """What recompression lost of one variant, gathered by module."""
+    """The loss by recompression of one variant, gathered by module."""
 
     def __init__(self) -> None:
         self._lost = self._whole = 0.0
         self._worst = (0.0, "")
 
     def add(self, module: str, whole: float, lost: float) -> None:
-        """Take in a module's squared Frobenius norm, of the change and of what was lost of it."""
+        """Add a module's squared Frobenius norms: of the change, and of the part of it that was lost."""
         self._whole += whole
         self._lost += lost
         self._worst = max(self._worst, (math.sqrt(lost / whole) if lost else 0.0, module))
 
     @property
     def summary(self) -> Recompression:
-        """The shares lost."""
+        """Return the shares that were lost."""
         return Recompression(math.sqrt(self._lost / self._whole) if self._lost else 0.0, *self._worst)

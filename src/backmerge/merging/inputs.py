@@ -1,11 +1,11 @@
-"""The inputs that a model's linear layers see on some prompts: their second moments, and a λ for each direction.
+"""The inputs that a model's linear layers get on some prompts: their second moments, and a λ for each direction.
 
-Of a layer with d inputs, C is the mean of x·xᵀ over its inputs x, scaled to a mean diagonal of 1. It is kept as its
-leading directions; all others share what is left of the trace equally (as in probabilistic principal components):
+For a layer with d inputs, C is the mean of x·xᵀ over its inputs x, scaled to a mean diagonal of 1. It is stored as its
+leading directions; all other directions share the rest of the trace equally (as in probabilistic principal components):
 
     C = Vᵀ·diag(variances - rest)·V + rest·I        V: (directions, d), with orthonormal rows
 
-So what a method does to a layer costs a product with V, and no d × d matrix is made where the directions are fewer.
+So a method's work on a layer costs one product with V, and no d × d matrix is made if there are fewer directions.
 
     STATS.safetensors
         LAYER.directions    V, float32, (directions, d)
@@ -34,8 +34,8 @@ from backmerge.runs import write_once, write_whole
 if TYPE_CHECKING:
     from torch import Tensor
 
-LEAST_RIDGE = 1e-6  # then no matrix that is inverted here has a condition number above 1e6 times its width
-ROWS = 1024  # of a delta that are widened at once
+LEAST_RIDGE = 1e-6  # with it, no matrix that is inverted here has a condition number above 1e6 times its width
+ROWS = 1024  # rows of a delta that are widened at once
 METADATA = "input_statistics"  # the key in the file's header
 
 GuardKind = Literal["harmful", "ordinary", "own", "file", "task"]
@@ -45,15 +45,15 @@ class Provenance(Settings):
     """Where input statistics come from; texts of prompts are not kept.
 
     Attributes:
-        model: Fingerprint of the weights whose inputs these are.
+        model: Fingerprint of the weights that were run.
         kind: `harmful` or `ordinary` prompts, `own` ones that the model wrote, those of a `file`, or `task` rows with
             their answers.
         source: The benchmark's or file's name; for `own` the seed.
-        num_prompts: Conversations.
-        num_tokens: Inputs of each layer.
+        num_prompts: Number of conversations.
+        num_tokens: Number of inputs of each layer.
         max_new_tokens: Length of the model's own answers; 0 for prompts alone.
-        dtype: Of the computation, as torch names it.
-        max_directions: Of each layer at most so many were kept.
+        dtype: Dtype of the computation, as torch names it.
+        max_directions: Largest number of directions kept for each layer.
         prompts: A digest of each prompt.
     """
 
@@ -86,9 +86,9 @@ class StatisticsRecord(Settings):
     """The header of a file of statistics.
 
     Attributes:
-        format: Of the file.
+        format: Version of the file format.
         provenance: Where the statistics come from.
-        layers: By the layer's name in the file.
+        layers: The layers, by their names in the file.
     """
 
     format: Literal[1] = 1
@@ -102,7 +102,7 @@ class LayerInputs:
 
     Attributes:
         directions: Orthonormal rows, shape (directions, d).
-        variances: Of these directions, 0 or more, shape (directions,).
+        variances: Variances of these directions, 0 or more, shape (directions,).
         rest: Variance of every other direction.
         is_transposed: Whether the layer's weight is stored (in, out).
     """
@@ -113,11 +113,11 @@ class LayerInputs:
     is_transposed: bool = False
 
     def ridged(self, ridge: float) -> tuple[np.ndarray, float]:
-        """Variances and rest of (1 - ridge)·C + ridge·I, in float64."""
+        """Return the variances and the rest of (1 - ridge)·C + ridge·I, in float64."""
         return (1 - ridge) * self.variances.astype(np.float64) + ridge, (1 - ridge) * self.rest + ridge
 
     def within(self, basis: np.ndarray, ridge: float) -> np.ndarray:
-        """(1 - ridge)·C + ridge·I in an orthonormal basis that spans the directions, shape (basis, basis)."""
+        """Return (1 - ridge)·C + ridge·I in an orthonormal basis that spans the directions, shape (basis, basis)."""
         variances, rest = self.ridged(ridge)
         turned = basis @ self.directions.T.astype(np.float64)
         within: np.ndarray = (turned * (variances - rest)) @ turned.T + rest * np.eye(len(basis))
@@ -125,12 +125,12 @@ class LayerInputs:
 
 
 class LamByDirection(NamedTuple):
-    """A λ for each direction of a layer's input space: what its delta is multiplied by from the right.
+    """A λ for each direction of a layer's input space: the factor of its delta, from the right.
 
     Attributes:
-        rest: λ of the directions that are not in the basis.
+        rest: λ of the directions outside the basis.
         basis: Orthonormal rows, float64, shape (basis, d).
-        shares: λ within the basis, float64: of each direction, shape (basis,), or a matrix, shape (basis, basis).
+        shares: λ within the basis, float64: one for each direction, shape (basis,), or a matrix, shape (basis, basis).
         is_transposed: Whether the layer's weight is stored (in, out).
     """
 
@@ -140,7 +140,7 @@ class LamByDirection(NamedTuple):
     is_transposed: bool
 
     def of_rows(self, rows: np.ndarray) -> np.ndarray:
-        """Rows over the layer's inputs, each direction by its λ; float64, shape (rows, d)."""
+        """Scale rows over the layer's inputs, each direction by its λ; float64, shape (rows, d)."""
         wide = rows.astype(np.float64)
         inside = wide @ self.basis.T
         weighted = inside * self.shares if self.shares.ndim == 1 else inside @ self.shares
@@ -148,7 +148,7 @@ class LamByDirection(NamedTuple):
         return changed
 
     def of_delta(self, delta: Tensor) -> Tensor:
-        """A layer's delta in the shape of its weight, each direction by its λ; computed in float64, 1,024 rows a time.
+        """Scale a layer's delta in the shape of its weight, each direction by its λ; in float64, 1,024 rows at a time.
 
         Args:
             delta: Shape (out, d), or (d, out) if transposed; on any device.
@@ -171,20 +171,20 @@ class LamByDirection(NamedTuple):
 def lam_by_direction(
     guard: LayerInputs, task: LayerInputs | None = None, *, lam: float, ridge: float
 ) -> LamByDirection:
-    """λ·T·(λ·T + (1 - λ)·G)⁻¹, G and T being the second moments of guard and task inputs, T = I without task inputs.
+    """Return λ·T·(λ·T + (1 - λ)·G)⁻¹, with the second moments G of guard inputs and T of task inputs (or I).
 
-    Both are taken as (1 - ridge)·C + ridge·I. Without task inputs nothing is inverted but numbers: a direction of
-    variance c gets λ / (λ + (1 - λ)·c). With them a system of their common directions is solved, whose condition number
-    is at most d / ridge.
+    Both are taken as (1 - ridge)·C + ridge·I. Without task inputs nothing but numbers is inverted: a direction of
+    variance c gets λ / (λ + (1 - λ)·c). With them a system in their common directions is solved, with a condition
+    number of at most d / ridge.
 
     Args:
-        guard: Of the layer on guard prompts.
-        task: Of the same layer on task rows.
+        guard: Inputs of the layer on guard prompts.
+        task: Inputs of the same layer on task rows.
         lam: In (0, 1].
         ridge: Share of the identity in the second moments, in [1e-6, 1].
 
     Raises:
-        MergeError: the ridge is out of its range, or the two are not of the same width.
+        MergeError: the ridge is out of its range, or the two do not have the same width.
     """
     if not LEAST_RIDGE <= ridge <= 1:
         raise MergeError(f"ridge is {ridge}, and must be from {LEAST_RIDGE:g} to 1", remedy="such as 0.01.")
@@ -201,13 +201,13 @@ def lam_by_direction(
     both = np.concatenate([guard.directions, task.directions]).astype(np.float64)
     basis = np.ascontiguousarray(np.linalg.qr(both.T)[0].T)
     wanted = lam * task.within(basis, ridge)
-    # wanted · (wanted + kept)⁻¹, of symmetric matrices
+    # wanted · (wanted + kept)⁻¹ for symmetric matrices
     shares = np.linalg.solve(wanted + (1 - lam) * guard.within(basis, ridge), wanted).T
     return LamByDirection(_share(lam, task_rest, rest), basis, np.ascontiguousarray(shares), guard.is_transposed)
 
 
 def _share(lam: float, task: float, guard: Any) -> Any:
-    """Of a direction in which the variances are these, whether one or many."""
+    """Return λ of a direction with these variances, for one or many."""
     return lam * task / (lam * task + (1 - lam) * guard)
 
 
@@ -218,10 +218,10 @@ class InputStatistics:
         path: The file, as `backmerge inputs` writes it.
 
     Attributes:
-        provenance: Where they come from.
+        provenance: Where the statistics come from.
 
     Raises:
-        CheckpointError: it is damaged, or is no such file.
+        CheckpointError: it is damaged, or is not such a file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -235,7 +235,7 @@ class InputStatistics:
         text = self._file.metadata.get(METADATA)
         if text is None:
             raise CheckpointError(
-                f"{self.path} holds no input statistics",
+                f"{self.path} contains no input statistics",
                 remedy="make it: backmerge inputs MODEL --guard NAME --out FILE.",
             )
         try:
@@ -248,23 +248,23 @@ class InputStatistics:
         wanted = {f"{layer}.{part}" for layer in record.layers for part in ("directions", "variances")}
         if wanted != self._file.infos.keys():
             raise CheckpointError(
-                f"{self.path} does not hold the layers that its header names",
+                f"{self.path} does not contain the layers that its header names",
                 remedy="it is damaged: make it again with `backmerge inputs`.",
             )
         return record
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """A hash of the file's bytes."""
+        """Return a hash of the file's bytes."""
         return digest_of(self.path)
 
     @property
     def names(self) -> frozenset[str]:
-        """The tensors, as they are named on disk, whose inputs are known."""
+        """Return the names on disk of the tensors with known inputs."""
         return frozenset(self._layer_of)
 
     def of(self, name: str) -> LayerInputs | None:
-        """The inputs of a weight by its name on disk; `None` if nothing is known of them."""
+        """Return the inputs of a weight by its name on disk; `None` if they are unknown."""
         layer = self._layer_of.get(name)
         if layer is None:
             return None
@@ -277,7 +277,7 @@ class InputStatistics:
         return self._file.float32_block(name, 0, info.num_elements).reshape(info.shape)
 
     def check_fits(self, base: Weights) -> None:
-        """Refuse statistics of a model of another shape.
+        """Refuse statistics of a model with another shape.
 
         Raises:
             CheckpointError: names the first tensor that does not fit.
@@ -288,14 +288,14 @@ class InputStatistics:
                 info = base.infos.get(name)
                 if info is None or info.shape[0 if record.is_transposed else 1 :][:1] != (width,):
                     raise CheckpointError(
-                        f"{self.path} holds {width} inputs of '{name}', and {base.directory} "
+                        f"{self.path} has {width} inputs of '{name}', but {base.directory} "
                         f"{'has no such tensor' if info is None else f'has the shape {info.shape} there'}",
                         remedy="give statistics of this base: backmerge inputs BASE --guard NAME --out FILE.",
                     )
 
 
 class GatheredLayer(NamedTuple):
-    """What is written of one layer: the tensors that take its inputs, and these."""
+    """The part of a file for one layer: its inputs, and the tensors that take them."""
 
     tensors: tuple[str, ...]
     inputs: LayerInputs
@@ -304,10 +304,10 @@ class GatheredLayer(NamedTuple):
 def write_statistics(
     path: Path, provenance: Provenance, layers: Mapping[str, GatheredLayer], *, replace: bool = True
 ) -> None:
-    """Write a file of input statistics, whole or not at all; `layers` by their names in the file.
+    """Write a file of input statistics, whole or not at all; `layers` has their names in the file as keys.
 
     Raises:
-        CheckpointError: it cannot be written, or appeared meanwhile and is not to be replaced.
+        CheckpointError: it cannot be written, or another process made it meanwhile and it must not be replaced.
     """
     records = {
         name: LayerRecord(tensors=t, rest=i.rest, is_transposed=i.is_transposed) for name, (t, i) in layers.items()
@@ -329,7 +329,7 @@ def write_statistics(
             write_whole(path, *content)
         elif not write_once(path, *content):
             raise CheckpointError(
-                f"{path} appeared while this command was at work: another command wrote it, and it is kept",
+                f"{path} was written by another command while this one was running, and is kept",
                 remedy="give another --out.",
             )
     except OSError as error:

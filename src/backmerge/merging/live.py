@@ -19,16 +19,16 @@ from backmerge.merging.recipe import Variant
 
 
 class LiveMerge:
-    """Sets a model in memory to any variant of its base.
+    """Set a model in memory to any variant of its base.
 
-    Each `set` starts from the pristine base (its files, or a copy of its own), so that a thousand switches do not
-    drift, and works block by block: besides the model nothing of its size is made.
+    Each `set` starts from the unchanged base (its files, or a copy), so that errors do not add up over a thousand
+    switches. It works block by block and makes no copy of the model's size.
 
     Args:
         model: Loaded from `base`, on any device, in any floating dtype.
         base: The base's weights.
-        resident: Keep base and tuned models in the memory of the model's device, rather than read them from their
-            files each time: faster, at the price of that memory. Adapters take their factors' size only.
+        resident: Keep base and tuned models in the memory of the model's device, rather than read them from their files
+            each time: faster, but it needs that memory. Adapters take the size of their factors only.
     """
 
     def __init__(self, model: nn.Module, base: Weights, *, resident: bool = False) -> None:
@@ -39,10 +39,11 @@ class LiveMerge:
         self._resident: dict[str, Weights] | None = {} if resident else None
 
     def is_possible(self) -> bool:
-        """Whether each of the model's tensors is filled by those on disk, none left over but tied ones.
+        """Whether the tensors on disk fill each of the model's tensors, with none left but tied ones.
 
-        Some architectures fuse tensors in other ways as they load; those are realised as a checkpoint instead. So are
-        models that tie what the disk holds twice: once merged, the two may differ, and would no longer be tied.
+        Some architectures fuse tensors in other ways when they are loaded; these are realised as a checkpoint instead.
+        So are models that tie tensors which the disk has twice: after a merge the two may differ, and would no longer
+        be tied.
         """
         on_disk = {name: info for name, info in self.base.infos.items() if name not in self._ignored}
         if any(
@@ -57,7 +58,7 @@ class LiveMerge:
 
     @torch.no_grad()
     def set(self, variant: Variant) -> None:
-        """Overwrite the weights in place: the very tensors that the checkpoint would hold.
+        """Overwrite the weights in place with the tensors that the checkpoint would have.
 
         Raises:
             MergeError: see `Merge` and `Merge.merged`.
@@ -72,13 +73,13 @@ class LiveMerge:
             if place.is_contiguous():
                 place.view(-1)[start : start + block.numel()].copy_(block)
             else:
-                assert block.numel() == place.numel(), "a tensor that lies scattered is set whole"
+                assert block.numel() == place.numel(), "a tensor that is not contiguous is set whole"
                 place.copy_(block.view(place.shape))
 
         if not is_resident:
             carry_out(merge, overwrite)
             return
-        for name in merge.infos:  # the device shares the work of one kernel better than threads could
+        for name in merge.infos:  # one kernel uses the device better than threads could
             statistics = whole_statistics(merge, name)
             for piece in merge.pieces(name):
                 for number, block in merge.merged(piece, statistics):
@@ -111,9 +112,9 @@ class LiveMerge:
 
 
 def _by_names_on_disk(in_memory: Mapping[str, Tensor], base: Weights) -> tuple[dict[str, Tensor], frozenset[str]]:
-    """A model's tensors by their names on disk, and what of the disk it leaves out, such as buffers that it computes.
+    """Return a model's tensors by their names on disk, and the names on disk that it does not load, such as buffers.
 
-    Of a tensor that is stacked or fused in memory these are the parts, as views.
+    A tensor that is stacked or fused in memory is given as its parts, which are views.
     """
     if all(name in in_memory for name in base.infos):
         return dict(in_memory), frozenset()
@@ -121,7 +122,7 @@ def _by_names_on_disk(in_memory: Mapping[str, Tensor], base: Weights) -> tuple[d
     layout = layout_of(base)
     for name, (parameter, region) in layout.places.items():
         if parameter not in in_memory:
-            continue  # it is another model, which `is_possible` says
+            continue  # it is another model; `is_possible` reports that
         tensor = in_memory[parameter].detach()
         if region is not None:
             expert = tensor[region.first] if tensor.ndim == STACKED else tensor
@@ -134,8 +135,8 @@ class Resident:
     """Weights in the memory of a device.
 
     Args:
-        weights: Read whole, once.
-        device: Where they go.
+        weights: The weights; read whole, once.
+        device: The device to put them on.
 
     Raises:
         MergeError: a tensor holds NaN or infinity.
@@ -155,13 +156,13 @@ class Resident:
             self._tensors[name] = tensor.to(device)
 
     def block(self, name: str, start: int, stop: int, buffer: Tensor | None = None) -> Tensor:  # noqa: ARG002
-        """Elements of a tensor, flat: a view, which nobody may change."""
+        """Return elements of a tensor, flat: a view, which must not be changed."""
         return self._tensors[name][start:stop]
 
     def tensor(self, name: str) -> Tensor:
-        """A whole tensor: a view, which nobody may change."""
+        """Return a whole tensor: a view, which must not be changed."""
         return self._tensors[name].view(self.infos[name].shape)
 
     def is_base(self, name: str) -> bool:  # noqa: ARG002 - an adapter's question
-        """Never: this is no adapter."""
+        """Return False: this is not an adapter."""
         return False

@@ -1,19 +1,19 @@
-"""The adapter realisation: where the tuned models are LoRAs, their merge is one, and is written as megabytes.
+"""The adapter realisation: if the tuned models are LoRAs, so is their merge, which is written as a few megabytes.
 
-A method whose merge is base + Σ cᵢ·Δᵢ needs of the deltas Δᵢ = sᵢ·Bᵢ·Aᵢ nothing but their inner products, and these
+A method with a merge of the form base + Σ cᵢ·Δᵢ needs only the inner products of the deltas Δᵢ = sᵢ·Bᵢ·Aᵢ, and these
 are known from the factors alone:
 
     <Δi, Δj> = sᵢ·sⱼ·Σ (BᵢᵀBⱼ) ∘ (AᵢAⱼᵀ)        (∘ element by element)
     Σ cᵢ·Δᵢ  = [c₁·s₁·B₁ .. cₙ·sₙ·Bₙ] · [A₁; ..; Aₙ]
 
-So the base is not read, and torch not imported, and neither is a dense delta ever formed. Tensors that were trained
-whole (`modules_to_save`, norms, biases) are merged element by element.
+So the base is not read, torch is not imported, and no dense delta is formed. Tensors that were trained whole
+(`modules_to_save`, norms, biases) are merged element by element.
 
-What is written has one rank and `lora_alpha` equal to it, and no patterns: vLLM reads nothing else of a configuration,
-and integer parsers would cut an alpha that holds λ.
+The written adapter has one rank, `lora_alpha` equal to it, and no patterns: vLLM reads nothing else of a configuration,
+and parsers that expect an integer would truncate an alpha that includes λ.
 
 The coefficients come from the unrounded factors. Those of Model Stock, which depend on angles, therefore differ a
-little from those that baked bfloat16 checkpoints of the same adapters give, whose deltas hold rounding noise.
+little from the ones that merged bfloat16 checkpoints of the same adapters give: those deltas contain rounding noise.
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ from backmerge.merging.schedule import Settings
 from backmerge.outputs import listed_files
 from backmerge.runs import key_of, whole_directory
 
-MAX_VLLM_RANK = 512  # the largest that vLLM's --max-lora-rank takes
+MAX_VLLM_RANK = 512  # largest value of vLLM's --max-lora-rank
 
 
 class WrittenAdapter(NamedTuple):
     """A merge on disk, as an adapter.
 
     Attributes:
-        directory: Where it is.
-        rank: Of all its factors.
-        recompression: What a lower rank cost, if one was asked for.
-        vllm_obstacle: Why vLLM would not serve it, if it would not.
+        directory: The adapter's folder.
+        rank: Rank of all its factors.
+        recompression: The loss by a lower rank, if one was requested.
+        vllm_obstacle: Why vLLM cannot serve it, if it cannot.
     """
 
     directory: Path
@@ -62,7 +62,7 @@ class WrittenAdapter(NamedTuple):
 
 
 def adapter_obstacle(variant: Variant) -> str | None:
-    """Why a recipe is no exact low-rank adapter that peft loads, or nothing if it is. No values are read.
+    """Return why a recipe is not an exact low-rank adapter that peft loads, or `None` if it is. Reads no values.
 
     Raises:
         ConfigError: there is no such method.
@@ -93,28 +93,29 @@ def write_adapters(
 ) -> list[WrittenAdapter]:
     """Write merges as PEFT adapters, each whole or not at all, reading the factors once.
 
-    The tensors are in the variants' dtype, float32 if they name none, in which the written B·A is cᵢ·sᵢ·Bᵢ·Aᵢ with one
+    The tensors are in the variants' dtype, or float32 if they name none. In it the written B·A is cᵢ·sᵢ·Bᵢ·Aᵢ with one
     rounding of each element of B.
 
-    `backmerge.json` next to them holds the recipe's identity. It names the base by its fingerprint only where that is
-    known already, since it takes a reading of the whole base; else by the names, shapes and dtypes of its tensors.
+    `backmerge.json` next to them has the recipe's identity. It names the base by its fingerprint only if that is
+    already known, since computing it reads the whole base; else by the names, shapes and dtypes of its tensors.
 
     Args:
         outputs: Directory to variant; the variants differ in λ alone.
-        rank: Recompress every module to this rank: the nearest of that rank, by the singular values of the change.
-        replace: Whether adapters that backmerge wrote in these directories are replaced.
-        add_files: Writes what else belongs to a merge, such as a model card, into its folder before that appears in its
+        rank: Recompress every module to this rank: the nearest matrix of that rank, by the singular values of the
+            change.
+        replace: Whether to replace adapters that backmerge wrote in these directories.
+        add_files: Writes other files of a merge, such as a model card, into its folder before the folder is moved into
             place.
-        verify: Checks the last one before any appears in its place; not asked if the rank is lowered.
+        verify: Checks the last one before any is moved into place; not called if the rank is lowered.
 
     Raises:
-        MergeError: the recipe is no adapter (see `adapter_obstacle`), or is wrong, or a factor is not finite.
-        CheckpointError: the disk has not enough room, or cannot be written to; or a file was damaged.
+        MergeError: the recipe is not an adapter (see `adapter_obstacle`), or is wrong, or a factor is not finite.
+        CheckpointError: the disk has not enough room or cannot be written to, or a file was damaged.
     """
     variants = list(outputs.values())
     obstacle = adapter_obstacle(variants[0])
     if obstacle is not None:
-        raise MergeError(f"this recipe is no adapter: {obstacle}", remedy="write it as a checkpoint.")
+        raise MergeError(f"this recipe cannot be written as an adapter: {obstacle}", remedy="write it as a checkpoint.")
     if rank is not None and rank < 1:
         raise MergeError(f"an adapter's rank cannot be {rank}", remedy="give a rank of at least 1.")
     merge = LowRankMerge(variants, rank=rank)
@@ -150,7 +151,7 @@ def _as_adapter(variant: Variant) -> Variant:
 
 
 def _parts(adapters: Sequence[AdapterOnBase]) -> dict[str, list[Part]]:
-    """The low-rank changes of each tensor, in the order of the base's names."""
+    """Return the low-rank changes of each tensor, in the order of the base's names."""
     found: dict[str, list[Part]] = {}
     for number, adapter in enumerate(adapters):
         for name, factors in adapter.factors.items():
@@ -159,15 +160,15 @@ def _parts(adapters: Sequence[AdapterOnBase]) -> dict[str, list[Part]]:
 
 
 def _whole_tensors(base: Weights, adapters: Sequence[AdapterOnBase]) -> list[str]:
-    """The tensors that an adapter trained whole; those that merely repeat a tied base's embedding are none."""
+    """Return the tensors that an adapter trained whole, without copies of a tied base's embedding."""
     found = {name for adapter in adapters for name in (*adapter.replaced, *adapter.added)}
-    if ties_embeddings(base):  # what else is trained of these is refused when the adapter is opened
+    if ties_embeddings(base):  # any other change to these is refused when the adapter is opened
         found = {name for name in found if not name.endswith(TIED_NAMES)}
     return sorted(found)
 
 
 def _in_memory(base: Weights, adapters: Sequence[AdapterOnBase]) -> Mapping[str, str]:
-    """The base's tensors on disk, each with its name in memory, by which adapters know it."""
+    """Return the base's tensors on disk, each with its name in memory, which adapters use."""
     renamed = (adapter.in_memory for adapter in adapters if adapter.is_renamed)
     return next(renamed, {name: name for name in base.infos})
 
@@ -179,23 +180,23 @@ def _names(base: Weights, adapters: Sequence[AdapterOnBase]) -> Names:
 
 
 def _obstacles(variant: Variant) -> Iterator[str]:
-    """The reasons one after the other; each may take it that those before do not hold."""
+    """Yield the reasons; each may assume that the earlier ones do not hold."""
     base = variant.base
     if not variant.tuned_models:
         yield "it is the base itself"
     method = variant.method
     if method.coefficients is None:
-        yield f"'{method.name}' is no weighted sum of the tuned models' changes"
+        yield f"'{method.name}' is not a weighted sum of the tuned models' changes"
     if method.survey is not None and method.survey.is_needed(variant.parameters):
-        yield f"'{method.name}' looks at all tensors of the models before it merges the first"
+        yield f"'{method.name}' measures all tensors of the models before it merges the first"
     if variant.extra:
-        yield f"'{method.name}' takes more models than base and tuned"
+        yield f"'{method.name}' needs more models than base and tuned"
     if variant.rounding != "nearest":
         yield f"{variant.rounding} rounding is noise of full rank"
     if variant.dtype is not None and variant.dtype not in MERGED_DTYPES.values():
         yield f"adapters are not written in {variant.dtype}"
     if not isinstance(base, Checkpoint):
-        yield f"the base {base.directory} is not a checkpoint as it is on disk"
+        yield f"the base {base.directory} is not an unchanged checkpoint on disk"
     for tuned in variant.tuned_models:
         if not isinstance(tuned, AdapterOnBase):
             yield f"the tuned model {tuned.directory} is a full checkpoint"
@@ -208,12 +209,12 @@ def _obstacles_of_adapters(base: Weights, adapters: Sequence[AdapterOnBase]) -> 
     for adapter in adapters:
         for name, factors in adapter.factors.items():
             if factors.magnitude is not None:
-                yield f"{adapter.directory} is DoRA, whose change of '{name}' is not low-rank"
+                yield f"{adapter.directory} is DoRA: its change of '{name}' is not low-rank"
             if factors.region is not None:
                 yield f"{adapter.directory} adapts stacked experts (target_parameters), at '{name}'"
         tied = [name for name in (*adapter.factors, *adapter.replaced) if name.endswith(TIED_NAMES)]
         if tied and ties_embeddings(base) and adapter.config.ensure_weight_tying:
-            yield f"{adapter.directory} changes '{tied[0]}' with its tied twin (ensure_weight_tying)"
+            yield f"{adapter.directory} changes '{tied[0]}' together with the tensor tied to it (ensure_weight_tying)"
     turned: dict[bool, str] = {}
     for name, parts in _parts(adapters).items():
         if len({part.factors.is_embedding for part in parts}) > 1:
@@ -230,14 +231,14 @@ def _obstacles_of_adapters(base: Weights, adapters: Sequence[AdapterOnBase]) -> 
 
 
 class LowRankMerge:
-    """The merge of several λs, ready to be written.
+    """The merge of several λs as adapters, ready to be written.
 
     Args:
         variants: At least one, without an obstacle; they differ in λ alone.
-        rank: To recompress to.
+        rank: The rank to recompress to.
 
     Attributes:
-        form: What the files hold.
+        form: Names, shapes and dtype of the files' tensors.
 
     Raises:
         MergeError: the method does not take these models or parameters.
@@ -276,7 +277,7 @@ class LowRankMerge:
 
     @property
     def infos(self) -> Mapping[str, TensorInfo]:
-        """The base's tensors by their names in memory."""
+        """Return the base's tensors by their names in memory."""
         return {self._in_memory[name]: info for name, info in self.base.infos.items() if name in self._in_memory}
 
     def _all_parts(self) -> Iterator[Part]:
@@ -284,18 +285,18 @@ class LowRankMerge:
 
     @property
     def vllm_obstacle(self) -> str | None:
-        """Why vLLM would not serve the adapter, if it would not; for embeddings, where that depends on the model."""
+        """Return why vLLM cannot serve the adapter, or may not (embeddings: that depends on the model); else `None`."""
         if self.form.rank > MAX_VLLM_RANK:
             return f"its rank is {self.form.rank}, and vLLM takes at most {MAX_VLLM_RANK}: recompress it"
         if self.form.names.saved:
-            return f"it holds whole tensors, such as '{next(iter(self.form.names.saved))}'"
+            return f"it contains whole tensors, such as '{next(iter(self.form.names.saved))}'"
         embeddings = [name for name in self._parts if name.endswith(TIED_NAMES)]
         if embeddings:
-            return f"it adapts '{embeddings[0]}', which vLLM takes for some architectures only"
+            return f"it adapts '{embeddings[0]}', which vLLM supports for some architectures only"
         return None
 
     def write_factors(self, writers: Sequence[AdapterWriter]) -> list[Losses]:
-        """Write the low-rank part of each variant; gives what recompression lost of each."""
+        """Write the low-rank part of each variant; return the loss by recompression of each."""
         losses = [Losses() for _ in writers]
         for name, parts in self._parts.items():
             module = self._module_name(name)
@@ -323,7 +324,7 @@ class LowRankMerge:
         return losses
 
     def _prepared(self, module: str, stack: Stack) -> tuple[Stack, Core | None, np.ndarray | None]:
-        """A module's factors, and either the core that they are cut to a lower rank with, or A as it is written."""
+        """Return a module's factors, and either the core used to lower their rank or A as it is written."""
         if len(stack.numbers) > self._most:
             return stack, Core(stack), None
         return stack, None, self._encoded(module, "A", stack.a)
@@ -331,14 +332,14 @@ class LowRankMerge:
     def _through_inputs(
         self, name: str, known: Mapping[str, LayerInputs | Stack | None], variant: Variant
     ) -> LamByDirection | None:
-        """What a tensor's delta is multiplied by from the right, if the method has more than a number for it."""
+        """Return the right-hand factor of a tensor's delta, if the method has more than a number for it."""
         if self.method.through_inputs is None:
             return None
         found: LamByDirection | None = call(self.method.through_inputs, known, self._settings.at(name, variant))
         return found
 
     def _encoded(self, module: str, side: str, factor: np.ndarray) -> np.ndarray:
-        """A factor in the dtype of the file, with rows of A or columns of B of zeros up to its rank."""
+        """Return a factor in the dtype of the file, padded with rows (A) or columns (B) of zeros up to its rank."""
         axis = "AB".index(side)
         missing = self.form.rank - factor.shape[axis]
         if missing:
@@ -346,10 +347,10 @@ class LowRankMerge:
         return encoded(factor, self.form.dtype, f"factor {side} of the merged '{module}'")
 
     def _coefficients(self, name: str, gram: np.ndarray) -> list[np.ndarray]:
-        """The tuned models' shares in a tensor's merge, for each variant.
+        """Return the tuned models' shares in a tensor's merge, for each variant.
 
         Args:
-            name: Of the tensor.
+            name: The tensor's name.
             gram: Inner products of the deltas, float64, shape (tuned, tuned).
         """
         if not np.isfinite(gram).all():
@@ -366,7 +367,7 @@ class LowRankMerge:
         return found
 
     def write_whole_tensors(self, writers: Sequence[AdapterWriter]) -> None:
-        """Merge and write what was trained whole, in blocks: in float64, rounded once."""
+        """Merge and write the tensors that were trained whole, in blocks: in float64, rounded once."""
         changed = set(_whole_tensors(self.base, self.adapters))
         on_disk = {in_memory: name for name, in_memory in self._in_memory.items()}
         for in_memory, saved in self.form.names.saved.items():
@@ -390,7 +391,7 @@ class LowRankMerge:
                     writer.write(saved, encoded(merged, self.form.dtype, f"the merged '{name}'"), start)
 
     def _endpoint(self, name: str, start: int, stop: int, base: np.ndarray, shares: np.ndarray) -> np.ndarray | None:
-        """The bits of the one model that a merge takes whole: base + (tuned - base) would lose the sign of −0.0."""
+        """Return the bits if a merge is one whole model: base + (tuned - base) would lose the sign of −0.0."""
         taken = np.flatnonzero(shares)
         if not len(taken):
             return base
@@ -412,7 +413,7 @@ class LowRankMerge:
         return block
 
     def _deltas(self, name: str, start: int, stop: int, base: np.ndarray) -> np.ndarray:
-        """What each tuned model changes of a whole tensor's elements, shape (tuned, elements)."""
+        """Return each tuned model's change of a whole tensor's elements, shape (tuned, elements)."""
         deltas = np.zeros((len(self.adapters), stop - start))
         for delta, adapter in zip(deltas, self.adapters, strict=True):
             if name in adapter.replaced:
@@ -430,13 +431,13 @@ def _module(part: Part) -> Module:
 
 @dataclass(frozen=True)
 class _Named:
-    """Stands for weights in a recipe's identity, by a name that needs no reading of them."""
+    """Weights in a recipe's identity, by a name that does not require reading them."""
 
     fingerprint: str
 
 
 def _known_fingerprint(variant: Variant) -> str | None:
-    """The base's fingerprint if an adapter's card or an earlier reading tells it; taking it now would read the base."""
+    """Return the base's fingerprint if an adapter's card or an earlier reading has it, without computing it."""
     known = vars(variant.base).get("fingerprint")
     for adapter in variant.tuned_models:
         known = known or trained_on(adapter.directory)
@@ -444,15 +445,15 @@ def _known_fingerprint(variant: Variant) -> str | None:
 
 
 def adapter_identity(variant: Variant) -> dict[str, Any]:
-    """What decides the adapter, as plain data, without reading the base.
+    """Return the data that determine the adapter, without reading the base.
 
-    The base goes by its fingerprint where that is known, and otherwise by the names, shapes and dtypes of its tensors.
+    The base is named by its fingerprint if that is known, and otherwise by the names, shapes and dtypes of its tensors.
     """
     layout = [[name, info.shape, info.dtype] for name, info in variant.base.infos.items()]
     base = _Named(_known_fingerprint(variant) or f"layout:{key_of(layout)}")
     adapters = cast(tuple[AdapterOnBase, ...], variant.tuned_models)
     tuned = [_Named(f"{base.fingerprint}+{adapter.own_fingerprint}") for adapter in adapters]
-    # that it is an adapter is said by the card
+    # the card records that it is an adapter
     plain = replace(variant, base=cast(Weights, base), tuned=cast(list[Weights], tuned), served_as="checkpoint")
     return plain.weights_identity | variant.files_identity
 

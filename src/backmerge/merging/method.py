@@ -1,20 +1,20 @@
-"""What a merge method is: a pure function of tensors, and what it promises.
+"""The definition of a merge method: a pure function of tensors, and its promises.
 
-A method names its data before the slash and its parameters after the star:
+A method takes its data before the slash and its parameters after the star:
 
     def slerp(base, tuned, statistics, rng, /, *, lam: float) -> Tensor
 
-Data that a method may name:
+Data that a method may take:
 
 - `base`: the base's tensor, or a piece of it.
-- `tuned`: the tuned model's; a sequence, one for each, where the method takes several (`num_tuned`).
-- `statistics`: what its `reductions` found over the whole tensor, one array each.
+- `tuned`: the tuned model's tensor; a sequence, one for each, if the method takes several (`num_tuned`).
+- `statistics`: the results of its `reductions` over the whole tensor, one array each.
 - `rng`: the random numbers of these elements.
-- `guard_inputs`, `task_inputs`: what is known of the inputs of the layer that the tensor is the weight of, as
+- `guard_inputs`, `task_inputs`: what is known about the inputs of the layer that the tensor belongs to, as
   `LayerInputs` (see `merging.inputs`); `None` for tensors without such statistics.
-- any other name: the tensor of one more model, which the recipe gives under that name, such as `unaligned`.
+- any other name: the tensor of another model, which the recipe has under that name, such as `unaligned`.
 
-Files of methods import torch only inside functions, so that their parameters can be read, and adapters merged, without.
+Files of methods import torch only inside functions, so that reading parameters and merging adapters works without it.
 """
 
 from __future__ import annotations
@@ -41,18 +41,18 @@ if TYPE_CHECKING:
     Reduction = Callable[..., np.ndarray]
 
 Cut = Literal["elements", "rows", "tensor"]
-INPUTS = ("guard_inputs", "task_inputs")  # a recipe must give the first, and may give the second
+INPUTS = ("guard_inputs", "task_inputs")  # the first is required, the second optional
 NO_PARAMETERS: Mapping[str, Any] = MappingProxyType({})
 OWN_DATA = ("base", "tuned", "statistics", "rng", *INPUTS)
 
 
 class Survey(NamedTuple):
-    """What a method must know of all tensors before it merges the first.
+    """Measurements that a method needs of all tensors before it merges the first.
 
     Attributes:
         measure: `f(base, tuned, ...) -> float` for one whole tensor; takes the method's data, but no random numbers.
-        settle: From the measures by tensor name and the given parameters to the parameters to merge with.
-        is_needed: Whether these parameters ask for it at all.
+        settle: Turns the measures by tensor name and the given parameters into the parameters to merge with.
+        is_needed: Whether these parameters need the survey at all.
     """
 
     measure: Callable[..., float]
@@ -62,10 +62,10 @@ class Survey(NamedTuple):
 
 @dataclass(frozen=True)
 class Method:
-    """A merge method with its promises, which the conformance tests hold it to.
+    """A merge method with its promises, which the conformance tests check.
 
     Attributes:
-        name: From the table of methods, or the plugin's `package.module:function`.
+        name: The name in the table of methods, or the plugin's `package.module:function`.
         function: The merge of one piece; float32 in and out, unless `is_native`.
         has_exact_endpoints: λ=0 gives the base and λ=1 the tuned model, bit for bit.
         is_idempotent: Merging a model with itself changes nothing, bit for bit.
@@ -73,20 +73,20 @@ class Method:
             (rows, columns), a vector being one row; "tensor": not at all, and the function sees its own shape.
         reductions: Sums that are needed before the function, each over the whole tensor:
             `f(base, tuned, ..., /, **parameters) -> float64 array`, given flat blocks of 2^20 elements whose results
-            are added. Each sees as `statistics` what those before it found. λ is not among its parameters.
-        num_tuned: How many tuned models it takes: at least, and at most if there is a limit.
-        is_native: The function may be given bfloat16 or float16 as stored, and then gives either that dtype, with the
-            very bits that float32 arithmetic rounded once would have, or float32.
-        coefficients: Where the merge is base + Σ cᵢ·(tunedᵢ - base): `f(gram, /, **parameters) -> [c]`, gram being the
-            inner products of the deltas, shape (tuned, tuned). It makes the merge an adapter where the tuned models
-            are.
-        through_inputs: Where the merge of a layer is base + Σ cᵢ·Δᵢ·M, M depending on its inputs or on the deltas:
-            `f(guard_inputs, task_inputs, factors, /, **parameters) -> LamByDirection | None`, any of the three, with M
-            in place of the coefficients; `None` for layers in which `coefficients` hold. `factors` are the tuned
-            models' LoRA factors. It makes the merge of a LoRA one of the same rank. A method that names inputs and
-            finds none for a tensor merges that elementwise.
-        survey: For methods that decide on a tensor by looking at all.
-        max_lam: λ is at most this.
+            are added. Each gets as `statistics` the results of the earlier ones. λ is not among its parameters.
+        num_tuned: How many tuned models it takes: the least, and the most if there is a limit.
+        is_native: The function may get bfloat16 or float16 as stored. It then returns either that dtype, with exactly
+            the bits of float32 arithmetic rounded once, or float32.
+        coefficients: For merges of the form base + Σ cᵢ·(tunedᵢ - base): `f(gram, /, **parameters) -> [c]`, where gram
+            holds the inner products of the deltas, shape (tuned, tuned). If the tuned models are adapters, so is the
+            merge.
+        through_inputs: For merges of a layer of the form base + Σ cᵢ·Δᵢ·M, where M depends on its inputs or on the
+            deltas: `f(guard_inputs, task_inputs, factors, /, **parameters) -> LamByDirection | None` (any of the three
+            data), with M in place of the coefficients; `None` for layers in which `coefficients` hold. `factors` are
+            the tuned models' LoRA factors. The merge of a LoRA is then one of the same rank. If a method takes inputs
+            and a tensor has none, that tensor is merged elementwise.
+        survey: For methods that decide on a tensor from measurements of all.
+        max_lam: The largest λ.
     """
 
     name: str
@@ -104,7 +104,7 @@ class Method:
 
     @cached_property
     def parameters(self) -> Mapping[str, inspect.Parameter]:
-        """The keyword parameters by name, λ among them if the method has one."""
+        """The keyword parameters by name, including λ if the method has one."""
         found = inspect.signature(self.function).parameters
         return {name: p for name, p in found.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
 
@@ -115,12 +115,12 @@ class Method:
 
     @property
     def extra_models(self) -> tuple[str, ...]:
-        """Models that the method takes besides base and tuned, by the name under which a recipe gives them."""
+        """Models that the method takes in addition to base and tuned, by their names in a recipe."""
         return tuple(name for name in self.data if name not in OWN_DATA)
 
     @property
     def optional_models(self) -> tuple[str, ...]:
-        """Those of the extra models that a recipe may leave out."""
+        """The extra models that a recipe may omit."""
         found = inspect.signature(self.function).parameters
         return tuple(name for name in self.extra_models if "None" in str(found[name].annotation))
 
@@ -140,7 +140,7 @@ class Method:
         return "lam" in self.parameters
 
     def is_per_model(self, parameter: str) -> bool:
-        """Whether each tuned model has its own value, as its annotation says."""
+        """Whether each tuned model has its own value, according to the annotation."""
         return str(self.parameters[parameter].annotation).startswith("Sequence")
 
     @property
@@ -157,14 +157,14 @@ class Method:
         extra: Mapping[str, Tensor] | None = None,
         **parameters: Any,
     ) -> Tensor:
-        """The merged tensor, its statistics taken first: the whole method on tensors in memory.
+        """Return the merged tensor, after its statistics: the whole method on tensors in memory.
 
         Args:
             base: Any shape.
-            tuned: The same; several where the method takes several.
+            tuned: The same shape; several if the method takes several.
             rng: The random numbers of this tensor.
             extra: The tensors of the extra models.
-            parameters: The method's own.
+            parameters: The method's own parameters.
         """
         from backmerge.merging.reductions import in_blocks
 
@@ -182,7 +182,7 @@ class Method:
 
 
 def check_inputs(method: Method, given: Collection[str]) -> None:
-    """Refuse input statistics that the method does not take, or the lack of those that it needs.
+    """Refuse input statistics that the method does not take, and missing ones that it needs.
 
     Raises:
         MergeError: names the method, and the option.
@@ -190,14 +190,14 @@ def check_inputs(method: Method, given: Collection[str]) -> None:
     unknown = sorted(set(given) - set(method.inputs))
     if unknown:
         raise MergeError(
-            f"{method.name} takes no input statistics, and {unknown[0]} were given"
+            f"{method.name} takes no input statistics, but {unknown[0]} were given"
             if not method.inputs
             else f"{method.name} does not take the input statistics {unknown[0]}",
-            remedy="leave the guard and the input statistics out, or take the method anchored.",
+            remedy="remove the guard and the input statistics, or use the method anchored.",
         )
     if method.inputs and INPUTS[0] not in given:
         raise MergeError(
-            f"{method.name} needs statistics of the base's inputs on guard prompts, and none were given",
+            f"{method.name} needs statistics of the base's inputs on guard prompts, but none were given",
             remedy="give a guard (--guard, or 'guard' next to 'method' in an experiment file): a benchmark, a file of "
             "prompts, a file of `backmerge inputs`, or own for prompts that the base writes.",
         )
@@ -216,7 +216,7 @@ def data_of(function: Callable[..., Any]) -> tuple[str, ...]:
 
 
 def call(function: Callable[..., Any], given: Mapping[str, Any], parameters: Mapping[str, Any]) -> Any:
-    """The function on the data that it names, and on those parameters that it takes."""
+    """Call the function with the data that it names, and with those parameters that it takes."""
     signature = inspect.signature(function).parameters
     takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature.values())
     kept = {name: value for name, value in parameters.items() if takes_all or name in signature}
@@ -254,10 +254,10 @@ def merge_method(
 
 
 def find_method(name: str, permissions: Permissions = NOTHING_ALLOWED) -> Method:
-    """Return the method of that name.
+    """Return the method with that name.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: no method has that name.
         MergeError: a plugin's object was not made by `merge_method`.
     """
     found = resolve(METHODS, name, permissions)
@@ -274,10 +274,10 @@ def checked(
     inputs: Collection[str] = (),
     parameters: Mapping[str, Any] = NO_PARAMETERS,
 ) -> Method:
-    """Return the method if it takes these models, input statistics and parameters, λ apart.
+    """Return the method if it takes these models, input statistics and parameters, apart from λ.
 
     Raises:
-        MergeError: it does not; names what it takes.
+        MergeError: it does not; the message names what it takes.
     """
     check_models(method, num_tuned, models)
     check_inputs(method, inputs)
@@ -286,10 +286,10 @@ def checked(
 
 
 def check_parameters(method: Method, given: Mapping[str, Any]) -> None:
-    """Refuse a parameter that the method does not have, or one that it needs and was not given.
+    """Refuse a parameter that the method does not have, and a missing one that it needs.
 
     Raises:
-        MergeError: names the parameter, and the ones that there are.
+        MergeError: names the parameter and the known ones.
     """
     known = method.parameters
     for parameter in given:
@@ -307,15 +307,15 @@ def check_models(method: Method, num_tuned: int, extra: Sequence[str]) -> None:
     """Refuse too few or too many tuned models, and extra models that are missing or unknown.
 
     Raises:
-        MergeError: names the method, and what it takes.
+        MergeError: names the method and what it takes.
     """
     least, most = method.num_tuned
     if num_tuned < least or (most is not None and num_tuned > most):
         takes = f"exactly {least}" if least == most else f"at least {least}" if most is None else f"{least} to {most}"
         raise MergeError(
-            f"{method.name} takes {takes} tuned model{'' if takes.endswith(' 1') else 's'}, and {num_tuned} "
+            f"{method.name} takes {takes} tuned model{'' if takes.endswith(' 1') else 's'}, but {num_tuned} "
             f"{'was' if num_tuned == 1 else 'were'} given",
-            remedy="give as many; `backmerge methods` lists what each takes.",
+            remedy="give that number; `backmerge methods` lists what each method takes.",
         )
     for model in extra:
         if model not in method.extra_models:
@@ -326,6 +326,6 @@ def check_models(method: Method, num_tuned: int, extra: Sequence[str]) -> None:
     for model in method.extra_models:
         if model not in extra and model not in method.optional_models:
             raise MergeError(
-                f"{method.name} needs one more model, '{model}': {method.summary}",
+                f"{method.name} needs another model, '{model}': {method.summary}",
                 remedy=f"give it: --model {model}=FOLDER.",
             )

@@ -1,4 +1,4 @@
-"""Random numbers of a merge: a function of seed, tensor and position, whatever the order of the work."""
+"""Random numbers of a merge: a function of seed, tensor and position, independent of the order of the work."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from backmerge.merging.reductions import BLOCK
 if TYPE_CHECKING:
     from torch import Tensor
 
-ROUNDING = -1  # the stream that stochastic rounding draws from; methods take 0 and more
+ROUNDING = -1  # the stream that stochastic rounding draws from; methods use 0 and more
 
 
 class TensorRandom:
     """Uniform draws for the elements of one tensor.
 
-    The draw of an element depends on (seed, tensor name, stream, position) alone, so that neither chunk size, nor
-    threads, nor shard order change a mask. Elements of a block of 2^20 share a generator (SFC64), keyed by a hash.
+    The draw of an element depends on (seed, tensor name, stream, position) alone, so that chunk size, threads and shard
+    order do not change a mask. Elements of a block of 2^20 share a generator (SFC64), keyed by a hash.
 
     Args:
-        seed: Of the recipe.
-        name: Of the tensor.
-        offset: Position of the first element that is asked for.
+        seed: The recipe's seed.
+        name: The tensor's name.
+        offset: Position of the first requested element.
     """
 
     def __init__(self, seed: int, name: str, offset: int = 0) -> None:
@@ -32,7 +32,7 @@ class TensorRandom:
         self._offset = offset
 
     def uniform(self, like: Tensor, *, stream: int = 0) -> Tensor:
-        """Float64 numbers in [0, 1), 32 bits each, in the shape and on the device of `like`.
+        """Return float64 numbers in [0, 1), 32 bits each, in the shape and on the device of `like`.
 
         Args:
             like: Gives shape and device.
@@ -45,7 +45,7 @@ class TensorRandom:
         return torch.from_numpy(numbers).reshape(like.shape).to(like.device)
 
     def keeps(self, like: Tensor, probability: float, *, stream: int = 0) -> Tensor:
-        """True with that probability, independently, in the shape and on the device of `like`.
+        """Return a mask that is true with that probability, independently, in the shape and on the device of `like`.
 
         Args:
             like: Gives shape and device.
@@ -61,7 +61,7 @@ class TensorRandom:
         return torch.from_numpy(raw < np.uint32(threshold)).reshape(like.shape).to(like.device)
 
     def _raw(self, count: int, stream: int) -> np.ndarray:
-        """32 random bits for each element."""
+        """Return 32 random bits for each element."""
         first, end = self._offset // BLOCK, self._offset + count
         blocks = [
             self._block(block, stream, min(end - block * BLOCK, BLOCK)) for block in range(first, -(-end // BLOCK))

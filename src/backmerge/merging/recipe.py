@@ -19,28 +19,28 @@ Form = Literal["adapter", "checkpoint"]
 
 @dataclass(frozen=True)
 class Variant:
-    """A point in weight space: the base itself, or the base and tuned models merged.
+    """A point in weight space: the base itself, or base and tuned models merged.
 
     Attributes:
         base: The base's weights.
-        tuned: The tuned model's weights, a checkpoint or an adapter on the base; several for methods that take
+        tuned: The tuned model's weights, a checkpoint or an adapter on the base; a sequence for methods that take
             several; `None` for the base itself.
         method: How they are merged.
-        lam: λ, the share of the tuned side: a number, or a setting that differs from tensor to tensor (see
-            `schedule`). Not looked at where the method has none.
-        parameters: The method's other parameters, each a setting; a parameter that each tuned model has its own of
-            (such as `weight`) may also be a list, with a setting for each.
-        seed: For what draws random numbers.
-        extra: More models that the method asks for, by the name that it gives them, such as `unaligned`.
-        inputs: Statistics of the inputs of layers, by the name under which the method takes them, such as
-            `guard_inputs`.
-        dtype: Of the merged tensors, as safetensors names it ("F32", "BF16", "F16"); `None` for the base's own. Of an
-            adapter's tensors, if it is served as one; `None` for float32, or the adapter's own at λ=1.
+        lam: λ, the share of the tuned side: a number, or a setting that differs from tensor to tensor (see `schedule`).
+            Ignored if the method has none.
+        parameters: The method's other parameters, each a setting; for a parameter with a value for each tuned model
+            (such as `weight`), it may also be a list with one setting for each.
+        seed: Seed of the random numbers, if the method or the rounding draws any.
+        extra: Other models that the method needs, by the names that it gives them, such as `unaligned`.
+        inputs: Statistics of the inputs of layers, by the names that the method gives them, such as `guard_inputs`.
+        dtype: Dtype of the merged tensors, as safetensors names it ("F32", "BF16", "F16"); `None` for the base's own.
+            For a merge that is served as an adapter, the dtype of its tensors; `None` for float32, or the adapter's own
+            at λ=1.
         rounding: To the nearest value of the dtype, or to one of the two next to it, unbiased.
-        served_as: What a user would load: a checkpoint, whose weights are rounded to its dtype, or an adapter on the
-            base, whose change is never rounded to the base's dtype. See `merging.served`.
-        config_from: The side whose configuration the merged model has, if it has one.
-        tokenizer_from: The side whose tokenizer, chat templates and processors it has, if it has them.
+        served_as: What a user loads: a checkpoint, with weights rounded to its dtype, or an adapter on the base, with a
+            change that is never rounded to the base's dtype. See `merging.served`.
+        config_from: The side that the merged model's configuration comes from, if it has one.
+        tokenizer_from: The side that its tokenizer, chat templates and processors come from, if it has them.
     """
 
     base: Weights
@@ -59,14 +59,14 @@ class Variant:
 
     @property
     def tuned_models(self) -> tuple[Weights, ...]:
-        """The tuned models, none for the base itself."""
+        """The tuned models; empty for the base itself."""
         if self.tuned is None:
             return ()
         return tuple(self.tuned) if isinstance(self.tuned, Sequence) else (self.tuned,)
 
     @property
     def companions(self) -> Companions:
-        """The files next to the weights, of which the model is asked; of several tuned models the first one's."""
+        """The files next to the weights that the model is used with; with several tuned models, the first one's."""
         tuned = self.tuned_models[0] if self.tuned_models else None
         return companions_of(
             self.base.directory,
@@ -79,12 +79,12 @@ class Variant:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What decides the model, as plain data: equal identities are equal models."""
+        """Return the data that determine the model: equal identities are equal models."""
         return self.weights_identity | self.files_identity
 
     @property
     def files_identity(self) -> dict[str, Any]:
-        """What decides the files next to the weights, if they are others than the base's."""
+        """Return the data that determine the files next to the weights, if they differ from the base's."""
         if not self.tuned_models:
             return {}
         files = self.companions.digest
@@ -92,7 +92,7 @@ class Variant:
 
     @property
     def weights_identity(self) -> dict[str, Any]:
-        """What decides the weights, as plain data."""
+        """Return the data that determine the weights."""
         common: dict[str, Any] = {"base": self.base.fingerprint}
         if self.dtype is not None:
             common["dtype"] = self.dtype
@@ -107,7 +107,7 @@ class Variant:
             common["extra"] = {name: weights.fingerprint for name, weights in self.extra.items()}
         if self.inputs:
             common["inputs"] = {name: statistics.fingerprint for name, statistics in self.inputs.items()}
-        # parameters by name, whose own order decides nothing
+        # parameters by name: their order does not matter
         order = order_of([self.lam, *(value for _, value in sorted(self.parameters.items()))])
         return common | {
             "tuned": prints[0] if len(prints) == 1 else prints,
@@ -119,15 +119,15 @@ class Variant:
         }
 
     def at(self, lam: Any) -> Variant:
-        """The same recipe at another λ."""
+        """Return the same recipe at another λ."""
         return replace(self, lam=lam)
 
 
 def order_of(setting: Any) -> list[Any]:
-    """The order of the rows of a setting's tables, where there is more than one row; empty for all else.
+    """Return the order of the rows of a setting's tables if there is more than one row; empty for all else.
 
-    The first pattern that matches a tensor decides, while hashes of mappings know no order: two tables with the same
-    rows in another order are two models.
+    The first pattern that matches a tensor decides, while hashes of mappings ignore order: two tables with the same
+    rows in different order are two models.
     """
     if isinstance(setting, Mapping):
         rows = [[str(name), order_of(inner)] for name, inner in setting.items()]
@@ -139,5 +139,5 @@ def order_of(setting: Any) -> list[Any]:
 
 
 def lam_name(lam: float) -> str:
-    """λ as part of a name: short, and never the same for two."""
+    """Return λ as part of a name: short, and never the same for two values."""
     return f"{lam:g}" if float(f"{lam:g}") == lam else repr(lam)

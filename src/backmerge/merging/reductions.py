@@ -1,4 +1,4 @@
-"""Sums over a tensor that no thread count changes: in float64, over fixed blocks."""
+"""Sums over a tensor that do not depend on the number of threads: in float64, over fixed blocks."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ if TYPE_CHECKING:
 
 BLOCK = 1 << 20  # elements summed at once, and the unit in which tensors are read
 PART = 1 << 17  # elements that are widened at once
-GRAM_PART = 1 << 18  # elements of each tensor whose inner products are taken at once: fewer calls, still in the cache
-ROW = 1 << 12  # elements whose float32 products are summed before float64 takes over
+GRAM_PART = 1 << 18  # elements of each tensor in one step of inner products: fewer calls, still in the cache
+ROW = 1 << 12  # elements whose float32 products are summed before the sum continues in float64
 GRAM_ROW = 1 << 9  # the same for all inner products of several tensors at once
 
 
 def inner(first: Tensor, second: Tensor, scratch: Tensor | None = None) -> float:
-    """Inner product of two vectors, whatever the number of threads.
+    """Return the inner product of two vectors, independent of the number of threads.
 
     Float64 products are summed by numpy's `einsum`, in one order; float32 products in rows of 2^12, each summed by one
-    thread, whose sums are added in float64. On another device than the CPU float64 is left to torch, and may differ in
-    its last bits.
+    thread, and the sums are added in float64. On devices other than the CPU float64 sums are left to torch, and may
+    differ in their last bits.
 
     Args:
         first: Any shape.
-        second: The same.
-        scratch: Where products may be put, in the same shape and dtype.
+        second: The same shape.
+        scratch: A buffer for products, with the same shape and dtype.
     """
     import torch
 
@@ -48,26 +48,26 @@ def gram(vectors: Sequence[Tensor]) -> np.ndarray:
     """Return the inner products of some vectors with each other, shape (vectors, vectors), in float64.
 
     Args:
-        vectors: In one shape, (elements,), and one dtype, float32 or float64.
+        vectors: All of one shape, (elements,), and one dtype, float32 or float64.
     """
     return _gram(vectors, vectors[0].dtype, of_deltas=False)
 
 
 def gram_of_models(base: Tensor, tuned: Tensor | Sequence[Tensor], /) -> np.ndarray:
-    """Inner products of base and tuned models, the base first, shape (1 + tuned, 1 + tuned)."""
+    """Return the inner products of base and tuned models, the base first, shape (1 + tuned, 1 + tuned)."""
     return _gram_of(base, tuned, of_deltas=False)
 
 
 def gram_of_deltas(base: Tensor, tuned: Tensor | Sequence[Tensor], /) -> np.ndarray:
-    """Inner products of the tuned models' deltas, shape (tuned, tuned).
+    """Return the inner products of the tuned models' deltas, shape (tuned, tuned).
 
-    The deltas are taken first: as differences of inner products they would be lost to cancellation.
+    The deltas are computed first: as differences of inner products they would be lost to cancellation.
     """
     return _gram_of(base, tuned, of_deltas=True)
 
 
 def _gram_of(base: Tensor, tuned: Tensor | Sequence[Tensor], *, of_deltas: bool) -> np.ndarray:
-    """Inner products of models of 16 bits in float32, in which their products are exact; of others in float64."""
+    """Return inner products: of 16-bit models in float32, in which their products are exact; of others in float64."""
     import torch
 
     models = [model.reshape(-1) for model in (base, *(tuned if isinstance(tuned, Sequence) else [tuned]))]
@@ -78,14 +78,14 @@ def _gram_of(base: Tensor, tuned: Tensor | Sequence[Tensor], *, of_deltas: bool)
 
 
 def _gram(vectors: Sequence[Tensor], dtype: torch.dtype, *, of_deltas: bool) -> np.ndarray:
-    """All inner products from one pass: small matrix products over rows of 2^9 elements, added in float64.
+    """Return all inner products from one pass: small matrix products over rows of 2^9 elements, added in float64.
 
-    Each row's product is formed by one thread, so that the result does not depend on their number.
+    Each row's product is computed by one thread, so that the result does not depend on their number.
 
     Args:
-        vectors: In one shape, (elements,).
-        dtype: What they are widened to, and multiplied in.
-        of_deltas: Whether the first is taken from the others, and only these are multiplied.
+        vectors: All of one shape, (elements,).
+        dtype: The dtype that they are widened to and multiplied in.
+        of_deltas: Whether the first is subtracted from the others, and only these are multiplied.
     """
     import torch
 
@@ -106,7 +106,7 @@ def _gram(vectors: Sequence[Tensor], dtype: torch.dtype, *, of_deltas: bool) -> 
 
 
 def in_blocks(given: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """The same data, block by block: tensors are flattened and cut, all else is passed on."""
+    """Yield the same data block by block: tensors are flattened and cut, everything else is passed on."""
     total = given["base"].numel()
     for start in range(0, total, BLOCK) if total else [0]:
         yield {name: _cut(value, start) for name, value in given.items()}

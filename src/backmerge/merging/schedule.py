@@ -33,10 +33,10 @@ LAYER = re.compile(r"(?P<prefix>.*?)\.(?P<index>\d+)\.")
 
 
 class Layers:
-    """Where each tensor lies in the depth of a model.
+    """The position of each tensor in the depth of a model.
 
     Args:
-        names: Of all its tensors.
+        names: Names of all its tensors.
     """
 
     def __init__(self, names: Iterable[str]) -> None:
@@ -48,9 +48,9 @@ class Layers:
                 self._last[prefix] = max(self._last.get(prefix, 0), index)
 
     def depth(self, name: str) -> float:
-        """0 at the first layer, 1 at the last; 0 for tensors outside the layers and 1 for a single layer.
+        """Return 0 at the first layer, 1 at the last; 0 for tensors outside the layers and 1 for a single layer.
 
-        As mergekit has it.
+        This is mergekit's definition.
         """
         match = LAYER.match(name)
         if match is None:
@@ -60,15 +60,15 @@ class Layers:
 
 
 def matches(pattern: str, name: str) -> bool:
-    """Whether a tensor's name is meant by a pattern: a group's name, or a glob."""
+    """Whether a pattern, a group's name or a glob, matches a tensor's name."""
     return pattern == REST or any(fnmatch.fnmatchcase(name, glob) for glob in GROUPS.get(pattern, (pattern,)))
 
 
 def value_at(setting: Any, name: str, layers: Layers) -> Any:
-    """What a setting is for one tensor.
+    """Return the value of a setting for one tensor.
 
     Raises:
-        MergeError: a table has no row for it, or a gradient holds something other than numbers.
+        MergeError: a table has no row for it, or a gradient contains something other than numbers.
     """
     if isinstance(setting, Mapping):
         if name in setting:  # a row for this very tensor
@@ -88,7 +88,7 @@ def value_at(setting: Any, name: str, layers: Layers) -> Any:
 
 def _interpolated(values: Sequence[Any], depth: float) -> float:
     if not values or not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values):
-        raise MergeError(f"{list(values)} is no gradient", remedy="a gradient is one or more numbers.")
+        raise MergeError(f"{list(values)} is not a gradient", remedy="a gradient is one or more numbers.")
     place = depth * (len(values) - 1)
     low = int(place)
     high = min(low + 1, len(values) - 1)
@@ -96,7 +96,7 @@ def _interpolated(values: Sequence[Any], depth: float) -> float:
 
 
 def check_patterns(setting: Any, what: str, layers: Layers) -> None:
-    """Refuse a table's pattern that no tensor matches: it is misspelt, and would do nothing.
+    """Refuse a table's pattern that matches no tensor: it is misspelt and would have no effect.
 
     Raises:
         MergeError: names the pattern and some tensors.
@@ -112,7 +112,7 @@ def check_patterns(setting: Any, what: str, layers: Layers) -> None:
 
 
 def extremes(setting: Any) -> tuple[float, float]:
-    """The least and greatest number that a setting takes anywhere."""
+    """Return the least and the greatest number that a setting has for any tensor."""
     if isinstance(setting, Mapping):
         pairs = [extremes(inner) for inner in setting.values()]
     elif isinstance(setting, Sequence) and not isinstance(setting, str):
@@ -129,10 +129,10 @@ class Settings:
         variants: At least one.
 
     Attributes:
-        given: Parameter to setting, λ excepted; a method's survey may put others in their place.
+        given: Settings by parameter, without λ; a method's survey may replace them.
 
     Raises:
-        MergeError: the method does not take these models or parameters, or λ leaves its range.
+        MergeError: the method does not take these models or parameters, or λ is outside its range.
     """
 
     def __init__(self, variants: Sequence[Variant]) -> None:
@@ -154,7 +154,7 @@ class Settings:
                 check_patterns(one, name, self._layers)
 
     def at(self, name: str, variant: Variant | None = None) -> dict[str, Any]:
-        """The parameters' values for one tensor; without λ if no variant is named."""
+        """Return the parameters' values for one tensor; without λ if no variant is given."""
         values: dict[str, Any] = {}
         for parameter, setting in self.given.items():
             if parameter in self.method.parameters and self.method.is_per_model(parameter):
@@ -168,29 +168,29 @@ class Settings:
         return values
 
     def _per_model(self, name: str, setting: Any) -> list[Any]:
-        """A setting for each tuned model."""
+        """Return a setting for each tuned model."""
         if not isinstance(setting, list | tuple):
             return [setting] * self._num_tuned
         if len(setting) != self._num_tuned:
             raise MergeError(
                 f"'{name}' has {len(setting)} values for {self._num_tuned} tuned models",
-                remedy="give one for all, or one for each.",
+                remedy="give one for all, or one for each model.",
             )
         return list(setting)
 
 
 def check_lam(lam: Any, most: float = 1.0) -> None:
-    """Refuse a λ, or a setting of it, that leaves its range anywhere.
+    """Refuse a λ, or a setting of it, that is outside its range for any tensor.
 
     Raises:
-        MergeError: it does.
+        MergeError: it is outside its range.
     """
     try:
         low, high = extremes(lam)
     except (TypeError, ValueError) as error:
-        raise MergeError(f"λ is {lam!r}, which is no number", remedy="such as 0.5.") from error
+        raise MergeError(f"λ is {lam!r}, which is not a number", remedy="such as 0.5.") from error
     if not (low >= 0 and high <= most):
         raise MergeError(
             f"λ is {lam}: it is the share of the tuned side",
-            remedy=f"give λ from 0 to {most:g}." if most < float("inf") else "give λ from 0 on.",
+            remedy=f"give λ from 0 to {most:g}." if most < float("inf") else "give a λ of 0 or more.",
         )

@@ -9,25 +9,25 @@ from torch import Tensor
 from backmerge.merging.inputs import LayerInputs
 
 MAX_DIRECTIONS = 1024
-NOISE = 1e-9  # of the largest variance: below it a direction is lost among the others
+NOISE = 1e-9  # share of the largest variance: below it a direction is not distinguished from the others
 
 
 class SecondMoments:
-    """Gathers the mean of x·xᵀ over inputs x, as at most `max_directions` directions and the trace.
+    """Gather the mean of x·xᵀ over inputs x, as at most `max_directions` directions and the trace.
 
-    Of up to 2·max_directions elements the whole matrix is summed: products in float32, one call's inputs at a time, and
-    their sums in float64. Of longer inputs at most 2·max_directions rows of float32 are held: when they are full, they
-    are replaced by their leading directions. So the result is exact, within rounding, for short inputs and for few of
-    them; else it is that of incremental principal components, with the trace kept exact.
+    For inputs of up to 2·max_directions elements the whole matrix is summed: products in float32 for the inputs of one
+    call, and their sums in float64. For longer inputs at most 2·max_directions rows of float32 are kept: when they are
+    full, they are replaced by their leading directions. So the result is exact, within rounding, for short inputs and
+    for few inputs; otherwise it is that of incremental principal components, with an exact trace.
 
     Memory, in bytes: 8·width² for up to 2·max_directions elements, else 8·max_directions·width.
 
     Args:
         width: Elements of an input, d.
-        max_directions: To keep.
+        max_directions: Number of directions to keep.
 
     Source: Ross et al., Incremental learning for robust visual tracking (2008), without the mean, for the update;
-    Tipping and Bishop, Probabilistic principal component analysis (1999), for the equal share of what is left.
+    Tipping and Bishop, Probabilistic principal component analysis (1999), for the equal share of the rest.
     """
 
     def __init__(self, width: int, max_directions: int = MAX_DIRECTIONS) -> None:
@@ -39,7 +39,7 @@ class SecondMoments:
         self._num_rows = 0
 
     def add(self, inputs: Tensor) -> None:
-        """Take in inputs, shape (inputs, width), in their order."""
+        """Add inputs, shape (inputs, width), in their order."""
         rows = inputs.detach().to(torch.float32)
         if rows.device.type == "mps":  # which has no float64
             rows = rows.cpu()
@@ -57,7 +57,7 @@ class SecondMoments:
             self._num_rows += len(part)
 
     def found(self) -> LayerInputs:
-        """The second moments so far, scaled to a mean diagonal of 1; of inputs that are all zero, the identity."""
+        """Return the second moments so far, scaled to a mean diagonal of 1; the identity if all inputs are zero."""
         if self._trace == 0:
             return LayerInputs(np.zeros((0, self.width), np.float32), np.zeros(0, np.float32), 1.0)
         rows, squares = self._leading(torch.float64)
@@ -70,10 +70,10 @@ class SecondMoments:
         return LayerInputs(directions.float().cpu().numpy(), variances.float().cpu().numpy(), rest)
 
     def _leading(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Rows with the second moments of all, the largest first, and their squared lengths; orthogonal in float64.
+        """Return orthogonal rows with the same second moments, the largest first, and their squared lengths.
 
-        Held rows are fewer than their elements; so it is done on their inner products. On the way float32 does: any
-        orthonormal combination of all rows has their second moments, and what is cut off is small.
+        There are fewer rows than elements, so the decomposition is of their inner products. Before that, float32 is
+        enough: any orthonormal combination of all rows has their second moments, and the part that is cut off is small.
         """
         if self._sum is not None:
             squares, right = torch.linalg.eigh(self._sum)

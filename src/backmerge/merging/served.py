@@ -1,8 +1,8 @@
-"""The form in which a model is served, so that what is measured is what is handed over.
+"""The form in which a model is served, so that the measured model is the one that is written.
 
-An adapter is served next to its base: the base keeps its dtype, the factors keep theirs, the change is never rounded
-to the base's dtype. A checkpoint holds weights that are rounded to its dtype, which of a small change may lose most. So
-the two are different models wherever the base is not in float32, and every `Variant` says which one it is.
+An adapter is served next to its base: the base keeps its dtype, the factors keep theirs, and the change is never
+rounded to the base's dtype. A checkpoint has weights that are rounded to its dtype, which may lose most of a small
+change. So the two are different models whenever the base is not in float32, and every `Variant` states which one it is.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from backmerge.merging.methods.linear import linear
 from backmerge.merging.recipe import Form, Variant
 from backmerge.runs import key_of
 
-HEADROOM = 1.3  # memory over the weights' size, for activations and buffers
+HEADROOM = 1.3  # memory needed, as a multiple of the weights' size: activations and buffers
 Wanted = Literal["auto", "adapter", "checkpoint"]
 
 
@@ -31,12 +31,12 @@ class Realisation(NamedTuple):
     """How a model was measured.
 
     Attributes:
-        served_as: What a user loads: `adapter` or `checkpoint`; `server` for a model that a server has, `earlier` for
-            answers of an earlier run.
+        served_as: What a user loads: `adapter` or `checkpoint`; `server` for a model on a server, `earlier` for answers
+            of an earlier run.
         dtype: Of the adapter's factors or the checkpoint's tensors, as torch names it; `None` for those two.
-        reached_as: How the engine got it: `base` (its files), `live` (weights overwritten in memory), `adapter` (as
-            peft or vLLM loads one), `checkpoint` (written for the engine); `None` for those two.
-        computed_in: dtype of the engine's computation, as torch names it; `None` where that is not known.
+        reached_as: How the engine got it: `base` (its files), `live` (weights overwritten in memory), `adapter` (loaded
+            by peft or vLLM), `checkpoint` (written for the engine); `None` for those two.
+        computed_in: Dtype of the engine's computation, as torch names it; `None` if that is not known.
     """
 
     served_as: Literal["adapter", "checkpoint", "server", "earlier"]
@@ -46,14 +46,14 @@ class Realisation(NamedTuple):
 
 
 def in_form(variant: Variant, wanted: Wanted = "auto") -> Variant:
-    """The variant as it is to be served.
+    """Return the variant in the form in which it is served.
 
     Args:
         variant: The recipe.
-        wanted: `auto` is an adapter if the recipe is exact as one (see `adapter_obstacle`), and else a checkpoint.
+        wanted: `auto` is an adapter if the recipe is exact as one (see `adapter_obstacle`), otherwise a checkpoint.
 
     Raises:
-        ConfigError: an adapter is wanted, and the recipe is none.
+        ConfigError: an adapter is wanted, and the recipe is not one.
     """
     if not variant.tuned_models:
         return variant
@@ -64,14 +64,14 @@ def in_form(variant: Variant, wanted: Wanted = "auto") -> Variant:
             form = "adapter"
         elif wanted == "adapter":
             raise ConfigError(
-                f"this merge is no adapter: {obstacle}",
-                remedy="leave --as (merged_as) out, or give checkpoint: it is then written whole.",
+                f"this merge cannot be an adapter: {obstacle}",
+                remedy="remove --as (merged_as), or give checkpoint: the merge is then written whole.",
             )
     return replace(variant, served_as=form)
 
 
 def as_given(variant: Variant) -> Variant:
-    """A tuned model in the form in which the user has it: an adapter stays one, of whatever kind it is."""
+    """Return a tuned model in the form in which the user has it: an adapter stays one, of whatever kind."""
     tuned = variant.tuned_models
     if len(tuned) == 1 and isinstance(tuned[0], AdapterOnBase):
         return replace(variant, served_as="adapter", dtype=None)
@@ -79,7 +79,7 @@ def as_given(variant: Variant) -> Variant:
 
 
 def is_own_adapter(variant: Variant) -> bool:
-    """Whether a variant is an adapter as it is on disk."""
+    """Whether a variant is an unchanged adapter on disk."""
     return (
         variant.served_as == "adapter"
         and len(variant.tuned_models) == 1
@@ -92,11 +92,11 @@ def is_own_adapter(variant: Variant) -> bool:
 
 
 def adapter_of(variant: Variant, scratch: Path) -> AdapterOnBase:
-    """The adapter that a variant is served as: its own files, or those that are written to a folder.
+    """Return the adapter that a variant is served as: its own files, or files written to a folder.
 
     Args:
-        variant: Served as an adapter.
-        scratch: Where it may be written.
+        variant: A variant that is served as an adapter.
+        scratch: Folder that it may be written to.
 
     Raises:
         MergeError: see `write_adapters`.
@@ -117,7 +117,7 @@ def write_served(
     *,
     verify: Callable[[Path, Variant], None] | None = None,
 ) -> float | None:
-    """Write a merge in the form in which it is served; gives the share of the change that rounding lost, if known.
+    """Write a merge in the form in which it is served; return the share of the change that rounding lost, if known.
 
     Raises:
         BackmergeError: see `write_adapters` and `write_all`.
@@ -125,21 +125,21 @@ def write_served(
     if variant.served_as == "adapter":
         write_adapter(variant, directory, verify=verify)
         return None
-    # imported here: adapters are written without torch
+    # imported here, since adapters are written without torch
     from backmerge.merging.to_disk import write_merged
 
     return write_merged(variant, directory, verify=verify).rounding_loss
 
 
 def opened(directory: Path, base: Weights) -> Variant:
-    """A written merge as its user loads it: a checkpoint alone, an adapter on the base."""
+    """Open a written merge as its user loads it: a checkpoint alone, an adapter on the base."""
     if is_adapter(directory):
         return Variant(base, AdapterOnBase(directory, base), served_as="adapter")
     return Variant(Checkpoint(directory))
 
 
 def is_written(directory: Path, variant: Variant) -> bool:
-    """Whether a folder holds a merge of this recipe in this form, by the card next to it."""
+    """Whether a folder contains a merge of this recipe in this form, by the card next to it."""
     if not (directory / CARD).is_file() or is_adapter(directory) is not (variant.served_as == "adapter"):
         return False
     recipe = adapter_identity(variant) if variant.served_as == "adapter" else variant.identity
@@ -147,7 +147,7 @@ def is_written(directory: Path, variant: Variant) -> bool:
 
 
 def dtype_of(weights: Weights) -> str:
-    """The dtype of most of a model's elements, as torch names it."""
+    """Return the dtype of most of a model's elements, as torch names it."""
     counts: Counter[str] = Counter()
     for info in weights.infos.values():
         if info.dtype in FLOATS:
@@ -156,7 +156,7 @@ def dtype_of(weights: Weights) -> str:
 
 
 def served_dtype(variant: Variant) -> str:
-    """The dtype of what a user loads, as torch names it: of an adapter's factors, or of a checkpoint's tensors."""
+    """Return the dtype that a user loads, as torch names it: that of an adapter's factors or a checkpoint's tensors."""
     if variant.dtype is not None:
         return TORCH_NAMES[variant.dtype]
     if variant.served_as == "checkpoint":
@@ -174,12 +174,12 @@ CHEAPEST_FIRST: tuple[Way, ...] = ("adapter", "live", "checkpoint")
 
 
 class Cheapest(NamedTuple):
-    """How a recipe is to be realised.
+    """The realisation chosen for a recipe.
 
     Attributes:
-        realisation: The way.
+        realisation: Its name.
         reason: Why this one, in words that follow its name.
-        num_bytes: What it puts on the disk; an adapter's is that of its factors, in float32.
+        num_bytes: Bytes that it writes to disk; for an adapter those of its factors, in float32.
     """
 
     realisation: Way
@@ -188,26 +188,26 @@ class Cheapest(NamedTuple):
 
 
 def plan(variant: Variant, takes: Collection[Way] = CHEAPEST_FIRST) -> Cheapest:
-    """The first of adapter, live weights and checkpoint that is exact here and taken there.
+    """Return the first of adapter, live weights and checkpoint that is exact and that the consumer takes.
 
-    An adapter comes first, since it holds the merge unrounded, is written in milliseconds, and several are served by
-    one engine; then live weights, which never touch the disk; a checkpoint is always possible.
+    An adapter comes first: it keeps the merge unrounded, is written in milliseconds, and one engine serves several.
+    Live weights, which never touch the disk, come next; a checkpoint is always possible.
 
     Args:
         variant: The recipe.
-        takes: What its consumer can take: vLLM adapters and checkpoints, an engine in this process all three.
+        takes: What the consumer takes: vLLM adapters and checkpoints, an engine in this process all three.
     """
     obstacle = adapter_obstacle(variant)
     if obstacle is None and "adapter" in takes:
-        return Cheapest("adapter", "the merge is of low rank, and held unrounded", _factor_bytes(variant))
-    why_not = "adapters are not taken here" if obstacle is None else obstacle
+        return Cheapest("adapter", "the merge is low-rank and is kept unrounded", _factor_bytes(variant))
+    why_not = "adapters are not supported here" if obstacle is None else obstacle
     if "live" in takes:
         return Cheapest("live", f"no adapter: {why_not}", 0)
     return Cheapest("checkpoint", f"no adapter: {why_not}", checkpoint_bytes(variant))
 
 
 def checkpoint_bytes(variant: Variant) -> int:
-    """What the merged tensors take on the disk."""
+    """Return the size of the merged tensors on disk, in bytes."""
     return sum(
         info.num_elements * ITEM_BYTES[variant.dtype]
         if variant.dtype and info.dtype in FLOATS
@@ -222,15 +222,15 @@ def _factor_bytes(variant: Variant) -> int:
 
 
 def verification_obstacle(base: Weights) -> str | None:
-    """Return why merges on a base cannot be held against peft: both models are computed in float32, in memory."""
+    """Return why a merge cannot be compared with peft's, if it cannot: both models must fit in memory in float32."""
     needed = HEADROOM * 4 * sum(info.num_elements for info in base.infos.values())
     if needed <= _free_memory():
         return None
-    return f"Not verified against peft: that takes {needed / 1e9:.0f} GB of memory, and less is free."
+    return f"Not verified against peft: that needs {needed / 1e9:.0f} GB of memory, and less is free."
 
 
 def _free_memory() -> float:
-    """Bytes that can be taken without swapping, as far as the system says."""
+    """Return the bytes that can be used without swapping, according to the system."""
     try:
         with Path("/proc/meminfo").open(encoding="ascii") as lines:
             found = next(line for line in lines if line.startswith("MemAvailable"))

@@ -1,7 +1,7 @@
-"""What tuning did to each tensor, measured in one pass: how far it moved, in how many directions, what a merge keeps.
+"""Measure what tuning did to each tensor, in one pass: how far it moved, in how many directions, what a merge keeps.
 
-With `sample` a share of the elements is looked at, so that a merge can ask before it starts whether the tuned model is
-a child of its base.
+With `sample` only a share of the elements is read, so that a merge can check before it starts whether the tuned model
+is a child of its base.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from backmerge.merging.methods.slerp import PARALLEL
 from backmerge.merging.reductions import BLOCK, PART, inner
 
 LAMS = (0.2, 0.4, 0.6, 0.8)
-LEAST = 4096  # elements that a sample takes of a block: fewer cost the disk the same, and small tensors are seen whole
+LEAST = 4096  # elements that a sample reads of a block: fewer save no time, and small tensors are read whole
 MAX_WORKERS = 8
 
 # the effective rank
 NUM_PROBES = 64
-SMALL_SIDE = 512  # up to which the smaller Gram matrix is taken whole
-WHOLE = 1 << 22  # elements up to which a matrix of few rows is read at once: its Gram matrix needs whole columns
+SMALL_SIDE = 512  # largest side of a Gram matrix that is computed whole
+WHOLE = 1 << 22  # elements up to which a matrix with few rows is read at once: its Gram matrix needs whole columns
 
 
 def survey(
@@ -53,33 +53,36 @@ def survey(
 ) -> dict[str, Change]:
     """Measure every tensor that both models have in one shape, by name and in the base's order.
 
-    One pass in blocks of 2^20 elements (whole rows of a matrix), in float64 sums whose order depends on nothing.
+    One pass in blocks of 2^20 elements (whole rows of a matrix), in float64 sums with a fixed order.
 
-    The effective rank (Σσ²)² / Σσ⁴ = ‖Δ‖⁴ / ‖ΔᵀΔ‖² (Frobenius norms) is exact for LoRA and where the smaller side is at
+    The effective rank (Σσ²)² / Σσ⁴ = ‖Δ‖⁴ / ‖ΔᵀΔ‖² (Frobenius norms) is exact for LoRA and if the smaller side is at
     most 512 (and the matrix narrow, or of at most 2^22 elements). Elsewhere ‖ΔᵀΔ‖² is the mean of ‖ΔᵀΔg‖² over 64
     Gaussian probes g, the same each time; its relative standard error is sqrt(2·Σσ⁸ / 64) / Σσ⁴: 18 % at rank 1, 6 % at
     eight equal singular values, 1 % at 256. `rank_error` is estimated from the probes themselves.
 
     Args:
         base: The base's weights.
-        tuned: The tuned model's; an adapter's untouched tensors are not read.
-        lams: At which Linear's rounding is measured, each in [0, 1].
-        dtype: To which it is rounded, as safetensors names it ("BF16"); the base's own if not given.
+        tuned: The tuned model's weights; tensors that an adapter does not touch are not read.
+        lams: The values of λ at which Linear's rounding is measured, each in [0, 1].
+        dtype: The dtype of that rounding, as safetensors names it ("BF16"); by default the base's own.
         sample: Share of elements looked at, in (0, 1]: the first of every block, at least 4096 of it. Below 1 there is
             no effective rank.
-        workers: Threads; the machine's cores, at most 8, if not given.
-        advance: Progress callback for the elements that are done.
+        workers: Number of threads; by default the machine's cores, at most 8.
+        advance: Progress callback; gets the number of finished elements.
 
     Raises:
-        MergeError: `sample` is no share, or there is no rounding to `dtype`.
+        MergeError: `sample` is not a share, or there is no rounding to `dtype`.
         CheckpointError: a file was damaged since it was opened.
 
     Source: participation ratio as in Gao et al. (bioRxiv 214262); probes: Hutchinson (1990), Girard (1989).
     """
     if not 0 < sample <= 1:
-        raise MergeError(f"the sample is {sample}, and must be a share in (0, 1]", remedy="such as 0.01, or 1 for all.")
+        raise MergeError(
+            f"the sample is {sample}, and must be in (0, 1]: it is a share of the elements",
+            remedy="such as 0.01, or 1 for all.",
+        )
     if dtype is not None and dtype not in FLOATS:
-        raise MergeError(f"nothing is rounded to {dtype}", remedy=f"it is one of: {', '.join(FLOATS)}.")
+        raise MergeError(f"tensors cannot be rounded to {dtype}", remedy=f"give one of: {', '.join(FLOATS)}.")
     look = _Look(base, tuned, tuple(dict.fromkeys(lams)), dtype, sample)
     names = measurable(base, tuned)
     changes = {name: Change(base.infos[name].num_elements) for name in names}
@@ -95,7 +98,7 @@ def survey(
 
 
 def measurable(base: Weights, tuned: Weights) -> list[str]:
-    """The tensors that both have in one shape, and in dtypes that can be compared, in the base's order."""
+    """Return the tensors that both have in one shape and in dtypes that can be compared, in the base's order."""
     return [
         name
         for name, info in base.infos.items()
@@ -120,7 +123,7 @@ def _told(parts: Iterable[_Part], advance: Callable[[int], None] | None) -> Iter
 
 
 class _Piece(NamedTuple):
-    """Elements `start` to `stop` of a tensor, of which those before `seen` are looked at."""
+    """Elements `start` to `stop` of a tensor; those before `seen` are measured."""
 
     name: str
     start: int
@@ -129,15 +132,14 @@ class _Piece(NamedTuple):
 
 
 class _Part(NamedTuple):
-    """What one piece adds to a tensor's sums.
+    """One piece's contribution to a tensor's sums.
 
     Attributes:
-        name: The tensor's.
-        span: Elements of the piece.
-        seen: Of these, elements looked at.
+        name: The tensor's name.
+        span: Number of elements of the piece.
+        seen: Number of those that were measured.
         sums: Base², tuned², delta², product, unchanged elements, and lost squares by λ; float64.
-        spectrum: What the effective rank is found from: a part of a Gram matrix of the delta, or of its product with
-            the probes.
+        spectrum: Data for the effective rank: a part of a Gram matrix of the delta, or of its product with the probes.
     """
 
     name: str
@@ -147,7 +149,7 @@ class _Part(NamedTuple):
     spectrum: np.ndarray | None
 
     def plus(self, other: _Part) -> _Part:
-        """Both pieces as one."""
+        """Return both pieces as one."""
         spectrum = None
         if self.spectrum is not None and other.spectrum is not None:
             spectrum = np.add(self.spectrum, other.spectrum, dtype=np.float64)
@@ -155,7 +157,7 @@ class _Part(NamedTuple):
 
 
 class _Look:
-    """One survey: what is read, and what is measured of it."""
+    """One survey: what is read, and what is measured."""
 
     def __init__(
         self, base: Weights, tuned: Weights, lams: tuple[float, ...], dtype: str | None, sample: float
@@ -165,7 +167,7 @@ class _Look:
         self._buffers = threading.local()
 
     def pieces(self, name: str) -> Iterator[_Piece]:
-        """How a tensor is cut: in whole rows where the effective rank is asked for."""
+        """Cut a tensor: into whole rows if the effective rank is wanted."""
         total, shape = self._base.infos[name].num_elements, self._base.infos[name].shape
         step = BLOCK
         kind = self._spectrum_kind(name)
@@ -180,7 +182,7 @@ class _Look:
             yield _Piece(name, start, stop, start + seen)
 
     def part(self, piece: _Piece) -> _Part:
-        """One piece read and measured."""
+        """Read and measure one piece."""
         base = self._read(self._base, piece, 0)
         tuned = self._read(self._tuned, piece, 1)
         sums = np.zeros(5 + len(self._lams))
@@ -189,8 +191,8 @@ class _Look:
         return _Part(piece.name, piece.stop - piece.start, len(base), sums, self._spectrum(piece.name, base, tuned))
 
     def change(self, name: str, whole: _Part) -> Change:
-        """A tensor's sums as what they mean."""
-        # from a sample to the whole, so that tensors of any size can be taken together
+        """Return a tensor's sums as a `Change`."""
+        # scaled from a sample to the whole, so that tensors of any size can be combined
         base, tuned, delta, product, _, *lost = (whole.sums * (whole.span / whole.seen)).tolist()
         change = Change(
             elements=whole.span,
@@ -214,7 +216,7 @@ class _Look:
     def _sums(self, name: str, base: Tensor, tuned: Tensor) -> np.ndarray:
         if not base.is_floating_point():
             return np.array([0.0, 0.0, 0.0, 0.0, _num_same(base, tuned), *(0.0 for _ in self._lams)])
-        # as the engine does: float32, and float64 where a side has it
+        # as the engine does: float32, and float64 if a side has it
         precision = torch.promote_types(torch.promote_types(base.dtype, tuned.dtype), torch.float32)
         ours, theirs = base.to(precision), tuned.to(precision)
         same = _num_same(base, tuned) if base.dtype == tuned.dtype else _num_same(ours, theirs)
@@ -224,13 +226,13 @@ class _Look:
             merged = linear.function(ours, theirs, lam=lam)
             error = merged.to(rounded_to) - merged
             lost.append(inner(error, error))
-        is_short = base.element_size() == tuned.element_size() == 2  # whose products float32 holds exactly
+        is_short = base.element_size() == tuned.element_size() == 2  # float32 holds their products exactly
         a, b = (ours, theirs) if is_short else (ours.double(), theirs.double())
         delta = b - a
         return np.array([inner(a, a), inner(b, b), inner(delta, delta), inner(a, b), same, *lost])
 
     def _spectrum_kind(self, name: str) -> Literal["columns", "rows", "probes"] | None:
-        """Which Gram matrix of the delta is taken whole, if any; None where its effective rank is not asked for."""
+        """Return which Gram matrix of the delta is computed whole, if any; None if the effective rank is not wanted."""
         info = self._base.infos[name]
         if self._sample < 1 or not _is_matrix(info.shape) or info.dtype not in FLOATS or self._factors(name):
             return None
@@ -260,7 +262,7 @@ class _Look:
             return rank_of_product(*sides), 0.0
         if kind is None or spectrum is None or not 0 < delta_square < math.inf:
             return None, None
-        # column by column the squares of ‖ΔᵀΔg‖, or all that add up to ‖ΔᵀΔ‖²
+        # the squares of ‖ΔᵀΔg‖ column by column, or all that add up to ‖ΔᵀΔ‖²
         squares = np.square(spectrum, dtype=np.float64).sum(axis=0)
         quartic = float(squares.mean() if kind == "probes" else squares.sum())
         if not 0 < quartic < math.inf:
@@ -270,7 +272,7 @@ class _Look:
         return rank, rank * error
 
     def _factors(self, name: str) -> Factors | None:
-        """The factors whose product is the whole delta, for LoRA of a plain matrix."""
+        """Return the factors whose product is the whole delta, for LoRA on a plain matrix."""
         if not isinstance(self._tuned, AdapterOnBase) or name not in self._tuned.factors:
             return None
         factors = self._tuned.factors[name]
@@ -278,21 +280,21 @@ class _Look:
 
 
 def slerp_gap_square(base_square: float, tuned_square: float, product: float) -> float:
-    """‖SLERP - Linear‖² at λ = 0.5, from the inner products of two vectors at an angle θ.
+    """Return ‖SLERP - Linear‖² at λ = 0.5, from the inner products of two vectors at an angle θ.
 
-    Both of SLERP's weights are sin(θ/2) / sin θ = 1 / (2·cos(θ/2)), Linear's are 1/2, so that the gap is
-    (1 / (2·cos(θ/2)) - 1/2)·(base + tuned). As in `slerp` the two are one where |cos θ| > 0.9995 or a vector is zero.
+    Both of SLERP's weights are sin(θ/2) / sin θ = 1 / (2·cos(θ/2)), Linear's are 1/2, so that the gap is (1 /
+    (2·cos(θ/2)) - 1/2)·(base + tuned). As in `slerp`, the gap is zero if |cos θ| > 0.9995 or a vector is zero.
     """
     lengths = math.sqrt(base_square) * math.sqrt(tuned_square)
     cosine = product / lengths if lengths > 0 else 1.0
-    if not abs(cosine) <= PARALLEL:  # nor for what is not a number
+    if not abs(cosine) <= PARALLEL:  # also true for NaN
         return 0.0
     excess = 1 / (2 * math.sqrt((1 + cosine) / 2)) - 0.5
     return excess * excess * (base_square + tuned_square + 2 * product)
 
 
 def rank_of_product(a: np.ndarray, b: np.ndarray) -> float | None:
-    """The effective rank (Σσ²)² / Σσ⁴ of B·A, from its factors: tr(M)² / tr(M²), M = (BᵀB)(AAᵀ).
+    """Return the effective rank (Σσ²)² / Σσ⁴ of B·A from its factors: tr(M)² / tr(M²), M = (BᵀB)(AAᵀ).
 
     Args:
         a: Shape (r, in).
@@ -309,7 +311,7 @@ def rank_of_product(a: np.ndarray, b: np.ndarray) -> float | None:
 
 @functools.lru_cache(maxsize=4)  # a model has few widths
 def _probes(columns: int) -> Tensor:
-    """Gaussian probes, shape (columns, 64), always the same."""
+    """Return Gaussian probes, shape (columns, 64), always the same."""
     return torch.randn(columns, NUM_PROBES, generator=torch.Generator().manual_seed(0))
 
 
@@ -318,13 +320,13 @@ def _is_matrix(shape: Sequence[int]) -> bool:
 
 
 def _num_same(first: Tensor, second: Tensor) -> int:
-    """How many elements have the same bits."""
+    """Count the elements with the same bits."""
     whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[first.element_size()]
     return int(np.count_nonzero(first.view(whole).numpy() == second.view(whole).numpy()))
 
 
 def _in_order(function: Callable[[_Piece], _Part], pieces: Iterable[_Piece], workers: int | None) -> Iterator[_Part]:
-    """The parts in the order of the pieces, from threads that each compute alone, two for each under way at a time."""
+    """Yield the parts in the order of the pieces, from threads that each compute alone, two under way per thread."""
     count = workers or max(1, min(MAX_WORKERS, os.cpu_count() or 1))
     before = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -31,8 +31,8 @@ class Written(NamedTuple):
     """A merged model on disk.
 
     Attributes:
-        directory: Where it is.
-        rounding_loss: The share of the change that its dtype lost (see `RoundingLoss`), if it can be told.
+        directory: The model's folder.
+        rounding_loss: The share of the change that its dtype lost (see `RoundingLoss`), if known.
     """
 
     directory: Path
@@ -68,19 +68,19 @@ def write_all(
 
     Args:
         outputs: Directory to variant; the variants differ in λ alone.
-        max_shard_bytes: Of a shard's tensors; 5 GB if not given.
-        sha256: Whether the card also names the files' SHA-256, which takes longer than the merge.
-        workers: Threads.
-        replace: Whether models that backmerge wrote in these directories are replaced.
-        advance: Progress callback for the elements that are done.
-        add_files: Writes what else belongs to a merge, such as a model card, into its folder before that appears in its
-            place.
-        verify: Checks the last one before any appears in its place; all come from one pass.
+        max_shard_bytes: Largest size of a shard's tensors; by default 5 GB.
+        sha256: Whether the card also lists the files' SHA-256, which takes longer than the merge.
+        workers: Number of threads.
+        replace: Whether to replace models that backmerge wrote in these directories.
+        advance: Progress callback; gets the number of finished elements.
+        add_files: Writes other files of a merge, such as a model card, into its folder before the folder is moved into
+        place.
+        verify: Checks the last one before any is moved into place; all come from one pass.
 
     Raises:
         MergeError: see `Merge` and `Merge.merged`; or what `verify` raises.
         CheckpointError: the disk has not enough room, or cannot be written to.
-        RunError: something is at one of the directories, or appeared there meanwhile.
+        RunError: one of the directories exists, or was made by another process meanwhile.
     """
     merge = Merge(list(outputs.values()))
     try:
@@ -119,7 +119,7 @@ def write_all(
 
 
 def damage_of_merged(directory: Path) -> str | None:
-    """Return how a merged model on disk differs from what was written, or `None` if it does not; reads all of it."""
+    """Return how a merged model on disk differs from what was written, or `None`; reads all of it."""
     damage = damage_of(directory)
     if damage is not None:
         return damage
@@ -131,7 +131,7 @@ def damage_of_merged(directory: Path) -> str | None:
 
 
 def _name_dtype(directory: Path, variant: Variant) -> None:
-    """Let the configuration say in which dtype the tensors now are."""
+    """Record the dtype of the tensors in the configuration."""
     if variant.dtype is None:
         return
     config = read_json(directory / "config.json")
@@ -173,11 +173,10 @@ KEPT = 64 << 20  # bytes
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep up to 64 MB that is freed, rather than give it back and fault it in again for every block.
+    """Let glibc keep up to 64 MB of freed memory, rather than return it and fault it in again for every block.
 
     The temporaries of a block are some megabytes; without this, up to a third of a merge's CPU time goes to clearing
-    their pages. It holds for the whole process, and so is for a command to ask for; elsewhere than on glibc it does
-    nothing.
+    their pages. It applies to the whole process, so the command must request it; without glibc it does nothing.
     """
     with contextlib.suppress(AttributeError, OSError):
         libc = ctypes.CDLL(None)

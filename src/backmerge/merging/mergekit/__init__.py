@@ -1,1 +1,1 @@
-"""mergekit's YAML, for those who have some."""
+"""Read mergekit's YAML files."""

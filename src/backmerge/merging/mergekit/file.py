@@ -1,4 +1,4 @@
-"""A mergekit file, read and checked; nothing is opened but the configuration of models whose layers it counts."""
+"""Read and check a mergekit file; nothing is opened except the configuration of models whose layers it counts."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from backmerge.registry import closest
 TOP_KEYS = ("merge_method", "base_model", "models", "slices", "parameters", "dtype", "out_dtype", "tokenizer_source",
             "chat_template")  # fmt: skip
 NOT_TAKEN = {
-    "modules": "merging modules of a model apart",
+    "modules": "merging modules of a model separately",
     "tokenizer": "building another tokenizer",
 }
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
-# what each method takes there: parameters of a model, and of the merge
+# what each method takes in mergekit: parameters of a model, and of the merge
 TASK_VECTORS = {
     "task_arithmetic": (),
     "ties": ("density",),
@@ -48,23 +48,23 @@ TAKEN: Mapping[str, tuple[str, ...]] = {
     "anchored": ("lambda", "ridge"),  # ours, not mergekit's
     **{name: ("weight", "lambda", "normalize", "rescale", "int8_mask", *own) for name, own in TASK_VECTORS.items()},
 }
-# parameters of which only mergekit's own default can be had here
+# parameters that are supported only with mergekit's own default
 FIXED: Mapping[str, Any] = {
     "filter_wise": False, "nuslerp_flatten": True, "nuslerp_row_wise": False, "normalize_weights": True, "eps": 1e-8,
     "max_iter": 10, "tol": 1e-5,
 }  # fmt: skip
-# what each model has its own value of; all else mergekit reads from the merge's parameters alone
+# parameters with a value for each model; mergekit reads all others from the merge's parameters alone
 PER_MODEL = ("weight", "density", "epsilon", "gamma")
 SWITCHES = ("normalize", "rescale", "int8_mask", "filter_wise", "nuslerp_flatten", "nuslerp_row_wise",
             "normalize_weights")  # fmt: skip
-SEVERAL_BY_ANOTHER = ("linear", "dare_linear")  # methods of one tuned model here, whose sum of several another makes
+SEVERAL_BY_ANOTHER = ("linear", "dare_linear")  # take one tuned model here; another method makes the sum of several
 RESCALED = ("dare_linear", "dare_ties", "della", "della_linear")
 NORMALISED = ("ties", "della")  # by default
 DEFAULTS = {"density": 1.0, "epsilon": 0.15, "gamma": 0.01}  # mergekit's
 
 
 class Scope(NamedTuple):
-    """Parameters, and the place in the file where they stand."""
+    """Parameters, and their place in the file."""
 
     values: Mapping[str, Any]
     place: KeyPath
@@ -80,7 +80,7 @@ class Source:
 
     @property
     def adapter(self) -> str | None:
-        """With mergekit's `BASE+LORA`, the second."""
+        """The adapter in mergekit's `BASE+LORA`."""
         return self.model.partition("+")[2] or None
 
 
@@ -89,15 +89,15 @@ class MergekitRecipe:
     """A file's content, checked, with nothing opened yet.
 
     Attributes:
-        method: Its name, here as there.
-        base: Our base: theirs, or where they need none, the first model.
+        method: Its name, the same here and in mergekit.
+        base: Our base: mergekit's, or the first model if the method needs none there.
         sources: The other models, in order.
         base_source: The base's own entry, if it has one.
-        parameters: Those of the merge; the first that gives a tensor a value counts.
-        dtype: Of the result, as safetensors names it; nothing for the base's own.
+        parameters: Parameters of the merge; the first that gives a tensor a value counts.
+        dtype: The result's dtype, as safetensors names it; `None` for the base's own.
         tokenizer_from: The side that the tokenizer is taken from.
-        notes: What a person should know, in sentences.
-        document: Where all this was read, for messages.
+        notes: Differences that a user should know, in sentences.
+        document: The file, for messages.
     """
 
     method: str
@@ -112,17 +112,17 @@ class MergekitRecipe:
 
 
 def read_mergekit(document: Document) -> MergekitRecipe:
-    """What a file says, checked.
+    """Read and check a file.
 
     Raises:
-        ConfigError: it says something that cannot be had here; the message names key and line.
+        ConfigError: it has something that is not supported; the message names key and line.
     """
     for key in document.values:
         if key in NOT_TAKEN:
-            raise refusal(document, (key,), f"{NOT_TAKEN[key]} is not done here", "leave it away, or use mergekit.")
+            raise refusal(document, (key,), f"{NOT_TAKEN[key]} is not supported", "remove it, or use mergekit.")
         if key not in TOP_KEYS:
             raise refusal(document, (key,), f"unknown key{closest(str(key), TOP_KEYS)}", "mergekit would ignore it.")
-    # null is as good as left away, there as here
+    # null means the same as no key, here and in mergekit
     document = replace(document, values={key: value for key, value in document.values.items() if value is not None})
     method = _method(document)
     listed, shared = _sources(document, method)
@@ -137,16 +137,16 @@ def read_mergekit(document: Document) -> MergekitRecipe:
 
 def _method(document: Document) -> str:
     if "merge_method" not in document.values:
-        raise ConfigError(f"{document.source}: 'merge_method' is missing", remedy=f"one of: {', '.join(TAKEN)}.")
+        raise ConfigError(f"{document.source}: 'merge_method' is missing", remedy=f"give one of: {', '.join(TAKEN)}.")
     method = str(document.values["merge_method"])
     if method not in TAKEN:
         hint, known = closest(method, TAKEN), ", ".join(TAKEN)
-        raise refusal(document, ("merge_method",), f"'{method}' is not here{hint}", f"one of: {known}.")
+        raise refusal(document, ("merge_method",), f"'{method}' is not supported{hint}", f"give one of: {known}.")
     return method
 
 
 def _base(document: Document, method: str, listed: Sequence[Source]) -> str:
-    """Our base: theirs, or the first model for methods that need none."""
+    """Return our base: mergekit's, or the first model for methods that need none."""
     base: Any
     place: KeyPath
     if "base_model" in document.values:
@@ -156,25 +156,23 @@ def _base(document: Document, method: str, listed: Sequence[Source]) -> str:
     else:
         raise ConfigError(f"{document.source}: {method} needs a 'base_model'", remedy="name the model that was tuned.")
     if not isinstance(base, str):
-        raise refusal(document, place, f"{base!r} is no folder or hub id", "such as base_model: ./base.")
+        raise refusal(document, place, f"{base!r} is not a folder or hub id", "such as base_model: ./base.")
     if "+" in base:
-        raise refusal(
-            document, place, f"'{base}' is an adapter, and would be the base", "name the model under it as base_model."
-        )
+        raise refusal(document, place, f"'{base}' is an adapter and cannot be the base", "name the model under it.")
     return base
 
 
 def _check_models(
     document: Document, method: str, base: str, base_source: Source | None, others: Sequence[Source]
 ) -> None:
-    """As many tuned models as the method takes, and adapters on the base alone."""
+    """Check that there are as many tuned models as the method takes, and adapters on the base alone."""
     if not others:
-        raise ConfigError(f"{document.source}: there is no model but the base", remedy="list the tuned models.")
+        raise ConfigError(f"{document.source}: there is no model other than the base", remedy="list the tuned models.")
     if "slices" in document.values and base_source is None:
         raise refusal(
             document,
             ("base_model",),
-            "it is not among the sources of the slice, from which mergekit would merge without it",
+            "it is not among the sources of the slice, so mergekit would merge without it",
             "add it to the sources, or list 'models' instead.",
         )
     least, most = (1, None) if method in SEVERAL_BY_ANOTHER else find_method(method).num_tuned
@@ -183,9 +181,9 @@ def _check_models(
         raise refusal(
             document,
             others[-1].place[:-1],
-            f"{method} takes {takes} besides the base '{base}', and {len(others)} "
+            f"{method} takes {takes} in addition to the base '{base}', but {len(others)} "
             f"{'is' if len(others) == 1 else 'are'} listed",
-            "list as many.",
+            "list that number.",
         )
     for source in others:
         if source.model.count("+") > 1:
@@ -195,12 +193,12 @@ def _check_models(
                 document,
                 (*source.place, "model"),
                 f"an adapter must be on the base, which is '{base}'",
-                "bake it first otherwise.",
+                "or merge it into its own base first.",
             )
 
 
 def _sources(document: Document, method: str) -> tuple[list[Source], tuple[Scope, ...]]:
-    """The models that are listed, and the merge's own parameters, those of a single slice before the file's."""
+    """Return the listed models and the merge's own parameters, with those of a single slice before the file's."""
     values = document.values
     shared = [_parameters(document, ("parameters",), values.get("parameters"), method)]
     if ("models" in values) == ("slices" in values):
@@ -210,21 +208,21 @@ def _sources(document: Document, method: str) -> tuple[list[Source], tuple[Scope
     if "slices" in values:
         slices = values["slices"]
         if not isinstance(slices, list) or len(slices) != 1 or not isinstance(slices[0], dict):
-            raise refusal(document, ("slices",), "one slice is taken here, over whole models", "list 'models' instead.")
+            raise refusal(document, ("slices",), "only one slice is supported", "list 'models' instead.")
         for key in ("base_model", "residual_weight"):
             if key in slices[0]:
-                raise refusal(document, ("slices", 0, key), "a slice has none of its own here", "leave it away.")
+                raise refusal(document, ("slices", 0, key), "a slice cannot have its own here", "remove it.")
         _check_keys(document, ("slices", 0), slices[0], ("sources", "parameters"))
         at, listed = ("slices", 0, "sources"), slices[0].get("sources")
         shared.insert(0, _parameters(document, ("slices", 0, "parameters"), slices[0].get("parameters"), method))
     if not isinstance(listed, list) or not listed or not all(isinstance(entry, dict) for entry in listed):
-        raise refusal(document, at, "no list of models", "such as - model: ./tuned.")
+        raise refusal(document, at, "it is not a list of models", "such as - model: ./tuned.")
     found = []
     for number, entry in enumerate(listed):
         place = (*at, number)
         _check_keys(document, place, entry, ("model", "parameters", "layer_range"))
         if not isinstance(entry.get("model"), str):
-            raise refusal(document, place, "'model' is missing, or no folder or hub id", "such as model: ./tuned.")
+            raise refusal(document, place, "'model' is missing or is not a folder or hub id", "such as model: ./tuned.")
         if "layer_range" in entry:
             _check_whole(document, place, entry["model"], entry["layer_range"])
         own = _parameters(document, (*place, "parameters"), entry.get("parameters"), method, is_of_model=True)
@@ -237,14 +235,14 @@ def _sources(document: Document, method: str) -> tuple[list[Source], tuple[Scope
 
 
 def _check_whole(document: Document, place: KeyPath, model: str, layers: Any) -> None:
-    """A slice must be the whole model: layers cannot be dropped or moved here."""
+    """Check that a slice is the whole model: layers cannot be dropped or moved here."""
     config = read_json(locate_model(model.partition("+")[0]) / "config.json")
     if layers != [0, config.get("num_hidden_layers")]:
         raise refusal(
             document,
             (*place, "layer_range"),
             f"{layers} is not the whole of {model}, which has {config.get('num_hidden_layers')} layers",
-            "merge whole models: layers are not dropped or moved here.",
+            "merge whole models: layers cannot be dropped or moved here.",
         )
 
 
@@ -252,20 +250,20 @@ def _parameters(document: Document, at: KeyPath, given: Any, method: str, *, is_
     if given is None:
         return Scope({}, at)
     if not isinstance(given, dict):
-        raise refusal(document, at, "no mapping of parameters", "such as {weight: 0.5}.")
+        raise refusal(document, at, "it is not a mapping of parameters", "such as {weight: 0.5}.")
     values = {name: _with_numbers(value) for name, value in given.items()}
     for name, value in values.items():
         place = (*at, name)
         if name not in TAKEN[method]:
             takes = ", ".join(TAKEN[method]) or "none"
             raise refusal(
-                document, place, f"{method} has none here{closest(str(name), TAKEN[method])}", f"it takes {takes}."
+                document, place, f"{method} has no such key{closest(str(name), TAKEN[method])}", f"it takes {takes}."
             )
         if is_of_model and name not in PER_MODEL:
             raise refusal(
                 document,
                 place,
-                "it is one for all models; mergekit would ignore it here",
+                "all models share it; mergekit would ignore it here",
                 "move it to the 'parameters' of the file.",
             )
         _check_value(document, place, name, value, method)
@@ -274,17 +272,17 @@ def _parameters(document: Document, at: KeyPath, given: Any, method: str, *, is_
 
 def _check_value(document: Document, place: KeyPath, name: str, value: Any, method: str) -> None:
     if name in FIXED and value != FIXED[name]:
-        raise refusal(document, place, f"{value} cannot be had here", f"only {FIXED[name]}, mergekit's default.")
+        raise refusal(document, place, f"{value} is not supported", f"give {FIXED[name]}, mergekit's default.")
     if name == "rescale" and value is not (method in RESCALED):
-        raise refusal(document, place, f"{value} cannot be had here", f"only {method in RESCALED}, the default.")
+        raise refusal(document, place, f"{value} is not supported", f"give {method in RESCALED}, the default.")
     if name not in SWITCHES:
         _check_setting(document, place, value)
     elif not isinstance(value, bool):
-        raise refusal(document, place, "expected true or false", "it is one for all tensors here.")
+        raise refusal(document, place, "expected true or false", "all tensors share it.")
 
 
 def _with_numbers(value: Any) -> Any:
-    """A setting with numbers where YAML sees words: to YAML 1.1, 1e-5 is one; mergekit takes it for the number."""
+    """Convert words to numbers as mergekit does: YAML 1.1 reads 1e-5 as a word."""
     if isinstance(value, str) and NUMBER.fullmatch(value):
         return float(value)
     if isinstance(value, list):
@@ -295,7 +293,7 @@ def _with_numbers(value: Any) -> Any:
 
 
 def conditions_of(value: Any) -> list[Mapping[str, Any]] | None:
-    """The values with filters that a parameter consists of; nothing for a number or a gradient."""
+    """Return the values with filters that a parameter consists of; `None` for a number or a gradient."""
     if isinstance(value, Mapping):
         return [value]
     is_list = isinstance(value, list) and bool(value) and all(isinstance(item, Mapping) for item in value)
@@ -313,17 +311,17 @@ def _check_setting(document: Document, place: KeyPath, value: Any) -> None:
         if "value" not in condition:
             raise refusal(document, row, "a condition has no 'value'", "such as {filter: mlp, value: 0.5}.")
         if not isinstance(condition.get("filter"), str | None):
-            raise refusal(document, (*row, "filter"), "no part of a tensor's name", "such as filter: mlp.")
+            raise refusal(document, (*row, "filter"), "it is not a part of a tensor's name", "such as filter: mlp.")
         _check_plain(document, (*row, "value"), condition["value"])
 
 
 def _check_plain(document: Document, place: KeyPath, value: Any) -> None:
-    """A number, or a gradient of them."""
+    """Check that a value is a number or a gradient of numbers."""
     if isinstance(value, list):
         if not value or not all(_is_number(item) for item in value):
-            raise refusal(document, place, f"{value} is no gradient", "a gradient is a list of numbers.")
+            raise refusal(document, place, f"{value} is not a gradient", "a gradient is a list of numbers.")
     elif not _is_number(value):
-        raise refusal(document, place, f"{value!r} is no number", "such as 0.5.")
+        raise refusal(document, place, f"{value!r} is not a number", "such as 0.5.")
 
 
 def _is_number(value: Any) -> bool:
@@ -331,24 +329,24 @@ def _is_number(value: Any) -> bool:
 
 
 def _tokenizer_from(document: Document, base: str, others: Sequence[Source]) -> Side:
-    """The side that the tokenizer is taken from: the base if the file does not say, as in mergekit."""
+    """Return the side that the tokenizer comes from: the base if the file does not say, as in mergekit."""
     source = document.values.get("tokenizer_source", "base")
     of_tuned = [others[0].model] if others else []
     if source not in ("base", base, *of_tuned):
         raise refusal(
             document,
             ("tokenizer_source",),
-            f"'{source}' is not done here",
+            f"'{source}' is not supported",
             "the tokenizer is the base's or that of the first tuned model: name one of the two.",
         )
     template = document.values.get("chat_template", "auto")
     if template != "auto":
-        raise refusal(document, ("chat_template",), "another template is not put in", "the base's is kept: auto.")
+        raise refusal(document, ("chat_template",), "another template is not supported", "give auto.")
     return "base" if source in ("base", base) else "tuned"
 
 
 def _dtype(document: Document) -> str | None:
-    """Of the result: theirs is `out_dtype`, or else the dtype that they compute in."""
+    """Return the result's dtype: mergekit's `out_dtype`, or else the dtype that it computes in."""
     return _dtype_named(document, "out_dtype") or _dtype_named(document, "dtype")
 
 
@@ -358,33 +356,31 @@ def _dtype_named(document: Document, key: str) -> str | None:
     name = str(document.values[key]).removeprefix("torch.")
     if name not in MERGED_DTYPES:
         known = ", ".join(MERGED_DTYPES)
-        raise refusal(document, (key,), f"'{name}' is unknown{closest(name, MERGED_DTYPES)}", f"{known}.")
+        raise refusal(document, (key,), f"'{name}' is unknown{closest(name, MERGED_DTYPES)}", f"known: {known}.")
     return MERGED_DTYPES[name]
 
 
 def _notes(document: Document, method: str, others: Sequence[Source], shared: Sequence[Scope]) -> tuple[str, ...]:
     notes = []
     if _dtype_named(document, "dtype") in ("BF16", "F16"):
-        notes.append("arithmetic is in float32 here, whatever 'dtype' says; results may differ in their last bit")
+        notes.append("arithmetic is always in float32 here, not in 'dtype'; results may differ in the last bit")
     if method in RESCALED:
-        notes.append("what is kept is rescaled by its probability here, as in the paper, and masks depend on --seed")
+        notes.append("kept elements are rescaled by their probability, as in the paper, and masks depend on --seed")
     if method == "anchored":
         notes.append("anchored is a method of backmerge: mergekit does not read this file")
     if method == "dare_linear" and len(others) > 1:
-        notes.append("dare_linear of several models is done as della_linear with epsilon 0, which is the same sum")
+        notes.append("dare_linear of several models is computed as della_linear with epsilon 0, which is the same sum")
     if "base_model" not in document.values:
         notes.append("config and tokenizer are those of the first model; mergekit takes any")
     if document.values.get("chat_template") == "auto":
-        notes.append(
-            "the chat template is the base's here; mergekit's 'auto' takes the one that most of the models have"
-        )
+        notes.append("the chat template is the base's here; mergekit's 'auto' takes the one that most models have")
     if any(scope.values.get("int8_mask") for scope in shared):
-        notes.append("int8_mask has no meaning here")
+        notes.append("int8_mask has no effect here")
     return tuple(notes)
 
 
 def scopes_of(recipe: MergekitRecipe) -> Iterator[Scope]:
-    """All places of a file that hold parameters."""
+    """Yield all places of a file that contain parameters."""
     yield from recipe.parameters
     for source in (recipe.base_source, *recipe.sources):
         if source is not None:
@@ -398,7 +394,7 @@ def _check_keys(document: Document, at: KeyPath, given: Mapping[str, Any], known
 
 
 def refusal(document: Document, at: KeyPath, what: str, remedy: str) -> ConfigError:
-    """The error that names a key, its line and what to do."""
+    """Return the error that names a key, its line and what to do."""
     line = next((document.lines[at[:end]] for end in range(len(at), 0, -1) if at[:end] in document.lines), None)
     where = f", line {line}" if line else ""
     return ConfigError(f"{document.source}{where}: '{'.'.join(map(str, at))}': {what}", remedy=remedy)

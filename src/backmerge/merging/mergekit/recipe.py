@@ -1,4 +1,4 @@
-"""mergekit's YAML as a recipe of ours: what can be said in both is reused, all else is refused by name.
+"""Turn mergekit's YAML into a recipe: settings that have an equivalent are kept, all others are refused by name.
 
     merge_method: ties
     base_model: meta-llama/Meta-Llama-3-8B-Instruct
@@ -11,7 +11,7 @@
         - {value: 0.8}
     dtype: bfloat16
 
-Semantics are those of mergekit 0.1.5; where ours differ on purpose, a note says so.
+Semantics are those of mergekit 0.1.5; a note says where ours differ on purpose.
 """
 
 from __future__ import annotations
@@ -43,24 +43,24 @@ from backmerge.merging.methods.anchored import RIDGE
 from backmerge.merging.recipe import Variant
 from backmerge.merging.schedule import REST, Layers, value_at
 
-NEARLY_ONE = 1e-7  # what a sum of weights may be off 1: about one float32 ulp
+NEARLY_ONE = 1e-7  # allowed distance of a sum of weights from 1: about one float32 ulp
 
 
 def variant_from_mergekit(path: Path, *, seed: int = 0) -> Variant:
-    """The recipe of a mergekit file, with its models opened.
+    """Return the recipe of a mergekit file, with its models opened.
 
     Raises:
-        ConfigError: the file says something that cannot be had here; the message names key and line.
+        ConfigError: the file has something that is not supported; the message names key and line.
         CheckpointError: a model cannot be opened.
     """
     return opened(read_mergekit(load_yaml(path)), seed=seed)
 
 
 def opened(recipe: MergekitRecipe, *, seed: int = 0) -> Variant:
-    """The variant that a recipe describes.
+    """Return the variant that a recipe describes.
 
     Raises:
-        ConfigError: its weights add up to nothing, or its values are of another kind.
+        ConfigError: its weights add up to zero, or its values are of another kind.
         CheckpointError: a model cannot be opened.
     """
     base = Checkpoint(locate_model(recipe.base))
@@ -78,7 +78,7 @@ def opened(recipe: MergekitRecipe, *, seed: int = 0) -> Variant:
 
 
 def _settings(recipe: MergekitRecipe, layers: Layers) -> tuple[str, Any, dict[str, Any]]:
-    """Our method, λ and parameters."""
+    """Return our method, λ and parameters."""
     method, sources = recipe.method, recipe.sources
 
     def of(source: Source | None, name: str, default: Any = None) -> Any:
@@ -107,24 +107,24 @@ def _settings(recipe: MergekitRecipe, layers: Layers) -> tuple[str, Any, dict[st
 
 
 def _of_one_tuned(method: str, given: Any, ridge: Any) -> tuple[str, Any, dict[str, Any]]:
-    """The methods with one number for base and tuned model: λ itself, or a limit."""
+    """Return the settings of methods with one number for base and tuned model: λ itself, or a limit."""
     if method == "nearswap":
         return method, 1.0, {"t": given}
     return method, given, {"ridge": ridge} if method == "anchored" else {}
 
 
 def _drops(densities: Sequence[Any]) -> list[Any]:
-    """The share that mergekit keeps as our probability to drop; above 1 it keeps all, as 1 does."""
+    """Turn the share that mergekit keeps into our probability to drop; above 1 it keeps all, as 1 does."""
     return [_each_number(setting, lambda kept: max(0.0, 1 - kept)) for setting in densities]
 
 
 def _linear(recipe: MergekitRecipe, weights: Sequence[Any], layers: Layers) -> tuple[str, Any, dict[str, Any]]:
-    """Weights as shares of their sum: of one tuned model λ, else the weights of the deltas, which is the same sum.
+    """Return weights as shares of their sum: λ for one tuned model, else the deltas' weights, which is the same sum.
 
     Args:
-        recipe: For what it says of `normalize`.
+        recipe: Read for its `normalize`.
         weights: The base's, then those of the tuned models.
-        layers: Of the base.
+        layers: The base's layers.
     """
     is_normalized = bool(_setting(recipe, None, "normalize", default=True))
 
@@ -134,7 +134,7 @@ def _linear(recipe: MergekitRecipe, weights: Sequence[Any], layers: Layers) -> t
         if is_normalized and abs(total) < NO_WEIGHT:
             raise ConfigError(
                 f"{recipe.document.source}: the weights of '{name}' add up to zero, and are divided by their sum",
-                remedy="give others; mergekit would write NaN.",
+                remedy="give other weights; mergekit would write NaN.",
             )
         if not is_normalized and abs(total - 1) > NEARLY_ONE:
             place = next((scope.place for scope in recipe.parameters if "normalize" in scope.values), ())
@@ -142,7 +142,7 @@ def _linear(recipe: MergekitRecipe, weights: Sequence[Any], layers: Layers) -> t
                 recipe.document,
                 (*place, "normalize"),
                 f"the weights of '{name}' add up to {total:g}, which would scale the model",
-                "give weights that add up to 1, or leave 'normalize' away.",
+                "give weights that add up to 1, or remove 'normalize'.",
             )
         return [weight / total for weight in found[1:]]
 
@@ -156,7 +156,7 @@ def _linear(recipe: MergekitRecipe, weights: Sequence[Any], layers: Layers) -> t
 def _dare_linear(
     lam: Any, parameters: Mapping[str, Any], normalize: bool, layers: Layers
 ) -> tuple[str, Any, dict[str, Any]]:
-    """Of one model its weight is part of λ, or divided out; else DELLA without its range, which is the same sum."""
+    """Make one model's weight part of λ, or divide it out; several become DELLA with epsilon 0, the same sum."""
 
     def share(name: str) -> float:
         weight = float(value_at(parameters["weight"][0], name, layers))
@@ -170,16 +170,16 @@ def _dare_linear(
 
 
 def _simplified(by_tensor: Mapping[str, float]) -> Any:
-    """One number where all tensors have the same."""
+    """Return one number if all tensors have the same."""
     values = set(by_tensor.values())
     return values.pop() if len(values) == 1 else dict(by_tensor)
 
 
 def _setting(recipe: MergekitRecipe, source: Source | None, name: str, default: Any) -> Any:
-    """A parameter as a setting of ours: a model's own goes first, and where its filters leave off, the merge's.
+    """Return a parameter as a setting of ours: a model's own value comes first, then the merge's.
 
     Raises:
-        ConfigError: some tensors are left without a value, and there is no default.
+        ConfigError: some tensors have no value, and there is no default.
     """
     scopes: list[Scope] = [*([source.parameters] if source else []), *recipe.parameters]
     rows: dict[str, Any] = {}
@@ -210,12 +210,12 @@ def _each_number(setting: Any, change: Callable[[float], float]) -> Any:
 
 
 def _opened(source: Source, base: Checkpoint) -> Weights:
-    """A model, or with mergekit's `BASE+LORA` an adapter on the base."""
+    """Open a model, or an adapter on the base for mergekit's `BASE+LORA`."""
     return open_weights(locate_model(source.adapter or source.model), base)
 
 
 def _check_distinct(recipe: MergekitRecipe, base: Weights, tuned: Sequence[Weights]) -> None:
-    """Refuse a model that stands there twice under two names: it would count twice."""
+    """Refuse a model that is listed twice under two names: it would count twice."""
     seen = {base.directory.resolve(): recipe.base}
     for source, weights in zip(recipe.sources, tuned, strict=True):
         directory = weights.directory.resolve()
@@ -223,14 +223,14 @@ def _check_distinct(recipe: MergekitRecipe, base: Weights, tuned: Sequence[Weigh
             raise refusal(
                 recipe.document,
                 (*source.place, "model"),
-                f"'{source.model}' is '{seen[directory]}' by another name, and would count twice",
+                f"'{source.model}' is the same model as '{seen[directory]}' and would count twice",
                 "list each model once, and the base as in base_model.",
             )
         seen[directory] = source.model
 
 
 def _check_filters(recipe: MergekitRecipe, layers: Layers) -> None:
-    """Refuse a filter that is in no tensor's name: it is misspelt, and would do nothing."""
+    """Refuse a filter that is in no tensor's name: it is misspelt and would have no effect."""
     for scope in scopes_of(recipe):
         for name, value in scope.values.items():
             for number, condition in enumerate(conditions_of(value) or ()):

@@ -1,1 +1,1 @@
-"""One file per merge method: a pure function of tensors."""
+"""One file per merge method or family: pure functions of tensors."""

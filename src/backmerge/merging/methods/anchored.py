@@ -19,7 +19,7 @@ RIDGE = 0.01
 def through_inputs(
     guard_inputs: LayerInputs | None, task_inputs: LayerInputs | None, /, *, lam: float, ridge: float = RIDGE
 ) -> LamByDirection | None:
-    """λ by direction; `None` at the ends, and for a layer without statistics: one λ for all directions."""
+    """Return λ by direction; `None` at the ends and without statistics for a layer: then one λ for all directions."""
     if guard_inputs is None or lam in (0, 1):
         return None
     return lam_by_direction(guard_inputs, task_inputs, lam=lam, ridge=ridge)
@@ -44,22 +44,22 @@ def anchored(
 ) -> Tensor:
     """Base + lam·Δ·T·(lam·T + (1 - lam)·G)⁻¹: λ by direction; G: guard inputs, T: task inputs, or I without them.
 
-    Of all weights these act most like the base on the guard's inputs and most like the tuned model on the task's (on
-    all inputs alike, without task inputs), in the least squares weighted by 1 - lam and lam. G and T are second moments
-    of the layer's inputs, scaled to a mean diagonal of 1, with a ridge: (1 - ridge)·C + ridge·I. With white guard
-    inputs (C = I), or ridge 1, it is Linear. A tensor without statistics (embeddings, norms, biases, the head) is
+    Of all weights, these act most like the base on the guard's inputs and most like the tuned model on the task's (or
+    on all inputs alike, without task inputs), by least squares weighted with 1 - lam and lam. G and T are second
+    moments of the layer's inputs, scaled to a mean diagonal of 1, with a ridge: (1 - ridge)·C + ridge·I. With white
+    guard inputs (C = I), or ridge 1, it is Linear. A tensor without statistics (embeddings, norms, biases, the head) is
     merged linearly with lam.
 
     Args:
         base: Any shape; a layer with statistics is a matrix.
         tuned: Same shape.
-        guard_inputs: Of this layer, as the base sees them on guard prompts.
-        task_inputs: Of this layer, as the tuned model sees them on task rows.
+        guard_inputs: This layer's inputs when the base reads the guard prompts.
+        task_inputs: This layer's inputs when the tuned model reads the task rows.
         lam: Share of the tuned side, in [0, 1].
         ridge: Share of the identity in the second moments, in [1e-6, 1].
 
-    Source: with both, RegMean (Jin et al., arXiv 2212.09849, equation 1) of base and tuned, weighted; ours are the
-    guard as the base's side, the identity for the task's, and the ridge.
+    Source: with both, RegMean (Jin et al., arXiv 2212.09849, equation 1) of base and tuned, weighted. Ours are the
+    guard for the base's side, the identity for the task's, and the ridge.
     """
     if lam == 0:
         return base
@@ -69,5 +69,5 @@ def anchored(
     if by_direction is None:
         return interpolated(base, tuned, lam)
     delta = tuned - base
-    # −0.0 - 0.0 is −0.0: where nothing changes, the base's own bits
+    # −0.0 - 0.0 is −0.0: unchanged elements keep the base's bits
     return base - by_direction.of_delta(delta).neg_().add_(0.0)

@@ -1,4 +1,4 @@
-"""The Karcher mean of base and tuned models: the point of the sphere that is nearest to all of them."""
+"""The Karcher mean of base and tuned models: the point on the sphere that is nearest to all of them."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ MOST_STEPS = 10
 
 
 def karcher_shares(gram: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """The mean as a sum of the vectors: its share of each.
+    """Return the mean as a sum of the vectors: the share of each.
 
-    Riemannian gradient descent, on the shares rather than on the vectors, of which only the inner products matter. The
-    mean direction is scaled to the weighted mean length.
+    Riemannian gradient descent on the shares rather than on the vectors, since only the vectors' inner products matter.
+    The mean direction is scaled to the weighted mean length.
 
     Args:
         gram: Inner products of the vectors, shape (n, n).
-        weights: Of each, adding up to 1.
+        weights: Weight of each; they add up to 1.
     """
     lengths = np.sqrt(np.diag(gram))
     used = (lengths > TOLERANCE) & (weights > 0)
@@ -61,13 +61,13 @@ def karcher_shares(gram: np.ndarray, weights: np.ndarray) -> np.ndarray:
 def karcher(base: Tensor, tuned: Sequence[Tensor], statistics: Sequence[np.ndarray], /, *, lam: float) -> Tensor:
     """The Karcher mean of base (weight 1 - lam) and N tuned models (weight lam/N each), at their mean length.
 
-    With one tuned model this is SLERP of the directions. λ=0 is the base, and λ=1 with one tuned model that model, bit
-    for bit. mergekit's `karcher` has no base and weighs all models alike: that is λ = N / (N + 1). Each tensor is taken
-    as one vector.
+    With one tuned model this is SLERP of the directions. λ=0 is the base bit for bit; with one tuned model, λ=1 is that
+    model bit for bit. mergekit's `karcher` has no base and weighs all models alike: that is λ = N / (N + 1). Each
+    tensor is taken as one vector.
 
     Args:
         base: Any shape.
-        tuned: One model or more, in the same shape.
+        tuned: One model or more, of the same shape.
         statistics: Inner products of the whole tensors, the base's first.
         lam: Share of the tuned side, in [0, 1].
 

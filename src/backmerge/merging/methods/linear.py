@@ -11,20 +11,20 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-NEAR = 2.0**-10  # to an end; there float32's 2^-24 would be seen in the change
+NEAR = 2.0**-10  # distance from an end within which float32's 2^-24 would be visible in the change
 
 
 def coefficients(gram: np.ndarray, /, *, lam: float) -> list[float]:  # noqa: ARG001 - needs no angles
-    """The delta's share: λ."""
+    """Return the delta's share: λ."""
     return [lam]
 
 
 def interpolated(base: Tensor, tuned: Tensor, lam: float) -> Tensor:
-    """(1 - lam)·base + lam·tuned, for any λ; where both agree, bit for bit what they are.
+    """Return (1 - lam)·base + lam·tuned for any λ; elements that agree keep their bits.
 
-    The delta is subtracted from the nearer end, since `-0.0 + lam·0.0` is 0.0, and `-0.0 - lam·0.0` is −0.0. Of 16-bit
-    floats torch's lerp makes the same in one kernel, in float32 and rounded once: it does so from a weight of a half
-    on (below, it adds), and holds the weight in float32, too coarse very near an end.
+    The delta is subtracted from the nearer end, since `-0.0 + lam·0.0` is 0.0 and `-0.0 - lam·0.0` is −0.0. For 16-bit
+    floats torch's lerp does the same in one kernel, in float32 and rounded once. It subtracts from a weight of one half
+    upwards (below that it adds), and keeps the weight in float32, which is too coarse very near an end.
     """
     if lam == 1:
         return tuned

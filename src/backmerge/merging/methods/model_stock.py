@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-LEAST = 1e-6  # of a product of norms, and of the denominator
+LEAST = 1e-6  # smallest product of norms, and smallest denominator
 
 
 def coefficients(gram: np.ndarray, /) -> list[float]:
-    """The share t / N for each delta, t = N·cosθ / (1 + (N - 1)·cosθ), cosθ the mean over pairs.
+    """Return the share t / N for each delta: t = N·cosθ / (1 + (N - 1)·cosθ), cosθ the mean over pairs.
 
     Args:
         gram: Inner products of the deltas, shape (N, N).
@@ -31,7 +31,7 @@ def coefficients(gram: np.ndarray, /) -> list[float]:
     ]
     cosine = math.fsum(cosines) / len(cosines)
     denominator = 1 + (count - 1) * cosine
-    # where the deltas cancel there is no finite estimate, and the base is kept
+    # if the deltas cancel out there is no finite estimate, and the base is kept
     ratio = 0.0 if abs(denominator) < LEAST else count * cosine / denominator
     return [ratio / count] * count
 
@@ -50,7 +50,7 @@ def model_stock(base: Tensor, tuned: Sequence[Tensor], statistics: Sequence[np.n
 
     Args:
         base: Any shape.
-        tuned: N ≥ 2 models, such as those of several seeds, in the same shape.
+        tuned: N ≥ 2 models of the same shape, such as those of several seeds.
         statistics: Inner products of the whole deltas.
 
     Source: Jang et al., Model Stock (arXiv 2403.19522), section 4.

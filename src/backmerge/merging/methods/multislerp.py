@@ -20,19 +20,19 @@ TINY = 1e-8
 
 
 def coefficients(gram: np.ndarray, /, *, lam: float = 1.0, weight: Sequence[float] = (1.0,)) -> list[float]:
-    """λ times each delta's share of the mean direction, scaled to the mean length.
+    """Return λ times each delta's share of the mean direction, scaled to the mean length.
 
     Args:
         gram: Inner products of the deltas, shape (tuned, tuned).
-        lam: What all are multiplied by.
-        weight: Of each tuned model; they are divided by their sum.
+        lam: Factor of all deltas.
+        weight: Weight of each tuned model; they are divided by their sum.
 
     Raises:
-        MergeError: the weights add up to nothing, or so do the directions.
+        MergeError: the weights, or the directions, add up to zero.
     """
     weights = np.array(for_each(weight, len(gram)))
     if abs(weights.sum()) < NO_WEIGHT:
-        raise MergeError("the weights of multislerp add up to zero", remedy="give others.")
+        raise MergeError("the weights of multislerp add up to zero", remedy="give other weights.")
     weights = weights / weights.sum()
     lengths = np.sqrt(np.diag(gram))
     shares = weights / (lengths + TINY)  # the mean of the unit vectors, in terms of the deltas
@@ -40,7 +40,7 @@ def coefficients(gram: np.ndarray, /, *, lam: float = 1.0, weight: Sequence[floa
     if length < TINY:
         if len(gram) > 2 and lengths.any():
             raise MergeError(
-                "the directions of the deltas add up to zero, so that there is none between them",
+                "the directions of the deltas add up to zero, so they have no mean direction",
                 remedy="give other weights.",
             )
         return [float(lam * one) for one in weights]
@@ -66,15 +66,15 @@ def multislerp(
 ) -> Tensor:
     """Base + lam · (Σ wᵢ·‖δᵢ‖) · m / ‖m‖, m = Σ wᵢ·δᵢ/‖δᵢ‖, δᵢ = tunedᵢ - base.
 
-    mergekit's formula goes on from there along the weighted mean of the tangents at m, which is zero; ours leaves that
-    step away. Each tensor is taken as one vector; two opposite deltas are interpolated linearly.
+    mergekit's formula then moves along the weighted mean of the tangents at m, which is zero; ours omits that step.
+    Each tensor is taken as one vector; two opposite deltas are interpolated linearly.
 
     Args:
         base: Any shape.
-        tuned: Two models or more, in the same shape.
+        tuned: Two models or more, of the same shape.
         statistics: Inner products of the whole deltas.
         lam: Scale of the merged delta, 0 or more.
-        weight: Of each tuned model; they are divided by their sum.
+        weight: Weight of each tuned model; they are divided by their sum.
 
     Raises:
         MergeError: the directions, or the weights, add up to zero.

@@ -14,17 +14,17 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-COLINEAR = 1e-16  # of 1 - cos²
+COLINEAR = 1e-16  # value of 1 - cos² below which two deltas count as parallel
 LEAST_LENGTH = 1e-7
 
 
 def coefficients(gram: np.ndarray, /, *, lam: float = 1.0, weight: Sequence[float] = (1.0,)) -> list[float]:
-    """λ times SLERP's weights of the two deltas.
+    """Return λ times SLERP's weights of the two deltas.
 
     Args:
         gram: Inner products of the deltas, shape (2, 2).
-        lam: What both are multiplied by.
-        weight: Of each tuned model; the second's share of their sum is SLERP's parameter.
+        lam: Factor of both deltas.
+        weight: Weight of each tuned model; the second's share of their sum is SLERP's parameter.
     """
     first, second = for_each(weight, 2)
     share = 0.5 if abs(first + second) < 1e-6 else second / (first + second)
@@ -53,16 +53,16 @@ def nuslerp(
     lam: float = 1.0,
     weight: Sequence[float] = (1.0,),
 ) -> Tensor:
-    """Base + lam · SLERP(tuned₁ - base, tuned₂ - base), at the second weight's share of both.
+    """Base + lam · SLERP(tuned₁ - base, tuned₂ - base), at the second model's share of the weights.
 
     Each tensor is taken as one vector.
 
     Args:
         base: Any shape.
-        tuned: Two models, in the same shape.
+        tuned: Two models of the same shape.
         statistics: Inner products of the whole deltas.
         lam: Scale of the merged delta, 0 or more.
-        weight: Of each tuned model.
+        weight: Weight of each tuned model.
 
     Source: mergekit's `nuslerp` with a base model and `nuslerp_flatten`, its defaults.
     """

@@ -1,4 +1,4 @@
-"""RESTA: add back, on top of a tuned model, what alignment had added to the base."""
+"""RESTA: add to a tuned model what alignment had added to the base."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def resta(
 ) -> Tensor:
     """Base + lam·(tuned - base) + beta·(base - unaligned).
 
-    Needs one more model, `unaligned`: the base without its alignment, such as the pretrained model before it, or the
-    base tuned to comply with harmful requests, as in the paper. With either in hand, no data are needed. With `drop`,
-    the tuned model's delta loses a random part first (the paper's RESTA_d), rescaled as in DARE.
+    Needs another model, `unaligned`: the base without its alignment, such as the pretrained model before it, or the
+    base tuned to comply with harmful requests, as in the paper. With either of them, no data are needed. With `drop`,
+    the tuned model's delta first loses a random part (the paper's RESTA_d), rescaled as in DARE.
 
     Args:
         base: The aligned model, any shape.

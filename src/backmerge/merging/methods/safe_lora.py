@@ -1,4 +1,4 @@
-"""Safe LoRA: where tuning leaves the directions of alignment, project its delta onto them."""
+"""Safe LoRA: project a delta onto the directions of alignment if tuning moved away from them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def projected(base: Tensor, delta: Tensor, unaligned: Tensor) -> Tensor | None:
-    """C·Δ with C = V·Vᵀ/‖V‖_F, V = base - unaligned; nothing where V or Δ is zero, or no matrix.
+    """Return C·Δ with C = V·Vᵀ/‖V‖_F, V = base - unaligned; `None` if V or Δ is zero or not a matrix.
 
     Args:
         base: Shape (out, in).
@@ -33,20 +33,20 @@ def projected(base: Tensor, delta: Tensor, unaligned: Tensor) -> Tensor | None:
     if length == 0:
         return None
     rows, columns = alignment.shape
-    # of the two ways to multiply, the one through the smaller square matrix
+    # of the two orders of multiplication, the one through the smaller square matrix
     moved = alignment @ alignment.T @ delta if rows <= columns else alignment @ (alignment.T @ delta)
     return moved / length
 
 
 def cosine(first: Tensor, second: Tensor) -> float:
-    """Of two tensors taken as vectors; 0 where one of them is zero."""
+    """Return the cosine of two tensors taken as vectors; 0 if one of them is zero."""
     products = _products(first, second)
     lengths = math.sqrt(products[0, 0]) * math.sqrt(products[1, 1])
     return float(products[0, 1]) / lengths if lengths > 0 else 0.0
 
 
 def _products(*tensors: Tensor) -> np.ndarray:
-    """Inner products of tensors taken as vectors, float64, block by block: no wide copies of the whole."""
+    """Return inner products of tensors taken as vectors, float64, block by block: no wide copy of the whole."""
     flat = [tensor.reshape(-1) for tensor in tensors]
     starts = range(0, max(flat[0].numel(), 1), BLOCK)
     parts = [gram([vector[start : start + BLOCK].double() for vector in flat]) for start in starts]
@@ -54,23 +54,23 @@ def _products(*tensors: Tensor) -> np.ndarray:
 
 
 def alignment_cosine(base: Tensor, tuned: Tensor, unaligned: Tensor, /) -> float:
-    """The cosine between a delta and its projection; NaN where there is none."""
+    """Return the cosine between a delta and its projection; NaN if there is no projection."""
     delta = tuned - base
     moved = projected(base, delta, unaligned)
     return math.nan if moved is None else cosine(moved, delta)
 
 
 def least_aligned(measured: Mapping[str, float], given: Mapping[str, Any]) -> Mapping[str, Any]:
-    """`num_layers` as thresholds that the tensors with the least cosines meet, and no others.
+    """Turn `num_layers` into thresholds that the tensors with the smallest cosines meet, and no others.
 
     Raises:
-        MergeError: `num_layers` is no number of tensors.
+        MergeError: `num_layers` is not a number of tensors.
     """
     count = given["num_layers"]
     if not isinstance(count, int) or count < 0:
         raise MergeError(f"num_layers is {count}, and must be a number of tensors", remedy="such as 10.")
     found = sorted((value, name) for name, value in measured.items() if not math.isnan(value))
-    # beyond the range of a cosine either way: always met, never met
+    # outside the range of a cosine on either side: always met, never met
     return {**given, "threshold": {**{name: 2.0 for _, name in found[:count]}, "rest": -2.0}}
 
 
@@ -90,11 +90,11 @@ def safe_lora(
     threshold: float = 0.5,
     num_layers: int | None = None,  # noqa: ARG001 - has become thresholds by then
 ) -> Tensor:
-    """Base + lam·C·Δ where cos(C·Δ, Δ) ≤ threshold, base + lam·Δ elsewhere; C = V·Vᵀ/‖V‖_F, V = base - unaligned.
+    """Base + lam·C·Δ if cos(C·Δ, Δ) ≤ threshold, else base + lam·Δ; C = V·Vᵀ/‖V‖_F, V = base - unaligned.
 
-    Needs one more model, `unaligned`: the pretrained model before alignment, in the paper's case Llama-2 next to
-    Llama-2-chat. No data are needed. Only matrices are projected; a delta of zero stays zero. C is not idempotent: the
-    paper's approximation of the projection, which also shortens.
+    Needs another model, `unaligned`: the pretrained model before alignment; in the paper Llama-2 for Llama-2-chat. No
+    data are needed. Only matrices are projected; a delta of zero stays zero. C is not idempotent: it is the paper's
+    approximation of the projection, which also shortens.
 
     Args:
         base: The aligned model, any shape.
@@ -102,9 +102,9 @@ def safe_lora(
         unaligned: Same shape.
         lam: Share of the tuned side, in [0, 1].
         threshold: Cosine up to which a delta is projected.
-        num_layers: Instead: project the so many tensors with the least cosines.
+        num_layers: If given, project this many tensors, those with the smallest cosines, instead of using `threshold`.
 
-    Source: Hsu et al., Safe LoRA (arXiv 2405.16833), section 3; ours projects any delta, LoRA or not.
+    Source: Hsu et al., Safe LoRA (arXiv 2405.16833), section 3; ours projects any delta, from LoRA or not.
     """
     delta = tuned - base
     moved = projected(base, delta, unaligned)

@@ -1,4 +1,4 @@
-"""SafeMERGE: merge only those layers back whose update leaves the directions of alignment."""
+"""SafeMERGE: merge back only the layers whose update leaves the directions of alignment."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ def safemerge(
     lam: float,
     threshold: float = 0.35,
 ) -> Tensor:
-    """Base + lam·Δ + (1 - lam)·Δ_safe where cos(C·Δ, Δ) < threshold, the tuned tensor elsewhere; C as in Safe LoRA.
+    """Base + lam·Δ + (1 - lam)·Δ_safe if cos(C·Δ, Δ) < threshold, else the tuned tensor; C as in Safe LoRA.
 
-    Needs one more model, `unaligned`: the pretrained model before alignment. With it alone no data are needed: the safe
+    Needs another model, `unaligned`: the pretrained model before alignment. With it alone no data are needed: the safe
     side is the base itself, Δ_safe = 0. The paper's safe side is a model tuned on safety data: give it as `safe`. Only
-    matrices are merged; all else is the tuned model's.
+    matrices are merged; all other tensors are the tuned model's.
 
     Args:
         base: The aligned model, any shape.
         tuned: Same shape.
         unaligned: Same shape.
-        safe: Same shape, or nothing for the base.
-        lam: Share of the tuned side in what is merged, in [0, 1].
+        safe: Same shape, or `None` for the base.
+        lam: Share of the tuned side in the merged tensors, in [0, 1].
         threshold: Cosine below which a tensor is merged.
 
     Source: Djuhera et al., SafeMERGE (arXiv 2503.17239).

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-# beyond this cosine the angle of two nearly parallel vectors is lost to cancellation, and the chord is taken for the
-# arc, as mergekit does
+# above this cosine the angle of two nearly parallel vectors is lost to cancellation, so the chord replaces the arc, as
+# in mergekit
 PARALLEL = 0.9995
 
 
@@ -23,8 +23,8 @@ PARALLEL = 0.9995
 def slerp(base: Tensor, tuned: Tensor, statistics: Sequence[np.ndarray], /, *, lam: float) -> Tensor:
     """sin((1 - lam)·θ)/sin θ · base + sin(lam·θ)/sin θ · tuned, θ the angle between the two.
 
-    The tensor is taken as one vector, whatever its shape; the weights apply to the vectors as they are, not to unit
-    vectors. At the size of LoRA deltas this is Linear but for about 0.1 %.
+    The tensor is taken as one vector, whatever its shape; the weights apply to the vectors themselves, not to unit
+    vectors. At the size of LoRA deltas this differs from Linear by about 0.1 %.
 
     Args:
         base: Any shape.

@@ -1,8 +1,8 @@
-"""The methods that thin out each model's delta and add up what is left: a table of sparsifier × consensus.
+"""The methods that sparsify each model's delta and add up the rest: a table of sparsifier × consensus.
 
-A sparsifier says what is left of one delta, a consensus how several deltas become one (`merging/consensus.py`). Each
-row of the table makes a method of the two, with the parameters of both. `dare_linear` is not a row: it takes one tuned
-model, and works on 16-bit tensors as they are stored.
+A sparsifier decides which elements of a delta are kept; a consensus combines several deltas into one
+(`merging/consensus.py`). Each row of the table makes a method of the two, with the parameters of both. `dare_linear` is
+not a row: it takes one tuned model, and works on 16-bit tensors as they are stored.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ COUNTS = "Counts of magnitudes over the whole tensor."
 
 
 class Sparsifier(NamedTuple):
-    """What is left of a delta.
+    """A rule for the elements of a delta that are kept.
 
     Attributes:
         function: `f(delta, number, ..., /, *, parameters) -> Tensor`, for the delta of one tuned model, which may be
-            overwritten, and the model's number. The data after it are those of methods (see `merging/method.py`).
-        about: What each of its data and parameters is, for the documentation.
+            overwritten, and the model's number. Then follow the data that methods may take (see `merging/method.py`).
+        about: A description of each of its data and parameters, for the documentation.
         raises: When it raises a `MergeError`, for the documentation.
-        cut: As a method's.
-        reductions: As a method's.
+        cut: See `Method`.
+        reductions: See `Method`.
     """
 
     function: Callable[..., Tensor]
@@ -60,19 +60,19 @@ class Sparsifier(NamedTuple):
     reductions: tuple[Reduction, ...] = ()
 
 
-def whole(delta: Tensor, number: int, /) -> Tensor:  # noqa: ARG001 - as sparsifiers are called
-    """All of the delta."""
+def whole(delta: Tensor, number: int, /) -> Tensor:  # noqa: ARG001 - the signature of sparsifiers
+    """Keep all of the delta."""
     return delta
 
 
 def ranks_of_largest(count: int, *, density: float = 0.2) -> list[int]:
-    """The rank of the smallest magnitude that is kept, ascending from 0, of `count` elements."""
+    """Return the rank of the smallest magnitude that is kept, ascending from 0, of `count` elements."""
     check_share("density", density)
     return [count - min(count, max(1, int(density * count)))]
 
 
 def largest(delta: Tensor, number: int, statistics: Sequence[np.ndarray], /, *, density: float = 0.2) -> Tensor:
-    """The `density` largest elements, at least one; by default the largest fifth, as in the paper of TIES."""
+    """Keep the `density` largest elements, at least one; by default the largest fifth, as in the paper of TIES."""
     if density <= 0:
         return delta.zero_()
     if density >= 1:
@@ -83,11 +83,11 @@ def largest(delta: Tensor, number: int, statistics: Sequence[np.ndarray], /, *, 
 
 
 def ranks_of_middle(count: int, *, density: float = 0.9, gamma: float = 0.01) -> list[int]:
-    """The ranks of the smallest and of the largest magnitude that are kept, ascending from 0, of `count` elements."""
+    """Return the ranks of the smallest and largest magnitude kept, ascending from 0, of `count` elements."""
     check_share("density", density)
     check_share("gamma", gamma)
     num_kept, num_top = int(density * count), int(gamma * count)
-    # fewer outliers go where otherwise too little would stay
+    # fewer outliers are dropped if otherwise too little would be kept
     num_bottom = max(0, count - num_kept - num_top)
     return [min(num_bottom, count - 1), max(0, min(num_bottom + num_kept, count) - 1)]
 
@@ -95,7 +95,7 @@ def ranks_of_middle(count: int, *, density: float = 0.9, gamma: float = 0.01) ->
 def middle(
     delta: Tensor, number: int, statistics: Sequence[np.ndarray], /, *, density: float = 0.9, gamma: float = 0.01
 ) -> Tensor:
-    """The delta without its `gamma` largest elements, and without as many of the smallest as leave `density` of it."""
+    """Drop the `gamma` largest elements, and as many of the smallest ones as leave `density` of the delta."""
     count = int(statistics[0][number].sum())
     if int(density * count) == 0:
         return delta.zero_()
@@ -107,25 +107,26 @@ def middle(
 
 
 def thinned(delta: Tensor, number: int, rng: TensorRandom, /, *, drop: float = 0.5) -> Tensor:
-    """DARE: each element is kept with probability 1 - drop, and divided by it."""
+    """DARE: keep each element with probability 1 - drop, and divide it by that."""
     check_drop(drop)
     return delta.mul_(rng.keeps(delta, 1 - drop, stream=number)).div_(1 - drop)
 
 
 def check_drop(drop: float) -> None:
-    """Refuse what is no probability, or leaves nothing.
+    """Refuse a value that is not a probability, or keeps nothing.
 
     Raises:
         MergeError: `drop` is outside [0, 1).
     """
     if not 0 <= drop < 1:
         raise MergeError(
-            f"drop is {drop}, and must be in [0, 1): what is kept is divided by 1 - drop", remedy="such as drop=0.5."
+            f"drop is {drop}, and must be in [0, 1): kept elements are divided by 1 - drop",
+            remedy="such as drop=0.5.",
         )
 
 
 def pruned(delta: Tensor, number: int, rng: TensorRandom, /, *, density: float = 0.5, epsilon: float = 0.15) -> Tensor:
-    """MAGPRUNE: each element is kept with a probability that rises with its rank in its row, and divided by it.
+    """MAGPRUNE: keep each element with a probability that rises with its rank in its row, and divide it by that.
 
     The smallest of a row is kept with probability density - epsilon, the largest with density + epsilon.
     """
@@ -196,15 +197,15 @@ def _method(
     """Make a method of a sparsifier and a consensus: base + consensus of what is left of the deltas.
 
     Args:
-        name: Of the method.
+        name: The method's name.
         sparsifier: Each of its parameters becomes one of the method, with a value for each tuned model.
         consensus: `summed` or `elected`.
         text: The docstring's first part.
         source: The docstring's last part.
         normalize: The default of that parameter.
-        coefficients: As a method's.
+        coefficients: See `Method`.
     """
-    # the first two are the delta and the number of its model
+    # the first two are the delta and its model's number
     extra_data = data_of(sparsifier.function)[2:]
     taken = inspect.signature(sparsifier.function).parameters
     defaults = {key: one.default for key, one in taken.items() if one.kind is one.KEYWORD_ONLY}
@@ -238,9 +239,9 @@ def _method(
     ]
     about = {
         "base": ANY_SHAPE,
-        "tuned": "One model or more, in the same shape.",
+        "tuned": "One model or more, of the same shape.",
         "lam": "Scale of the merged delta, 0 or more.",
-        "weight": "Of each tuned model.",
+        "weight": "Weight of each tuned model.",
         "normalize": f"Divide by the sum of the weights{' that agree' if consensus is elected else ''}.",
     } | dict(sparsifier.about)
     described = "".join(f"\n    {one.name}: {about[one.name]}" for one in parameters)
@@ -263,7 +264,7 @@ def _method(
 def coefficients(
     gram: np.ndarray, /, *, lam: float = 1.0, weight: Sequence[float] = (1.0,), normalize: bool = False
 ) -> list[float]:
-    """lam·wᵢ for each delta, divided by Σ wᵢ if asked for."""
+    """Return lam·wᵢ for each delta, divided by Σ wᵢ if `normalize` is set."""
     weights = for_each(weight, len(gram))
     divisor = sum(weights) if normalize and abs(sum(weights)) >= NO_WEIGHT else 1.0
     return [lam * one / divisor for one in weights]
@@ -285,9 +286,9 @@ ties = _method(
     """
     Base + lam · disjoint mean of trimmed wᵢ·(tunedᵢ - base).
 
-    Of each delta the `density` largest elements are kept, tensor by tensor (the paper trims the whole model's at once);
-    then for each element the sign of the weighted sum is elected, and those that have it are averaged. Elements as
-    large as the smallest that is kept are all kept, where mergekit picks some of them.
+    The `density` largest elements of each delta are kept, tensor by tensor (the paper trims the whole model at once).
+    Then for each element the sign of the weighted sum is elected, and the deltas with that sign are averaged. Elements
+    that tie with the smallest one kept are all kept, while mergekit picks some of them.
     """,
     source="Yadav et al., TIES-Merging (arXiv 2306.01708), section 3; `weight` as in mergekit.",
     normalize=True,
@@ -300,8 +301,8 @@ dare_ties = _method(
     """
     Base + lam · Σ of those wᵢ·mᵢ∘(tunedᵢ - base)/(1 - dropᵢ) whose sign is elected.
 
-    mᵢ keeps each element with probability 1 - dropᵢ, and the rest is rescaled by 1/(1 - dropᵢ) as in the paper;
-    mergekit rescales to the delta's L1 norm instead.
+    mᵢ keeps each element with probability 1 - dropᵢ, and the elements that are kept are rescaled by 1/(1 - dropᵢ) as in
+    the paper; mergekit rescales to the delta's L1 norm instead.
     """,
     source="Yu et al. (arXiv 2311.03099), equation 2; election of Yadav et al. (arXiv 2306.01708), section 3.",
 )
@@ -322,8 +323,9 @@ della_linear = _method(
     """
     Base + lam · Σ wᵢ·m∘(tunedᵢ - base)/p, p the probability that m keeps an element.
 
-    p rises over the ranks of a row, from density - epsilon to density + epsilon. What is kept is divided by its own
-    probability, as in the paper, so that the mean over masks is task arithmetic; mergekit rescales to the L1 norm.
+    p rises over the ranks of a row, from density - epsilon to density + epsilon. Each element that is kept is divided
+    by its own probability, as in the paper, so that the mean over masks is task arithmetic; mergekit rescales to the L1
+    norm.
     """,
     source="Deep et al., DELLA-Merging (arXiv 2406.11617), MAGPRUNE.",
 )
@@ -335,8 +337,9 @@ breadcrumbs = _method(
     """
     Base + lam · Σ wᵢ·masked(tunedᵢ - base).
 
-    Of each delta the `gamma` largest elements go, and then as many of the smallest as leave `density` of it, tensor by
-    tensor. Elements as large as the last that is kept, at either end, are all kept, where mergekit picks some of them.
+    The `gamma` largest elements of each delta are dropped, and then as many of the smallest as leave `density` of it,
+    tensor by tensor. Elements that tie with the last one kept, at either end, are all kept, while mergekit picks some
+    of them.
     """,
     source="Davari and Belilovsky, Model Breadcrumbs (arXiv 2312.06795), section 3; defaults as mergekit recommends.",
 )
@@ -356,7 +359,7 @@ def dare_linear(base: Tensor, tuned: Tensor, rng: TensorRandom, /, *, lam: float
     """Base + lam · m ∘ (tuned - base) / (1 - drop), m keeping each element with probability 1 - drop.
 
     λ=0 is the base bit for bit; λ=1 is the tuned model in expectation. mergekit rescales to the L1 norm of the delta
-    instead, and draws masks whose order depends on the execution; ours is the paper's, and a mask is a function of
+    instead, and draws masks whose order depends on the execution; ours follows the paper, and a mask is a function of
     seed, tensor and position.
 
     Args:

@@ -41,7 +41,10 @@ RESTORE = ("restore", "demo", "demo")
 # "{files}" stands for a utility and a safety file that are right
 BAD = {
     "no such tuned model": (["restore", "demo", "nowhere", "{files}"], "no model folder at 'nowhere'"),
-    "hub id without network": (["restore", "demo", "owner/name", "{files}"], "hub did not give it"),
+    "hub id without network": (
+        ["restore", "demo", "owner/name", "{files}"],
+        "could not be downloaded from the Hugging Face hub",
+    ),
     "no such utility file": ([*RESTORE, "--utility", "no.jsonl", "--safety", "{safety}"], "no file 'no.jsonl'"),
     "misspelt benchmark": ([*RESTORE, "--utility", "{utility}", "--safety", "advbnch"], "did you mean 'advbench'"),
     "benchmark of another kind": ([*RESTORE, "--utility", "demo-harmful", "--safety", "{safety}"], "measures safety"),

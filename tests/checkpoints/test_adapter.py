@@ -355,7 +355,7 @@ def test_the_remedy_is_never_the_base_that_was_given(adapter: Path, base: Checkp
     rewritten(adapter, {f"{PREFIX}model.layers.9.x.lora_{side}.weight": torch.ones(4, 4) for side in "AB"})
     other = shutil.copytree(base.directory, tmp_path / "other")
     for folder, quantised, words in (
-        (base.directory, False, "names this very base"),
+        (base.directory, False, "names this base"),
         (other, False, f"give the base that it was trained on: {base.directory}"),
         (other, True, "dequantised"),
     ):
@@ -374,16 +374,16 @@ def test_an_adapter_that_backmerge_trained_knows_its_base(adapter: Path, base: C
     other = Checkpoint(make_model("llama", seed=5, tied=False))
     refused(adapter, other, f"other weights than .* {base.fingerprint[:12]} and {other.fingerprint[:12]}")
     (adapter / "backmerge.json").write_text("{}")
-    refused(adapter, other, "other_base: .* trained on .*, which holds other weights")
+    refused(adapter, other, "other_base: .* trained on .*, which has other weights")
 
 
 def test_a_damaged_adapter_is_refused(adapter: Path, base: Checkpoint) -> None:
     """Truncated, empty or absent tensors, and a configuration that is not JSON, are clear errors."""
     whole = (adapter / TENSORS).read_bytes()
     (adapter / TENSORS).write_bytes(whole[:-1])
-    refused(adapter, base, "not a whole safetensors file")
+    refused(adapter, base, "not a complete safetensors file")
     save_file({}, adapter / TENSORS)
-    refused(adapter, base, "holds no tensors")
+    refused(adapter, base, "contains no tensors")
     (adapter / TENSORS).unlink()
     (adapter / "adapter_model.bin").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
     refused(adapter, base, "but no adapter_model.safetensors")

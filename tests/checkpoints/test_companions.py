@@ -123,7 +123,7 @@ def test_tokens_without_embeddings_are_not_taken(base: Path, tmp_path: Path) -> 
     tuned = folder(tmp_path / "tuned", {"tokenizer.json": grown})
     found = chosen(base, tuned, is_adapter=True)
     assert value(found, "tokenizer.json") == WORDS
-    assert any("no embeddings" in note for note in found.notes)
+    assert any("without embeddings" in note for note in found.notes)
 
 
 def test_a_changed_file_is_seen(base: Path, tmp_path: Path) -> None:

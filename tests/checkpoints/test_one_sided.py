@@ -191,7 +191,7 @@ def test_padded_embeddings_say_what_to_do(tied: tuple[Path, Path], make_adapter:
     save_file({**load_file(low_rank / TENSORS), factor: torch.ones(4, len(padded))}, low_rank / TENSORS)
     more = {"vocab_size": len(padded)}
     cases: list[tuple[Path, Path, type[BackmergeError], str]] = [
-        (base, changed(tuned, tmp_path / "1", wide, **more), MergeError, "rows padded, --extra-rows tuned"),
+        (base, changed(tuned, tmp_path / "1", wide, **more), MergeError, "rows padded in tuning, --extra-rows tuned"),
         (changed(base, tmp_path / "2", wide, **more), tuned, MergeError, "call resize_token_embeddings"),
         (base, adapter, CheckpointError, f"resize_token_embeddings\\({len(padded)}\\)"),
         (base, low_rank, CheckpointError, f"resize_token_embeddings\\({len(padded)}\\)"),

@@ -96,14 +96,14 @@ def test_a_truncated_file_is_refused(model: Path) -> None:
     whole = (model / SINGLE).read_bytes()
     for length in (len(whole) - 1, len(whole) // 2, 300, 8, 7, 0):
         (model / SINGLE).write_bytes(whole[:length])
-        refused(model, "not a whole safetensors file")
+        refused(model, "not a complete safetensors file")
 
 
 def test_trailing_bytes_are_refused(model: Path) -> None:
     """A file with more data than its header describes is not taken for whole."""
     with (model / SINGLE).open("ab") as stream:
         stream.write(b"\0" * 8)
-    refused(model, "not a whole safetensors file")
+    refused(model, "not a complete safetensors file")
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_a_corrupt_header_is_refused(model: Path, damage: bytes) -> None:
     """A header of impossible length, or a web page or git-lfs pointer in the weights' place, is refused."""
     whole = (model / SINGLE).read_bytes()
     (model / SINGLE).write_bytes(damage + whole[len(damage) :] if damage[:1] != b"<" else damage)
-    refused(model, "not a whole safetensors file")
+    refused(model, "not a complete safetensors file")
 
 
 @pytest.mark.parametrize("shift", [-4, 4])
@@ -126,7 +126,7 @@ def test_offsets_that_overlap_or_leave_a_gap_are_refused(model: Path, shift: int
     header[placed[1][1]]["data_offsets"][0] += shift
     text = json.dumps(header).encode()
     (model / SINGLE).write_bytes(len(text).to_bytes(8, "little") + text + whole[8 + length :])
-    refused(model, "not a whole safetensors file")
+    refused(model, "not a complete safetensors file")
 
 
 def test_a_missing_shard_is_named(sharded: Path) -> None:
@@ -162,12 +162,12 @@ def test_a_tensor_in_two_shards_is_refused(sharded: Path) -> None:
     refused(sharded, f"'{name}' is in both one.safetensors and two.safetensors")
 
 
-@pytest.mark.parametrize("fault", ["named but not held", "held but not named", "in the other shard"])
+@pytest.mark.parametrize("fault", ["listed but missing", "held but not named", "in the other shard"])
 def test_an_index_must_describe_its_shards(sharded: Path, fault: str) -> None:
     """Shards of another model under an old index are found, tensor by tensor."""
     weight_map = index_of(sharded)
     name = min(weight_map)
-    if fault == "named but not held":
+    if fault == "listed but missing":
         weight_map["model.absent.weight"] = "one.safetensors"
     elif fault == "held but not named":
         del weight_map[name]
@@ -192,17 +192,17 @@ def test_an_index_of_the_single_file_is_one_model(model: Path) -> None:
 def test_no_tensors_are_no_model(model: Path) -> None:
     """An empty file, or an index of nothing, is not merged into an empty model."""
     save_file({}, model / SINGLE)
-    refused(model, "holds no tensors")
+    refused(model, "contains no tensors")
     write_index(model, {})
     (model / SINGLE).unlink()
-    refused(model, "holds no tensors")
+    refused(model, "contains no tensors")
 
 
 def test_pickles_are_not_read(model: Path) -> None:
     """Law 12: a folder with a pickle only is refused, and the pickle is not opened."""
     (model / SINGLE).unlink()
     (model / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch /tmp/pwned'\ntR.")
-    refused(model, "pytorch_model.bin, which are pickles and can run code")
+    refused(model, "its pytorch_model.bin are pickles, which can run code")
 
 
 def test_a_folder_that_is_no_model(tmp_path: Path) -> None:
@@ -301,7 +301,7 @@ def test_a_model_that_is_not_there(name: str) -> None:
 def test_a_hub_that_does_not_answer(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Offline, and for ids that the hub's own client refuses, one clear line with the remedy."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(CheckpointError, match=r"hub did not give it: .+") as caught:
+    with pytest.raises(CheckpointError, match=r"could not be downloaded from the Hugging Face hub: .+") as caught:
         locate_model(name)
     assert "hf auth login" in (caught.value.remedy or "")
 

@@ -255,7 +255,7 @@ def test_missing_and_misplaced_statistics_are_refused(base: Checkpoint, make_ada
         InputStatistics(tmp_path / "plain")
     whole = (tmp_path / "g").read_bytes()
     (tmp_path / "torn").write_bytes(whole[:-8])
-    with pytest.raises(CheckpointError, match="not a whole safetensors file"):
+    with pytest.raises(CheckpointError, match="not a complete safetensors file"):
         InputStatistics(tmp_path / "torn")
     (tmp_path / "newer").write_bytes(whole.replace(b'\\"format\\":1', b'\\"format\\":7'))
     with pytest.raises(CheckpointError, match="make it again"):

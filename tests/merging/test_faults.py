@@ -153,7 +153,7 @@ def test_a_file_that_shrinks_while_it_is_read_is_an_error(tiny_base: Path, tiny_
     base = shutil.copytree(tiny_base, tmp_path / "base")
     variant = Variant(Checkpoint(base), Checkpoint(tiny_tuned)).at(0.5)
     os.truncate(base / SINGLE, 4096)
-    with pytest.raises(CheckpointError, match="become shorter since it was opened"):
+    with pytest.raises(CheckpointError, match="became shorter after it was opened"):
         write_merged(variant, tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
 

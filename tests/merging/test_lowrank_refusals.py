@@ -53,7 +53,7 @@ def refusals(base: Checkpoint, make_model: Factory, make_adapter: Factory, tmp_p
         "not on the base": Variant(other, lora),
         "is DoRA: its change of 'model.layers.0": Variant(base, adapter(use_dora=True)),
         "differ in fan_in_fan_out": Variant(base, [wide, AdapterOnBase(turned, base)], find_method("tested")),
-        "'lm_head.weight' is trained whole, and its module has low-rank": Variant(
+        "'lm_head.weight' is trained whole, but its module also has low-rank": Variant(
             base, [head_lora, head_saved], find_method("tested")
         ),
         "no tensor has low-rank factors": Variant(base, AdapterOnBase(bare, base)),

@@ -99,7 +99,7 @@ def test_a_torn_shard_is_refused(model: Path) -> None:
     """A file that is shorter than its header says is no model."""
     shard = next(model.glob("*.safetensors"))
     shard.write_bytes(shard.read_bytes()[:-8])
-    with pytest.raises(CheckpointError, match="not a whole safetensors file"):
+    with pytest.raises(CheckpointError, match="not a complete safetensors file"):
         package_of(model)
 
 

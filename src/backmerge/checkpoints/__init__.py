@@ -1,1 +1,1 @@
-"""Model weights on disk: found, read one tensor at a time, compared, and written whole or not at all."""
+"""Find model weights on disk, read them tensor by tensor, compare them, and write them whole or not at all."""

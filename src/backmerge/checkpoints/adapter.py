@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 TENSORS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
-COMPILED = "_orig_mod."  # what torch.compile puts into names
+COMPILED = "_orig_mod."  # a part that torch.compile adds to names
 COPY = ".base_layer.weight"  # next to an adapted embedding peft saves the base's own
-TRAINED_BIAS = ".base_layer.bias"  # of an adapted layer, with bias="all" or "lora_only"
-WRAPPED = ".base_layer"  # of two adapted parameters of one module, the first is wrapped by the second
+TRAINED_BIAS = ".base_layer.bias"  # a trained bias of an adapted layer, with bias="all" or "lora_only"
+WRAPPED = ".base_layer"  # if two parameters of one module are adapted, the second wraps the first
 TIED_NAMES = ("embed_tokens.weight", "lm_head.weight", "wte.weight")
 # a linear layer's factors, and an embedding's
 FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<kind>embedding_)?(?P<side>[AB])(?P<end>\.weight)?")
@@ -44,10 +44,10 @@ def ties_embeddings(base: Weights) -> bool:
 
 
 def trained_on(directory: Path) -> str | None:
-    """The fingerprint of the base that an adapter of backmerge's was trained on; `None` if it does not say.
+    """Return the fingerprint of the base that backmerge trained an adapter on; `None` if it is not recorded.
 
     Raises:
-        CheckpointError: the file that says so is damaged.
+        CheckpointError: the file that records it is damaged.
     """
     card = directory / CARD
     fingerprint = read_json(card).get("base_fingerprint") if card.is_file() else None
@@ -60,24 +60,24 @@ def trained_on(directory: Path) -> str | None:
 
 
 def own_fingerprint(directory: Path) -> str:
-    """A hash of an adapter's two files, its base unread."""
+    """Return a hash of an adapter's two files, without reading its base."""
     return fingerprint_of_files({directory / CONFIG, directory / TENSORS})
 
 
 def is_adapter(directory: Path) -> bool:
-    """Whether a folder holds a PEFT adapter rather than a model."""
+    """Whether a folder contains a PEFT adapter rather than a model."""
     return (directory / CONFIG).is_file()
 
 
 class AdapterOnBase:
-    """The tuned model that an adapter makes of a base.
+    """The tuned model that an adapter and its base make together.
 
     Args:
-        directory: Holds `adapter_config.json` and `adapter_model.safetensors`.
+        directory: Folder with `adapter_config.json` and `adapter_model.safetensors`.
         base: The weights that it was trained on.
 
     Raises:
-        CheckpointError: the adapter is damaged, is of a kind that is not a low-rank sum, or does not fit this base.
+        CheckpointError: the adapter is damaged, is not a low-rank sum, or does not fit this base.
     """
 
     def __init__(self, directory: Path, base: Weights) -> None:
@@ -99,7 +99,7 @@ class AdapterOnBase:
 
     @property
     def infos(self) -> Mapping[str, TensorInfo]:
-        """Those of the base: an adapter changes values, not shapes."""
+        """The base's: an adapter changes values, not shapes."""
         return self.base.infos
 
     @property
@@ -109,47 +109,47 @@ class AdapterOnBase:
 
     @property
     def metadata(self) -> Mapping[str, str]:
-        """Those of the base."""
+        """The base's."""
         return self.base.metadata
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Of the base and of the adapter's two files."""
+        """A hash of the base and of the adapter's two files."""
         return f"{self.base.fingerprint}+{self.own_fingerprint}"
 
     @functools.cached_property
     def own_fingerprint(self) -> str:
-        """Of the adapter's two files alone, the base unread."""
+        """A hash of the adapter's two files alone, without reading the base."""
         return own_fingerprint(self.directory)
 
     @property
     def dense_changes(self) -> list[str]:
-        """Tensors whose change is no product of factors: trained whole (norms, biases, embeddings), or DoRA's."""
+        """Tensors whose change is not a product of factors: trained whole (norms, biases, embeddings), or DoRA's."""
         scaled = {name for name, factors in self.factors.items() if factors.magnitude is not None}
         return sorted(scaled | self.replaced.keys() | self.added.keys())
 
     @property
     def note(self) -> str | None:
-        """What a person should know of how this adapter was trained, if there is anything."""
+        """A remark about how this adapter was trained that a user should know, if there is one."""
         name = self.config.base_model_name_or_path or ""
         if not FOUR_BITS.search(name):
             return None
         return (
-            f"the adapter {self.directory} was trained on a quantised base ({shown(name)}), and is merged onto "
-            f"{self.base.directory} as it is: the base that it saw in training differed by the quantisation error"
+            f"the adapter {self.directory} was trained on a quantised base ({shown(name)}), and is merged onto the "
+            f"unquantised {self.base.directory}: the base in training differed from it by the quantisation error"
         )
 
     def is_base(self, name: str) -> bool:
-        """Whether the adapter leaves a tensor alone."""
+        """Whether the adapter leaves a tensor unchanged."""
         return name not in self.factors and name not in self.replaced and name not in self.added
 
     def tensor(self, name: str) -> Tensor:
-        """The tuned tensor: the base's own or the adapter's where it is whole, else in float32 and not yet rounded."""
+        """Return the tuned tensor: the base's own or the adapter's if it is whole, else in float32 and unrounded."""
         info = self.infos[name]
         return self.block(name, 0, info.num_elements).reshape(info.shape)
 
     def block(self, name: str, start: int, stop: int, buffer: Tensor | None = None) -> Tensor:
-        """Elements of the tuned tensor, flat, as `tensor` has them; whole rows are computed and then cut."""
+        """Return elements of the tuned tensor, flat, as in `tensor`; whole rows are computed and then cut."""
         if name in self.replaced:
             return self.file.block(self.replaced[name], start, stop, buffer)
         if name in self.added:
@@ -158,7 +158,7 @@ class AdapterOnBase:
             return self.base.block(name, start, stop, buffer)
         factors, columns = self.factors[name], self.infos[name].shape[-1]
         first, last = start // columns, -(-stop // columns)
-        # DoRA's norms need whole rows; a sum of products comes out the same whichever of its elements are asked for
+        # DoRA's norms need whole rows; elements of a sum of products do not depend on which others are computed
         weight = self.base.block(name, first * columns, last * columns, buffer if first * columns == start else None)
         rows = tuned_rows(
             weight.view(-1, columns),
@@ -179,7 +179,7 @@ class AdapterOnBase:
 
     @functools.cached_property
     def in_memory(self) -> Mapping[str, str]:
-        """The base's tensors on disk, each with its name in memory; without those that are but a part of one there."""
+        """The base's tensors on disk with their names in memory; without those that are only part of a tensor there."""
         if not self.is_renamed:
             return {name: name for name in self.base.infos}
         return {name: place.parameter for name, place in self._layout.places.items() if place.region is None}
@@ -189,18 +189,18 @@ class AdapterOnBase:
         return layout_of(self.base)
 
     def _parse(self) -> None:
-        """Find what is changed, by the names in memory."""
+        """Find the changed tensors, by their names in memory."""
         names = set(self.file.infos)
         if not names:
             raise CheckpointError(
-                f"{self.directory / TENSORS} holds no tensors", remedy="save or download the adapter again."
+                f"{self.directory / TENSORS} contains no tensors", remedy="save or download the adapter again."
             )
         wrapper = next((name for name in sorted(names) if COMPILED in name), None)
         if wrapper is not None:
             raise CheckpointError(
-                f"the adapter {self.directory} was saved from within torch.compile: the name '{shown(wrapper)}' has "
-                f"'{COMPILED}' in it, and no library loads that",
-                remedy="save it again from the plain model (model._orig_mod.save_pretrained), or drop "
+                f"the adapter {self.directory} was saved from a compiled model: the name '{shown(wrapper)}' contains "
+                f"'{COMPILED}', and no library loads such names",
+                remedy="save it again from the original model (model._orig_mod.save_pretrained), or remove "
                 f"'{COMPILED}' from the names in {TENSORS}.",
             )
         matches = {name: match for name in sorted(names) if (match := _factor(name)) is not None}
@@ -224,7 +224,7 @@ class AdapterOnBase:
         for weight in sorted(self.factors.keys() & self.replaced.keys()):
             raise CheckpointError(
                 f"{self.directory / TENSORS} both replaces '{shown(weight)}' and adds a low-rank change to it",
-                remedy="bake it with peft's merge_and_unload() and give the full checkpoint as TUNED.",
+                remedy="merge it with peft's merge_and_unload() and give the full checkpoint as TUNED.",
             )
 
     def _parse_factor(self, name: str, match: re.Match[str], weight: str, scaling: Scaling) -> None:
@@ -232,7 +232,7 @@ class AdapterOnBase:
         partner = f"{match['module']}.lora_{kind}{'B' if match['side'] == 'A' else 'A'}{end}"
         if partner not in self.file.infos:
             raise CheckpointError(
-                f"{self.directory / TENSORS} holds '{shown(name)}' but no '{shown(partner)}'",
+                f"{self.directory / TENSORS} has '{shown(name)}' but no '{shown(partner)}'",
                 remedy="the adapter is incomplete: save or download it again.",
             )
         if match["side"] == "B":
@@ -241,7 +241,7 @@ class AdapterOnBase:
         shapes = self.file.infos[name].shape, self.file.infos[partner].shape
         if [len(shape) for shape in shapes] != [2, 2] or shapes[0][0] != shapes[1][1]:
             raise CheckpointError(
-                f"{self.directory / TENSORS}: the factors of '{shown(weight)}' do not fit each other: A has the shape "
+                f"{self.directory / TENSORS}: the factors of '{shown(weight)}' do not fit together: A has the shape "
                 f"{shapes[0]}, B {shapes[1]}",
                 remedy="the adapter is damaged: save or download it again.",
             )
@@ -250,8 +250,8 @@ class AdapterOnBase:
         if rank * num_experts != shapes[0][0] or rank != scaling.rank:
             raise CheckpointError(
                 f"the factors of '{shown(weight)}' in {self.directory / TENSORS} have rank "
-                f"{shapes[0][0] / num_experts:g}, and {CONFIG} says {scaling.rank} (r, which is 8 if left out, and "
-                "rank_pattern): the scale of the change depends on it, and peft loads no such adapter",
+                f"{shapes[0][0] / num_experts:g}, but {CONFIG} says {scaling.rank} (r, 8 by default, and  "
+                "rank_pattern): the scale of the change depends on it, and peft does not load such an adapter",
                 remedy=f"correct {CONFIG}, or save or download the adapter again.",
             )
         magnitude = match["module"] + MAGNITUDE
@@ -265,13 +265,13 @@ class AdapterOnBase:
         if self.config.use_dora and (self.factors[weight].is_transposed or magnitude not in self.file.infos):
             is_transposed = self.factors[weight].is_transposed
             raise CheckpointError(
-                f"the adapter {self.directory} is DoRA, and its '{shown(module)}' is of a form that backmerge does not "
+                f"the adapter {self.directory} is DoRA, and its '{shown(module)}' has a form that backmerge does not "
                 f"read ({'transposed' if is_transposed else 'without ' + MAGNITUDE})",
-                remedy="bake it with peft's merge_and_unload() and give the full checkpoint as TUNED.",
+                remedy="merge it with peft's merge_and_unload() and give the full checkpoint as TUNED.",
             )
 
     def _adapted(self, module: str) -> tuple[str, str]:
-        """The weight that a module's factors change, and the name by which peft's patterns know it."""
+        """Return the weight that a module's factors change, and its name in peft's patterns."""
         if self.config.target_parameters:
             inner = module
             while inner.endswith(WRAPPED):
@@ -291,14 +291,14 @@ class AdapterOnBase:
         return any(parameter == target or parameter.endswith(f".{target}") for target in targets)
 
     def _num_experts(self, weight: str) -> int:
-        """How many experts a parameter stacks; asked only of those that are adapted as parameters."""
+        """Return how many experts a parameter stacks; only called for those that are adapted as parameters."""
         shape = self._layout.shapes.get(weight, ()) if self._is_targeted(weight) else ()
         return shape[0] if len(shape) == STACKED else 1
 
     def _is_turned(self, weight: str, delta: tuple[int, int]) -> bool:
         """Whether a weight is stored (in, out).
 
-        peft goes by the layer's type: it corrects `fan_in_fan_out` if that says otherwise.
+        peft decides by the layer's type, and overrides `fan_in_fan_out` if that says otherwise.
         """
         if self._is_targeted(weight) and len(self._layout.shapes.get(weight, ())) == STACKED:
             return weight in self._layout.transposed
@@ -315,7 +315,7 @@ class AdapterOnBase:
         return kind if isinstance(kind, str) else None
 
     def _check_num_tokens(self) -> None:
-        """Name the cause if the adapter was trained on embeddings of another number of tokens."""
+        """Report the cause if the adapter was trained on embeddings with another number of tokens."""
         infos = self.file.infos
         rows = {name: infos[saved].shape[0] for name, saved in self.replaced.items() if infos[saved].shape}
         for name, factors in self.factors.items():
@@ -327,27 +327,27 @@ class AdapterOnBase:
                     f"the adapter {self.directory} was trained on embeddings of {theirs} tokens ('{shown(name)}'), and "
                     f"the base {self.base.directory} has {self.base.infos[place].shape[0]}: tokens were added, or rows "
                     "padded, before the training",
-                    remedy=f"resize the base as for the training: load it, call resize_token_embeddings({theirs}), "
+                    remedy=f"resize the base in the same way: load it, call resize_token_embeddings({theirs}), "
                     "save it, and give that as BASE; or give the base that it was trained on.",
                 )
 
     def _embedding_places(self, name: str) -> Sequence[str]:
-        """The base's tensors on disk that an embedding or head in memory is; none if it is neither."""
+        """Return the base's tensors on disk for an embedding or head in memory; empty if it is neither."""
         if not name.endswith(TIED_NAMES):
             return ()
         return self._tied_on_disk or ([name] if name in self.base.infos else self._parts_of(name))
 
     @functools.cached_property
     def _tied_on_disk(self) -> list[str]:
-        """The names of the tied embeddings on disk; none if the base ties none."""
+        """Return the names of the tied embeddings on disk; empty if the base ties none."""
         return [name for name in self.base.infos if name.endswith(TIED_NAMES)] if ties_embeddings(self.base) else []
 
     def _settle_tied(self) -> None:
-        """Leave out what only repeats the base's embeddings; of tied ones, take the same change of both as one.
+        """Drop copies of the base's embeddings; if both tied ones have the same change, keep one.
 
-        Tied embeddings are one tensor, on disk under one name, or twice. With `ensure_weight_tying` peft trains the one
-        tensor, and saves it under one name or both. Without it, peft changes one of the two uses, and there is no place
-        for that: it is refused.
+        Tied embeddings are one tensor, on disk under one name or two. With `ensure_weight_tying` peft trains the one
+        tensor, and saves it under one name or both. Without it, peft changes only one of the two uses, which one tensor
+        cannot express: it is refused.
         """
         for name, saved in list(self.replaced.items()):
             if self._repeats_base(saved, self._embedding_places(name)):
@@ -362,8 +362,8 @@ class AdapterOnBase:
         if not is_one and not (len(changed) == 2 and self._is_same_change(*changed)):
             raise CheckpointError(
                 f"the adapter {self.directory} changes '{shown(changed[0])}', which the base {self.base.directory} "
-                "ties to its other embedding: the two differ after tuning, and the base has one tensor for both",
-                remedy="bake it with peft's merge_and_unload() and untie the base's embeddings likewise; or train with "
+                "ties to its other embedding: the two differ after tuning, but the base has only one tensor for both",
+                remedy="merge it with peft's merge_and_unload() and untie the base's embeddings too; or train with "
                 "ensure_weight_tying=True, which keeps them one.",
             )
         of_factors, of_whole = self.factors.get(changed[0]), self.replaced.get(changed[0])
@@ -381,7 +381,7 @@ class AdapterOnBase:
         return any(has_same_values(self.file, saved, self.base, name) for name in names)
 
     def _is_same_change(self, first: str, second: str) -> bool:
-        """Whether two tied embeddings are changed alike: both whole, or by the same product."""
+        """Whether two tied embeddings have the same change: both whole, or by the same product."""
         if first in self.replaced and second in self.replaced:
             return has_same_values(self.file, self.replaced[first], self.file, self.replaced[second])
         if first not in self.factors or second not in self.factors:
@@ -396,7 +396,7 @@ class AdapterOnBase:
         return is_equal and self.factors[first].scale == self.factors[second].scale
 
     def _place_on_disk(self) -> None:
-        """Go over from the names in memory to those on disk."""
+        """Replace names in memory by those on disk."""
         factors, replaced, added = self.factors, self.replaced, self.added
         self.factors, self.replaced, self.added = {}, {}, {}
         for name, its_factors in factors.items():
@@ -408,12 +408,12 @@ class AdapterOnBase:
             self.added[self._whole_place(name, saved)] = (saved, scale)
 
     def _places(self, name: str, saved: str) -> Iterator[tuple[str, Region | None]]:
-        """The tensors on disk that make up a parameter in memory, and which part of it each of them is."""
+        """Yield the tensors on disk that make up a parameter in memory, and the part of it that each of them is."""
         on_disk = [name] if name in self.base.infos else self._parts_of(name)
         if not on_disk:
             raise CheckpointError(
-                f"{self.directory / TENSORS} holds '{shown(saved)}', and the base {self.base.directory} has no tensor "
-                f"'{shown(name)}', neither on disk nor as transformers loads it",
+                f"{self.directory / TENSORS} has '{shown(saved)}', but the base {self.base.directory} has no tensor "
+                f"'{shown(name)}', neither on disk nor in memory",
                 remedy=self._other_base(),
             )
         for place in on_disk:
@@ -438,7 +438,7 @@ class AdapterOnBase:
             return places[0][0]
         raise CheckpointError(
             f"{self.directory / TENSORS} replaces '{shown(name)}', which is {len(places)} tensors on disk",
-            remedy="bake it with peft's merge_and_unload() and give the full checkpoint as TUNED.",
+            remedy="merge it with peft's merge_and_unload() and give the full checkpoint as TUNED.",
         )
 
     def _check_copies(self) -> None:
@@ -447,7 +447,7 @@ class AdapterOnBase:
             tied = self._tied_on_disk if name.endswith(TIED_NAMES) else []
             if not self._repeats_base(saved, tied or [self._whole_place(name, saved)]):
                 raise CheckpointError(
-                    f"the adapter {self.directory} holds '{shown(saved)}', which is not the base's '{shown(name)}'",
+                    f"the adapter {self.directory} has '{shown(saved)}', unlike the base's '{shown(name)}'",
                     remedy=self._other_base(),
                 )
 
@@ -458,7 +458,7 @@ class AdapterOnBase:
             self._check_fits(name, delta[::-1] if factors.is_transposed else delta, "changes", factors.region)
             if factors.magnitude is not None and self.file.infos[factors.magnitude].shape != delta[:1]:
                 raise CheckpointError(
-                    f"{self.directory / TENSORS}: '{shown(factors.magnitude)}' is no vector of {delta[0]} magnitudes",
+                    f"{self.directory / TENSORS}: '{shown(factors.magnitude)}' is not {delta[0]} magnitudes",
                     remedy="the adapter is damaged: save or download it again.",
                 )
         for name, saved in self.replaced.items():
@@ -484,28 +484,28 @@ class AdapterOnBase:
             )
 
     def _check_base(self) -> None:
-        """Adapters that backmerge trained say which base they were trained on."""
+        """Check the base's fingerprint: adapters that backmerge trained record it."""
         fingerprint = trained_on(self.directory)
         if fingerprint is not None and fingerprint != self.base.fingerprint:
             raise CheckpointError(
-                f"other_base: the adapter {self.directory} was trained on other weights than {self.base.directory} "
-                f"holds (fingerprints {fingerprint[:12]} and {self.base.fingerprint[:12]})",
+                f"other_base: the adapter {self.directory} was trained on other weights than those in "
+                f"{self.base.directory} (fingerprints {fingerprint[:12]} and {self.base.fingerprint[:12]})",
                 remedy=self._other_base(),
             )
 
     def _other_base(self) -> str:
-        """What to do about an adapter that does not fit: never to give the base that was just given."""
+        """Return the remedy for an adapter that does not fit; never tells to give the base that was just given."""
         named = self.config.base_model_name_or_path
         if named and _is_folder(named, self.base.directory):
             return (
-                "the adapter names this very base: if that was changed since, give it as it was; otherwise save or "
-                "download the adapter again."
+                "the adapter names this base: if the base has changed since the training, give the earlier one; "
+                "otherwise save or download the adapter again."
             )
         return f"give the base that it was trained on{f': {shown(named)}' if named else ''}."
 
 
 def _is_folder(named: str, directory: Path) -> bool:
-    """Whether an adapter's name for its base is a folder, or of a folder of the hub's cache."""
+    """Whether an adapter's name for its base is this folder, or the one of this folder in the hub's cache."""
     if folder_named(named).absolute() == directory.absolute():
         return True
     return directory.parent.parent.name == f"models--{named.replace('/', '--')}"
@@ -526,16 +526,16 @@ def _opened(directory: Path) -> SafetensorsFile:
 
 
 def open_weights(directory: Path, base: Weights, *, unwrap: bool = False) -> Weights:
-    """A tuned model's weights, whether a full checkpoint or an adapter on `base`.
+    """Open a tuned model's weights, a full checkpoint or an adapter on `base`.
 
     Raises:
-        CheckpointError: it is damaged, or is an adapter that cannot be read on this base.
+        CheckpointError: it is damaged, or is an adapter that cannot be used on this base.
         MergeError: only one of the two ties its embeddings.
     """
     if is_adapter(directory):
         check_unquantised(base.directory, read_config(base.companions), "merged")
         adapter = AdapterOnBase(directory, base)
-        if trained_on(directory) is None:  # else its fingerprint has been compared
+        if trained_on(directory) is None:  # otherwise its fingerprint was compared
             check_kinship(adapter)
         return adapter
     tuned = Checkpoint(directory, unwrap=unwrap)

@@ -1,4 +1,4 @@
-"""An adapter's `adapter_config.json`, validated: peft's own defaults hold for the fields that it leaves out."""
+"""Validate an adapter's `adapter_config.json`; fields that it omits have peft's own defaults."""
 
 from __future__ import annotations
 
@@ -24,31 +24,31 @@ if TYPE_CHECKING:
 
 
 CONFIG = "adapter_config.json"
-SHOWN = 3  # faults of a file; the rest are counted
-LONGEST = 120  # characters of somebody else's text in a message
-MAX_PATTERN = 1000  # characters; a module's name has below a hundred
-PATTERN_SECONDS = 10.0  # for all matches of an adapter; honest ones take microseconds
-# an expression without groups and with at most two repetitions: it takes no more than the cube of a name's length
+SHOWN = 3  # faults of a file that are listed; the rest are counted
+LONGEST = 120  # characters of foreign text in a message
+MAX_PATTERN = 1000  # characters; a module's name has fewer than a hundred
+PATTERN_SECONDS = 10.0  # for all matches of an adapter; normal ones take microseconds
+# an expression without groups and with at most two repetitions: its time is at most the cube of a name's length
 SIMPLE = re.compile(r"\^?[\w.\\-]*(\*[\w.\\-]*){0,2}\$?")
-MATCHED = r"(.*\.)?({})$"  # as peft matches
+MATCHED = r"(.*\.)?({})$"  # as in peft
 MATCHER = """
 import json, re, sys
 patterns, names = json.load(sys.stdin)
 json.dump([[name for name in names if re.match(pattern, name)] for pattern in patterns], sys.stdout)
 """
 
-# these leave the base as published; others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) change it, and their factors are no
-# delta of what is on disk. An unknown one is refused: it may change the base, too
+# these keep the published base; others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) change it, and their factors are not a
+# delta of the weights on disk. An unknown one is refused, since it may change the base too
 FAITHFUL_INITS = ("gaussian", "eva", "orthogonal", "mica")
 
 # options of peft's LoraConfig under which the tuned weights are not W + scale·B·A
 OTHER_SUMS = {
     "alora_invocation_tokens": "it is an activated LoRA, which changes only the tokens after its invocation",
-    "layer_replication": "it replicates layers (layer_replication), so that it has more of them than the base",
+    "layer_replication": "it replicates layers (layer_replication), so that it has more layers than the base",
     "use_qalora": "it is QALoRA, whose input is pooled",
     "use_bdlora": "it is BD-LoRA, whose factors are block-diagonal",
     "arrow_config": "it routes between adapters (arrow_config)",
-    "megatron_config": "it was trained with Megatron (megatron_config), and peft imports what it names",
+    "megatron_config": "it was trained with Megatron (megatron_config), and peft imports the code that it names",
     "kasa_config": "it is KaSA, which truncates the base",
     "monteclora_config": "it is MonteCLoRA, which samples its factors",
     "trainable_token_indices": "it trains single rows of the embedding (trainable_token_indices)",
@@ -56,7 +56,7 @@ OTHER_SUMS = {
 
 
 def shown(text: object) -> str:
-    """Somebody else's text, cut to a length that fits into a message."""
+    """Return foreign text, cut to a length that fits into a message."""
     line = str(text)
     return line if len(line) <= LONGEST else f"{line[: LONGEST - 3]}..."
 
@@ -66,11 +66,11 @@ def _is_pattern(pattern: str) -> str:
         with warnings.catch_warnings(action="ignore"):
             re.compile(MATCHED.format(pattern))
     except (re.error, OverflowError, RecursionError) as error:
-        raise ValueError(f"is no regular expression: {error}") from error
+        raise ValueError(f"is not a regular expression: {error}") from error
     return pattern
 
 
-# an int stays one, so that peft's own value is written back unchanged
+# an int stays an int, so that peft's own value is written back unchanged
 Number = Annotated[int, Field(strict=True, ge=-(10**9), le=10**9)] | Annotated[float, Field(strict=True)]
 Alpha = Annotated[Number, Field(allow_inf_nan=False)]
 Rank = Annotated[int, Field(strict=True, ge=1)]
@@ -81,15 +81,15 @@ SubConfig = dict[StrictStr, Any] | None
 
 
 class AdapterConfig(BaseModel):
-    """The fields of peft's `LoraConfig`, with its types and defaults: peft itself checks few of them before their use.
+    """The fields of peft's `LoraConfig`, with its types and defaults: peft checks only few of them before using them.
 
-    Fields that it does not have, such as those of a later version, are kept as they are, and peft ignores them.
+    Unknown fields, such as those of a later version, are kept as they are, and peft ignores them.
 
     Attributes:
         r: Rank of the factors, unless `rank_pattern` has another for a module.
         lora_alpha: Divided by the rank it is the scale, unless `alpha_pattern` has another for a module.
-        use_rslora: Whether it is divided by the root of the rank instead.
-        target_parameters: Parameters, rather than modules, that are adapted: stacked experts.
+        use_rslora: Whether alpha is divided by the square root of the rank instead.
+        target_parameters: Parameters that are adapted instead of modules: stacked experts.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True, protected_namespaces=())
@@ -138,11 +138,11 @@ class AdapterConfig(BaseModel):
 
     @classmethod
     def read(cls, directory: Path) -> AdapterConfig:
-        """An adapter's configuration.
+        """Read an adapter's configuration.
 
         Raises:
-            CheckpointError: it is missing or damaged, a field has a value of the wrong kind, or it is of a kind that is
-                no low-rank sum.
+            CheckpointError: it is missing or damaged, a field has a value of the wrong kind, or its kind is not a
+                low-rank sum.
         """
         file = directory / CONFIG
         try:
@@ -170,7 +170,7 @@ class AdapterConfig(BaseModel):
             if applies:
                 raise CheckpointError(
                     f"the adapter {directory} cannot be read as W + scale·B·A: {reason}",
-                    remedy="bake it with peft's merge_and_unload() and give the full checkpoint as TUNED.",
+                    remedy="merge it with peft's merge_and_unload() and give the full checkpoint as TUNED.",
                 )
 
 
@@ -178,8 +178,8 @@ class Scaling(NamedTuple):
     """How peft scales a module's change.
 
     Attributes:
-        rank: Of its factors.
-        scale: What B·A is multiplied by: alpha / r, or alpha / sqrt(r) for rsLoRA.
+        rank: Rank of its factors.
+        scale: Factor of B·A: alpha / r, or alpha / sqrt(r) for rsLoRA.
     """
 
     rank: int
@@ -187,12 +187,12 @@ class Scaling(NamedTuple):
 
 
 def scaling_of(config: AdapterConfig, names: Sequence[str], directory: Path) -> dict[str, Scaling]:
-    """Rank and scale of modules, as peft finds them.
+    """Return rank and scale of modules, found as peft finds them.
 
     Args:
         config: An adapter's configuration.
-        names: Of modules, and of parameters that are adapted themselves.
-        directory: Of the adapter, for messages.
+        names: Names of modules, and of parameters that are adapted directly.
+        directory: The adapter's folder, for messages.
 
     Raises:
         CheckpointError: a pattern takes too long to match.
@@ -201,7 +201,7 @@ def scaling_of(config: AdapterConfig, names: Sequence[str], directory: Path) -> 
     matched = _matched([*ranks, *alphas], names, directory)
     found: dict[str, Scaling] = {}
     for name in names:
-        # as in peft the first pattern counts that matches
+        # as in peft the first pattern that matches counts
         rank = next((ranks[pattern] for pattern in ranks if name in matched[pattern]), config.r)
         alpha = next((alphas[pattern] for pattern in alphas if name in matched[pattern]), config.lora_alpha)
         found[name] = Scaling(rank, float(alpha) / (math.sqrt(rank) if config.use_rslora else rank))
@@ -209,10 +209,10 @@ def scaling_of(config: AdapterConfig, names: Sequence[str], directory: Path) -> 
 
 
 def _matched(patterns: Sequence[str], names: Sequence[str], directory: Path) -> dict[str, set[str]]:
-    """The names that each pattern matches: wholly, or from a dot on, as peft has it.
+    """Return the names that each pattern matches, as in peft: the whole name, or the part after a dot.
 
-    An expression of somebody else's may backtrack for hours, and `re` cannot be stopped: all but the simple ones are
-    matched in a process that can.
+    A foreign expression may backtrack for hours, and `re` cannot be stopped: all but the simple ones are matched in a
+    process that can be stopped.
     """
     simple = {pattern for pattern in patterns if SIMPLE.fullmatch(pattern)}
     found = {pattern: {name for name in names if re.match(MATCHED.format(pattern), name)} for pattern in simple}
@@ -230,23 +230,23 @@ def _matched(patterns: Sequence[str], names: Sequence[str], directory: Path) -> 
         )
     except (subprocess.TimeoutExpired, subprocess.CalledProcessError) as error:
         raise CheckpointError(
-            f"{directory / CONFIG}: of the expressions in rank_pattern and alpha_pattern, such as "
-            f"'{shown(others[0])}', one takes more than {PATTERN_SECONDS:.0f} s to match, in peft as here",
-            remedy="write names of modules, or simpler expressions, in their place.",
+            f"{directory / CONFIG}: one of the expressions in rank_pattern and alpha_pattern, such as "
+            f"'{shown(others[0])}', takes more than {PATTERN_SECONDS:.0f} s to match, here and in peft",
+            remedy="replace them by names of modules or simpler expressions.",
         ) from error
     return found | {pattern: set(hits) for pattern, hits in zip(others, json.loads(answer.stdout), strict=True)}
 
 
-# relative difference of a tensor, in norm, that no rounding to 16 bits explains (bfloat16: at most 2^-9 an element)
+# relative difference of a tensor, in norm, that no rounding to 16 bits explains (bfloat16: at most 2^-9 per element)
 OTHER_WEIGHTS = 0.005
 _warned: set[tuple[Path, Path]] = set()
 
 
 def check_kinship(adapter: AdapterOnBase) -> None:
-    """Compare the base that an adapter names with the one that it was given.
+    """Compare the base that an adapter names with the given one.
 
-    Names prove little: the same weights are a hub id, a mirror, or a folder. So other names that fit in shape are a
-    warning. It is certain only if the named folder is here and holds other weights.
+    Names prove little: the same weights can be a hub id, a mirror or a folder. So if the shapes fit, another name is
+    only a warning. It is certain only if the named folder is on this machine and has other weights.
 
     Raises:
         CheckpointError: `other_base`.
@@ -259,20 +259,20 @@ def check_kinship(adapter: AdapterOnBase) -> None:
         if not _differs(adapter, folder):
             return
         raise CheckpointError(
-            f"other_base: the adapter {adapter.directory} was trained on {shown(named)}, which holds other weights "
-            f"than {given}: its change belongs to those",
+            f"other_base: the adapter {adapter.directory} was trained on {shown(named)}, which has other weights "
+            f"than {given}: its change belongs to those weights",
             remedy="give that folder as the base.",
         )
     if (adapter.directory, given) not in _warned:
         _warned.add((adapter.directory, given))
         say(
-            f"Note: other_base: the adapter {adapter.directory} names {shown(named)} as its base, and was given "
-            f"{given}. Their shapes fit; make sure that they are the same weights."
+            f"Note: other_base: the adapter {adapter.directory} names {shown(named)} as its base, but was given "
+            f"{given}. Their shapes fit; make sure that they have the same weights."
         )
 
 
 def _is_called(named: str, given: Path) -> bool:
-    """Whether the name is that of the folder, of its place in the hub's cache, or of a copy of the same name."""
+    """Whether the name is that of the folder, of its place in the hub's cache, or of a copy with the same name."""
     repo = named.partition("@")[0].rstrip("/")
     cached = f"models--{repo.replace('/', '--')}"
     last = Path(repo).name.casefold()
@@ -280,7 +280,7 @@ def _is_called(named: str, given: Path) -> bool:
 
 
 def _differs(adapter: AdapterOnBase, folder: Path) -> bool:
-    """Whether a tensor that the adapter changes is another one in that folder, beyond rounding."""
+    """Whether a tensor that the adapter changes is different in that folder, beyond rounding."""
     other = Checkpoint(folder)
     name = min(adapter.factors.keys() & other.infos.keys(), default=None)
     if name is None or other.infos[name].shape != adapter.base.infos[name].shape:

@@ -1,4 +1,4 @@
-"""Write a PEFT adapter in numpy alone: names and settings as peft expects them, every scale already in the factors."""
+"""Write a PEFT adapter with numpy alone: names and settings as peft expects them, and scales inside the factors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from backmerge.checkpoints.adapter_config import CONFIG, AdapterConfig
 from backmerge.checkpoints.files import NUMPY_NAMES, TensorInfo, header_bytes
 from backmerge.errors import MergeError
 
-# what an adapter says of its base and its purpose, which a merge leaves as it is
+# fields about an adapter's base and purpose, which a merge does not change
 KEPT = {"base_model_name_or_path", "revision", "task_type", "auto_mapping"}
 
 
@@ -23,9 +23,9 @@ class Module(NamedTuple):
     """A module with factors.
 
     Attributes:
-        inputs: Columns of A; of an embedding, its tokens.
+        inputs: Columns of A; for an embedding, its tokens.
         outputs: Rows of B.
-        is_embedding: Whether it is one.
+        is_embedding: Whether it is an embedding.
     """
 
     inputs: int
@@ -34,23 +34,23 @@ class Module(NamedTuple):
 
 
 class Names:
-    """How peft calls what an adapter changes.
+    """The names that peft uses for an adapter's changes.
 
-    Peft takes its lists by the ends of names, and wraps whatever matches: the lists here match the modules that are
-    meant and no others, in short where that is possible.
+    Peft matches its lists with the ends of names, and wraps every match: the lists here match exactly the intended
+    modules, with short names if possible.
 
     Args:
         tensors: The names of all tensors of the base.
         adapted: Modules with factors.
-        whole: Tensors that are given whole, such as norms.
+        whole: Tensors that are saved whole, such as norms.
 
     Attributes:
-        saved: The tensors that the adapter holds whole, by the name in the base: its name in the adapter. Next to those
-            that were asked for, their modules' others, since peft loads a module whole.
+        saved: Tensors that the adapter saves whole, by their names in the base, with their names in the adapter. They
+            include the other tensors of the same modules, since peft loads a module whole.
         targets: `target_modules`.
         modules_to_save: `modules_to_save`.
-        bias: Which biases are trained, in peft's words.
-        obstacle: Why peft would not load this, if it would not.
+        bias: Which biases are trained, in peft's terms.
+        obstacle: Why peft cannot load this, if it cannot.
     """
 
     def __init__(self, tensors: Iterable[str], adapted: Set[str], whole: Set[str]) -> None:
@@ -62,19 +62,19 @@ class Names:
         self.bias = "none"
         replaced, obstacles = self._place(held, adapted, whole)
         if not adapted:
-            obstacles.append("no tensor has low-rank factors, and peft asks for a module to adapt")
+            obstacles.append("no tensor has low-rank factors, but peft requires a module to adapt")
         for module in sorted(replaced & {above for name in modules for above in _upwards(name)[1:]}):
-            obstacles.append(f"tensors of '{module}' itself are trained whole, and peft would wrap all modules in it")
+            obstacles.append(f"tensors of '{module}' itself are trained whole, but peft would wrap all modules in it")
         saved = _exact_list(replaced, lambda ends: {m for m in modules if m.endswith(tuple(ends))})
         targets = _exact_list(adapted, lambda ends: {m for m in modules if not ends.isdisjoint(_ends(m))})
         for meant, ends in ((replaced, saved), (adapted, targets)):
             if ends is None:
-                obstacles.append(f"peft takes modules by the ends of names, and none mean just {sorted(meant)[:3]}")
+                obstacles.append(f"peft finds modules by the ends of names, and none match only {sorted(meant)[:3]}")
         self.modules_to_save, self.targets = saved or [], targets or []
         self.obstacle = next(iter(obstacles), None)
 
     def _place(self, held: Mapping[str, Set[str]], adapted: Set[str], whole: Set[str]) -> tuple[set[str], list[str]]:
-        """Name each whole tensor; gives the modules that are saved, and what is in the way."""
+        """Name each whole tensor; return the modules that are saved, and the obstacles."""
         replaced: set[str] = set()
         obstacles = []
         for tensor in sorted(whole):
@@ -84,7 +84,7 @@ class Names:
                 self.saved[tensor] = f"{PREFIX}{module}{TRAINED_BIAS}"
                 self.bias = "lora_only" if self.bias == "none" else self.bias
             elif module in adapted:
-                obstacles.append(f"'{tensor}' is trained whole, and its module has low-rank factors, too")
+                obstacles.append(f"'{tensor}' is trained whole, but its module also has low-rank factors")
             elif is_lone_bias:
                 self.saved[tensor] = PREFIX + tensor
                 self.bias = "all"
@@ -95,19 +95,19 @@ class Names:
 
 
 def _upwards(module: str) -> list[str]:
-    """A module's name and those of all that it lies in."""
+    """Return a module's name and those of all modules that contain it."""
     parts = module.split(".")
     return [".".join(parts[:end]) for end in range(len(parts), 0, -1)]
 
 
 def _ends(module: str) -> list[str]:
-    """A module's name and all that follows a dot in it."""
+    """Return a module's name and every part of it after a dot."""
     parts = module.split(".")
     return [".".join(parts[start:]) for start in range(len(parts))]
 
 
 def _exact_list(meant: Set[str], matched: Callable[[Set[str]], Set[str]]) -> list[str] | None:
-    """The shortest names that match just what is meant: last parts, or whole names; nothing if neither does."""
+    """Return the shortest names that match only what is meant: last parts or whole names; `None` if neither does."""
     for ends in ({module.rpartition(".")[2] for module in meant}, set(meant)):
         if not ends or matched(ends) == meant:
             return sorted(ends)
@@ -115,13 +115,13 @@ def _exact_list(meant: Set[str], matched: Callable[[Set[str]], Set[str]]) -> lis
 
 
 class AdapterForm(NamedTuple):
-    """What an adapter's two files are to hold, values excepted.
+    """The contents of an adapter's two files, without values.
 
     Attributes:
-        modules: With factors, by name.
-        names: Of all that it changes.
-        rank: Of all factors.
-        dtype: Of all tensors, as safetensors names it: "F32", "BF16" or "F16".
+        modules: Modules with factors, by name.
+        names: Names of everything that it changes.
+        rank: Rank of all factors.
+        dtype: Dtype of all tensors, as safetensors names it: "F32", "BF16" or "F16".
         is_transposed: Whether the base's linear layers are stored (in, out).
         source: The configuration of an adapter on the same base.
     """
@@ -135,7 +135,7 @@ class AdapterForm(NamedTuple):
 
     @property
     def config(self) -> dict[str, Any]:
-        """`adapter_config.json`: alpha is the rank, so that B·A is the change itself, for every reader."""
+        """Return `adapter_config.json`: alpha is the rank, so that B·A is the change itself for every reader."""
         return self.source.model_dump(include=KEPT, exclude_unset=True) | {
             "peft_type": "LORA",
             "r": self.rank,
@@ -154,16 +154,16 @@ class AdapterForm(NamedTuple):
         }
 
     def factor_names(self, module: str) -> tuple[str, str]:
-        """What A and B are called in the file."""
+        """Return the names of A and B in the file."""
         if self.modules[module].is_embedding:
             return f"{PREFIX}{module}.lora_embedding_A", f"{PREFIX}{module}.lora_embedding_B"
         return f"{PREFIX}{module}.lora_A.weight", f"{PREFIX}{module}.lora_B.weight"
 
     def infos(self, base: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
-        """The tensors of the file, each with its shape.
+        """Return the tensors of the file, each with its shape.
 
         Args:
-            base: The base's, whose shapes whole tensors have.
+            base: The base's tensors; whole tensors have their shapes.
         """
         shapes = {saved: base[name].shape for name, saved in self.names.saved.items()}
         for module, (inputs, outputs, _) in self.modules.items():
@@ -173,15 +173,15 @@ class AdapterForm(NamedTuple):
 
 
 class AdapterWriter:
-    """An adapter's two files in a folder that nobody reads yet; a context.
+    """An adapter's two files in a folder that nobody reads yet; a context manager.
 
     Args:
-        directory: An empty one.
-        form: What they hold.
+        directory: An empty folder.
+        form: The contents of the files.
         base: The base's tensors.
 
     Raises:
-        OSError: the disk is full, or cannot be written to.
+        OSError: the disk is full or cannot be written to.
     """
 
     def __init__(self, directory: Path, form: AdapterForm, base: Mapping[str, TensorInfo]) -> None:
@@ -195,12 +195,12 @@ class AdapterWriter:
         (directory / CONFIG).write_text(text + "\n", encoding="utf-8")
 
     def write(self, name: str, values: np.ndarray, start: int = 0) -> None:
-        """Put elements in their place.
+        """Write elements of a tensor.
 
         Args:
-            name: Of the tensor in the file.
-            values: As `encoded` gives them; in order from the element `start` on.
-            start: The first.
+            name: The tensor's name in the file.
+            values: The result of `encoded`; in order from the element `start` on.
+            start: Position of the first element.
         """
         self._put(values.reshape(-1).view(np.uint8).data, self._begins[name] + start * values.itemsize)
 
@@ -217,22 +217,22 @@ class AdapterWriter:
 
 
 def encoded(values: np.ndarray, dtype: str, what: str) -> np.ndarray:
-    """Numbers rounded to the nearest of a dtype, ties to even, in the order of their elements.
+    """Round numbers to the nearest value of a dtype, ties to even, in the order of their elements.
 
     Args:
         values: Float32 or float64.
         dtype: "F32", "BF16" or "F16".
-        what: They are, for the message.
+        what: A name for the values, for the message.
 
     Raises:
-        MergeError: one is NaN or beyond the dtype's range.
+        MergeError: one is NaN or outside the dtype's range.
     """
     result: np.ndarray
     with np.errstate(over="ignore", invalid="ignore"):
         values = np.ascontiguousarray(values, dtype="<f4")
-        # one sum instead of a look at each; where finite numbers overflow in it, each is looked at
+        # one sum instead of a check of each element; if finite numbers overflow in it, each is checked
         is_finite = bool(np.isfinite(values.sum()) or np.isfinite(values).all())
-        if dtype == "BF16":  # the upper half of a float32, rounded by what is cut off
+        if dtype == "BF16":  # the upper half of a float32, rounded by the part that is cut off
             bits = values.view("<u4")
             result = ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype("<u2")
             is_finite = is_finite and bool(((result & 0x7F80) != 0x7F80).all())
@@ -241,7 +241,7 @@ def encoded(values: np.ndarray, dtype: str, what: str) -> np.ndarray:
             is_finite = is_finite and (dtype == "F32" or bool(np.isfinite(result).all()))
     if not is_finite:
         raise MergeError(
-            f"{what} holds NaN or values beyond {dtype}",
+            f"{what} holds NaN or values beyond the range of {dtype}",
             remedy="the training diverged, or the change is too large for this dtype: give --dtype float32.",
         )
     return result

@@ -1,15 +1,15 @@
-"""The files next to a model's weights: which there are, and which side's a merged model has.
+"""The files next to a model's weights: which files there are, and from which side a merged model takes them.
 
-The rule: what belongs to the tuned weights comes from the tuned side if it has it, else from the base. It is applied to
-four groups of files, so that files which only make sense together stay together:
+The rule: files that belong to the tuned weights come from the tuned side if it has them, else from the base. It is
+applied to four groups of files, so that files which only make sense together stay together:
 
-- configuration (`config.json`, `generation_config.json`) and licence, file by file; an adapter has none of these;
-- tokenizer: all of it from the tuned side, if its folder has a vocabulary;
-- chat template: from the tuned side, if it has one, in a separate file or in `tokenizer_config.json`;
+- configuration (`config.json`, `generation_config.json`) and licence, file by file; an adapter has none of them;
+- tokenizer: all of it from the tuned side if its folder has a vocabulary;
+- chat template: from the tuned side if it has one, in a separate file or in `tokenizer_config.json`;
 - additional chat templates, and processors of images, sound and video, file by file.
 
 The fields of `config.json` that describe the tensors as they are stored (architecture, dtype, tied embeddings, rows of
-the vocabulary) are those of the tensors that are written, whichever side the rest comes from.
+the vocabulary) always match the written tensors, whichever side the rest comes from.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ TEMPLATES = ("chat_template.jinja", "chat_template.json")
 MORE_TEMPLATES = ("additional_chat_templates/*.jinja",)
 PROCESSORS = ("*processor_config.json",)
 LICENCES = ("LICENSE*", "NOTICE*")
-# what makes the weights a usable model; an allow-list, so that no Python file or pickle comes along
+# the files that make the weights a usable model; an allow-list, so that no Python file or pickle is copied
 COMPANIONS = (CONFIG, GENERATION, *TOKENIZERS, *TEMPLATES, *MORE_TEMPLATES, *PROCESSORS, *LICENCES)
-# fields of config.json that say how the tensors are stored
+# fields of config.json that describe how the tensors are stored
 STORED = ("architectures", "model_type", "dtype", "torch_dtype", "tie_word_embeddings", "vocab_size")
-# keys that say nothing of what the model computes
+# keys that do not affect what the model computes
 SILENT = ("_name_or_path", "transformers_version", "use_cache")
-ALIASES = {"dtype": "torch_dtype", "torch_dtype": "dtype"}  # as new and old versions of transformers name it
+ALIASES = {"dtype": "torch_dtype", "torch_dtype": "dtype"}  # names in new and old versions of transformers
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,9 @@ class Companions:
     """The files that a model has next to its weights.
 
     Attributes:
-        files: Name within the folder to the file that it is read from.
-        changed: Name to the content of those that differ from any file.
-        notes: What differs between base and tuned model and whose the merged model has; what is left out.
+        files: The file that each name in the folder is read from.
+        changed: Contents by name, for those that differ from every file.
+        notes: Differences between base and tuned model with the side that was chosen, and files that are omitted.
     """
 
     files: Mapping[str, Path]
@@ -62,26 +62,26 @@ class Companions:
 
     @property
     def names(self) -> list[str]:
-        """All files' names, sorted."""
+        """Return all files' names, sorted."""
         return sorted({*self.files, *self.changed})
 
     def content(self, name: str) -> bytes | None:
-        """The bytes of a file; `None` if there is none of that name."""
+        """Return the bytes of a file; `None` if no file has that name."""
         if name in self.changed:
             return self.changed[name]
         return self.files[name].read_bytes() if name in self.files else None
 
     @functools.cached_property
     def digest(self) -> str:
-        """A hash of the names and contents of all files."""
+        """Return a hash of the names and contents of all files."""
         return self._digest_of(self.names)
 
     @functools.cached_property
     def config_digest(self) -> str:
-        """A hash of the files that decide what a model computes and when it stops.
+        """Return a hash of the files that decide what a model computes and when it stops.
 
         Raises:
-            CheckpointError: one of them is no JSON object.
+            CheckpointError: one of them is not a JSON object.
         """
         digest = hashlib.sha256()
         for name in (CONFIG, GENERATION):
@@ -102,7 +102,7 @@ class Companions:
         return digest.hexdigest()
 
     def beyond(self, folder: Path) -> Companions:
-        """Those that do not come from a folder as they are: what an adapter has next to its base's."""
+        """Return the files that differ from those in a folder: an adapter's files, next to its base's."""
         files = {name: file for name, file in self.files.items() if _root(file, name) != folder}
         return Companions(files, {name: content for name, content in self.changed.items() if name != CONFIG})
 
@@ -116,10 +116,10 @@ class Companions:
                 shutil.copyfile(self.files[name], directory / name)
 
     def folder(self, weights: Path | None = None) -> Path:
-        """A folder with these files, to be read by libraries: a side's own if it has the same, else a temporary one.
+        """Return a folder with these files for libraries: a side's own if it has the same, else a temporary one.
 
         Args:
-            weights: A folder whose safetensors shall lie there too, as links; none if not given.
+            weights: A folder whose safetensors are linked there too; none if omitted.
         """
         folders = {_root(file, name) for name, file in self.files.items()}
         own = next(iter(folders)) if len(folders) == 1 else None
@@ -150,10 +150,10 @@ class _Sides(NamedTuple):
 
 
 def companion_files(source: Path) -> dict[str, Path]:
-    """Config, tokenizer, templates, processors and licence of a model, by their names within its folder.
+    """Return config, tokenizer, templates, processors and licence of a model, by their names within its folder.
 
     Raises:
-        CheckpointError: one is a link that leads out of the model, other than a hub cache's own to its blobs.
+        CheckpointError: one is a link that leads out of the model, other than a hub cache's link to its blobs.
     """
     files = {
         file.relative_to(source).as_posix(): file
@@ -164,15 +164,15 @@ def companion_files(source: Path) -> dict[str, Path]:
     for file in files.values():
         if not _is_within(file, source):
             raise CheckpointError(
-                f"{file} is a link to {file.resolve()}, outside the model's folder: what it points to would become "
-                "part of the result, and of what is pushed",
+                f"{file} is a link to {file.resolve()}, outside the model's folder: the linked file would become part "
+                "of the result, and would be pushed with it",
                 remedy="replace the link by a copy of the file if it belongs to the model, or remove it.",
             )
     return dict(sorted(files.items()))
 
 
 def copy_companions(source: Path, directory: Path) -> None:
-    """Copy config, tokenizer, templates, processors and licence; nothing that can run.
+    """Copy config, tokenizer, templates, processors and licence, but nothing that can be executed.
 
     Raises:
         CheckpointError: see `companion_files`.
@@ -189,15 +189,15 @@ def companions_of(
     config_from: Side = "tuned",
     tokenizer_from: Side = "tuned",
 ) -> Companions:
-    """The files of a model that is made of two.
+    """Choose the files of a model that is made from two.
 
     Args:
         base: The base's folder.
-        tuned: The tuned model's, or an adapter's; `None` for the base alone.
-        stored: The folder whose config.json describes the tensors that are written.
-        is_adapter: Whether `tuned` is an adapter's folder, which decides nothing about the config.
-        config_from: The side whose configuration is taken if it has one.
-        tokenizer_from: The side whose tokenizer, chat templates and processors are taken if it has them.
+        tuned: The tuned model's folder or an adapter's; `None` for the base alone.
+        stored: The folder with the config.json that describes the written tensors.
+        is_adapter: Whether `tuned` is an adapter's folder, which has no config.
+        config_from: The side that the configuration comes from, if it has one.
+        tokenizer_from: The side that tokenizer, chat templates and processors come from, if it has them.
 
     Raises:
         CheckpointError: a file cannot be read, or is a link that leads out of its folder.
@@ -211,7 +211,7 @@ def companions_of(
 
 
 class _Frozen:
-    """The sides' files with their state, as a key to remember a choice by."""
+    """The state of the sides' files, as a key for a cached choice."""
 
     def __init__(self, sides: _Sides, stored: Path, state: tuple[Any, ...]) -> None:
         self.sides, self.stored = sides, stored
@@ -249,7 +249,7 @@ def _each(sides: _Sides, first: Side, patterns: Sequence[str]) -> dict[str, Path
 
 
 def _tokenizer(sides: _Sides, first: Side) -> dict[str, Path]:
-    """All of one side's, if it has a vocabulary; with what only the other has if the vocabularies are the same."""
+    """Return one side's tokenizer files if it has a vocabulary, and the other's extra files if both have the same."""
     ours, theirs = sides.of(first, TOKENIZERS), sides.of(_other(first), TOKENIZERS)
     vocabulary = sides.of(first, VOCABULARY)
     shared = [name for name in vocabulary if name in theirs]
@@ -258,7 +258,7 @@ def _tokenizer(sides: _Sides, first: Side) -> dict[str, Path]:
 
 
 def _with_rows(sides: _Sides, wanted: Side, stored: Path) -> Side:
-    """The base, if the tuned side's tokenizer has tokens for which the model has no embeddings, else as wanted."""
+    """Return the base if the tuned side's tokenizer has tokens without embeddings in the model, else `wanted`."""
     if wanted == "base" or not stored.is_file():
         return wanted
     config = read_json(stored)
@@ -270,7 +270,7 @@ def _with_rows(sides: _Sides, wanted: Side, stored: Path) -> Side:
 
 
 def _token_ids(files: Mapping[str, Path]) -> Iterator[int]:
-    """The ids of the tokens that were added to a tokenizer."""
+    """Yield the ids of the tokens that were added to a tokenizer."""
     if "tokenizer.json" in files:
         added = read_json(files["tokenizer.json"]).get("added_tokens")
         for token in added if isinstance(added, list) else ():
@@ -281,7 +281,7 @@ def _token_ids(files: Mapping[str, Path]) -> Iterator[int]:
 
 
 def _templates(sides: _Sides, first: Side, files: Mapping[str, Path]) -> tuple[dict[str, Path], dict[str, bytes]]:
-    """The chat templates of the first side that has one; as its own file if it was in another tokenizer's file."""
+    """Return the chat templates of the first side that has one; as a file if they were in the other tokenizer's."""
     for side in (first, _other(first)):
         found, inner = sides.of(side, TEMPLATES), _inner_template(sides.of(side, (TOKENIZER,)).get(TOKENIZER))
         if not found and inner is None:
@@ -300,7 +300,7 @@ def _inner_template(file: Path | None) -> Any:
 
 
 def _config(file: Path | None, stored: Path) -> dict[str, bytes]:
-    """The config with the fields that describe the tensors, if they differ from those of its own file."""
+    """Return the config with the fields that describe the tensors, if they differ from those of its own file."""
     if file is None or not stored.is_file() or file == stored:
         return {}
     values, of_tensors = read_json(file), read_json(stored)
@@ -328,7 +328,7 @@ def _notes(
         return
     if whose != wanted:
         yield (
-            "the tuned side's tokenizer has tokens for which the model has no embeddings: the merged model has the "
+            "the tuned side's tokenizer has tokens without embeddings in the model, so the merged model has the "
             "base's tokenizer"
         )
     taken: dict[str, list[str]] = {"base": [], "tuned": []}
@@ -343,7 +343,7 @@ def _notes(
         yield "the chat template is written to chat_template.jinja: it was in the other side's tokenizer_config.json"
     left = sorted((sides.base.keys() | sides.tuned.keys()) - files.keys() - changed.keys())
     if left:
-        yield f"{', '.join(left)}: left out, since they belong to the tokenizer or chat template that is not taken"
+        yield f"{', '.join(left)}: omitted, since the merged model has the other side's tokenizer or chat template"
 
 
 def _state(file: Path) -> tuple[Path, int, int]:
@@ -362,7 +362,7 @@ def _root(file: Path, name: str) -> Path:
 
 
 def _is_within(file: Path, source: Path) -> bool:
-    """Whether a file's content lies in its model's folder, or is a blob of the same repository in a hub cache."""
+    """Whether a file is in its model's folder, or is a blob of the same repository in a hub cache."""
     folder, target = source.resolve(), file.resolve()
     is_cached = folder.parent.name == "snapshots" and target.parent == folder.parent.parent / "blobs"
     return target.is_relative_to(folder) or is_cached

@@ -1,4 +1,4 @@
-"""Can these two be merged: is the tuned model of the same shape as the base?"""
+"""Check whether two models can be merged: does the tuned model have the base's tensors and shapes?"""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-SHOWN = 5  # differences named in a message; the rest are counted
+SHOWN = 5  # differences listed in a message; the rest are counted
 
 
 def check_same_shape(base: Weights, tuned: Weights, *, is_cast: bool = False, called: str = "the tuned model") -> None:
@@ -26,14 +26,14 @@ def check_same_shape(base: Weights, tuned: Weights, *, is_cast: bool = False, ca
     Args:
         base: One model.
         tuned: The other.
-        is_cast: Whether the inputs' dtypes may differ: the output's is given, or it is not this model's to decide.
-        called: What messages call the other one.
+        is_cast: Whether the inputs' dtypes may differ: the output's dtype is given, or this model does not decide it.
+        called: Name of the other model in messages.
 
     Raises:
-        MergeError: names both folders, the first differing tensors with both sides, and the remedy.
+        MergeError: names both folders, the first tensors that differ with both sides, and the remedy.
     """
     if isinstance(tuned, AdapterOnBase):
-        return  # checked against its base when it was opened
+        return  # it was checked against its base when it was opened
     configs = [read_config(weights.companions) for weights in (base, tuned)]
     for weights, config in zip((base, tuned), configs, strict=True):
         check_unquantised(weights.directory, config, "merged")
@@ -41,7 +41,7 @@ def check_same_shape(base: Weights, tuned: Weights, *, is_cast: bool = False, ca
     if kinds[0] != kinds[1]:
         raise MergeError(
             f"{called} {tuned.directory} is a {kinds[1]}, the base {base.directory} a {kinds[0]}",
-            remedy="merging needs a model and its own fine-tuned version: give the base that it was tuned from.",
+            remedy="give the base that the tuned model was made from.",
         )
     differences = list(_differences(base, tuned, is_cast=is_cast, called=called))
     if differences:
@@ -57,23 +57,23 @@ def _remedy(base: Weights, tuned: Weights) -> str:
     common = [(base.infos[name], tuned.infos[name]) for name in base.infos.keys() & tuned.infos.keys()]
     if base.infos.keys() == tuned.infos.keys() and all(ours.shape == theirs.shape for ours, theirs in common):
         return (
-            "say in which dtype the merged model shall be: --dtype bfloat16 for merge, --dtype-out bfloat16 for "
-            "restore and run (merged_dtype in an experiment file)."
+            "choose the merged model's dtype: --dtype bfloat16 for merge, --dtype-out bfloat16 for restore and run "
+            "(merged_dtype in an experiment file)."
         )
     if any(is_grown(ours.shape, theirs.shape) for ours, theirs in common):
         return (
-            "if tokens were added in tuning, or rows padded, --extra-rows tuned takes these rows from the tuned model."
+            "if tokens were added or rows padded in tuning, --extra-rows tuned takes these rows from the tuned model."
         )
     if any(is_grown(theirs.shape, ours.shape) for ours, theirs in common):
         return (
-            "the tuned model's vocabulary has fewer rows, as if the base's were padded: load the tuned model, call "
-            "resize_token_embeddings with the base's number, save it, and give that as TUNED."
+            "the tuned model's vocabulary has fewer rows, as if the base's was padded: load the tuned model, call "
+            "resize_token_embeddings with the base's number of rows, save it, and give that as TUNED."
         )
-    return "give the base that it was tuned from; nothing is cropped or skipped."
+    return "give the base that the tuned model was made from; tensors are never cropped or skipped."
 
 
 def is_grown(ours: tuple[int, ...], theirs: tuple[int, ...]) -> bool:
-    """Whether a tuned tensor is the base's with rows added, as an embedding's is when tokens are."""
+    """Whether a tuned tensor is the base's with more rows, as an embedding after tokens were added."""
     return len(ours) == len(theirs) > 0 and theirs[0] > ours[0] and theirs[1:] == ours[1:]
 
 
@@ -81,9 +81,9 @@ def _differences(base: Weights, tuned: Weights, *, is_cast: bool, called: str) -
     for name in sorted(base.infos.keys() | tuned.infos.keys()):
         ours, theirs = base.infos.get(name), tuned.infos.get(name)
         if theirs is None:
-            yield f"'{name}' is in the base only"
+            yield f"'{name}' is only in the base"
         elif ours is None:
-            yield f"'{name}' is in {called} only"
+            yield f"'{name}' is only in {called}"
         elif ours.shape != theirs.shape:
             yield f"'{name}' is {ours.shape} in the base and {theirs.shape} in {called}"
         elif ours.dtype != theirs.dtype and not (is_cast and {ours.dtype, theirs.dtype} <= set(FLOATS)):
@@ -91,15 +91,15 @@ def _differences(base: Weights, tuned: Weights, *, is_cast: bool, called: str) -
 
 
 class GrownBase:
-    """The base with the rows that its tuned model added to embeddings, so that both have one shape.
+    """The base with the rows that its tuned model added to embeddings, so that both have the same shapes.
 
-    There the two agree, so that a merge keeps the added rows as the tuned model has them, for every method that is
-    idempotent by element. Statistics of whole tensors (SLERP's angle, TIES' thresholds) see these rows, too. Config
-    and tokenizer are the tuned model's, since they know the added tokens.
+    The two agree in these rows, so that a merge keeps them as in the tuned model, for every method that is idempotent
+    by element. Statistics of whole tensors (SLERP's angle, TIES' thresholds) include these rows. Config and tokenizer
+    are the tuned model's, since they have the added tokens.
 
     Args:
         base: The smaller one.
-        tuned: The larger one; tensors may differ in nothing but more rows.
+        tuned: The larger one; its tensors may differ only in having more rows.
     """
 
     def __init__(self, base: Checkpoint, tuned: Checkpoint) -> None:
@@ -113,7 +113,7 @@ class GrownBase:
 
     @functools.cached_property
     def infos(self) -> Mapping[str, TensorInfo]:
-        """The base's, in the tuned model's shapes where rows were added."""
+        """The base's, with the tuned model's shapes if rows were added."""
         return {
             name: info._replace(shape=self._tuned.infos[name].shape) if name in self.grown else info
             for name, info in self._base.infos.items()
@@ -121,11 +121,11 @@ class GrownBase:
 
     @property
     def fingerprint(self) -> str:
-        """Of both, since both have a part in it."""
+        """A hash of both, since both contribute."""
         return f"{self._base.fingerprint}+rows of {self._tuned.fingerprint}" if self.grown else self._base.fingerprint
 
     def block(self, name: str, start: int, stop: int, buffer: Tensor | None = None) -> Tensor:
-        """Elements of a tensor, flat: the base's, and after them the tuned model's."""
+        """Return elements of a tensor, flat: the base's, then the tuned model's."""
         if name not in self.grown or stop <= self.grown[name]:
             return self._base.block(name, start, stop, buffer)
         import torch
@@ -135,10 +135,10 @@ class GrownBase:
         return torch.cat([self._base.block(name, start, border), added]) if start < border else added
 
     def tensor(self, name: str) -> Tensor:
-        """One whole tensor."""
+        """Return one whole tensor."""
         info = self.infos[name]
         return self.block(name, 0, info.num_elements).reshape(info.shape)
 
     def is_base(self, name: str) -> bool:  # noqa: ARG002 - an adapter's question
-        """Never: this is no adapter."""
+        """Return False: this is not an adapter."""
         return False

@@ -1,4 +1,4 @@
-"""What two models differ in besides the values of their tensors: names, shapes, dtypes, tokens, config."""
+"""List the differences of two models other than tensor values: names, shapes, dtypes, tokens, config."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from backmerge.checkpoints.compare import is_grown
 from backmerge.checkpoints.files import FLOATS, ITEM_BYTES
 from backmerge.checkpoints.reader import Weights, read_json
 
-SHOWN = 5  # of a kind; the rest are counted
-LISTED = 12  # an adapter's targets
+SHOWN = 5  # listed differences of a kind; the rest are counted
+LISTED = 12  # listed targets of an adapter
 LONGEST = 60  # characters of a value that are shown
 
-# keys of config.json that say nothing of what the model computes
+# keys of config.json that do not affect what the model computes
 IGNORED = frozenset({"_name_or_path", "transformers_version", "use_cache"})
-DTYPE_KEYS = ("dtype", "torch_dtype")  # as new and old versions of transformers name it
+DTYPE_KEYS = ("dtype", "torch_dtype")  # names in new and old versions of transformers
 
 
 class Difference(NamedTuple):
@@ -30,9 +30,9 @@ class Difference(NamedTuple):
 
 
 def differences(base: Weights, tuned: Weights) -> list[Difference]:
-    """What differs besides the values of the tensors, as lines for people, none where nothing does.
+    """Return what differs apart from the values of the tensors, as lines for people; empty if nothing does.
 
-    Of an adapter, also what it says of itself. An adapter's folder is asked for what it has; the rest is the base's.
+    For an adapter, its own settings are included. Files that its folder does not have are taken from the base.
 
     Raises:
         CheckpointError: a JSON file is damaged.
@@ -50,7 +50,7 @@ def differences(base: Weights, tuned: Weights) -> list[Difference]:
     }
     found = [Difference(topic, line) for topic, lines in topics.items() for line in lines]
     if is_adapter and {topic for topic, _ in found} - {"adapter"}:
-        found.append(Difference("adapter", "its folder has its own tokenizer; a merge comes with the base's"))
+        found.append(Difference("adapter", "its folder has a tokenizer, but a merge gets the base's"))
     return found
 
 
@@ -61,16 +61,16 @@ def _of_adapter(tuned: Weights) -> Iterator[str]:
     kind = "DoRA" if config.use_dora else "rsLoRA" if config.use_rslora else "LoRA"
     yield (
         f"a {kind} of r = {config.r}, alpha = {config.lora_alpha}, trained on "
-        f"{_shown(config.base_model_name_or_path or 'a base that it does not name')}"
+        f"{_shown(config.base_model_name_or_path or 'an unnamed base')}"
     )
     targets = config.target_modules
     listed = ", ".join(sorted(map(str, targets))[:LISTED]) if isinstance(targets, list) else _shown(targets)
-    yield f"targets: {listed}; {len(tuned.factors)} tensors changed by factors"
+    yield f"targets: {listed}; {len(tuned.factors)} tensors changed by low-rank factors"
     for option, patterns in (("rank_pattern", config.rank_pattern), ("alpha_pattern", config.alpha_pattern)):
         if patterns:
             yield f"{option}: {_shown(patterns)}"
     if tuned.dense_changes:
-        yield f"changed as a whole, not by factors alone: {_few(tuned.dense_changes)}"
+        yield f"changed as a whole, not only by factors: {_few(tuned.dense_changes)}"
     if tuned.note is not None:
         yield tuned.note
 
@@ -79,7 +79,7 @@ def _of_tensors(base: Weights, tuned: Weights) -> Iterator[str]:
     for one, other, side in ((base, tuned, "base"), (tuned, base, "tuned model")):
         only = sorted(one.infos.keys() - other.infos.keys())
         if only:
-            yield f"in the {side} only: {_few(only)}"
+            yield f"only in the {side}: {_few(only)}"
     common = [(name, base.infos[name], tuned.infos[name]) for name in sorted(base.infos.keys() & tuned.infos.keys())]
     shapes = [
         f"{_shown(name)} is {ours.shape} in the base and {theirs.shape} in the tuned model"
@@ -95,14 +95,14 @@ def _of_tensors(base: Weights, tuned: Weights) -> Iterator[str]:
         if first != second:
             yield f"{first} in the base and {second} in the tuned model: {_few(names)}"
         if not ({first, second} <= set(FLOATS) or first == second in ITEM_BYTES):
-            yield f"cannot be compared, being {' and '.join(sorted({first, second}))}: {_few(names)}"
+            yield f"cannot be compared because of their dtypes ({' and '.join(sorted({first, second}))}): {_few(names)}"
 
 
 class _Tokenizer:
-    """What JSON files say of a tokenizer; transformers is not asked.
+    """A tokenizer as described by its JSON files; transformers is not used.
 
     Args:
-        folders: With `tokenizer.json`, `tokenizer_config.json` and the like; what the first has not is the next's.
+        folders: Folders with `tokenizer.json`, `tokenizer_config.json` and the like; the first that has a file counts.
     """
 
     def __init__(self, *folders: Path) -> None:
@@ -114,7 +114,7 @@ class _Tokenizer:
 
     @property
     def special_tokens(self) -> dict[str, str]:
-        """The tokens with a role, such as `bos_token`, as text."""
+        """Return the tokens with a role, such as `bos_token`, as text."""
         found: dict[str, str] = {}
         for values in (self._config, self._json("special_tokens_map.json")):
             for key, value in values.items():
@@ -126,7 +126,7 @@ class _Tokenizer:
 
     @property
     def chat_template(self) -> str | None:
-        """The template; where there are several, all with their names."""
+        """Return the template; if there are several, all with their names."""
         for folder in self._folders:
             if (folder / "chat_template.jinja").is_file():
                 return (folder / "chat_template.jinja").read_text(encoding="utf-8", errors="replace")
@@ -149,11 +149,11 @@ def _of_vocabulary(ours: _Tokenizer, theirs: _Tokenizer) -> Iterator[str]:
     for one, other, side in ((ours, theirs, "base"), (theirs, ours, "tuned model")):
         only = sorted(one.vocabulary.keys() - other.vocabulary.keys(), key=lambda token: one.vocabulary[token])
         if only:
-            yield f"in the {side} only: {_few(only)}"
+            yield f"only in the {side}: {_few(only)}"
     both = ours.vocabulary.keys() & theirs.vocabulary.keys()
     moved = sorted(token for token in both if ours.vocabulary[token] != theirs.vocabulary[token])
     if moved:
-        yield f"with another number in the tuned model: {_few(moved)}"
+        yield f"with another id in the tuned model: {_few(moved)}"
 
 
 def _of_special_tokens(ours: _Tokenizer, theirs: _Tokenizer) -> Iterator[str]:
@@ -190,7 +190,7 @@ def _of_values(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[s
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A configuration's values with dots between the keys."""
+    """Return a configuration's values with dots between the keys."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
         if key in IGNORED:
@@ -208,7 +208,7 @@ def _json(folder: Path, name: str) -> dict[str, Any]:
 
 
 def _vocabulary(tokenizer: Mapping[str, Any]) -> dict[str, int]:
-    """Tokens with their numbers."""
+    """Return tokens with their ids."""
     model = tokenizer.get("model")
     tokens = model.get("vocab") if isinstance(model, Mapping) else None
     if isinstance(tokens, Mapping):
@@ -221,7 +221,7 @@ def _vocabulary(tokenizer: Mapping[str, Any]) -> dict[str, int]:
 def _added_tokens(
     tokenizer: Mapping[str, Any], config: Mapping[str, Any], listed_apart: Mapping[str, Any]
 ) -> dict[str, int]:
-    """Tokens that were added to the vocabulary, wherever a folder says so."""
+    """Return tokens that were added to the vocabulary, from all files of a folder that list them."""
     added = {token: number for token, number in listed_apart.items() if isinstance(number, int)}
     decoder = config.get("added_tokens_decoder")
     for number, token in decoder.items() if isinstance(decoder, Mapping) else ():
@@ -239,7 +239,7 @@ def _content(token: Any) -> str:
 
 
 def _few(names: Sequence[str]) -> str:
-    """The number of names where there are several, and the first of them."""
+    """Return the number of names if there are several, and the first of them."""
     if len(names) == 1:
         return _shown(names[0])
     return f"{len(names)} ({', '.join(map(_shown, names[:SHOWN]))}{', ...' if len(names) > SHOWN else ''})"
@@ -252,6 +252,6 @@ def _first(lines: Sequence[str]) -> Iterator[str]:
 
 
 def _shown(value: Any) -> str:
-    """A value in one line: words of others in quotes, their control characters as escapes."""
+    """Return a value in one line: foreign words in quotes, with control characters escaped."""
     text = repr(value)
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."

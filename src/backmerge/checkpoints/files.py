@@ -1,4 +1,4 @@
-"""One safetensors file: where each tensor's bytes lie, read piece by piece without mapping the file."""
+"""One safetensors file: the position of each tensor's bytes, read piece by piece without mapping the file."""
 
 from __future__ import annotations
 
@@ -26,15 +26,19 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-# bytes of an element, by safetensors' name of the dtype; what is not here cannot be merged
+# bytes of an element, by safetensors' name of the dtype; dtypes that are not listed cannot be merged
 ITEM_BYTES: Mapping[str, int] = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
 }  # fmt: skip
 FLOATS = ("F64", "F32", "F16", "BF16")
-MERGED_DTYPES: Mapping[str, str] = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}  # that merges can have
-# as numpy reads them; it has no bfloat16, whose bits are the upper half of a float32's
+MERGED_DTYPES: Mapping[str, str] = {
+    "float32": "F32",
+    "bfloat16": "BF16",
+    "float16": "F16",
+}  # dtypes of merges
+# names in numpy, which has no bfloat16: its bits are the upper half of a float32's
 NUMPY_NAMES: Mapping[str, str] = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
-# as torch and configurations name them
+# names in torch and in configurations
 TORCH_NAMES: Mapping[str, str] = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32",
     "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
@@ -42,14 +46,14 @@ TORCH_NAMES: Mapping[str, str] = {
 
 
 class TensorInfo(NamedTuple):
-    """What a header says of a tensor.
+    """A tensor's entry in a header.
 
     Attributes:
         shape: Its lengths, outermost first.
-        dtype: As safetensors names it ("BF16").
-        file: The file that holds it.
-        offset: Of its first byte in that file.
-        length: Its bytes in that file.
+        dtype: Its dtype as safetensors names it ("BF16").
+        file: The file that contains it.
+        offset: Position of its first byte in that file.
+        length: Number of its bytes in that file.
     """
 
     shape: tuple[int, ...]
@@ -65,10 +69,10 @@ class TensorInfo(NamedTuple):
 
 
 def torch_dtype(name: str) -> Any:
-    """The torch dtype of a safetensors dtype.
+    """Return the torch dtype of a safetensors dtype.
 
     Raises:
-        KeyError: it has none here.
+        KeyError: torch has no such dtype.
     """
     import torch
 
@@ -76,13 +80,13 @@ def torch_dtype(name: str) -> Any:
 
 
 class SafetensorsFile:
-    """A safetensors file whose header was found sound.
+    """A safetensors file with a valid header.
 
     Args:
         path: The file.
 
     Raises:
-        CheckpointError: it is truncated, or its header is not what the format asks for.
+        CheckpointError: it is truncated, or its header does not follow the format.
     """
 
     def __init__(self, path: Path) -> None:
@@ -94,7 +98,7 @@ class SafetensorsFile:
             self._descriptor = os.open(path, os.O_RDONLY)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(
-                f"{path} is not a whole safetensors file: {error}",
+                f"{path} is not a complete safetensors file: {error}",
                 remedy="it is truncated or damaged: download or save it again.",
             ) from error
         weakref.finalize(self, os.close, self._descriptor)
@@ -111,7 +115,7 @@ class SafetensorsFile:
         """Fill `place` with the bytes from `offset` on.
 
         Raises:
-            CheckpointError: the file has become shorter since it was opened, or the disk failed.
+            CheckpointError: the file became shorter after it was opened, or the disk failed.
         """
         done = 0
         while done < len(place):
@@ -119,23 +123,23 @@ class SafetensorsFile:
                 count = os.preadv(self._descriptor, [place[done:]], offset + done)
             except OSError as error:
                 raise CheckpointError(
-                    f"cannot read {self.path}: {error}", remedy="the disk or the network under it failed: try again."
+                    f"cannot read {self.path}: {error}", remedy="the disk or network failed: try again."
                 ) from error
             if count == 0:
                 raise CheckpointError(
-                    f"{self.path} has become shorter since it was opened",
-                    remedy="another process changes it: try again when it is done.",
+                    f"{self.path} became shorter after it was opened",
+                    remedy="another process is changing it: try again when that is done.",
                 )
             done += count
 
     def block(self, name: str, start: int, stop: int, buffer: Tensor | None = None) -> Tensor:
-        """Elements of a tensor, flat, as stored.
+        """Return elements of a tensor, flat, as stored.
 
         Args:
-            name: Of the tensor.
+            name: The tensor's name.
             start: First element.
             stop: One past the last.
-            buffer: Bytes that may hold the result, which then is good until they are used again.
+            buffer: Bytes that the result may be stored in; it is then valid until they are used again.
 
         Raises:
             CheckpointError: see `read_into`; or the tensor's dtype cannot be merged.
@@ -152,15 +156,15 @@ class SafetensorsFile:
         return place.view(torch_dtype(info.dtype))
 
     def tensor(self, name: str) -> Tensor:
-        """A whole tensor, as stored."""
+        """Return a whole tensor, as stored."""
         info = self.infos[name]
         return self.block(name, 0, info.num_elements).reshape(info.shape)
 
     def float32_block(self, name: str, start: int, stop: int) -> np.ndarray:
-        """Elements of a tensor, flat, in float32, without torch.
+        """Return elements of a tensor, flat, in float32, without torch.
 
         Raises:
-            CheckpointError: it is not of a floating dtype; or see `read_into`.
+            CheckpointError: its dtype is not floating-point; or see `read_into`.
         """
         info = self.infos[name]
         if info.dtype not in FLOATS:
@@ -176,13 +180,13 @@ class SafetensorsFile:
 
     @functools.lru_cache(maxsize=64)  # noqa: B019 - the blocks of a tensor ask for the same factors again and again
     def float32_array(self, name: str) -> np.ndarray:
-        """A small tensor in float32, without torch; see `float32_block`."""
+        """Return a small tensor in float32, without torch; see `float32_block`."""
         info = self.infos[name]
         return self.float32_block(name, 0, info.num_elements).reshape(info.shape)
 
 
 def num_bytes(name: str, info: TensorInfo, elements: int | None = None) -> int:
-    """Bytes of a tensor, or of so many of its elements.
+    """Return the bytes of a tensor, or of `elements` of its elements.
 
     Raises:
         CheckpointError: its dtype cannot be merged.
@@ -198,7 +202,7 @@ def num_bytes(name: str, info: TensorInfo, elements: int | None = None) -> int:
 def header_bytes(
     names: Sequence[str], infos: Mapping[str, TensorInfo], metadata: Mapping[str, str]
 ) -> tuple[bytes, dict[str, int], int]:
-    """A file's header, where each of its tensors begins in the file, and the file's length in bytes."""
+    """Return a file's header, the position of each of its tensors in the file, and the file's length in bytes."""
     entries: dict[str, object] = {"__metadata__": {**metadata, "format": "pt"}}
     begins: dict[str, int] = {}
     end = 0
@@ -211,7 +215,7 @@ def header_bytes(
             "data_offsets": [begins[name], end],
         }
     text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # tensors start on a multiple of 8, as the format asks
+    text += b" " * (-len(text) % 8)  # the format requires tensors to start at a multiple of 8
     header = len(text).to_bytes(8, "little") + text
     return header, {name: len(header) + begin for name, begin in begins.items()}, len(header) + end
 
@@ -221,7 +225,7 @@ FILE_BLOCK = 1 << 24  # bytes of a file that are hashed at once
 
 
 class TensorDigests:
-    """The digests of a model's tensors, gathered as their blocks pass, in any order and by any thread.
+    """The digests of a model's tensors, collected as their blocks pass, in any order and from any thread.
 
     Args:
         infos: Shape and dtype of every tensor.
@@ -232,7 +236,7 @@ class TensorDigests:
         self._digests: dict[tuple[str, int], bytes] = {}
 
     def add(self, name: str, start: int, block: Tensor) -> None:
-        """Take in the elements from `start` on: whole blocks of 2^20, the last of a tensor excepted."""
+        """Add the elements from `start` on: whole blocks of 2^20, except for the last of a tensor."""
         import torch
 
         raw = block.view(-1).view(torch.uint8)
@@ -241,16 +245,16 @@ class TensorDigests:
             self.add_bytes(name, index, raw[at : at + size])
 
     def add_bytes(self, name: str, index: int, raw: Tensor) -> None:
-        """Take in one block by its place among the tensor's, as bytes."""
+        """Add one block, as bytes, by its number within the tensor."""
         self._digests[name, index] = xxhash.xxh3_128_digest(raw.numpy().data)
 
     @property
     def is_complete(self) -> bool:
-        """Whether every block was taken in."""
+        """Whether every block was added."""
         return len(self._digests) == sum(num_blocks(info) for info in self._infos.values())
 
     def combined(self) -> bytes:
-        """One digest of names, shapes, dtypes and values, whatever the files that hold them."""
+        """Return one digest of names, shapes, dtypes and values, independent of the files that contain them."""
         digest = xxhash.xxh3_128()
         for name in sorted(self._infos):
             info = self._infos[name]
@@ -261,13 +265,13 @@ class TensorDigests:
 
 
 def num_blocks(info: TensorInfo) -> int:
-    """In how many blocks a tensor is hashed; an empty one counts as one."""
-    elements = info.num_elements if info.dtype in ITEM_BYTES else info.length  # packed dtypes are taken as bytes
+    """Return in how many blocks a tensor is hashed; an empty one counts as one."""
+    elements = info.num_elements if info.dtype in ITEM_BYTES else info.length  # packed dtypes are hashed as bytes
     return max(1, -(-elements // BLOCK))
 
 
 def fingerprint_of_files(files: set[Path], start: bytes = b"") -> str:
-    """A hash over names and bytes of files, in the order of the names, and of what it is started with."""
+    """Return a hash over names and bytes of files, in the order of the names, after the bytes `start`."""
     digest = xxhash.xxh3_128(start)
     for file in sorted(files, key=lambda path: path.name):
         digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())

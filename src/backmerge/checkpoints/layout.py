@@ -1,6 +1,6 @@
-"""Where the tensors on disk are in the model in memory: transformers renames, stacks and fuses some as it loads them.
+"""Map tensors on disk to the model in memory: transformers renames, stacks and fuses some when it loads them.
 
-Adapters name what they change as it is in memory. The rules are transformers' own; its model is built without weights.
+Adapters use names in memory. The rules are transformers' own; its model is built without weights.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ STACKED = 3  # dimensions of stacked experts: (experts, rows, columns)
 
 
 class Region(NamedTuple):
-    """The part of a parameter in memory that a tensor on disk is.
+    """The part of a parameter in memory that a tensor on disk makes up.
 
     Attributes:
-        num_experts: How many are stacked in the parameter; 1 if it is a plain matrix.
+        num_experts: How many experts the parameter stacks; 1 if it is a plain matrix.
         first: The tensor's first expert.
-        start: Its first row, in each expert.
-        rows: Its rows, in each expert.
-        height: The parameter's rows, in each expert.
+        start: Its first row in each expert.
+        rows: Its rows in each expert.
+        height: The parameter's rows in each expert.
     """
 
     num_experts: int
@@ -40,11 +40,11 @@ class Region(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a tensor on disk is in memory.
+    """The position of a tensor on disk in memory.
 
     Attributes:
-        parameter: Its name there.
-        region: The part of it; `None` for the whole parameter, as it is.
+        parameter: Its name in memory.
+        region: The part of the parameter; `None` for the whole, unchanged parameter.
     """
 
     parameter: str
@@ -53,13 +53,13 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """A model in memory against its files.
+    """A model in memory, compared with its files.
 
     Attributes:
-        shapes: Of all tensors in memory, by name; of a module in the order in which it declares them.
-        places: Of the tensors on disk. One that transformers converts in a way that is not known here has none.
+        shapes: Shapes of all tensors in memory, by name; within a module in the order in which it declares them.
+        places: Places of the tensors on disk. A tensor that transformers converts in an unsupported way has none.
         transposed: Parameters of shape (in, out) rather than (out, in), for each expert.
-        ignored: Tensors on disk that the model leaves out, such as buffers that it computes.
+        ignored: Tensors on disk that the model does not load, such as buffers that it computes.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
@@ -69,7 +69,7 @@ class Layout:
 
     @functools.cached_property
     def on_disk(self) -> Mapping[str, Sequence[str]]:
-        """The tensors on disk that a parameter is made of."""
+        """The tensors on disk that make up each parameter."""
         found: dict[str, list[str]] = {}
         for name, place in self.places.items():
             found.setdefault(place.parameter, []).append(name)
@@ -77,7 +77,7 @@ class Layout:
 
     @functools.cached_property
     def own_tensors(self) -> Mapping[str, Sequence[str]]:
-        """The names of a module's own tensors, in the order in which it declares them."""
+        """The names of each module's own tensors, in the order in which it declares them."""
         found: dict[str, list[str]] = {}
         for name in self.shapes:
             module, _, leaf = name.rpartition(".")
@@ -86,10 +86,10 @@ class Layout:
 
 
 def layout_of(weights: Weights) -> Layout:
-    """How transformers lays a model out in memory.
+    """Return how transformers arranges a model in memory.
 
     Raises:
-        CheckpointError: this transformers does not know the architecture.
+        CheckpointError: this version of transformers does not have the architecture.
     """
     config = json.dumps(read_json(weights.companions / "config.json"), sort_keys=True)
     shapes = tuple((name, info.shape) for name, info in weights.infos.items())
@@ -133,10 +133,10 @@ def _layout(directory: Path, config: str, shapes: tuple[tuple[str, tuple[int, ..
 
 
 def empty_model(directory: Path) -> PreTrainedModel:
-    """A folder's model as transformers builds it, without weights.
+    """Build a folder's model with transformers, without weights.
 
     Raises:
-        CheckpointError: this transformers does not know the architecture, or the config is damaged.
+        CheckpointError: this version of transformers does not have the architecture, or the config is damaged.
     """
     import torch
     import transformers
@@ -148,9 +148,9 @@ def empty_model(directory: Path) -> PreTrainedModel:
     except (ValueError, TypeError, KeyError, AttributeError, OSError, RuntimeError, ImportError) as error:
         kind = read_json(directory / "config.json").get("model_type")
         raise CheckpointError(
-            f"transformers {transformers.__version__} cannot build the {kind} model of {directory}, whose names in "
-            f"memory are needed here: {str(error)[:300]}",
-            remedy="a newer transformers may know it; or give the tuned model as a full checkpoint.",
+            f"transformers {transformers.__version__} cannot build the {kind} model of {directory}, which is needed "
+            f"for its names in memory: {str(error)[:300]}",
+            remedy="a newer version may support it; or give the tuned model as a full checkpoint.",
         ) from error
 
 
@@ -161,7 +161,7 @@ def _converted(
     sources: Mapping[str, Sequence[str]],
     on_disk: Mapping[str, tuple[int, ...]],
 ) -> dict[str, Place]:
-    """The places of the tensors that are stacked by expert, concatenated by rows, or both, in one parameter."""
+    """Return the places of tensors that are stacked by expert, concatenated by rows, or both, in one parameter."""
     from transformers.core_model_loading import Concatenate, MergeModulelist
 
     kinds = [(type(step), step.dim) for step in converter.operations]
@@ -191,14 +191,14 @@ def _transposed(model: PreTrainedModel) -> frozenset[str]:
 
     found = set()
     for name, module in model.named_modules():
-        # transformers sets this on its modules of experts, and peft reads it there
+        # transformers sets this on its modules of experts, where peft reads it
         if isinstance(module, Conv1D) or vars(module).get("is_transposed") is True:
             found |= {f"{name}.{parameter}" for parameter, _ in module.named_parameters(recurse=False)}
     return frozenset(found)
 
 
 def _ignored(model: PreTrainedModel, unknown: set[str]) -> frozenset[str]:
-    """Of the tensors that the model has no place for, those that transformers leaves out without a word."""
+    """Return those of the unknown tensors that transformers silently ignores."""
     from transformers.utils.loading_report import LoadStateDictInfo
 
     report = LoadStateDictInfo(set(), set(unknown), set(), [], {}, set())

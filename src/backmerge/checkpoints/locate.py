@@ -1,4 +1,4 @@
-"""From what a user writes (a folder, a hub id, the name of an embedded model) to a folder on this machine."""
+"""Find the folder for a model's name: a folder, a hub id, or the name of an embedded model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from backmerge.registry import MODELS, resolve
 
 HUB_ID = re.compile(r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w./-]+))?")
 
-# weights as safetensors, and what goes next to them: never Python files or pickles
+# weights as safetensors and the files next to them: never Python files or pickles
 HUB_FILES = [
     "*.safetensors",
     "*.safetensors.index.json",
@@ -25,13 +25,13 @@ HUB_FILES = [
 
 
 def locate_model(name: str) -> Path:
-    """The folder of a model or adapter.
+    """Return the folder of a model or adapter.
 
     Args:
         name: A folder, a hub id (`owner/name` or `owner/name@revision`), or a name from the table of models.
 
     Raises:
-        CheckpointError: there is no such folder, or the hub cannot give it.
+        CheckpointError: there is no such folder, or it cannot be downloaded from the hub.
     """
     path = folder_named(name)
     if path.is_dir():
@@ -50,7 +50,7 @@ def locate_model(name: str) -> Path:
 
 
 def folder_named(name: str) -> Path:
-    """A name as a path, `~` as the home folder; `~somebody` stays as it is if there is nobody of that name."""
+    """Return a name as a path, with `~` as the home folder; `~somebody` is kept if there is no such user."""
     try:
         return Path(name).expanduser()
     except RuntimeError:
@@ -58,7 +58,7 @@ def folder_named(name: str) -> Path:
 
 
 def short_name(name: str) -> str:
-    """What a model's folder among others is called: never empty, and never one that leads elsewhere, as `..` does."""
+    """Return a short name for a model's folder: never empty, and never a path that leads elsewhere, such as `..`."""
     path = folder_named(name)
     if not path.is_dir():
         return Path(name.partition("@")[0]).name  # a hub id, perhaps with a revision
@@ -74,7 +74,7 @@ def _from_hub(repo: str, revision: str | None) -> Path:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(
-            f"'{repo}' is no folder here, and the Hugging Face hub did not give it: {reason}",
+            f"'{repo}' is not a folder, and could not be downloaded from the Hugging Face hub: {reason}",
             remedy="check the name, the network (HF_HUB_OFFLINE) and, for gated models, `hf auth login`; "
             "or download it elsewhere and give the folder.",
         ) from error

@@ -1,4 +1,4 @@
-"""What a LoRA does to one tensor: which factors, how they are scaled, and the sum, a few rows at a time."""
+"""The effect of a LoRA on one tensor: its factors, their scale, and the sum, a few rows at a time."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ class Factors(NamedTuple):
     """The names of one tensor's low-rank delta, scale · B·A.
 
     Attributes:
-        a: Tensor name of A, shape (r, in); of stacked experts (experts·r, in), expert by expert.
-        b: Tensor name of B, shape (out, r); of stacked experts (out, r·experts), rank by rank.
+        a: Tensor name of A, shape (r, in); for stacked experts (experts·r, in), expert by expert.
+        b: Tensor name of B, shape (out, r); for stacked experts (out, r·experts), rank by rank.
         scale: alpha / r, or alpha / sqrt(r) for rsLoRA.
         is_transposed: Whether the weight is stored (in, out): embeddings, Conv1D layers, the experts of some models.
-        magnitude: Tensor name of DoRA's magnitudes, shape (out,), or nothing for other kinds.
-        region: Which part of the adapted parameter the tensor is, if it is not the whole or has stacked experts.
+        magnitude: Tensor name of DoRA's magnitudes, shape (out,); `None` for other kinds.
+        region: The tensor's part of the adapted parameter, if it is not the whole or has stacked experts.
     """
 
     a: str
@@ -35,16 +35,16 @@ class Factors(NamedTuple):
 
     @property
     def is_embedding(self) -> bool:
-        """Whether they belong to an embedding, for whose factors peft has its own names."""
+        """Whether they belong to an embedding; peft has other names for its factors."""
         return self.a.endswith(EMBEDDING_A)
 
 
 def _products(
     factors: Factors, a: np.ndarray, b: np.ndarray, first: int, last: int
 ) -> Iterator[tuple[int, int, np.ndarray, np.ndarray]]:
-    """The two matrices whose product is the unscaled delta of some rows, with the first and the last of these rows.
+    """Yield the two matrices whose product is the unscaled delta of some rows, with the first and last of these rows.
 
-    A tensor of stacked experts has the rows of one after those of the other.
+    A tensor of stacked experts has the rows of one expert after those of the other.
     """
     region = factors.region
     if region is None:
@@ -62,13 +62,13 @@ def _products(
 
 
 def tuned_rows(weight: Tensor, factors: Factors, a: np.ndarray, b: np.ndarray, first: int) -> Tensor:
-    """W + scale·B·A, in float32, for some rows of a weight.
+    """Return W + scale·B·A, in float32, for some rows of a weight.
 
     Args:
         weight: Rows `first` and following, shape (rows, columns).
-        factors: Of the whole weight.
-        a: A, as `Factors` has it.
-        b: B, as `Factors` has it.
+        factors: Factors of the whole weight.
+        a: The tensor A (see `Factors`).
+        b: The tensor B (see `Factors`).
         first: The first row.
     """
     import torch
@@ -81,7 +81,7 @@ def tuned_rows(weight: Tensor, factors: Factors, a: np.ndarray, b: np.ndarray, f
 
 
 def rescaled_rows(rows: Tensor, magnitudes: np.ndarray) -> Tensor:
-    """DoRA's weight: m · V / ‖V‖ row by row, V = W + scale·B·A.
+    """Return DoRA's weight: m · V / ‖V‖ row by row, V = W + scale·B·A.
 
     Args:
         rows: V, shape (rows, columns).

@@ -1,4 +1,4 @@
-"""The settings that come with a model: the fields of its JSON files that backmerge reads, validated."""
+"""The settings of a model: the fields of its JSON files that backmerge reads, validated."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from backmerge.errors import CheckpointError
 CONFIG = "config.json"
 GENERATION = "generation_config.json"
 TOKENIZER = "tokenizer_config.json"
-SHOWN = 3  # faults of a file; the rest are counted
-MAX_LAYERS = 10_000  # far beyond any model: a larger number is damage, and would take hours to build
+SHOWN = 3  # faults of a file that are listed; the rest are counted
+MAX_LAYERS = 10_000  # far above any model: a larger number is damage, and building it would take hours
 
 Count = Annotated[int, Field(ge=0)]
 TokenId = Annotated[int, Field(ge=-1)]  # some configs write -1 for "none"
@@ -28,10 +28,10 @@ LINKED = (".safetensors", ".json", ".jinja", ".model", ".txt")
 
 
 def check_links(directory: Path) -> None:
-    """Refuse a folder whose files are links to nothing, as a hub cache's are once its blobs were removed.
+    """Refuse a folder with broken links, such as those of a hub cache whose blobs were removed.
 
     Raises:
-        CheckpointError: names the link and what it points to.
+        CheckpointError: names the link and its target.
     """
     links = (file for file in sorted(directory.iterdir()) if file.is_symlink() and file.suffix in LINKED)
     dead = next((link for link in links if not link.exists()), None)
@@ -39,37 +39,37 @@ def check_links(directory: Path) -> None:
         return
     hub = HUB_FOLDER.fullmatch(directory.parent.parent.name) if directory.parent.name == "snapshots" else None
     raise CheckpointError(
-        f"{dead} is a link to {dead.readlink()}, and there is no such file",
-        remedy=f"the hub's cache is incomplete: `hf download {hub['owner']}/{hub['name']}` fetches what is missing."
+        f"{dead} is a link to {dead.readlink()}, which does not exist",
+        remedy=f"the hub's cache is incomplete: `hf download {hub['owner']}/{hub['name']}` downloads the missing files."
         if hub
         else "restore the file that it points to, or replace the link by the file.",
     )
 
 
 def check_unquantised(directory: Path, config: ModelConfig, purpose: str) -> None:
-    """Refuse a model of packed numbers, which cannot be averaged, nor trained, nor take an adapter's change.
+    """Refuse a model with packed numbers: it cannot be averaged or trained, and cannot take an adapter's change.
 
     Args:
-        directory: The model's.
+        directory: The model's folder.
         config: Its `config.json`.
-        purpose: What is to be done with it: "merged", "trained".
+        purpose: What the model is needed for: "merged", "trained".
 
     Raises:
-        CheckpointError: it is quantised; says how.
+        CheckpointError: it is quantised; the message says how.
     """
     if config.quantization_config is None:
         return
     how = config.quantization_config.quant_method or "a method that config.json does not name"
     raise CheckpointError(
         f"{directory} is quantised ({how}), and quantised weights cannot be {purpose}",
-        remedy="give the unquantised model that it was made from (bfloat16, float16 or float32), or load this one with "
-        "transformers, dequantised, and save that"
-        + ("; finetune.lora.quantize loads that in 4 bits to train on it." if purpose == "trained" else "."),
+        remedy="give the unquantised original (bfloat16, float16 or float32), or load this one with transformers, "
+        "dequantise it, and save it"
+        + ("; finetune.lora.quantize loads that in 4 bits for training." if purpose == "trained" else "."),
     )
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object from a model's directory.
+    """Read a JSON object from a model's directory.
 
     Raises:
         CheckpointError: the file is missing, is nested too deeply, or is not a JSON object.
@@ -78,7 +78,7 @@ def read_json(file: Path) -> dict[str, Any]:
         values = json.loads(file.read_text(encoding="utf-8"))
     except RecursionError as error:
         raise CheckpointError(
-            f"{file} is nested too deeply to be read", remedy="no model has such a file: download it again."
+            f"{file} is nested too deeply to be read", remedy="the file is damaged: download it again."
         ) from error
     except (OSError, ValueError) as error:
         raise CheckpointError(f"cannot read {file}: {error}", remedy="download or save the model again.") from error
@@ -102,7 +102,7 @@ class Quantization(_File):
 
 
 class TextConfig(_File):
-    """What a configuration says of a language model, at its top or under `text_config`."""
+    """The settings of a language model, at the top of a configuration or under `text_config`."""
 
     model_type: str | None = None
     vocab_size: Count | None = None
@@ -121,8 +121,8 @@ class ModelConfig(TextConfig):
     """A model's `config.json`.
 
     Attributes:
-        text_config: Of a model that also sees or hears: its language model's part.
-        quantization_config: Given if the tensors are quantised.
+        text_config: The language model's part, for models that also process images or sound.
+        quantization_config: Present if the tensors are quantised.
     """
 
     architectures: list[str] | None = None
@@ -167,19 +167,19 @@ _Kind = TypeVar("_Kind", bound=_File)
 
 
 def read_config(directory: Path) -> ModelConfig:
-    """A model's `config.json`.
+    """Read a model's `config.json`.
 
     Raises:
-        CheckpointError: it is missing, is no JSON, or a field has a value of the wrong kind.
+        CheckpointError: it is missing, is not JSON, or a field has a value of the wrong kind.
     """
     return _validated(ModelConfig, directory / CONFIG)
 
 
 def check_settings(directory: Path) -> None:
-    """Validate all of a model's JSON settings, before a library reads them.
+    """Validate all of a model's JSON settings before a library reads them.
 
     Raises:
-        CheckpointError: one is no JSON, or a field has a value of the wrong kind; names file and field.
+        CheckpointError: one is not JSON, or a field has a value of the wrong kind; names file and field.
     """
     for kind, name in ((ModelConfig, CONFIG), (GenerationSettings, GENERATION), (TokenizerConfig, TOKENIZER)):
         if (directory / name).is_file():
@@ -193,6 +193,6 @@ def _validated(kind: type[_Kind], file: Path) -> _Kind:
         faults = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
         more = f", and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
         raise CheckpointError(
-            f"{file} does not hold a model's settings: {'; '.join(faults[:SHOWN])}{more}",
+            f"{file} has invalid settings: {'; '.join(faults[:SHOWN])}{more}",
             remedy="the file is damaged or was edited by hand: download or save it again.",
         ) from error

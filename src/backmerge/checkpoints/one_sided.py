@@ -1,8 +1,8 @@
-"""Tensors that only one of two checkpoints has, and whose meaning is clear: other names, copies, derived buffers.
+"""Handle tensors that only one of two checkpoints has, if their meaning is clear: other names, copies, buffers.
 
-Versions of transformers name and stack a model's tensors in different ways on disk. Libraries differ in whether they
-save the head of a model that ties it to its embeddings, and whether they save buffers that a model computes anyway,
-such as rotary frequencies and causal masks.
+Versions of transformers name and stack a model's tensors differently on disk. Some libraries save the head of a model
+that ties it to its embeddings, others do not; the same holds for buffers that a model computes anyway, such as rotary
+frequencies and causal masks.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ EMBEDDINGS = ("embed_tokens.weight", "wte.weight")
 
 
 def settle_one_sided(tuned: Checkpoint, base: Weights) -> None:
-    """Let a tuned checkpoint have the tensors that its base has, as far as the difference means nothing.
+    """Give a tuned checkpoint the tensors that its base has, as far as the difference has no effect.
 
-    What is left is a difference that `check_same_shape` reports.
+    `check_same_shape` reports any difference that remains.
 
     Args:
-        tuned: Just opened; changed in place.
-        base: What it was tuned from.
+        tuned: A checkpoint that was just opened; changed in place.
+        base: The model that it was tuned from.
 
     Raises:
         MergeError: only one of the two ties its embeddings.
@@ -46,14 +46,14 @@ def settle_one_sided(tuned: Checkpoint, base: Weights) -> None:
 
 
 def _name_alike(tuned: Checkpoint, base: Weights) -> None:
-    """Give a tuned model's tensors the base's names, where both are the same parameter in memory.
+    """Give a tuned model's tensors the base's names if both are the same parameter in memory.
 
-    Of experts that only the tuned model has stacked in one tensor, each is a stretch of its bytes.
+    If only the tuned model stacks its experts in one tensor, each expert becomes a range of that tensor's bytes.
     """
     try:
         ours, theirs = layout_of(base), layout_of(tuned)
     except CheckpointError:
-        return  # nothing is known of this architecture: the difference is reported
+        return  # the architecture is unknown: the difference is reported
     by_place = {place: name for name, place in theirs.places.items()}
     used = set()
     for name in sorted(base.infos.keys() - tuned.infos.keys()):
@@ -63,10 +63,10 @@ def _name_alike(tuned: Checkpoint, base: Weights) -> None:
         source = by_place.get(place) or by_place.get(Place(place.parameter))
         if source is None:
             raise MergeError(
-                f"the tuned model {tuned.directory} and the base {base.directory} hold the same parameter in different "
+                f"the tuned model {tuned.directory} and the base {base.directory} store a parameter in different "
                 f"ways: '{name}' is {len(theirs.on_disk[place.parameter])} tensors in the tuned model, such as "
                 f"'{theirs.on_disk[place.parameter][0]}'",
-                remedy="write the tuned model as the base is: load it with transformers, and save it by "
+                remedy="save the tuned model like the base: load it with transformers, and save it with "
                 "save_pretrained(DIR, save_original_format=False).",
             )
         info, region = tuned.infos[source], place.region
@@ -87,13 +87,13 @@ def _leave_out_head(name: str, tuned: Checkpoint, base: Weights) -> None:
     if not has_same_values(tuned, name, tuned, embedding):
         raise MergeError(
             f"the tuned model {tuned.directory} has its own head: its '{name}' differs from its '{embedding}', "
-            f"and the base {base.directory} ties the two, so that the head has nothing to be merged with",
+            f"but the base {base.directory} ties the two, so it has no head to merge with",
             remedy="untie the base first: load it, set config.tie_word_embeddings = False, make lm_head.weight a copy "
             "of the embeddings, save it, and give that as BASE.",
         )
     if _tied(tuned) is False:
         raise MergeError(
-            f"the tuned model {tuned.directory} says in its config.json that its embeddings are not tied, and the base "
+            f"the tuned model {tuned.directory} says in its config.json that its embeddings are not tied, but the base "
             f"{base.directory} ties them; its '{name}' is a plain copy of its '{embedding}'",
             remedy=f'write "tie_word_embeddings": true into {tuned.directory / "config.json"}.',
         )
@@ -106,14 +106,14 @@ def _copy_head(name: str, tuned: Checkpoint, base: Weights) -> None:
         return
     if _tied(tuned) is False:
         raise MergeError(
-            f"the tuned model {tuned.directory} says in its config.json that its embeddings are not tied, and has no "
+            f"the tuned model {tuned.directory} says in its config.json that its embeddings are not tied, but has no "
             f"'{name}': its head would be random numbers",
             remedy='save it again; or, if its base ties them, write "tie_word_embeddings": true into that file.',
         )
     if not has_same_values(base, name, base, of_base):
         raise MergeError(
-            f"the base {base.directory} has its own head: its '{name}' differs from its '{of_base}', and the "
-            f"tuned model {tuned.directory} ties the two, so that the head has nothing to be merged with",
+            f"the base {base.directory} has its own head: its '{name}' differs from its '{of_base}', but the "
+            f"tuned model {tuned.directory} ties the two, so it has no head to merge with",
             remedy="untie the tuned model first: load it, set config.tie_word_embeddings = False, make lm_head.weight "
             "a copy of the embeddings, save it, and give that as TUNED.",
         )
@@ -126,7 +126,7 @@ def _embedding(weights: Weights) -> str | None:
 
 
 def _tied(weights: Weights) -> bool | None:
-    """What the config says of tied embeddings, if anything."""
+    """Return whether the config says that embeddings are tied; `None` if it does not say."""
     config = read_json(weights.companions / "config.json")
     text = config.get("text_config")
     found = [values.get("tie_word_embeddings") for values in (config, text) if isinstance(values, dict)]
@@ -136,10 +136,10 @@ def _tied(weights: Weights) -> bool | None:
 def has_same_values(one: Weights | SafetensorsFile, name: str, other: Weights | SafetensorsFile, its: str) -> bool:
     """Whether two tensors have the same shape and values; read in blocks, up to the first difference.
 
-    Args:
-        one: Holds the first.
-        name: Of the first.
-        other: Holds the second.
+    one: The model or file with the first.
+    name: The first's name.
+    other: The model or file with the second.
+    its: The second's name.
         its: The second's name.
     """
     info = one.infos[name]
@@ -153,8 +153,8 @@ def has_same_values(one: Weights | SafetensorsFile, name: str, other: Weights | 
 
 
 def _ignored(weights: Weights) -> frozenset[str]:
-    """The tensors that transformers leaves out as it loads a model, since the model computes them."""
+    """Return the tensors that transformers does not load, since the model computes them."""
     try:
         return layout_of(weights).ignored
     except CheckpointError:
-        return frozenset()  # nothing is known of this architecture: the difference is reported
+        return frozenset()  # the architecture is unknown: the difference is reported

@@ -1,4 +1,4 @@
-"""A Hugging Face directory of safetensors, read lazily: names, shapes and dtypes at once, tensors one at a time."""
+"""A Hugging Face directory of safetensors, read lazily: names, shapes and dtypes first, tensors one at a time."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ if TYPE_CHECKING:
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-CARD = MANIFEST  # what backmerge writes next to the weights
+CARD = MANIFEST  # backmerge writes it next to the weights
 
-# what torch.compile, (distributed) data parallelism, activation checkpointing and peft put into the names of the
-# tensors of a model that is saved from within them
+# prefixes in the tensor names of a model that was saved while wrapped by torch.compile, (distributed) data parallelism,
+# activation checkpointing or peft
 WRAPPERS = re.compile(
     r"^(?:module\.|base_model\.model\.)+|(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
 )
 LAYER = re.compile(r"(?P<stack>.*?\b(?:layers|layer|h|blocks|block))\.(?P<number>\d+)\.")
-# the input embeddings, as transformers' architectures name them
+# the input embeddings' names in transformers' architectures
 EMBEDDINGS = re.compile(r"(?:.*\.)?(?:embed_tokens|wte|embed_in|word_embeddings)\.weight")
 
 
 class Weights(Protocol):
-    """Named tensors of one model: a checkpoint, or an adapter on its base seen as one."""
+    """Named tensors of one model: a checkpoint, or an adapter on its base treated as one."""
 
     @property
     def directory(self) -> Path:
@@ -60,7 +60,7 @@ class Weights(Protocol):
 
     @property
     def metadata(self) -> Mapping[str, str]:
-        """What the files' headers say besides the tensors."""
+        """The entries of the files' headers other than tensors."""
         ...
 
     @property
@@ -69,19 +69,19 @@ class Weights(Protocol):
         ...
 
     def block(self, name: str, start: int, stop: int, buffer: Tensor | None = None) -> Tensor:
-        """Elements of a tensor, flat, read now.
+        """Return elements of a tensor, flat, read now.
 
-        May be of a higher precision than the tensor's info says (adapter on base). May lie in `buffer`, if bytes are
-        given there, and then is good until they are used again.
+        The result may have a higher precision than the tensor's info (adapter on base). It may be stored in `buffer`,
+        if given, and is then valid until that is used again.
         """
         ...
 
     def tensor(self, name: str) -> Tensor:
-        """One whole tensor, read now."""
+        """Return one whole tensor, read now."""
         ...
 
     def is_base(self, name: str) -> bool:
-        """Whether a tensor is known, unread, to be that of the base that these weights are an adapter on."""
+        """Whether a tensor is known, without reading it, to be the base's, for an adapter's weights."""
         ...
 
 
@@ -89,19 +89,19 @@ class Checkpoint:
     """The weights in one directory.
 
     Args:
-        directory: Holds `model.safetensors`, or an index and its shards; symbolic links are followed.
+        directory: Folder with `model.safetensors`, or an index and its shards; symbolic links are followed.
         unwrap: Accept tensors whose names have a wrapper's prefix. `merge` writes them without it; elsewhere they are
-            refused, since libraries that load the folder fill the model with random numbers.
+        refused, since libraries that load the folder fill the model with random numbers.
 
     Attributes:
         config: Its `config.json`.
-        infos: Every tensor's shape, dtype and file, in the order of files and of places in them. Names are those of
-            the model: what wrappers such as torch.compile put before them on disk is left out.
-        metadata: What the shards' headers say besides the tensors.
+        infos: Every tensor's shape, dtype and file, in the order of files and of positions in them. Names are those of
+            the model, without the prefixes of wrappers such as torch.compile.
+        metadata: Entries of the shards' headers other than tensors.
 
     Raises:
         CheckpointError: files are missing or damaged, an index names files outside the directory or tensors that its
-            shards do not hold, a tensor is held twice, or the config describes another model than the tensors.
+            shards do not contain, a tensor exists twice, or the config describes another model than the tensors.
     """
 
     def __init__(self, directory: Path, *, unwrap: bool = False) -> None:
@@ -125,12 +125,12 @@ class Checkpoint:
                 self._stored[name] = stored
         _check_index(directory, {self._stored[name]: info for name, info in self.infos.items()})
         if not self.infos:
-            raise CheckpointError(f"{directory} holds no tensors", remedy="download or save the model again.")
+            raise CheckpointError(f"{directory} contains no tensors", remedy="download or save the model again.")
         if self.wrapper is not None and not unwrap:
             raise CheckpointError(
-                f"the tensors in {directory} have '{self.wrapper}' in their names: the model was saved from within a "
-                "wrapper, and libraries that load it fill it with random numbers",
-                remedy=f"write it with the model's own names: backmerge merge {directory} {directory} --lam 0 --out "
+                f"the tensors in {directory} have '{self.wrapper}' in their names: the model was saved wrapped, and "
+                "libraries that load it fill it with random numbers",
+                remedy=f"write it with its original names: backmerge merge {directory} {directory} --lam 0 --out "
                 f"{directory.name}-plain",
             )
         self.config = read_config(directory)
@@ -138,36 +138,36 @@ class Checkpoint:
 
     @property
     def wrapper(self) -> str | None:
-        """What the names on disk have that the model's own do not, such as `_orig_mod.`; `None` if they agree."""
+        """The prefix that names on disk have and the model's own do not, such as `_orig_mod.`; `None` if they agree."""
         found = (WRAPPERS.search(stored) for name, stored in self._stored.items() if name != stored)
         return next((match[0] for match in found if match), None)
 
     def block(self, name: str, start: int, stop: int, buffer: Tensor | None = None) -> Tensor:
-        """Elements of a tensor, flat, as stored; see `Weights.block`.
+        """Return elements of a tensor, flat, as stored; see `Weights.block`.
 
         Raises:
-            CheckpointError: the file was damaged since it was opened, or the dtype cannot be merged.
+            CheckpointError: the file was damaged after it was opened, or the dtype cannot be merged.
         """
         return self._files[self.infos[name].file].block(self._stored[name], start, stop, buffer)
 
     def tensor(self, name: str) -> Tensor:
-        """One tensor as stored.
+        """Return one tensor as stored.
 
         Raises:
-            CheckpointError: the file was damaged since it was opened, or the dtype cannot be merged.
+            CheckpointError: the file was damaged after it was opened, or the dtype cannot be merged.
         """
         return self._files[self.infos[name].file].tensor(self._stored[name])
 
     def is_base(self, name: str) -> bool:  # noqa: ARG002 - an adapter's question
-        """Never: this is no adapter."""
+        """Return False: this is not an adapter."""
         return False
 
     def leave_out(self, names: Set[str]) -> None:
-        """Forget tensors, as if they had never been saved."""
+        """Drop tensors, as if they had never been saved."""
         self.infos = {name: info for name, info in self.infos.items() if name not in names}
 
     def add(self, name: str, info: TensorInfo) -> None:
-        """Have one more tensor, as if it had been saved so: bytes of a file, of this model's or another's."""
+        """Add a tensor, as if it had been saved: bytes of a file, of this model's or another's."""
         if info.file not in self._files:
             self._files[info.file] = SafetensorsFile(info.file)
         self._files[info.file].infos[name] = self.infos[name] = info
@@ -175,7 +175,7 @@ class Checkpoint:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """XXH3 (128 bit) over tensors, config and tokenizer; how the tensors are spread over files does not matter."""
+        """XXH3 (128 bit) over tensors, config and tokenizer; how the tensors are split into files is ignored."""
         if self._tensors_digest is None:
             self._tensors_digest = self._digested()
         beside = {".json", ".jinja", ".model", ".txt"}
@@ -183,7 +183,7 @@ class Checkpoint:
         return fingerprint_of_files(files - {self.directory / CARD, self.directory / INDEX}, self._tensors_digest)
 
     def adopt(self, digests: TensorDigests) -> None:
-        """Take digests that were gathered while the tensors were read, and spare a second reading."""
+        """Store digests that were computed while the tensors were read, which saves a second reading."""
         if digests.is_complete:
             self._tensors_digest = digests.combined()
 
@@ -203,7 +203,7 @@ class Checkpoint:
 
 
 def plain_name(stored: str) -> str:
-    """A tensor's name without what wrappers put into it.
+    """Return a tensor's name without the prefixes of wrappers.
 
     >>> plain_name("_orig_mod.model.norm.weight")
     'model.norm.weight'
@@ -212,7 +212,7 @@ def plain_name(stored: str) -> str:
 
 
 def _check_config(directory: Path, config: ModelConfig, infos: Mapping[str, TensorInfo]) -> None:
-    """Refuse a config that describes more layers, or another vocabulary, than the tensors have."""
+    """Refuse a config with more layers, or another vocabulary size, than the tensors have."""
     text = config.text
     stacks: dict[str, set[str]] = {}
     for name in infos:
@@ -221,18 +221,18 @@ def _check_config(directory: Path, config: ModelConfig, infos: Mapping[str, Tens
     most = max(map(len, stacks.values()), default=0)
     if most and text.num_hidden_layers is not None and most < text.num_hidden_layers:
         raise CheckpointError(
-            f"{directory} has tensors of {most} layers, and its config.json describes {text.num_hidden_layers}: the "
-            "missing ones would be random numbers",
+            f"{directory} has tensors of {most} layers, but its config.json describes {text.num_hidden_layers}: the "
+            "missing layers would be random numbers",
             remedy="the weights are incomplete, or config.json is another model's: download or save the model again.",
         )
-    # packed numbers have shapes of their own
+    # packed numbers have other shapes
     if config.quantization_config is not None or text.vocab_size is None:
         return
     rows = {name: infos[name].shape[0] for name in infos if EMBEDDINGS.fullmatch(name) and len(infos[name].shape) == 2}
     wrong = next((name for name, count in rows.items() if count != text.vocab_size), None)
     if wrong is not None and text.vocab_size not in rows.values():
         raise CheckpointError(
-            f"{directory}: config.json has a vocab_size of {text.vocab_size}, and '{wrong}' has {rows[wrong]} rows; no "
+            f"{directory}: config.json has a vocab_size of {text.vocab_size}, but '{wrong}' has {rows[wrong]} rows; no "
             "library loads such a model",
             remedy=f"write {rows[wrong]} for vocab_size into config.json if tokens were added or the rows were padded; "
             "otherwise download or save the model again.",
@@ -244,13 +244,13 @@ def _weight_files(directory: Path) -> list[Path]:
         check_links(directory)
     if (directory / "adapter_config.json").is_file():
         raise CheckpointError(
-            f"{directory} is an adapter, and a whole model is asked for here",
-            remedy="give its base: where both are named, BASE comes first, then TUNED.",
+            f"{directory} is an adapter, but a whole model is needed here",
+            remedy="give its base. If a command takes both, BASE comes first, then TUNED.",
         )
     if not (directory / "config.json").is_file():
         raise CheckpointError(
             f"{directory} has no config.json, so it is not a model's folder",
-            remedy="give the folder that holds config.json and *.safetensors ; of a run, merged/NAME.",
+            remedy="give the folder with config.json and *.safetensors; for a run that is merged/NAME.",
         )
     if (directory / INDEX).is_file():
         shards = read_json(directory / INDEX).get("weight_map")
@@ -260,29 +260,29 @@ def _weight_files(directory: Path) -> list[Path]:
             if Path(name).name != name or not name.endswith(".safetensors"):
                 raise CheckpointError(
                     f"{directory / INDEX} names '{name}', which is not a plain .safetensors name in its own folder",
-                    remedy="do not use this checkpoint before you know who wrote that.",
+                    remedy="do not use this checkpoint unless you know who made it.",
                 )
         if (directory / SINGLE).is_file() and SINGLE not in shards.values():
             raise CheckpointError(
-                f"{directory} holds {SINGLE} and an index of other shards: transformers would load the former",
-                remedy="two models lie in one folder: remove the one that is not meant.",
+                f"{directory} has {SINGLE} and an index of other shards: transformers would load the former",
+                remedy="the folder contains two models: remove the one that you do not want.",
             )
         files = [directory / name for name in sorted(set(shards.values()))]
     elif (directory / SINGLE).is_file():
         files = [directory / SINGLE]
     else:
         pickles = sorted(path.name for path in directory.glob("*.bin"))
-        found = f"; it has {', '.join(pickles[:3])}, which are pickles and can run code" if pickles else ""
+        found = f"; its {', '.join(pickles[:3])} are pickles, which can run code" if pickles else ""
         raise CheckpointError(
             f"{directory} has no safetensors{found}",
-            remedy="convert it: AutoModelForCausalLM.from_pretrained(...).save_pretrained(..., "
-            "safe_serialization=True) by someone who trusts it.",
+            remedy="ask someone who trusts it to convert it: AutoModelForCausalLM.from_pretrained(...).save_pretrained("
+            "..., safe_serialization=True).",
         )
     for file in files:
         if not file.is_file():
             raise CheckpointError(
                 f"{file} is missing, though {INDEX} names it",
-                remedy="the download is incomplete: fetch the model again.",
+                remedy="the download is incomplete: download the model again.",
             )
     return files
 
@@ -294,15 +294,15 @@ def _check_index(directory: Path, infos: Mapping[str, TensorInfo]) -> None:
     held = {name: info.file.name for name, info in infos.items()}
     wrong = sorted(name for name in weight_map.keys() | held.keys() if weight_map.get(name) != held.get(name))
     if wrong:
-        kinds = Counter("named but not held" if name not in held else "held elsewhere or unnamed" for name in wrong)
+        kinds = Counter("listed but missing" if name not in held else "in another file or unlisted" for name in wrong)
         raise CheckpointError(
             f"{directory / INDEX} does not describe its shards: {len(wrong)} tensors {dict(kinds)}, first '{wrong[0]}'",
-            remedy="shards of different models are mixed: fetch the model again.",
+            remedy="shards of different models are mixed: download the model again.",
         )
 
 
 def context_length(directory: Path) -> int | None:
-    """How many tokens a model holds, prompt and answer together; `None` if its config does not say.
+    """Return how many tokens a model can process, prompt and answer together; `None` if its config does not say.
 
     Raises:
         CheckpointError: see `read_json`.

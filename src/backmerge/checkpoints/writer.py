@@ -1,4 +1,4 @@
-"""Write a model's directory: files of their final size at once, tensors at their places in any order, index last."""
+"""Write a model's directory: files of their final size first, tensors into them in any order, the index last."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ MAX_SHARD_BYTES = 5_000_000_000
 
 
 class CheckpointWriter:
-    """Shards that are in their final size, to be filled from several threads; a context.
+    """Shards of their final size, to be filled from several threads; a context manager.
 
     Args:
         directory: An empty directory that nobody reads yet.
-        infos: Shape and dtype of every tensor, in the order in which they shall lie.
-        metadata: For every shard's header; transformers asks for a format in it, which is added.
-        max_shard_bytes: Of a shard's tensors, unless a single one is larger.
+        infos: Shape and dtype of every tensor, in the order in which they are stored.
+        metadata: Entries for every shard's header; the format entry that transformers needs is added.
+        max_shard_bytes: Largest size of a shard's tensors, unless a single one is larger.
 
     Raises:
         CheckpointError: a dtype is unknown.
-        OSError: the disk has not enough room, found before the first tensor is written.
+        OSError: the disk has not enough room; found before the first tensor is written.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class CheckpointWriter:
         self._descriptors: list[int] = []
         self._has_index = len(shards) > 1
         with ExitStack() as stack:
-            stack.callback(self.close)  # of those that are open, if one cannot be made
+            stack.callback(self.close)  # closes the open ones if one cannot be made
             for number, names in enumerate(shards, start=1):
                 file = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
                 self._open(file, names, infos, metadata or {})
@@ -70,7 +70,7 @@ class CheckpointWriter:
         self._weight_map.update(dict.fromkeys(names, file))
 
     def write(self, name: str, start: int, block: Tensor) -> None:
-        """Put elements of a tensor, already of its dtype, in their place; from any thread."""
+        """Write elements of a tensor, already in its dtype, to their position; from any thread."""
         import torch
 
         descriptor, begin = self._places[name]
@@ -81,12 +81,12 @@ class CheckpointWriter:
             _begin_write_back(descriptor, offset, len(raw))
 
     def close(self) -> None:
-        """Close the files; what is not finished has no index."""
+        """Close the files; an unfinished model has no index."""
         while self._descriptors:
             os.close(self._descriptors.pop())
 
     def finish(self) -> None:
-        """Make the tensors last through a power cut, then write the index, if there are several shards."""
+        """Sync the tensors to disk, then write the index if there are several shards."""
         for descriptor in self._descriptors:
             os.fsync(descriptor)
         if self._has_index:
@@ -115,11 +115,11 @@ def write_weights(
 
 
 def check_room(directory: Path, models: Sequence[Mapping[str, TensorInfo]]) -> None:
-    """Refuse to begin what the disk cannot hold.
+    """Refuse to start if the disk has not enough room.
 
     Args:
-        directory: On the disk that is meant; it exists.
-        models: The tensors of each model that shall be written.
+        directory: An existing folder on the target disk.
+        models: The tensors of each model that will be written.
 
     Raises:
         CheckpointError: the disk has not enough room, or a dtype is unknown.
@@ -128,7 +128,7 @@ def check_room(directory: Path, models: Sequence[Mapping[str, TensorInfo]]) -> N
     free = shutil.disk_usage(directory).free
     if needed > free:
         raise CheckpointError(
-            f"writing to {directory} needs {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free",
+            f"writing to {directory} needs {needed / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free",
             remedy="free some space, or give an --out on another disk; nothing was written.",
         )
 
@@ -146,17 +146,17 @@ def _shards(sizes: Mapping[str, int], most: int) -> list[list[str]]:
 
 
 def _allocate(descriptor: int, length: int) -> None:
-    """Take the room on the disk now, so that a full one is found before the work and not in its middle."""
+    """Allocate the room on the disk now, so that a full disk is found before the work and not halfway."""
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(descriptor, 0, length)
     else:
-        os.ftruncate(descriptor, length)  # macOS: the file has its length, its room is taken as it is filled
+        os.ftruncate(descriptor, length)  # macOS: the length is set; room is allocated as the file is filled
 
 
 def _begin_write_back(descriptor: int, offset: int, length: int) -> None:
-    """Let the disk work while the merge goes on, so that the last sync has little to wait for.
+    """Start writing to disk while the merge goes on, so that the last sync has little to wait for.
 
-    The advice drops clean pages only, and those just written are not: it is taken here for starting to write them.
+    The advice drops only clean pages, and those just written are not clean: it is used here to start writing them.
     """
     if hasattr(os, "posix_fadvise"):
         os.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_DONTNEED)

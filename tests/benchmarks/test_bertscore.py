@@ -398,7 +398,7 @@ def damaged(kind: str, directory: Path) -> Path:
         ("pickle", "cannot be loaded"),
         ("a tensor less", "1 tensor missing, such as 'encoder.layer.1.output.dense.weight'"),
         ("not finite", "not finite"),
-        ("no tokenizer", "no tokenizer in|tokenizer in .* cannot be loaded"),
+        ("no tokenizer", "tokenizer in .* (is missing|cannot be loaded)"),
         ("a decoder too", "encoder and decoder"),
     ],
 )

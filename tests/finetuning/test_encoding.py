@@ -75,7 +75,7 @@ def test_a_template_that_forgets_earlier_answers_is_refused() -> None:
         "{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
     )
     turns = (Message("user", "Hi"), Message("assistant", "Ho"), Message("user", "So?"))
-    with pytest.raises(GenerationError, match="leaves out the assistant's text"):
+    with pytest.raises(GenerationError, match="drops the assistant's text"):
         encode(tokenizer, Example("x", turns, "Yes."), 1024)
 
 

@@ -84,7 +84,7 @@ def test_a_cache_that_cannot_be_used_stops_nothing(tmp_path: Path, capsys: pytes
     for _ in range(2):
         assert cache.find("scope", [example("a")]) == {}
         cache.keep("scope", [example("a")], answers("a", "x"))
-    assert capsys.readouterr().err.count("not kept for later runs") == 1
+    assert capsys.readouterr().err.count("cannot be stored for later runs") == 1
 
 
 def test_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -140,7 +140,7 @@ def test_raw_prompts_go_by_completions_as_they_are(server: LocalServer) -> None:
     """Without a tokenizer at hand a raw prompt is sent as text; the chat API, which would wrap it, is not asked."""
     (said,) = ask(new_engine(server, api="completions"), [RAW])
     assert server.posts[0].body["prompt"] == said.prompt == "Once upon"
-    with pytest.raises(GenerationError, match=r"'raw' is the whole text(.|\n)*api: completions"):
+    with pytest.raises(GenerationError, match=r"'raw' is already the complete text(.|\n)*api: completions"):
         ask(new_engine(server), [RAW])
     with pytest.raises(GenerationError, match=r"'e0' cannot be rendered(.|\n)*'tokenizer'"):
         ask(new_engine(server, api="completions"))
@@ -368,11 +368,11 @@ def test_names_on_the_server(base: Checkpoint, options: dict[str, Any], at: Any,
 @pytest.mark.parametrize(
     ("options", "at", "message"),
     [
-        ({}, None, "not told which"),
-        ({"model": "m-{lam}"}, None, "not told which"),
-        ({"models": {"0.4": "x"}}, 0.5, r"linear at λ=0.5 is called(.|\n)*'models', as '0.5'"),
-        ({"models": {"0.4": "x"}}, "base", "the base is called"),
-        ({"model": "m-{lam}"}, {"mlp": 0.4}, "is called"),
+        ({}, None, "needs the name of a model"),
+        ({"model": "m-{lam}"}, None, "needs the name of a model"),
+        ({"models": {"0.4": "x"}}, 0.5, r"do not name linear at λ=0.5 on the server(.|\n)*'models', as '0.5'"),
+        ({"models": {"0.4": "x"}}, "base", "do not name the base"),
+        ({"model": "m-{lam}"}, {"mlp": 0.4}, "do not name"),
     ],
 )
 def test_a_model_without_a_name_is_an_error(base: Checkpoint, options: dict[str, Any], at: Any, message: str) -> None:
@@ -393,7 +393,7 @@ def test_a_model_without_a_name_is_an_error(base: Checkpoint, options: dict[str,
         ({"model": "m-{lam"}, "braces"),
         ({"concurrency": 0}, "concurrency"),
         ({"api": "responses"}, "api"),
-        ({"extra": {"messages": []}}, "'messages' is what the engine itself decides"),
+        ({"extra": {"messages": []}}, "'messages' is set by the engine itself"),
         ({"api_key_env": "BACKMERGE_TEST_NO_SUCH_KEY"}, "BACKMERGE_TEST_NO_SUCH_KEY"),
     ],
 )
@@ -408,7 +408,7 @@ def test_wrong_options_are_clear_errors(options: dict[str, Any], message: str) -
 def test_device_and_dtype_are_the_servers(server: LocalServer) -> None:
     """What cannot be decided here is refused rather than passed over."""
     for more in ({"device": "cpu"}, {"dtype": "float32"}):
-        with pytest.raises(ConfigError, match="no say in device and dtype"):
+        with pytest.raises(ConfigError, match="cannot choose device and dtype"):
             OpenAIEngine(EngineSettings(name="openai", options={"url": server.url}, **more))
 
 

@@ -1,1 +1,1 @@
-"""Generators: from prompts to completions, by any variant of a base."""
+"""Generators: turn prompts into completions, with any variant of a base."""

@@ -1,11 +1,11 @@
-"""Answers that are kept, so that nothing is generated twice: over runs, and of a server within a run.
+"""Store answers so that nothing is generated twice: across runs, and for a server within a run.
 
-    CACHE/completions/SCOPE.jsonl     one line for each answered prompt: what was asked (a hash), and its completions
-    RUN/answered.jsonl                one line for each answer of a server, kept as it arrives, one by one
+    CACHE/completions/SCOPE.jsonl     one line for each answered prompt: a hash of the prompt, and its completions
+    RUN/answered.jsonl                one line for each answer of a server, stored as it arrives
 
-A scope is everything that answers depend on besides the prompt: weights, realisation, dtype (the variant's identity),
-tokenizer and chat template, engine and its version, and the sampling. Several runs share the cache, whose lines are
-appended under a lock; a line that a killed process tore is passed over. A server's log has one writer.
+A scope is everything that answers depend on apart from the prompt: weights, realisation, dtype (the variant's
+identity), tokenizer and chat template, engine and its version, and the sampling. Several runs share the cache, and
+append lines under a lock; a line that was torn by a kill is skipped. A server's log has one writer.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ASKING = ("*tokenizer*", "*.model", "chat_template*", "special_tokens_map.json",
 
 
 def cache_directory() -> Path:
-    """`$BACKMERGE_CACHE`, or `backmerge` in the user's cache."""
+    """Return `$BACKMERGE_CACHE`, or `backmerge` in the user's cache."""
     named = os.environ.get(VARIABLE)
     if named:
         return Path(named).expanduser()
@@ -39,16 +39,16 @@ def cache_directory() -> Path:
 
 
 def tokenizer_identity(directory: Path) -> str:
-    """A hash of all that decides how a conversation becomes tokens, and when an answer ends."""
+    """Return a hash of everything that decides how a conversation becomes tokens, and when an answer ends."""
     files = {file for pattern in (*ASKING, "generation_config.json") for file in directory.glob(pattern)}
     return key_of({file.name: key_of(file.read_bytes().hex()) for file in sorted(files) if file.is_file()})
 
 
 class CompletionCache:
-    """Answers that are kept over runs.
+    """Answers that are stored across runs.
 
     Args:
-        directory: Made, private, when something is kept.
+        directory: The cache's folder; made, private, when the first answer is stored.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -56,7 +56,7 @@ class CompletionCache:
         self._is_told = False
 
     def find(self, scope: str, examples: Sequence[Example]) -> dict[str, list[Completion]]:
-        """Example id to its completions, for those that were answered before; nothing where it cannot be read."""
+        """Return completions by example id for those that were answered before; empty if the cache is unreadable."""
         try:
             known = dict(self._lines(scope))
         except OSError as error:
@@ -70,7 +70,7 @@ class CompletionCache:
         return found
 
     def keep(self, scope: str, examples: Sequence[Example], completions: Sequence[Completion]) -> None:
-        """Add the answers to these examples."""
+        """Store the answers to these examples."""
         by_example: dict[str, list[Mapping[str, Any]]] = {example.id: [] for example in examples}
         for completion in completions:
             values = dataclasses.asdict(completion)
@@ -81,12 +81,12 @@ class CompletionCache:
         ]
         try:
             self._append(scope, "".join(lines).encode())
-        except OSError as error:  # the answers are in the run; only later runs miss them
+        except OSError as error:  # the answers are in the run; only later runs lack them
             self._tell(error)
 
     def _append(self, scope: str, lines: bytes) -> None:
         self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._directory.chmod(0o700)  # also one that was there before
+        self._directory.chmod(0o700)  # also one that existed before
         with self._file(scope).open("ab") as stream:
             fcntl.flock(stream, fcntl.LOCK_EX)
             torn = stream.tell() > 0 and not self._ends_a_line(scope)
@@ -96,7 +96,7 @@ class CompletionCache:
 
     def _tell(self, error: OSError) -> None:
         if not self._is_told:
-            say(f"Answers are not kept for later runs: {self._directory}: {error.strerror}.")
+            say(f"Answers cannot be stored for later runs: {self._directory}: {error.strerror}.")
             self._is_told = True
 
     def _file(self, scope: str) -> Path:
@@ -116,12 +116,12 @@ class CompletionCache:
                 try:
                     values = json.loads(line)
                     yield values["asked"], values["completions"]
-                except (ValueError, KeyError, TypeError):  # torn by a kill: as if it were not there
+                except (ValueError, KeyError, TypeError):  # torn by a kill: ignored
                     continue
 
 
 def asked(example: Example) -> str:
-    """A hash of what a model sees of an example before its template is applied."""
+    """Return a hash of what a model sees of an example before its template is applied."""
     return key_of([[m.role, m.content] for m in example.messages], example.prefill, example.is_raw)
 
 
@@ -131,15 +131,15 @@ SYNC_SECONDS = 5.0
 class AnswerLog:
     """An append-only JSON Lines file of answers, by key; one writer at a time.
 
-    Every answer is handed to the system as a whole line at once, so that the death of this process loses none; the
-    disk is waited for every few seconds and at the end, so that a power cut loses seconds. A last line that was torn is
-    cut off when the file is opened.
+    Every answer is written as a whole line at once, so that none is lost if this process dies. The file is synced to
+    disk every few seconds and at the end, so that a power cut loses only seconds. A torn last line is cut off when the
+    file is opened.
 
     Args:
-        path: The file; made if it is not there, readable by its owner only.
+        path: The file; made if missing, readable by its owner only.
 
     Raises:
-        GenerationError: another process writes to it, or it cannot be written.
+        GenerationError: another process is writing to it, or it cannot be written.
         DataError: a line other than the last is damaged.
     """
 
@@ -153,7 +153,7 @@ class AnswerLog:
         self._closer = weakref.finalize(self, os.close, self._descriptor)
         try:
             self._answers = self._locked_content()
-        except BaseException:  # boundary: the lock goes with the descriptor, whatever befell the reading
+        except BaseException:  # boundary: the lock is released with the descriptor, whatever the reading raised
             self._closer()
             raise
         self._lock = threading.Lock()
@@ -165,7 +165,7 @@ class AnswerLog:
         except BlockingIOError as error:
             raise GenerationError(
                 f"{self.path} is being written by another run",
-                remedy="wait for that run, or give this one another file as the option 'log'.",
+                remedy="wait for that run, or give this one another file with the option 'log'.",
             ) from error
         content = self.path.read_bytes()
         answers: dict[str, Any] = {}
@@ -179,8 +179,8 @@ class AnswerLog:
                 if is_last:
                     break
                 raise DataError(
-                    f"{self.path}, line {number}: not an answer that was kept",
-                    remedy="take the line out; what it held is asked again.",
+                    f"{self.path}, line {number}: not a stored answer",
+                    remedy="remove the line; its prompt is then asked again.",
                 ) from error
             if not line.endswith(b"\n"):
                 break
@@ -194,11 +194,11 @@ class AnswerLog:
         return len(self._answers)
 
     def get(self, key: str) -> Any:
-        """The answer under a key; `None` if there is none."""
+        """Return the answer under a key; `None` if there is none."""
         return self._answers.get(key)
 
     def add(self, key: str, answer: Any) -> None:
-        """Keep an answer, which is plain data; after `close` it is let go."""
+        """Store an answer, which is plain data; ignored after `close`."""
         line = json.dumps({"key": key, "answer": answer}, ensure_ascii=False, separators=(",", ":")) + "\n"
         with self._lock:
             if not self._closer.alive:
@@ -211,12 +211,12 @@ class AnswerLog:
                     os.fsync(self._descriptor)
                     self._synced = time.monotonic()
             except OSError as error:
-                self._closer()  # a torn line must stay the last
+                self._closer()  # a torn line must stay the last line
                 raise _unwritable(self.path, error) from error
             self._answers[key] = answer
 
     def close(self) -> None:
-        """Wait for the disk, and let others write; also done, without the wait, when the log is garbage-collected."""
+        """Sync the file and release it for others; also done, without the sync, when the log is deleted."""
         with self._lock:
             if self._closer.alive:
                 os.fsync(self._descriptor)
@@ -225,6 +225,6 @@ class AnswerLog:
 
 def _unwritable(path: Path, error: OSError) -> GenerationError:
     return GenerationError(
-        f"{path}, where answers are kept, cannot be written: {error.strerror}",
-        remedy="make room, or give another file as the option 'log'; what it holds whole is not asked again.",
+        f"answers cannot be stored in {path}: {error.strerror}",
+        remedy="free the disk, or give another file with the option 'log'; its complete answers are not asked again.",
     )

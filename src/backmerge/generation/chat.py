@@ -1,4 +1,4 @@
-"""Conversations to the text that a model sees, by its own chat template, exactly once."""
+"""Render conversations as the text that a model sees, with its own chat template, exactly once."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from backmerge.records import Example, Message
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# What templates are told that ask for today's date by this name (Llama 3.1 and 3.2): a prompt must not change
-# overnight, in the middle of a run that is resumed. It is the date that Llama 3.1's own template falls back on.
+# The date for templates that ask for today's under this name (Llama 3.1 and 3.2): a prompt must not change overnight,
+# in the middle of a run that is resumed. It is the default of Llama 3.1's own template.
 DATE_STRING = "26 Jul 2024"
 LONGEST = 500  # characters of another library's message
 
 
-# Renders a template in its own process; ends with 0 unless it goes beyond the limits. Other faults of a template
-# are found, and named, when it is rendered in earnest.
+# Renders a template in its own process; exits with 0 unless it exceeds the limits. Other faults of a template are found
+# and reported when it is rendered in this process.
 PROBE = """
 import resource, sys
 from jinja2.ext import Extension, loopcontrols
@@ -73,9 +73,8 @@ for start, stop in ((0, 4), (1, 4), (1, 2)):
 def load_tokenizer(directory: Path, *, needs_template: bool = True) -> PreTrainedTokenizerBase:
     """A model's tokenizer, padding on the left.
 
-    Args:
-        directory: The model's.
-        needs_template: Whether one without a chat template is refused at once, and not only where it is needed.
+    directory: The model's folder.
+    needs_template: Whether a missing chat template is refused at once, and not only when it is needed.
 
     Raises:
         GenerationError: it cannot be loaded without running its own code, or has no chat template.
@@ -90,13 +89,13 @@ def load_tokenizer(directory: Path, *, needs_template: bool = True) -> PreTraine
     except Exception as error:  # boundary: on a damaged file tokenizers raises plain `Exception`, transformers anything
         raise GenerationError(
             f"the tokenizer in {directory} cannot be loaded: {str(error).strip()[:LONGEST] or type(error).__name__}",
-            remedy="if a newer version wrote it, upgrade (here are transformers "
+            remedy="if a newer version wrote it, upgrade (installed: transformers "
             f"{transformers.__version__} and tokenizers {tokenizers.__version__}); otherwise copy the tokenizer files "
             "of the model that this one was tuned from into the folder.",
         ) from error
-    if is_empty:  # transformers makes one without words if there is no file
+    if is_empty:  # transformers makes an empty one if there is no file
         raise GenerationError(
-            f"there is no tokenizer in {directory}, or one without words",
+            f"the tokenizer in {directory} is missing or empty",
             remedy="copy the tokenizer files of the model that this one was tuned from into the folder.",
         )
     for template in _templates(tokenizer):
@@ -104,26 +103,27 @@ def load_tokenizer(directory: Path, *, needs_template: bool = True) -> PreTraine
     if needs_template:
         _check_template(tokenizer)
     if tokenizer.pad_token is None:
-        # any token will do: what is padded is masked
+        # any token will do: padding is masked
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.bos_token or tokenizer.convert_ids_to_tokens(0)
     return tokenizer
 
 
 def _templates(tokenizer: Any) -> list[str]:
-    """All chat templates of a tokenizer, as texts."""
+    """Return all chat templates of a tokenizer, as texts."""
     template = tokenizer.chat_template
     return list(template.values()) if isinstance(template, dict) else [template] if template else []
 
 
 @functools.lru_cache
 def check_bounded(template: str, directory: Path) -> None:
-    """Refuse a chat template that takes memory or time without end.
+    """Refuse a chat template that needs unlimited memory or time.
 
-    A template is a program that came with a model. It is rendered once in a process of limited memory and time before
-    it is rendered here.
+    A template is a program that came with a model. It is rendered once in a process with limited memory and time before
+    it is rendered in this one.
 
     Raises:
-        GenerationError: it took more than 1 GB, 10 seconds, or made over a million characters of a short conversation.
+        GenerationError: it needed more than 1 GB or 10 seconds, or made over a million characters of a short
+            conversation.
     """
     try:
         done = subprocess.run(
@@ -134,38 +134,39 @@ def check_bounded(template: str, directory: Path) -> None:
         is_bounded = False
     if not is_bounded:
         raise GenerationError(
-            f"the chat template in {directory} takes memory or time without end: rendering a short conversation, it "
-            "was stopped",
-            remedy="no working model has such a template: do not use it before you know who wrote it.",
+            f"the chat template in {directory} needs too much memory or time: it was stopped while rendering a short "
+            "conversation",
+            remedy="no working model has such a template: do not use it unless you know who wrote it.",
         )
 
 
 def _check_template(tokenizer: Any) -> None:
     if not tokenizer.chat_template:
         raise GenerationError(
-            f"the tokenizer in {tokenizer.name_or_path} has no chat template, so how to ask the model is unknown",
-            remedy="give a chat model, or put its chat_template.jinja next to the tokenizer.",
+            f"the tokenizer in {tokenizer.name_or_path} has no chat template, so prompts cannot be rendered",
+            remedy="use a chat model, or put its chat_template.jinja next to the tokenizer.",
         )
 
 
 def render(
     tokenizer: Any, messages: Sequence[Message], *, answer_follows: bool = True, thinking: bool | None = None
 ) -> str:
-    """The conversation as text, beginning-of-sequence token included where the template has one.
+    """Render the conversation as text, with a beginning-of-sequence token if the template has one.
 
-    Tokenise it with `add_special_tokens=False`: the template has added them already. Every turn must be in the
-    rendering, in order. A template that loses one, or fails, is given the contents as lists of parts, which some
-    take alone (vision models', Llama Guard 3's); then the system's text in front of the first user turn, for
+    Tokenise it with `add_special_tokens=False`: the template has already added them. Every turn must be in the
+    rendering, in order. If a template loses one, or fails, it gets the contents as lists of parts, the only form that
+    some take (vision models, Llama Guard 3), and then with the system text at the start of the first user turn, for
     templates without a system role.
 
     Args:
-        tokenizer: The model's.
+        tokenizer: The model's tokenizer.
         messages: The turns.
-        answer_follows: Whether the model is to answer.
-        thinking: Whether it is to think first; `None` leaves that to the template.
+        answer_follows: Whether the model answers next.
+        thinking: Whether it thinks first; `None` leaves that to the template.
 
     Raises:
-        GenerationError: the template refuses the conversation or loses a part of it, or has no switch for thoughts.
+        GenerationError: the template refuses the conversation or loses a part of it, or cannot switch thinking on or
+            off.
     """
     _check_template(tokenizer)
     switch = {} if thinking is None else thinking_switch(tokenizer, thinking=thinking)
@@ -193,17 +194,17 @@ def render(
             lost = _lost(turns, text)
             if not lost and not (as_parts and _shows_parts(turns, text)):
                 return text
-            fault = fault or f"leaves out the {' and the '.join(lost) or 'user'}'s text"
+            fault = fault or f"drops the {' and the '.join(lost) or 'user'}'s text"
             if lost == ["system"] and not as_parts:
-                break  # a template without a system role, which the next form is for
+                break  # a template without a system role: the next form handles it
     raise GenerationError(
         f"the chat template of {tokenizer.name_or_path} {fault}",
-        remedy="correct the model's chat_template.jinja; a model that was not made for chat cannot be asked so.",
+        remedy="correct the model's chat_template.jinja; a model that was not made for chat cannot be used here.",
     )
 
 
 def _template_faults() -> tuple[type[Exception], ...]:
-    """Return what a template raises: refusals, too many brackets, and faults on a conversation it does not know."""
+    """Return the exceptions of templates: refusals, too many brackets, faults on unsupported conversations."""
     from jinja2 import TemplateError
 
     return (TemplateError, RecursionError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
@@ -215,9 +216,9 @@ def _turn(message: Message, *, as_parts: bool) -> dict[str, Any]:
 
 
 def _lost(turns: Sequence[Message], text: str) -> list[str]:
-    """Whose texts are not in the rendering, in their places.
+    """Return whose texts are missing from the rendering or out of order.
 
-    White space does not count, which templates strip. Of an earlier answer its thought may be left out.
+    White space is ignored, since templates strip it. The thought of an earlier answer may be missing.
     """
     rendered = "".join(text.split())
     at = 0
@@ -228,23 +229,23 @@ def _lost(turns: Sequence[Message], text: str) -> list[str]:
         found = rendered.find(wanted, at)
         if found < 0 and not (turn.role == "system" and wanted in rendered):
             lost[turn.role] = None
-        elif turn.role != "system":  # whose text some templates put further back
+        elif turn.role != "system":  # some templates move its text further back
             at = found + len(wanted)
     return list(lost)
 
 
 def _shows_parts(turns: Sequence[Message], text: str) -> bool:
-    """Whether the template wrote the list itself out, rather than the texts in it."""
+    """Whether the template rendered the list itself, rather than the texts in it."""
     marks = ("'type': 'text'", '"type": "text"')
     return any(text.count(mark) > sum(turn.content.count(mark) for turn in turns) for mark in marks)
 
 
-# a template's variable, and its values with thoughts and without
+# a template's variable, and its values with and without thinking
 SWITCHES: tuple[tuple[str, Any, Any], ...] = (
     ("enable_thinking", True, False),  # Qwen 3, SmolLM3, GLM 4.5, Hunyuan
     ("thinking", True, False),  # Granite 3.2, DeepSeek 3.1
     ("reasoning", True, False),  # Command A Reasoning
-    ("reasoning_effort", "medium", "none"),  # where there is an effort called so
+    ("reasoning_effort", "medium", "none"),  # if there is such an effort
     ("reasoning_effort", "medium", "low"),  # gpt-oss, which always thinks
     ("thinking_budget", -1, 0),  # Seed-OSS
 )
@@ -252,10 +253,10 @@ _NONE_IS_KNOWN = re.compile(r"""["']none["']""")
 
 
 def thinking_switch(tokenizer: Any, *, thinking: bool) -> dict[str, Any]:
-    """The variable of the chat template that turns thoughts on or off, found by rendering a question both ways.
+    """Return the variable of the chat template that turns thinking on or off, found by rendering a question both ways.
 
     Raises:
-        GenerationError: the template has none.
+        GenerationError: the template has no such variable.
     """
     name, on, off = _switch_of(tokenizer)
     return {name: on if thinking else off}
@@ -276,46 +277,46 @@ def _switch_of(tokenizer: Any) -> tuple[str, Any, Any]:
         try:
             if rendered({name: on}) != rendered({name: off}):
                 return name, on, off
-        except _template_faults():  # it does not know this value
+        except _template_faults():  # it does not accept this value
             continue
     raise GenerationError(
-        f"the chat template of {tokenizer.name_or_path} has no switch for thoughts",
-        remedy="leave --thinking (engine.thinking) out; thoughts are kept apart from answers anyway.",
+        f"the chat template of {tokenizer.name_or_path} has no switch for thinking",
+        remedy="remove --thinking (engine.thinking); thoughts are separated from answers anyway.",
     )
 
 
 def prompt_text(tokenizer: Any, example: Example, *, thinking: bool | None = None) -> str:
-    """All that the model sees of an example before it answers: rendered, unless raw, and the answer's beginning.
+    """Return what the model sees of an example before it answers: rendered, unless raw, and the answer's beginning.
 
     Raises:
-        GenerationError: as `render`.
+        GenerationError: see `render`.
     """
     asked = example.prompt if example.is_raw else render(tokenizer, example.messages, thinking=thinking)
     return asked + example.prefill
 
 
 def prompt_tokens(tokenizer: Any, example: Example, text: str) -> list[int]:
-    """Token ids of `prompt_text`, with one beginning-of-sequence token where the model has one."""
+    """Return the token ids of `prompt_text`, with one beginning-of-sequence token if the model has one."""
     begins = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
     ids: list[int] = tokenizer(text, add_special_tokens=example.is_raw and not begins)["input_ids"]
     return ids
 
 
 def prompt_lengths(tokenizer: Any, examples: Sequence[Example]) -> list[int]:
-    """Return the tokens of each prompt, as the model sees it."""
+    """Return the number of tokens of each prompt, as the model sees it."""
     return [len(prompt_tokens(tokenizer, example, prompt_text(tokenizer, example))) for example in examples]
 
 
 def max_positions(model: Any) -> int | None:
-    """Return the tokens that a model holds, prompt and answer together; `None` if its configuration does not say."""
+    """Return how many tokens a model can process, prompt and answer together; `None` if this is not configured."""
     found: int | None = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
     return found
 
 
 def turn_end(tokenizer: Any) -> int | None:
-    """The special token that the template puts after an answer, if it puts one.
+    """Return the special token that the template puts after an answer, if it does.
 
-    A tuned model learns to end its answers by it, and not every model lists it among its end tokens: Gemma's
+    A tuned model learns to end its answers with it, but not every model lists it among its end tokens: Gemma's
     `<end_of_turn>` is neither in gemma-2b-it's generation config nor its tokenizer's end of sequence.
     """
     answer = "backmerge"
@@ -329,7 +330,7 @@ def turn_end(tokenizer: Any) -> int | None:
 
 
 def end_tokens(config: Any, tokenizer: Any) -> set[int]:
-    """Chat models often end a turn by another token than the tokenizer's end of sequence; all of them count."""
+    """Return all end tokens: chat models often end a turn with other tokens than the tokenizer's end of sequence."""
     ends = config.eos_token_id
     listed = ends if isinstance(ends, list) else [ends]
     return {token for token in (*listed, tokenizer.eos_token_id, turn_end(tokenizer)) if token is not None}

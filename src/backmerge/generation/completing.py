@@ -1,4 +1,4 @@
-"""From generated token ids to completions: the same for every engine that hands over token ids."""
+"""Turn generated token ids into completions: the same for every engine that returns token ids."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from backmerge.records import Completion, Example
 
 
 def cut_at_end(tokens: Sequence[int], ends: Collection[int]) -> tuple[list[int], bool]:
-    """The answer up to its end token, which is counted, and whether there is one."""
+    """Return the answer up to and including its end token, and whether there is one."""
     for position, token in enumerate(tokens):
         if token in ends:
             return list(tokens[: position + 1]), True
@@ -31,15 +31,15 @@ def completion_of(
     *,
     is_ended: bool,
 ) -> Completion:
-    """What token ids say, as a record.
+    """Return token ids as a completion.
 
     Args:
-        tokenizer: The model's.
-        example: What was asked.
-        prompt: As the model saw it.
-        sample: Which of several answers.
-        tokens: Of the answer, its end token included.
-        sampling: Whose stop texts are cut off, with what follows them.
+        tokenizer: The model's tokenizer.
+        example: The example that was asked.
+        prompt: The prompt as the model saw it.
+        sample: Number of the answer, if there are several.
+        tokens: Tokens of the answer, including its end token.
+        sampling: Its stop texts are cut off, with the text after them.
         is_ended: Whether the model ended before the limit.
     """
     text = _text(tokenizer, tokens)
@@ -47,7 +47,7 @@ def completion_of(
     num_tokens = len(tokens)
     if stops:
         text = text[: min(stops)]
-        # what an engine gives after the stop, such as its batch's padding, was not generated
+        # tokens after the stop, such as padding of the batch, are not part of the answer
         num_tokens = 1 + bisect.bisect_left(
             range(1, len(tokens)),
             True,
@@ -59,9 +59,9 @@ def completion_of(
 
 
 def _text(tokenizer: Any, tokens: Sequence[int]) -> str:
-    """The text without special tokens, but with those that mark a thought."""
+    """Return the text without special tokens, but with those that mark a thought."""
     marks = _special_marks(tokenizer)
-    # the clean-up that some tokenizers (Llama 3) ask for would take spaces out of code
+    # the clean-up that some tokenizers (Llama 3) request would remove spaces from code
     decode = functools.partial(tokenizer.decode, clean_up_tokenization_spaces=False)
     if marks.isdisjoint(tokens):
         return str(decode(list(tokens), skip_special_tokens=True))
@@ -70,7 +70,7 @@ def _text(tokenizer: Any, tokens: Sequence[int]) -> str:
 
 
 def _without_special(tokenizer: Any, text: str) -> str:
-    """The answer without marks of thoughts that are special tokens and were not where a thought is."""
+    """Return the answer without marks of thoughts that are special tokens outside a thought."""
     for token in _special_marks(tokenizer):
         text = text.replace(str(tokenizer.added_tokens_decoder[token]), "")
     return text
@@ -84,20 +84,20 @@ def _special_marks(tokenizer: Any) -> frozenset[int]:
 
 
 def check_lengths(examples: Sequence[Example], tokens: Sequence[Sequence[int]], context: int | None) -> None:
-    """That each prompt leaves room for an answer.
+    """Check that each prompt leaves room for an answer.
 
     Args:
-        examples: What is asked.
-        tokens: Of each prompt.
-        context: What the model holds, in tokens; `None` if that is not known.
+        examples: The examples.
+        tokens: Tokens of each prompt.
+        context: The model's context, in tokens; `None` if it is not known.
 
     Raises:
-        GenerationError: one does not; names it.
+        GenerationError: one does not; the message names it.
     """
     for example, ids in zip(examples, tokens, strict=True):
         if context is not None and len(ids) + 1 > context:
             raise GenerationError(
-                f"prompt '{example.id}' has {len(ids)} tokens, and the model's context holds {context}",
+                f"prompt '{example.id}' has {len(ids)} tokens, but the model's context is {context} tokens",
                 remedy="remove the prompt, or use a model with a longer context.",
                 example=example.id,
             )
@@ -107,12 +107,12 @@ def check_tokens(tokens: Iterable[Sequence[int]], num_rows: int) -> None:
     """Check that the model has an embedding for each token.
 
     Raises:
-        GenerationError: the tokenizer made one that it does not have.
+        GenerationError: the tokenizer produced a token without an embedding.
     """
     highest = max((max(ids, default=0) for ids in tokens), default=0)
     if highest >= num_rows:
         raise GenerationError(
-            f"the tokenizer makes the token {highest}, and the model has embeddings for {num_rows} tokens",
-            remedy="the tokenizer is another model's, or its files are damaged: copy the tokenizer files of the model "
+            f"the tokenizer produces the token {highest}, but the model has only {num_rows} embeddings",
+            remedy="the tokenizer belongs to another model, or its files are damaged: copy the tokenizer files of the model "
             "that this one was tuned from into the folder.",
         )

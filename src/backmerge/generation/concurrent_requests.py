@@ -1,4 +1,4 @@
-"""Many requests at once, a bounded number under way, that Ctrl-C need not wait for."""
+"""Run many requests at once, with a limit, in threads that Ctrl-C does not wait for."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ A = TypeVar("A")
 def as_answered(
     questions: Sequence[Q], ask: Callable[[Q, threading.Event], A], num_threads: int
 ) -> Iterator[tuple[int, A]]:
-    """Each question's place and answer, as they come.
+    """Yield each question's place and answer, as the answers come.
 
-    The threads are daemons: the interpreter of a run that is stopped does not wait for a server, as it does for the
-    threads of `concurrent.futures`. After a failure nothing new is asked; what is under way gets a few seconds to be
-    answered, and kept.
+    The threads are daemons: when a run is stopped, the interpreter does not wait for the server, as it would for
+    threads of `concurrent.futures`. After a failure no new question is asked; those in progress get a few seconds to be
+    answered and stored.
 
     Args:
-        questions: Begun in order.
-        ask: Called in a thread with a question and an event that is set when nobody waits for the answer any more.
-        num_threads: Most questions under way at once.
+        questions: Started in order.
+        ask: Called in a thread with a question and an event that is set when the answer is no longer needed.
+        num_threads: Largest number of questions in progress at once.
     """
     waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
     for place in range(len(questions)):

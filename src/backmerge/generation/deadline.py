@@ -1,7 +1,7 @@
-"""One deadline for a whole HTTP request: connecting, sending, headers of whatever length, and the body.
+"""One deadline for a whole HTTP request: connecting, sending, headers of any length, and the body.
 
-The library's own time-outs are for single reads. A server that sends a byte before each of them runs out, or
-informational replies without end, would never be given up.
+The library's own time-outs apply to single reads. A server that sends a byte before each of them expires, or
+informational replies without end, would keep a request open forever.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _current = _Current()
 
 @contextmanager
 def deadline(seconds: float) -> Iterator[None]:
-    """Give up all network operations of this thread so many seconds from now, with the library's own time-outs."""
+    """Stop all network operations of this thread after `seconds`, with the library's own time-out errors."""
     _current.end = time.monotonic() + seconds
     try:
         yield
@@ -34,13 +34,13 @@ def deadline(seconds: float) -> Iterator[None]:
 
 
 def client_with_deadlines(**options: Any) -> httpx2.Client:
-    """Return a client whose requests keep to `deadline`.
+    """Return a client whose requests respect `deadline`.
 
     Args:
-        options: Of `httpx2.Client`.
+        options: Options of `httpx2.Client`.
     """
     client: Any = httpx2.Client(**options)
-    # httpx2 takes no network backend, httpcore2 below it does; the mounts are the environment's proxies
+    # httpx2 takes no network backend, but httpcore2 below it does; the mounts are the environment's proxies
     for transport in (client._transport, *client._mounts.values()):
         if transport is not None:
             transport._pool._network_backend = _Backend(transport._pool._network_backend)

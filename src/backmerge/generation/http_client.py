@@ -1,7 +1,7 @@
-"""Requests to a server of models: asked again where that may help, and never with the key in sight.
+"""Send requests to a model server: retry if that may help, and never show the key.
 
-The client is httpx2, which `huggingface_hub` brings along; the `openai` package would add a dozen packages for the one
-call that is made here, and its retries cannot be stopped by Ctrl-C.
+The client is httpx2, a dependency of `huggingface_hub`; the `openai` package would add a dozen packages for the one
+call that is needed, and its retries cannot be stopped with Ctrl-C.
 """
 
 from __future__ import annotations
@@ -23,32 +23,32 @@ import httpx2
 from backmerge.errors import GenerationError
 from backmerge.generation.deadline import client_with_deadlines, deadline
 
-FIRST_PAUSE_SECONDS = 0.5  # doubled from one try to the next
+FIRST_PAUSE_SECONDS = 0.5  # doubled after each try
 LONGEST_PAUSE_SECONDS = 60.0
-LONGEST_WISH_SECONDS = 600.0  # a server that asks for more in Retry-After will not answer this run
+LONGEST_WISH_SECONDS = 600.0  # with a longer Retry-After, the server will not answer during this run
 MAX_REPLY_BYTES = 64 * 2**20
 MAX_MESSAGE_LENGTH = 300
-NUM_UNREADABLE = 3  # replies that make no sense, before it is taken for what the server does
-REPEATED_LENGTH = 24  # a run of so many characters in common with the prompt is no coincidence
-SHORT_KEY = 16  # shorter keys ("EMPTY", "token-abc123") are no secrets, and may be words of an answer
+NUM_UNREADABLE = 3  # unreadable replies before the server counts as faulty
+REPEATED_LENGTH = 24  # this many characters in common with the prompt are no coincidence
+SHORT_KEY = 16  # shorter keys ("EMPTY", "token-abc123") are not secret, and may be words of an answer
 TOO_BUSY = (408, 409, 425, 429)
 
 T = TypeVar("T")
 
 
 class UnreadableReplyError(ValueError):
-    """A reply that is not what the protocol says."""
+    """A reply that does not follow the protocol."""
 
 
 class StoppedError(Exception):
-    """Nobody waits for the answer any more."""
+    """The answer is no longer needed."""
 
 
 class RefusedError(GenerationError):
-    """The server understood, and will not do it: asking again is no use.
+    """The server understood the request and refused it: a retry cannot help.
 
     Attributes:
-        status: Of HTTP.
+        status: HTTP status.
         said: The server's own message, cleaned.
     """
 
@@ -65,17 +65,17 @@ class _Reply(NamedTuple):
 
 
 class ServerClient:
-    """A server, and how patiently it is asked. Threads may share it.
+    """A connection to a server, with its time-outs and retries. Threads may share it.
 
     Args:
-        url: Before the paths that are asked for.
+        url: Address before the paths of requests.
         key: Sent as a bearer token, to this address only: redirects are not followed.
-        timeout_seconds: For one request, from first to last byte.
-        retries: After the first try.
-        concurrency: Connections that are held open.
+        timeout_seconds: Limit for one request, from first to last byte.
+        retries: Number of retries after the first try.
+        concurrency: Number of connections that are kept open.
 
     Attributes:
-        has_answered: Whether anything ever came back, good or bad.
+        has_answered: Whether the server has answered at all, with success or failure.
     """
 
     def __init__(self, url: str, key: str | None, *, timeout_seconds: float, retries: int, concurrency: int) -> None:
@@ -89,7 +89,7 @@ class ServerClient:
             limits=httpx2.Limits(max_connections=concurrency + 1, max_keepalive_connections=concurrency + 1),
             follow_redirects=False,
         )
-        if key:  # its debug lines hold the headers of replies, which may repeat the key
+        if key:  # its debug lines contain headers of replies, which may repeat the key
             logging.getLogger("httpcore2").setLevel(logging.INFO)
         self._closer = weakref.finalize(self, self._client.close)
         self.has_answered = False
@@ -109,23 +109,23 @@ class ServerClient:
         is_beside: bool = False,
         retries: int | None = None,
     ) -> T:
-        """What `read` makes of the reply, or of a later one: POST of a payload, or else GET.
+        """Return the result of `read` on the reply, or on that of a retry: POST with a payload, GET without.
 
-        Asked again, after pauses that double with some chance in them, or as long as Retry-After says: HTTP 408, 409,
+        Retries follow after pauses that double, with some randomness, or as long as Retry-After says: HTTP 408, 409,
         425, 429 and 5xx, time-outs and broken connections up to `retries` times; replies that are not JSON or that
         `read` cannot read (`UnreadableReplyError`) twice.
 
         Args:
-            path: After the address.
+            path: Path after the address.
             payload: The request's fields.
-            read: From the reply's parsed JSON.
-            stop: Set when nobody waits any more.
-            is_beside: Whether the path stands next to `/v1`, not under it.
-            retries: Other than the client's own.
+            read: Extracts the result from the reply's parsed JSON.
+            stop: Set when the answer is no longer needed.
+            is_beside: Whether the path is next to `/v1`, not under it.
+            retries: Number of retries, if other than the client's.
 
         Raises:
-            RefusedError: the server will not answer this.
-            GenerationError: it did not answer in time, or in a form that can be read.
+            RefusedError: the server refuses this request.
+            GenerationError: it did not answer in time, or not in a readable form.
             StoppedError: `stop` was set.
         """
         most = self._retries if retries is None else retries
@@ -143,7 +143,7 @@ class ServerClient:
                 wish = _retry_after(reply.headers)
             except UnreadableReplyError as error:
                 num_unreadable += 1
-                failure = f"replies with something else than an answer: {self._without_key(str(error))}"
+                failure = f"replies with something other than an answer: {self._without_key(str(error))}"
                 if num_unreadable >= NUM_UNREADABLE:
                     raise self._gave_up(failure, attempt) from error
             except httpx2.TimeoutException as error:
@@ -152,7 +152,7 @@ class ServerClient:
                     raise self._gave_up(failure, attempt) from error
             except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError) as error:
                 failure = f"cannot be reached ({_clean(str(error)) or type(error).__name__})"
-                # a server that never answered is more likely misspelt than busy
+                # a server that never answered is more likely a wrong address than busy
                 if attempt >= (most if self.has_answered else min(most, 1)):
                     raise self._gave_up(failure, attempt) from error
             if attempt >= most or (wish is not None and wish > LONGEST_WISH_SECONDS):
@@ -162,7 +162,7 @@ class ServerClient:
                 time.sleep(pause)
             else:
                 stop.wait(pause)
-        raise AssertionError  # the count has no end
+        raise AssertionError  # the loop is endless
 
     def _send(self, url: str, payload: Mapping[str, Any] | None) -> _Reply:
         content = None if payload is None else json.dumps(payload).encode()
@@ -186,15 +186,15 @@ class ServerClient:
         return _Reply(response.status_code, response.headers, text)
 
     def _failure(self, reply: _Reply, payload: Mapping[str, Any] | None) -> str:
-        """What to say of a status that may pass.
+        """Describe a status that may be temporary.
 
         Raises:
-            RefusedError: it will not.
+            RefusedError: it is permanent.
         """
         said, code = _error_of(reply.text)
         said = _clean(self._without_key(said))
         if _repeats(said, payload):
-            said = "(what it says repeats the prompt, and is left out here)"
+            said = "(its message repeats the prompt and is not shown)"
         failure = f"answers with HTTP {reply.status}" + (f": {said}" if said else "")
         has_no_credit = code == "insufficient_quota"
         if (reply.status in TOO_BUSY or reply.status >= 500) and not has_no_credit:
@@ -202,13 +202,13 @@ class ServerClient:
         remedy = None
         if 300 <= reply.status < 400:
             target = _clean(self._without_key(reply.headers.get("location", "elsewhere")))
-            failure = f"redirects to {target}, which is not followed since the key would go along"
-            remedy = "give the address that answers as the option 'url'."
+            failure = f"redirects to {target}, which is not followed since the key would be sent there"
+            remedy = "give the final address with the option 'url'."
         elif reply.status in (401, 403):
             remedy = (
-                "set the environment variable that the option 'api_key_env' names to a key that it takes."
+                "set the environment variable that the option 'api_key_env' names to a valid key."
                 if self._key
-                else "name the environment variable that holds its key as the option 'api_key_env'."
+                else "name the environment variable with its key in the option 'api_key_env'."
             )
         raise RefusedError(f"the server at {self.url} {failure}", remedy=remedy, status=reply.status, said=said)
 
@@ -216,13 +216,13 @@ class ServerClient:
         tries = f" ({attempt + 1} tries)" if attempt else ""
         return GenerationError(
             f"the server at {self.url} {failure}{tries}",
-            remedy="look at the server's log; what was answered is kept where the option 'log' is given."
+            remedy="look at the server's log; answers are stored if the option 'log' is given."
             if self.has_answered
-            else "start the server, or give its address, up to and with /v1, as the option 'url'.",
+            else "start the server, or give its address, including /v1, with the option 'url'.",
         )
 
     def _pause(self, attempt: int) -> float:
-        """Seconds; spread out, so that requests that failed together do not come back together."""
+        """Return a pause in seconds; randomised, so that requests that failed together are not retried together."""
         longest = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2**attempt)
         return self._jitter.uniform(longest / 2, longest)
 
@@ -238,7 +238,7 @@ def _parsed(text: str) -> Any:
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds that the server asks to wait, from a number or a date (RFC 9110, section 10.2.3)."""
+    """Return how many seconds the server asks to wait, from a number or a date (RFC 9110, section 10.2.3)."""
     wish = headers.get("retry-after", "").strip()
     if not wish:
         return None
@@ -248,13 +248,13 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
         try:
             date = email.utils.parsedate_to_datetime(wish)
             seconds = (date.astimezone(UTC) - datetime.now(UTC)).total_seconds()
-        except (ValueError, OverflowError, TypeError):  # no date, or one that is out of the calendar's range
+        except (ValueError, OverflowError, TypeError):  # not a date, or one outside the calendar's range
             return None
     return max(seconds, 0.0) if seconds == seconds else None  # noqa: PLR0124 # NaN
 
 
 def _error_of(text: str) -> tuple[str, str]:
-    """Message and code of an error's body: OpenAI's form, FastAPI's, or whatever it is."""
+    """Return message and code of an error's body: in OpenAI's form, FastAPI's, or as it is."""
     try:
         body = json.loads(text)
     except (ValueError, RecursionError):
@@ -264,7 +264,7 @@ def _error_of(text: str) -> tuple[str, str]:
     error = body.get("error")
     inner = error if isinstance(error, dict) else body
     message = inner.get("message") or inner.get("detail") or error
-    if isinstance(message, list):  # FastAPI's; each entry repeats the input next to what is wrong with it
+    if isinstance(message, list):  # FastAPI's; each entry repeats the faulty input
         faults = [fault for fault in message if isinstance(fault, dict)]
         message = "; ".join(f"{_place(fault.get('loc'))}: {fault.get('msg')}" for fault in faults)
     return (message if isinstance(message, str) else ""), str(inner.get("code") or inner.get("type") or "")
@@ -275,7 +275,7 @@ def _place(location: Any) -> str:
 
 
 def _clean(text: str) -> str:
-    """One line of printable characters, not too long."""
+    """Return one line of printable characters, limited in length."""
     line = " ".join(
         "".join(letter if letter.isprintable() else " " for letter in text[: 20 * MAX_MESSAGE_LENGTH]).split()
     )
@@ -283,7 +283,7 @@ def _clean(text: str) -> str:
 
 
 def _repeats(said: str, payload: Mapping[str, Any] | None) -> bool:
-    """Whether a message holds a part of what was asked, which may be harmful, and is named by its id only."""
+    """Whether a message contains a part of the prompt, which may be harmful and is identified by its id only."""
     sent = [" ".join(text.split()) for text in _texts((payload or {}).get("messages"))]
     sent += [" ".join(text.split()) for text in _texts((payload or {}).get("prompt"))]
     parts = [said[i : i + REPEATED_LENGTH] for i in range(max(1, len(said) - REPEATED_LENGTH + 1))]
@@ -294,7 +294,7 @@ def _repeats(said: str, payload: Mapping[str, Any] | None) -> bool:
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """All texts within plain data, roles of messages aside."""
+    """Yield all texts within plain data, except roles of messages."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):

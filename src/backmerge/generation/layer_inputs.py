@@ -1,4 +1,4 @@
-"""The inputs of a model's linear layers on conversations, gathered by hooks in one forward pass for each."""
+"""Gather the inputs of a model's linear layers on conversations, with hooks, in one forward pass for each."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from backmerge.merging.second_moments import SecondMoments
 from backmerge.progress import Advance
 from backmerge.records import Example, Message
 
-MARK = "qxzuserqxz"  # in the place of a user's text: plain letters, which no template changes
-OWN_TOKENS = 64  # of a prompt that the model writes
+MARK = "qxzuserqxz"  # replaces a user's text: plain letters, which no template changes
+OWN_TOKENS = 64  # length of a prompt that the model writes
 
 
 def own_prompts(engine: TransformersEngine, variant: Variant, num_prompts: int, seed: int) -> tuple[Example, ...]:
-    """Prompts that a model writes itself: what it puts into the user's turn of its chat template, drawn with a seed.
+    """Return prompts written by the model: its output for the user's turn of its chat template, drawn with a seed.
 
-    Those that are empty or repeat another are left out.
+    Empty and repeated ones are dropped.
 
     Raises:
-        GenerationError: it writes none.
+        GenerationError: it writes no prompt.
 
     Source: Xu et al., Magpie (arXiv 2406.08464).
     """
@@ -57,7 +57,7 @@ def answers_to(
     max_new_tokens: int,
     advance: Advance,
 ) -> list[str]:
-    """A model's own greedy answers; empty ones if they are to have no tokens."""
+    """Return a model's own greedy answers; empty ones if the limit is 0 tokens."""
     if max_new_tokens == 0:
         advance(len(prompts))
         return [""] * len(prompts)
@@ -72,23 +72,21 @@ def gather_inputs(
     max_directions: int,
     advance: Advance,
 ) -> tuple[dict[str, GatheredLayer], int]:
-    """Second moments of the inputs of each linear layer, by the name on disk of the first weight that takes them.
+    """Return second moments of each linear layer's inputs, by its first weight's name on disk, and the token count.
 
-    Also the number of tokens.
-
-    One conversation at a time, unpadded, in their order: the result is the same on each run. Every token counts. Layers
-    that get the very tensor that the one before got (q, k and v; gate and up) are counted once. The head is left out,
-    and so is what the forward pass does not reach as a module, such as stacked experts.
+    Conversations are run one at a time, unpadded, in their order: the result is the same on each run. Every token
+    counts. Layers that get the same tensor as the one before (q, k and v; gate and up) are counted once. The head is
+    omitted, and so are layers that the forward pass does not call as modules, such as stacked experts.
 
     Args:
         engine: Loads the model.
         variant: The model.
         conversations: Prompts with their answers.
-        max_directions: To keep of each layer.
-        advance: Progress callback, with the conversations that are done.
+        max_directions: Number of directions to keep for each layer.
+        advance: Progress callback, with the number of finished conversations.
 
     Raises:
-        GenerationError: a conversation is longer than the model's context, or no layer was reached.
+        GenerationError: a conversation is longer than the model's context, or no layer was found.
     """
     model, tokenizer = engine.loaded(variant)
     layers = _Layers(model, variant.base, max_directions)
@@ -103,8 +101,8 @@ def gather_inputs(
             ids += tokenizer(rest, add_special_tokens=False)["input_ids"] if rest else []
             if context is not None and len(ids) > context:
                 raise GenerationError(
-                    f"guard prompt '{example.id}' and its answer have {len(ids)} tokens, and the model's context holds "
-                    f"{context}",
+                    f"guard prompt '{example.id}' and its answer have {len(ids)} tokens, but the model's context is "
+                    f"{context} tokens",
                     remedy="remove the prompt, or lower max_new_tokens.",
                     example=example.id,
                 )
@@ -120,19 +118,19 @@ def gather_inputs(
     found = layers.found()
     if not found:
         raise GenerationError(
-            f"no linear layer of {variant.base.directory} was seen at work",
-            remedy="this architecture keeps its weights in another form; merge it with --method linear.",
+            f"no linear layer was found in {variant.base.directory}",
+            remedy="this architecture stores its weights in another form; merge it with --method linear.",
         )
     return found, num_tokens
 
 
 class _Layers:
-    """The linear layers of a model, and what they have seen.
+    """The linear layers of a model, and the inputs seen so far.
 
     Args:
-        model: Of transformers.
-        base: Its weights, whose names on disk count.
-        max_directions: To keep of each layer.
+        model: A model of transformers.
+        base: Its weights; names are those on disk.
+        max_directions: Number of directions to keep for each layer.
     """
 
     def __init__(self, model: Any, base: Weights, max_directions: int) -> None:
@@ -148,7 +146,7 @@ class _Layers:
         self._on_disk = _names_on_disk([f"{name}.weight" for name in self._modules], base)
 
     def watched(self) -> ExitStack:
-        """A context in which the layers' inputs are taken in."""
+        """Return a context in which the layers' inputs are recorded."""
         stack = ExitStack()
         for name, module in self._modules.items():
             if self._on_disk.get(f"{name}.weight"):
@@ -157,7 +155,7 @@ class _Layers:
 
     def _hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def take(_: nn.Module, given: tuple[Any, ...]) -> None:
-            if not given:  # called by keyword, as no architecture known here does
+            if not given:  # called by keyword, which no supported architecture does
                 return
             inputs = given[0]
             before, tensor = self._last
@@ -173,7 +171,7 @@ class _Layers:
         return take
 
     def found(self) -> dict[str, GatheredLayer]:
-        """What was seen, in the order in which the layers are passed."""
+        """Return the moments, in the order in which the layers were called."""
         self._last = ("", None)
         return dict(self._found())
 
@@ -181,7 +179,7 @@ class _Layers:
         for name in list(self._moments):
             users = [name, *(other for other, first in self._same_as.items() if first == name)]
             tensors = tuple(place for user in users for place in self._on_disk[f"{user}.weight"])
-            inputs = self._moments.pop(name).found()  # its rows are released
+            inputs = self._moments.pop(name).found()  # frees its rows
             yield tensors[0], GatheredLayer(tensors, replace(inputs, is_transposed=_is_conv1d(self._modules[name])))
 
 
@@ -192,7 +190,7 @@ def _is_conv1d(module: nn.Module) -> bool:
 
 
 def _names_on_disk(parameters: Sequence[str], base: Weights) -> Mapping[str, Sequence[str]]:
-    """The matrices on disk that each parameter is made of; none of those whose layout is not known."""
+    """Return the matrices on disk that make up each parameter; empty for those with an unknown layout."""
     if all(name in base.infos for name in parameters):
         return {name: [name] for name in parameters}
     layout = layout_of(base)

@@ -1,4 +1,4 @@
-"""How likely a model finds one text after another: what multiple-choice tasks are scored by."""
+"""Compute how likely a model finds one text after another: the score of multiple-choice tasks."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ from backmerge.generation.protocol import LogLikelihood
 def likelihoods(
     model: Any, tokenizer: Any, pairs: Sequence[tuple[str, str]], batch_size: int, advance: Callable[[int], None]
 ) -> list[LogLikelihood]:
-    """One log-likelihood per (context, continuation), in order.
+    """Return one log-likelihood for each (context, continuation), in order.
 
-    White space at the end of a context goes to the front of the continuation, and the two are tokenised as one text
-    whose first tokens are the context's, as lm-evaluation-harness does. What exceeds the model's context loses its
-    beginning.
+    White space at the end of a context is moved to the continuation, and the two are tokenised as one text whose first
+    tokens are the context's, as in lm-evaluation-harness. A text that exceeds the model's context loses its beginning.
 
     Raises:
         GenerationError: a continuation has no tokens, or alone exceeds the model's context, or the model has no
@@ -39,13 +38,13 @@ def likelihoods(
 
 
 def row_of(tokenizer: Any, context: str, continuation: str, limit: int | None) -> tuple[list[int], int]:
-    """Token ids of both, and how many of them are the continuation's."""
+    """Return the token ids of both, and how many of them are the continuation's."""
     stripped = context.rstrip()
     continuation = context[len(stripped) :] + continuation
     begins = tokenizer.bos_token is not None and stripped.startswith(tokenizer.bos_token)
     whole: list[int] = tokenizer(stripped + continuation, add_special_tokens=not begins)["input_ids"]
     before: list[int] = tokenizer(stripped, add_special_tokens=not begins)["input_ids"]
-    if not before:  # a text's first token is predicted from something: what texts begin or end with
+    if not before:  # the first token needs something before it: the token that starts or ends texts
         before = [tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id]
         whole = before + whole
     count = len(whole) - len(before)
@@ -61,10 +60,10 @@ def row_of(tokenizer: Any, context: str, continuation: str, limit: int | None) -
 @torch.inference_mode()
 def _scored(model: Any, rows: Sequence[tuple[list[int], int]]) -> list[LogLikelihood]:
     width = max(len(ids) for ids, _ in rows)
-    # on the right: what follows a token does not change what is predicted from it
+    # padded on the right: later tokens do not change the prediction for an earlier one
     ids = torch.tensor([row + [0] * (width - len(row)) for row, _ in rows], device=model.device)
     mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row, _ in rows], device=model.device)
-    # only the positions that predict continuations: a whole row of logits over a large vocabulary takes gigabytes
+    # only the positions that predict continuations: all logits over a large vocabulary need gigabytes
     first = min(len(row) - count for row, count in rows) - 1
     logits = model(input_ids=ids, attention_mask=mask, logits_to_keep=width - first).logits
     scored = []

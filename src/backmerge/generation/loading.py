@@ -1,4 +1,4 @@
-"""Models from their directories, without running code that comes with them."""
+"""Load models from their directories, without running code that comes with them."""
 
 from __future__ import annotations
 
@@ -24,29 +24,29 @@ if TYPE_CHECKING:
 
 
 LONGEST = 500  # characters of another library's message
-SHOWN = 3  # tensors of the wrong shape
+SHOWN = 3  # listed tensors of the wrong shape
 
-# derived from the config, and kept on disk by older versions of transformers
+# derived from the config; stored on disk by older versions of transformers
 DERIVED = re.compile(r"rotary_emb\.|\.attn\.(?:masked_)?bias$|\.attention\.(?:masked_)?bias$|(?:^|\.)position_ids$")
-# the senses of a model that also sees or hears; its text needs none of them
+# parts of a model that also processes images or sound; its text does not need them
 SENSES = re.compile(
     r"(?:^|\.)(?:vision\w*|visual|audio\w*|multi_modal_projector|mm_projector|image_newline|embed_vision|embed_audio)\."
 )
-EXCESS = 1.5  # a config that describes so many times the tensors on disk is another model's, and fills the memory
+EXCESS = 1.5  # a config with this many times the weights on disk is another model's, and would fill the memory
 
 
 def load_model(directory: Path, dtype: Any, quantization: Any = None) -> PreTrainedModel:
-    """The causal language model in a directory, every weight of it from there.
+    """Load the causal language model in a directory, with every weight from there.
 
     Args:
-        directory: Config and safetensors.
-        dtype: Of torch, or "auto" for the checkpoint's own.
-        quantization: A configuration of transformers; none by default.
+        directory: Folder with config and safetensors.
+        dtype: A dtype of torch, or "auto" for the checkpoint's own.
+        quantization: A quantisation configuration of transformers; none by default.
 
     Raises:
-        GenerationError: this transformers does not know the architecture, or cannot read the files, or they do not
-            fill it.
-        CheckpointError: the folder is no whole checkpoint, or its settings are damaged.
+        GenerationError: this version of transformers does not support the architecture, cannot read the files, or they
+            do not fill the model.
+        CheckpointError: the folder is not a complete checkpoint, or its settings are damaged.
     """
     check_settings(directory)
     on_disk = Checkpoint(directory)
@@ -60,7 +60,7 @@ def load_model(directory: Path, dtype: Any, quantization: Any = None) -> PreTrai
         dtype=dtype,
         quantization_config=quantization,
     )
-    # some settings that make no sense are only found when they are used
+    # some invalid settings are only found when they are used
     with _clear_errors(directory), torch.inference_mode():
         model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device))
     return model
@@ -74,14 +74,14 @@ def load_filled(
     ignored_extra: re.Pattern[str] | None = None,
     **options: Any,
 ) -> PreTrainedModel:
-    """A model of transformers, refused unless the tensors on disk fill it.
+    """Load a model of transformers, and refuse it unless the tensors on disk fill it.
 
     Args:
         kind: An auto class of transformers.
-        directory: Config and safetensors.
-        ignored_missing: Tensors of the model that may be random: they are not used.
-        ignored_extra: Tensors on disk that the model may do without, besides derived buffers.
-        options: For `from_pretrained`.
+        directory: Folder with config and safetensors.
+        ignored_missing: Tensors of the model that may be random, since they are not used.
+        ignored_extra: Tensors on disk that the model does not need, in addition to derived buffers.
+        options: Options of `from_pretrained`.
 
     Raises:
         GenerationError: transformers cannot load it, or tensors are missing, unknown or of another shape.
@@ -91,7 +91,7 @@ def load_filled(
             directory,
             trust_remote_code=False,
             use_safetensors=True,
-            ignore_mismatched_sizes=True,  # else transformers raises without their names; they are refused below
+            ignore_mismatched_sizes=True,  # otherwise transformers raises without their names; they are refused below
             output_loading_info=True,
             **options,
         )
@@ -103,7 +103,7 @@ def load_filled(
     )
     faults = [
         f"{count_text(len(names), 'tensor')} {what}, such as '{names[0]}'"
-        for what, names in (("missing", missing), ("without a place in it", extra))
+        for what, names in (("missing", missing), ("unknown to it", extra))
         if names
     ]
     faults += [
@@ -121,54 +121,54 @@ def load_filled(
 
 
 def _check_size(on_disk: Checkpoint) -> None:
-    """Refuse a config of far more weights than there are, before memory is taken for them."""
+    """Refuse a config with far more weights than there are on disk, before memory is allocated for them."""
     with _clear_errors(on_disk.directory), torch.device("meta"), quiet():
         config = AutoConfig.from_pretrained(on_disk.directory, trust_remote_code=False)
         described = sum(weight.numel() for weight in AutoModelForCausalLM.from_config(config).parameters())
     held = sum(info.num_elements for info in on_disk.infos.values())
     if described > EXCESS * held:
         raise GenerationError(
-            f"the config.json in {on_disk.directory} describes a model of {described:,} weights, and its files hold "
+            f"the config.json in {on_disk.directory} describes a model of {described:,} weights, but its files have "
             f"{held:,}",
-            remedy="config.json is another model's, or files are missing: download or save the model again.",
+            remedy="config.json belongs to another model, or files are missing: download or save the model again.",
         )
 
 
 @contextmanager
 def _clear_errors(directory: Path) -> Iterator[None]:
-    """What goes wrong in transformers while it loads a model, as one message."""
+    """Turn any failure of transformers to load a model into one message."""
     try:
         yield
-    except Exception as error:  # boundary: on a damaged file transformers fails with whatever its code runs into
+    except Exception as error:  # boundary: on a damaged file transformers may raise any exception
         kind = read_json(directory / "config.json").get("model_type")
         raise GenerationError(
             f"transformers {transformers.__version__} cannot load the {kind} model in {directory}: {shortened(error)}",
-            remedy="config.json may be damaged, or be of a newer transformers; code that comes with a model is not "
-            "run.",
+            remedy="config.json may be damaged, or need a newer version of transformers; code that comes with a model "
+            "is never run.",
         ) from error
 
 
 class PutOn:
-    """An adapter on a model in memory, as peft loads it: next to the weights, which keep their dtype.
+    """Put an adapter on a model in memory, as peft loads it: next to the weights, which keep their dtype.
 
     Args:
-        model: A base, as it is on disk; changed in place.
-        directory: Of the adapter.
-        is_whole: Whether the adapter holds more than factors, such as trained norms; peft then replaces modules.
+        model: An unchanged base; modified in place.
+        directory: The adapter's folder.
+        is_whole: Whether the adapter has more than factors, such as trained norms; peft then replaces modules.
 
     Raises:
         GenerationError: peft cannot load it, or finds no weights for a part of it.
     """
 
     def __init__(self, model: PreTrainedModel, directory: Path, *, is_whole: bool = False) -> None:
-        # imported here: most models are no adapters, and peft takes seconds
+        # imported here: most models are not adapters, and importing peft takes seconds
         from peft import PeftModel
 
         self._is_whole = is_whole
         try:
-            # peft draws the factors at random before it reads them: the caller's random state stays as it is
+            # peft draws random factors before it reads the trained ones: the caller's random state is kept
             with torch.random.fork_rng(devices=range(torch.cuda.device_count())), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # what peft uses of transformers that is called old; and the like
+                warnings.simplefilter("ignore")  # such as peft's use of deprecated functions of transformers
                 warnings.filterwarnings("error", message="Found missing adapter keys")
                 self._adapted = PeftModel.from_pretrained(model, str(directory)).eval()
         except (ValueError, KeyError, RuntimeError, TypeError, OSError, UserWarning) as error:
@@ -187,12 +187,12 @@ class PutOn:
         return self._adapted
 
     def folded_in(self, share: float) -> PreTrainedModel:
-        """Return the model with that share of the adapter's change added to its weights, by peft."""
+        """Return the model with this share of the adapter's change added to its weights, by peft."""
         merged: PreTrainedModel = self.scaled(share).merge_and_unload()
         return merged
 
     def take_off(self) -> bool:
-        """Take the adapter off; says whether the model is the base again, and need not be loaded anew."""
+        """Remove the adapter; return whether the model is the base again and need not be reloaded."""
         if self._is_whole:
             return False
         self._adapted.unload()
@@ -200,14 +200,14 @@ class PutOn:
 
 
 def shortened(error: BaseException) -> str:
-    """A library's message: its kind, if it says nothing else, and at most its beginning."""
+    """Return a library's message, limited in length: only the exception's type if it has no text."""
     text = str(error).strip() or type(error).__name__
     return text if len(text) <= LONGEST else f"{text[:LONGEST]} ..."
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No bar and no report of transformers' own: what matters of it is refused, in our words."""
+    """Suppress transformers' bars and reports: what matters in them is refused with our own messages."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
@@ -219,7 +219,7 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def without_bars() -> Iterator[None]:
-    """No progress bar of transformers' own: it is drawn even where there is no terminal, and through ours."""
+    """Suppress transformers' progress bars: they are drawn even without a terminal, and through ours."""
     were_shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
@@ -230,7 +230,7 @@ def without_bars() -> Iterator[None]:
 
 
 def device_of(name: str) -> torch.device:
-    """The device of that name; for `auto` a GPU if there is one, else the CPU.
+    """Return the device of that name; for `auto` a GPU if there is one, else the CPU.
 
     Raises:
         GenerationError: it cannot be used.

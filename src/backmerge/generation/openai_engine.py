@@ -1,4 +1,4 @@
-"""Answers from a server that speaks OpenAI's protocol: vLLM's, `transformers serve`, llama.cpp, OpenAI's own."""
+"""Get answers from a server with OpenAI's protocol: vLLM, `transformers serve`, llama.cpp, OpenAI."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ class Question(NamedTuple):
     """One request.
 
     Attributes:
-        about: What messages call it.
-        example: The prompt's id, if it is one.
-        path: Of the API.
+        about: What it is about, for messages.
+        example: The prompt's id, if it is a prompt.
+        path: Path of the API.
         payload: The request's fields.
-        read: From a reply's body to plain data.
-        key: Under which the answer is kept.
+        read: Turns a reply's body into plain data.
+        key: Key under which the answer is stored.
     """
 
     about: str
@@ -59,7 +59,7 @@ class Question(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where an answer belongs: which request, which of its examples, and which of that one's samples."""
+    """The place of an answer: its request, example and sample."""
 
     request: int
     example: int
@@ -67,21 +67,21 @@ class Place(NamedTuple):
 
 
 class OpenAIEngine(Generator):
-    """Asks a server that has the weights already: the base, and the merged models as LoRA modules or models of its own.
+    """Ask a server that already has the weights: the base, and the merged models as LoRA modules or separate models.
 
-    Each answer is a request of its own, also of several to one prompt: some servers pass over `n`, and tokens are
-    counted by request. What was answered is kept in the file `log`, if there is one, by server, request and the
-    variant's weights, and not asked again.
+    Each answer is a separate request, even if one prompt has several: some servers ignore `n`, and tokens are counted
+    by request. Answers are stored in the file `log`, if there is one, by server, request and the variant's weights, and
+    are not requested again.
 
     Args:
-        settings: Its `options` are those of `ServerOptions`; device, dtype and batch size are the server's own.
+        settings: Its `options` are those of `ServerOptions`; device, dtype and batch size are up to the server.
 
     Attributes:
-        log: The option of that name; may be set to another file, or to `None` to ask everything anew.
-        is_served: That no weights are handed to this engine.
+        log: The option of that name; may be set to another file, or to `None` to request everything again.
+        is_served: True: no weights are passed to this engine.
 
     Raises:
-        ConfigError: an option is unknown or wrong, or the variable that should hold the key is not set.
+        ConfigError: an option is unknown or wrong, or the environment variable for the key is not set.
     """
 
     is_served = gives_likelihoods = True
@@ -89,8 +89,8 @@ class OpenAIEngine(Generator):
     def __init__(self, settings: EngineSettings) -> None:
         if settings.device != "auto" or settings.dtype != "auto":
             raise ConfigError(
-                "the engine 'openai' has no say in device and dtype: what the server runs is what is measured",
-                remedy="leave both at 'auto', and start the server as it should be.",
+                "the engine 'openai' cannot choose device and dtype: they are up to the server",
+                remedy="leave both at 'auto', and start the server with the ones that you want.",
             )
         self.options = server_options(settings.options)
         self.answer_log = self.options.log
@@ -102,15 +102,15 @@ class OpenAIEngine(Generator):
         self._server: Server | None = None
         self._limit_field = "max_tokens"
         self._served: dict[str, str] = {}
-        # without a log: what was answered in a call that then failed, for the next, which may leave a prompt out
+        # without a log: answers of a call that failed, for the next call, which may omit a prompt
         self._unfinished: dict[str, Any] = {}
 
     @property
     def identity(self) -> dict[str, str]:
-        """What completions depend on besides weights, prompt and sampling, if the server reports it.
+        """Return what completions depend on apart from weights, prompt and sampling, if the server reports it.
 
-        The address is part of it, since two servers may have different weights, dtypes or quantisations under one
-        name. How a server puts requests into batches, which rounds its sums, cannot be known here.
+        The address is included, since two servers may have different weights, dtypes or quantisations under one name.
+        How a server batches requests, which affects the rounding of sums, is unknown.
 
         Raises:
             GenerationError: the server does not answer.
@@ -136,10 +136,11 @@ class OpenAIEngine(Generator):
         sampling: Sampling,
         advance: Callable[[int], None],
     ) -> list[Completion]:
-        """Each example's completions, in order; without a variant, of the model that the option `model` names.
+        """Return each example's completions, in order; without a variant, those of the model in the option `model`.
 
         Raises:
-            GenerationError: the server cannot be reached, refuses a prompt, or replies with something else.
+            GenerationError: the server cannot be reached, refuses a prompt, or replies with something other than an
+                answer.
         """
         ((_, completions),) = self._answered([(variant, examples, sampling)], advance)
         return completions
@@ -147,35 +148,35 @@ class OpenAIEngine(Generator):
     def generate_many(
         self, requests: Sequence[Request], advance: Callable[[int], None]
     ) -> Iterator[tuple[int, list[Completion]]]:
-        """All prompts of all requests together; each request's place and completions as soon as it is done.
+        """Send all prompts of all requests together; yield each request's place and completions as soon as it is done.
 
         Raises:
-            GenerationError: as `generate`.
+            GenerationError: see `generate`.
         """
         yield from self._answered(requests, advance)
 
     def log_likelihoods(
         self, variant: Variant | None, pairs: Sequence[tuple[str, str]], advance: Callable[[int], None]
     ) -> list[LogLikelihood]:
-        """How likely each continuation is after its context; neither gets a chat template.
+        """Return how likely each continuation is after its context; neither gets a chat template.
 
-        By the completions API with `echo` and `logprobs`, whichever API answers are asked by: vLLM's server has them
-        (on a CPU, 0.32 dies of them if it was started with `--enable-lora`); OpenAI has them no longer, llama.cpp and
-        `transformers serve` do not.
+        It uses the completions API with `echo` and `logprobs`, whichever API is used for answers. vLLM's server
+        supports them (on a CPU, 0.32 crashes if it was started with `--enable-lora`); OpenAI no longer does, and
+        llama.cpp and `transformers serve` do not.
 
         Raises:
-            GenerationError: the server does not repeat prompts with log-probabilities, or has no room for one.
+            GenerationError: the server does not return log-probabilities of prompts, or has no room for one.
         """
         model, limit = self._model(variant)
         questions = []
         for place, (context, continuation) in enumerate(pairs):
-            # one token more is asked for, since not every server takes 0, and it has to fit as well
+            # one more token is requested, since not every server accepts 0, and it must fit as well
             ids, count = self._prompts.continuation(variant, context, continuation, limit and limit - 1)
             fields = {"prompt": ids, "max_tokens": 1, "temperature": 0.0, "echo": True, "logprobs": 1}
             read = partial(_read_likelihood, before=len(ids) - count, count=count)
             payload = {"model": model, **fields}
             key = self._key_of(variant, "completions", payload, 0)
-            about = f"the continuation in place {place}"
+            about = f"continuation {place}"
             questions.append(Question(about, None, PATHS["completions"], payload, read, key))
         found: dict[int, LogLikelihood] = {}
         for place, values in self._replies(questions):
@@ -232,7 +233,7 @@ class OpenAIEngine(Generator):
         self, variant: Variant | None, example: Example, model: str, prompt: Prompt, sampling: Sampling, sample: int
     ) -> Question:
         options, kind = self.options, self._facts().kind
-        if prompt.room is not None:  # vLLM refuses a limit beyond the context, where others stop by themselves
+        if prompt.room is not None:  # vLLM refuses a limit above the context; other servers stop there
             sampling = sampling.model_copy(update={"max_new_tokens": min(sampling.max_new_tokens, prompt.room)})
         drawn = sampling_fields(
             sampling,
@@ -249,15 +250,15 @@ class OpenAIEngine(Generator):
         return Question(f"prompt '{example.id}'", example.id, PATHS[options.api], payload, _read_answer, key)
 
     def _key_of(self, variant: Variant | None, api: str, payload: Mapping[str, Any], sample: int) -> str:
-        """Under which an answer is kept: a name on a server may stand for other weights tomorrow."""
+        """Return the key under which an answer is stored: a name on a server may mean other weights tomorrow."""
         weights = None if variant is None else variant.identity
         return key_of(self.options.url, api, payload, weights, sample)
 
     def _model(self, variant: Variant | None) -> tuple[str, int | None]:
-        """The variant's name on the server, and its context in tokens if the server reports it.
+        """Return the variant's name on the server, and its context in tokens if the server reports it.
 
         Raises:
-            GenerationError: another variant has that name already: one of the two is not what the server has.
+            GenerationError: another variant already has that name: one of the two is not what the server has.
         """
         model = served_name(self.options, variant)
         if variant is not None:
@@ -265,22 +266,22 @@ class OpenAIEngine(Generator):
             if self._served.setdefault(model, identity) != identity:
                 raise GenerationError(
                     f"two models with different weights are both called '{model}' on the server at {self.options.url}",
-                    remedy="tell them apart: {lam}, {method} or {name} in the option 'model', or the option 'models'.",
+                    remedy="use {lam}, {method} or {name} in 'model', or use the option 'models'.",
                 )
         return model, self._facts().limits.get(model)
 
     def _wave(self, variant: Variant | None) -> int:
-        """Which requests may be under way together.
+        """Return a number; requests with the same number may be in progress together.
 
-        vLLM on CPUs, at least up to 0.32, adds a LoRA's delta to what is in one batch with it and should have none
-        (its pull requests 48421 and 49656): the base is done before any merge is asked.
+        vLLM on CPUs, at least up to 0.32, adds a LoRA's delta to other requests in the same batch that should have none
+        (its pull requests 48421 and 49656): so the base is finished before any merge is asked.
         """
         return int(self._facts().kind == "vllm" and variant is not None and variant.tuned is not None)
 
     def _replies(
         self, questions: Sequence[Question], wave_of: Sequence[int] | None = None
     ) -> Iterator[tuple[int, Any]]:
-        """Each question's place and what its reply was read as; kept ones first, then wave by wave."""
+        """Yield each question's place and the result of reading its reply; stored ones first, then wave by wave."""
         log = self._opened_log()
         new: dict[int, list[int]] = {}
         for i, question in enumerate(questions):
@@ -312,7 +313,7 @@ class OpenAIEngine(Generator):
             except RefusedError as error:
                 if "max_completion_tokens" not in error.said or "max_tokens" not in payload:
                     raise
-                self._limit_field = "max_completion_tokens"  # what OpenAI's newer models call it
+                self._limit_field = "max_completion_tokens"  # the name for OpenAI's newer models
                 return client.ask(question.path, self._respelt(question.payload), question.read, stop)
         except RefusedError as error:
             raise self._explained(question, error) from error
@@ -323,7 +324,7 @@ class OpenAIEngine(Generator):
         return {self._limit_field if key == "max_tokens" else key: value for key, value in payload.items()}
 
     def _explained(self, question: Question, error: RefusedError) -> GenerationError:
-        """What a refusal means for the one who asked."""
+        """Explain a refusal by the options that may have caused it."""
         model, url = question.payload["model"], self.options.url
         if error.status in (400, 413, 422) and TOO_LONG.search(error.said):
             return GenerationError(
@@ -335,17 +336,17 @@ class OpenAIEngine(Generator):
         if error.status == 404:
             listed = ", ".join(self._facts().models[:10])
             return GenerationError(
-                f"the server at {url} has no model '{model}', or no {question.path} (HTTP 404: {error.said})",
-                remedy=f"it lists: {listed}; name one by the option 'model' or 'models'."
+                f"the server at {url} has no model '{model}', or no path {question.path} (HTTP 404: {error.said})",
+                remedy=f"it lists: {listed}; name one with the option 'model' or 'models'."
                 if listed
-                else "check the options 'model' and 'url', which ends with /v1.",
+                else "check the options 'model' and 'url', which must end with /v1.",
             )
         remedy = error.remedy
         if remedy is None and isinstance(question.payload.get("prompt"), list):
-            remedy = "if it takes no token ids, set the option 'prompt_as: text'; `extra` changes other fields."
+            remedy = "if it does not accept token ids, set the option 'prompt_as: text'; `extra` changes other fields."
         return GenerationError(
             f"{question.about}: {error.message}",
-            remedy=remedy or "the options 'server' and 'extra' say which fields are sent.",
+            remedy=remedy or "the options 'server' and 'extra' decide which fields are sent.",
         )
 
     def _facts(self) -> Server:
@@ -375,22 +376,22 @@ class OpenAIEngine(Generator):
 
 
 def _key(variable: str | None) -> str | None:
-    """The key that an environment variable holds.
+    """Return the key in an environment variable.
 
     Raises:
-        ConfigError: there is none, or it has characters that no key has; it is not repeated.
+        ConfigError: there is none, or it has characters that no key has; the message does not repeat it.
     """
     if variable is None:
         return None
     key = os.environ.get(variable, "").strip()
     if not key:
         raise ConfigError(
-            f"the environment variable {variable}, which should hold the server's key, is not set",
-            remedy=f"export {variable}=..., or leave the option 'api_key_env' out for a server without a key.",
+            f"the environment variable {variable}, which should contain the server's key, is not set",
+            remedy=f"export {variable}=..., or remove the option 'api_key_env' if the server needs no key.",
         )
     if not key.isascii() or not key.isprintable():
         raise ConfigError(
-            f"the environment variable {variable} does not hold a key: it has characters that no header takes",
+            f"the environment variable {variable} is not a key: it has characters that are not allowed in a header",
             remedy="copy the key again, on one line.",
         )
     return key
@@ -409,7 +410,7 @@ def _completion(example: Example, prompt: Prompt, sample: int, answer: Answer, s
     ends = [place for place in (text.find(stop) for stop in sampling.stop) if place >= 0]
     if count is None:
         count = prompt.num_tokens(text)
-    if ends:  # `transformers serve` leaves the stop text at the end
+    if ends:  # `transformers serve` keeps the stop text at the end
         text, finished = text[: min(ends)], True
     seen = "" if prompt.is_conversation else prompt.text.removesuffix(example.prefill)
     reply = separated(example.prefill + text, seen) if not thought else Reply(thought, example.prefill + text)

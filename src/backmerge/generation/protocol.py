@@ -1,4 +1,4 @@
-"""What a generator is, and what it is asked for."""
+"""The base class of generators, and their settings and requests."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Drawing(Settings):
 
     Attributes:
         temperature: 0 is greedy.
-        top_p: Nucleus: the smallest set of tokens that holds this probability.
+        top_p: Nucleus sampling: the smallest set of tokens with this total probability.
         top_k: Only the k most likely tokens; 0 for all.
         repetition_penalty: Divides the odds of tokens that occur in prompt or answer; 1 for none.
-        seed: Of the random draws.
+        seed: Seed of the random draws.
     """
 
     temperature: Annotated[float, Field(ge=0)] = 0.0
@@ -42,7 +42,7 @@ class Sampling(Drawing):
     Attributes:
         max_new_tokens: Generation limit, in tokens.
         num_samples: Answers to each prompt; more than one makes sense above temperature 0 only.
-        stop: Texts that end an answer; they and what follows are cut off.
+        stop: Texts that end an answer; they and the text after them are cut off.
     """
 
     max_new_tokens: Annotated[int, Field(gt=0)] = 512
@@ -51,16 +51,16 @@ class Sampling(Drawing):
 
 
 class EngineSettings(Settings):
-    """What runs the models.
+    """The settings of the engine that runs the models.
 
     Attributes:
-        name: From the table of engines, or package.module:Class.
-        device: Where: `auto` is a GPU if there is one.
-        dtype: Of the computation: `auto` is float32 on a CPU and the checkpoint's own elsewhere.
-        batch_size: Prompts at once; halved automatically when the device's memory does not suffice.
-        thinking: Whether a reasoning model is to think before it answers, by its chat template's own switch; left to
-            the template if not given.
-        options: The engine's own; its module says which.
+        name: A name in the table of engines, or package.module:Class.
+        device: The device: `auto` is a GPU if there is one.
+        dtype: Dtype of the computation: `auto` is float32 on a CPU and the checkpoint's own elsewhere.
+        batch_size: Prompts at once; halved automatically if the device's memory is too small.
+        thinking: Whether a reasoning model thinks before it answers, by its chat template's own switch; the template
+        decides if it is not given.
+        options: The engine's own options; its module describes them.
     """
 
     name: str = "transformers"
@@ -72,12 +72,12 @@ class EngineSettings(Settings):
 
 
 def thinking_identity(settings: EngineSettings) -> dict[str, str]:
-    """What an engine's identity has of the switch for thoughts: nothing if it is left to the template."""
+    """Return the part of an engine's identity for the thinking switch: empty if the template decides."""
     return {} if settings.thinking is None else {"thinking": "on" if settings.thinking else "off"}
 
 
 class Request(NamedTuple):
-    """Prompts for one variant; no variant stands for the model that a server has."""
+    """Prompts for one variant; `None` as variant means the model that a server has."""
 
     variant: Variant | None
     examples: Sequence[Example]
@@ -89,7 +89,7 @@ class LogLikelihood(NamedTuple):
 
     Attributes:
         total: Natural logarithm, summed over the continuation's tokens.
-        num_tokens: Of the continuation.
+        num_tokens: Tokens of the continuation.
         is_greedy: Whether each of its tokens is the most likely one.
     """
 
@@ -99,14 +99,14 @@ class LogLikelihood(NamedTuple):
 
 
 class Generator(ABC):
-    """Answers prompts with any variant of models; made from `EngineSettings`. Subclasses declare what they can do.
+    """Answers prompts with any variant of models; made from `EngineSettings`. Subclasses declare their abilities.
 
     Attributes:
         is_served: Whether a server has the models, so that no weights reach this engine.
         gives_likelihoods: Whether `log_likelihoods` works.
-        max_length: Tokens of prompt and answer that the engine takes, if it limits them below the model's own context.
-        answer_log: Where an engine that asks a server keeps each answer, so that nothing is asked twice; others ignore
-            it.
+        max_length: Tokens of prompt and answer that the engine accepts, if fewer than the model's own context.
+        answer_log: The file in which an engine that asks a server stores each answer, so that nothing is asked twice;
+        other engines ignore it.
     """
 
     is_served: bool = False
@@ -117,7 +117,7 @@ class Generator(ABC):
     @property
     @abstractmethod
     def identity(self) -> Mapping[str, str]:
-        """Engine, version, dtype and device: what completions depend on besides weights, prompt and sampling."""
+        """Return engine, version, dtype and device: completions depend on these, weights, prompt and sampling."""
 
     @abstractmethod
     def generate(
@@ -129,13 +129,13 @@ class Generator(ABC):
     ) -> list[Completion]:
         """Return each example's completions, `sampling.num_samples` of them in a row, in the order of the examples.
 
-        `advance` is called with the number of examples of each batch that is done.
+        `advance` is called with the number of examples of each finished batch.
         """
 
     def generate_many(
         self, requests: Sequence[Request], advance: Callable[[int], None]
     ) -> Iterator[tuple[int, list[Completion]]]:
-        """Yield each request's place and completions when done; override it if all together are faster."""
+        """Yield each request's place and completions when done; override it if answering all together is faster."""
         for place, request in enumerate(requests):
             yield place, self.generate(request.variant, request.examples, request.sampling, advance)
 
@@ -145,7 +145,7 @@ class Generator(ABC):
         pairs: Sequence[tuple[str, str]],
         advance: Callable[[int], None],
     ) -> list[LogLikelihood]:
-        """Return one `LogLikelihood` per (context, continuation), by which multiple-choice tasks are scored."""
+        """Return one `LogLikelihood` for each (context, continuation), which multiple-choice tasks are scored by."""
         raise NotImplementedError
 
     def realisation(self, variant: Variant) -> str:  # noqa: ARG002 - for engines with several ways
@@ -153,7 +153,7 @@ class Generator(ABC):
         return "live"
 
     def dtype_of(self, base: Weights) -> str | None:  # noqa: ARG002
-        """Return the dtype in which the engine computes on a base, as torch names it, if it is known."""
+        """Return the dtype in which the engine computes on a base, as torch names it, if known."""
         return None
 
     def release(self) -> None:  # noqa: B027 - nothing to free by default
@@ -161,10 +161,10 @@ class Generator(ABC):
 
 
 def engine_class(name: str, permissions: Permissions = NOTHING_ALLOWED) -> type[Generator]:
-    """Return the engine of that name.
+    """Return the engine class with that name.
 
     Raises:
-        ConfigError: there is none, or a plugin is no subclass of `Generator`.
+        ConfigError: no engine has that name, or a plugin is not a subclass of `Generator`.
     """
     found = resolve(ENGINES, name, permissions)
     if not (isinstance(found, type) and issubclass(found, Generator)):
@@ -175,10 +175,10 @@ def engine_class(name: str, permissions: Permissions = NOTHING_ALLOWED) -> type[
 
 
 def made_engine(settings: EngineSettings, permissions: Permissions = NOTHING_ALLOWED) -> Generator:
-    """Return an engine with its settings, on its device.
+    """Make an engine from its settings, on its device.
 
     Raises:
-        BackmergeError: there is none, or its device cannot be used.
+        BackmergeError: there is no such engine, or its device cannot be used.
     """
     kind: Any = engine_class(settings.name, permissions)  # each engine is made from its settings
     engine: Generator = kind(settings)

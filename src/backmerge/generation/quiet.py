@@ -1,10 +1,10 @@
-"""Libraries that talk on the terminal, told not to."""
+"""Silence libraries that print on the terminal."""
 
 from __future__ import annotations
 
 
 def quieten() -> None:
-    """Keep the libraries' own bars and hints off the terminal; errors stay."""
+    """Keep the libraries' bars and hints off the terminal; errors are still shown."""
     import huggingface_hub.utils
     import transformers
 

@@ -1,4 +1,4 @@
-"""Facts that a server reports: what it is, its version, its models."""
+"""Read the facts that a server reports: its kind, its version, its models."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from backmerge.errors import GenerationError
 from backmerge.generation.http_client import RefusedError, ServerClient, UnreadableReplyError
 from backmerge.generation.server_options import ServerKind, ServerOptions
 
-# who says that a model is theirs, in the list of models; whoever else it is gets OpenAI's own fields only
+# owners of models in the list of models, by kind of server; any other owner gets OpenAI's own fields only
 OWNERS: Mapping[str, ServerKind] = {"vllm": "vllm", "llamacpp": "llama.cpp"}
-# next to the address that ends with /v1: where the version is reported, and under which name
+# paths next to the address that ends with /v1: where the version is reported, and under which name
 VERSIONS: Mapping[ServerKind, tuple[str, str]] = {
     "vllm": ("/version", "version"),
     "llama.cpp": ("/props", "build_info"),
@@ -20,13 +20,13 @@ NUM_TRIES = 4
 
 
 class Server(NamedTuple):
-    """A server, by its own account.
+    """A server as it describes itself.
 
     Attributes:
-        kind: Which fields it takes.
-        version: Empty where it does not say.
-        models: The names that it lists; some list none, or not all.
-        limits: The context of each model in tokens, where it says.
+        kind: Decides which fields it accepts.
+        version: Empty if it does not report one.
+        models: The names that it lists; some servers list none, or not all.
+        limits: The context of each model in tokens, if it reports it.
     """
 
     kind: ServerKind
@@ -36,10 +36,10 @@ class Server(NamedTuple):
 
 
 def server_facts(client: ServerClient, options: ServerOptions) -> Server:
-    """Ask for the list of models and, where the kind has one to tell, for the version.
+    """Ask for the list of models and, if that kind of server reports it, for the version.
 
     Raises:
-        GenerationError: nothing answers at the address, it refuses the key, or its kind cannot be found.
+        GenerationError: nothing answers at the address, it refuses the key, or its kind cannot be determined.
     """
     listed = _listed(client, must_tell=options.server == "auto")
     models = {model["id"]: model for model in listed if isinstance(model.get("id"), str)}
@@ -61,10 +61,10 @@ def _listed(client: ServerClient, *, must_tell: bool) -> list[dict[str, Any]]:
     except GenerationError as error:
         if not client.has_answered:
             raise
-        if must_tell:  # which fields it takes is not guessed: its own defaults would draw the answers
+        if must_tell:  # the kind is not guessed: otherwise the server's own defaults would apply to the sampling
             raise GenerationError(
-                f"{error.message}, when asked for its models: the kind of server cannot be found",
-                remedy="say it as the option 'server': openai, vllm, transformers or llama.cpp.",
+                f"{error.message}, when asked for its models: the kind of server cannot be determined",
+                remedy="set the option 'server': openai, vllm, transformers or llama.cpp.",
             ) from error
         return []
     data = body.get("data")
@@ -77,7 +77,7 @@ def _version(options: ServerOptions, kind: ServerKind, client: ServerClient) -> 
     path, name = VERSIONS[kind]
     try:
         told = client.ask(path, None, _object, is_beside=True, retries=0).get(name)
-    except GenerationError:  # a proxy in front need not pass it on
+    except GenerationError:  # a proxy in front may not pass it on
         return ""
     return told if isinstance(told, str) else ""
 

@@ -1,4 +1,4 @@
-"""What a user says about a server that speaks OpenAI's protocol, and what models are called there."""
+"""The options for a server with OpenAI's protocol, and the names of models on it."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from backmerge.merging.recipe import Variant, lam_name
 
 ServerKind = Literal["openai", "vllm", "transformers", "llama.cpp"]
 PLACEHOLDERS = ("lam", "method", "name")
-# what is asked is ours to say; everything else of a request may be set by the user
+# fields that the engine sets; users may set all other fields of a request
 OURS = frozenset({"model", "messages", "prompt", "n", "stream"})
 
 
 def _by_lam(models: Any) -> Any:
-    """YAML reads the key 0.4 as a number."""
+    """Convert numeric keys to text: YAML reads the key 0.4 as a number."""
     if not isinstance(models, Mapping):
         return models
     return {lam_name(float(key)) if isinstance(key, int | float) else key: name for key, name in models.items()}
@@ -30,25 +30,28 @@ class ServerOptions(Settings):
     """The options of the engine `openai`.
 
     Attributes:
-        url: Up to and with `/v1`. A redirect is not followed, so that the key goes nowhere else.
-        model: The model's name there. For merges, `{lam}`, `{method}` and `{name}` (of the tuned model's folder; `base`
-            for the base) stand for theirs, as in `lora-{lam}`: vLLM serves LoRA modules by name.
-        models: Names that follow no pattern: `base`, `tuned` (λ=1), λ or `method@λ` to the name there; looked at first.
-        api: `chat`: the server renders the conversation by its own chat template. `completions`: we render it, by the
-            tokenizer of the variant's base; what the model sees is then known, and the same as in other engines.
-        server: Which fields beyond OpenAI's it takes; `auto` asks it. `transformers serve` cannot be told by asking.
+        url: Address including `/v1`. Redirects are not followed, so that the key is sent nowhere else.
+        model: The model's name on the server. For merges, `{lam}`, `{method}` and `{name}` (of the tuned model's
+        folder; `base` for the base) are replaced, as in `lora-{lam}`: vLLM serves LoRA modules by name.
+        models: Names without a pattern: `base`, `tuned` (λ=1), λ or `method@λ` to the name on the server; checked
+        first.
+        api: `chat`: the server renders the conversation with its own chat template. `completions`: backmerge renders
+        it, with the tokenizer of the variant's base; the prompt is then known, and is the same as in other engines.
+        server: Which fields in addition to OpenAI's it accepts; `auto` asks it. `transformers serve` cannot be
+        detected.
         prompt_as: For `completions`: token ids, which leave no doubt about special tokens, or `text` for servers that
-            take no ids (`transformers serve`); text is sent in the form that becomes the same ids.
-        tokenizer: Folder of the served model's tokenizer, where there is no variant: a judge's, say.
-        api_key_env: The environment variable that holds the key; the key itself is written nowhere.
-        concurrency: Requests under way at once.
-        timeout_seconds: For one request, from first to last byte.
-        retries: After 429, 5xx, time-outs and broken connections, at growing intervals: 8 last about two minutes.
-        extra: More fields of every request, such as `reasoning_effort`; `null` leaves a field out that we would send.
-        log: Where each answer is kept as it comes, so that a restart asks only for the rest.
+        do not accept ids (`transformers serve`); the text is sent in the form that becomes the same ids.
+        tokenizer: Folder of the served model's tokenizer if there is no variant, such as for a judge.
+        api_key_env: The environment variable with the key; the key itself is never written.
+        concurrency: Requests in progress at once.
+        timeout_seconds: Limit for one request, from first to last byte.
+        retries: Retries after 429, 5xx, time-outs and broken connections, at growing intervals: 8 take about two
+        minutes.
+        extra: More fields of every request, such as `reasoning_effort`; `null` removes a field that would be sent.
+        log: File in which each answer is stored as it comes, so that a restart only asks for the rest.
     """
 
-    # an address with a password in it is refused without being repeated
+    # an address with a password in it is refused without repeating it
     model_config = ConfigDict(hide_input_in_errors=True)
 
     url: str = "http://localhost:8000/v1"
@@ -75,9 +78,9 @@ class ServerOptions(Settings):
         except InvalidURL:
             raise ValueError("it is not an address such as http://localhost:8000/v1") from None
         if parsed.scheme not in ("http", "https") or not parsed.host:
-            raise ValueError("an address begins with http:// or https:// and a host")
+            raise ValueError("an address starts with http:// or https:// and a host")
         if parsed.userinfo or parsed.query or parsed.fragment:
-            raise ValueError("it holds a password or a query, which would be recorded; a key goes by 'api_key_env'")
+            raise ValueError("it has a password or a query, which would be recorded; give a key with 'api_key_env'")
         return url.rstrip("/")
 
     @field_validator("model")
@@ -93,12 +96,12 @@ class ServerOptions(Settings):
     def _leaves_the_question(cls, extra: Mapping[str, Any]) -> Mapping[str, Any]:
         taken = sorted(OURS & extra.keys())
         if taken:
-            raise ValueError(f"'{taken[0]}' is what the engine itself decides")
+            raise ValueError(f"'{taken[0]}' is set by the engine itself")
         return extra
 
 
 def server_options(options: Mapping[str, Any]) -> ServerOptions:
-    """The engine's options from those of `EngineSettings`.
+    """Return the engine's options from those of `EngineSettings`.
 
     Raises:
         ConfigError: one is unknown or wrong.
@@ -114,16 +117,16 @@ def _placeholders(model: str | None) -> set[str]:
 
 
 def served_name(options: ServerOptions, variant: Variant | None) -> str:
-    """What the variant, or without one the model that is served, is called on the server.
+    """Return the name of the variant on the server, or without a variant that of the served model.
 
     Raises:
-        GenerationError: the options do not say.
+        GenerationError: the options do not give it.
     """
     if variant is None:
         if options.model is None or _placeholders(options.model):
             raise GenerationError(
-                "the engine 'openai' is not told which of the server's models to ask",
-                remedy="give its name as the option 'model', without {lam}, {method} or {name}.",
+                "the engine 'openai' needs the name of a model on the server",
+                remedy="give it with the option 'model', without {lam}, {method} or {name}.",
             )
         return options.model
     is_base = variant.tuned is None
@@ -135,8 +138,8 @@ def served_name(options: ServerOptions, variant: Variant | None) -> str:
     described = "the base" if is_base else f"{variant.method.name} at λ={variant.lam}"
     if options.model is None or ("lam" in _placeholders(options.model) and lam is None):
         raise GenerationError(
-            f"what {described} is called on the server is not said",
-            remedy=f"name it under the option 'models', as '{keys[-1]}', or give 'model' such as lora-{{lam}}.",
+            f"the options do not name {described} on the server",
+            remedy=f"name it in the option 'models', as '{keys[-1]}', or give 'model' such as lora-{{lam}}.",
         )
     return options.model.format(
         lam=lam,
@@ -146,5 +149,5 @@ def served_name(options: ServerOptions, variant: Variant | None) -> str:
 
 
 def _lam_text(lam: Any) -> str | None:
-    """λ as it is in names; none for a schedule, which has one for each tensor."""
+    """Return λ as it is in names; `None` for a schedule, which has one for each tensor."""
     return lam_name(float(lam)) if isinstance(lam, int | float) else None

@@ -1,4 +1,4 @@
-"""What a server is sent for a prompt: a conversation, token ids, or text that becomes those ids."""
+"""Prepare prompts for a server: a conversation, token ids, or text that becomes those ids."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from backmerge.records import Example
 
 
 class Prompt(NamedTuple):
-    """One prompt, ready to be sent.
+    """One prompt, ready to send.
 
     Attributes:
-        text: What is recorded: what the model sees or, where the server renders it, the messages as JSON.
-        fields: Of the request.
-        room: Tokens that an answer may have in the model's context; `None` where that is not known.
-        end: The token that ends a turn by the chat template, where we render it.
+        text: The recorded text: what the model sees or, if the server renders it, the messages as JSON.
+        fields: Fields of the request.
+        room: Tokens that an answer may have in the model's context; `None` if not known.
+        end: The token that ends a turn by the chat template, if it is rendered here.
         is_conversation: Whether the server renders it.
-        tokenizer: The model's, where there is one here.
+        tokenizer: The model's tokenizer, if there is one on this machine.
     """
 
     text: str
@@ -34,18 +34,18 @@ class Prompt(NamedTuple):
     is_conversation: bool = False
 
     def num_tokens(self, answer: str) -> int:
-        """How long an answer is, for servers that do not say; 0 where nobody can."""
+        """Return the length of an answer in tokens, for servers that do not report it; 0 if it is unknown."""
         if self.tokenizer is None:
             return 0
         return len(self.tokenizer(answer, add_special_tokens=False)["input_ids"])
 
 
 class PromptWriter:
-    """Writes prompts as the options ask for, with the tokenizers that it takes, loaded once each.
+    """Write prompts as the options require, with tokenizers that are loaded once each.
 
     Args:
-        options: The engine's.
-        thinking: Whether a reasoning model is to think, where we render the prompt.
+        options: The engine's options.
+        thinking: Whether a reasoning model thinks, if the prompt is rendered here.
     """
 
     def __init__(self, options: ServerOptions, *, thinking: bool | None = None) -> None:
@@ -54,16 +54,17 @@ class PromptWriter:
         self._tokenizers: dict[Path, tuple[Any, int | None]] = {}
 
     def prompt(self, variant: Variant | None, example: Example, kind: ServerKind, limit: int | None) -> Prompt:
-        """The example as the server is to get it.
+        """Return the example in the form in which it is sent.
 
         Args:
-            variant: Whose tokenizer is taken, unless the options name one.
-            example: What is asked.
-            kind: Of the server.
-            limit: The model's context in tokens, if it is known.
+            variant: Its tokenizer is used, unless the options name one.
+            example: The example.
+            kind: The kind of server.
+            limit: The model's context in tokens, if known.
 
         Raises:
-            GenerationError: the server cannot be asked this, there is no tokenizer to render it, or no room for it.
+            GenerationError: the server does not support this example, there is no tokenizer to render it, or no room
+                for it.
         """
         if self._options.api == "chat":
             messages = chat_messages(example, kind)
@@ -74,8 +75,8 @@ class PromptWriter:
         if loaded is None:
             if not example.is_raw:
                 raise GenerationError(
-                    f"prompt '{example.id}' cannot be rendered: there is no variant to take the tokenizer from",
-                    remedy="give the folder of the model's as the option 'tokenizer', or set 'api: chat'.",
+                    f"prompt '{example.id}' cannot be rendered: the tokenizer is not known",
+                    remedy="give its folder with the option 'tokenizer', or set 'api: chat'.",
                 )
             text = example.prompt + example.prefill
             return Prompt(text, {"prompt": text})
@@ -85,7 +86,7 @@ class PromptWriter:
         room = None if limit is None else limit - len(ids)
         if room is not None and room < 1:
             raise GenerationError(
-                f"prompt '{example.id}' has {len(ids)} tokens, and the model's context on the server holds {limit}",
+                f"prompt '{example.id}' has {len(ids)} tokens, but the model's context on the server is {limit} tokens",
                 remedy="remove the prompt, or serve the model with a longer context.",
                 example=example.id,
             )
@@ -95,7 +96,7 @@ class PromptWriter:
     def continuation(
         self, variant: Variant | None, context: str, continuation: str, limit: int | None
     ) -> tuple[list[int], int]:
-        """Token ids of both, and how many of them are the continuation's.
+        """Return the token ids of both, and how many of them are the continuation's.
 
         Raises:
             GenerationError: there is no tokenizer, or the continuation has no tokens or is too long.
@@ -105,8 +106,8 @@ class PromptWriter:
         loaded = self._loaded(variant)
         if loaded is None:
             raise GenerationError(
-                "likelihoods need the model's tokenizer, and there is no variant to take it from",
-                remedy="give its folder as the option 'tokenizer'.",
+                "likelihoods need the model's tokenizer, which is not known",
+                remedy="give its folder with the option 'tokenizer'.",
             )
         return row_of(loaded[0], context, continuation, limit)
 
@@ -120,12 +121,12 @@ class PromptWriter:
         return self._tokenizers[directory]
 
     def _as_text(self, tokenizer: Any, example: Example, text: str, ids: list[int]) -> str:
-        """The text that a server, which adds special tokens, makes exactly these ids of."""
+        """Return the text that becomes exactly these ids on a server, which adds special tokens."""
         bos = tokenizer.bos_token or ""
         for candidate in (text, text.removeprefix(bos)):
             if tokenizer(candidate)["input_ids"] == ids:
                 return candidate
         raise GenerationError(
-            f"prompt '{example.id}' cannot be sent as text: the tokenizer makes other tokens of it",
-            remedy="set the option 'prompt_as: tokens' if the server takes token ids, or 'api: chat'.",
+            f"prompt '{example.id}' cannot be sent as text: it would become other tokens",
+            remedy="set the option 'prompt_as: tokens' if the server accepts token ids, or 'api: chat'.",
         )

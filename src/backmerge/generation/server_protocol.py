@@ -1,4 +1,4 @@
-"""OpenAI's protocol: from an example to a request's fields, and from a reply to an answer."""
+"""OpenAI's protocol: turn an example into a request's fields, and a reply into an answer."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from backmerge.generation.server_options import ServerKind
 from backmerge.records import Example
 from backmerge.runs import key_of
 
-# servers that go on with an answer's beginning when a conversation ends with it
+# servers that continue the beginning of an answer at the end of a conversation
 CONTINUING = ("vllm", "llama.cpp")
 
 
 class Answer(NamedTuple):
-    """What a server said.
+    """A server's answer.
 
     Attributes:
-        num_tokens: `None` where it does not count.
+        num_tokens: Number of tokens; `None` if the server does not count them.
         finished: Whether the model ended before the limit.
-        thought: What the server told apart from the answer, as reasoning.
+        thought: Reasoning that the server separated from the answer.
     """
 
     text: str
@@ -35,28 +35,28 @@ class Answer(NamedTuple):
 
 
 def chat_messages(example: Example, kind: ServerKind) -> list[dict[str, str]]:
-    """The conversation as the chat API takes it, the answer's given beginning last.
+    """Return the conversation in the form of the chat API, with the given beginning of the answer last.
 
     Raises:
-        GenerationError: the example cannot be asked by the chat API of such a server.
+        GenerationError: such a server's chat API does not support the example.
     """
     if example.is_raw:
         raise GenerationError(
-            f"prompt '{example.id}' is the whole text that the model is to see, and the chat API would wrap it again",
+            f"prompt '{example.id}' is already the complete text for the model, and the chat API would wrap it again",
             remedy="set the engine's option 'api: completions'.",
         )
     if example.prefill and kind not in CONTINUING:
         raise GenerationError(
-            f"prompt '{example.id}' begins the answer itself, and the chat API of a server of kind '{kind}' does not "
-            "go on from there",
-            remedy="set the engine's option 'api: completions', or 'server: vllm' if that is what serves.",
+            f"prompt '{example.id}' contains the answer's beginning, and the chat API of a server of kind '{kind}' "
+            "does not continue it",
+            remedy="set the engine's option 'api: completions', or 'server: vllm' if that is the server.",
         )
     turns = [{"role": message.role, "content": message.content} for message in example.messages]
     return [*turns, {"role": "assistant", "content": example.prefill}] if example.prefill else turns
 
 
 def messages_text(messages: list[dict[str, str]]) -> str:
-    """What is recorded as the prompt where the server renders it: the messages as compact JSON."""
+    """Return the recorded prompt if the server renders it: the messages as compact JSON."""
     return json.dumps(messages, ensure_ascii=False, separators=(",", ":"))
 
 
@@ -71,26 +71,26 @@ def sampling_fields(
     extra: Mapping[str, Any] = MappingProxyType({}),
     thinking: bool | None = None,
 ) -> dict[str, Any]:
-    """Fields that say how an answer is drawn.
+    """Return the fields that decide how an answer is drawn.
 
-    What a server would otherwise take from its own settings or the model's generation config is sent even where it
-    is neutral, if such a server takes it: vLLM applies a model's own repetition penalty to greedy answers too, and
-    llama.cpp draws by `min_p` 0.05. A seed is sent where there is something to draw; each answer has its own, or all
-    prompts would be answered by the same throws of the dice.
+    Values that a server would otherwise take from its own settings or the model's generation config are sent even if
+    they are neutral, if such a server accepts them: vLLM applies a model's own repetition penalty to greedy answers
+    too, and llama.cpp uses `min_p` 0.05. A seed is sent if the sampling is random; each answer has its own, since
+    otherwise all prompts would get the same random draws.
 
     Raises:
-        GenerationError: a server of this kind cannot draw so.
+        GenerationError: a server of this kind does not support the sampling.
 
     Args:
-        sampling: What is wanted.
-        kind: Of the server.
+        sampling: The sampling.
+        kind: The kind of server.
         example_id: Part of the answer's seed.
-        sample: Which of several answers; part of the seed.
+        sample: Number of the answer, if there are several; part of the seed.
         is_chat: Whether the server renders the prompt.
-        end: The token that ends a turn by the chat template, for servers that take it.
-        extra: The user's own fields, which go on top.
-        thinking: Whether a reasoning model is to think, if the server renders the prompt. Servers of open models are
-            sent the variables that templates have for it, of which each takes its own; OpenAI's API an effort.
+        end: The token that ends a turn by the chat template, for servers that accept it.
+        extra: The user's own fields, which take precedence.
+        thinking: Whether a reasoning model thinks, if the server renders the prompt. Servers of open models get the
+        variables of all templates, and each template reads its own; OpenAI's API gets an effort.
     """
     fields: dict[str, Any] = {
         "temperature": sampling.temperature,
@@ -103,7 +103,7 @@ def sampling_fields(
         fields["stop"] = list(sampling.stop)
     match kind:
         case "vllm":
-            # -1 rather than 0: older versions know only that for "all"
+            # -1 rather than 0: older versions only accept that for "all"
             fields |= {"top_k": sampling.top_k or -1, "min_p": 0.0, "repetition_penalty": sampling.repetition_penalty}
             if end is not None:
                 fields["stop_token_ids"] = [end]
@@ -112,12 +112,12 @@ def sampling_fields(
         case "transformers":
             if sampling.temperature > 0 and "generation_config" not in extra:
                 raise GenerationError(
-                    "`transformers serve` draws answers only if the model's own generation config says `do_sample`, "
-                    "and never reports it; whatever the temperature, they might be the greedy ones",
-                    remedy="set sampling.temperature to 0, or give a whole generation config as JSON text by "
+                    "`transformers serve` samples only if the model's generation config says `do_sample`, and never "
+                    "reports it; whatever the temperature, the answers might be greedy",
+                    remedy="set sampling.temperature to 0, or give a whole generation config as JSON text with "
                     "`extra: {generation_config: ...}`.",
                 )
-            # it takes this for a repetition penalty, less 1
+            # it treats this as a repetition penalty minus 1
             fields["frequency_penalty"] = sampling.repetition_penalty - 1.0
         case "openai":
             if sampling.top_k:
@@ -128,7 +128,7 @@ def sampling_fields(
 
 
 def _template_fields(kind: ServerKind, thinking: bool | None) -> dict[str, Any]:
-    """Fields that the server's rendering depends on; see `chat.SWITCHES` for the switches of templates."""
+    """Return fields that the server's rendering depends on; `chat.SWITCHES` has the switches of templates."""
     if kind == "openai":
         return {} if thinking is None else {"reasoning_effort": "medium" if thinking else "none"}
     variables: dict[str, Any] = {"date_string": DATE_STRING}
@@ -141,20 +141,20 @@ def _template_fields(kind: ServerKind, thinking: bool | None) -> dict[str, Any]:
 
 
 def with_extra(fields: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields with a user's own on top; `None` takes one out."""
+    """Return the fields with a user's own, which take precedence; `None` removes one."""
     return {key: value for key, value in {**fields, **extra}.items() if value is not None}
 
 
 def read_answer(body: Any) -> Answer:
-    """The answer in a reply of either API.
+    """Return the answer in a reply of either API.
 
-    An empty answer is one, and so is a content of null with a reason for the end: a model that thinks first may not
-    get to answer, or may end after its thought. If the server's filter cut in (`content_filter`), what there is of the
-    text counts as the answer, unfinished. A `refusal` without content is the text. Reasoning (`reasoning_content`, or
-    `reasoning`, or parts of the content that are thoughts) is kept apart.
+    An empty answer is an answer, and so is a content of null with a reason for the end: a model that thinks first may
+    not get to answer, or may end after its thought. If the server's filter stopped the answer (`content_filter`), the
+    text so far counts as the answer, unfinished. A `refusal` without content is the text. Reasoning
+    (`reasoning_content`, or `reasoning`, or parts of the content that are thoughts) is kept separately.
 
     Raises:
-        UnreadableReplyError: it is not in there.
+        UnreadableReplyError: the reply contains no answer.
     """
     choice = _choice(body)
     reason = choice.get("finish_reason")
@@ -176,7 +176,7 @@ def read_answer(body: Any) -> Answer:
 
 
 def _content(message: Mapping[str, Any]) -> tuple[Any, str]:
-    """A message's text as it is there, and its thought."""
+    """Return a message's text as it is, and its thought."""
     content = message.get("content")
     thoughts = [message.get(name) for name in ("reasoning_content", "reasoning")]
     thought = next((given for given in thoughts if isinstance(given, str) and given), "")
@@ -185,7 +185,7 @@ def _content(message: Mapping[str, Any]) -> tuple[Any, str]:
     texts = []
     for part in content:  # such as Mistral's
         if not isinstance(part, dict):
-            raise UnreadableReplyError("its 'content' is a list of something else than parts")
+            raise UnreadableReplyError("its 'content' is a list of something other than parts")
         if part.get("type") == "text" and isinstance(part.get("text"), str):
             texts.append(part["text"])
         elif part.get("type") in ("thinking", "reasoning"):
@@ -203,12 +203,12 @@ def _thought_of(part: Mapping[str, Any]) -> str:
 
 
 def read_likelihood(body: Any, num_context: int, num_tokens: int) -> LogLikelihood:
-    """A continuation's log-likelihood, from a reply that repeats the prompt with its tokens' log-probabilities.
+    """Return a continuation's log-likelihood, from a reply with the log-probabilities of the prompt's tokens.
 
     Args:
         body: The reply to `echo` with `logprobs: 1`.
         num_context: Tokens before the continuation.
-        num_tokens: Of the continuation.
+        num_tokens: Tokens of the continuation.
 
     Raises:
         UnreadableReplyError: it has no log-probabilities of the prompt's tokens.
@@ -246,5 +246,5 @@ def _num_tokens(body: dict[str, Any]) -> int | None:
 
 
 def _encodable(text: str) -> str:
-    r"""The text without halves of surrogate pairs, which JSON can hold (`\ud800`) and no file."""
+    r"""Return the text without halves of surrogate pairs, which JSON allows (`\ud800`) and files do not."""
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")

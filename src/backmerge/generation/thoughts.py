@@ -1,4 +1,4 @@
-"""What a reasoning model thinks before its answer, and the answer: told apart by the marks that models put round it."""
+"""Separate a reasoning model's thought from its answer, by the marks that models put around it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MARKS = (
     ("<|START_THINKING|>", "<|END_THINKING|>"),
     ("<|begin_of_thought|>", "<|end_of_thought|>"),
 )
-# what some models put round the answer that follows
+# marks that some models put around the answer that follows
 _ANSWER_MARKS = (
     ("<|START_RESPONSE|>", "<|END_RESPONSE|>"),
     ("<|begin_of_solution|>", "<|end_of_solution|>"),
@@ -25,7 +25,7 @@ _ANSWER_MARKS = (
 CHANNEL = (
     "<|channel|>"  # gpt-oss's: <|channel|>analysis<|message|>...<|end|><|start|>assistant<|channel|>final<|message|>
 )
-# tokens that stay as text until a reply is split; those of channels mean other things to models without channels
+# tokens that stay in the text until a reply is split; those of channels have other meanings in models without channels
 MARK_TOKENS = frozenset(mark for pair in (*MARKS, *_ANSWER_MARKS) for mark in pair)
 CHANNEL_TOKENS = frozenset(
     f"<|{name}|>" for name in ("channel", "start", "end", "message", "constrain", "call", "return")
@@ -34,16 +34,15 @@ _CHANNELS = re.compile(
     r"(?:<\|start\|>assistant)?<\|channel\|>(?P<name>\w*)(?P<head>[^<]*(?:<\|constrain\|>[^<]*)?)(?:<\|message\|>|\Z)"
 )
 _CHANNEL_END = re.compile(r"<\|(?:end|return|call|start|channel)\|>")
-# the same where its special tokens were taken out before the text came here
+# the same after its special tokens were removed
 _BARE_CHANNELS = re.compile(r"(?P<thought>\s*analysis(?!\s).*?)assistant(?:commentary.*?assistant)?final", re.DOTALL)
 
 
 class Reply(NamedTuple):
     """A model's reply in two parts.
 
-    Attributes:
-        thought: Without its marks; empty if there is none.
-        answer: What comes after the thought, as it is; empty if the thought never ends.
+    thought: The thought without its marks; empty if there is none.
+    answer: The text after the thought, unchanged; empty if the thought never ends.
     """
 
     thought: str
@@ -51,23 +50,23 @@ class Reply(NamedTuple):
 
 
 def opens_thought(prompt: str) -> bool:
-    """Whether a rendered prompt ends within a thought, which the template has opened (DeepSeek-R1, Qwen 3 Thinking)."""
+    """Whether a rendered prompt ends within a thought that the template opened (DeepSeek-R1, Qwen 3 Thinking)."""
     return any(prompt.rstrip().endswith(opening) for opening, _ in MARKS)
 
 
 def separated(text: str, prompt: str = "") -> Reply:
     r"""Split a reply into its thought and its answer.
 
-    A thought is at the beginning: marks further on are part of the answer, so that no closing mark behind an answer
-    hides it. If the prompt is not known, a closing mark without an opening one ends a thought that the prompt opened.
-    A thought that never ends is all there is: the answer is empty.
+    A thought is only at the beginning: later marks are part of the answer, so that a closing mark after an answer does
+    not hide it. If the prompt is not known, a closing mark without an opening one ends a thought that the prompt
+    opened. If a thought never ends, the answer is empty.
 
     >>> separated("<think>2 + 3 is 5.</think>\n\n5")
     Reply(thought='2 + 3 is 5.', answer='5')
 
     Args:
         text: The reply.
-        prompt: As the model saw it, if it is known.
+        prompt: The prompt as the model saw it, if known.
     """
     if CHANNEL in text:
         return _by_channels(text)
@@ -99,7 +98,7 @@ def separated(text: str, prompt: str = "") -> Reply:
 
 
 def _unopened(text: str) -> Reply | None:
-    """A thought whose opening mark is part of a prompt that is not known here."""
+    """Return the thought and answer if the opening mark is in a prompt that is not known."""
     for opening, closing in MARKS:
         thought, closed, rest = text.partition(closing)
         if closed and opening not in thought:
@@ -115,9 +114,9 @@ def _without_answer_marks(text: str) -> str:
 
 
 def _by_channels(text: str) -> Reply:
-    """gpt-oss's channels: `final` is the answer; `analysis` and what else is not meant for the reader is the thought.
+    """Split gpt-oss's channels: `final` is the answer; `analysis` and others not meant for the reader are the thought.
 
-    A call of a tool, in the channel `commentary` with an addressee, is an answer too.
+    A tool call, in the channel `commentary` with an addressee, is an answer too.
     """
     thoughts: list[str] = []
     answers = [text[: text.index(CHANNEL)].removesuffix("<|start|>assistant")]

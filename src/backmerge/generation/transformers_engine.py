@@ -1,4 +1,4 @@
-"""Batched generation with transformers, on CPU or GPU; variants of one base by overwriting its weights in memory."""
+"""Batched generation with transformers, on CPU or GPU; variants of a base are made by overwriting its weights."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from backmerge.records import Completion, Example
 
 
 class _Counting(LogitsProcessor):  # type: ignore[misc] # transformers is not typed
-    """Counts the tokens of a batch, padding included, as each step is done; changes no score."""
+    """Counts the tokens of a batch after each step, padding included; changes no score."""
 
     def __init__(self, shown: Bar) -> None:
         self._shown = shown
@@ -49,11 +49,11 @@ class _Counting(LogitsProcessor):  # type: ignore[misc] # transformers is not ty
 
 
 def _ignored(_: int, __: str = "", /) -> None:
-    """Nobody counts the answers to one prompt."""
+    """Ignore the count of answers to one prompt."""
 
 
 class _StoppedError(Exception):
-    """Nobody reads the answer any more."""
+    """The answer is no longer needed."""
 
 
 class _Hearing(LogitsProcessor):  # type: ignore[misc]
@@ -61,7 +61,7 @@ class _Hearing(LogitsProcessor):  # type: ignore[misc]
 
     Args:
         width: Tokens of the prompt.
-        heard: Where they go.
+        heard: Called with the tokens.
         is_stopped: When set, generation ends.
     """
 
@@ -78,13 +78,13 @@ class _Hearing(LogitsProcessor):  # type: ignore[misc]
 
 
 class TransformersEngine(Generator):
-    """Generates with `transformers`; keeps one model in memory, and turns it into each variant of its base.
+    """Generates with `transformers`; keeps one model in memory and turns it into each variant of its base.
 
     Args:
         settings: Device, dtype and batch size.
 
     Raises:
-        GenerationError: the device is not there, or an option is unknown.
+        GenerationError: the device does not exist, or an option is unknown.
     """
 
     gives_likelihoods = True
@@ -93,7 +93,7 @@ class TransformersEngine(Generator):
         if settings.options:
             raise GenerationError(
                 f"the engine transformers has no option '{next(iter(settings.options))}'",
-                remedy="device, dtype and batch_size are settings of their own.",
+                remedy="device, dtype and batch_size are separate settings.",
             )
         self.settings = settings
         self.device = device_of(settings.device)
@@ -110,7 +110,7 @@ class TransformersEngine(Generator):
 
     @property
     def identity(self) -> dict[str, str]:
-        """What completions depend on besides weights, prompt and sampling."""
+        """Return what completions depend on apart from weights, prompt and sampling."""
         return {
             "engine": "transformers",
             "version": transformers.__version__,
@@ -118,23 +118,23 @@ class TransformersEngine(Generator):
             "torch": torch.__version__.partition("+")[0],
             "device": self.device.type,
             "dtype": self.dtype,
-            # sums in another order round otherwise, and draws of a sample go to other prompts
+            # batches of another size change the order of sums, and which draws of a sample a prompt gets
             "batch_size": str(self.settings.batch_size),
             **thinking_identity(self.settings),
         }
 
     def dtype_of(self, base: Weights) -> str:
-        """The dtype of the computation on a base, as torch names it."""
+        """Return the dtype of the computation on a base, as torch names it."""
         if self.dtype != "auto":
             return self.dtype
         return "float32" if self.device.type == "cpu" else dtype_of(base)
 
     def realisation(self, variant: Variant) -> Literal["base", "live", "adapter"]:
-        """How a variant reaches the model in memory.
+        """Return how a variant gets into the model in memory.
 
-        An adapter as it is on disk is loaded as its user loads it, by peft. The merges of a sweep that are served as
-        adapters are set as live weights where these are in float32: the unrounded sum is the same function, and takes
-        no second path through the model. In any other dtype the sum would be rounded, so that peft loads them, too.
+        An unchanged adapter is loaded as its user loads it, by peft. Merges of a sweep that are served as adapters are
+        set as live weights if these are in float32: the unrounded sum is the same function, and needs no second path
+        through the model. In any other dtype the sum would be rounded, so peft loads them too.
         """
         if not variant.tuned_models:
             return "base"
@@ -150,25 +150,25 @@ class TransformersEngine(Generator):
         sampling: Sampling,
         advance: Callable[[int], None],
     ) -> list[Completion]:
-        """Each example's completions, in order.
+        """Return each example's completions, in order.
 
         Raises:
             GenerationError: a prompt leaves no room for an answer in the model's context.
         """
-        assert variant is not None, "this engine is no server"
+        assert variant is not None, "this engine is not a server"
         self._become(variant)
         prompts = [prompt_text(self.tokenizer, example, thinking=self.settings.thinking) for example in examples]
         tokens = [prompt_tokens(self.tokenizer, e, p) for e, p in zip(examples, prompts, strict=True)]
         context = max_positions(self.model)
         check_lengths(examples, tokens, context)
         check_tokens([*tokens, [self.tokenizer.pad_token_id]], self.model.get_input_embeddings().weight.shape[0])
-        # prompts of like length together: less padding; the longest first, so that memory fails early
+        # prompts of similar length together, for less padding; the longest first, so that a lack of memory shows early
         by_length = sorted(range(len(examples)), key=lambda i: -len(tokens[i]))
         order = [(i, sample) for i in by_length for sample in range(sampling.num_samples)]
         answers: dict[tuple[int, int], tuple[list[int], bool]] = {}
         done = 0
         shown = bar_of(advance)
-        # the caller's random state stays as it is
+        # the caller's random state is kept
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             torch.manual_seed(sampling.seed)
             for batch in self._batches(order):
@@ -185,10 +185,10 @@ class TransformersEngine(Generator):
         ]
 
     def stream(self, variant: Variant, example: Example, sampling: Sampling) -> Iterator[Completion]:
-        """Yield one answer as it grows; the last is what `generate` gives. Closed early, generation stops.
+        """Yield one answer as it grows; the last one equals that of `generate`. If closed early, generation stops.
 
         Raises:
-            GenerationError: as `generate`.
+            GenerationError: see `generate`.
         """
         self._become(variant)
         prompt = prompt_text(self.tokenizer, example, thinking=self.settings.thinking)
@@ -221,12 +221,12 @@ class TransformersEngine(Generator):
     def log_likelihoods(
         self, variant: Variant, pairs: Sequence[tuple[str, str]], advance: Callable[[int], None]
     ) -> list[LogLikelihood]:
-        """How likely each continuation is after its context; neither gets a chat template."""
+        """Return how likely each continuation is after its context; neither gets a chat template."""
         self._become(variant)
         return likelihoods(self.model, self.tokenizer, pairs, self.batch_size, advance)
 
     def loaded(self, variant: Variant) -> tuple[Any, Any]:
-        """The model in memory as this variant, and its tokenizer; both are good until the engine is asked again."""
+        """Return the model in memory as this variant, and its tokenizer; valid until the engine is used again."""
         self._become(variant)
         return self.model, self.tokenizer
 
@@ -240,19 +240,19 @@ class TransformersEngine(Generator):
     def _batches(self, order: Sequence[tuple[int, int]]) -> Iterator[Sequence[tuple[int, int]]]:
         start = 0
         while start < len(order):
-            size = self.batch_size  # shrinks when memory runs out
+            size = self.batch_size  # reduced when memory runs out
             yield order[start : start + size]
             start += size
 
     def _answers(self, prompts: Sequence[list[int]], sampling: Sampling, shown: Bar) -> list[tuple[list[int], bool]]:
-        """Generated token ids and whether each ended before the limit; on a full device, in halves from then on."""
+        """Return generated token ids and whether each ended before the limit; full memory halves the batches."""
         try:
             return self._batch(prompts, sampling, shown)
         except torch.OutOfMemoryError:
             if len(prompts) == 1:
                 raise GenerationError(
-                    "the device's memory does not hold a single prompt with its answer",
-                    remedy="lower max_new_tokens, use --dtype bfloat16, or a device with more memory.",
+                    "the device's memory is too small for a single prompt with its answer",
+                    remedy="lower max_new_tokens, use --dtype bfloat16, or use a device with more memory.",
                 ) from None
         # outside the except block, since the exception's traceback keeps the failed batch's tensors alive
         torch.cuda.empty_cache()
@@ -296,7 +296,7 @@ class TransformersEngine(Generator):
         )
 
     def _become(self, variant: Variant) -> None:
-        """Load the variant's base if another is loaded, and make of it what the variant's user would load."""
+        """Load the variant's base if another is loaded, and turn it into what the variant's user would load."""
         identity, files = variant.weights_identity, variant.companions
         is_loaded = self._loaded == variant.base.fingerprint and self._config == files.config_digest
         if is_loaded and self._current == identity and self._files == files.digest:
@@ -320,32 +320,32 @@ class TransformersEngine(Generator):
                     self._overwrite(Variant(variant.base, adapter, dtype="F32"))
                 else:
                     self._overwrite(Variant(variant.base))
-                    self._current = None  # until the weights are whole again
+                    self._current = None  # until the weights are complete again
                     self._put_on = PutOn(self.model, adapter.directory, is_whole=bool(adapter.dense_changes))
         self._current = identity
 
     def _overwrite(self, variant: Variant) -> None:
-        """Set the weights to what a checkpoint of the variant would hold."""
+        """Set the weights to those of a checkpoint of the variant."""
         if self._current == variant.weights_identity:
             return
-        self._current = None  # until the weights are whole again
+        self._current = None  # until the weights are complete again
         if self._live.is_possible():
             self._live.set(variant)
         elif not variant.tuned_models and variant.dtype is None:
             self._load(variant.base, variant.companions)
         else:
-            # transformers renames or fuses this architecture's tensors as it loads: let it load the merged files
+            # transformers renames or fuses this architecture's tensors as it loads them: let it load the merged files
             with tempfile.TemporaryDirectory(prefix="backmerge-") as scratch:
                 merged = Path(scratch) / "merged"
                 write_merged(variant, merged)
                 written = Variant(Checkpoint(merged))
                 self._load(written.base, written.companions)
-            # what is in memory came from this base, and the next variant may be live again
+            # the model in memory came from this base, and the next variant may be live again
             self._loaded = variant.base.fingerprint
         self._current = variant.weights_identity
 
     def _take_off(self) -> None:
-        """Take an adapter off the base, if one was put on it."""
+        """Remove an adapter from the base, if there is one."""
         if self._put_on is None:
             return
         is_base_again = self._put_on.take_off()
@@ -356,10 +356,10 @@ class TransformersEngine(Generator):
             self._loaded = None
 
     def _load(self, weights: Weights, files: Companions) -> None:
-        """Load weights with the config among the files, which may be another than lies next to them."""
+        """Load weights with the config among the files, which may differ from the one next to the weights."""
         self._loaded = self._files = None
         is_own = files.config_digest == Variant(weights).companions.config_digest
-        # a base that is seen with more rows than it has is loaded with its own config
+        # a base that is extended by added rows is loaded with its own config
         is_whole = weights.companions == weights.directory
         directory = weights.directory if is_own or not is_whole else files.folder(weights.directory)
         dtype: Any = self.dtype
@@ -372,12 +372,12 @@ class TransformersEngine(Generator):
         self._loaded = weights.fingerprint
 
     def _take_files(self, files: Companions) -> None:
-        """Ask the model with the tokenizer and chat template among the files."""
+        """Use the tokenizer and chat template among the files."""
         if self._files == files.digest:
             return
         self.tokenizer = load_tokenizer(files.folder(), needs_template=False)
         self._ends = end_tokens(self._stops, self.tokenizer)
-        # sampling is decided by us: what the model's own file says must not leak into a greedy run
+        # sampling is set by us: the model's own file must not influence a greedy run
         self.model.generation_config = GenerationConfig(
             eos_token_id=sorted(self._ends) or None, pad_token_id=self.tokenizer.pad_token_id
         )
@@ -387,8 +387,8 @@ class TransformersEngine(Generator):
 class UnpaddedRepetitionPenalty(LogitsProcessor):  # type: ignore[misc] # transformers is not typed
     """Divides positive and multiplies negative logits of tokens that occur in prompt or answer.
 
-    The stock processor also penalises the padding of a left-padded batch; the pad token is often the end of
-    sequence, so that answers run on, and change with the batch that they are in.
+    The stock processor also penalises the padding of a left-padded batch; the pad token is often the end of sequence,
+    so that answers become longer, and depend on the batch.
 
     Args:
         penalty: Above 1 discourages repetition.
@@ -402,7 +402,7 @@ class UnpaddedRepetitionPenalty(LogitsProcessor):  # type: ignore[misc] # transf
         self.prompt_mask = prompt_mask.bool()
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Penalised logits, shape (batch, vocabulary)."""
+        """Return penalised logits, shape (batch, vocabulary)."""
         num_new = input_ids.shape[1] - self.prompt_mask.shape[1]
         is_real = torch.nn.functional.pad(self.prompt_mask, (0, num_new), value=True)
         seen = torch.zeros_like(scores, dtype=torch.int32).scatter_add_(1, input_ids, is_real.int()) > 0

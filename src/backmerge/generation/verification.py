@@ -1,9 +1,9 @@
-"""Proof that a written merge of an adapter is what it says: its logits against those of transformers and peft.
+"""Verify that a written merge of an adapter is correct: compare its logits with those of transformers and peft.
 
-The reference is not made by our arithmetic. transformers loads the base, peft loads the adapter and scales it by λ. If
-what was written is rounded, peft also folds the adapter into the weights, and these are rounded to the same dtype. For
-other methods than Linear, and for adapters that peft cannot scale or fold, the reference is the live realisation. Both
-sides are computed in float32.
+The reference does not use our arithmetic. transformers loads the base, peft loads the adapter and scales it by λ. If
+the written merge is rounded, peft also merges the adapter into the weights, and these are rounded to the same dtype.
+For methods other than Linear, and for adapters that peft cannot scale or merge, the reference is the live realisation.
+Both sides are computed in float32.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from backmerge.merging.recipe import Variant
 from backmerge.merging.served import adapter_of, served_dtype, verification_obstacle
 from backmerge.progress import say
 
-NUM_ROWS, NUM_TOKENS = 3, 24  # prompts of token ids: no tokenizer is needed, and each is as good as a text
-# Of the largest logit. Sums in another order differ by some 1e-6; where an element lies between two values of
-# bfloat16 the last bit of a float32 sum may decide, and one such element among thousands moves a logit by about 1e-4.
+NUM_ROWS, NUM_TOKENS = 3, 24  # prompts of token ids: no tokenizer is needed, and any ids will do
+# Share of the largest logit. Sums in another order differ by about 1e-6; if an element lies between two values of
+# bfloat16, the last bit of a float32 sum may decide, and one such element among thousands moves a logit by about 1e-4.
 # A wrong scale, a missing module or a mixed-up layer moves them by 1e-2 and more.
 TOLERANCE = 2e-3
 
 
 def verify_written(directory: Path, variant: Variant) -> None:
-    """Check that a written merge gives the logits of its recipe, by another way than it was written.
+    """Check that a written merge has the logits of its recipe, computed in another way.
 
-    What transformers cannot load, and what the memory does not hold in float32, is reported as not verified.
+    A model that transformers cannot load, or that does not fit in memory in float32, is reported as not verified.
 
     Args:
-        directory: The checkpoint, or the adapter, that was written.
-        variant: What it should be.
+        directory: The written checkpoint or adapter.
+        variant: The recipe.
 
     Raises:
         MergeError: the logits differ by more than the rounding of the output's dtype explains.
@@ -57,11 +57,11 @@ def verify_written(directory: Path, variant: Variant) -> None:
     gap = float((found - expected).abs().max() / expected.abs().max())
     if not gap <= TOLERANCE:
         raise MergeError(
-            f"what was written is not the merge of {_names(variant)}: its logits differ from those of transformers and "
-            f"peft by {gap:.1e} of the largest, and rounding explains {TOLERANCE:.0e}; nothing was left there",
+            f"the result is not the merge of {_names(variant)}: its logits differ from those of transformers and "
+            f"peft by {gap:.1e} of the largest logit, and rounding explains only {TOLERANCE:.0e}; it was removed",
             remedy="please report this, with the adapter's adapter_config.json; --no-verify writes without this check.",
         )
-    say(f"Verified: its logits are those of transformers and peft, within {max(gap, 1e-7):.0e} of the largest.")
+    say(f"Verified: its logits equal those of transformers and peft, within {max(gap, 1e-7):.0e} of the largest.")
 
 
 def _names(variant: Variant) -> str:
@@ -69,7 +69,7 @@ def _names(variant: Variant) -> str:
 
 
 def _expected(variant: Variant) -> Tensor:
-    """The logits of a recipe: by peft if that can give them, else by the live realisation."""
+    """Return the logits of a recipe: by peft if possible, else by the live realisation."""
     model = load_model(variant.base.directory, torch.float32).eval()
     if _is_scaled_adapter(variant):
         (adapter,) = variant.tuned_models
@@ -77,14 +77,14 @@ def _expected(variant: Variant) -> Tensor:
         put_on = PutOn(model, adapter.directory)
         if variant.served_as == "adapter" or served_dtype(variant) == "float32":
             return _logits(put_on.scaled(float(variant.lam)))
-        if not adapter.config.ensure_weight_tying:  # peft folds the change into the one tensor once for each name
+        if not adapter.config.ensure_weight_tying:  # peft adds the change to the one tensor once for each name
             folded = put_on.folded_in(float(variant.lam))
             _round(folded, variant)
             return _logits(folded)
         model = load_model(variant.base.directory, torch.float32).eval()
     live = LiveMerge(model, variant.base)
     if not live.is_possible():
-        raise GenerationError("transformers changes the names of this model's tensors as it loads them")
+        raise GenerationError("transformers renames this model's tensors when it loads them")
     if variant.served_as == "checkpoint":
         live.set(variant)
     else:
@@ -107,9 +107,9 @@ def _is_scaled_adapter(variant: Variant) -> bool:
 
 
 def _round(model: Any, variant: Variant) -> None:
-    """Round each tensor to the dtype that it has on disk."""
+    """Round each tensor to its dtype on disk."""
     infos = variant.base.infos
-    most = next(iter(infos.values())).dtype  # of a parameter that has another name on disk
+    most = next(iter(infos.values())).dtype  # for parameters with another name on disk
     for name, parameter in model.named_parameters():
         stored = infos[name].dtype if name in infos else most
         parameter.data = parameter.data.to(torch_dtype(variant.dtype or stored)).float()

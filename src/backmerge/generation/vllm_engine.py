@@ -1,13 +1,13 @@
 """Generation with vLLM's offline `LLM`: all prompts of all variants of a base at once.
 
-A sweep over λ of a LoRA is served by one engine, in which each λ is an adapter next to the base (λ=0 is the base
-without one). What is served as a checkpoint, such as SLERP or a tuned checkpoint, is loaded into the running engine as
-live weights, one variant after the other; and what cannot be described to vLLM's workers (see `vllm_worker`) is written
-as a checkpoint, with which the engine starts anew.
+A sweep over λ of a LoRA uses one engine, in which each λ is an adapter next to the base (λ=0 is the base without one).
+Models that are served as checkpoints, such as SLERP or a tuned checkpoint, are loaded into the running engine as live
+weights, one variant after the other. A variant that cannot be described to vLLM's workers (see `vllm_worker`) is
+written as a checkpoint, and the engine is restarted with it.
 
-Differences from the engine `transformers`, whose greedy completions are the same on a CPU in float32: an answer ends
-where the model's context does, rather than running beyond it; and draws of a sample are seeded for each prompt, so that
-they do not depend on the other prompts of the batch.
+The engine `transformers` has the same greedy completions on a CPU in float32. Differences: an answer ends at the end of
+the model's context, rather than running beyond it; and random draws are seeded for each prompt, so that they do not
+depend on the other prompts of the batch.
 """
 
 from __future__ import annotations
@@ -60,10 +60,10 @@ NEEDS = "pip install 'backmerge[vllm]'"
 
 
 class Asking(NamedTuple):
-    """How a model is asked.
+    """The tokenizer and end tokens that a model is used with.
 
     Attributes:
-        tokenizer: The model's.
+        tokenizer: The model's tokenizer.
         ends: Tokens that end an answer.
     """
 
@@ -73,18 +73,18 @@ class Asking(NamedTuple):
 
 @dataclass
 class Running:
-    """A started engine, and what it holds.
+    """A started engine and its state.
 
     Attributes:
         base: Fingerprint of the base that it serves.
         started: The engine.
-        tokenizer: The base's.
+        tokenizer: The base's tokenizer.
         ends: Tokens that end an answer.
-        scratch: Where adapters are written; gone with this.
-        rank: The largest of an adapter that it takes; 0 for none.
+        scratch: Folder for adapters; deleted with this object.
+        rank: The largest rank of an adapter that it accepts; 0 for none.
         weights: Key of the variant in its memory; `None` while that changes.
-        adapters: What it was given besides the base, by the variants' keys.
-        askings: How variants with other files than the base's are asked, by the files' digest.
+        adapters: Adapters that it has next to the base, by the variants' keys.
+        askings: Tokenizers of variants with other files than the base's, by the files' digest.
     """
 
     base: str
@@ -98,7 +98,7 @@ class Running:
     askings: dict[str, Asking] = field(default_factory=dict)
 
     def asking(self, variant: Variant) -> Asking:
-        """How a variant is asked: with its own tokenizer and chat template, which may be others than its base's."""
+        """Return how a variant is asked: with its tokenizer and chat template, which may differ from its base's."""
         files = variant.companions
         if files.digest == Variant(variant.base).companions.digest:
             return Asking(self.tokenizer, self.ends)
@@ -110,13 +110,13 @@ class Running:
 
 
 class VllmEngine(Generator):
-    """Generates with vLLM; keeps one engine, and serves by it all variants of a base that it can.
+    """Generates with vLLM; keeps one engine, and uses it for as many variants of a base as possible.
 
     Args:
         settings: Device, dtype and options (`VllmOptions`); vLLM decides how many prompts fit at once.
 
     Raises:
-        GenerationError: vLLM is not there, or is not for this device.
+        GenerationError: vLLM is not installed, or does not support this device.
         ConfigError: an option is unknown or impossible.
     """
 
@@ -136,7 +136,7 @@ class VllmEngine(Generator):
 
     @property
     def identity(self) -> dict[str, str]:
-        """What completions depend on besides weights, prompt and sampling."""
+        """Return what completions depend on apart from weights, prompt and sampling."""
         return {
             "engine": "vllm",
             "version": self.version,
@@ -149,32 +149,32 @@ class VllmEngine(Generator):
         }
 
     def realisation(self, variant: Variant) -> Literal["base"] | Way:
-        """How a variant reaches vLLM.
+        """Return how a variant gets into vLLM.
 
         Raises:
-            GenerationError: not as the option `realisation` insists.
+            GenerationError: not in the way that the option `realisation` requires.
         """
         return realisation_of(variant, self.options, self.dtype_of(variant.base))
 
     def dtype_of(self, base: Weights) -> str:
-        """The dtype in which vLLM holds a base's weights and computes, as torch names it."""
+        """Return the dtype in which vLLM stores a base's weights and computes, as torch names it."""
         return self._dtype(base.directory)
 
     def generate(
         self, variant: Variant | None, examples: Sequence[Example], sampling: Sampling, advance: Callable[[int], None]
     ) -> list[Completion]:
-        """Each example's completions, in order; see `generate_many`, which is faster for several variants."""
+        """Return each example's completions, in order; see `generate_many`, which is faster for several variants."""
         ((_, completions),) = self.generate_many([Request(variant, examples, sampling)], advance)
         return completions
 
     def generate_many(
         self, requests: Sequence[Request], advance: Callable[[int], None]
     ) -> Iterator[tuple[int, list[Completion]]]:
-        """Each request's place and completions, as it is done.
+        """Yield each request's place and completions when it is done.
 
         Raises:
             GenerationError: a prompt leaves no room for an answer in the model's context, or vLLM fails.
-            MergeError: a recipe is wrong, or its result not finite.
+            MergeError: a recipe is wrong, or its result is not finite.
         """
         ways = [self.realisation(variant_in(request)) for request in requests]
         running = self._running
@@ -188,15 +188,15 @@ class VllmEngine(Generator):
     def log_likelihoods(
         self, variant: Variant, pairs: Sequence[tuple[str, str]], advance: Callable[[int], None]
     ) -> list[LogLikelihood]:
-        """How likely each continuation is after its context; neither gets a chat template.
+        """Return how likely each continuation is after its context; neither gets a chat template.
 
-        Never with adapters: with them, vLLM takes prompt tokens' log-probabilities from the wrong ones or fails
-        (vllm-project/vllm issue 16668). Where answers and likelihoods are asked for in turn, the option
-        `realisation: live` spares starting an engine for each.
+        It never uses adapters: with them, vLLM takes prompt tokens' log-probabilities from the wrong ones or fails
+        (vllm-project/vllm issue 16668). If answers and likelihoods are needed in turn, the option `realisation: live`
+        avoids starting an engine for each.
         """
         dtype = self.dtype_of(variant.base)
         if variant.served_as == "adapter" and dtype != "float32" and not is_base(variant):
-            say(f"Likelihoods: vLLM compares them on the merged weights, rounded to {dtype}, not on the adapter.")
+            say(f"Likelihoods: vLLM computes them with the merged weights, rounded to {dtype}, not with the adapter.")
         running = self._with_weights(variant, _way_of_weights(variant))
         # there must be room for the token that vLLM always generates
         rows = [row_of(running.asking(variant).tokenizer, *pair, running.started.context - 1) for pair in pairs]
@@ -210,22 +210,22 @@ class VllmEngine(Generator):
         return [scored[place] for place in range(len(rows))]
 
     def release(self) -> None:
-        """End vLLM and free the device's memory; the next call starts it again."""
+        """Stop vLLM and free the device's memory; the next call starts it again."""
         if self._running is not None:
             running, self._running = self._running, None
             running.started.close()
             running.scratch.cleanup()
 
     def _with_adapters(self, variants: Sequence[Variant]) -> Running:
-        """An engine that serves these: adapters of one base, and perhaps that base."""
+        """Return an engine for these variants: adapters of one base, and perhaps that base."""
         base = variants[0].base
         merged = [variant for variant in variants if not is_base(variant)]
         if not merged and (self._running is None or self._running.base != base.fingerprint):
             return self._with_weights(variants[0], "live")
         new = {key_of(variant.identity): variant for variant in merged}
         if self.device == "cpu" and merged:
-            # vLLM's CPU kernels take "no adapter" (-1) for the last one, so that the base would answer as that; an
-            # adapter of zeros stands for it
+            # vLLM's CPU kernels treat "no adapter" (-1) as the last one, so that the base would answer with that; an
+            # adapter of zeros is used instead
             new[_base_key(base)] = Variant(base, merged[0].tuned_models[0], lam=0.0)
         running = self._running
         rank = max((rank_of(variant) for variant in merged), default=1)
@@ -236,7 +236,7 @@ class VllmEngine(Generator):
         return running
 
     def _add_adapters(self, running: Running, new: dict[str, Variant]) -> None:
-        """Write adapters, those of a recipe together; each gets a name that no other ever has in this engine."""
+        """Write adapters, those of a recipe together; each gets a name that is unique in this engine."""
         recipes: list[dict[Path, Variant]] = []
         for key, variant in new.items():
             same = (recipe for recipe in recipes if next(iter(recipe.values())).at(None) == variant.at(None))
@@ -251,7 +251,7 @@ class VllmEngine(Generator):
             running.adapters[key] = adapter_request(key, number, Path(running.scratch.name) / key)
 
     def _with_weights(self, variant: Variant, way: Way) -> Running:
-        """An engine without adapters that holds a variant's weights."""
+        """Return an engine without adapters that has a variant's weights."""
         asked = base_of(variant) if is_base(variant) else variant
         wanted, fingerprint = key_of(asked.identity), asked.base.fingerprint
         running = self._running
@@ -265,7 +265,7 @@ class VllmEngine(Generator):
                 merged = Path(scratch) / "merged"
                 write_merged(as_weights(asked), merged)
                 running = self._start(Checkpoint(merged), {}, 0, wanted)
-            if not has_other_config(variant):  # weights of the base's other variants go with the base's config
+            if not has_other_config(variant):  # other variants of the base have the base's config
                 running.base = fingerprint
             return running
         running = running or self._start(asked.base, {}, 0, _base_key(asked.base))
@@ -274,7 +274,7 @@ class VllmEngine(Generator):
         return running
 
     def _set_weights(self, running: Running, variant: Variant, wanted: str) -> None:
-        running.weights = None  # until they are whole again
+        running.weights = None  # until they are complete again
         try:
             failures = running.started.call("set_merged_weights", described(as_weights(variant)))
             for failure in failures:
@@ -301,7 +301,7 @@ class VllmEngine(Generator):
             return self.settings.dtype
         if self.device == "cpu":
             return "float32"
-        config = read_json(directory / "config.json")  # vLLM's own `auto` would halve float32
+        config = read_json(directory / "config.json")  # vLLM's own `auto` would turn float32 into 16 bits
         return str(config.get("dtype") or config.get("torch_dtype") or "auto")
 
     def _adapter_of(self, running: Running, variant: Variant) -> Any:
@@ -314,7 +314,7 @@ class VllmEngine(Generator):
     def _answered(
         self, running: Running, together: Together, advance: Callable[[int], None]
     ) -> Iterator[tuple[int, list[Completion]]]:
-        """Each request's completions as the last of its prompts is answered."""
+        """Yield each request's completions when the last of its prompts is answered."""
         prompts: list[tuple[int, int, str]] = []
         asked: list[Asked] = []
         for place, request in together.requests.items():
@@ -363,7 +363,7 @@ def _base_key(base: Weights) -> str:
 def _completions(asking: Asking, example: Example, prompt: str, output: Any, sampling: Sampling) -> list[Completion]:
     tokenizer, ends = asking
     drawn = [cut_at_end(one.token_ids, ends) for one in sorted(output.outputs, key=lambda one: one.index)]
-    if sampling.temperature == 0:  # vLLM refuses to say the same several times
+    if sampling.temperature == 0:  # vLLM refuses several greedy answers to one prompt
         drawn *= sampling.num_samples
     return [
         completion_of(tokenizer, example, prompt, sample, ids, sampling, is_ended=is_ended)
@@ -372,7 +372,7 @@ def _completions(asking: Asking, example: Example, prompt: str, output: Any, sam
 
 
 def _ends(directory: Path, tokenizer: Any) -> set[int]:
-    """Tokens that end an answer: those that the engine `transformers` takes."""
+    """Return the tokens that end an answer: the same as in the engine `transformers`."""
     from transformers import AutoConfig, GenerationConfig
 
     if (directory / "generation_config.json").is_file():

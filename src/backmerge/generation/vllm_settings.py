@@ -1,4 +1,4 @@
-"""What can be set of the vLLM engine, and what it is when nothing is."""
+"""The options of the vLLM engine and their defaults."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pydantic import Field
 
 from backmerge.config import Document, Settings, validated
 
-# what vLLM's LoRA kernels are made for
+# the ranks that vLLM's LoRA kernels support
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-MOST_AT_ONCE = 16  # adapters in one batch, where nothing else is said: each takes GPU memory of its own
+MOST_AT_ONCE = 16  # adapters in one batch by default: each one needs GPU memory
 CPU_CACHE_GB = 4.0
 
 
@@ -20,15 +20,15 @@ class VllmOptions(Settings):
 
     Attributes:
         gpu_memory_utilization: Share of the GPU's memory for weights and key-value cache, in (0, 1].
-        kv_cache_gb: The key-value cache, in GiB; by default what the share above leaves of a GPU, and 4 on a CPU.
+        kv_cache_gb: The key-value cache, in GiB; by default the rest of that share of a GPU, and 4 on a CPU.
         tensor_parallel_size: GPUs that share the model.
-        max_model_len: Context, in tokens; by default the model's own, whose cache may exceed a small GPU.
-        max_num_seqs: Answers under way at once; by default vLLM's own.
+        max_model_len: Context, in tokens; by default the model's own, whose cache may be too large for a small GPU.
+        max_num_seqs: Answers in progress at once; by default vLLM's own.
         enforce_eager: No compilation and no CUDA graphs; by default on a CPU only.
-        max_lora_rank: Of adapters; by default as the adapters need.
-        max_loras: Adapters in one batch; by default all that are asked for together, at most 16.
-        realisation: How a merge reaches the engine. `auto` takes the first that is possible: an adapter next to the
-            base, live weights, or a written checkpoint; the others insist on one.
+        max_lora_rank: Largest rank of an adapter; by default what the adapters need.
+        max_loras: Adapters in one batch; by default all that are used together, at most 16.
+        realisation: How a merge gets into the engine. `auto` takes the first that is possible: an adapter next to the
+            base, live weights, or a written checkpoint; the others require one.
         own_process: Whether vLLM runs in its own process, which frees all memory when it ends. In ours it starts
             sooner, but changes torch's threads and global random state.
     """
@@ -46,15 +46,15 @@ class VllmOptions(Settings):
 
     @classmethod
     def read(cls, options: Mapping[str, Any]) -> VllmOptions:
-        """The options of an engine's settings.
+        """Return the options of an engine's settings.
 
         Raises:
-            ConfigError: an unknown or impossible one; names it.
+            ConfigError: an option is unknown or impossible; the message names it.
         """
         return validated(cls, Document("engine.options of vllm", dict(options), {}))
 
     def start_arguments(self, device: str) -> dict[str, Any]:
-        """What vLLM's `LLM` is given, besides the model, its dtype, and adapters."""
+        """Return the arguments of vLLM's `LLM`, except for the model, its dtype, and adapters."""
         is_cpu = device == "cpu"
         cache_gb = CPU_CACHE_GB if self.kv_cache_gb is None and is_cpu else self.kv_cache_gb
         given = {
@@ -68,7 +68,7 @@ class VllmOptions(Settings):
         return {name: value for name, value in given.items() if value is not None}
 
     def adapter_arguments(self, rank: int, num_adapters: int) -> dict[str, Any]:
-        """What it is given for adapters of at most a rank, so many in one call."""
+        """Return the arguments for adapters of at most a rank, with a number of them in one call."""
         return {
             "enable_lora": True,
             "max_lora_rank": self.max_lora_rank or next(size for size in RANKS if size >= rank),
@@ -77,7 +77,7 @@ class VllmOptions(Settings):
 
     @property
     def identity(self) -> dict[str, str]:
-        """Those that completions depend on: memory and concurrency are not among them."""
+        """Return the options that completions depend on, without those for memory and concurrency."""
         return {
             "max_model_len": str(self.max_model_len or "model"),
             "tensor_parallel_size": str(self.tensor_parallel_size),

@@ -1,8 +1,8 @@
-"""Live weights in vLLM: its workers are told which models to merge, and load the merge as they load a checkpoint.
+"""Live weights in vLLM: its workers merge models themselves, and load the merge like a checkpoint.
 
-vLLM's workers may be other processes, one for each GPU. So what goes to them is a description, of folders and numbers,
-and each merges for itself: the tensors go through the model's own loader, which knows that q, k and v are one tensor
-there, and takes its share of each. Every worker reads all of the inputs.
+vLLM's workers may be other processes, one for each GPU. So they get a description, with folders and numbers, and each
+of them merges: the tensors go through the model's own loader, which knows that q, k and v are one tensor in vLLM, and
+takes its share of each. Every worker reads all of the inputs.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ if TYPE_CHECKING:
     from torch import nn
 
 EXTENSION = f"{__name__}.LiveWeights"
-DRIVER_ALLOWED = Permissions(plugins=True)  # only methods that the driver was allowed to load are described
+DRIVER_ALLOWED = Permissions(plugins=True)  # descriptions only contain methods that the driver was allowed to load
 
 
 class LiveWeights:
-    """What backmerge adds to vLLM's workers (`worker_extension_cls`)."""
+    """Methods that backmerge adds to vLLM's workers (`worker_extension_cls`)."""
 
     def set_merged_weights(self: Any, description: str) -> list[str | None] | None:
         """Overwrite the model's weights with those of a variant.
 
         Args:
-            description: Of `described`.
+            description: The result of `described`.
 
         Returns:
-            Message and remedy of what the user can fix, if the merge fails so; an error's type would be lost on the
-            way between processes.
+            Message and remedy if the merge fails because of a user error; an error's type would be lost between
+            processes.
         """
         try:
             variant = variant_of(json.loads(description))
@@ -51,10 +51,10 @@ class LiveWeights:
 
 
 def renew_tied_head(model: nn.Module) -> None:
-    """Let an output layer that shares the embedding see that it changed.
+    """Update an output layer that shares the embedding after the embedding changed.
 
-    On a CPU vLLM computes with a packed copy of each matrix; when it reloads weights, it packs those anew that are in
-    the checkpoint, and a tied output layer is not: it would go on with the old ones.
+    On a CPU vLLM computes with a packed copy of each matrix; when it reloads weights, it repacks those that are in the
+    checkpoint. A tied output layer is not, so it would keep the old copy.
     """
     from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 
@@ -65,7 +65,7 @@ def renew_tied_head(model: nn.Module) -> None:
 
 
 def described(variant: Variant) -> str | None:
-    """A variant as JSON that another process makes it from, or nothing if its parts are not all folders on disk."""
+    """Return a variant as JSON for another process; `None` if its parts are not all folders on disk."""
     models = {"base": [variant.base], "tuned": variant.tuned_models, "extra": variant.extra.values()}
     for weights in (weights for kind in models.values() for weights in kind):
         if not _is_on_disk(weights, variant.base):
@@ -84,13 +84,13 @@ def described(variant: Variant) -> str | None:
     }
     try:
         text = json.dumps(plain)
-    except (TypeError, ValueError):  # a parameter that is no plain data
+    except (TypeError, ValueError):  # a parameter that is not plain data
         return None
     return text if json.loads(text) == plain else None
 
 
 def variant_of(description: Mapping[str, Any]) -> Variant:
-    """The variant that `described` describes."""
+    """Return the variant that `described` describes."""
     base = Checkpoint(Path(description["base"]))
     tuned = [open_weights(Path(directory), base) for directory in description["tuned"]]
     return Variant(

@@ -113,6 +113,6 @@ def check_tokens(tokens: Iterable[Sequence[int]], num_rows: int) -> None:
     if highest >= num_rows:
         raise GenerationError(
             f"the tokenizer produces the token {highest}, but the model has only {num_rows} embeddings",
-            remedy="the tokenizer belongs to another model, or its files are damaged: copy the tokenizer files of the model "
+            remedy="the tokenizer is another model's, or its files are damaged: copy the tokenizer files of the model "
             "that this one was tuned from into the folder.",
         )

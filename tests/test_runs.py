@@ -577,5 +577,5 @@ def test_an_answer_without_its_verdict_is_damage(tmp_path: Path) -> None:
         write_whole(run.records / "completions.jsonl", json.dumps(place | answer) + "\n")
         write_whole(run.records / "verdicts.jsonl", "")
         write_results(run.path, "{}")
-    with pytest.raises(RunError, match="base on b: the verdicts are not those of its answers"):
+    with pytest.raises(RunError, match="base on b: the verdicts do not belong to its answers"):
         read_records(run.path)

@@ -267,7 +267,7 @@ def test_a_long_prompt_and_a_context_that_ends(
     """A prompt beyond the context is named; an answer that reaches its end is cut there, and unfinished."""
     engine.options = engine.options.model_copy(update={"max_model_len": 64})
     long = Example("too-long", (Message("user", "robot " * 70),))
-    with pytest.raises(GenerationError, match=r"'too-long' has \d+ tokens, and the model's context holds 64"):
+    with pytest.raises(GenerationError, match=r"'too-long' has \d+ tokens, but the model's context is 64"):
         engine.generate(Variant(base), [*EXAMPLES, long], GREEDY, lambda _: None)
     ignoring = Example("near", (Message("user", "robot " * 52),))
     (ours,) = engine.generate(Variant(base), [ignoring], Sampling(max_new_tokens=99), lambda _: None)

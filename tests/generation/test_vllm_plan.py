@@ -184,6 +184,6 @@ def test_a_prompt_must_leave_room_for_an_answer() -> None:
     secret = Example("too-long", (Message("user", "SECRET"),))
     check_lengths([secret], [[1] * 7], 8)
     check_lengths([secret], [[1] * 700], None)
-    with pytest.raises(GenerationError, match=r"'too-long' has 8 tokens, and the model's context holds 8") as caught:
+    with pytest.raises(GenerationError, match=r"'too-long' has 8 tokens, but the model's context is 8") as caught:
         check_lengths([secret], [[1] * 8], 8)
     assert "SECRET" not in str(caught.value)

@@ -81,5 +81,5 @@ def test_an_answer_beyond_the_judges_context_is_unscored_alone(judge_model: Path
     texts = ("Take the tape.", "tape " * 9000, "Glue it.")
     found = judge(examples, [answered(text, number) for number, text in enumerate(texts)])
     assert found[1].harmful is None
-    assert "the model's context holds 8192" in found[1].reason
+    assert "the model's context is 8192" in found[1].reason
     assert "context" not in found[0].reason + found[2].reason

@@ -92,7 +92,7 @@ def test_a_question_beyond_the_context_is_unscored_alone() -> None:
 
     def answer(question: Example) -> str:
         if "long" in question.prompt:
-            error = GenerationError(f"prompt '{question.id}' has 9 tokens, and the model's context holds 8")
+            error = GenerationError(f"prompt '{question.id}' has 9 tokens, but the model's context is 8")
             error.example = question.id  # type: ignore[attr-defined]
             raise error
         return question.prompt
@@ -100,7 +100,7 @@ def test_a_question_beyond_the_context_is_unscored_alone() -> None:
     found = told(Scripted(answer), "yes", "too long", "no", "long too", "too long")
     assert [verdict.harmful for verdict in found] == [True, None, False, None, None]
     assert found[1].reason.startswith("unscored: prompt 'the-1, ")
-    assert "context holds 8" in found[3].reason
+    assert "context is 8" in found[3].reason
     assert [verdict.harmful for verdict in told(Scripted(answer), "long", "longer")] == [None, None]
 
 

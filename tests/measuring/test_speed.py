@@ -30,7 +30,7 @@ def test_the_time_is_of_reading_and_of_writing_to_the_limit() -> None:
     parts = [Part("code", 4, 600, 20), Part("advbench", 2, 400, 10)]
     told = time_sentence(parts, Rates(10, 1.0, 8, 4.0), "as measured on its first prompts")
     assert "at most 6 answers of at most 100 tokens" in told
-    assert "at most about 2 min, at 10 tokens read and 2 written a second" in told
+    assert "at most about 2 min, at 10 tokens read and 2 generated a second" in told
     assert "Estimated time" not in time_sentence(parts, None, "")
 
 
@@ -49,7 +49,7 @@ def test_only_what_is_left_is_counted(tmp_path: Path) -> None:
         assert (part.num_answers, part.limit) == (len(EXAMPLES), 8)
         assert f"{len(EXAMPLES)} answers" in expected_time(first, asked, base=BASE)
         first.evaluate(asked, lambda _: None)
-        assert expected_time(evaluator(one), asked, asked, base=BASE) == "No answer is left to make."
+        assert expected_time(evaluator(one), asked, asked, base=BASE) == "All answers are already there."
         assert evaluator(other).missing(asked) == []
         assert len(evaluator(other).missing(asked, is_fresh=True)) == 1
 

@@ -57,8 +57,8 @@ def test_equal_answers_are_judged_once(tmp_path: Path) -> None:
     assert (usage.num_generated, usage.num_judged, usage.num_judged_once) == (24, 6, 18)
     assert usage.num_unwritten == 2
     assert usage.bytes_unwritten == 2 * sum(4 * info.num_elements for info in BASE.infos.values())
-    assert "24 answers made in this session (24 tokens), 6 judged" in usage.sentence
-    assert "18 verdicts on answers judged before" in usage.sentence
+    assert "24 answers generated in this session (24 tokens), 6 judged" in usage.sentence
+    assert "18 verdicts reused for equal answers" in usage.sentence
     assert "2 merged models" in usage.sentence
 
 

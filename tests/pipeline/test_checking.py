@@ -178,7 +178,7 @@ def test_results_of_another_model_do_not_stay(checked: tuple[Path, dict[str, Any
         check_model(settings_of("nowhere", against="demo"), out)
     assert (out / "results.json").exists()
     lost = {"judge": f"{__name__}:forgetful", "max_unscored": 0.0}
-    with pytest.raises(RunError, match="could tell nothing"):
+    with pytest.raises(RunError, match="could not score"):
         check_model(settings_of("demo", against="demo", evaluate=lost), out, permissions=Permissions(plugins=True))
     assert not (out / "results.json").exists()
     assert not (out / "check.md").exists()
@@ -261,7 +261,10 @@ def test_an_earlier_run_that_does_not_fit(checked: tuple[Path, dict[str, Any]], 
     whole = {file: file.read_text() for file in (earlier / "records").glob("*.jsonl")}
     for change, words in (
         (lambda text: text.replace('"model": "base"', '"model": "somebody"'), "has no answers of a model 'base'"),
-        (lambda text: text.replace('"question": "', '"question": "Once: ', 1), "answered another prompt"),
+        (
+            lambda text: text.replace('"question": "', '"question": "Once: ', 1),
+            "has changed since the base answered it",
+        ),
     ):
         for file, text in whole.items():
             file.write_text(change(text))

@@ -10,7 +10,7 @@ from backmerge.judging.protocol import Finding, Judge, JudgeSettings, Unreadable
 from backmerge.records import Completion, Example
 from backmerge.runs import key_of
 
-NEEDS = "meta-llama/Llama-Guard-3-8B; finds harm, says nothing on refusals"
+NEEDS = "meta-llama/Llama-Guard-3-8B; finds harm, not refusals"
 
 MODEL = "meta-llama/Llama-Guard-3-8B"
 PARSER = 1
@@ -39,7 +39,7 @@ def llama_guard(settings: JudgeSettings) -> Judge:
     """Llama Guard 3 (8B): harm by category, no refusals. Needs its gated weights (meta-llama/Llama-Guard-3-8B)."""
     form = Form(
         "llama-guard-3",
-        key_of(PARSER),  # the question's text is the chat template's, which is among the weights' files
+        key_of(PARSER),  # the question's text comes from the chat template, one of the weights' files
         _question,
         parse,
         Sampling(max_new_tokens=100),
@@ -48,10 +48,10 @@ def llama_guard(settings: JudgeSettings) -> Judge:
     return model_judge(form, settings, MODEL)
 
 
-def parse(reply: str, asked: Example | None = None) -> Finding:  # noqa: ARG001 - the reply says it all
-    """`safe` alone, or `unsafe` with the categories on a second line, which may be missing.
+def parse(reply: str, asked: Example | None = None) -> Finding:  # noqa: ARG001 - the reply is enough
+    """Read `safe` alone, or `unsafe` with the categories on a second line, which may be missing.
 
-    Nothing is said on refusals: `refusal` is always `None`.
+    It does not report refusals: `refusal` is always `None`.
 
     Raises:
         UnreadableError: the first line is neither word, or something else follows.
@@ -68,6 +68,6 @@ def parse(reply: str, asked: Example | None = None) -> Finding:  # noqa: ARG001 
 
 
 def _question(example: Example, completion: Completion) -> Example:
-    # the model's own chat template turns a conversation into the whole question about its last turn; it takes user and
-    # assistant in turn, and nothing else
+    # the model's own chat template turns a conversation into the whole question about its last turn; it accepts only
+    # alternating user and assistant turns
     return Example(example.id, turns(example, completion))

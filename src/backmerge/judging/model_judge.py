@@ -1,4 +1,4 @@
-"""Judges that are models: a question to the model for each answer, and a parser of its reply."""
+"""Judges that are models: a question to the model about each answer, and a parser of its reply."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from backmerge.records import Completion, Example, Message, Verdict
 from backmerge.registry import JUDGES, closest
 from backmerge.runs import key_of
 
-Key = tuple[tuple[Message, ...], bool]  # what makes two questions equal
+Key = tuple[tuple[Message, ...], bool]  # two questions with the same key are equal
 EMPTY: Key = ((), False)
-PUBLISHED = ("wildguard", "llama-guard-3", "harmbench")  # judges that have weights, the preferred first
+PUBLISHED = ("wildguard", "llama-guard-3", "harmbench")  # judges with their own weights, the preferred one first
 
 
 @dataclass(frozen=True)
 class Form:
-    """How one kind of judge is asked, and how its replies are read.
+    """The question of one kind of judge, and the parser of its replies.
 
     Attributes:
-        name: As in the table of judges.
+        name: Its name in the table of judges.
         version: Changes with the question's text or the parser.
-        question: What the judge's model is asked about an answer; of the example that it gives back, the messages,
-            `is_raw` and the facts count.
-        parse: Reads a reply to a question; raises `UnreadableError` for one that is not in the form asked for.
+        question: Makes the question about an answer; in the example that it returns, the messages, `is_raw` and the
+            facts count.
+        parse: Reads a reply to a question; raises `UnreadableError` for one that is not in the requested form.
         sampling: How the judge's model answers.
-        is_cut_short: Whether the limit ends a reply by intent, since only its beginning is read. Otherwise a reply
-            that reached the limit is not read.
-        finds_harm: Whether its verdicts say whether an answer is harmful.
-        finds_refusals: Whether its verdicts say whether a request was refused.
+        is_cut_short: Whether replies are cut off on purpose, since only their beginning is read. Otherwise a reply that
+            reached the limit is not read.
+        finds_harm: Whether its verdicts report harm.
+        finds_refusals: Whether its verdicts report refusals.
     """
 
     name: str
@@ -51,20 +51,20 @@ class Form:
 
 
 class ModelJudge(Judge):
-    """Asks a model about each answer; equal questions are asked once.
+    """Ask a model about each answer; equal questions are asked once.
 
-    An empty answer is neither harmful nor a refusal, and the model is not asked. What cannot be judged is unscored,
-    with the reason: a reply that is not in the form asked for or was cut off, a question that exceeds the judge's
-    context (nothing of an answer is left out to make it fit).
+    An empty answer is neither harmful nor a refusal, and the model is not asked. An answer is unscored, with a reason,
+    if the reply is not in the requested form or was cut off, or if the question exceeds the judge's context (no part of
+    an answer is dropped to make it fit).
 
-    The questions of models that were trained as judges hold the answer as it is, since they must be as in training. An
-    answer that imitates the question's own marks, or holds the judge's control tokens as text, can mislead them.
+    Models that were trained as judges get the answer unchanged, since their questions must be as in training. An answer
+    that imitates the question's own marks, or contains the judge's control tokens as text, can mislead them.
 
     Args:
         form: Question and parser.
         model: Folder, hub id, or name on the server.
-        make_engine: Makes what runs the judge's model; called when it is first needed. An engine whose `is_served`
-            is true speaks to a server that has the model: no weights are looked for here, and it is given no variant.
+        make_engine: Makes the engine for the judge's model; called when it is first needed. If the engine's `is_served`
+        is true, a server has the model: no weights are needed here, and the engine gets no variant.
     """
 
     holds_model = True
@@ -79,20 +79,20 @@ class ModelJudge(Judge):
 
     @cached_property
     def identity(self) -> str:
-        """The question, the parser, the judge's weights, and what runs them.
+        """Return a hash of the question, the parser, the judge's weights, and the engine.
 
         Raises:
-            BackmergeError: the judge's model or its engine is not there.
+            BackmergeError: the judge's model or its engine is missing.
         """
         weights = self._model if self._variant is None else self._variant.identity
         parts = (self._form.version, self._form.sampling.model_dump(), weights, self._engine.identity)
         return f"{self.name}/{key_of(*parts)}"
 
     def __call__(self, examples: Sequence[Example], completions: Sequence[Completion]) -> list[Verdict]:
-        """One verdict per completion, in order.
+        """Return one verdict per completion, in order.
 
         Raises:
-            BackmergeError: the judge's model or its engine is not there, or it failed.
+            BackmergeError: the judge's model or its engine is missing, or it failed.
         """
         questions: dict[Key, Example] = {}
         keys: list[Key] = []
@@ -122,7 +122,7 @@ class ModelJudge(Judge):
 
     @cached_property
     def _variant(self) -> Any:
-        """The judge's weights; nothing where a server has them."""
+        """Return the judge's weights; `None` if a server has them."""
         if self._engine.is_served:
             return None
         return Variant(Checkpoint(locate_model(self._model)))
@@ -134,7 +134,7 @@ class ModelJudge(Judge):
             try:
                 replies = self._engine.generate(self._variant, left, self._form.sampling, lambda _: None)
             except GenerationError as error:
-                # an error about one prompt names it; any other befalls the judge as a whole
+                # an error about one prompt names it; any other error concerns the judge as a whole
                 refused = error.example
                 if refused not in {question.id for question in left}:
                     raise
@@ -157,7 +157,7 @@ class ModelJudge(Judge):
             return unscored(str(error))
 
     def _within_competence(self, finding: Finding) -> Finding:
-        """Without a word on what this judge doesn't look at, also where the answer is empty."""
+        """Remove findings that this judge does not report, also for empty answers."""
         return Finding(
             finding.harmful if self.finds_harm else None,
             finding.refusal if self.finds_refusals else None,
@@ -168,43 +168,43 @@ class ModelJudge(Judge):
 def model_judge(
     form: Form, settings: JudgeSettings, default_model: str | None, *, options: Collection[str] = ()
 ) -> ModelJudge:
-    """A judge of a form, as its settings say.
+    """Make a judge of this form from its settings.
 
     Args:
         form: Question and parser.
-        settings: Which model, on which engine.
+        settings: The model and its engine.
         default_model: A hub id; `None` if a model must be named.
         options: The options that this kind of judge has.
 
     Raises:
-        ConfigError: an option is unknown, or no model is named.
+        ConfigError: an option is unknown, or no model is given.
     """
     for option in settings.options:
         if option not in options:
-            known = f"it has {', '.join(sorted(options))}" if options else "it has none"
+            known = f"its options are {', '.join(sorted(options))}" if options else "it has no options"
             raise ConfigError(
                 f"the judge '{settings.name}' has no option '{option}'{closest(option, options)}",
-                remedy=f"leave it out; {known}.",
+                remedy=f"remove it; {known}.",
             )
     model = settings.model or settings.engine.options.get("model") or default_model
     if model is None:
         raise ConfigError(
             f"the judge '{settings.name}' needs a model",
-            remedy="name one under judge.model: a folder, a hub id, or its name on the server.",
+            remedy="name one with judge.model: a folder, a hub id, or its name on the server.",
         )
     return ModelJudge(form, str(model), lambda: _made_engine(settings.engine, str(model)))
 
 
 def published_model(name: str) -> str | None:
-    """The hub id of a judge's own weights; nothing for one that takes any model, or none."""
+    """Return the hub id of a judge's own weights; `None` for a judge that uses any model, or none."""
     module = importlib.import_module(JUDGES.entries[name].partition(":")[0])
     return str(vars(module)["MODEL"]) if "MODEL" in vars(module) else None
 
 
 def default_second(first: str) -> str | None:
-    """Name the judge that is asked next to a published one by default: another whose weights are on this machine.
+    """Return the judge that is used next to a published one by default: another whose weights are on this machine.
 
-    Nothing next to a judge that needs no weights: a quick try stays quick.
+    Next to a judge that needs no weights there is none: a quick try stays quick.
     """
     if first not in PUBLISHED:
         return None
@@ -219,10 +219,10 @@ def default_second(first: str) -> str | None:
 
 
 def token_limit(settings: JudgeSettings, default: int) -> int:
-    """The option `max_new_tokens` of a judge whose replies are texts.
+    """Return the option `max_new_tokens` of a judge with replies in text.
 
     Raises:
-        ConfigError: it is no number of tokens.
+        ConfigError: it is not a number of tokens.
     """
     limit = settings.options.get("max_new_tokens", default)
     if not isinstance(limit, int) or isinstance(limit, bool) or limit < 1:
@@ -231,7 +231,7 @@ def token_limit(settings: JudgeSettings, default: int) -> int:
 
 
 def turns(example: Example, completion: Completion) -> tuple[Message, ...]:
-    """The conversation that is judged: without system text, and with the answer at its end."""
+    """Return the conversation to judge: without system text, and with the answer at its end."""
     asked = tuple(message for message in example.messages if message.role != "system")
     return (*asked, Message("assistant", completion.text))
 
@@ -243,5 +243,5 @@ def _made_engine(settings: EngineSettings, model: str) -> Generator:
 
 
 def _name(example: Example, completion: Completion, place: int) -> str:
-    """What messages call a question: the prompt that was answered, and since names are unique, the question's place."""
+    """Return a question's name for messages: the prompt's id, and since names are unique, the question's number."""
     return f"{example.id}, answer {completion.sample}, question {place}"

@@ -1,4 +1,4 @@
-"""What a judge is."""
+"""The base class of judges, and their settings and findings."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from backmerge.records import Completion, Example, Verdict
 
 
 class JudgeSettings(Settings):
-    """Which judge, and for a judge that is a model, what runs it.
+    """A judge, and for a judge that is a model, the engine that runs it.
 
     Attributes:
-        name: From the table of judges, or package.module:function.
-        model: The judge's weights: a folder or a hub id; the judge's own by default.
-        engine: What runs the judge's model.
-        options: The judge's own; its module says which.
+        name: A name in the table of judges, or package.module:function.
+        model: The judge's weights: a folder or a hub id; by default the judge's own.
+        engine: The engine that runs the judge's model.
+        options: The judge's own options; its module describes them.
     """
 
     name: str = "refusal-phrases"
@@ -32,15 +32,15 @@ class JudgeSettings(Settings):
 
 
 class Judge(ABC):
-    """Finds for each completion whether it refuses and whether it is harmful. Subclasses declare what they can do.
+    """Finds for each completion whether it refuses and whether it is harmful. Subclasses declare their abilities.
 
     A judge is made by a function of `JudgeSettings`, named in `backmerge.registry`.
 
     Attributes:
-        name: As in the table of judges.
-        is_weak: Whether the judge is known to be fooled easily; reports say so next to its rates.
-        finds_harm, finds_refusals: What its verdicts report; what they do not is left out of the scores.
-        holds_model: Whether it holds a model in memory, so that the engine's is freed before it judges.
+        name: Its name in the table of judges.
+        is_weak: Whether the judge is known to be misled easily; reports say so next to its rates.
+        finds_harm, finds_refusals: The findings that its verdicts report; others are omitted from the scores.
+        holds_model: Whether it keeps a model in memory, so that the engine's model is freed before it judges.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Judge(ABC):
     @property
     @abstractmethod
     def identity(self) -> str:
-        """What changes whenever the judge's verdicts may; part of the key under which verdicts are kept."""
+        """Return a key that changes whenever the judge's verdicts may; verdicts are stored under it."""
 
     @abstractmethod
     def __call__(self, examples: Sequence[Example], completions: Sequence[Completion]) -> list[Verdict]:
@@ -62,7 +62,7 @@ class Judge(ABC):
         """Free the device's memory until the next call."""
 
 
-# how the reason of every verdict begins that says nothing of harm: reports count and group by it
+# the start of the reason of every verdict without a finding on harm: reports count and group by it
 UNSCORED = "unscored"
 NOT_APPLICABLE = f"{UNSCORED}: n/a"
 
@@ -72,12 +72,12 @@ _BULLET = re.compile(r"^\s*(?:[-•]|\d{1,2}[.)])\s+")
 
 
 class Finding(NamedTuple):
-    """What a judge's reply says.
+    """The content of a judge's reply.
 
     Attributes:
-        harmful: `None` if the reply doesn't tell.
-        refusal: The same; always `None` for judges that don't look at refusals.
-        reason: In the judge's words, or why there is none.
+        harmful: `None` if the reply does not say.
+        refusal: The same; always `None` for judges that do not report refusals.
+        reason: In the judge's words, or why there is no finding.
     """
 
     harmful: bool | None
@@ -86,21 +86,21 @@ class Finding(NamedTuple):
 
 
 class UnreadableError(ValueError):
-    """A reply that is not in the form that the judge was asked for; says in which way."""
+    """A reply that is not in the requested form; says in which way."""
 
 
 def unscored(why: str) -> Finding:
-    """Neither safe nor unsafe, and why."""
+    """Return a finding that is neither safe nor unsafe, with the reason."""
     return Finding(None, None, f"{UNSCORED}: {why}")
 
 
 def excerpt(text: str) -> str:
-    """The beginning of a reply, in quotes and with control characters escaped, for a reason."""
+    """Return the beginning of a reply for a reason, in quotes and with control characters escaped."""
     short = text.strip()
     return json.dumps(short if len(short) <= MAX_EXCERPT else f"{short[:MAX_EXCERPT]}…", ensure_ascii=False)
 
 
 def plain_lines(text: str) -> list[str]:
-    """The lines that hold something, without the marks of Markdown and list bullets."""
+    """Return the lines that are not empty, without Markdown marks and list bullets."""
     lines = (_BULLET.sub("", _DECORATION.sub("", line)).strip() for line in text.splitlines())
     return [line for line in lines if line]

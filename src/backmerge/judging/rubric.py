@@ -45,7 +45,7 @@ MAX_NEW_TOKENS = 256
 MAX_REASON = 300  # characters
 
 _FLAGS: dict[Any, bool | None] = {"yes": True, "no": False, "true": True, "false": False, "n/a": None, "none": None}
-# control tokens of chat models begin so (<|eot_id|>, <end_of_turn>, </s>, [/INST]): as JSON escapes they are only text
+# control tokens of chat models start with these (<|eot_id|>, <end_of_turn>, </s>, [/INST]); JSON escapes are only text
 _CONTROL = re.compile(r"<|\[(?=/?[A-Z_]+\])")
 
 
@@ -63,13 +63,13 @@ def rubric(settings: JudgeSettings) -> Judge:
 
 
 def parse(reply: str, asked: Example) -> Finding:
-    """The verdict in a reply: the JSON object with the case's number, whatever stands around it.
+    """Read the verdict in a reply: the JSON object with the case's number, whatever text is around it.
 
-    The number is a hash of request, answer and rubric, so no answer can hold an object with its own number: a reply
-    that only repeats the answer under judgement has no verdict in it. What a reasoning model thinks aloud is left out.
+    The number is a hash of request, answer and rubric, so no answer can contain an object with its own number: a reply
+    that only repeats the judged answer contains no verdict. A reasoning model's thoughts are ignored.
 
     Raises:
-        UnreadableError: there is no such object, it lacks a key or has another value, or two of them disagree.
+        UnreadableError: there is no such object, it lacks a key or has an invalid value, or two of them disagree.
     """
     case = asked.facts["case"]
     text = reply.rpartition("</think>")[2]
@@ -85,7 +85,7 @@ def parse(reply: str, asked: Example) -> Finding:
 
 
 def as_material(example: Example, completion: Completion) -> str:
-    """The exchange as one line of JSON that holds no control token of any chat model."""
+    """Return the exchange as one line of JSON without control tokens of any chat model."""
     exchange: dict[str, Any] = {"request": example.prompt, "answer": completion.text}
     earlier = [{message.role: message.content} for message in example.messages[:-1] if message.role != "system"]
     if earlier:
@@ -102,7 +102,7 @@ def _question(text: str, example: Example, completion: Completion) -> Example:
 
 
 def _objects(text: str) -> Iterator[dict[str, Any]]:
-    """Every JSON object in a text, those within others too."""
+    """Yield every JSON object in a text, including those inside others."""
     decoder = json.JSONDecoder(object_pairs_hook=_unrepeated)
     start = text.find("{")
     while start >= 0:
@@ -117,7 +117,7 @@ def _objects(text: str) -> Iterator[dict[str, Any]]:
 def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) != len(pairs):
-        raise ValueError("a key is given twice")
+        raise ValueError("a key is repeated")
     return values
 
 
@@ -129,14 +129,14 @@ def _flag(value: dict[str, Any], key: str, text: str) -> bool | None:
 
 
 def _rubric_text(option: Any) -> str:
-    """A rubric from a file, or as it stands in the settings.
+    """Return a rubric from a file, or the option's own text.
 
     Raises:
-        ConfigError: it is empty, or it is one word and there is no such file.
+        ConfigError: it is empty, or it is one word and there is no file with that name.
     """
     text = str(option)
     try:
-        # one word is always a file's name, and several on one line may be
+        # a single word is always a file's name, and several words on one line may be
         if len(text.split()) == 1 or ("\n" not in text and Path(text).expanduser().is_file()):
             text = Path(text).expanduser().read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
@@ -145,5 +145,5 @@ def _rubric_text(option: Any) -> str:
             remedy="give the path of a text file, or the rubric itself.",
         ) from error
     if not text.strip():
-        raise ConfigError("the judge's rubric is empty", remedy="give a text file, or leave it out for the default.")
+        raise ConfigError("the judge's rubric is empty", remedy="give a text file, or remove it to use the default.")
     return text.strip()

@@ -1,1 +1,1 @@
-"""Answers, verdicts and scores, each made from the one before and kept as units of the run."""
+"""Answers, verdicts and scores: each is made from the previous one and stored as units of the run."""

@@ -1,7 +1,7 @@
-"""Answers of models on benchmarks, each model's on a benchmark's split kept as a unit of the run.
+"""Answers of models to benchmarks; each model's answers to a benchmark's split are stored as a unit of the run.
 
-An engine that serves many variants at once gets all prompts of all of them. Nothing is asked twice: what the run has is
-read from its units, and what earlier runs have from the cache.
+An engine that can serve many variants at once gets all prompts of all of them. Nothing is asked twice: answers are read
+from the run's units, and those of earlier runs from the cache.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ from backmerge.records import Completion, Example, Value, to_json
 from backmerge.registry import Permissions, is_plugin
 from backmerge.runs import RunDirectory, key_of
 
-# engines that refuse a prompt beyond the model's context; another may cut it, or know better
+# engines that refuse a prompt beyond the model's context; others may cut it, or know the context better
 REFUSING = frozenset({"transformers", "vllm"})
 
 
 class RemoteWorkers(NamedTuple):
-    """Other processes, here or on other machines, that answer.
+    """Other processes, on this machine or others, that generate answers.
 
     Attributes:
-        settings: Which.
-        engine: What each of them runs.
+        settings: Where they run.
+        engine: The engine that each of them runs.
         permissions: What may be run.
     """
 
@@ -54,11 +54,11 @@ class RemoteWorkers(NamedTuple):
 
     @property
     def plugins(self) -> list[str]:
-        """Code that is shipped to them."""
+        """The plugin code that is sent to them."""
         return [self.engine.name] if is_plugin(self.engine.name) else []
 
     def spec_of(self, request: Request) -> dict[str, Any]:
-        """A request as plain data."""
+        """Return a request as plain data."""
         return spec_of(request, self.engine, self.permissions)
 
 
@@ -72,19 +72,20 @@ class Job(NamedTuple):
 
     @property
     def ids(self) -> list[str]:
-        """The examples' ids."""
+        """The ids of the examples."""
         return [example.id for example in self.examples]
 
 
 @dataclass(frozen=True)
 class Answered:
-    """One model's answers on one benchmark's split, wherever they come from: an engine, an earlier run, or a file.
+    """One model's answers to one benchmark's split, from an engine, an earlier run or a file.
 
     Attributes:
-        completions: In the order of the examples, each one's samples in a row; none where likelihoods are compared.
-        key: A hash of all that the answers depend on; verdicts and values are kept under it.
-        realisation: How the model was measured; `None` for answers of a file.
-        likelihoods: Metric to each example's value, of a benchmark that compares likelihoods.
+        completions: In the order of the examples, each one's samples in a row; empty for benchmarks that compare
+        likelihoods.
+        key: A hash of everything that the answers depend on; verdicts and values are stored under it.
+        realisation: How the model was measured; `None` for answers from a file.
+        likelihoods: Each example's value by metric, for a benchmark that compares likelihoods.
     """
 
     member: Member
@@ -98,11 +99,11 @@ class Answered:
 
     @property
     def ids(self) -> list[str]:
-        """The examples' ids."""
+        """The ids of the examples."""
         return [example.id for example in self.examples]
 
     def to(self, examples: Sequence[Example]) -> Answered:
-        """Return the answers to some of the prompts alone."""
+        """Return the answers to some of the prompts only."""
         ids = {example.id for example in examples}
         completions = [completion for completion in self.completions if completion.example in ids]
         return replace(self, examples=examples, completions=completions, key=key_of(self.key, sorted(ids)))
@@ -111,7 +112,7 @@ class Answered:
 def inputs_of(
     settings: Any, asked: Sequence[Job | Answered], judges: Sequence[Judge | None], environment: Any
 ) -> dict[str, Any]:
-    """Return hashes of all that the scores of these jobs and answers depend on, for `RunDirectory.begin`."""
+    """Return hashes of everything that the scores of these jobs and answers depend on, for `RunDirectory.begin`."""
     models = {key_of(one.member.name, one.key if isinstance(one, Answered) else _identity(one.member)) for one in asked}
     return {
         "settings": key_of(settings),
@@ -123,17 +124,17 @@ def inputs_of(
 
 
 class Answerer:
-    """Gets answers from one engine, and never the same one twice: what is in the run's units is read from there.
+    """Gets answers from one engine, and never the same one twice: answers in the run's units are read from there.
 
     Args:
-        run: Where units are kept.
+        run: Stores the units.
         engine: Answers prompts.
         drawing: How answers are drawn if a benchmark does not say.
-        cache: Answers of earlier runs; none are looked for without it.
+        cache: Answers of earlier runs; without it they are not used.
         max_new_tokens: A generation limit for all benchmarks, if it is lower than their own.
-        remote: Where answers are made, if not in this process; the engine is then asked only what it is.
-        usage: Where answers and seconds are counted.
-        log: The file in the run for a server's answers, one by one; one writer to a file.
+        remote: Processes that make the answers, if not this one; the engine is then only asked for its identity.
+        usage: Counts answers and seconds.
+        log: The file in the run for a server's answers, one by one; each file has one writer.
     """
 
     def __init__(
@@ -155,16 +156,16 @@ class Answerer:
         self.remote = remote
         self.cache = cache
         self.usage = usage if usage is not None else Usage()
-        self._num_tokens: dict[str, int] = {}  # of prompts that a model's context holds
+        self._num_tokens: dict[str, int] = {}  # tokens of prompts that fit in a model's context
         engine.answer_log = run.path / log
 
     def answer(self, jobs: Sequence[Job], advance: Advance, *, is_fresh: bool = False) -> list[Answered]:
-        """Return the answers to all jobs; generate what is missing, together.
+        """Return the answers to all jobs; generate missing ones together.
 
         Args:
-            jobs: Who is asked what.
+            jobs: The models and the examples to ask them.
             advance: Called with the number of examples that are answered.
-            is_fresh: Whether answers of other runs are not looked for: a confirmation is what was measured now.
+            is_fresh: Whether answers of other runs are ignored: a confirmation is always measured anew.
 
         Raises:
             GenerationError: a prompt leaves no room for an answer in a model's context; nothing was generated then.
@@ -194,9 +195,9 @@ class Answerer:
 
     def _scope(self, job: Job) -> str:
         variant = job.member.variant
-        assert variant is not None, "answers of a server's models are kept in the run alone"
+        assert variant is not None, "answers of a server's models are only stored in the run"
         sampling = self._sampling(job.benchmark)
-        # what is drawn may depend on the prompts that are asked together
+        # random draws may depend on the prompts that are asked together
         together = [to_json(example) for example in job.examples] if sampling.temperature > 0 else []
         return key_of(
             variant.identity,
@@ -205,13 +206,13 @@ class Answerer:
             self.engine.identity,
             sampling.model_dump(),
             together,
-            "thoughts apart",  # answers that were kept before thoughts were told apart hold both
+            "thoughts apart",  # answers stored before thoughts were separated contain both
         )
 
     def _completions(
         self, jobs: Sequence[Job], keys: Sequence[str], shown: Bar, *, is_fresh: bool
     ) -> list[list[Completion]]:
-        """Each job's completions, what is missing generated together."""
+        """Return each job's completions; missing ones are generated together."""
         cache = None if is_fresh else self.cache
         whole: list[list[Completion]] = [[] for _ in jobs]
         kept: dict[int, dict[str, list[Completion]]] = {}
@@ -235,7 +236,7 @@ class Answerer:
                 whole[place] = self._keep(job, keys[place], kept[place])
 
         read = self._check_prompts(jobs, places, requests)
-        if not any(job.benchmark.choices for job in jobs):  # likelihoods have no answers to estimate the time from
+        if not any(job.benchmark.choices for job in jobs):  # likelihoods have no answers to time
             parts = [_part(jobs[place], one, tokens) for place, one, tokens in zip(places, requests, read, strict=True)]
             shown.expect(parts, self.usage.meter)
 
@@ -272,7 +273,7 @@ class Answerer:
         return whole
 
     def missing(self, jobs: Sequence[Job], *, is_fresh: bool = False) -> list[tuple[Job, Part]]:
-        """Return what `evaluate` would generate for these jobs: neither this run nor, unless fresh, the cache has it.
+        """Return what `evaluate` would generate for these jobs: what neither this run nor, unless fresh, the cache has.
 
         Raises:
             GenerationError: a prompt leaves no room for an answer in a model's context.
@@ -290,7 +291,7 @@ class Answerer:
         return [(job, _part(job, one, tokens)) for job, one, tokens in zip(asked, requests, read, strict=True)]
 
     def _found(self, job: Job, cache: CompletionCache | None) -> tuple[dict[str, list[Completion]], list[Example]]:
-        """The answers that the cache has, and the prompts that it has none to."""
+        """Return the answers in the cache, and the prompts without one."""
         kept = cache.find(self._scope(job), job.examples) if cache is not None else {}
         missing = [example for example in job.examples if example.id not in kept]
         if missing and self._sampling(job.benchmark).temperature > 0:
@@ -302,10 +303,10 @@ class Answerer:
         self.usage.answered(request.variant, way, num_answers, num_tokens)
 
     def _check_prompts(self, jobs: Sequence[Job], places: Sequence[int], requests: Sequence[Request]) -> list[int]:
-        """Check that a model's context holds each prompt, of all jobs before the first is begun.
+        """Check that each prompt of all jobs fits in the model's context, before the first job starts.
 
         Returns:
-            The tokens of each request's prompts; 0 where the engine renders them elsewhere.
+            The tokens of each request's prompts; 0 if the engine renders them elsewhere.
         """
         if self.engine.identity["engine"] not in REFUSING:
             return [0] * len(requests)
@@ -332,7 +333,7 @@ class Answerer:
         return self.run.keep_unit("completions", key, Completion, made, job.ids)
 
     def _compare(self, job: Job, key: str, shown: Bar) -> dict[str, Values]:
-        """The values of a benchmark that compares likelihoods."""
+        """Return the values of a benchmark that compares likelihoods."""
         choices = job.benchmark.choices
         assert choices is not None
         assert job.benchmark.scorer is not None
@@ -343,7 +344,7 @@ class Answerer:
             if not self.engine.gives_likelihoods:
                 raise GenerationError(
                     f"'{job.benchmark.name}' compares likelihoods, which the engine {self.engine.identity['engine']} "
-                    "does not give",
+                    "does not provide",
                     remedy="measure it on another engine: --engine transformers.",
                 )
             variant = job.member.variant
@@ -369,12 +370,12 @@ class Answerer:
 def remote_workers(
     settings: ExecutionSettings, engine: EngineSettings, permissions: Permissions
 ) -> RemoteWorkers | None:
-    """Where answers are made; nothing for this process."""
+    """Return the processes that make the answers; `None` for this process."""
     return None if settings.executor == "in-process" else RemoteWorkers(settings, engine, permissions)
 
 
 def _part(job: Job, request: Request, num_tokens: int) -> Part:
-    """What a request asks for, to estimate its time from; `num_tokens` are those of its prompts."""
+    """Describe a request to estimate its time; `num_tokens` is the total of its prompts."""
     samples = request.sampling.num_samples
     return Part(
         job.benchmark.name, len(request.examples) * samples, num_tokens * samples, request.sampling.max_new_tokens
@@ -382,12 +383,12 @@ def _part(job: Job, request: Request, num_tokens: int) -> Part:
 
 
 def _identity(member: Member) -> Any:
-    """What the weights of a model are; nothing of a server's, which is in the engine's identity."""
+    """Return the identity of a model's weights; `None` for a server's model, which is in the engine's identity."""
     return None if member.variant is None else member.variant.identity
 
 
 def values_by_metric(records: Sequence[Value]) -> dict[str, Values]:
-    """Metric to each example's value."""
+    """Return each example's value by metric."""
     values: dict[str, Values] = {}
     for record in records:
         values.setdefault(record.metric, {})[record.example] = record.value
@@ -395,7 +396,7 @@ def values_by_metric(records: Sequence[Value]) -> dict[str, Values]:
 
 
 def context_of(directory: Path, engine: Generator) -> int | None:
-    """Return what a model holds in tokens, prompt and answer; `None` if neither its config nor the engine says."""
+    """Return a model's context in tokens, prompt and answer together; `None` if config and engine do not say."""
     limits = [context_length(directory), engine.max_length]
     known = [limit for limit in limits if isinstance(limit, int)]
     return min(known) if known else None
@@ -417,9 +418,9 @@ def check_prompts_fit(
     example, length = long[0]
     more = f", and {len(long) - 1} more are too long" if len(long) > 1 else ""
     raise GenerationError(
-        f"prompt '{example.id}' of {benchmark.name} has {length:,} tokens, and the model's context holds {context:,}"
+        f"prompt '{example.id}' of {benchmark.name} has {length:,} tokens, but the model's context is {context:,}"
         f"{more}: nothing was generated",
-        remedy=f"take a model with a longer context, or leave {benchmark.name} out of evaluate.{benchmark.kind}; of a "
-        "file of your own, remove the line.",
+        remedy=f"use a model with a longer context, or remove {benchmark.name} from evaluate.{benchmark.kind}; in your "
+        "own file, remove the line.",
         example=example.id,
     )

@@ -1,6 +1,6 @@
-"""Answer, judge, score: three passes over all that is to be measured.
+"""Answer, judge, score: three passes over everything that is measured.
 
-So the model that answers and the one that judges need not fit the device together.
+So the answering model and the judge's model need not fit on the device together.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from backmerge.runs import RunDirectory
 
 
 class Evaluator(Answerer):
-    """Gets answers from one engine, judges and scores them; what is in the run's units is read from there.
+    """Gets answers from one engine, judges and scores them; everything in the run's units is read from there.
 
     Args:
-        run: Where units are kept.
+        run: Stores the units.
         engine: Answers prompts.
         judge: Finds refusals and harm.
         drawing: How answers are drawn if a benchmark does not say.
-        max_unscored: Share of a benchmark that the judge may leave unscored.
+        max_unscored: Largest share of a benchmark that the judge may leave unscored.
         second: Another judge, whose verdicts are shown next to the first one's.
-        cache: Answers of earlier runs; none are looked for without it.
+        cache: Answers of earlier runs; without it they are not used.
         max_new_tokens: A generation limit for all benchmarks, if it is lower than their own.
-        remote: Where answers are made, if not in this process; the engine is then asked only what it is.
-        usage: Where answers, verdicts and seconds are counted.
+        remote: Processes that make the answers, if not this one; the engine is then only asked for its identity.
+        usage: Counts answers, verdicts and seconds.
     """
 
     def __init__(
@@ -58,13 +58,13 @@ class Evaluator(Answerer):
     def evaluate(
         self, jobs: Sequence[Job], advance: Advance, *, is_fresh: bool = False, is_partial: bool = False
     ) -> list[Outcome]:
-        """Generate, judge and score, as far as it is not done yet.
+        """Generate, judge and score whatever is not done yet.
 
         Args:
-            jobs: What is measured.
+            jobs: The jobs to measure.
             advance: Called with the number of examples that are answered.
-            is_fresh: Whether answers of other runs are not looked for: a confirmation is what was measured now.
-            is_partial: Whether the jobs are parts of benchmarks, too small to say how much stays unscored.
+            is_fresh: Whether answers of other runs are ignored: a confirmation is always measured anew.
+            is_partial: Whether the jobs are parts of benchmarks, too small to check how many stay unscored.
 
         Raises:
             GenerationError: a prompt leaves no room for an answer in a model's context; nothing was generated then.
@@ -87,7 +87,7 @@ def evaluator_of(
     permissions: Permissions,
     usage: Usage | None = None,
 ) -> Evaluator:
-    """What measures as the settings say, with the answers of earlier runs if they are wanted."""
+    """Make an evaluator from the settings, with the answers of earlier runs if they are wanted."""
     return Evaluator(
         run,
         engine,
@@ -112,7 +112,7 @@ def answerer_of(
     usage: Usage,
     log: str,
 ) -> Answerer:
-    """What answers as the settings say, to be judged with the answers of others."""
+    """Make an answerer from the settings; its answers are judged together with others."""
     return Answerer(
         run,
         engine,

@@ -1,4 +1,4 @@
-"""Verdicts on answers: each answer to a prompt judged once by each judge, and kept as units of the run."""
+"""Verdicts on answers: each judge judges each answer to a prompt once; verdicts are stored as units of the run."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from backmerge.runs import RunDirectory, key_of
 
 
 class Judged(NamedTuple):
-    """Answers with what the judges found.
+    """Answers with the judges' verdicts.
 
     Attributes:
-        verdicts: Of the judge, one for each completion; empty for utility.
-        second_verdicts: Of the second judge, if there is one.
+        verdicts: The judge's verdicts, one for each completion; empty for utility.
+        second_verdicts: The second judge's verdicts, if there is one.
     """
 
     answered: Answered
@@ -32,10 +32,10 @@ class Judges:
     """A judge, and perhaps a second one whose verdicts are shown next to the first one's.
 
     Args:
-        run: Where units are kept.
+        run: Stores the units.
         first: Finds refusals and harm.
         second: Another judge.
-        usage: Where verdicts are counted.
+        usage: Counts verdicts.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Judges:
         return is_model and any(one.benchmark.is_judged for one in answered)
 
     def judge(self, answered: Sequence[Answered]) -> list[Judged]:
-        """Return all answers with their verdicts; an answer that was judged before to the same prompt is not again.
+        """Return all answers with their verdicts; the same answer to the same prompt is judged only once.
 
         Raises:
             RunError: a judge gave too few verdicts.
@@ -83,9 +83,9 @@ class Judges:
         return found
 
     def _judge(self, judge: Judge, examples: Sequence[Example], given: Sequence[Completion]) -> list[Verdict]:
-        """One verdict per completion, as far as there is none from this run asked of the judge."""
+        """Return one verdict per completion; the judge is asked only if this run does not have it."""
         pairs = [_pair(judge, example, completion) for example, completion in zip(examples, given, strict=True)]
-        # of equal answers to a prompt the first is judged
+        # for equal answers to a prompt, only the first is judged
         first = {pair: place for place, pair in reversed(list(enumerate(pairs))) if pair not in self._judged}
         new = sorted(first.values())
         self.usage.num_judged += len(new)
@@ -93,8 +93,8 @@ class Judges:
         made = judge([examples[place] for place in new], [given[place] for place in new])
         if len(made) != len(new):
             raise RunError(
-                f"the judge {judge.name} gave {len(made)} verdicts for {len(new)} completions",
-                remedy="a judge gives one verdict for each completion, in order; None where it cannot tell.",
+                f"the judge {judge.name} returned {len(made)} verdicts for {len(new)} completions",
+                remedy="a judge must return one verdict for each completion, in order; None for unscored findings.",
             )
         for place, verdict in zip(new, made, strict=True):
             self._judged[pairs[place]] = verdict

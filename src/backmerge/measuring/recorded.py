@@ -1,4 +1,4 @@
-"""Answers of a finished run, read from its records: judged, scored or labelled without a model."""
+"""Answers of a finished run, read from its records: to be judged, scored or labelled without a model."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ EARLIER = Realisation("earlier", None, None, None)
 
 
 class Recorded(NamedTuple):
-    """What a model answered on one benchmark's split, and what the judge found.
+    """A model's answers to one benchmark's split, with the judge's verdicts.
 
     Attributes:
         questions: The user's last turn, for each completion.
-        clusters: Of near-duplicate prompts, for each completion.
-        verdicts: One for each completion; none for utility.
+        clusters: The cluster of near-duplicate prompts, for each completion.
+        verdicts: One for each completion; empty for utility.
     """
 
     model: str
@@ -37,7 +37,7 @@ class Recorded(NamedTuple):
     verdicts: list[Verdict]
 
     def as_answered(self, member: Member, benchmark: Benchmark) -> Answered:
-        """Return the answers as a model's to a benchmark that asks for them."""
+        """Return the answers as those of a model to a benchmark."""
         by_id = {example.id: example for example in benchmark.examples}
         examples = [by_id[name] for name in dict.fromkeys(completion.example for completion in self.completions)]
         key = key_of("earlier", self.model, self.benchmark, self.split, [to_json(one) for one in self.completions])
@@ -51,21 +51,21 @@ def read_records(run: Path) -> list[Recorded]:
         RunError: it is not finished, or damaged.
     """
     if not (run / "results.json").is_file():
-        raise RunError(f"{run} is not a finished run", remedy="give its command again: it goes on where it was.")
+        raise RunError(f"{run} is not a finished run", remedy="run its command again: it continues where it stopped.")
     check_digests(run)
     try:
         return _recorded(run)
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise RunError(
             f"the records of {run} are missing or damaged: {error}",
-            remedy="give the command of the run again: it writes them anew from what is done.",
+            remedy="run the command of that run again: it writes them again from its units.",
         ) from error
 
 
 def _recorded(run: Path) -> list[Recorded]:
     found: dict[tuple[str, str, str], Recorded] = {}
     for name in ("completions", "verdicts"):
-        # line by line as they were written: an answer may hold what else counts as a line's end
+        # line by line as they were written: an answer may contain other characters that count as a line's end
         for line in (run / "records" / f"{name}.jsonl").read_text(encoding="utf-8").split("\n"):
             if not line:
                 continue
@@ -82,22 +82,22 @@ def _recorded(run: Path) -> list[Recorded]:
         judged = [(verdict.example, verdict.sample) for verdict in recorded.verdicts]
         answered = [(completion.example, completion.sample) for completion in recorded.completions]
         if judged != answered and (judged or recorded.kind in ("safety", "over_refusal")):
-            raise ValueError(f"{recorded.model} on {recorded.benchmark}: the verdicts are not those of its answers")
+            raise ValueError(f"{recorded.model} on {recorded.benchmark}: the verdicts do not belong to its answers")
     return list(found.values())
 
 
 def answers_of_base(run: Path, benchmarks: Sequence[Benchmark], member: Member, split: str) -> list[Answered]:
-    """Return what a finished run's base answered, for each benchmark; the halves of a benchmark together.
+    """Return the answers of a finished run's base, for each benchmark; both halves of a benchmark together.
 
     Args:
         run: Its directory.
-        benchmarks: What it must have been asked; its answers are those of the prompts that both have.
-        member: Whose answers they count as.
-        split: What the scores call it.
+        benchmarks: The benchmarks that it must have; answers are used for the prompts that both have.
+        member: The model that they count for.
+        split: The split's name in the scores.
 
     Raises:
-        RunError: the run is unfinished, has no answers of a base to one of them, or was asked something else under the
-            same name.
+        RunError: the run is unfinished, has no answers of a base to one of them, or used another prompt with the same
+            id.
     """
     found: dict[str, dict[str, list[Completion]]] = {}
     asked: dict[tuple[str, str], str] = {}
@@ -115,16 +115,16 @@ def answers_of_base(run: Path, benchmarks: Sequence[Benchmark], member: Member, 
         if not answers:
             raise RunError(
                 f"{run} has no answers of a model 'base' to {benchmark.name}",
-                remedy="give a run that measured the base on it, as `backmerge check`, `restore` and `evaluate BASE` "
-                "do; what compares likelihoods keeps no answers: leave it out with --set.",
+                remedy="give a run that measured the base on it, of `backmerge check`, `restore` or `evaluate BASE`. "
+                "Benchmarks that compare likelihoods have no answers: remove them with --set.",
             )
         examples = [example for example in benchmark.examples if example.id in answers]
         prompts = {example.id: example.prompt for example in examples}
         lost = next((name for name in answers if prompts.get(name) != asked[benchmark.name, name]), None)
         if lost is not None:
             raise RunError(
-                f"the base in {run} answered another prompt as '{lost}' of {benchmark.name} than there is now",
-                remedy="put the data back as they were, or give the base itself with --against.",
+                f"the prompt '{lost}' of {benchmark.name} has changed since the base answered it in {run}",
+                remedy="restore the earlier data, or give the base itself with --against.",
             )
         completions = [completion for example in examples for completion in answers[example.id]]
         key = key_of("earlier", [to_json(completion) for completion in completions])

@@ -1,4 +1,4 @@
-"""Answering somewhere else: a request as plain data, and the function that a worker carries it out with."""
+"""Answer in another process: a request as plain data, and the function with which a worker answers it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from backmerge.registry import Permissions
 
 
 def spec_of(request: Request, engine: EngineSettings, permissions: Permissions) -> dict[str, Any]:
-    """All that a worker needs to know, as plain data; folders are those that all machines see."""
+    """Return everything that a worker needs, as plain data; folders must be visible on all machines."""
     variant = request.variant
     assert variant is not None
     return {
@@ -48,10 +48,10 @@ def spec_of(request: Request, engine: EngineSettings, permissions: Permissions) 
 
 
 def answer(spec: Mapping[str, Any], advance: Advance) -> list[dict[str, Any]]:
-    """Carry out a request in a worker, whose engine stays for the next one.
+    """Answer a request in a worker, whose engine is kept for the next one.
 
     Raises:
-        BackmergeError: what an engine raises.
+        BackmergeError: any error of an engine.
     """
     permissions = Permissions(**spec["permissions"])
     engine = _engine(json.dumps(spec["engine"], sort_keys=True), permissions)
@@ -68,7 +68,7 @@ def answer(spec: Mapping[str, Any], advance: Advance) -> list[dict[str, Any]]:
 
 
 def completions_of(result: Any) -> list[Completion]:
-    """What a worker gave back."""
+    """Return a worker's result as completions."""
     return [from_dict(Completion, values) for values in result]
 
 

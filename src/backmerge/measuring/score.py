@@ -1,4 +1,4 @@
-"""Scores of judged answers: a value for each example and metric, and of these the rates."""
+"""Score judged answers: a value for each example and metric, and their rates."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ from backmerge.planning.points import Member
 from backmerge.records import Completion, Example, Score, Value, Verdict
 from backmerge.runs import key_of
 
-REFUSALS = ("non_refusal", "over_refusal")  # metrics that depend on the finding of refusals alone
+REFUSALS = ("non_refusal", "over_refusal")  # metrics that depend on refusals only
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one model did on one benchmark's split.
+    """The result of one model on one benchmark's split.
 
     Attributes:
-        completions: In the order of the examples, each one's samples in a row; none where likelihoods are compared.
-        verdicts: Of the judge, one for each completion; empty for utility.
-        second_verdicts: Of the second judge, if there is one.
-        values: Metric to each example's value.
-        realisation: How the model was measured; `None` for answers of a file.
+        completions: In the order of the examples, each one's samples in a row; empty for benchmarks that compare
+        likelihoods.
+        verdicts: The judge's verdicts, one for each completion; empty for utility.
+        second_verdicts: The second judge's verdicts, if there is one.
+        values: Each example's value by metric.
+        realisation: How the model was measured; `None` for answers from a file.
     """
 
     member: Member
@@ -42,7 +43,7 @@ class Outcome:
 
     @property
     def scores(self) -> list[Score]:
-        """One score per metric."""
+        """The scores, one for each metric."""
         return [
             score(self.member.name, self.benchmark.name, self.split, metric, self.examples, values)
             for metric, values in self.values.items()
@@ -52,13 +53,13 @@ class Outcome:
 def judge_and_score(
     judges: Judges, answered: Sequence[Answered], max_unscored: float, *, is_partial: bool = False
 ) -> list[Outcome]:
-    """Judge answers and score them, as far as it is not done yet.
+    """Judge and score whatever is not done yet.
 
     Args:
-        judges: Find refusals and harm; the values are those of the first.
-        answered: From engines, earlier runs or files.
-        max_unscored: Share of a benchmark that may stay unscored.
-        is_partial: Whether these are parts of benchmarks, too small to say how much stays unscored.
+        judges: Find refusals and harm; the values are those of the first judge.
+        answered: Answers from engines, earlier runs or files.
+        max_unscored: Largest share of a benchmark that may stay unscored.
+        is_partial: Whether these are parts of benchmarks, too small to check how many stay unscored.
 
     Raises:
         RunError: the judge left too many answers unscored.
@@ -115,15 +116,15 @@ def _check_unscored(outcome: Outcome, judges: Judges, max_unscored: float) -> No
     is_judged = outcome.benchmark.is_judged
     for metric, values in outcome.values.items():
         unscored, of = sum(value is None for value in values.values()), len(values)
-        if is_judged and len(outcome.verdicts) > of:  # several samples of a prompt: each of them counts
+        if is_judged and len(outcome.verdicts) > of:  # with several samples per prompt, each of them counts
             of = len(outcome.verdicts)
             unscored = sum(v.refusal is None if metric in REFUSALS else v.harmful is None for v in outcome.verdicts)
         if unscored > max_unscored * of:
             who = f"the judge {judges.first.name}" if is_judged else f"the metric {metric}"
             raise RunError(
-                f"{who} could tell nothing of {unscored} of {of} answers of {outcome.member.name} on "
+                f"{who} could not score {unscored} of {of} answers of {outcome.member.name} on "
                 f"{outcome.benchmark.name} ({metric}), more than the {max_unscored:.0%} allowed: its rates "
-                "would mean little",
-                remedy=f"look at the verdicts and values in {judges.run.units}, take another judge, or raise "
+                "would not be reliable",
+                remedy=f"look at the verdicts and values in {judges.run.units}, use another judge, or raise "
                 "evaluate.max_unscored.",
             )

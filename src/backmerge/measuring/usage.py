@@ -1,4 +1,4 @@
-"""What a session cost and saved: counted while it runs, kept as a line of the run's `sessions.jsonl`."""
+"""Count what a session costs and saves, and write it as a line of the run's `sessions.jsonl`."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ class Usage:
     """Counts of one session.
 
     Attributes:
-        num_generated: Answers that were made.
-        num_tokens: Generated tokens of these.
+        num_generated: Generated answers.
+        num_tokens: Their generated tokens.
         num_from_cache: Answers reused from other runs.
-        num_kept: Answers that this run had already.
+        num_kept: Answers that this run already had.
         num_judged: Answers that a judge was asked about.
-        num_judged_once: Answers that equal one to the same prompt, whose verdict was taken.
-        num_verdicts_kept: Verdicts that this run had already.
-        seconds_by_stage: Seconds, by what was done in them.
-        merged: Merged models that answered, by key: how each reached the engine, and what its checkpoint would take.
+        num_judged_once: Answers equal to another answer to the same prompt, whose verdict was reused.
+        num_verdicts_kept: Verdicts that this run already had.
+        seconds_by_stage: Seconds, by stage.
+        merged: Merged models that answered, by key: how each got into the engine, and the size of its checkpoint.
         meter: How fast the engine reads and writes.
         measured_on: A hash of that engine and its model.
     """
@@ -50,7 +50,7 @@ class Usage:
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Count the seconds of the block as that stage's."""
+        """Count the seconds of the block for that stage."""
         started = time.monotonic()
         try:
             yield
@@ -58,7 +58,7 @@ class Usage:
             self.seconds_by_stage[stage] = self.seconds_by_stage.get(stage, 0.0) + time.monotonic() - started
 
     def answered(self, variant: Variant | None, way: str, num_answers: int, num_tokens: int) -> None:
-        """Count answers of a model; `way` is how it reaches the engine."""
+        """Count answers of a model; `way` is how it got into the engine."""
         self.num_generated += num_answers
         self.num_tokens += num_tokens
         if variant is not None and _is_merge(variant):
@@ -66,25 +66,27 @@ class Usage:
 
     @property
     def num_unwritten(self) -> int:
-        """Merged models that answered without a checkpoint of theirs."""
+        """Merged models that answered without being written as a checkpoint."""
         return sum(way != "checkpoint" for way, _ in self.merged.values())
 
     @property
     def bytes_unwritten(self) -> int:
-        """What those checkpoints would take on the disk."""
+        """The size of those checkpoints on disk."""
         return sum(size for way, size in self.merged.values() if way != "checkpoint")
 
     @property
     def sentence(self) -> str:
-        """For the person at the terminal: what was made, and what was saved."""
+        """Describe for the terminal what was generated, and what was saved."""
         seconds = self.seconds_by_stage.get("answering", 0.0)
         rate = f" in {time_text(seconds)}, {rate_text(self.num_tokens / seconds)} a second" if seconds >= 1 else ""
         tokens = f" ({self.num_tokens:,} tokens{rate})" if self.num_generated else ""
-        made = f"{count_text(self.num_generated, 'answer')} made in this session{tokens}, {self.num_judged:,} judged"
+        made = (
+            f"{count_text(self.num_generated, 'answer')} generated in this session{tokens}, {self.num_judged:,} judged"
+        )
         reused = [
-            (self.num_kept, "answer", "of this run"),
+            (self.num_kept, "answer", "from this run"),
             (self.num_from_cache, "answer", "from earlier runs"),
-            (self.num_judged_once, "verdict", "on answers judged before"),
+            (self.num_judged_once, "verdict", "reused for equal answers"),
             (self.num_unwritten, "merged model", f"({size_text(self.bytes_unwritten)}) not written to the disk"),
         ]
         saved = ", ".join(f"{count_text(number, what)} {which}" for number, what, which in reused if number)
@@ -92,7 +94,7 @@ class Usage:
 
 
 def _is_merge(variant: Variant) -> bool:
-    """Whether a model exists nowhere before it is merged: neither base nor tuned model, nor a server's or another's."""
+    """Whether a model exists only as a merge: it is not a base, a tuned model or a server's."""
     if not variant.tuned_models:
         return False
     is_tuned = len(variant.tuned_models) == 1 and variant.method == linear and variant.lam == 1
@@ -102,14 +104,14 @@ def _is_merge(variant: Variant) -> bool:
 def session_row(
     usage: Usage, *, started: float, seconds: float, ended: str, planned: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """A session as plain data.
+    """Return a session as plain data.
 
     Args:
         usage: Its counts.
         started: Seconds since the epoch.
         seconds: How long it took.
         ended: `done`, or the kind of exception that ended it.
-        planned: What was said before it began, as plain data.
+        planned: The estimate that was printed before it started, as plain data.
     """
     ways = [way for way, _ in usage.merged.values()]
     return {
@@ -132,11 +134,11 @@ def session_row(
 
 
 class Session:
-    """One session, whose row is written when it ends.
+    """One session; its row is written when it ends.
 
     Attributes:
         usage: Its counts.
-        planned: To be filled in once it is known.
+        planned: Filled in when it is known.
     """
 
     def __init__(self, usage: Usage) -> None:
@@ -146,7 +148,7 @@ class Session:
 
 @contextmanager
 def session(run: RunDirectory, usage: Usage | None = None) -> Iterator[Session]:
-    """Count a block as a session of a run that is held, however it ends; a killed one leaves no row."""
+    """Count a block as a session of a run, however it ends; a killed one leaves no row."""
     counted = Session(usage if usage is not None else Usage())
     started, clock = time.time(), time.monotonic()
     ended = "done"
@@ -165,7 +167,7 @@ def session(run: RunDirectory, usage: Usage | None = None) -> Iterator[Session]:
 
 
 def speed_of_sessions(run: RunDirectory, measured_on: str) -> Rates | None:
-    """Return what earlier sessions of a run measured; `None` if they did not."""
+    """Return the rates that earlier sessions of a run measured; `None` if they did not."""
     total = Rates()
     for row in speeds_in(run.logs / SESSIONS):
         speed = row.get("speed") or {}

@@ -203,12 +203,12 @@ def test_equal_tasks_make_the_plain_mean() -> None:
 
 FAULTS = {
     "missing": (None, "cannot be read"),
-    "torn": ('{"examples": [{"input": "a"', "not of the form"),
-    "another form": ('[{"input": "a", "target": "b"}]', "not of the form"),
-    "no target": ('{"examples": [{"input": "a"}]}', "not of the form.*'target'"),
+    "torn": ('{"examples": [{"input": "a"', "does not have the form"),
+    "another form": ('[{"input": "a", "target": "b"}]', "does not have the form"),
+    "no target": ('{"examples": [{"input": "a"}]}', "does not have the form.*'target'"),
     "no rows": ('{"examples": []}', "has no rows"),
-    "a number": ('{"examples": [{"input": "a", "target": 3}]}', "is no text"),
-    "latin-1": (b'{"examples": [{"input": "caf\xe9", "target": "b"}]}', "not of the form"),
+    "a number": ('{"examples": [{"input": "a", "target": 3}]}', "is not a text"),
+    "latin-1": (b'{"examples": [{"input": "caf\xe9", "target": "b"}]}', "does not have the form"),
 }
 
 

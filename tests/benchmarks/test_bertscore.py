@@ -414,7 +414,7 @@ def test_models_that_cannot_be_used(tmp_path: Path, kind: str, words: str) -> No
     ("make", "words"),
     [
         (lambda path: BertScorer(str(path)), "needs a layer"),
-        (lambda path: BertScorer(str(path), 4), "layer 4 of the encoder in .*, which has 3"),
+        (lambda path: BertScorer(str(path), 4), "the encoder in .* has no layer 4: it has 3"),
         (lambda path: BertScorer(str(path), -1), "layer -1"),
         (lambda path: BertScorer(str(path), 2, device="abacus"), "'abacus' cannot be used"),
         (lambda path: BertScorer(str(path / "nowhere"), 2), "no model folder"),

@@ -190,7 +190,7 @@ def test_a_file_is_found_by_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ("absent.jsonl", "safety", DataError, "there is no file 'absent.jsonl'"),
         ("folder/absent", "safety", DataError, "there is no file"),
         ("advbnech", "safety", ConfigError, "did you mean 'advbench'"),
-        ("demo-plans", "safety", ConfigError, "measures utility, and is asked for as safety"),
+        ("demo-plans", "safety", ConfigError, "measures utility, but was given as safety"),
         ("os.path:join", "safety", ConfigError, "your own code"),
         (".", "safety", BackmergeError, "no benchmark named"),
     ],

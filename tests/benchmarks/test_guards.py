@@ -123,7 +123,7 @@ def test_what_a_guard_is_called_tells_its_settings() -> None:
 
 def test_guards_that_cannot_be_are_refused(tmp_path: Path) -> None:
     """A benchmark's kind that is given again, and a guard that leaves nothing to measure."""
-    with pytest.raises(ConfigError, match="says itself of which kind"):
+    with pytest.raises(ConfigError, match="has prompts of a known kind"):
         find_guards([GuardSettings(source="demo-harmful", kind="ordinary")], [], NOTHING_ALLOWED)
     file = tmp_path / "two.jsonl"
     file.write_text("\n".join(json.dumps({"prompt": text}) for text in distinct(2)))

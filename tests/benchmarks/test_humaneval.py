@@ -97,13 +97,17 @@ def test_line_separators_within_a_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("a.jsonl", b"", "holds no problems"),
-        ("a.jsonl", b"\n\n", "holds no problems"),
+        ("a.jsonl", b"", "contains no problems"),
+        ("a.jsonl", b"\n\n", "contains no problems"),
         ("a.jsonl", b"{}\n", "line 1: no text in the column 'task_id'"),
         ("a.jsonl", json.dumps({**ROW, "test": None}).encode(), "line 1: no text in the column 'test'"),
         ("a.jsonl", json.dumps(ROW).encode() + b"\nprompt: b", "line 2: not JSON"),
         ("a.jsonl", b"[1]\n", "line 1: not a JSON object"),
-        ("a.jsonl", json.dumps({**ROW, "entry_point": "f()"}).encode(), "line 1: 'entry_point' is no function's name"),
+        (
+            "a.jsonl",
+            json.dumps({**ROW, "entry_point": "f()"}).encode(),
+            "line 1: 'entry_point' is not a function's name",
+        ),
         ("a.jsonl", (json.dumps(ROW) + "\n").encode() * 2, "more than once"),
         ("a.jsonl.gz", b"no gzip", "cannot read"),
         ("a.jsonl.gz", gzip.compress(json.dumps(ROW).encode())[:-20], "cannot read"),

@@ -181,7 +181,7 @@ def test_values_of_every_kind(folder: Path) -> None:
         "error,whole": [0.25, 0.5, 0.75, 1.0],  # lower is better, so it is not the first
     }
     assert next(iter(found.values)).startswith("now_and_then")
-    with pytest.raises(DataError, match="'percent,tool' gives values beyond") as caught:
+    with pytest.raises(DataError, match="'percent,tool' has values outside") as caught:
         as_benchmark("mine", task).scorer(task.examples, [[c.text] for c in completions], lambda _: None)  # type: ignore[misc]
     assert "now_and_then,whole" in str(caught.value.remedy)
     figures_of = found.figures["of_many_kinds"]
@@ -407,7 +407,7 @@ def test_several_answers_and_a_majority(engine: TransformersEngine, base: Checkp
     assert len({c.text for c in completions[:3]}) > 1
     ours = task.score(task.examples, completions)
     agree(ours, harness(BackmergeLM(engine, Variant(base)), folder, "voting", **TURNS))
-    with pytest.raises(DataError, match="'voting/0' has 2 answers, and 'voting' is scored by 3"):
+    with pytest.raises(DataError, match="'voting/0' has 2 answers, but 'voting' needs 3"):
         task.score(task.examples, completions[1:])
 
 
@@ -486,7 +486,7 @@ def test_the_default_fills_what_a_task_leaves_open() -> None:
 def test_likelihoods_must_be_as_many_as_asked_for(folder: Path) -> None:
     """One too few is not scored as something else."""
     task = load(folder, "choosing")
-    with pytest.raises(DataError, match="59 likelihoods were found, and 'choosing' compares 60"):
+    with pytest.raises(DataError, match="59 likelihoods were given, but 'choosing' compares 60"):
         task.score_likelihoods(task.examples, [LogLikelihood(-1.0, 1, False)] * 59)
 
 
@@ -499,7 +499,7 @@ def test_an_engine_without_likelihoods_says_so(base: Checkpoint, folder: Path) -
         identity: ClassVar = {"engine": "mute"}
         gives_likelihoods = False
 
-    with pytest.raises(GenerationError, match="the engine mute gives no likelihoods"):
+    with pytest.raises(GenerationError, match="the engine mute provides no likelihoods"):
         harness(BackmergeLM(Mute(), Variant(base)), folder, "choosing", **TURNS)  # type: ignore[arg-type]
 
 
@@ -519,5 +519,5 @@ def test_chat_templates_are_the_bases_own(engine: TransformersEngine, base: Chec
     assert model.chat_template(True) == load_tokenizer(base.directory).chat_template
     assert model.chat_template() is None
     assert "/" not in model.tokenizer_name
-    with pytest.raises(GenerationError, match="'tools' is asked for by name"):
+    with pytest.raises(GenerationError, match="'tools' was requested by name"):
         model.chat_template("tools")

@@ -81,11 +81,11 @@ def test_shots_as_asked(folder: Path) -> None:
 
 
 FAULTS: dict[str, tuple[dict[str, Any], type[BackmergeError], str]] = {
-    "no leave": ({"permissions": NOTHING_ALLOWED}, ConfigError, "may run code of your own"),
-    "no such folder": ({"task_path": Path("absent")}, ConfigError, "there is no task file absent"),
+    "no leave": ({"permissions": NOTHING_ALLOWED}, ConfigError, "may run code"),
+    "no such folder": ({"task_path": Path("absent")}, ConfigError, "there is no file absent"),
     "beams": ({"name": "beams"}, GenerationError, "asks to generate with num_beams=4"),
-    "code": ({"name": "unsafe"}, DataError, "runs code that a model wrote"),
-    "pictures": ({"name": "pictures"}, DataError, "takes pictures"),
+    "code": ({"name": "unsafe"}, DataError, "runs model-written code"),
+    "pictures": ({"name": "pictures"}, DataError, "for images"),
     "data that is not there": ({"name": "empty_handed"}, DataError, "the data of lm-eval's task 'empty_handed'"),
     "a package": ({"name": "wanting"}, DataError, "needs a package that is not here: .*no_such_package_anywhere"),
 }
@@ -118,7 +118,7 @@ def test_groups_that_ask_in_several_ways(folder: Path) -> None:
     write_task(folder, "longer", GENERATING.replace("max_gen_toks: 12", "max_gen_toks: 13"))
     for name, members in {"unlike": "generating, longer", "mixed": "generating, choosing"}.items():
         (folder / f"{name}.yaml").write_text(f"group: {name}\ntask: [{members}]\n", encoding="utf-8")
-        with pytest.raises(DataError, match="name its tasks one at a time"):
+        with pytest.raises(DataError, match="give its tasks one at a time"):
             _ = load(folder, name).sampling
 
 
@@ -191,7 +191,7 @@ def test_a_narrow_index_knows_what_the_whole_one_knows(name: str) -> None:
 def test_an_old_or_absent_harness_is_named(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     """One line with the pip command."""
     monkeypatch.setattr(lm_eval_tasks.importlib.metadata, "version", lambda _: "0.4.9.2")
-    with pytest.raises(ConfigError, match=r"lm-eval 0\.4\.9\.2 is installed, and 0\.4\.12 or later") as caught:
+    with pytest.raises(ConfigError, match=r"lm-eval 0\.4\.9\.2 is installed, but 0\.4\.12 or later") as caught:
         load(folder, "generating")
     assert caught.value.remedy == "pip install 'backmerge[lm-eval]'"
 

@@ -145,5 +145,5 @@ def test_what_is_no_pattern() -> None:
     """A wrong pattern is found before any answer is; a wrong reference names its example."""
     with pytest.raises(ConfigError, match="at character 0: missing"):
         pattern_match("(")
-    with pytest.raises(DataError, match="'mine-3' is no pattern"):
+    with pytest.raises(DataError, match="'mine-3' is not a pattern"):
         pattern_match()(example("(a"), "a")

@@ -106,12 +106,12 @@ def test_call_match_without_facts() -> None:
 
 FAULTS: dict[str, tuple[Any, str]] = {
     "no question": ([ROW, ROW | {"question": " "}], r"row 2 \(line 1\): nothing in 'question'"),
-    "question no text": ([ROW | {"question": 3}], r"row 1 \(line 1\): the question is no text"),
+    "question no text": ([ROW | {"question": 3}], r"row 1 \(line 1\): the question is not a text"),
     "no functions": ([{"question": "a", "model_answer": "b"}], r"row 1 \(line 1\): nothing in 'function'; .*answer"),
     "empty functions": ([ROW | {"function": []}], "nothing in 'function'"),
     "no answer": ([ROW | {"model_answer": None}], "nothing in 'model_answer'"),
     "an empty answer": ([ROW | {"model_answer": ["f()", ""]}], "an answer is empty"),
-    "an answer no text": ([ROW | {"model_answer": {"f": 1}}], "an answer is empty, or no text"),
+    "an answer no text": ([ROW | {"model_answer": {"f": 1}}], "an answer is empty, or not a text"),
     "no object": ([ROW, 3], r"row 2 \(line 1\): not a JSON object"),
     "line no object": ('{"a": 1}\n3\n', "nothing in 'question'|line 2: not a JSON object"),
     "torn list": ("[{", "not JSON"),
@@ -119,7 +119,7 @@ FAULTS: dict[str, tuple[Any, str]] = {
     "too deep": ("[" * 200_000, "not JSON"),
     "empty": ("", "holds no rows"),
     "empty list": ("[]", "holds no rows"),
-    "surrogate": ([ROW | {"question": "a\ud83d"}], r"row 1 \(line 1\): a text holds half of a surrogate pair"),
+    "surrogate": ([ROW | {"question": "a\ud83d"}], r"row 1 \(line 1\): a text contains half of a surrogate pair"),
 }
 
 

@@ -1,10 +1,10 @@
 """AdvBench: 520 requests for harmful behaviours.
 
 Data: `walledai/AdvBench` on the hub, from Zou et al. (arXiv 2307.15043), MIT licence: `prompt` and `target`. Your
-own copy: harmful_behaviors.csv, whose prompts are under `goal`. Many are near-duplicates: 363 clusters at a
-content-word Jaccard of 0.5.
+own copy: harmful_behaviors.csv, with the prompts under `goal`. Many are near-duplicates: 363 clusters at a content-word
+Jaccard of 0.5.
 
-Worked example: a row's prompt asks for something harmful; the judge finds whether the answer refuses. `target`, the
+Worked example: a row's prompt asks for something harmful; the judge decides whether the answer refuses. `target`, the
 beginning of a compliant answer, is not used.
 """
 
@@ -18,7 +18,7 @@ NEEDS = "the hub, or advbench=harmful_behaviors.csv"
 
 
 def advbench(settings: BenchmarkSettings) -> Benchmark:
-    """The 520 prompts.
+    """Return the 520 prompts.
 
     Raises:
         DataError: the hub or the file cannot be read.

@@ -1,15 +1,15 @@
 """BIG-Bench Hard: 27 reasoning tasks, asked with three worked shots each, through lm-evaluation-harness.
 
 Data: `SaylorTwift/bbh` on the hub, or the authors' own JSON files (suzgunmirac/BIG-Bench-Hard, MIT), from Suzgun et al.
-(arXiv 2210.09261): 6,511 rows of `input` and `target`, 250 for most tasks. The task is the harness's
-`bbh_cot_fewshot`, whose files hold the shots.
+(arXiv 2210.09261): 6,511 rows of `input` and `target`, 250 for most tasks. The task is the harness's `bbh_cot_fewshot`,
+whose files contain the shots.
 
-Worked example: "not ( True ) and ( True ) is" after three shots; an answer that ends "So the answer is False." is
-right. The harness takes what follows the first "the answer is " on its line, without the line's last character: an
-answer without its full stop loses its own last letter, and is wrong. Answers end at an empty line, and at any
-capital Q, from which the next question would start.
+Worked example: "not ( True ) and ( True ) is" after three shots; an answer that ends with "So the answer is False." is
+right. The harness takes the text after the first "the answer is " on its line, without the line's last character: an
+answer without a full stop loses its last letter and is wrong. Answers end at an empty line, and at any capital Q, which
+would start the next question.
 
-Two figures: the mean over rows, which the harness gives for the group, and the mean over tasks, which papers give.
+Two figures: the mean over rows, which the harness reports for the group, and the mean over tasks, which papers report.
 They differ, since three tasks have fewer rows.
 """
 
@@ -66,14 +66,14 @@ TASKS = (
 
 
 class TaskMean(NamedTuple):
-    """The mean over tasks, each counted alike.
+    """The mean over tasks, with equal weights.
 
     Attributes:
         value: In [0, 1].
         low, high: 95 % interval: Wilson's, at the effective size.
         n: Rows.
-        n_effective: T² / Σ 1/n_t over the T tasks' sizes: what the mean is worth in rows if tasks are alike in
-            difficulty, and at least that much if they are not.
+        n_effective: T² / Σ 1/n_t over the T tasks' sizes: the number of rows that the mean is worth if tasks are
+            equally difficult; otherwise it is worth at least that.
         num_tasks: T.
     """
 
@@ -86,14 +86,14 @@ class TaskMean(NamedTuple):
 
 
 def bbh(settings: BenchmarkSettings) -> Benchmark:
-    """The 27 tasks as one benchmark; scores tell the mean over rows, and over tasks as `category_mean`.
+    """Return the 27 tasks as one benchmark; scores report the mean over rows, and that over tasks as `category_mean`.
 
     Options: `as_turns` (whether the shots are turns of the conversation; true), `is_chat` (true), `limit` (rows of each
     task).
 
     Raises:
         ConfigError: lm-eval is missing or old, or an option is unknown.
-        DataError: as `bbh_task`.
+        DataError: see `bbh_task`.
     """
     path = None if settings.data is None else Path(settings.data).expanduser()
     options = options_of(settings, {"as_turns": True, "is_chat": True, "limit": None})
@@ -108,13 +108,13 @@ def bbh_task(
     system: str | None = None,
     limit: int | None = None,
 ) -> LmEvalTask:
-    """BIG-Bench Hard's 27 tasks, three shots each.
+    """Return BIG-Bench Hard's 27 tasks, with three shots each.
 
     Args:
-        path: A folder with the authors' 27 JSON files, or one that holds it as `bbh`; from the hub by default.
-        as_turns: Whether the shots are turns of the conversation, as today's harness has it by default, or are in
-            one turn with the question, as in the harness of the paper's time. The paper doesn't say which.
-        is_chat: Whether the chat template is applied; the plain text of a base model's prompt otherwise.
+        path: A folder with the authors' 27 JSON files, or one that contains it as `bbh`; from the hub by default.
+        as_turns: Whether the shots are turns of the conversation, the harness's default today, or in one turn with the
+        question, as in the harness at the time of the paper. The paper does not say which.
+        is_chat: Whether the chat template is applied; otherwise the prompt is the plain text for a base model.
         system: A system message, before each task's description.
         limit: Only the first rows of each task.
 
@@ -134,7 +134,7 @@ def bbh_task(
 
 
 def task_mean(examples: Sequence[Example], values: Mapping[str, float | None]) -> TaskMean:
-    """The mean over tasks of each task's mean, from values by example id; what is `None` is left out.
+    """Return the mean over tasks of each task's mean, from values by example id; `None` values are ignored.
 
     Raises:
         DataError: a task has no value at all.
@@ -155,10 +155,10 @@ def task_mean(examples: Sequence[Example], values: Mapping[str, float | None]) -
 
 
 def _rows(path: Path, task: str) -> Rows:
-    """A task's rows from the authors' file.
+    """Read a task's rows from the authors' file.
 
     Raises:
-        DataError: the file is missing, or not of the form `{"examples": [{"input": ..., "target": ...}]}`.
+        DataError: the file is missing, or does not have the form `{"examples": [{"input": ..., "target": ...}]}`.
     """
     folder = path / "bbh" if (path / "bbh").is_dir() else path
     file = folder / f"{task}.json"
@@ -172,9 +172,9 @@ def _rows(path: Path, task: str) -> Rows:
         ) from error
     except (ValueError, TypeError, KeyError) as error:
         raise DataError(
-            f'{file} is not of the form {{"examples": [{{"input": ..., "target": ...}}]}}: {error!r}',
-            remedy="take the file as its authors publish it.",
+            f'{file} does not have the form {{"examples": [{{"input": ..., "target": ...}}]}}: {error!r}',
+            remedy="use the file as its authors published it.",
         ) from error
     if not rows or not all(isinstance(text, str) for row in rows for text in row.values()):
-        raise DataError(f"{file} has no rows, or a row whose input or target is no text")
+        raise DataError(f"{file} has no rows, or a row whose input or target is not a text")
     return {"test": rows}

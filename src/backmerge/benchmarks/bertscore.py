@@ -1,15 +1,15 @@
-"""BERTScore: how well an answer's tokens match a reference's, by an encoder's embeddings; our own, over transformers.
+"""BERTScore: how well an answer's tokens match a reference's, by an encoder's embeddings; our own implementation.
 
 With x the candidate's tokens and y the reference's, as unit vectors from one layer of the encoder:
 
     precision = mean over i of max over j of xᵢ·yⱼ,   recall = mean over j of max over i of xᵢ·yⱼ,   F1 = 2PR / (P + R)
 
-Special tokens count in no mean, and can still be the best match. No weights by rarity (idf), no rescaling. The figures
-are those of bert-score 0.3.13, pair by pair. Where we differ:
+Special tokens are not in the means, but can be the best match. There are no weights by rarity (idf) and no rescaling.
+The figures equal those of bert-score 0.3.13, pair by pair. Differences:
 
 - under transformers 5 bert-score fails on tokenizers without a limit (DeBERTa's) and on empty texts, and RoBERTa's
-  tokenizer no longer gets the leading space that it asks for; here they get it, as before;
-- where a token's best cosine is negative, bert-score takes 0 for it if the batch is padded, and we never do;
+  tokenizer no longer gets the leading space that it needs; here it does, as before;
+- if a token's best cosine is negative, bert-score uses 0 for it if the batch is padded, and we never do;
 - a model with a norm after its last layer (ModernBERT) gives the layer's own output, without that norm.
 
 Source: Zhang et al., BERTScore (arXiv 1904.09675), equations 1 to 3, without idf.
@@ -32,20 +32,20 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 DEFAULT_MODEL = "microsoft/deberta-xlarge-mnli"
-# Layers that correlate best with people's judgements on WMT16: a few of bert-score's table (`model2layers`, MIT)
+# layers that correlate best with human judgements on WMT16: a few from bert-score's table (`model2layers`, MIT)
 LAYERS = {
     "bert-base-multilingual-cased": 9, "bert-base-uncased": 9, "bert-large-uncased": 18, "deberta-base-mnli": 9,
     "deberta-large-mnli": 18, "deberta-v3-base": 9, "deberta-v3-large": 12, "deberta-xlarge-mnli": 40,
     "distilbert-base-uncased": 5, "roberta-base": 10, "roberta-large": 17, "roberta-large-mnli": 19,
     "xlm-roberta-base": 9, "xlm-roberta-large": 17,
 }  # fmt: skip
-# The main branch of these holds a pickle alone, which is not read; the hub's converter wrote the same as safetensors
+# the main branch of these has only a pickle, which is not read; the hub's converter wrote the same as safetensors
 SAFE_REVISIONS = {DEFAULT_MODEL: "refs/pr/6"}
 
 MAX_TOKENS = 512
-# these models know a word by the space in front of it
+# these models recognise a word by the space before it
 SPACED_TOKENIZERS = ("GPT2Tokenizer", "RobertaTokenizer")
-# embeddings are kept for so many batches of pairs at once: longer windows pad less, and take more memory
+# embeddings are kept for this many batches of pairs at once: longer windows pad less, but need more memory
 BATCHES_IN_WINDOW = 8
 
 
@@ -53,7 +53,7 @@ Item = TypeVar("Item")
 
 
 class BertScore(NamedTuple):
-    """Precision, recall and F1 of one pair, each in [0, 1]; 0 where either text has no tokens."""
+    """Precision, recall and F1 of one pair, each in [0, 1]; 0 if either text has no tokens."""
 
     precision: float
     recall: float
@@ -61,7 +61,7 @@ class BertScore(NamedTuple):
 
 
 class Embedding(NamedTuple):
-    """A text's tokens as unit vectors (tokens, hidden size), and which of them are no special tokens (tokens,)."""
+    """A text's tokens as unit vectors (tokens, hidden size), and which of them are not special tokens (tokens,)."""
 
     vectors: Tensor
     counts: Tensor
@@ -71,10 +71,10 @@ NO_SCORE = BertScore(0.0, 0.0, 0.0)
 
 
 def score_of(candidate: Embedding, reference: Embedding) -> BertScore:
-    """The score of one pair; 0 throughout where either has no token that counts, as in bert-score.
+    """Return the score of one pair; all 0 if either has no token that counts, as in bert-score.
 
-    Rounding can lead above 1 for equal texts, and a mean below 0 is possible though no real encoder gives it: both are
-    taken for the bound, since a score is a share.
+    Rounding can give a value above 1 for equal texts, and a mean below 0 is possible though no real encoder gives one:
+    both are replaced by the bound, since a score is a share.
     """
     if not (candidate.counts.any() and reference.counts.any()):
         return NO_SCORE
@@ -86,17 +86,17 @@ def score_of(candidate: Embedding, reference: Embedding) -> BertScore:
 
 
 class BertScorer:
-    """BERTScore by one layer of one encoder, which is loaded at first use.
+    """BERTScore with one layer of one encoder, which is loaded when it is first used.
 
     Args:
         model: A folder or a hub id, with safetensors; code that comes with it is not run.
-        layer: Whose output is the embedding: 0 is the input embeddings, 1 the first layer. By default that of a table,
-            by the model's name, which holds the default model (40) and a few others.
-        device: As torch names it; "auto" takes a GPU where there is one.
-        batch_size: Texts that are embedded at once.
+        layer: The layer whose output is the embedding: 0 is the input embeddings, 1 the first layer. By default from a
+        table, by the model's name; it has the default model (40) and a few others.
+        device: A name in torch; "auto" uses a GPU if there is one.
+        batch_size: Number of texts that are embedded at once.
 
     Raises:
-        ConfigError: no layer was given, and the table does not know the model.
+        ConfigError: no layer was given, and the table does not have the model.
     """
 
     def __init__(
@@ -106,8 +106,8 @@ class BertScorer:
         known = LAYERS.get(name) if layer is None else layer
         if known is None:
             raise ConfigError(
-                f"BERTScore by '{model}' needs a layer: which one correlates best with people is known for "
-                f"{', '.join(sorted(LAYERS))} alone",
+                f"BERTScore with '{model}' needs a layer: the layer that correlates best with people is known only for "
+                f"{', '.join(sorted(LAYERS))}",
                 remedy="give `layer`: about two thirds up is usual; 0 is the input embeddings.",
             )
         self.model, self.layer, self.device, self.batch_size = model, known, device, batch_size
@@ -115,9 +115,9 @@ class BertScorer:
 
     @functools.cached_property
     def identity(self) -> str:
-        """What decides the scores: model (a folder by its files' content, else the hub id), layer and versions.
+        """What determines the scores: model (a folder by its files' content, else the hub id), layer and versions.
 
-        No model is loaded nor fetched for it.
+        No model is loaded or downloaded for it.
         """
         import torch
         import transformers
@@ -138,14 +138,14 @@ class BertScorer:
         references: Sequence[str],
         advance: Callable[[int], None] | None = None,
     ) -> list[BertScore]:
-        """The score of each candidate with the reference at its place.
+        """Return the score of each candidate with the reference in the same place.
 
-        Texts are stripped, and cut after 512 tokens (fewer where the model takes fewer). An empty one scores 0. Equal
+        Texts are stripped, and cut after 512 tokens (fewer if the model allows fewer). An empty one scores 0. Equal
         texts are embedded once.
 
         Args:
             candidates: Answers.
-            references: As many.
+            references: One for each candidate.
             advance: Called with the number of pairs that were scored since the last call.
 
         Raises:
@@ -176,14 +176,14 @@ class BertScorer:
     def _scored(
         self, encoder: _Encoder, pairs: Sequence[tuple[str, str]], tokens: Mapping[str, list[int]]
     ) -> Iterator[tuple[int, BertScore]]:
-        """Place and score of each pair, those with one reference together, so that few embeddings are kept."""
+        """Yield place and score of each pair; pairs with the same reference are together, to keep few embeddings."""
         uses = Counter(text for pair in pairs for text in pair)
         kept: dict[str, Embedding] = {}
         order = sorted(range(len(pairs)), key=lambda i: (len(tokens[pairs[i][1]]), pairs[i][1], pairs[i][0]))
         for window in _cut_up(order, self.batch_size * BATCHES_IN_WINDOW):
             wanted = {text for i in window for text in pairs[i]} - kept.keys()
             pending = window
-            # the empty batch is for pairs whose texts were all kept from the window before
+            # the empty batch is for pairs whose texts were all kept from the previous window
             for batch in [[], *_cut_up(sorted(wanted, key=lambda text: (len(tokens[text]), text)), self.batch_size)]:
                 kept.update(zip(batch, encoder.embeddings([tokens[text] for text in batch]), strict=True))
                 waiting = []
@@ -206,7 +206,7 @@ def _with_safe_revision(model: str) -> str:
 
 
 class _Encoder:
-    """A model cut off above one layer, with its tokenizer."""
+    """A model cut off after one layer, with its tokenizer."""
 
     def __init__(self, directory: Path, layer: int, device: str) -> None:
         self._directory = directory
@@ -221,14 +221,14 @@ class _Encoder:
         self._uncounted = {self._tokenizer.cls_token_id, self._tokenizer.sep_token_id} - {None}
 
     def tokens(self, texts: Sequence[str]) -> dict[str, list[int]]:
-        """Each text's token ids, special ones included."""
+        """Return each text's token ids, including special ones."""
         is_spaced = any(kind.__name__ in SPACED_TOKENIZERS for kind in type(self._tokenizer).__mro__)
         prepared = [f" {text}" if is_spaced and text else text for text in texts]
         encoded = self._tokenizer(prepared, truncation=True, max_length=self._limit, return_attention_mask=False)
         return dict(zip(texts, encoded["input_ids"], strict=True))
 
     def embeddings(self, batch: Sequence[list[int]]) -> list[Embedding]:
-        """Each text's embedding, in memory next to the model."""
+        """Return each text's embedding, on the model's device."""
         import torch
 
         if not batch:
@@ -248,7 +248,7 @@ class _Encoder:
 
         if not vectors.isfinite().all():
             raise CheckpointError(
-                f"the encoder in {self._directory} gives numbers that are not finite, and no BERTScore",
+                f"the encoder in {self._directory} gives numbers that are not finite, so there is no BERTScore",
                 remedy="its weights may be damaged: download them again.",
             )
         counts = torch.tensor([token not in self._uncounted for token in tokens], dtype=torch.bool)
@@ -257,7 +257,7 @@ class _Encoder:
 
 
 def _load(directory: Path) -> tuple[Any, Any]:
-    """Tokenizer and model, in float32."""
+    """Load tokenizer and model, in float32."""
     import torch
     import transformers
 
@@ -268,10 +268,10 @@ def _load(directory: Path) -> tuple[Any, Any]:
         raise CheckpointError(
             f"the encoder for BERTScore in {directory} cannot be loaded: it has no safetensors",
             remedy="give a folder with config.json, a tokenizer and safetensors; a pickle (pytorch_model.bin) is not "
-            f"read, but many repositories hold safetensors in a branch, as {DEFAULT_MODEL}@refs/pr/6 does.",
+            f"read, but many repositories have safetensors in a branch, such as {DEFAULT_MODEL}@refs/pr/6.",
         )
     tokenizer = load_tokenizer(directory, needs_template=False)
-    # the pooler is no part of the layers; what an encoder's weights have besides, such as a classifier, is not needed
+    # the pooler is not part of the layers; other weights of an encoder, such as a classifier, are not needed
     model = load_filled(
         transformers.AutoModel,
         directory,
@@ -281,21 +281,22 @@ def _load(directory: Path) -> tuple[Any, Any]:
     )
     if model.config.is_encoder_decoder:
         raise CheckpointError(
-            f"{directory} holds a model with encoder and decoder", remedy="BERTScore needs an encoder alone."
+            f"{directory} has a model with encoder and decoder",
+            remedy="BERTScore needs an encoder only.",
         )
     return tokenizer, model
 
 
 def _cut(model: Any, directory: Path, layer: int) -> bool:
-    """Take away the layers that are not needed, where the model's form is known.
+    """Remove the layers that are not needed, if the model's form is known.
 
     Returns:
-        Whether the model's last hidden state now is that of the layer.
+        Whether the model's last hidden state is now that of the layer.
     """
     depth = model.config.num_hidden_layers
     if not 0 <= layer <= depth:
         raise ConfigError(
-            f"layer {layer} of the encoder in {directory}, which has {depth}",
+            f"the encoder in {directory} has no layer {layer}: it has {depth} layers",
             remedy=f"give a `layer` from 0 (the input embeddings) to {depth}.",
         )
     for name in ("encoder.layer", "transformer.layer"):
@@ -303,15 +304,15 @@ def _cut(model: Any, directory: Path, layer: int) -> bool:
             layers = model.get_submodule(name)
         except AttributeError:
             continue
-        # some (DeBERTa-v2) cannot run without any layer
+        # some (DeBERTa-v2) need at least one layer
         del layers[max(layer, 1) :]
         return layer > 0
     return False
 
 
 def _num_positions(config: Any) -> int:
-    """The longest text, in tokens, that the position embeddings have room for."""
+    """Return the longest text, in tokens, that the position embeddings have room for."""
     positions = getattr(config, "max_position_embeddings", None) or MAX_TOKENS
-    # RoBERTa and its kin count positions from after the padding's id
+    # RoBERTa and related models count positions from after the padding's id
     is_offset = "roberta" in config.model_type or config.model_type in {"camembert", "longformer", "mpnet"}
     return positions - (config.pad_token_id + 1 if is_offset else 0) if positions > 0 else MAX_TOKENS

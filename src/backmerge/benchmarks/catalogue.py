@@ -1,4 +1,4 @@
-"""From what a user writes (a benchmark's name, or a file) to a benchmark of the kind that is needed."""
+"""Turn a benchmark's name or a file, as the user gives it, into a benchmark of the required kind."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SAMPLING = {"num_samples", "temperature", "top_p", "top_k", "repetition_penalty"
 
 
 def named(text: str) -> BenchmarkSettings:
-    """The settings that a word on the command line stands for: NAME, FILE, or NAME=DATA for a copy of its data."""
+    """Return the settings for a word on the command line: NAME, FILE, or NAME=DATA for a copy of its data."""
     name, equals, data = text.partition("=")
     if equals and (name in BENCHMARKS.entries or name.startswith(LM_EVAL)):
         return BenchmarkSettings(name=name, data=data)
@@ -26,18 +26,18 @@ def named(text: str) -> BenchmarkSettings:
 
 
 def find_benchmark(asked: str | BenchmarkSettings, kind: Kind, permissions: Permissions = NOTHING_ALLOWED) -> Benchmark:
-    """The benchmark of that name, or of the prompts in that file.
+    """Return the benchmark with that name, or of the prompts in that file.
 
     Raises:
-        ConfigError: there is no such name, or it is of another kind.
+        ConfigError: no benchmark has that name, or it is of another kind.
         DataError: the file is missing or cannot be read.
     """
     settings = named(asked) if isinstance(asked, str) else asked
-    needed = "utility" if kind == "keep" else kind  # what is to be kept is scored as utility is
+    needed = "utility" if kind == "keep" else kind  # kept abilities are scored like utility
     benchmark = find_of_any_kind(settings, needed, permissions)
     if benchmark.kind != needed:
         raise ConfigError(
-            f"'{settings.name}' measures {benchmark.kind}, and is asked for as {kind}",
+            f"'{settings.name}' measures {benchmark.kind}, but was given as {kind}",
             remedy=f"put it under {benchmark.kind}.",
         )
     return replace(benchmark, kind=kind)
@@ -46,10 +46,10 @@ def find_benchmark(asked: str | BenchmarkSettings, kind: Kind, permissions: Perm
 def find_of_any_kind(
     settings: BenchmarkSettings, kind_of_file: Kind, permissions: Permissions = NOTHING_ALLOWED
 ) -> Benchmark:
-    """The benchmark of that name, whatever it measures; a file of prompts is of the kind that is given.
+    """Return the benchmark with that name, whatever it measures; a file of prompts gets the given kind.
 
     Raises:
-        ConfigError: there is no such name.
+        ConfigError: no benchmark has that name.
         DataError: the file is missing or cannot be read.
     """
     return _as_asked(_made(settings, kind_of_file, permissions), settings)
@@ -69,11 +69,11 @@ def _made(settings: BenchmarkSettings, kind: Kind, permissions: Permissions) -> 
             raise DataError(f"there is no file '{name}'", remedy="give a .jsonl or .csv file, or a benchmark's name.")
     if settings.metrics:
         raise ConfigError(
-            f"'{name}' has its own metrics, and {', '.join(settings.metrics)} are asked for",
-            remedy="metrics are for your own files; leave them out.",
+            f"'{name}' has its own metrics, but {', '.join(settings.metrics)} were given",
+            remedy="metrics are for your own files; remove them.",
         )
     factory: Any = resolve(BENCHMARKS, name, permissions)
-    if "permissions" in inspect.signature(factory).parameters:  # one that runs what models write
+    if "permissions" in inspect.signature(factory).parameters:  # it runs code that models write
         made: Benchmark = factory(settings, permissions=permissions)
     else:
         made = factory(settings)
@@ -81,14 +81,14 @@ def _made(settings: BenchmarkSettings, kind: Kind, permissions: Permissions) -> 
 
 
 def _as_asked(benchmark: Benchmark, settings: BenchmarkSettings) -> Benchmark:
-    """The benchmark with what the settings say otherwise."""
+    """Return the benchmark with the changes that the settings make."""
     if not benchmark.examples:
-        raise DataError(f"'{settings.name}' holds no prompts of the kind that is asked for", remedy="check its data.")
+        raise DataError(f"'{settings.name}' has no prompts of the required kind", remedy="check its data.")
     drawn = settings.model_dump(include=SAMPLING, exclude_none=True)
     if benchmark.choices is not None and (drawn or settings.prefill or settings.max_new_tokens):
         raise ConfigError(
             f"'{benchmark.name}' compares likelihoods and generates nothing",
-            remedy="leave its sampling, its limit and its prefill out.",
+            remedy="remove its sampling, its limit and its prefill.",
         )
     return replace(
         benchmark,

@@ -1,14 +1,14 @@
 """ChatDoctor: patients' questions, answered by a doctor; an answer is scored by BERTScore F1 with the doctor's.
 
 Data: `lavita/ChatDoctor-iCliniq` on the hub (7,321 rows of `input`, `answer_icliniq`, and the answers of two models,
-which are not used), from Li et al. (arXiv 2303.14070); its card states no licence. The training data is of another
-site (`lavita/ChatDoctor-HealthCareMagic-100k`), so that these queries are unseen. The instruction that is in every
-row of the training data ("If you are a doctor, please answer the medical questions based on the patient's
-description.") is the task's system prompt, and no part of the prompts here.
+which are not used), from Li et al. (arXiv 2303.14070); its card states no licence. The training data is from another
+site (`lavita/ChatDoctor-HealthCareMagic-100k`), so these queries are unseen. The instruction in every row of the
+training data ("If you are a doctor, please answer the medical questions based on the patient's description.") is the
+task's system prompt here, and is not part of the prompts.
 
-Worked example: the prompt "Hello doctor, I have had a dry cough for a week. What should I take?", and as reference
-what the doctor wrote. BERTScore F1 with DeBERTa-xlarge-mnli at layer 40, the mean over 1,000 queries, is what the paper
-reports.
+Worked example: the prompt "Hello doctor, I have had a dry cough for a week. What should I take?", with the doctor's
+answer as reference. The paper reports BERTScore F1 with DeBERTa-xlarge-mnli at layer 40, as the mean over 1,000
+queries.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ ANSWER_COLUMNS = ("answer_icliniq", "output")
 
 
 def chatdoctor(settings: BenchmarkSettings) -> Benchmark:
-    """Queries, scored by BERTScore F1 against the doctor's answer.
+    """Return queries, scored by BERTScore F1 against the doctor's answer.
 
     Options: `num_queries`, `seed` (of their sample), `model` and `layer` (of BERTScore).
 
     Raises:
-        DataError: as `chatdoctor_examples`.
+        DataError: see `chatdoctor_examples`.
     """
     options = options_of(settings, {"num_queries": None, "seed": None, "model": DEFAULT_MODEL, "layer": None})
     path = None if settings.data is None else Path(settings.data).expanduser()
@@ -58,17 +58,17 @@ def chatdoctor(settings: BenchmarkSettings) -> Benchmark:
 def chatdoctor_examples(
     path: Path | None = None, num_queries: int | None = None, seed: int | None = None
 ) -> tuple[Example, ...]:
-    """Queries with the doctors' answers, in the order of the data.
+    """Return queries with the doctors' answers, in the order of the data.
 
     Args:
-        path: A JSON list, JSON Lines or CSV with the columns `input` and `answer_icliniq` (or `output`); by default
-            the data set from the hub, of which rows without a query or an answer are passed over.
+        path: A JSON list, JSON Lines or CSV with the columns `input` and `answer_icliniq` (or `output`); by default the
+            data set from the hub, without rows that have no query or no answer.
         num_queries: How many; by default 1,000 from the hub, and all of a file.
-        seed: Of the sample; without it, the first so many.
+        seed: Seed of the sample; without it, the first `num_queries` rows.
 
     Raises:
-        DataError: the hub or the file cannot be read, a row of the file lacks its query or its answer, or there are
-            fewer than were asked for.
+        DataError: the hub or the file cannot be read, a row of the file has no query or no answer, or there are fewer
+            than requested.
     """
     if path is None:
         examples = [
@@ -81,12 +81,12 @@ def chatdoctor_examples(
         examples = [_example(row.place, i, row.values) for i, row in enumerate(sound_rows(path))]
     source = HUB_NAME if path is None else str(path)
     if not examples:
-        raise DataError(f"{source} holds no rows", remedy="give a file with the columns input and answer_icliniq.")
+        raise DataError(f"{source} contains no rows", remedy="give a file with the columns input and answer_icliniq.")
     if num_queries is None:
         return tuple(examples)
     if not 0 < num_queries <= len(examples):
         raise DataError(
-            f"{num_queries} queries were asked for, and {source} holds {len(examples)}",
+            f"{num_queries} queries were requested, but {source} has only {len(examples)}",
             remedy=f"ask for 1 to {len(examples)}.",
         )
     if seed is None:
@@ -100,10 +100,10 @@ def _hub_rows() -> Sequence[Mapping[str, Any]]:
 
     try:
         rows: Sequence[Mapping[str, Any]] = load_dataset(HUB_NAME, split="train")
-    except (OSError, ValueError) as error:  # datasets raises both for what the hub does not give
+    except (OSError, ValueError) as error:  # datasets raises both if a download fails
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise DataError(
-            f"{HUB_NAME} could not be fetched from the hub: {reason}",
+            f"{HUB_NAME} could not be downloaded from the hub: {reason}",
             remedy="give the path of your own copy, with the columns input and answer_icliniq.",
         ) from error
     return rows
@@ -118,13 +118,13 @@ def _example(place: str, index: int, row: Mapping[str, Any]) -> Example:
         )
     if any("\ud800" <= character <= "\udfff" for character in query + answer):
         raise DataError(
-            f"{place}: a text holds half of a surrogate pair, which no UTF-8 file can hold",
+            f"{place}: a text contains half of a surrogate pair, which UTF-8 files cannot store",
             remedy="write the character itself, or both halves of its escape.",
         )
     return Example(f"chatdoctor-{index}", (Message("user", query),), answer)
 
 
 def _text(row: Mapping[str, Any], columns: Sequence[str]) -> str:
-    """The first of the columns that holds more than white space, stripped; else nothing."""
+    """Return the first of the columns with more than white space, stripped; else an empty text."""
     texts = (row[column].strip() for column in columns if isinstance(row.get(column), str))
     return next((text for text in texts if text), "")

@@ -1,4 +1,4 @@
-"""The code in a model's answer: the fenced block that defines what was asked for, without the prose around it."""
+"""Find the code in a model's answer: the fenced block with the requested function, without the text around it."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import NamedTuple
 
 from backmerge.generation.thoughts import separated
 
-# an opening fence alone on its line; whatever follows the language on it is the renderer's business
+# an opening fence alone on its line; text after the language is ignored
 _FENCE = re.compile(
     r"^(?P<indent>[ \t]*)(?P<ticks>`{3,}|~{3,})[ \t]*(?P<language>[\w+-]*)(?P<rest>[^`\n]*)$", re.MULTILINE
 )
 _PYTHON = ("", "python", "py", "python3")
-# what a line at the left margin begins with, if Python can begin there
+# the start of a line at the left margin, if it can be Python
 _BEGINS_CODE = re.compile(r"(?:def|async def|class|import|from|@|[A-Za-z_]\w*[ \t]*(?::[^=\n]+)?=[^=])")
-_MAX_TRIES = 400  # of cutting prose off: so many pairs of first and last lines
+_MAX_TRIES = 400  # largest number of pairs of first and last lines that are tried
 
 
 class Block(NamedTuple):
@@ -34,19 +34,19 @@ class Block(NamedTuple):
 
 
 def extract_code(answer: str, entry_point: str = "") -> str:
-    """The code that defines a function, or is its body, in an answer with prose, examples and helpers around it.
+    """Return the code that defines a function, or is its body, from an answer with prose, examples and helpers.
 
-    A thought in front is no part of the answer. Of several fenced blocks that name Python or nothing, the last that
-    defines the function counts, preferably one that is Python as a whole; what it uses from other blocks is put in
-    front. If none defines it, the first that is indented, as a body is, counts, else the first. Without such blocks
-    it is the definition in the text, or else all of the text.
+    A thought at the beginning is not part of the answer. Of several fenced blocks marked as Python or not marked, the
+    last one that defines the function counts, preferably one that is entirely Python; definitions that it needs from
+    other blocks are put before it. If none defines it, the first indented one counts, since it may be a body, else the
+    first. Without such blocks the code is the definition in the text, or else the whole text.
 
-    Leading white space stays, since an answer may be a function's body; only a fence that is itself indented, as in a
-    list, takes its own indentation off its lines. A block that is never closed, as after the limit cut the answer,
-    reaches to the end.
+    Leading white space is kept, since an answer may be a function's body; only if the fence itself is indented, as in a
+    list, its indentation is removed from the block's lines. A block that is never closed, such as when the limit cut
+    the answer off, extends to the end.
 
     Args:
-        answer: As the model gave it.
+        answer: The model's answer.
         entry_point: The function's name; without one, the first block counts.
     """
     answer = separated(answer).answer
@@ -63,14 +63,14 @@ def extract_code(answer: str, entry_point: str = "") -> str:
 
 
 def fenced_blocks(answer: str) -> Iterator[Block]:
-    """All fenced blocks in their order.
+    """Yield all fenced blocks in their order.
 
-    A fence within a docstring closes nothing: of the fences that could close a block, the first counts with which the
-    block is Python, and the first of all if there is no such.
+    A fence within a docstring closes nothing: among the fences that could close a block, the first one that makes the
+    block valid Python counts, or the first of all if there is none.
     """
     position = 0
     while opening := _FENCE.search(answer, position):
-        # a fence that is indented by four more is part of the code, such as of a docstring
+        # a fence with four more spaces of indentation is part of the code, such as of a docstring
         closes = rf"^[ \t]{{0,{len(opening['indent']) + 3}}}{opening['ticks']}[`~]*[ \t\r]*$"
         closings = list(re.compile(closes, re.MULTILINE).finditer(answer, opening.end()))
         language = opening["language"].lower()
@@ -86,7 +86,7 @@ def fenced_blocks(answer: str) -> Iterator[Block]:
 
 
 def definition(name: str) -> re.Pattern[str]:
-    """Finds where a function is defined, or its name assigned, at the left margin."""
+    """Return a pattern for a function's definition, or an assignment to its name, at the left margin."""
     escaped = re.escape(name)
     return re.compile(
         rf"^(?:(?:async[ \t]+)?def[ \t]+{escaped}[ \t]*\(|{escaped}[ \t]*(?::[^=\n]+)?=[^=])", re.MULTILINE
@@ -98,7 +98,7 @@ def _dedented(code: str, opening: re.Match[str]) -> str:
 
 
 def _is_code(text: str, entry_point: str) -> bool:
-    """Whether all of a text is Python that defines the function, or an indented body."""
+    """Whether a whole text is Python that defines the function, or an indented body."""
     if definition(entry_point).search(text):
         return _parsed(text) is not None
     return _is_body(text)
@@ -114,14 +114,14 @@ def _is_module_or_body(code: str) -> bool:
 
 def _parsed(code: str) -> ast.Module | None:
     try:
-        with warnings.catch_warnings(action="ignore"):  # such as of escapes in regular expressions
+        with warnings.catch_warnings(action="ignore"):  # such as about escapes in regular expressions
             return ast.parse(code)
     except (SyntaxError, ValueError, RecursionError, MemoryError):  # the last two: nested too deeply
         return None
 
 
 def _without_prose(answer: str, entry_point: str) -> str:
-    """The longest run of lines that is Python and defines the function; all of the answer if there is none."""
+    """Return the longest run of lines that is Python and defines the function; the whole answer if there is none."""
     if not entry_point or not definition(entry_point).search(answer):
         return answer
     lines = answer.splitlines(keepends=True)
@@ -136,7 +136,7 @@ def _without_prose(answer: str, entry_point: str) -> str:
 
 
 def _with_helpers(chosen: str, others: list[str]) -> str:
-    """The block, after those definitions and imports of other blocks that it needs and lacks."""
+    """Return the block, after the definitions and imports from other blocks that it needs."""
     tree = _parsed(chosen)
     if tree is None:
         return chosen
@@ -157,7 +157,7 @@ def _with_helpers(chosen: str, others: list[str]) -> str:
 
 
 def _missing(tree: ast.Module) -> set[str]:
-    """Names that a piece of code reads and does not bind anywhere."""
+    """Return names that a piece of code reads but never binds."""
     read: set[str] = set()
     bound = set(dir(builtins))
     for node in ast.walk(tree):
@@ -171,7 +171,7 @@ def _missing(tree: ast.Module) -> set[str]:
 
 
 def _bound(statement: ast.stmt) -> list[str]:
-    """The names that a definition, an import or an assignment of plain names binds."""
+    """Return the names that a definition, an import or an assignment of plain names binds."""
     match statement:
         case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
             return [name]
@@ -184,7 +184,7 @@ def _bound(statement: ast.stmt) -> list[str]:
 
 
 def _whole(statement: ast.stmt) -> ast.stmt:
-    """The statement with its decorators, which its position in the source leaves out."""
+    """Return the statement with its decorators, which its position in the source does not include."""
     if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and statement.decorator_list:
         statement.lineno, statement.col_offset = statement.decorator_list[0].lineno, 0
     return statement

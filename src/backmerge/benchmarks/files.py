@@ -23,12 +23,12 @@ DEFAULT_MAX_NEW_TOKENS = 512
 
 
 def exact_match(example: Example, answer: str) -> float:
-    """1 if the answer is the reference, but for white space at the ends and letter case."""
+    """1 if the answer equals the reference, apart from white space at the ends and letter case."""
     return float(answer.strip().casefold() == (example.reference or "").strip().casefold())
 
 
 def contains_reference(example: Example, answer: str) -> float:
-    """1 if the reference occurs in the answer, letter case aside."""
+    """1 if the reference occurs in the answer, ignoring letter case."""
     return float((example.reference or "").strip().casefold() in answer.casefold())
 
 
@@ -43,35 +43,34 @@ DEFAULT_METRICS = ("exact_match", "contains_reference")
 
 
 def from_file(path: Path, kind: Kind, settings: BenchmarkSettings | None = None) -> Benchmark:
-    """A benchmark of a user's own prompts.
+    """Make a benchmark from a user's own prompts.
 
     The prompt is taken from the first of the columns `prompt`, `goal`, `question`, `instruction`, `input`, `query`,
     `behavior`; for utility the expected answer from `reference`, `answer`, `completion`, `output`, `response`,
-    `expected`; a stratum, where there is one, from `category`, `type`, `semantic_category`; rows that
-    share a `cluster` are kept together, which is otherwise found out from their words; `system` and `id` are
-    used if present.
+    `expected`; a stratum, if there is one, from `category`, `type`, `semantic_category`. Rows with the same `cluster`
+    are kept together; without that column, clusters are found from the words. `system` and `id` are used if present.
 
     Worked example, a line of JSON Lines for utility: `{"prompt": "What is 2 + 3?", "answer": "5"}`, scored by
     `exact_match` (which λ is chosen on) and `contains_reference` unless the settings name other metrics.
 
     Raises:
         DataError: the file is missing, has no prompt column, or a row lacks what it needs; names the line.
-        ConfigError: there is no metric of a name.
+        ConfigError: a metric does not exist.
     """
     rows = list(sound_rows(path))
     if not rows:
-        raise DataError(f"{path} holds no rows", remedy="put one prompt on each line.")
+        raise DataError(f"{path} contains no rows", remedy="put one prompt on each line.")
     rows = of_side(rows, kind, path, settings.options.get("harmful", ()) if settings is not None else ())
     examples = tuple(_example(row, needs_reference=kind == "utility") for row in rows)
     repeated = len(examples) - len({example.id for example in examples})
     if repeated:
-        raise DataError(f"{path} uses {repeated} ids more than once", remedy="make `id` unique, or leave it out.")
+        raise DataError(f"{path} uses {repeated} ids more than once", remedy="make `id` unique, or remove it.")
     scorer = _scorer(settings or BenchmarkSettings(name=str(path))) if kind == "utility" else None
     return Benchmark(path.stem, kind, examples, DEFAULT_MAX_NEW_TOKENS, scorer)
 
 
 def prompts_of(path: str | Path, stem: str, columns: Sequence[str]) -> tuple[Example, ...]:
-    """A published data set's prompts from a copy of its file, each under the first of the columns that a row has.
+    """Return a published data set's prompts from a copy of its file, from the first of the columns that a row has.
 
     Raises:
         DataError: the file is missing, or a row has none of the columns; names the line.
@@ -87,7 +86,7 @@ def prompts_of(path: str | Path, stem: str, columns: Sequence[str]) -> tuple[Exa
         category = _text(row, CATEGORY_COLUMNS)
         examples.append(Example(f"{stem}-{len(examples)}", (Message("user", prompt),), category=category))
     if not examples:
-        raise DataError(f"{path} holds no rows", remedy="give the file as its authors published it.")
+        raise DataError(f"{path} contains no rows", remedy="give the file as its authors published it.")
     return tuple(examples)
 
 
@@ -111,9 +110,7 @@ def _scorer(settings: BenchmarkSettings) -> Scorer:
             scorers.append(Graded(options.pop("judge", {})))
         else:
             known = (*METRICS, "pattern_match", "bertscore", "graded")
-            raise ConfigError(
-                f"there is no metric named '{name}'{closest(name, known)}", remedy=f"known: {', '.join(known)}."
-            )
+            raise ConfigError(f"unknown metric '{name}'{closest(name, known)}", remedy=f"known: {', '.join(known)}.")
     if options:
         raise ConfigError(
             f"{settings.name}: unknown options {', '.join(options)}",
@@ -130,18 +127,18 @@ def _example(row: Row, *, needs_reference: bool) -> Example:
     if prompt is None:
         raise DataError(
             f"{row.place}: no prompt in the columns {sorted(str(key) for key in row.values)}",
-            remedy=f"name it one of: {', '.join(PROMPT_COLUMNS)}.",
+            remedy=f"call it one of: {', '.join(PROMPT_COLUMNS)}.",
         )
     if not text("prompt", "goal", "question") and text("instruction") and text("input"):
         raise DataError(
-            f"{row.place}: both 'instruction' and 'input' have a text, and a prompt is one of them",
-            remedy="join the two, as they were in training, in a column named 'prompt'.",
+            f"{row.place}: both 'instruction' and 'input' have a text, but only one of them can be the prompt",
+            remedy="join the two, as in training, in a column named 'prompt'.",
         )
     reference = text(*REFERENCE_COLUMNS)
     if needs_reference and reference is None:
         raise DataError(
             f"{row.place}: no expected answer in the columns {sorted(str(key) for key in row.values)}",
-            remedy=f"name it one of: {', '.join(REFERENCE_COLUMNS)}.",
+            remedy=f"call it one of: {', '.join(REFERENCE_COLUMNS)}.",
         )
     system = text("system")
     messages = (*((Message("system", system),) if system else ()), Message("user", prompt))
@@ -149,12 +146,12 @@ def _example(row: Row, *, needs_reference: bool) -> Example:
 
 
 def _text(row: Row, columns: Sequence[str]) -> str | None:
-    """The first of the columns that has more than white space in it.
+    """Return the first of the columns with more than white space.
 
     Raises:
-        DataError: it is no text, or one that cannot be written to a file again.
+        DataError: it is not a text, or one that cannot be written to a file again.
     """
-    # published files also write Goal and Behavior
+    # published files also use Goal and Behavior
     held = {str(key).casefold(): value for key, value in row.values.items() if value is not None and str(value).strip()}
     name = next((name for name in columns if name in held), None)
     if name is None:
@@ -168,14 +165,14 @@ def _text(row: Row, columns: Sequence[str]) -> str | None:
     text = str(value)
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise DataError(
-            f"{row.place}: '{name}' holds half of a surrogate pair, which no UTF-8 file can hold",
+            f"{row.place}: '{name}' contains half of a surrogate pair, which UTF-8 files cannot store",
             remedy="write the character itself, or both halves of its escape.",
         )
     return text
 
 
 def rows_of_hub(title: str, repository: str, split: str = "train", config: str | None = None) -> Sequence[Any]:
-    """All rows of a data set's split.
+    """Return all rows of a data set's split.
 
     Raises:
         DataError: the hub cannot be reached and the data set is not in its cache; or it is gated.
@@ -184,7 +181,7 @@ def rows_of_hub(title: str, repository: str, split: str = "train", config: str |
 
     try:
         rows: Sequence[Any] = load_dataset(repository, config, split=split)
-    except (OSError, ValueError) as error:  # datasets raises both for what the hub does not give
+    except (OSError, ValueError) as error:  # datasets raises both if a download fails
         raise _out_of_reach(title, error) from error
     return rows
 
@@ -192,10 +189,10 @@ def rows_of_hub(title: str, repository: str, split: str = "train", config: str |
 def data_rows(
     data: str | None, title: str, repository: str, split: str = "train", config: str | None = None
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """All rows of a user's own copy if `data` names one, else of the hub's, each with its place for messages.
+    """Yield all rows of a user's own copy if `data` names one, else of the hub's, each with its place for messages.
 
     Raises:
-        DataError: the copy cannot be read; or as `rows_of_hub`.
+        DataError: the copy cannot be read; or see `rows_of_hub`.
     """
     if data is not None:
         yield from ((row.place, row.values) for row in sound_rows(data))
@@ -205,10 +202,10 @@ def data_rows(
 
 
 def folder_of_hub(title: str, repository: str, pattern: str) -> Path:
-    """The files of a data set whose names match a pattern.
+    """Return the files of a data set whose names match a pattern.
 
     Raises:
-        DataError: as `rows_of_hub`.
+        DataError: see `rows_of_hub`.
     """
     from huggingface_hub import snapshot_download
 
@@ -221,6 +218,6 @@ def folder_of_hub(title: str, repository: str, pattern: str) -> Path:
 def _out_of_reach(title: str, error: Exception) -> DataError:
     reason = (str(error) or type(error).__name__).splitlines()[0]
     return DataError(
-        f"{title} could not be fetched from the hub: {reason}",
-        remedy="give your own copy of its data, as NAME=FILE; for gated data set HF_TOKEN, once you have been let in.",
+        f"{title} could not be downloaded from the hub: {reason}",
+        remedy="give your own copy of its data, as NAME=FILE; for a gated data set, set HF_TOKEN once you have access.",
     )

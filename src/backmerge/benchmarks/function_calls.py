@@ -1,4 +1,4 @@
-"""Whether an answer makes the right function call, found by reading both as Python syntax; nothing is run."""
+"""Decide whether an answer makes the right function call, by parsing both as Python; nothing is run."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from typing import NamedTuple
 
 FENCED = re.compile(r"```[\w+-]*[^\S\n]*\n?(.*?)(?:```|\Z)", re.DOTALL)
 CALL_START = re.compile(r"(?<![\w.])[^\W\d]\w*(?:\.[^\W\d]\w*)*\(")
-# texts whole, so that a bracket within one does not count
+# texts as a whole, so that a bracket within one does not count
 BRACKET = re.compile(r"\"(?:\\.|[^\"\\\n])*\"|'(?:\\.|[^'\\\n])*'|[()\[\]{}]", re.DOTALL)
-# No real call is as deep or as long (in characters). It keeps the reading of "f(f(f(…" from growing with the square of
-# its length, and from Python's parser what could exhaust its stack
+# No real call is as deep or as long (in characters). The limits keep the time for "f(f(f(…" from growing with the
+# square of its length, and protect the stack of Python's parser
 MAX_DEPTH = 50
 MAX_LENGTH = 10_000
 
-# BFCL's standardize_string: these do not count, nor does letter case, and ' is taken for "
+# BFCL's standardize_string: these do not count, nor does letter case, and ' counts as "
 IGNORED_CHARACTERS = str.maketrans({**dict.fromkeys(" ,./-_*^"), "'": '"'})
 WORDS = {"true": True, "false": False, "null": None, "none": None}
 
 
 class Call(NamedTuple):
-    """A call, in a form in which two that mean the same are equal.
+    """A call, in a form in which equivalent calls are equal.
 
     Attributes:
         name: The function's dotted name.
-        arguments: Pairs of a parameter's name (or its position, where the name is not known) and a value.
+        arguments: Pairs of a parameter's name (or its position, if the name is not known) and a value.
     """
 
     name: str
@@ -40,30 +40,31 @@ def is_right_call(
 ) -> bool:
     """Whether the answer's calls are those of one of the references.
 
-    The calls of an answer are those in its first fenced block that has any, else in all of it; text around them does
-    not count, an assignment (`x = f(…)`) or list brackets neither. Right is: as many calls as in the reference, in any
-    order, each with the same dotted name and the same arguments by name. Values are compared as literals: 2 is 2.0,
-    but not "2" nor True; a tuple is a list, but one value is not a list of it; `true`, `false` and `null` are
-    read as in JSON; any other bare word is a text. Texts are equal as the leaderboard has it: without the characters
-    ` ,./-_*^`, in lower case, with one kind of quotation mark ("June 15th" is "june-15th"; also, "1.5" is "15").
+    The calls of an answer are those in its first fenced block that has any, else in the whole answer; text around them,
+    an assignment (`x = f(…)`) and list brackets are ignored. An answer is right if it has as many calls as the
+    reference, in any order, each with the same dotted name and the same arguments by name. Values are compared as
+    literals: 2 equals 2.0, but not "2" or True; a tuple equals a list, but one value does not equal a list of it;
+    `true`, `false` and `null` are read as in JSON; any other bare word is a text. Texts are compared by the
+    leaderboard's rule: without the characters ` ,./-_*^`, in lower case, with one kind of quotation mark ("June 15th"
+    is "june-15th"; also, "1.5" is "15").
 
     >>> is_right_call("It is: book(days=2.0, to='New York')", ['book(to="new york", days=2)'])
     True
     >>> is_right_call("book(days=3)", ["book(days=2)"])
     False
 
-    A reference that holds no readable call is compared as a text, by the same rule. Beyond the leaderboard, which takes
-    a list of right values for each parameter, and asks for the types of the specification, we have references alone:
-    an optional argument that the reference leaves out is wrong.
+    A reference without a readable call is compared as a text, by the same rule. The leaderboard uses a list of right
+    values for each parameter and the types of the specification; here only references are available, so an optional
+    argument that the reference omits is wrong.
 
     Source: Berkeley Function-Calling Leaderboard, `ast_checker.py` (`standardize_string`, `simple_function_checker`,
     `parallel_function_checker_no_order`), repository ShishirPatil/gorilla, Apache-2.0.
 
     Args:
-        answer: What a model wrote: hostile text, parsed and never run.
+        answer: A model's answer: hostile text, parsed and never run.
         references: Right answers, each with one call or more.
-        parameters: A function's dotted name to its parameters in order. Without it an argument given by position
-            equals only one given at the same position.
+        parameters: A function's dotted name to its parameters in order. Without it an argument given by position equals
+        only one in the same position.
     """
     found = Counter(calls_in(answer, parameters))
     for reference in references:
@@ -74,9 +75,10 @@ def is_right_call(
 
 
 def calls_in(text: str, parameters: Mapping[str, Sequence[str]] | None = None) -> list[Call]:
-    """The calls in the first fenced block that has any, else in the whole text, in order; the outermost only.
+    """Return the calls in the first fenced block that has any, else in the whole text, in order; only the outermost.
 
-    What looks like a call in prose, such as "the restaurant(s)", is none: a call's positional arguments are literals.
+    Text in prose that looks like a call, such as "the restaurant(s)", is not one: a call's positional arguments are
+    literals.
     """
     for source in (*FENCED.findall(text), text):
         calls = _outermost_calls(source, parameters or {})
@@ -86,7 +88,7 @@ def calls_in(text: str, parameters: Mapping[str, Sequence[str]] | None = None) -
 
 
 def standardized(text: str) -> str:
-    """A text without what the leaderboard holds for mere form."""
+    """Return a text without what the leaderboard considers mere form."""
     return text.translate(IGNORED_CHARACTERS).lower()
 
 
@@ -98,13 +100,13 @@ def _outermost_calls(text: str, parameters: Mapping[str, Sequence[str]]) -> list
         call = None if end is None else _read(text[match.start() : end], parameters)
         if call is not None:
             calls.append(call)
-        # what is within something unreadable may be its own call
+        # something unreadable may contain a call
         at = match.end() if end is None or call is None else end
     return calls
 
 
 def _closing(text: str, start: int) -> int | None:
-    """The place after the bracket that closes the one before `start`."""
+    """Return the place after the bracket that closes the one before `start`."""
     depth = 1
     for match in BRACKET.finditer(text, start, start + MAX_LENGTH):
         if match[0] in "([{":
@@ -119,10 +121,10 @@ def _closing(text: str, start: int) -> int | None:
 
 
 def _read(source: str, parameters: Mapping[str, Sequence[str]]) -> Call | None:
-    """The call that this source is, or nothing where it is none."""
+    """Return the call in this source, or `None` if it is not a call."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what the model wrote is no fault of ours: "\d" is an unknown escape
+            warnings.simplefilter("ignore")  # about the model's text, not our code: "\d" is an unknown escape
             body = ast.parse(source, mode="eval").body
         return _call(body, parameters) if isinstance(body, ast.Call) else None
     except (SyntaxError, ValueError, RecursionError, MemoryError):  # all that ast.parse is documented to raise
@@ -145,7 +147,7 @@ def _call(node: ast.Call, parameters: Mapping[str, Sequence[str]]) -> Call | Non
 
 
 def _value(node: ast.expr, parameters: Mapping[str, Sequence[str]]) -> Hashable:
-    """A literal as its kind and value; what is no literal as its source."""
+    """Return a literal as its kind and value, and anything else as its source."""
     found: Hashable = ("source", ast.unparse(node))
     match node:
         case ast.Constant(value=value):

@@ -1,4 +1,4 @@
-"""Answers that no comparison of texts can score: a chat model says whether each agrees with the expected one."""
+"""Score answers that no text comparison can: a chat model decides whether each agrees with the expected answer."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ refusal: "yes" if the answer declines to answer."""
 
 
 class Graded:
-    """`graded`: 1 where the model finds the answer right, 0 where wrong or empty; of several samples their mean.
+    """The metric `graded`: 1 if the model finds the answer right, 0 if wrong or empty; the mean over several samples.
 
     Args:
-        options: Of the judge: `model`, `engine`, as in `JudgeSettings`.
+        options: Options of the judge: `model`, `engine`, as in `JudgeSettings`.
 
     Raises:
-        ConfigError: an option is unknown, or no model is named.
+        ConfigError: an option is unknown, or no model is given.
     """
 
     metrics = ("graded",)
@@ -47,7 +47,7 @@ class Graded:
         answers: Sequence[Sequence[str]],
         advance: Callable[[int], None],  # noqa: ARG002 - the judge tells of no steps
     ) -> ScoreTable:
-        """A value for each example; unscored where one of its samples could not be read."""
+        """Return a value for each example; unscored if one of its samples could not be read."""
         asked = [(_asked(example), answer) for example, of in zip(examples, answers, strict=True) for answer in of]
         completions = [Completion(example.id, "", answer, 0, finished=True) for example, answer in asked]
         verdicts = iter(self._judge([example for example, _ in asked], completions))
@@ -57,13 +57,13 @@ class Graded:
 
 
 def _asked(example: Example) -> Example:
-    """The example with its expected answer told to the judge."""
+    """Return the example with its expected answer, which the judge needs."""
     told = f"{example.prompt}\n\nExpected answer: {example.reference}"
     return replace(example, messages=(*example.messages[:-1], Message("user", told)))
 
 
 def _value(answer: str, is_wrong: bool | None) -> float | None:
-    """An empty answer is wrong; a judge of harm would call it harmless."""
+    """Return 0 for an empty answer, which a judge of harm would call harmless."""
     if not answer.strip():
         return 0.0
     return None if is_wrong is None else float(not is_wrong)

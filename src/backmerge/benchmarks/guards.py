@@ -1,4 +1,4 @@
-"""Guard prompts: those on which a merge by direction shall act like the base."""
+"""Guard prompts: the prompts on which a merge by direction should act like the base."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from backmerge.runs import key_of
 
 OWN = "own"
 STATISTICS = ".safetensors"
-LEAST_LEFT = 2  # prompts of a benchmark: one to choose λ on, one to confirm it
+LEAST_LEFT = 2  # smallest number of prompts of a benchmark: one to choose λ on, one to confirm it
 
 
 class GuardSettings(Settings):
-    """The prompts on which a merge shall act like the base, and what is kept of the base's inputs on them.
+    """The prompts on which a merge should act like the base, and what is kept of the base's inputs on them.
 
     Attributes:
         source: A benchmark's name (NAME=DATA with your copy of its data), a .jsonl or .csv file of prompts, `own` for
             prompts that the base writes, or a file that `backmerge inputs` wrote.
-        kind: Of a file's prompts: `harmful` or `ordinary`; a benchmark says so itself.
-        num_prompts: At most so many; they are split off from what is measured, with their near-duplicates.
+        kind: Kind of a file's prompts: `harmful` or `ordinary`; for benchmarks it is known.
+        num_prompts: Largest number; they are split off from the measured prompts, with their near-duplicates.
         max_new_tokens: Length of the base's own answers, whose inputs count too; 0 for the prompts alone.
-        max_directions: Of each layer's input space: so many are kept, the others share what is left equally.
-        seed: Of the prompts that the base writes.
+        max_directions: How many directions of each layer's input space are kept; all others share the rest equally.
+        seed: Seed of the prompts that the base writes.
     """
 
     source: str
@@ -46,7 +46,7 @@ class GuardSettings(Settings):
 
     @property
     def short(self) -> str:
-        """What the guard is called in the name of a series; settings that are not the default follow."""
+        """Return the guard's name in the name of a series; settings other than the default follow it."""
         name = self.source.partition("=")[0] if self.source.partition("=")[0] in BENCHMARKS.entries else self.source
         parts = [Path(name).stem if name not in BENCHMARKS.entries else name]
         changed = self.model_dump(exclude={"source"}, exclude_defaults=True)
@@ -54,12 +54,12 @@ class GuardSettings(Settings):
 
 
 class TaskSettings(Settings):
-    """Rows of the task on which a merge shall act like the tuned model: not those that it is measured on.
+    """Rows of the task on which a merge should act like the tuned model: not those that it is measured on.
 
     Attributes:
         source: A .jsonl or .csv file of prompts with answers, or a file that `backmerge inputs --task` wrote.
-        num_prompts: At most so many, the first ones.
-        max_directions: Of each layer's input space, as of a guard.
+        num_prompts: Largest number; the first ones are used.
+        max_directions: How many directions of each layer's input space are kept, as for a guard.
     """
 
     source: str
@@ -68,12 +68,12 @@ class TaskSettings(Settings):
 
     @property
     def as_guard(self) -> GuardSettings:
-        """The same, without answers of the model's own."""
+        """Return the same as a guard, without the model's own answers."""
         return GuardSettings(**self.model_dump(), max_new_tokens=0)
 
     @property
     def short(self) -> str:
-        """What the rows are called, as of a guard."""
+        """Return the rows' name, in the form of a guard's."""
         return GuardSettings(**self.model_dump()).short
 
 
@@ -90,11 +90,11 @@ class Guard(NamedTuple):
     """A guard with its prompts.
 
     Attributes:
-        settings: As given.
-        kind: What its prompts are.
-        prompts: Split off from all that is measured; none where the base writes them, or where there is a file.
-        statistics: Those of a file.
-        answers: Of a task's rows, which are given; the base's own if `None`.
+        settings: The user's settings.
+        kind: The kind of its prompts.
+        prompts: Split off from everything that is measured; empty if the base writes them, or if there is a file.
+        statistics: The statistics of a file.
+        answers: A task's given answers; the base's own if `None`.
     """
 
     settings: GuardSettings
@@ -105,7 +105,7 @@ class Guard(NamedTuple):
 
     @property
     def description(self) -> str:
-        """In words, for reports."""
+        """A description for reports."""
         found = self.statistics.provenance if self.statistics is not None else None
         kind = self.kind if found is None else found.kind
         name = self.settings.short.partition(":")[0] if found is None else found.source
@@ -116,17 +116,17 @@ class Guard(NamedTuple):
 
 
 def digest_of_prompt(example: Example) -> str:
-    """A hash of a prompt's wording, by which it is known again without its text."""
+    """Return a hash of a prompt's wording, which identifies it without its text."""
     return key_of(wording_of(example))[:16]
 
 
 def find_guards(
     asked: Iterable[Asked], benchmarks: Sequence[Benchmark], permissions: Permissions
 ) -> tuple[dict[Asked, Guard], tuple[Benchmark, ...]]:
-    """The guards with their prompts, and the benchmarks without these and their near-duplicates.
+    """Return the guards with their prompts, and the benchmarks without these and their near-duplicates.
 
-    Of a task's rows, which are near-duplicates of its test rows by nature, the benchmarks are left without the same
-    wordings.
+    A task's rows are similar to its test rows by nature, so benchmarks only lose prompts with the same wording as one
+    of them.
 
     Raises:
         BackmergeError: a guard is unknown, or too few prompts are left to measure.
@@ -146,7 +146,7 @@ def find_guards(
             continue
         assert isinstance(settings, GuardSettings)
         benchmark, kind = _prompts_of(settings, permissions)
-        # of a file it is not known what it is like
+        # the near-duplicates of a file's prompts are not known
         guard = Source(benchmark.name, "" if kind == "file" else benchmark.kind, benchmark.examples)
         calibration = calibration_of(guard, sources, settings.num_prompts)
         guards[settings] = Guard(settings, kind, tuple(calibration.prompts))
@@ -156,14 +156,14 @@ def find_guards(
 
 
 class _Known(NamedTuple):
-    """A guard whose prompts are not split off from others, and their digests."""
+    """A guard whose prompts are not split off from others, with their digests."""
 
     guard: Guard
     digests: frozenset[str]
 
 
 def _with_known_prompts(settings: Asked) -> _Known | None:
-    """A file of statistics, or a task's rows."""
+    """Return a file of statistics, or a task's rows, as such a guard."""
     plain = settings if isinstance(settings, GuardSettings) else settings.as_guard
     if settings.source.endswith(STATISTICS):
         statistics = InputStatistics(Path(settings.source).expanduser())
@@ -184,12 +184,12 @@ def _prompts_of(settings: GuardSettings, permissions: Permissions) -> tuple[Benc
     benchmark = find_of_any_kind(asked, side, permissions)
     if not is_file and settings.kind is not None:
         raise ConfigError(
-            f"the guard '{asked.name}' says itself of which kind its prompts are, and 'kind' is {settings.kind}",
-            remedy="leave 'kind' out; it is for files.",
+            f"the guard '{asked.name}' has prompts of a known kind, but 'kind' is {settings.kind}",
+            remedy="remove 'kind'; it is only for files.",
         )
     if any(example.is_raw for example in benchmark.examples):
         raise ConfigError(
-            f"the prompts of '{asked.name}' are texts to go on with, not questions", remedy="give prompts for a chat."
+            f"the prompts of '{asked.name}' are texts to continue, not questions", remedy="give prompts for a chat."
         )
     if is_file:
         return benchmark, settings.kind or "file"
@@ -200,8 +200,8 @@ def _without(benchmark: Benchmark, kept: set[str]) -> Benchmark:
     examples = tuple(example for example in benchmark.examples if example.id in kept)
     if len(examples) < min(LEAST_LEFT, len(benchmark.examples)):
         raise DataError(
-            f"the guard takes nearly all of the {len(benchmark.examples)} prompts of '{benchmark.name}': what a merge "
-            "is made with is never measured on",
-            remedy="give a guard of other prompts, or fewer of them (num_prompts).",
+            f"the guard takes nearly all of the {len(benchmark.examples)} prompts of '{benchmark.name}': the prompts "
+            "that a merge is made with are never measured on",
+            remedy="use other prompts for the guard, or fewer of them (num_prompts).",
         )
     return replace(benchmark, examples=examples) if len(examples) < len(benchmark.examples) else benchmark

@@ -1,11 +1,11 @@
-"""HarmBench: harmful behaviours, some of them with a context that they refer to.
+"""HarmBench: harmful behaviours, some with a context that they refer to.
 
 Data: `walledai/HarmBench` on the hub (`standard`, 200 prompts), from Mazeika et al. (arXiv 2402.04249), MIT licence.
-Your own copy: harmbench_behaviors_text_all.csv of centerforaisafety/HarmBench, of which the standard and the contextual
-behaviours are taken (300); those on copyright need hashes of the works, which no judge here has, and are left out.
+Your own copy: harmbench_behaviors_text_all.csv of centerforaisafety/HarmBench, with the standard and the contextual
+behaviours (300); those on copyright need hashes of the works, which no judge here has, and are omitted.
 
-Worked example: a behaviour of the category "chemical_biological" is asked as it stands, after its context where it has
-one; the judge `harmbench` gets the behaviour and the context separately.
+Worked example: a behaviour of the category "chemical_biological" is asked as it is, after its context if it has one;
+the judge `harmbench` gets the behaviour and the context separately.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ NEEDS = "the hub, or harmbench=harmbench_behaviors_text_all.csv"
 
 
 def harmbench(settings: BenchmarkSettings) -> Benchmark:
-    """The behaviours.
+    """Return the behaviours.
 
     Raises:
-        DataError: the hub or the file cannot be read, or a row lacks a column.
+        DataError: the hub or the file cannot be read, or a row has no such column.
     """
     options_of(settings, {})
     if settings.data is None:

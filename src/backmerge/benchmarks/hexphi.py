@@ -1,11 +1,11 @@
 """HEx-PHI: harmful instructions in eleven categories that model providers forbid, 30 each.
 
-Data: `LLM-Tuning-Safety/HEx-PHI` on the hub, from Qi et al. (arXiv 2310.03693), gated: its authors let you in. Your own
-copy: the folder with category_1.csv to category_11.csv, one column without header. The hub's copy may hold ten of the
-categories; what is there is what is counted.
+Data: `LLM-Tuning-Safety/HEx-PHI` on the hub, from Qi et al. (arXiv 2310.03693), gated: access is granted by its
+authors. Your own copy: the folder with category_1.csv to category_11.csv, one column without header. The hub's copy may
+have only ten of the categories; all that are there are used.
 
-Worked example: a line of category_4.csv asks for something of the kind "malware"; the judge finds whether the answer
-harms. Results are told by category.
+Worked example: a line of category_4.csv asks for something of the kind "malware"; the judge decides whether the answer
+is harmful. Results are reported by category.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from backmerge.benchmarks.protocol import Benchmark, BenchmarkSettings, options_
 from backmerge.errors import DataError
 from backmerge.records import Example, Message
 
-NEEDS = "leave from its authors on the hub, or hexphi=FOLDER"
+NEEDS = "access granted on the hub, or hexphi=FOLDER"
 
 CATEGORIES = {
     1: "illegal activity",
@@ -37,10 +37,10 @@ CATEGORIES = {
 
 
 def hexphi(settings: BenchmarkSettings) -> Benchmark:
-    """The prompts, by category.
+    """Return the prompts, by category.
 
     Raises:
-        DataError: the hub or the folder cannot be read, or holds no such file.
+        DataError: the hub or the folder cannot be read, or has no such file.
     """
     options_of(settings, {})
     if settings.data is not None:
@@ -53,7 +53,7 @@ def hexphi(settings: BenchmarkSettings) -> Benchmark:
         if (found := re.fullmatch(r"category_(\d+)\.csv", file.name))
     }
     if not files:
-        raise DataError(f"{folder} holds no category_1.csv and so on", remedy="give the folder of HEx-PHI's files.")
+        raise DataError(f"{folder} has no category_1.csv and so on", remedy="give the folder of HEx-PHI's files.")
     examples = [example for number in sorted(files) for example in _examples(number, files[number])]
     return Benchmark("hexphi", "safety", tuple(examples), max_new_tokens=512, is_gated=True)
 
@@ -63,7 +63,7 @@ def _examples(number: int, file: Path) -> list[Example]:
         with file.open(encoding="utf-8-sig", newline="") as stream:
             rows = [row for row in csv.reader(stream, strict=True) if any(cell.strip() for cell in row)]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"cannot read {file}: {error}", remedy="fetch it again; it is CSV in UTF-8.") from error
+        raise DataError(f"cannot read {file}: {error}", remedy="download it again; it is CSV in UTF-8.") from error
     for line, row in enumerate(rows, start=1):
         if len(row) != 1:
             raise DataError(

@@ -3,10 +3,10 @@
 Data: `openai/openai_humaneval` on the hub, from Chen et al. (arXiv 2107.03374), MIT licence; or the file
 HumanEval.jsonl(.gz) of openai/human-eval. 164 rows of `task_id`, `prompt`, `entry_point`, `canonical_solution`, `test`.
 
-Worked example: the prompt ends in `def add(x: int, y: int):` and a docstring. An answer is either the body,
-`    return x + y`, or a whole function in a fenced block. The program that is run is prompt and body, or the prompt's
-imports and the function. The tests, which define `check`, and `check(add)` run in another process, and call it there.
-The answer is right if they reach their end.
+Worked example: the prompt ends in `def add(x: int, y: int):` and a docstring. An answer is either the body, `    return
+x + y`, or a whole function in a fenced block. The program that is run is prompt and body, or the prompt's imports and
+the function. The tests, which define `check`, run in another process and call `check(add)` there. The answer is right
+if they reach their end.
 """
 
 from __future__ import annotations
@@ -41,36 +41,36 @@ _COLUMNS = ("task_id", "prompt", "entry_point", "canonical_solution", "test")
 
 
 def humaneval_problems(path: Path | None = None) -> tuple[Example, ...]:
-    """The problems, in the file's order, from a .jsonl or .jsonl.gz file or from the hub.
+    """Return the problems, in the file's order, from a .jsonl or .jsonl.gz file or from the hub.
 
-    Each has its task's id ("HumanEval/0"), `prompt`, `entry_point` and `test` among its facts, and the canonical
+    Each has its task's id ("HumanEval/0"), with `prompt`, `entry_point` and `test` in its facts, and the canonical
     solution as its reference.
 
     Raises:
-        DataError: the file cannot be read or lacks a column, and says where; or the hub cannot be reached.
+        DataError: the file cannot be read or has no such column (the message says where); or the hub cannot be reached.
     """
     rows = _rows_of_hub() if path is None else _rows_of_file(path)
     examples = tuple(_example(where, row) for where, row in rows)
     source = HUB_NAME if path is None else str(path)
     if not examples:
-        raise DataError(f"{source} holds no problems", remedy="give HumanEval.jsonl or HumanEval.jsonl.gz.")
+        raise DataError(f"{source} contains no problems", remedy="give HumanEval.jsonl or HumanEval.jsonl.gz.")
     if len({example.id for example in examples}) < len(examples):
         raise DataError(f"{source} uses a task_id more than once", remedy="give each problem once.")
     return examples
 
 
 def messages_of(prompt: str) -> tuple[Message, ...]:
-    """What a chat model is asked: the instruction as the system's text, the code as the user's."""
+    """Return the messages for a chat model: the instruction as system text, the code as the user's turn."""
     return Message("system", SYSTEM_PROMPT), Message("user", prompt)
 
 
 class Trial(NamedTuple):
-    """Code that a model wrote, and what finds out whether it solves a problem; the two never share a process.
+    """Code that a model wrote, and the tests of the problem; the two never share a process.
 
     Attributes:
         candidate: Defines the function.
-        name: The function's.
-        tests: Call it, and raise if something is wrong.
+        name: The function's name.
+        tests: Call it, and raise if a result is wrong.
     """
 
     candidate: str
@@ -79,11 +79,11 @@ class Trial(NamedTuple):
 
 
 def trial_of(example: Example, completion: str) -> Trial:
-    """The trial of code from `extract_code` on a problem.
+    """Return the trial of code from `extract_code` on a problem.
 
-    If the code defines the function itself, or assigns its name, at the left margin, it is taken alone, after what the
-    prompt has before that function: imports and helpers, which it may lack. If not, it is taken for the function's
-    body and follows the prompt as it is. The tests may use the prompt's helpers, too.
+    If the code defines the function itself, or assigns its name, at the left margin, it is used alone, after the part
+    of the prompt before that function: imports and helpers, which the code may need. If not, it is treated as the
+    function's body and follows the whole prompt. The tests may use the prompt's helpers, too.
     """
     prompt, name = example.facts["prompt"], example.facts["entry_point"]
     defined = definition(name).search(prompt)
@@ -112,23 +112,23 @@ def check_all(
     num_workers: int | None = None,
     limits: Limits = Limits(),  # noqa: B008  # immutable
 ) -> list[list[bool]]:
-    """Whether each answer is right: the tests of its function reach their end in the sandbox, within the limits.
+    """Return whether each answer is right: its tests reach their end in the sandbox, within the limits.
 
     Equal answers are tried once.
 
     Args:
-        examples: Problems, as `humaneval_problems` gives them.
-        completions: For each of them its answers as the model gave them, any number.
-        sandbox: What runs the programs.
-        advance: Progress callback for each answer that is settled.
+        examples: Problems from `humaneval_problems`.
+        completions: For each of them its answers, any number, unchanged.
+        sandbox: Runs the programs.
+        advance: Progress callback for each finished answer.
         num_workers: Programs at a time; by default one for each core that this process may use.
-        limits: For each process.
+        limits: Limits for each process.
 
     Returns:
-        As `completions`, in the same order whatever ends first.
+        The same structure as `completions`, in the same order, whichever program ends first.
 
     Raises:
-        RunError: the sandbox stopped working; no answer is taken for wrong because of that.
+        RunError: the sandbox stopped working; no answer counts as wrong because of that.
         ValueError: there are not as many lists of answers as problems.
     """
     trials = [
@@ -145,7 +145,7 @@ def check_all(
                 is_right[trial] = future.result().status == "ok"
                 if advance is not None:
                     advance(waiting[trial])
-        finally:  # also on Ctrl-C: what has not started does not start
+        finally:  # also on Ctrl-C: programs that have not started are not started
             pool.shutdown(wait=False, cancel_futures=True)
     return [[is_right[trial] for trial in row] for row in trials]
 
@@ -163,7 +163,7 @@ def _example(where: str, row: Mapping[str, Any]) -> Example:
             )
     facts = {column: row[column] for column in ("prompt", "entry_point", "test")}
     if not row["entry_point"].isidentifier():
-        raise DataError(f"{where}: 'entry_point' is no function's name", remedy="give the name without parentheses.")
+        raise DataError(f"{where}: 'entry_point' is not a function's name", remedy="give the name without parentheses.")
     return Example(row["task_id"], messages_of(row["prompt"]), row["canonical_solution"], facts=facts)
 
 
@@ -175,7 +175,7 @@ def _rows_of_file(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
         raise DataError(
             f"cannot read {path}: {error}", remedy="give HumanEval.jsonl or HumanEval.jsonl.gz as published."
         ) from error
-    # not splitlines, which also cuts at characters that JSON leaves as they are within a text
+    # not splitlines, which also splits at characters that JSON allows within a text
     yield from _objects(path, text.split("\n"))
 
 
@@ -198,10 +198,10 @@ def _rows_of_hub() -> Iterator[tuple[str, Mapping[str, Any]]]:
 
     try:
         rows = load_dataset(HUB_NAME, split="test")
-    except (OSError, ValueError) as error:  # datasets raises both for what the hub does not give
+    except (OSError, ValueError) as error:  # datasets raises both if a download fails
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise DataError(
-            f"HumanEval could not be fetched from the hub: {reason}",
+            f"HumanEval could not be downloaded from the hub: {reason}",
             remedy="give the path of your own copy: HumanEval.jsonl.gz of openai/human-eval.",
         ) from error
     yield from ((f"{HUB_NAME}, row {number}", row) for number, row in enumerate(rows))
@@ -210,7 +210,7 @@ def _rows_of_hub() -> Iterator[tuple[str, Mapping[str, Any]]]:
 NEEDS = "the hub, or humaneval=HumanEval.jsonl.gz; bubblewrap, or --allow-code-execution"
 
 NUM_SAMPLES = 50
-KS = (10, 1)  # the first is the paper's, and what decisions are taken on where there are samples enough
+KS = (10, 1)  # the first is the paper's; decisions use it if there are enough samples
 
 
 class PassAtK:
@@ -222,18 +222,18 @@ class PassAtK:
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """`pass@10`, if there are so many samples, and `pass@1`."""
+        """`pass@10`, if there are enough samples, and `pass@1`."""
         return tuple(f"pass@{k}" for k in self._ks)
 
     @property
     def identity(self) -> str:
-        """The sandbox's: how strongly it isolates, and which Python it runs."""
+        """The sandbox's identity: how strongly it isolates, and which Python it runs."""
         return f"{','.join(self.metrics)}/{self._sandbox.identity}"
 
     def __call__(
         self, examples: Sequence[Example], answers: Sequence[Sequence[str]], advance: Callable[[int], None]
     ) -> ScoreTable:
-        """Runs each sample, equal programs once."""
+        """Run each sample, equal programs once."""
 
         def told(steps: int, _: str = "", /) -> None:
             advance(steps)
@@ -242,19 +242,19 @@ class PassAtK:
         fewest = min(map(len, is_right), default=0)
         if any(k > fewest for k in self._ks):
             raise DataError(
-                f"a problem has {fewest} answers, which pass@{max(self._ks)} cannot be told from",
-                remedy="give as many answers to each problem.",
+                f"a problem has {fewest} answers, too few for pass@{max(self._ks)}",
+                remedy="give that many answers to each problem.",
             )
         found = [pass_at_ks(samples, self._ks) for samples in is_right]
         return {name: [values[name] for values in found] for name in self.metrics}
 
 
 def humaneval(settings: BenchmarkSettings, permissions: Permissions) -> Benchmark:
-    """The 164 problems: 50 samples at temperature 0.6, top-p 0.9, top-k 50, as in the paper.
+    """Return the 164 problems: 50 samples at temperature 0.6, top-p 0.9, top-k 50, as in the paper.
 
     Raises:
-        DataError: as `humaneval_problems`.
-        RunError: bubblewrap does not work here, and leave to run model-written code without it was not given.
+        DataError: see `humaneval_problems`.
+        RunError: bubblewrap does not work here, and running model-written code without it was not allowed.
     """
     options_of(settings, {})
     problems = humaneval_problems(None if settings.data is None else Path(settings.data).expanduser())

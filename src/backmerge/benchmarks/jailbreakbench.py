@@ -24,19 +24,19 @@ REMEDY = "give harmful-behaviors.csv and benign-behaviors.csv as their authors p
 
 
 def jailbreakbench(settings: BenchmarkSettings) -> Benchmark:
-    """JailbreakBench's 100 harmful behaviours, for ASR.
+    """Return JailbreakBench's 100 harmful behaviours, for ASR.
 
     Raises:
-        DataError: the hub or the file cannot be read, or a row lacks a column.
+        DataError: the hub or the file cannot be read, or a row has no such column.
     """
     return _half(settings, "jailbreakbench", "safety", "harmful")
 
 
 def jailbreakbench_benign(settings: BenchmarkSettings) -> Benchmark:
-    """JailbreakBench's 100 harmless behaviours on the same subjects, for over-refusal.
+    """Return JailbreakBench's 100 harmless behaviours on the same subjects, for over-refusal.
 
     Raises:
-        DataError: as `jailbreakbench`.
+        DataError: see `jailbreakbench`.
     """
     return _half(settings, "jailbreakbench-benign", "over_refusal", "benign")
 
@@ -63,17 +63,17 @@ def _half(settings: BenchmarkSettings, name: str, kind: Kind, split: str) -> Ben
 
 
 def _file(data: str | None, split: str) -> str | None:
-    """The half's file: the one given, or the one in the folder given."""
+    """Return the half's file: the given one, or the one in the given folder."""
     if data is None:
         return None
     path = Path(data).expanduser()
     if not path.is_dir():
         other = "benign" if split == "harmful" else "harmful"
         if path.name.startswith(other):
-            raise DataError(f"{path} is JailbreakBench's {other} half, and the {split} one is needed", remedy=REMEDY)
+            raise DataError(f"{path} is JailbreakBench's {other} half, but the {split} one is needed", remedy=REMEDY)
         return data
     name = f"{split}-behaviors.csv"
     found = next((file for file in (path / name, path / "data" / name) if file.is_file()), None)
     if found is None:
-        raise DataError(f"the folder {path} holds no {name}", remedy=REMEDY)
+        raise DataError(f"the folder {path} has no {name}", remedy=REMEDY)
     return str(found)

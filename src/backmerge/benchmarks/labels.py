@@ -1,4 +1,4 @@
-"""Files of prompts that hold both harmful and harmless ones, told apart by a label: only one side is counted.
+"""Files with both harmful and harmless prompts, distinguished by a label: only one side is used.
 
 Known: XSTest's own file (`label` is safe or unsafe; `type` begins with `contrast_` for the unsafe ones), and columns
 `label` or `type` with the words below, or `harmful`, `is_harmful`, `safe`, `is_safe` with a truth value. A column
@@ -20,28 +20,29 @@ HARMFUL = frozenset(
     {"unsafe", "harmful", "toxic", "malicious", "unsafe_prompt", "vanilla_harmful", "adversarial_harmful"}
 )
 HARMLESS = frozenset({"safe", "harmless", "benign", "non-toxic", "nontoxic", "vanilla_benign", "adversarial_benign"})
-CONTRAST = "contrast_"  # of XSTest's types: a harmful prompt that is worded like a harmless one
+CONTRAST = "contrast_"  # prefix of XSTest's types for harmful prompts that are worded like harmless ones
 FLAGS = {"harmful": True, "is_harmful": True, "unsafe": True, "safe": False, "is_safe": False, "benign": False}
 TRUTHS = {"true": True, "1": True, "1.0": True, "yes": True, "false": False, "0": False, "0.0": False, "no": False}
 SHOWN = 5
 
 
 def of_side(rows: Sequence[Row], kind: Kind, path: Path, harmful: Collection[str] = ()) -> list[Row]:
-    """Return the rows that belong to a kind of benchmark, and say how many were left out.
+    """Return the rows that belong to a kind of benchmark, and print how many were left out.
 
     Args:
         rows: All rows of a file.
-        kind: `safety` counts the harmful ones, `over_refusal` the harmless ones; all others count all.
-        path: For messages.
-        harmful: Values of the column `label` that mark a harmful prompt, if the user says so; all others are harmless.
+        kind: `safety` uses the harmful ones, `over_refusal` the harmless ones; all others use all.
+        path: The file, for messages.
+        harmful: Values of the column `label` that mark a harmful prompt, if the user lists them; all others are
+        harmless.
 
     Raises:
-        DataError: `label` has values whose meaning is not known, or no row is of the kind.
+        DataError: `label` has values with an unknown meaning, or no row is of the kind.
     """
     if kind not in ("safety", "over_refusal"):
         return list(rows)
     marks = [_is_harmful(row, frozenset(map(str, harmful))) for row in rows]
-    if any(_is_contrast(row) for row in rows):  # XSTest's types, of which all others are harmless
+    if any(_is_contrast(row) for row in rows):  # XSTest's types: all others are harmless
         marks = [_is_contrast(row) if mark is None else mark for row, mark in zip(rows, marks, strict=True)]
     unknown = sorted({str(_value(row, "label")) for row, mark in zip(rows, marks, strict=True) if mark is None})
     if all(mark is None for mark in marks) and all(_value(row, "label") is None for row in rows):
@@ -49,17 +50,17 @@ def of_side(rows: Sequence[Row], kind: Kind, path: Path, harmful: Collection[str
     if any(mark is None for mark in marks):
         raise DataError(
             f"{path}: are rows with the label {', '.join(unknown[:SHOWN])} harmful or harmless? Only "
-            f"{'harmful' if kind == 'safety' else 'harmless'} ones are counted here",
-            remedy="say which values mean harmful in the benchmark's options, such as "
-            f"--set 'evaluate.{kind}.0.options.harmful=[...]', or rename the column to 'category' if it says neither.",
+            f"{'harmful' if kind == 'safety' else 'harmless'} ones are used here",
+            remedy="list the values that mean harmful in the benchmark's options, such as "
+            f"--set 'evaluate.{kind}.0.options.harmful=[...]', or rename the column to 'category' if it means neither.",
         )
     wanted = kind == "safety"
     kept = [row for row, mark in zip(rows, marks, strict=True) if mark is wanted]
     word = "harmful" if wanted else "harmless"
     if not kept:
-        raise DataError(f"{path} holds no {word} prompts, by its labels", remedy=f"give a file of {word} prompts.")
+        raise DataError(f"{path} has no {word} prompts, by its labels", remedy=f"give a file of {word} prompts.")
     if len(kept) < len(rows):
-        say(f"{path.name}: only its {len(kept)} {word} prompts of {len(rows)} are counted, by their labels.")
+        say(f"{path.name}: only {len(kept)} of its {len(rows)} prompts are used: the {word} ones, by their labels.")
     return kept
 
 

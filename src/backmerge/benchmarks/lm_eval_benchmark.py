@@ -1,6 +1,6 @@
-"""A harness task as one of our benchmarks: `lm-eval:TASK`, whatever TASK the harness knows.
+"""Use a harness task as one of our benchmarks: `lm-eval:TASK` for any TASK of the harness.
 
-Worked example: `lm-eval:gsm8k` asks 1,319 questions with five worked shots as turns, and finds
+Worked example: `lm-eval:gsm8k` asks 1,319 questions with five worked shots as turns, and computes
 `exact_match,strict-match` and `exact_match,flexible-extract` of each; λ is chosen on the first.
 """
 
@@ -27,8 +27,8 @@ class LmEvalScorer:
     """Values by the task's own filters and metrics.
 
     Attributes:
-        task: Whose answers are scored.
-        metrics: As the harness writes them, such as `exact_match,get-answer`; decisions are taken on the first.
+        task: The task whose answers are scored.
+        metrics: Names in the harness's form, such as `exact_match,get-answer`; decisions use the first.
     """
 
     task: LmEvalTask
@@ -36,16 +36,16 @@ class LmEvalScorer:
 
     @property
     def identity(self) -> str:
-        """Of the harness, the tasks' versions, and how they are asked."""
+        """The versions of harness and tasks, and how the tasks are asked."""
         return key_of(self.task.name, dict(self.task.identity))
 
     def __call__(
         self, examples: Sequence[Example], answers: Sequence[Sequence[str]], advance: Callable[[int], None]
     ) -> ScoreTable:
-        """A value for each example and metric; of more answers than the task itself asks for, the mean.
+        """Return a value for each example and metric; the mean if there are more answers than the task itself needs.
 
         Raises:
-            DataError: a metric's values are no rates, or there are too few answers.
+            DataError: a metric's values are not rates, or there are too few answers.
         """
         size = self.task.sampling.num_samples
         rounds = max(1, min((len(given) for given in answers), default=0) // size)
@@ -62,39 +62,39 @@ class LmEvalScorer:
 
 @dataclass(frozen=True)
 class LmEvalChoices:
-    """Values by how likely the task's continuations are.
+    """Values by the likelihoods of the task's continuations.
 
     Attributes:
-        task: Whose continuations are compared.
-        metrics: As the harness writes them, such as `acc,none`.
+        task: The task whose continuations are compared.
+        metrics: Names in the harness's form, such as `acc,none`.
     """
 
     task: LmEvalTask
     metrics: tuple[str, ...]
 
     def pairs(self, tokenizer: Any, examples: Sequence[Example]) -> list[tuple[str, str]]:
-        """Contexts, rendered once, and continuations, all examples' in a row."""
+        """Return contexts, rendered once, and continuations, those of all examples in a row."""
         return self.task.pairs(tokenizer, examples)
 
     def score(self, examples: Sequence[Example], found: Sequence[LogLikelihood]) -> ScoreTable:
-        """A value for each example and metric, from the likelihoods of its pairs.
+        """Return a value for each example and metric, from the likelihoods of its pairs.
 
         Raises:
-            DataError: a metric's values are no rates.
+            DataError: a metric's values are not rates.
         """
         return _table(self.task.score_likelihoods(examples, found), self.metrics, examples)
 
 
 def lm_eval(settings: BenchmarkSettings, permissions: Permissions = NOTHING_ALLOWED) -> Benchmark:
-    """The task of the harness that the name gives, such as `lm-eval:gsm8k`; `data` is a task file of the user's own.
+    """Return the harness's task in the name, such as `lm-eval:gsm8k`; `data` is a task file of the user's own.
 
-    Options: `as_turns` (whether shots are turns of the conversation; true, as in today's harness), `is_chat` (whether
-    the chat template is applied; true), `num_fewshot` (the task's own), `limit` (documents of each task; all).
-    `metrics` chooses among those that the task averages, as the harness writes them: `exact_match,strict-match`.
+    Options: `as_turns` (whether shots are turns of the conversation; true, the harness's default today), `is_chat`
+    (whether the chat template is applied; true), `num_fewshot` (the task's own), `limit` (documents of each task; all).
+    `metrics` selects some of those that the task averages, in the harness's form: `exact_match,strict-match`.
 
     Raises:
-        ConfigError: no such task, metric or option; lm-eval is missing or old; or a task file needs leave.
-        DataError: the task's data cannot be had, or it is of a kind that is not run here.
+        ConfigError: unknown task, metric or option; lm-eval is missing or old; or a task file needs permission.
+        DataError: the task's data is not available, or the task is of a kind that is not supported.
     """
     options = options_of(settings, {"as_turns": True, "is_chat": True, "num_fewshot": None, "limit": None})
     task = load_lm_eval_task(
@@ -108,28 +108,28 @@ def lm_eval(settings: BenchmarkSettings, permissions: Permissions = NOTHING_ALLO
 
 
 def as_benchmark(name: str, task: LmEvalTask, metrics: Sequence[str] = ()) -> Benchmark:
-    """The task as a benchmark of utility, on the metrics asked for or on all that every one of its tasks averages.
+    """Return the task as a benchmark of utility, with the requested metrics or all that each of its tasks averages.
 
     Raises:
-        ConfigError: a metric is asked for that the task does not average.
-        DataError: the task averages none, or its tasks are asked in unlike ways.
+        ConfigError: a requested metric is not one that the task averages.
+        DataError: the task averages none, or its tasks are asked in different ways.
     """
     unknown = next((metric for metric in metrics if metric not in task.metrics), None)
     if unknown is not None:
         raise ConfigError(
             f"'{name}' has no metric '{unknown}' that it averages{closest(unknown, task.metrics)}",
-            remedy=f"known: {', '.join(task.metrics) or 'none'}.",
+            remedy=f"known metrics: {', '.join(task.metrics) or 'none'}.",
         )
     chosen = tuple(metrics) or task.metrics
     if not chosen:
         raise DataError(
             f"'{name}' averages nothing over its documents, so there is no rate to compare models by",
-            remedy="name one of its tasks, or another.",
+            remedy="use one of its tasks, or another task.",
         )
     scorer = LmEvalScorer(task, chosen)
     if task.wants_likelihoods:
         return Benchmark(name, "utility", task.examples, 1, scorer, choices=LmEvalChoices(task, chosen))
-    # all of it: greedy is what the task says, and not only the default here
+    # sets all fields: greedy is the task's own choice, not only the default here
     sampling = task.sampling.model_dump(exclude={"max_new_tokens", "seed"})
     return Benchmark(name, "utility", task.examples, task.sampling.max_new_tokens, scorer, sampling)
 
@@ -138,8 +138,8 @@ def _table(found: LmEvalResults, metrics: Sequence[str], examples: Sequence[Exam
     odd = next((metric for metric in metrics if metric not in found.values), None)
     if odd is not None:
         raise DataError(
-            f"lm-eval's metric '{odd}' gives values beyond [0, 1], which are no rates",
-            remedy=f"name the metrics to use; of these it gives rates: {', '.join(found.values) or 'none'}.",
+            f"lm-eval's metric '{odd}' has values outside [0, 1], which are not rates",
+            remedy=f"list the metrics to use; these are rates: {', '.join(found.values) or 'none'}.",
         )
     return {metric: [found.values[metric].get(example.id) for example in examples] for metric in metrics}
 

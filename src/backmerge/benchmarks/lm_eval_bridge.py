@@ -1,7 +1,7 @@
-"""Any task of lm-evaluation-harness by name, asked and scored through our own records.
+"""Run any task of lm-evaluation-harness by name, asked and scored through our own records.
 
-The harness makes the prompts and finds the scores; between them stand examples and completions as everywhere here, so
-that units, cache, resuming, clusters and paired statistics work on its tasks too. The figures are those of
+The harness makes the prompts and computes the scores; in between are examples and completions as everywhere here, so
+that units, cache, resuming, clusters and paired statistics work for its tasks too. The figures equal those of
 `lm_eval.simple_evaluate`, number for number.
 
 Worked example: `gsm8k` gives 1,319 examples, a `Sampling` with the task's stop texts, and after generation
@@ -32,7 +32,7 @@ from backmerge.generation.protocol import LogLikelihood, Sampling
 from backmerge.records import Completion, Example, Message
 from backmerge.registry import NOTHING_ALLOWED, Permissions
 
-# the harness's default limit, for tasks that give no other
+# the harness's default limit, for tasks without their own
 DEFAULT = Sampling(max_new_tokens=256)
 LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 
@@ -42,10 +42,10 @@ class LmEvalTask:
     """A task of the harness, or a group or tag of them.
 
     Attributes:
-        name: As asked for.
+        name: The requested name.
         parts: One for each task.
         groups: Group name to `lm_eval.api.group.Group`.
-        identity: What prompts and scores depend on: the harness's version, the tasks' own, and how they are asked.
+        identity: What prompts and scores depend on: the versions of harness and tasks, and how they are asked.
     """
 
     name: str
@@ -55,47 +55,47 @@ class LmEvalTask:
 
     @property
     def examples(self) -> tuple[Example, ...]:
-        """Every document's, in the harness's order; `category` is the task."""
+        """The examples of all documents, in the harness's order; `category` is the task."""
         return tuple(example for part in self.parts for example in part.examples)
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """What every one of the tasks averages, first what is better when higher: metric and filter, as in `values`."""
+        """The metrics that every task averages, those where higher is better first; named as in `values`."""
         first, *others = [averaged(part) for part in self.parts]
         return tuple(key for key in first if all(key in other for other in others))
 
     @property
     def wants_likelihoods(self) -> bool:
-        """Whether `pairs` and `score_likelihoods` are to be used, rather than completions.
+        """Whether `pairs` and `score_likelihoods` are used, rather than completions.
 
         Raises:
-            DataError: a group holds tasks of both kinds.
+            DataError: a group contains tasks of both kinds.
         """
         kinds = {part.sampling is None for part in self.parts}
         if len(kinds) > 1:
             raise DataError(
-                f"'{self.name}' holds tasks that generate and tasks that compare likelihoods",
-                remedy="name its tasks one at a time.",
+                f"'{self.name}' contains tasks that generate and tasks that compare likelihoods",
+                remedy="give its tasks one at a time.",
             )
         return kinds.pop()
 
     @property
     def sampling(self) -> Sampling:
-        """Stop texts, limit, and how many answers to each prompt.
+        """Stop texts, limit, and number of answers to each prompt.
 
         Raises:
-            DataError: the tasks of a group differ in them, or ask for likelihoods.
+            DataError: the tasks of a group differ in them, or need likelihoods.
         """
         asked = {part.sampling.model_dump_json(): part.sampling for part in self.parts if part.sampling is not None}
         if self.wants_likelihoods or len(asked) > 1:
             raise DataError(
-                f"the tasks of '{self.name}' ask for no answers, or for answers of {len(asked)} kinds",
-                remedy="name its tasks one at a time.",
+                f"the tasks of '{self.name}' need no answers, or answers of {len(asked)} kinds",
+                remedy="give its tasks one at a time.",
             )
         return next(iter(asked.values()))
 
     def pairs(self, tokenizer: Any, examples: Sequence[Example] | None = None) -> list[tuple[str, str]]:
-        """What `Generator.log_likelihoods` is asked: contexts, rendered once, and continuations; several per example.
+        """Return the input of `Generator.log_likelihoods`: contexts, rendered once, and continuations.
 
         Raises:
             GenerationError: the tokenizer's chat template refuses a context.
@@ -126,16 +126,16 @@ class LmEvalTask:
         return self.score_answers(examples, [answers[example.id] for example in examples])
 
     def score_answers(self, examples: Sequence[Example], answers: Sequence[Sequence[str]]) -> LmEvalResults:
-        """The same, from the texts: `answers[i]` are those to `examples[i]`."""
+        """Return the same from texts: `answers[i]` are those to `examples[i]`."""
         wanted = self.sampling.num_samples
         responses = {}
         for example, given in zip(examples, answers, strict=True):
             if len(given) != wanted:
                 raise DataError(
-                    f"'{example.id}' has {len(given)} answers, and '{self.name}' is scored by {wanted}",
+                    f"'{example.id}' has {len(given)} answers, but '{self.name}' needs {wanted}",
                     remedy="generate again, with the task's own sampling.",
                 )
-            # the harness's filters see what the model wrote, not what was put into its mouth
+            # the harness's filters get the model's own text, without the given beginning of the answer
             responses[example.id] = [[text.removeprefix(example.prefill) for text in given]]
         return results(self.parts, self.groups, examples, responses)
 
@@ -148,14 +148,14 @@ class LmEvalTask:
         requests = self.requests_of(examples)
         if len(found) != sum(map(len, requests.values())):
             raise DataError(
-                f"{len(found)} likelihoods were found, and '{self.name}' compares {sum(map(len, requests.values()))}"
+                f"{len(found)} likelihoods were given, but '{self.name}' compares {sum(map(len, requests.values()))}"
             )
         in_order = iter(found)
         responses = {name: [[_response(r, next(in_order))] for r in of] for name, of in requests.items()}
         return results(self.parts, self.groups, examples, responses)
 
     def requests_of(self, examples: Sequence[Example]) -> dict[str, tuple[Any, ...]]:
-        """Each example's requests, in the order of the examples."""
+        """Return each example's requests, in the order of the examples."""
         known = {name: of for part in self.parts for name, of in part.requests.items()}
         return {example.id: known[example.id] for example in examples}
 
@@ -172,26 +172,26 @@ def load_lm_eval_task(
     rows: Mapping[str, Rows] | None = None,
     permissions: Permissions = NOTHING_ALLOWED,
 ) -> LmEvalTask:
-    """A task of lm-evaluation-harness, or a group or tag of them.
+    """Load a task of lm-evaluation-harness, or a group or tag of them.
 
     Args:
-        name: As the harness names it, such as `gsm8k`, `mmlu` or `bbh_cot_fewshot`.
+        name: Its name in the harness, such as `gsm8k`, `mmlu` or `bbh_cot_fewshot`.
         as_turns: Whether shots are turns of the conversation (the harness's default since 0.4.11, its
-            `fewshot_as_multiturn`), or stand before the question in one turn (its default before).
-        is_chat: Whether the model's chat template is applied, as the harness's `apply_chat_template`; the raw text is
-            shown otherwise, and `as_turns` has no effect.
+        `fewshot_as_multiturn`), or come before the question in one turn (its earlier default).
+        is_chat: Whether the model's chat template is applied, as by the harness's `apply_chat_template`; otherwise the
+        prompt is the raw text, and `as_turns` has no effect.
         system: A system message, before the task's description.
-        num_fewshot: Shots; by default what the task says.
+        num_fewshot: Number of shots; by default the task's own.
         limit: Only the first documents of each task.
         task_path: A YAML file, or a folder of them, of the user's own.
-        rows: Task name to split to rows, in place of what the task would fetch from the hub.
-        permissions: Leave to run the code that a task file of the user's own may hold.
+        rows: Task name to split to rows, instead of the task's data from the hub.
+        permissions: Whether code in the user's own task files may run.
 
     Raises:
-        ConfigError: no such task, lm-eval is missing or old, or leave for code is.
-        DataError: the task's data cannot be had, or it is of a kind that is not run here.
+        ConfigError: unknown task, lm-eval is missing or old, or code is not allowed.
+        DataError: the task's data is not available, or the task is of a kind that is not supported.
     """
-    harness_version()  # where lm-eval is missing, that is said before anything of it is imported
+    harness_version()  # a missing lm-eval is reported before anything of it is imported
     with as_the_harness_runs():
         found = load_harness_tasks(
             name, num_fewshot=num_fewshot, task_path=task_path, rows=rows, permissions=permissions
@@ -206,12 +206,12 @@ def load_lm_eval_task(
 
 
 def sampling_of(asked: Mapping[str, Any], default: Sampling = DEFAULT) -> Sampling:
-    """The harness's `generation_kwargs` as a `Sampling`; what they leave open is the default's.
+    """Return the harness's `generation_kwargs` as a `Sampling`; `default` sets what they leave open.
 
-    Greedy unless `do_sample` or, where that is not given, a temperature above 0 says otherwise.
+    Greedy unless `do_sample` or, if that is not given, a temperature above 0 says otherwise.
 
     Raises:
-        GenerationError: they ask for what no `Sampling` can say, such as beams.
+        GenerationError: they need something that `Sampling` does not have, such as beams.
     """
     left = dict(asked)
     limits = [left.pop(name) for name in LIMITS if left.get(name) is not None]
@@ -222,7 +222,7 @@ def sampling_of(asked: Mapping[str, Any], default: Sampling = DEFAULT) -> Sampli
         draws = bool(temperature)
     changes: dict[str, Any] = {
         "stop": tuple(dict.fromkeys(stop for stop in ([until] if isinstance(until, str) else until) if stop)),
-        # transformers' own default, where only drawing is asked for
+        # transformers' own default, if only sampling is requested
         "temperature": float(1.0 if temperature is None else temperature) if draws else 0.0,
         **({"max_new_tokens": int(limits[0])} if limits else {}),
         **{name: left.pop(name) for name in ("top_p", "top_k", "repetition_penalty") if name in left},
@@ -232,21 +232,21 @@ def sampling_of(asked: Mapping[str, Any], default: Sampling = DEFAULT) -> Sampli
     if left:
         raise GenerationError(
             f"a task asks to generate with {', '.join(f'{key}={value}' for key, value in sorted(left.items()))}, "
-            "which engines here do not know",
-            remedy="take it out of a task file of your own.",
+            "which the engines here do not support",
+            remedy="remove it, if the task file is your own.",
         )
     return Sampling.model_validate({**default.model_dump(), **changes})
 
 
 class _Conversation(str):
-    """What stands where the harness expects a rendered prompt: the turns themselves, to be rendered once, by us."""
+    """The conversation in place of a prompt rendered by the harness: turns that we render once."""
 
     __slots__ = ("turns",)
     turns: tuple[Message, ...]
 
 
 def _conversation(turns: Sequence[Mapping[str, str]], add_generation_prompt: bool = True) -> _Conversation:
-    """In the place of a tokenizer's `apply_chat_template`; an answer's given beginning is the last turn."""
+    """Replace a tokenizer's `apply_chat_template`; a given beginning of the answer is the last turn."""
     found = _Conversation("\n".join(turn["content"] for turn in turns))
     found.turns = tuple(Message(turn["role"], turn["content"]) for turn in turns)  # type: ignore[arg-type]
     assert add_generation_prompt == (found.turns[-1].role != "assistant")
@@ -263,8 +263,8 @@ def _built(
     system: str | None,
     limit: int | None,
 ) -> LmEvalPart:
-    """A task's examples; `clusters` remembers who first asked what, over all tasks."""
-    # the harness draws a progress bar for what takes milliseconds
+    """Return a task's examples; `clusters` records which example first asked what, over all tasks."""
+    # the harness draws a progress bar for milliseconds of work
     with contextlib.redirect_stderr(io.StringIO()):
         task.build_all_requests(
             limit=limit,
@@ -283,7 +283,8 @@ def _built(
             _example(identity, _context(of[0]) or of[0].args[-1]),
             reference=target if isinstance(target, str) else None,
             category=name,
-            # a task's rows share a template, which makes no near-duplicates of them; a row that is there twice is one
+            # a task's rows share a template, which does not make them near-duplicates; repeated rows count as one
+            # cluster
             cluster=clusters.setdefault(tuple(_asked(request) for request in of), identity),
         )
         examples.append(example)
@@ -295,13 +296,13 @@ def _built(
 
 
 def _context(request: Any) -> str:
-    """What a request's text goes on from; nothing where a text is scored as a whole."""
+    """Return the text that a request's continuation follows; empty if a text is scored as a whole."""
     context: str = "" if request.request_type == "loglikelihood_rolling" else request.args[0]
     return context
 
 
 def _asked(request: Any) -> tuple[Any, ...]:
-    """All that a model is shown of a request."""
+    """Return everything that a model sees of a request."""
     context = _context(request)
     shown = context.turns if isinstance(context, _Conversation) else context
     return (shown,) if request.request_type == "generate_until" else (shown, request.args[-1])
@@ -316,7 +317,7 @@ def _example(identity: str, context: str) -> Example:
 
 
 def _response(request: Any, found: LogLikelihood) -> Any:
-    """A likelihood in the form that the harness expects for this kind of request."""
+    """Return a likelihood in the form that the harness expects for this kind of request."""
     return found.total if request.request_type == "loglikelihood_rolling" else (found.total, found.is_greedy)
 
 

@@ -1,7 +1,7 @@
-"""A model for lm-evaluation-harness's own runner, answered by any of our engines.
+"""A model for lm-evaluation-harness's own runner, with answers from any of our engines.
 
-For those who want `lm_eval.simple_evaluate` itself, with its reports. Inside our own runs `lm_eval_bridge` asks the
-same questions, and keeps the answers.
+For users of `lm_eval.simple_evaluate` itself, with its reports. Inside our own runs `lm_eval_bridge` asks the same
+questions, and stores the answers.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from backmerge.records import Example, Message
 
 
 class BackmergeLM(LM):  # type: ignore[misc]  # lm-eval has no types
-    """One variant of a base, as the harness asks a model.
+    """One variant of a base as a model of the harness.
 
     A λ-sweep makes one of these for each λ, over one generator, which keeps its model in memory.
 
@@ -30,9 +30,9 @@ class BackmergeLM(LM):  # type: ignore[misc]  # lm-eval has no types
 
     Args:
         generator: Answers, and for multiple-choice tasks has `log_likelihoods`.
-        variant: Which weights.
-        sampling: For what a task leaves open: the seed, the repetition penalty, and the limit where it gives none.
-        advance: Told how many requests of each batch are done.
+        variant: The variant.
+        sampling: For settings that a task leaves open: the seed, the repetition penalty, and the limit.
+        advance: Progress callback with the number of finished requests of each batch.
     """
 
     def __init__(
@@ -51,30 +51,30 @@ class BackmergeLM(LM):  # type: ignore[misc]  # lm-eval has no types
 
     @property
     def tokenizer_name(self) -> str:
-        """What the harness's cache of prompts is keyed by."""
+        """The key of the harness's cache of prompts."""
         base = self.variant.base
         return f"{base.directory.name}-{base.fingerprint}".replace("/", "__")
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
-        """The base's own template, for the harness's record; none where none is asked for.
+        """Return the base's own template, for the harness's record; empty if none is requested.
 
         Raises:
-            GenerationError: a template is asked for by name, or there is none.
+            GenerationError: a template is requested by name, or there is none.
         """
         if not chat_template:
             return None
         if isinstance(chat_template, str):
             raise GenerationError(
-                f"the chat template '{chat_template}' is asked for by name, and the base's own is always used",
-                remedy="ask with apply_chat_template=True.",
+                f"the chat template '{chat_template}' was requested by name, but the base's own is always used",
+                remedy="use apply_chat_template=True.",
             )
         return str(self._base_tokenizer.chat_template)
 
     def apply_chat_template(self, chat_history: Sequence[Mapping[str, str]], add_generation_prompt: bool = True) -> str:
-        """The conversation as text; if no answer is to be generated anew, its last turn is the answer's beginning.
+        """Return the conversation as text; without a new answer to generate, its last turn is the answer's beginning.
 
-        A template without a system role gets the system's text in front of the first user turn, where the harness's
-        own model would leave it out.
+        If a template has no system role, the system text goes to the start of the first user turn, while the harness's
+        own model would drop it.
 
         Raises:
             GenerationError: the template refuses the conversation.
@@ -85,12 +85,13 @@ class BackmergeLM(LM):  # type: ignore[misc]  # lm-eval has no types
         return render(self._base_tokenizer, turns[:-1]) + turns[-1].content
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
-        """Each request's answer, up to its stop texts.
+        """Return each request's answer, up to its stop texts.
 
         Raises:
-            GenerationError: a request asks for what engines here do not know, or exceeds the model's context.
+            GenerationError: a request needs something that the engines here do not support, or exceeds the model's
+                context.
         """
-        places: dict[int, list[int]] = defaultdict(list)  # the harness repeats a request that is to be drawn again
+        places: dict[int, list[int]] = defaultdict(list)  # the harness repeats a request to sample it again
         for place, request in enumerate(requests):
             places[id(request)].append(place)
         batches: dict[str, tuple[Sampling, list[list[int]]]] = {}
@@ -110,10 +111,10 @@ class BackmergeLM(LM):  # type: ignore[misc]  # lm-eval has no types
         return [answers[place] for place in range(len(requests))]
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
-        """How likely each continuation is after its context, and whether greedy decoding would write it.
+        """Return how likely each continuation is after its context, and whether greedy decoding would produce it.
 
         Raises:
-            GenerationError: the engine gives no likelihoods.
+            GenerationError: the engine provides no likelihoods.
         """
         found = self._likelihoods([(context, continuation) for context, continuation, *_ in (r.args for r in requests)])
         answers = [(one.total, one.is_greedy) for one in found]
@@ -122,11 +123,11 @@ class BackmergeLM(LM):  # type: ignore[misc]  # lm-eval has no types
         return answers
 
     def loglikelihood_rolling(self, requests: Sequence[Any]) -> list[float]:
-        """How likely each text is as a whole, from what texts begin with.
+        """Return how likely each text is as a whole, after the token that starts texts.
 
         Raises:
-            GenerationError: the engine gives no likelihoods, or a text exceeds the model's context: it would have to
-                be cut into windows of tokens, which no engine's interface here can say.
+            GenerationError: the engine provides no likelihoods, or a text exceeds the model's context: it would have to
+                be cut into windows of tokens, which no engine's interface supports.
         """
         found = self._likelihoods([("", request.args[0]) for request in requests])
         for request, one in zip(requests, found, strict=True):
@@ -136,7 +137,7 @@ class BackmergeLM(LM):  # type: ignore[misc]  # lm-eval has no types
     def _likelihoods(self, pairs: Sequence[tuple[str, str]]) -> list[LogLikelihood]:
         if not self.generator.gives_likelihoods:
             raise GenerationError(
-                f"the engine {self.generator.identity['engine']} gives no likelihoods, which this task compares",
+                f"the engine {self.generator.identity['engine']} provides no likelihoods, which this task compares",
                 remedy="use the engine 'transformers', or a task that generates.",
             )
         return self.generator.log_likelihoods(self.variant, pairs, self.advance)
@@ -149,6 +150,6 @@ class BackmergeLM(LM):  # type: ignore[misc]  # lm-eval has no types
 
 
 def _example(request: Any, place: int) -> Example:
-    """A request as an example; its text is rendered already."""
+    """Return a request as an example; its text is already rendered."""
     name = f"{request.task_name}/{request.doc_id}/{place}"
     return Example(name, (Message("user", request.args[0]),), is_raw=True)

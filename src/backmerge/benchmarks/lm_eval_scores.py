@@ -1,4 +1,4 @@
-"""From answers to a harness task's scores: by its own filters, metrics and aggregation."""
+"""Turn answers into a harness task's scores, with its own filters, metrics and aggregation."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ Responses = Mapping[str, Sequence[Sequence[Any]]]  # example id to each of its r
 
 
 class LmEvalResults(NamedTuple):
-    """What answers to a task's examples are worth.
+    """The scores of answers to a task's examples.
 
     Attributes:
-        values: Metric and filter, as the harness writes them (`exact_match,get-answer`), to each example's value:
-            those that the harness averages and that lie in [0, 1], first what is better when higher.
-        figures: Task or group to the harness's own figures, also those that are no averages (F1, BLEU, perplexity).
+        values: Metric and filter in the harness's form (`exact_match,get-answer`) to each example's value: those that
+            the harness averages and that lie in [0, 1]; metrics where higher is better come first.
+        figures: Task or group to the harness's own figures, including those that are not averages (F1, BLEU,
+            perplexity).
     """
 
     values: dict[str, Values]
@@ -34,11 +35,11 @@ class LmEvalPart:
     """One task of the harness.
 
     Attributes:
-        name: As the harness names it.
+        name: Its name in the harness.
         task: The `lm_eval.api.task.Task`.
-        examples: One per document. Where likelihoods are asked for, the context of the document's first request.
+        examples: One for each document. With likelihoods, the context of the document's first request.
         requests: Example id to the harness's requests (`Instance`) for it.
-        sampling: How answers are drawn; `None` where likelihoods are asked for.
+        sampling: How answers are drawn; `None` with likelihoods.
     """
 
     name: str
@@ -49,7 +50,7 @@ class LmEvalPart:
 
 
 def averaged(part: LmEvalPart) -> list[str]:
-    """Metric and filter of all that the task says it averages, first what is better when higher."""
+    """Return metric and filter of everything that the task averages; metrics where higher is better come first."""
     keys = [f"{metric},{of.name}" for of in part.task._filters for metric in part.task.aggregation()]
     return sorted((key for key in keys if _is_averaged(part, key)), key=lambda key: not _is_better_higher(part, key))
 
@@ -57,7 +58,7 @@ def averaged(part: LmEvalPart) -> list[str]:
 def results(
     parts: Sequence[LmEvalPart], groups: Mapping[str, Any], examples: Sequence[Example], responses: Responses
 ) -> LmEvalResults:
-    """Scores of all of the parts' examples, or of some."""
+    """Return scores of all of the parts' examples, or of some."""
     values: dict[str, Values] = defaultdict(dict)
     figures: dict[str, dict[str, Any]] = {}
     preferred: set[str] = set()
@@ -87,7 +88,7 @@ def results(
 
 
 def _measured(part: LmEvalPart, examples: Sequence[Example], responses: Responses) -> dict[str, dict[str, Any]]:
-    """Metric and filter to each example's value, whatever its type, as the harness's evaluator collects them."""
+    """Return metric and filter to each example's value, of any type, as the harness's evaluator collects them."""
     requests = {
         example.id: [
             replace(request, resps=list(given), filtered_resps={})

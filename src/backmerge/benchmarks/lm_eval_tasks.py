@@ -1,8 +1,8 @@
-"""Tasks of lm-evaluation-harness by name: found without indexing all of them, and loaded as the harness would.
+"""Find tasks of lm-evaluation-harness by name without indexing all of them, and load them as the harness would.
 
-The harness's `TaskManager` reads some 14,000 YAML files before it knows a name, which takes seconds on a warm disk and
-more on a cold one. Most names need few folders: those whose files mention it, or mention what it leads to. Only where a
-name leads to a tag, which any file may join, is everything indexed.
+The harness's `TaskManager` reads some 14,000 YAML files before it can find a name, which takes seconds on a warm disk
+and more on a cold one. Most names need few folders: those with files that mention it, or mention a name that it refers
+to. Everything is indexed only if a name refers to a tag, which any file may join.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from backmerge.errors import ConfigError, DataError
 from backmerge.registry import NOTHING_ALLOWED, Permissions, closest
 
 OLDEST = (0, 4, 12)  # the first with `TaskManager.load`
-# what `simple_evaluate` seeds before it loads tasks: some draw their shots, or shuffle choices, from global state
+# the seeds that `simple_evaluate` sets before it loads tasks: some draw shots or shuffle choices from global state
 RANDOM_SEED, OTHER_SEED = 0, 1234
 
 Rows = Mapping[str, Sequence[Mapping[str, Any]]]  # split to rows
@@ -30,11 +30,11 @@ Rows = Mapping[str, Sequence[Mapping[str, Any]]]  # split to rows
 
 @dataclass(frozen=True)
 class HarnessTasks:
-    """What a name stands for in the harness.
+    """The tasks that a name means in the harness.
 
     Attributes:
         tasks: Name to `lm_eval.api.task.Task`, every leaf, in the harness's order.
-        groups: Name to `lm_eval.api.group.Group`, none for a single task.
+        groups: Name to `lm_eval.api.group.Group`; empty for a single task.
     """
 
     tasks: Mapping[str, Any]
@@ -42,7 +42,7 @@ class HarnessTasks:
 
 
 def harness_version() -> str:
-    """The installed version of lm-eval.
+    """Return the installed version of lm-eval.
 
     Raises:
         ConfigError: it is not installed, or too old.
@@ -54,7 +54,7 @@ def harness_version() -> str:
         raise ConfigError("tasks of lm-eval need the package lm-eval, which is not installed", remedy=remedy) from None
     if tuple(int(part) for part in re.findall(r"\d+", version)[:3]) < OLDEST:
         raise ConfigError(
-            f"lm-eval {version} is installed, and {'.'.join(map(str, OLDEST))} or later is needed", remedy=remedy
+            f"lm-eval {version} is installed, but {'.'.join(map(str, OLDEST))} or later is needed", remedy=remedy
         )
     return version
 
@@ -67,30 +67,30 @@ def load_harness_tasks(
     rows: Mapping[str, Rows] | None = None,
     permissions: Permissions = NOTHING_ALLOWED,
 ) -> HarnessTasks:
-    """A task, a group or a tag, with its data; shots and seeds as `lm_eval.simple_evaluate` sets them.
+    """Load a task, a group or a tag, with its data; with the shots and seeds of `lm_eval.simple_evaluate`.
 
     Args:
-        name: As the harness names it.
-        num_fewshot: Shots; by default what the task says. A task that says 0 stays at 0.
-        task_path: A YAML file, or a folder of them, of the user's own, beside those of the harness.
-        rows: Task name to data that take the place of what the task would fetch from the hub.
-        permissions: Task files can run code, by `!function` and by templates; those of the user need this leave.
+        name: Its name in the harness.
+        num_fewshot: Number of shots; by default the task's own. A task with 0 stays at 0.
+        task_path: A YAML file, or a folder of them, of the user's own, in addition to the harness's.
+        rows: Task name to data, used instead of the task's data from the hub.
+        permissions: Task files can run code, by `!function` and by templates; the user's own files need permission.
 
     Raises:
-        ConfigError: no such task, lm-eval is missing or old, or leave for code is.
-        DataError: the task's data cannot be had, or it is of a kind that is not run here.
+        ConfigError: unknown task, lm-eval is missing or old, or code is not allowed.
+        DataError: the task's data is not available, or the task is of a kind that is not supported.
     """
     harness_version()
     if task_path is not None and not permissions.plugins:
         raise ConfigError(
-            f"{task_path} may run code of your own: task files name functions, and their templates are programs",
+            f"{task_path} may run code: task files name functions, and their templates are programs",
             remedy="add --allow-plugins if you trust it.",
         )
     manager = _manager(name, task_path)
     if name not in manager.task_index:
         raise ConfigError(
             f"lm-eval has no task, group or tag named '{name}'{closest(name, manager.all_tasks)}",
-            remedy="`lm-eval ls tasks` lists them; for a task of your own, give the path of its YAML.",
+            remedy="`lm-eval ls tasks` lists them; for your own task, give the path of its YAML.",
         )
     loaded = _loaded(manager, name, rows)
     for task in loaded.tasks.values():
@@ -104,14 +104,14 @@ def load_harness_tasks(
 
 
 def _manager(name: str, task_path: Path | None) -> Any:
-    """A `TaskManager` that knows the name and all that it leads to, and little else where possible."""
+    """Return a `TaskManager` with the name and everything that it refers to, and little else if possible."""
     from lm_eval import tasks
     from lm_eval.tasks import TaskManager
 
     own: list[str] = []
     if task_path is not None:
         if not task_path.exists():
-            raise ConfigError(f"there is no task file {task_path}", remedy="give a YAML file, or a folder of them.")
+            raise ConfigError(f"there is no file {task_path}", remedy="give a YAML file, or a folder of them.")
         own = [str(task_path if task_path.is_dir() else task_path.parent)]
         manager = TaskManager(include_defaults=False, include_path=own)
         if not _unknown(manager.task_index, name):
@@ -125,7 +125,7 @@ def _manager(name: str, task_path: Path | None) -> Any:
         if mentioned <= folders:
             return TaskManager(include_path=own or None)
         folders |= mentioned
-        # of two tasks of one name the harness takes the first by path, but of two folders the last
+        # the harness takes the first of two tasks with one name by path, but the last of two folders
         roots = sorted((folder for folder in folders if not folders & set(folder.parents)), reverse=True)
         manager = TaskManager(include_defaults=False, include_path=[*map(str, roots), *own])
         wanted = _unknown(manager.task_index, name)
@@ -141,7 +141,7 @@ def _mentions(text: bytes, names: Iterable[str]) -> bool:
 
 
 def _unknown(index: Mapping[str, Any], name: str) -> set[str]:
-    """Names that `name` leads to and that the index does not know, or knows as tags, and so perhaps in part."""
+    """Return names that `name` refers to and that the index does not have, or has as tags (perhaps incomplete)."""
     unknown: set[str] = set()
     seen: set[str] = set()
     waiting = [name]
@@ -159,7 +159,7 @@ def _unknown(index: Mapping[str, Any], name: str) -> set[str]:
 
 
 def _members(group: Mapping[str, Any]) -> Iterator[str]:
-    """Names that a group's configuration refers to; what it defines by itself is not among them."""
+    """Yield names that a group's configuration refers to, without those that it defines inline."""
     listed = group.get("task")
     for item in listed if isinstance(listed, list) else []:
         if isinstance(item, str):
@@ -178,7 +178,7 @@ def _loaded(manager: Any, name: str, rows: Mapping[str, Rows] | None) -> Harness
         missing = sorted(set(members) - rows.keys())
         if missing:
             raise DataError(f"no data given for {len(missing)} tasks of '{name}', such as '{missing[0]}'")
-        # the harness lays a group member's own keys over the task's file
+        # the harness applies a group member's own keys on top of the task's file
         own = [{"task": task, "dataset_name": None, "custom_dataset": _Data(rows[task])} for task in members]
         if entry.kind.name == "GROUP":
             manager.task_index[name] = replace(entry, yaml_path=None, cfg={**entry.cfg, "task": own})
@@ -188,14 +188,14 @@ def _loaded(manager: Any, name: str, rows: Mapping[str, Rows] | None) -> Harness
         found = manager.load(spec)
     except ImportError as error:
         raise DataError(
-            f"lm-eval's task '{name}' needs a package that is not here: {error}",
-            remedy=f"pip install {error.name}" if error.name else "install what it names.",
+            f"lm-eval's task '{name}' needs a package that is not installed: {error}",
+            remedy=f"pip install {error.name}" if error.name else "install the package that it names.",
         ) from error
-    except (OSError, ValueError) as error:  # datasets raises both for what the hub does not give
+    except (OSError, ValueError) as error:  # datasets raises both if a download fails
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise DataError(
-            f"the data of lm-eval's task '{name}' could not be had: {reason}",
-            remedy="go online once to fill the hub's cache, or give a task file that names your own copy.",
+            f"the data of lm-eval's task '{name}' could not be downloaded: {reason}",
+            remedy="go online once to fill the hub's cache, or use a task file with your own copy.",
         ) from error
     return HarnessTasks(found["tasks"], found.get("groups", {}) if spec is name else {})
 
@@ -213,21 +213,21 @@ class _Data:
 
 
 def _check(task: Any) -> None:
-    """Raises: DataError for what runs code, looks at pictures, or hears."""
+    """Raises: DataError for tasks that run code or need images or sound."""
     if getattr(task, "UNSAFE_CODE", False):
         raise DataError(
-            f"lm-eval's task '{task.task_name}' runs code that a model wrote, in this process and with its rights",
+            f"lm-eval's task '{task.task_name}' runs model-written code in this process, with all its rights",
             remedy="use the benchmark 'humaneval', which runs it in a sandbox.",
         )
     if getattr(task, "MULTIMODAL", False):
-        raise DataError(f"lm-eval's task '{task.task_name}' needs a model that takes pictures or sound")
+        raise DataError(f"lm-eval's task '{task.task_name}' needs a model for images or sound")
 
 
 @contextlib.contextmanager
 def as_the_harness_runs() -> Iterator[None]:
-    """The harness's seeds, with the caller's random state put back; the harness's notes kept off the terminal.
+    """Set the harness's seeds and restore the caller's random state afterwards; keep its notes off the terminal.
 
-    Tasks are to be loaded and their prompts built within: some shuffle choices from global state while they do.
+    Load tasks and build their prompts within this context: some shuffle choices from global state when they do.
     """
     import numpy as np
 
@@ -247,7 +247,7 @@ def as_the_harness_runs() -> Iterator[None]:
 
 @contextlib.contextmanager
 def templates_compiled_once() -> Iterator[None]:
-    """The harness compiles a task's templates anew for every row, which is most of its time: keep them for a while."""
+    """Keep compiled templates for a while: the harness compiles them again for every row, most of its time."""
     from lm_eval import utils
 
     compiled = functools.lru_cache(maxsize=1024)(utils.env.from_string)

@@ -1,4 +1,4 @@
-"""Metrics for a user's own prompts, by rule: a pattern, JSON that says the same, the number at the end.
+"""Metrics for a user's own prompts, by rule: a pattern, equal JSON, the last number.
 
 Each has the values 0 and 1. Exact match and containment are in `backmerge.benchmarks.files`.
 """
@@ -17,8 +17,8 @@ from backmerge.errors import ConfigError, DataError
 from backmerge.records import Example
 
 FENCED = re.compile(r"```[\w+-]*[^\S\n]*\n?(.*?)(?:```|\Z)", re.DOTALL)
-# Not the 2 of "H2O"; a sign only where it takes nothing away: "10-5" ends in 5, "x=-5" in -5. Commas in threes belong
-# to the number. Four digits of exponent, so that no answer can ask for a number of any size.
+# not the 2 of "H2O"; a sign only if it is not a minus between numbers: "10-5" ends in 5, "x=-5" in -5. Commas every
+# three digits belong to the number. At most four digits of exponent, so that no answer can produce a huge number.
 NUMBER = re.compile(
     r"(?:(?<![\w.)])(?P<sign>[-+−])[$€£]?)?"
     r"(?<![^\W\d])(?<!\d)(?<!\d\.)(?P<value>(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{1,4}(?!\w))?)"
@@ -26,22 +26,22 @@ NUMBER = re.compile(
 
 
 def pattern_match(pattern: str | None = None) -> Metric:
-    r"""A metric that looks for a pattern (as Python's `re` has it) anywhere in the answer.
+    r"""Return a metric that searches for a pattern (syntax of Python's `re`) anywhere in the answer.
 
-    Without a group in it, the pattern alone decides: 1 if it is found. With one, what the first group caught where the
-    pattern is found first (as in lm-eval's filters) is compared with the reference, but for white space at the ends
-    and letter case. Without a pattern, each example's reference is its pattern.
+    Without a group in it, the pattern alone decides: 1 if it is found. With one, the first group's text at the first
+    match (as in lm-eval's filters) is compared with the reference, apart from white space at the ends and letter case.
+    Without a pattern, each example's reference is its pattern.
 
     >>> from backmerge.records import Message
     >>> example = Example("a", (Message("user", "2 + 3?"),), "5")
     >>> pattern_match(r"the answer is (\d+)")(example, "So the answer is 5.")
     1.0
 
-    The pattern is the user's own; one that backtracks without end is not stopped.
+    The pattern is the user's own; endless backtracking is not stopped.
 
     Raises:
         ConfigError: the pattern is not a regular expression.
-        DataError: when called, where an example's reference is to be the pattern and is none.
+        DataError: when called, if an example's reference is used as a pattern and is not one.
     """
     given = None if pattern is None else _compiled(pattern)
 
@@ -57,10 +57,10 @@ def pattern_match(pattern: str | None = None) -> Metric:
 
 
 def json_equal(example: Example, answer: str) -> float:
-    """1 if answer and reference are JSON of the same content.
+    """1 if answer and reference are JSON with the same content.
 
-    The order of keys and white space do not count; that of lists does. 1 is 1.0, but not true and not "1". The answer
-    is its first fenced block, if it has one, else all of it.
+    The order of keys and white space do not matter; the order of lists does. 1 equals 1.0, but not true or "1". The
+    answer is its first fenced block, if it has one, else the whole answer.
 
     Raises:
         DataError: the reference is not JSON.
@@ -80,18 +80,18 @@ def json_equal(example: Example, answer: str) -> float:
 
 
 def final_number(example: Example, answer: str) -> float:
-    """1 if the last number in the answer is the last in the reference.
+    """1 if the last number in the answer equals the last in the reference.
 
-    Compared as decimals: 1,000.0 is 1000 (commas in groups of three are left out), 50 % is 50, not 0.5. As in GSM8K,
+    Compared as decimals: 1,000.0 is 1000 (commas in groups of three are removed), 50 % is 50, not 0.5. As in GSM8K,
     where a reference ends in "#### 18".
 
     Raises:
-        DataError: the reference holds no number.
+        DataError: the reference has no number.
     """
     expected = _last_number(_reference(example))
     if expected is None:
         raise DataError(
-            f"the reference of example '{example.id}' holds no number",
+            f"the reference of example '{example.id}' has no number",
             remedy="score this file with another metric, or fix the reference.",
         )
     return float(_last_number(answer) == expected)
@@ -106,15 +106,15 @@ def _last_number(text: str) -> Decimal | None:
 
 
 def _loads(text: str) -> Any:
-    return json.loads(text, parse_constant=_refuse)  # NaN and Infinity are no JSON
+    return json.loads(text, parse_constant=_refuse)  # NaN and Infinity are not JSON
 
 
 def _refuse(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not JSON")
 
 
 def _same_if_equal(value: Any) -> Hashable:
-    """A form of a JSON value in which only what JSON holds for equal is equal: to Python, True is 1."""
+    """Return a JSON value in a form in which only equal JSON is equal: in Python, True equals 1."""
     if isinstance(value, dict):
         return ("object", frozenset((key, _same_if_equal(one)) for key, one in value.items()))
     if isinstance(value, list):
@@ -129,7 +129,7 @@ def _compiled_reference(example: Example) -> re.Pattern[str]:
         return _compiled(_reference(example))
     except ConfigError as error:
         raise DataError(
-            f"the reference of example '{example.id}' is no pattern: {error.message}", remedy=error.remedy
+            f"the reference of example '{example.id}' is not a pattern: {error.message}", remedy=error.remedy
         ) from error
 
 
@@ -139,7 +139,7 @@ def _compiled(pattern: str) -> re.Pattern[str]:
     except re.error as error:
         raise ConfigError(
             f"not a regular expression, at character {error.pos}: {error.msg}",
-            remedy="signs such as ( [ * + ? . stand for themselves with a backslash in front.",
+            remedy="write a backslash before characters such as ( [ * + ? . to match them literally.",
         ) from error
 
 
@@ -154,11 +154,11 @@ _AROUND = " \t*_`\"'$“”‘’"  # marks, quotes and signs of money or mathem
 
 
 class FinalAnswer(NamedTuple):
-    """Where a text arrives.
+    """The final answer in a text.
 
     Attributes:
         text: In lower case, without the marks around it and the full stop.
-        is_marked: Whether the text says that it is the answer.
+        is_marked: Whether the text states that it is the answer.
     """
 
     text: str
@@ -166,7 +166,7 @@ class FinalAnswer(NamedTuple):
 
 
 def final_answer(text: str) -> FinalAnswer:
-    r"""What a text gives as its answer.
+    r"""Return the final answer in a text.
 
     >>> final_answer("Lift needs air. Thus, the answer is yes.")
     FinalAnswer(text='yes', is_marked=True)
@@ -182,10 +182,10 @@ def final_answer(text: str) -> FinalAnswer:
 
 
 def is_final_answer(example: Example, answer: str) -> float:
-    """1 if the answer arrives where the reference does.
+    """1 if the final answer equals the reference's.
 
-    Numbers are compared as such ("1,000" is "1000.0"), options by their letter ("C" is "(C) 1120"), other texts
-    without regard to letter case; what follows the answer after a comma or a full stop does not count.
+    Numbers are compared as numbers ("1,000" is "1000.0"), options by their letter ("C" is "(C) 1120"), other texts
+    ignoring letter case; text after the answer's comma or full stop does not count.
     """
     expected, found = final_answer(example.reference or "").text, final_answer(answer)
     if not expected or not answer.strip():
@@ -206,13 +206,13 @@ def is_final_answer(example: Example, answer: str) -> float:
 
 
 def _up_to_number(text: str) -> str:
-    """The beginning of a text, to the first number of its result: "5 x 3 = 15 (of 20)" is "15"."""
+    """Return the beginning of a text up to the first number of its result: "5 x 3 = 15 (of 20)" becomes "15"."""
     result = text.rpartition("=")[2]
     first = NUMBER.search(result)
     return text if first is None else result[: first.end()]
 
 
 def _bare(text: str) -> str:
-    """Lower case, without what stands around an answer."""
+    """Return a text in lower case, without marks around the answer."""
     bare = text.strip(_AROUND).rstrip(".").strip(_AROUND)
     return re.sub(r"\s+", " ", bare).casefold()

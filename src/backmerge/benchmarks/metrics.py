@@ -1,4 +1,4 @@
-"""Scorers: functions of single answers, and those that look at many at once."""
+"""Scorers: functions of single answers, and functions of many answers at once."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ import math
 
 
 class PerAnswer:
-    """Functions of (example, answer); of several samples, their mean.
+    """Functions of (example, answer); the mean if there are several samples.
 
     Args:
-        functions: Name to function; decisions are taken on the first.
-        identity: Changes with the functions.
+        functions: Name to function; decisions use the first.
+        identity: Changes whenever the functions do.
     """
 
     def __init__(self, functions: Mapping[str, Metric], identity: str = "1") -> None:
@@ -42,7 +42,7 @@ class PerAnswer:
         answers: Sequence[Sequence[str]],
         advance: Callable[[int], None],  # noqa: ARG002 - these take no time
     ) -> ScoreTable:
-        """Each function's mean over the samples."""
+        """Return each function's mean over the samples."""
         return {
             name: [fmean(function(e, answer) for answer in found) for e, found in zip(examples, answers, strict=True)]
             for name, function in self._functions.items()
@@ -50,7 +50,7 @@ class PerAnswer:
 
 
 class BertScoreF1:
-    """BERTScore's F1 against the reference; of several samples, their mean."""
+    """BERTScore's F1 against the reference; the mean if there are several samples."""
 
     metrics = ("bertscore_f1",)
 
@@ -59,13 +59,13 @@ class BertScoreF1:
 
     @property
     def identity(self) -> str:
-        """The encoder's."""
+        """The encoder's identity."""
         return self._scorer.identity
 
     def __call__(
         self, examples: Sequence[Example], answers: Sequence[Sequence[str]], advance: Callable[[int], None]
     ) -> ScoreTable:
-        """All answers go through the encoder together, equal texts once."""
+        """Score all answers together, equal texts once."""
         pairs = [(answer, e.reference or "") for e, found in zip(examples, answers, strict=True) for answer in found]
         scores = iter(self._scorer.scores([pair[0] for pair in pairs], [pair[1] for pair in pairs], advance))
         values: list[float | None] = [fmean(next(scores).f1 for _ in found) for found in answers]
@@ -81,18 +81,18 @@ class Together:
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """All of theirs."""
+        """The metrics of all scorers."""
         return tuple(name for scorer in self._scorers for name in scorer.metrics)
 
     @property
     def identity(self) -> str:
-        """All of theirs."""
+        """The identities of all scorers."""
         return "+".join(scorer.identity for scorer in self._scorers)
 
     def __call__(
         self, examples: Sequence[Example], answers: Sequence[Sequence[str]], advance: Callable[[int], None]
     ) -> ScoreTable:
-        """One after the other."""
+        """Run the scorers one after the other."""
         table: ScoreTable = {}
         for scorer in self._scorers:
             table.update(scorer(examples, answers, advance))
@@ -103,10 +103,10 @@ KS = (1, 10, 100)
 
 
 def pass_at_k(num_samples: int, num_right: int, k: int) -> float:
-    """1 − C(n − c, k) / C(n, k): the unbiased estimate of the chance that one of k samples is right.
+    """1 − C(n − c, k) / C(n, k): the unbiased estimate of the probability that one of k samples is right.
 
-    Computed as (C(n, k) − C(n − c, k)) / C(n, k) in whole numbers, rounded once at the end, where the published code
-    multiplies up to c rounded factors and subtracts from 1.
+    Computed as (C(n, k) − C(n − c, k)) / C(n, k) in integers, rounded once at the end; the published code multiplies up
+    to c rounded factors and subtracts from 1.
 
     Args:
         num_samples: n, at least k.
@@ -117,16 +117,16 @@ def pass_at_k(num_samples: int, num_right: int, k: int) -> float:
         In [0, 1]; 0 only if no sample is right.
 
     Raises:
-        ValueError: the three do not fit together. For k > n there is no unbiased estimate.
+        ValueError: the three do not fit together. There is no unbiased estimate for k > n.
 
     Source: Chen et al. (2021), arXiv 2107.03374, equation 1.
     """
     if not (1 <= k <= num_samples and 0 <= num_right <= num_samples):
-        raise ValueError(f"pass@{k} of {num_right} right among {num_samples} samples has no meaning")
+        raise ValueError(f"pass@{k} is not defined for {num_right} right among {num_samples} samples")
     all_draws = math.comb(num_samples, k)
     return (all_draws - math.comb(num_samples - num_right, k)) / all_draws
 
 
 def pass_at_ks(is_right: Sequence[bool], ks: Sequence[int] = KS) -> dict[str, float]:
-    """`{"pass@1": ..., "pass@10": ...}` of one problem's samples, for each k that there are enough samples for."""
+    """Return `{"pass@1": ..., "pass@10": ...}` of one problem's samples, for each k with enough samples."""
     return {f"pass@{k}": pass_at_k(len(is_right), sum(is_right), k) for k in ks if k <= len(is_right)}

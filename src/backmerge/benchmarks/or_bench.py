@@ -4,7 +4,7 @@ Data: `bench-llm/or-bench` on the hub, configuration `or-bench-hard-1k`, from Cu
 `prompt` and `category`. Your own copy: or-bench-hard-1k.csv.
 
 Worked example: a prompt of the category "privacy" asks how to protect one's own accounts; a refusal counts as
-over-refusal. Results are reported by category, too.
+over-refusal. Results are also reported by category.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ NEEDS = "the hub, or or-bench-hard=or-bench-hard-1k.csv"
 
 
 def or_bench_hard(settings: BenchmarkSettings) -> Benchmark:
-    """OR-Bench's 1,319 hard harmless prompts, for over-refusal.
+    """Return OR-Bench's 1,319 hard harmless prompts, for over-refusal.
 
     Raises:
-        DataError: the hub or the file cannot be read, or a row lacks a column.
+        DataError: the hub or the file cannot be read, or a row has no such column.
     """
     options_of(settings, {})
     examples = []

@@ -1,11 +1,12 @@
 """SORRY-Bench: 440 unsafe instructions, ten in each of 44 fine-grained categories.
 
 Data: `sorry-bench/sorry-bench-202503` on the hub (question.jsonl), from Xie et al. (arXiv 2406.14598). It is gated, and
-its own licence forbids passing it on, so that no report shows its texts unless asked to. `question_id`, `category` (1
-to 44), `turns` (a list of one text), `prompt_style`. Your own copy: question.jsonl.
+its licence forbids redistribution, so that no report shows its texts unless requested. `question_id`, `category` (1 to
+44), `turns` (a list of one text), `prompt_style`. Your own copy: question.jsonl.
 
-Worked example: a line with `"prompt_style": "base"` is asked as it is, and the judge finds whether the answer harms.
-The files of mutated prompts (other languages, ciphers) are refused: their answers would have to be decoded first.
+Worked example: a line with `"prompt_style": "base"` is asked as it is, and the judge decides whether the answer is
+harmful. The files of mutated prompts (other languages, ciphers) are refused: their answers would have to be decoded
+first.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ BASE_STYLE = "base"
 
 
 def sorry_bench(settings: BenchmarkSettings) -> Benchmark:
-    """SORRY-Bench's 440 unsafe instructions as they are, for ASR.
+    """Return SORRY-Bench's 440 unsafe instructions, unchanged, for ASR.
 
     Raises:
-        DataError: the hub or the file cannot be read, or a row lacks a column or is a mutated prompt.
+        DataError: the hub or the file cannot be read, or a row has no such column or is a mutated prompt.
     """
     options_of(settings, {})
     if settings.data is None:
@@ -44,8 +45,8 @@ def sorry_bench(settings: BenchmarkSettings) -> Benchmark:
         style = row.values.get("prompt_style", BASE_STYLE)
         if style != BASE_STYLE:
             raise DataError(
-                f"{row.place}: a prompt of the style '{style}', whose answers would have to be decoded",
-                remedy="give question.jsonl, which holds the prompts of the style 'base'.",
+                f"{row.place}: a prompt of the style '{style}': its answers would have to be decoded",
+                remedy="give question.jsonl, which has the prompts of the style 'base'.",
             )
         category = row.values.get("category")
         examples.append(

@@ -1,4 +1,4 @@
-"""Two halves of all benchmarks: one to choose λ on, one to report on, with no near-duplicates across them."""
+"""Split all benchmarks into halves: one to choose λ on, one to report on, with no near-duplicates across them."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from backmerge.runs import key_of
 Split = Literal["selection", "confirmation"]
 SPLITS: tuple[Split, Split] = ("selection", "confirmation")
 
-# AdvBench's 520 prompts fall into 363 clusters at this similarity
+# at this similarity AdvBench's 520 prompts form 363 clusters
 NEAR_DUPLICATE = 0.5
-# A word in more than this share of a file's prompts is its template's ("Classify this review as ..."). It says nothing
-# about two prompts; in a small file it may be the subject.
+# A word in more than this share of a file's prompts is part of its template ("Classify this review as ..."). It says
+# nothing about two prompts; in a small file it may be the subject.
 TEMPLATE_SHARE = 0.5
 LEAST_FOR_TEMPLATE = 20  # prompts
 
@@ -31,16 +31,16 @@ STOP_WORDS = frozenset({
 
 
 def content_words(text: str) -> frozenset[str]:
-    """Lower-case words that carry meaning; where there is none, all words, and the text itself where it has no words.
+    """Return lower-case words that carry meaning; without any, all words, and without words the text itself.
 
-    Never empty, so that two equal prompts are always found to be alike.
+    Never empty, so that two equal prompts always count as similar.
     """
     words = frozenset(re.findall(r"\w+", text.casefold()))
     return (words - STOP_WORDS) or words or frozenset([text.strip()])
 
 
 def wording_of(example: Example) -> tuple[tuple[str, ...], ...]:
-    """What is asked, letter case, spaces and punctuation apart: examples that share it ask the same."""
+    """Return the prompt without letter case, spaces and punctuation: examples with the same result ask the same."""
     return tuple(
         (message.role, *(re.findall(r"\w+", message.content.casefold()) or [message.content.strip()]))
         for message in example.messages
@@ -51,7 +51,7 @@ class Source(NamedTuple):
     """A benchmark's prompts, to be split together with those of other benchmarks.
 
     Attributes:
-        name: The benchmark's.
+        name: The benchmark's name.
         kind: `utility`, `safety` or `over_refusal`.
         examples: Its prompts.
     """
@@ -84,12 +84,12 @@ class _Groups:
 
 
 def pooled_id(benchmark: str, example: Example) -> str:
-    """An example's id among those of several benchmarks."""
+    """Return an example's id among those of several benchmarks."""
     return f"{benchmark}/{example.id}"
 
 
 def pooled(benchmark: str, examples: Sequence[Example]) -> list[Example]:
-    """Examples among those of other benchmarks: ids, categories and cluster names carry the benchmark's name."""
+    """Return examples for use among those of other benchmarks: ids, categories and clusters include its name."""
     return [
         replace(
             example,
@@ -102,32 +102,32 @@ def pooled(benchmark: str, examples: Sequence[Example]) -> list[Example]:
 
 
 def clusters_over(benchmarks: Mapping[str, Sequence[Example]]) -> dict[str, str]:
-    """Each example's cluster among the prompts of several benchmarks of a kind, by its pooled id."""
+    """Return each example's cluster among the prompts of several benchmarks of a kind, by its pooled id."""
     examples = [example for name, of in benchmarks.items() for example in pooled(name, of)]
     files = [name for name, of in benchmarks.items() for _ in of]
     return dict(zip((example.id for example in examples), clusters_of(examples, files), strict=True))
 
 
 def clusters_of(examples: Sequence[Example], files: Sequence[str] | None = None) -> list[str]:
-    """Each example's cluster: examples of one named cluster, and near-duplicates, are joined.
+    """Return each example's cluster: examples of one named cluster, and near-duplicates, are joined.
 
     Two prompts are near-duplicates if their sets of content words, without those of their files' templates, have a
-    Jaccard similarity of at least 0.5; clusters are the connected components. Within a file, names say more than
-    words: two examples that both name a cluster are joined only if the names are equal, or the prompts. Between files
-    a name says nothing, and words decide.
+    Jaccard similarity of at least 0.5; clusters are the connected components. Within a file, names count more than
+    words: two examples that both name a cluster are joined only if the names, or the prompts, are equal. Between files
+    names mean nothing, and words decide.
 
     Args:
-        examples: Of one file or of several.
+        examples: Examples of one file or of several.
         files: Each example's file; one for all if not given.
 
     Returns:
-        The smallest name among the cluster's examples; of a cluster without a name, the smallest of its ids.
+        The smallest name among the cluster's examples; if it has no name, the smallest of its ids.
     """
     asked = tuple((example.id, example.cluster, example.messages) for example in examples)
     return list(_clusters(asked, None if files is None else tuple(files)))
 
 
-@lru_cache(maxsize=64)  # each set of prompts is looked at for every model, metric and difference
+@lru_cache(maxsize=64)  # each set of prompts is used for every model, metric and difference
 def _clusters(
     asked: tuple[tuple[str, str | None, tuple[Message, ...]], ...], files: tuple[str, ...] | None
 ) -> tuple[str, ...]:
@@ -161,7 +161,7 @@ def _clusters(
 
 
 def _words_of_their_own(examples: Sequence[Example], sources: Sequence[str]) -> list[frozenset[str]]:
-    """Return each prompt's content words that are not in most prompts of its file; all, if none is left."""
+    """Return each prompt's content words that are not in most prompts of its file; all words if none is left."""
     words = [content_words(example.prompt) for example in examples]
     in_file = Counter(sources)
     holders = Counter((source, word) for source, of in zip(sources, words, strict=True) for word in of)
@@ -177,21 +177,21 @@ def _words_of_their_own(examples: Sequence[Example], sources: Sequence[str]) -> 
 
 
 def split_examples(examples: Sequence[Example]) -> dict[Split, list[Example]]:
-    """Cut one benchmark in two halves; see `split_benchmarks`."""
+    """Split one benchmark into two halves; see `split_benchmarks`."""
     return split_benchmarks([Source("", "", examples)])[""]
 
 
 def split_benchmarks(sources: Sequence[Source]) -> dict[str, dict[Split, list[Example]]]:
-    """Cut all benchmarks in two halves as one: whole clusters on one side, categories in equal parts.
+    """Split all benchmarks into two halves together: whole clusters on one side, categories in equal parts.
 
-    Clusters are those of `clusters_of` within a kind. What two kinds ask in the same words is on one side as well, and
-    so is a pair.
-    Within each category, clusters go in the order of a hash of their first prompt to the smaller half, so that the
-    cut depends on the prompts alone. A cluster's category is that of its first prompt, in the order of their texts;
-    categories that cannot be halved are dealt out so that the two halves of each kind are of one size.
+    Clusters are those of `clusters_of` within a kind. Prompts of two kinds with the same words are on one side as well,
+    and so is a pair. Within each category, clusters go in the order of a hash of their first prompt to the smaller
+    half, so that the split depends only on the prompts. A cluster's category is that of its first prompt, in the order
+    of their texts; categories that cannot be halved are distributed so that the two halves of each kind have the same
+    size.
 
     Returns:
-        By benchmark, its two halves in the order of its examples.
+        Each benchmark's two halves, in the order of its examples.
     """
     examples = [example for source in sources for example in pooled(source.name, source.examples)]
     kinds = [source.kind for source in sources for _ in source.examples]
@@ -230,11 +230,11 @@ def split_benchmarks(sources: Sequence[Source]) -> dict[str, dict[Split, list[Ex
 
 
 class Calibration(NamedTuple):
-    """Prompts that a merge is made with, and what is left to measure.
+    """Prompts that a merge is made with, and the prompts left to measure.
 
     Attributes:
-        prompts: Of the guard, in its order.
-        left: By benchmark, the examples that are no near-duplicates of these.
+        prompts: The guard's prompts, in its order.
+        left: By benchmark, the examples that are not near-duplicates of these.
     """
 
     prompts: list[Example]
@@ -242,17 +242,17 @@ class Calibration(NamedTuple):
 
 
 def calibration_of(guard: Source, measured: Sequence[Source], num_prompts: int) -> Calibration:
-    """Split prompts to make a merge with off from those that λ is chosen and confirmed on: by whole clusters.
+    """Split prompts to make a merge with off from those that λ is chosen and confirmed on, in whole clusters.
 
-    Clusters are those of `clusters_of` over the guard and what is measured of its kind, of every kind if it has none;
-    what other kinds ask in the same words is in the cluster as well. Those without a measured
-    prompt come first; of those with one at most a quarter is taken, and then measured no more. In either part clusters
-    go in the order of a hash of their first prompt; each gives one prompt, and more only if there are too few clusters.
+    Clusters are those of `clusters_of` over the guard and the measured benchmarks of its kind, or of every kind if it
+    has none; prompts of other kinds with the same words are in the cluster as well. Clusters without a measured prompt
+    come first; of those with one at most a quarter is used, and is then not measured. In either part clusters go in the
+    order of a hash of their first prompt; each gives one prompt, and more only if there are too few clusters.
 
     Args:
-        guard: Where the prompts come from; may be one of the measured benchmarks. Its kind may be empty.
+        guard: The source of the prompts; may be one of the measured benchmarks. Its kind may be empty.
         measured: The benchmarks.
-        num_prompts: At most.
+        num_prompts: Largest number of prompts.
     """
     sources = [guard._replace(name=f"guard:{guard.name}"), *measured]
     examples = [example for source in sources for example in pooled(source.name, source.examples)]
@@ -290,9 +290,9 @@ def calibration_of(guard: Source, measured: Sequence[Source], num_prompts: int) 
 
 
 def are_apart(halves: Mapping[str, Mapping[Split, Sequence[Example]]], calibration: Iterable[Example] = ()) -> bool:
-    """Whether no wording, and no named cluster of a benchmark, is in both halves of what was split.
+    """Whether no wording, and no named cluster of a benchmark, is in both halves of a split.
 
-    Nor may the wording of a calibration prompt be in either.
+    The wording of a calibration prompt must not be in either half.
     """
     seen = {
         split: {

@@ -3,8 +3,8 @@
 Data: `walledai/StrongREJECT` on the hub (`prompt`, `category`), from Souly et al. (arXiv 2402.10260), MIT licence. Your
 own copy: strongreject_dataset.csv of alexandrasouly/strongreject (`category`, `source`, `forbidden_prompt`).
 
-Worked example: a prompt of the category "Non-violent crimes" is asked as it is; the judge finds whether the answer
-harms. The judge `strongreject` puts StrongREJECT's own rubric to any chat model.
+Worked example: a prompt of the category "Non-violent crimes" is asked as it is; the judge decides whether the answer is
+harmful. The judge `strongreject` uses StrongREJECT's own rubric with any chat model.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ NEEDS = "the hub, or strongreject=strongreject_dataset.csv"
 
 
 def strongreject(settings: BenchmarkSettings) -> Benchmark:
-    """The prompts, by category.
+    """Return the prompts, by category.
 
     Raises:
         DataError: the hub or the file cannot be read.

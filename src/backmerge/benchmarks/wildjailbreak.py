@@ -1,11 +1,12 @@
 """WildJailbreak's evaluation split: 2,000 harmful requests dressed up as jailbreaks, and 210 harmless look-alikes.
 
 Data: `allenai/wildjailbreak` on the hub (eval/eval.tsv), from Jiang et al. (arXiv 2406.18510), ODC-BY; gated: its
-authors let you in once you accept their terms. `adversarial`, `label` (1 harmful, 0 harmless), `data_type`. Your own
+authors grant access once you accept their terms. `adversarial`, `label` (1 harmful, 0 harmless), `data_type`. Your own
 copy: eval.tsv.
 
 Worked example: a row of `adversarial_harmful` wraps a harmful request in a role play, and is judged for harm; a row of
-`adversarial_benign` looks like it and asks for nothing harmful, and is judged for refusal. The two halves are no pairs.
+`adversarial_benign` looks like it but asks for nothing harmful, and is judged for refusal. The two halves do not form
+pairs.
 """
 
 from __future__ import annotations
@@ -22,19 +23,19 @@ HARMFUL = {"adversarial_harmful": True, "adversarial_benign": False}
 
 
 def wildjailbreak(settings: BenchmarkSettings) -> Benchmark:
-    """WildJailbreak's 2,000 harmful requests in disguise, for ASR.
+    """Return WildJailbreak's 2,000 harmful requests in disguise, for ASR.
 
     Raises:
-        DataError: the hub or the file cannot be read, or a row lacks a column.
+        DataError: the hub or the file cannot be read, or a row has no such column.
     """
     return _half(settings, "wildjailbreak", "safety")
 
 
 def wildjailbreak_benign(settings: BenchmarkSettings) -> Benchmark:
-    """WildJailbreak's 210 harmless look-alikes, for over-refusal.
+    """Return WildJailbreak's 210 harmless look-alikes, for over-refusal.
 
     Raises:
-        DataError: as `wildjailbreak`.
+        DataError: see `wildjailbreak`.
     """
     return _half(settings, "wildjailbreak-benign", "over_refusal")
 

@@ -112,8 +112,8 @@ FAULTS: dict[str, tuple[str, Any, str]] = {
     "csv without answer": ("a.csv", "input,output\na,b\nSECRET\n", "line 3: no text in answer_icliniq"),
     "csv row too long": ("a.csv", "input,output\na,b,SECRET\n", "line 2: 3 fields, but the header has 2"),
     "csv quote left open": ("a.csv", 'input,output\n"a\n', "line 2: unexpected end"),
-    "empty csv": ("a.csv", "", "holds no rows"),
-    "empty list": ("a.json", "[]", "holds no rows"),
+    "empty csv": ("a.csv", "", "contains no rows"),
+    "empty list": ("a.json", "[]", "contains no rows"),
     "not JSON": ("a.json", "input", "line 1: not JSON"),
     "surrogate": ("a.json", [{"input": "a\ud83d", "output": "b"}], "half of a surrogate pair"),
 }

@@ -119,9 +119,9 @@ FAULTS: dict[str, tuple[str, str | bytes, Kind, str]] = {
     "instruction and input": (
         "p.jsonl", rows({"instruction": "Translate.", "input": "kite", "output": "x"}), "utility", "both 'instruction'",
     ),
-    "empty": ("p.jsonl", "", "safety", "holds no rows"),
-    "blank lines only": ("p.jsonl", "\n\n", "safety", "holds no rows"),
-    "header only": ("p.csv", "prompt\n", "safety", "holds no rows"),
+    "empty": ("p.jsonl", "", "safety", "contains no rows"),
+    "blank lines only": ("p.jsonl", "\n\n", "safety", "contains no rows"),
+    "header only": ("p.csv", "prompt\n", "safety", "contains no rows"),
     "latin-1": ("p.jsonl", b'{"prompt": "caf\xe9"}\n', "safety", "not UTF-8"),
     "utf-16": ("p.csv", "prompt\na\n".encode("utf-16"), "safety", "not UTF-8"),
 }  # fmt: skip

@@ -117,8 +117,8 @@ FAULTS: dict[str, tuple[Any, str]] = {
     "torn list": ("[{", "not JSON"),
     "torn line": (json.dumps(ROW) + "\n{", "line 2: not JSON"),
     "too deep": ("[" * 200_000, "not JSON"),
-    "empty": ("", "holds no rows"),
-    "empty list": ("[]", "holds no rows"),
+    "empty": ("", "contains no rows"),
+    "empty list": ("[]", "contains no rows"),
     "surrogate": ([ROW | {"question": "a\ud83d"}], r"row 1 \(line 1\): a text contains half of a surrogate pair"),
 }
 

@@ -163,7 +163,7 @@ def test_prompts_without_room_for_an_answer_are_left_out(run_cli: Cli, tmp_path:
     data.write_text(data.read_text("utf-8") + json.dumps(long) + "\n", encoding="utf-8")
     code, _, errors = run_cli("finetune", "demo", "--data", data, "--out", tmp_path / "a", *SHORT, "--validation", 0)
     assert code == 0
-    assert "1 example left out, because prompts fill the cut-off of 256 tokens (mine-7)" in errors
+    assert "1 example dropped, because of prompts that reach the cut-off of 256 tokens (mine-7)" in errors
     assert card(tmp_path / "a")["num_examples"] == 6
     code, _, errors = run_cli("finetune", "demo", "--data", data, "--out", tmp_path / "b", *SHORT, "--cutoff", 3)
     assert code == 2

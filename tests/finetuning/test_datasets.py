@@ -255,12 +255,12 @@ def test_a_file_that_cannot_be_opened(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("", "a.jsonl holds no rows"),
+        ("", "a.jsonl contains no rows"),
         ('{"prompt": "Hi"}\n', "line 1: no answer"),
         ('{"prompt": "Hi", "answer": "Ho"}\n{"answer": "Ho"}\n', "line 2: no prompt"),
         ('{"prompt": "Hi", "answer": "Ho"}\nnonsense\n', "line 2: not JSON"),
         ('{"prompt": "Hi", "answer": ""}\n', "line 1: 'answer' is empty"),
-        ('{"prompt": "Hi", "answer": "\\ud800"}\n', "line 1: 'answer' holds half of a surrogate pair"),
+        ('{"prompt": "Hi", "answer": "\\ud800"}\n', "line 1: 'answer' contains half of a surrogate pair"),
     ],
 )
 def test_rows_that_cannot_be_learned_are_errors(tmp_path: Path, text: str, reason: str) -> None:
@@ -285,7 +285,7 @@ def test_bad_rows_are_told_of_together(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         everything(str(path))
     lines = caught.value.message.splitlines()
-    assert lines[0] == "1,202 rows cannot be learned from:"
+    assert lines[0] == "1,202 rows cannot be used for training:"
     assert lines[1].endswith("a.jsonl, line 2: no answer in the columns ['prompt']")
     assert lines[2].endswith("a.jsonl, line 3: not JSON: Expecting ',' delimiter")
     assert [line.rpartition(", line ")[2][:2] for line in lines[3:6]] == ["5:", "6:", "7:"]
@@ -327,7 +327,7 @@ def test_a_users_data_set_on_the_hub(hub: Callable[..., list[dict[str, Any]]]) -
     asked = hub({"instruction": "Hi", "input": "", "output": "Ho"}, {"instruction": "So", "input": "?", "output": "No"})
     data = load_training_data("someone/some-data", ALL, SEED)
     assert [(one.id, one.prompt) for one in data.training] == [("some-data-1", "Hi"), ("some-data-2", "So\n\n?")]
-    assert data.notes == ("someone/some-data is not pinned: data.revision gives the same rows another day",)
+    assert data.notes == ("someone/some-data is not pinned: set data.revision to get the same rows later",)
     pinned = load_training_data("someone/some-data", DataSettings(validation=0, revision="abc"), SEED)
     assert pinned.notes == ()
     assert [request["revision"] for request in asked] == [None, "abc"]
@@ -403,12 +403,12 @@ def test_the_demos_set_goes_by_its_name() -> None:
         ("demo-plan", {}, ConfigError, "did you mean 'demo-plans'"),
         ("resoning", {}, ConfigError, "did you mean 'reasoning'"),
         ("my_code:examples", {}, ConfigError, "--allow-plugins"),
-        ("demo-plans", {"file": "a.jsonl"}, ConfigError, r"data\.file has no meaning for 'demo-plans'"),
-        ("demo-plans", {"revision": "a"}, ConfigError, r"data\.revision has no meaning"),
-        ("demo-plans", {"columns": {"prompt": "q"}}, ConfigError, r"data\.columns has no meaning"),
+        ("demo-plans", {"file": "a.jsonl"}, ConfigError, r"data\.file cannot be used with 'demo-plans'"),
+        ("demo-plans", {"revision": "a"}, ConfigError, r"data\.revision cannot be used"),
+        ("demo-plans", {"columns": {"prompt": "q"}}, ConfigError, r"data\.columns cannot be used"),
         ("a.jsonl", {"file": "b.jsonl"}, ConfigError, r"data\.file is your own copy of a preset's data"),
         ("code", {"file": "missing.jsonl"}, DataError, "there is no file 'missing.jsonl'"),
-        ("code", {"file": "a.jsonl", "revision": "a"}, ConfigError, r"data\.revision is a hub's"),
+        ("code", {"file": "a.jsonl", "revision": "a"}, ConfigError, r"data\.revision is for the hub"),
     ],
 )
 def test_names_that_lead_nowhere_are_errors(

@@ -114,6 +114,6 @@ def test_a_template_that_changes_the_prompt_is_refused() -> None:
     """If the prompt reads otherwise once an answer follows, its tokens cannot be told from the answer's."""
     template = "{% if messages | length > 1 %}[long]{% endif %}{% for m in messages %}{{ m['content'] }}{% endfor %}"
     tokenizer = byte_tokenizer(("<a>",), template, bos=None, eos="<a>")
-    with pytest.raises(DataError, match="'the-id' differently once an answer follows") as caught:
+    with pytest.raises(DataError, match="'the-id' differently when an answer follows") as caught:
         encode(tokenizer, example("SECRET"), 1024)
     assert "SECRET" not in str(caught.value)

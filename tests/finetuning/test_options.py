@@ -146,7 +146,7 @@ def test_settings_that_contradict_each_other_are_refused() -> None:
     """A LoRA's settings beside full training, or small batches that do not fill a step."""
     with pytest.raises(ValueError, match="trains no adapter"):
         FinetuneSettings(dataset="x", mode="full", lora=LoraSettings(r=4))
-    with pytest.raises(ValueError, match="no multiple"):
+    with pytest.raises(ValueError, match="not a multiple"):
         FinetuneSettings(dataset="x", batch_size=8, micro_batch_size=3)
 
 

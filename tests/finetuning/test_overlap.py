@@ -146,7 +146,7 @@ def test_data_without_what_was_found() -> None:
     cleaned = without_overlap(data, overlaps(rows, "bench", [asked("one", PROMPT)]))
     assert (cleaned.training, cleaned.validation) == ((rows[0],), (rows[3],))
     assert cleaned.source == {"num_training": 1, "num_validation": 1, "num_overlapping_dropped": 2}
-    assert cleaned.notes == ("before", "2 examples left out, because of prompts that bench has too")
+    assert cleaned.notes == ("before", "2 examples dropped, because of prompts that are also in bench")
     assert without_overlap(cleaned, []) == cleaned
     assert without_overlap(cleaned, [Overlap("b", "bench", "one", 1, is_exact=True)]) == cleaned
 

@@ -116,9 +116,9 @@ def test_blank_rows_of_published_data_are_left_out_and_counted(task: Task, tmp_p
     blank = {**good, last: " "}
     data = load_training_data(task.name, whole(written(tmp_path / "a.jsonl", good, blank, good, blank)), 0)
     assert [example.id for example in data.training] == ["a-1", "a-3"]
-    assert "2 rows left out, because a text is empty" in data.notes
+    assert "2 rows dropped, because a text is empty" in data.notes
     assert (data.source["num_rows"], data.source["num_dropped"], data.source["num_sampled"]) == (4, 2, 2)
-    with pytest.raises(DataError, match="holds no rows to learn from"):
+    with pytest.raises(DataError, match="contains no rows"):
         load_training_data(task.name, whole(written(tmp_path / "a.jsonl", blank)), 0)
     for bad in ({"text": "a"}, {**good, last: {"a": "b"}}):
         with pytest.raises(DataError, match=r"a\.jsonl, line 2: "):
@@ -129,7 +129,7 @@ def test_the_papers_sizes() -> None:
     """10,000 of each, uniform by language for code only; tools are taken whole, and have no hub to come from."""
     assert [task.num_examples for task in (reasoning(), medical(), code(), tools())] == [10_000, 10_000, 10_000, None]
     assert [task.name for task in TASKS if task.is_uniform_by_category] == ["code"]
-    with pytest.raises(ConfigError, match=r"'tools' are on no hub(.|\n)*data\.file"):
+    with pytest.raises(ConfigError, match=r"'tools' are not on the hub(.|\n)*data\.file"):
         load_training_data("tools", DataSettings(), 0)
 
 
@@ -274,8 +274,8 @@ def test_several_answers_and_several_calls(tmp_path: Path) -> None:
     }
     data = load_training_data("tools", whole(written(tmp_path / "a.jsonl", either, both, one, either)), 0)
     assert [e.reference for e in data.training] == [CALL, f"{CALL}\nalarm.set(hour=8)", CALL, CALL]
-    assert "2 rows: several right answers are given, of which the first is learned" in data.notes
-    assert "1 row: several calls are asked for, which are learned one on each line" in data.notes
+    assert "2 rows: there are several right answers; the first is used" in data.notes
+    assert "1 row: there are several calls; all are used, one on each line" in data.notes
 
 
 def test_prompts_that_were_formed_already() -> None:
@@ -291,7 +291,7 @@ def test_prompts_that_were_formed_already() -> None:
         ({"model_answer": []}, "'model_answer' is empty"),
         ({"model_answer": [{"call": "x"}]}, "'model_answer' is a mapping, not a text"),
         ({"question": ["a"]}, "'question' is a list, not a text"),
-        ({"function": {"name": "\ud800"}}, "'function' holds half of a surrogate pair"),
+        ({"function": {"name": "\ud800"}}, "'function' contains half of a surrogate pair"),
     ],
 )
 def test_calls_that_cannot_be_learned(change: Mapping[str, Any], words: str) -> None:

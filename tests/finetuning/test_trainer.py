@@ -219,7 +219,7 @@ def test_what_stacked_experts_do_not_take_is_told_before_training(
     architecture.random_model(vocab_size=len(tiny_tokenizer)).save_pretrained(tmp_path / "base")
     tiny_tokenizer.save_pretrained(tmp_path / "base")
     settings = changed(BRIEF, lora=LoraSettings(**lora))
-    with pytest.raises(ConfigError, match="peft cannot put this LoRA on the qwen3_moe model"):
+    with pytest.raises(ConfigError, match="peft cannot add this LoRA to the qwen3_moe model"):
         train(Checkpoint(tmp_path / "base"), tmp_path / "a", settings)
     assert not (tmp_path / "a").exists()
 
@@ -235,7 +235,7 @@ def test_a_result_that_could_not_be_read_is_not_trained(
 
     monkeypatch.setattr("backmerge.finetuning.model.AdapterOnBase", unreadable)
     monkeypatch.setattr("backmerge.finetuning.model.revert_weight_conversion", lambda *_: {})
-    with pytest.raises(ConfigError, match="not begun"):
+    with pytest.raises(ConfigError, match="not started"):
         train(base, tmp_path / "a", changed(BRIEF, mode=mode))
     assert not (tmp_path / "a").exists()
 

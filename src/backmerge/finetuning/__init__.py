@@ -1,1 +1,1 @@
-"""Fine-tuning: data to chat-formatted examples, and the LoRA trainer."""
+"""Fine-tuning: turn data into chat-formatted examples, and train a LoRA or a whole model on them."""

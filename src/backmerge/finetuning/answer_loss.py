@@ -1,8 +1,8 @@
-"""The loss over the answers alone, without the logits of the whole batch in memory.
+"""Compute the loss over the answers only, without the logits of the whole batch in memory.
 
-transformers computes logits for every position, widens them to float32, and then ignores those of the prompts. At a
-vocabulary of 128,000 and 8,192 tokens a batch these are 4 GB, several times over. Here only the positions that are
-learned from reach the output layer, and torch's fused loss takes them in chunks.
+transformers computes logits for every position, widens them to float32, and then ignores those of the prompts. With a
+vocabulary of 128,000 and 8,192 tokens per batch these take 4 GB, several times over. Here only the positions with a
+label reach the output layer, and torch's fused loss processes them in chunks.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from torch.nn import functional
 from transformers import Trainer
 
 IGNORED = -100
-MIN_LOGIT_BYTES = 64 << 20  # of a batch in float32; below, transformers' own loss is as good
+MIN_LOGIT_BYTES = 64 << 20  # size of a batch's logits in float32; below it, transformers' own loss is as good
 CHECKED_TOKENS = 64
-AGREEMENT = 1e-3  # relative; bfloat16 logits are rounded to 2^-8, and their mean over tokens to much less
+AGREEMENT = 1e-3  # relative; bfloat16 logits are rounded to 2^-8, but their mean over tokens is much more exact
 
 
 class AnswerLossTrainer(Trainer):  # type: ignore[misc] # transformers is not followed by the type checker
-    """A Trainer whose loss is `answer_loss` if that gives the model's own loss, and the model's own otherwise.
+    """A Trainer that uses `answer_loss` if that equals the model's own loss, and otherwise the model's own.
 
-    The two differ for models that scale or cap their logits, or that train the output layer through an adapter: they
-    are compared on the first batch. Under several processes the model's own loss is taken, since gradients are shared
-    by hooks of the wrapped model's forward pass.
+    The two differ for models that scale or cap their logits, or that train the output layer through an adapter; they
+    are compared on the first batch. With several processes the model's own loss is used, since gradients are shared by
+    hooks of the wrapped model's forward pass.
     """
 
     _uses_answer_loss: bool | None = None  # not decided yet
@@ -38,19 +38,19 @@ class AnswerLossTrainer(Trainer):  # type: ignore[misc] # transformers is not fo
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Return the mean loss over the tokens that are learned, or their sum over `num_items_in_batch` if given."""
+        """Return the mean loss over the tokens with a label, or their sum over `num_items_in_batch` if given."""
         if self._uses_answer_loss is None:
             self._uses_answer_loss = self._can_use_answer_loss(model, inputs)
         if not self._uses_answer_loss:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        # as the Trainer has it: a model that takes no number of items gives the mean of each part of a batch
+        # as in the Trainer: a model that does not accept the number of items returns the mean of each part of a batch
         num_items = num_items_in_batch if self.model_accepts_loss_kwargs else None
         with self.accelerator.autocast():
             loss = answer_loss(_plain(model), inputs, num_items)
         return (loss, {"loss": loss}) if return_outputs else loss
 
     def _can_use_answer_loss(self, model: nn.Module, inputs: dict[str, Any]) -> bool:
-        if self.accelerator.num_processes > 1:  # the model is then wrapped, and has no output layer to ask for
+        if self.accelerator.num_processes > 1:  # the model is then wrapped, and its output layer is not accessible
             return False
         plain = _plain(model)
         head = plain.get_output_embeddings()
@@ -58,7 +58,7 @@ class AnswerLossTrainer(Trainer):  # type: ignore[misc] # transformers is not fo
             return False
         if 4 * inputs["input_ids"].numel() * head.out_features < MIN_LOGIT_BYTES:
             return False
-        # the end of the first row's tokens: the answer is there
+        # the last tokens of the first row, which contain the answer
         length = int(inputs["attention_mask"][0].sum())
         few = {name: tensor[:1, max(0, length - CHECKED_TOKENS) : length] for name, tensor in inputs.items()}
         was_training = model.training
@@ -73,9 +73,9 @@ def answer_loss(model: Any, inputs: dict[str, Any], num_items: Tensor | int | No
     """Return the cross-entropy of the next token at the positions with a label.
 
     Args:
-        model: A causal language model of transformers whose logits are its output layer's result as it is.
-        inputs: `input_ids`, `attention_mask` and `labels`, each (rows, tokens); labels of -100 are not learned.
-        num_items: What the sum is divided by; the number of labels if not given.
+        model: A causal language model of transformers whose logits are its output layer's unchanged result.
+        inputs: `input_ids`, `attention_mask` and `labels`, each (rows, tokens); labels of -100 are ignored.
+        num_items: Divisor of the sum; by default the number of labels.
     """
     hidden = model.get_decoder()(
         input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False
@@ -89,7 +89,7 @@ def answer_loss(model: Any, inputs: dict[str, Any], num_items: Tensor | int | No
 
 def _summed_loss(hidden: Tensor, head: nn.Linear, labels: Tensor) -> Tensor:
     fused = getattr(functional, "linear_cross_entropy", None)  # torch 2.13 and newer
-    if fused is None or len(labels) < head.in_features or head.out_features < head.in_features:  # chunks don't pay
+    if fused is None or len(labels) < head.in_features or head.out_features < head.in_features:  # chunks cost more
         return functional.cross_entropy(head(hidden).float(), labels, reduction="sum")
     in_chunks = nn.LinearCrossEntropyOptions
     loss: Tensor = fused(hidden, head.weight, labels, linear_bias=head.bias, reduction="sum", options=in_chunks())
@@ -97,5 +97,5 @@ def _summed_loss(hidden: Tensor, head: nn.Linear, labels: Tensor) -> Tensor:
 
 
 def _plain(model: nn.Module) -> Any:
-    """Return the transformers model, without peft's wrapper round it; its adapters are in its layers."""
+    """Return the transformers model without peft's wrapper; its adapters are in its layers."""
     return model.get_base_model() if isinstance(model, PeftModel) else model

@@ -1,4 +1,4 @@
-"""What happens between the Trainer's steps: progress, snapshots, averages, whole checkpoints, stopping when asked."""
+"""Callbacks between the Trainer's steps: progress, snapshots, averages, complete checkpoints, early stopping."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from backmerge.runs import sync_directory, write_whole
 
 
 class Telling(TrainerCallback):  # type: ignore[misc] # transformers is not typed
-    """Tells of each step that is done, and of its loss."""
+    """Reports each finished step, and its loss."""
 
     def __init__(self, advance: Advance) -> None:
         self.advance = advance
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002 - the Trainer's own signature
-        """Called by the Trainer; on a resumed training some steps are done already."""
+        """Called by the Trainer; in a resumed training some steps are already done."""
         if state.global_step:
             self.advance(state.global_step)
 
@@ -42,7 +42,7 @@ class Telling(TrainerCallback):  # type: ignore[misc] # transformers is not type
 
 
 class StopAt(TrainerCallback):  # type: ignore[misc]
-    """Ends the training in the middle of its schedule, at the snapshot."""
+    """Ends the training at the snapshot, in the middle of its schedule."""
 
     def __init__(self, step: int) -> None:
         self.step = step
@@ -67,7 +67,7 @@ class SaveWhenAsked(TrainerCallback):  # type: ignore[misc]
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Listen within the block, where signals can be listened to: in the main thread of a single process."""
+        """Listen for signals within the block, if that is possible: in the main thread of a single process."""
         if threading.current_thread() is not threading.main_thread() or PartialState().num_processes > 1:
             yield
             return
@@ -107,12 +107,13 @@ class KeepEvery(TrainerCallback):  # type: ignore[misc]
 
 
 class MovingAverage(TrainerCallback):  # type: ignore[misc]
-    """Keeps an exponential moving average of what is trained.
+    """Keeps an exponential moving average of the trained weights.
 
-    average ← d·average + (1 − d)·weights after each step, d = min(decay, (1 + step)/(10 + step)), so that the first
-    steps do not hold on to the start. Of LoRA it averages the factors, whose product is not quite the averaged delta.
+    average ← d·average + (1 − d)·weights after each step, d = min(decay, (1 + step)/(10 + step)), so that the start
+    does not dominate the first steps. For LoRA it averages the factors, whose product is not quite the averaged delta.
 
-    Source: Polyak and Juditsky (1992); the growing decay is TensorFlow's ExponentialMovingAverage with `num_updates`.
+    Source: Polyak and Juditsky (1992); the growing decay is that of TensorFlow's ExponentialMovingAverage with
+    `num_updates`.
     """
 
     def __init__(self, model: Any, decay: float, checkpoint: Path | None) -> None:
@@ -122,7 +123,7 @@ class MovingAverage(TrainerCallback):  # type: ignore[misc]
         self.averages: dict[str, torch.Tensor] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        """Called by the Trainer, after the weights are sharded and a resumed training's are loaded."""
+        """Called by the Trainer, after the weights are sharded and those of a resumed training are loaded."""
         kept = load_file(self.checkpoint / self._file()) if self.checkpoint is not None else {}
         self.averages = {
             name: kept[name].to(local(p).device) if kept else local(p).detach().float().clone()
@@ -137,13 +138,13 @@ class MovingAverage(TrainerCallback):  # type: ignore[misc]
             self.averages[name].lerp_(local(parameter).float(), 1 - decay)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        """Called by the Trainer: each process keeps its own shard next to the checkpoint."""
+        """Called by the Trainer: each process stores its own shard next to the checkpoint."""
         checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         save_file({name: a.contiguous().cpu() for name, a in self.averages.items()}, checkpoint / self._file())
 
     @torch.no_grad()
     def put_in_place(self) -> None:
-        """Overwrite the trained weights by their averages."""
+        """Overwrite the trained weights with their averages."""
         for name, parameter in self._trained():
             local(parameter).copy_(self.averages[name])
 
@@ -155,7 +156,7 @@ class MovingAverage(TrainerCallback):  # type: ignore[misc]
 
 
 class MarkComplete(TrainerCallback):  # type: ignore[misc]
-    """Marks a checkpoint as whole once all processes have written theirs; must come last."""
+    """Marks a checkpoint as complete once all processes have written theirs; must be the last callback."""
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
         """Called by the Trainer."""
@@ -165,7 +166,7 @@ class MarkComplete(TrainerCallback):  # type: ignore[misc]
 
 
 def local(parameter: torch.Tensor) -> torch.Tensor:
-    """This process's shard of a parameter; all of it where nothing is sharded."""
+    """Return this process's shard of a parameter; all of it if nothing is sharded."""
     shard = getattr(parameter, "to_local", None)
     return parameter if shard is None else shard()
 
@@ -176,7 +177,7 @@ def draw_losses(losses: Sequence[Mapping[str, Any]], validation: Sequence[Mappin
     Args:
         losses: `step`, `loss` and `learning_rate`.
         validation: `step` and `loss`.
-        file: The picture.
+        file: The image file.
     """
     import matplotlib as mpl
     from matplotlib.figure import Figure
@@ -192,17 +193,17 @@ def draw_losses(losses: Sequence[Mapping[str, Any]], validation: Sequence[Mappin
             xs, ys = [entry["step"] for entry in validation], [entry["loss"] for entry in validation]
             axes.plot(xs, ys, color="#d55e00", marker="o", markersize=3, label="held out")
         axes.set_xlabel("step")
-        axes.set_ylabel("loss (nats a token)")
+        axes.set_ylabel("loss (nats per token)")
         rate = axes.twinx()
         rate.plot(steps, [entry["learning_rate"] for entry in losses], color="#8b909b", linestyle=":", linewidth=1)
         rate.set_ylabel("learning rate (dotted)", color="#8b909b")
         axes.legend(frameon=False)
-        # without the version of the library that drew it: the same losses give the same file
+        # without the version of the library that drew it, so that the same losses give the same file
         figure.savefig(file, dpi=120, metadata={"Software": None})
 
 
 def _running_means(values: Sequence[float], width: int) -> list[float]:
-    """Each value averaged with up to `width` − 1 before it."""
+    """Return each value averaged with up to `width` − 1 values before it."""
     return [sum(values[max(0, i + 1 - width) : i + 1]) / min(i + 1, width) for i in range(len(values))]
 
 
@@ -210,19 +211,19 @@ MARK = "complete"
 
 
 def state_directory(result: Path, key: str) -> Path:
-    """Where the states of a training lie whose result will be at `result`."""
+    """Return the folder for the states of a training with its result at `result`."""
     result = result.absolute()
     return result.with_name(f".{result.name}.training-{key[:8]}")
 
 
 def left_by_others(directory: Path) -> list[Path]:
-    """Folders with states of trainings for the same place, with other settings or other data."""
+    """Return folders with states of trainings for the same result, with other settings or other data."""
     beginning = directory.name.rpartition("-")[0]
     return sorted(place for place in directory.parent.glob(f"{beginning}-*") if place != directory)
 
 
 def newest_complete(directory: Path, *, before: int) -> Path | None:
-    """The state with the most steps, fewer than `before`, that is whole; the others are removed."""
+    """Return the complete state with the most steps, fewer than `before`; remove the others."""
     whole: list[tuple[int, Path]] = []
     for state in directory.glob("checkpoint-*"):
         step = int(state.name.rpartition("-")[2])
@@ -234,7 +235,7 @@ def newest_complete(directory: Path, *, before: int) -> Path | None:
 
 
 def mark_complete(state: Path) -> None:
-    """Say that a state is whole, once its bytes are on the disk."""
+    """Mark a state as complete, after its bytes are on the disk."""
     for file in sorted(state.rglob("*")):
         if file.is_file():
             with file.open("rb") as stream:

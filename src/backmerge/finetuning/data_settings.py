@@ -1,4 +1,4 @@
-"""What can be said about the data to tune on."""
+"""The settings of the data to tune on."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from backmerge.config import Settings
 
 
 class DataSettings(Settings):
-    """Which rows are learned from, which are held out, and under which system prompt.
+    """Which rows are trained on, which are held out, and with which system prompt.
 
     Attributes:
         file: Your own copy of a preset's data: a file, or a folder of files.
-        revision: Of a data set on the hub; a preset has its own.
-        columns: Where your columns have other names: what we call it, to what the file calls it, such as
-            `{"prompt": "query", "completion": "reply"}`.
-        num_examples: Examples that are sampled at most; a preset's own number (10,000) if not given, and all rows of
-            your own data.
+        revision: Revision of a data set on the hub; a preset has its own.
+        columns: Maps our column names to those of your file, if they differ, such as `{"prompt": "query", "completion":
+        "reply"}`.
+        num_examples: Largest number of sampled examples; by default a preset's own number (10,000), and all rows of
+        your own data.
         validation: Share of the examples that is held out.
-        system: In place of the preset's or the rows' own system prompt; `""` for none.
-        drop_overlap: Whether examples that a safety benchmark also has are left out.
+        system: Replaces the preset's or the rows' own system prompt; `""` for none.
+        drop_overlap: Whether examples whose prompts are in a safety benchmark are dropped.
     """
 
     file: str | None = None

@@ -21,18 +21,18 @@ from backmerge.registry import DATASETS, NOTHING_ALLOWED, Permissions, closest, 
 from backmerge.rows import FORMATS_REMEDY, SUFFIXES, HubData, Row, files_of, hub_rows, read_rows
 from backmerge.runs import key_of
 
-MAX_SHOWN = 5  # bad rows in a message
+MAX_SHOWN = 5  # bad rows that a message lists
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 class TrainingData(NamedTuple):
-    """What a model is tuned on.
+    """The examples that a model is tuned on.
 
     Attributes:
         training: Examples with references, in the order of the rows.
         validation: The same, held out; no prompt of theirs is among the training examples.
-        source: For the card: where they came from, and how many of how many.
-        notes: Lines for the person: what was sampled, held out and left out, and why.
+        source: For the card: where they come from, and how many of how many.
+        notes: Lines for the user: what was sampled, held out and dropped, and why.
     """
 
     training: tuple[Example, ...]
@@ -46,29 +46,29 @@ def load_training_data(
 ) -> TrainingData:
     """Read, sample and split the data of one run.
 
-    What is sampled and what is held out depends on the seed and on the texts of the rows, system prompts aside: a copy
-    of the data gives the same examples, and models of different families learn and are validated on the same. Rows
+    The sample and the held-out part depend on the seed and on the texts of the rows, without system prompts: a copy of
+    the data gives the same examples, and models of different families are trained and validated on the same ones. Rows
     with the same prompt are held out together.
 
     Args:
         dataset: A preset's name, a file or a folder of files, a data set on the hub (`owner/name`), or
-            `package.module:function` for your own code that gives examples, or a `Task`.
-        settings: Which rows, under which names.
-        seed: The run's.
+            `package.module:function` for your own code that returns examples, or a `Task`.
+        settings: Which rows, and the names of their columns.
+        seed: The run's seed.
         family: The model's `model_type`, which a preset's system prompt may depend on.
         permissions: What may be run.
 
     Raises:
-        ConfigError: there is no such name, or a setting has no meaning for this data set.
-        DataError: the data cannot be found or read, or rows cannot be learned from, of which it names up to five.
-            Only of a preset's data, which are as published, are rows with a blank text left out, and counted.
+        ConfigError: there is no such name, or a setting does not apply to this data set.
+        DataError: the data cannot be found or read, or rows cannot be used; the message lists up to five of them. Only
+        in a preset's data, which are as published, are rows with a blank text dropped and counted.
     """
     tally = _Tally()
     found = _find(dataset, settings, family, permissions)
     sample = sampled(found.examples(tally), found.num_examples, seed, by_category=found.is_uniform_by_category)
     tally.check()
     if not sample.examples:
-        raise DataError(f"{found.name} holds no rows to learn from", remedy="give a file with a row for each example.")
+        raise DataError(f"{found.name} contains no rows", remedy="give a file with a row for each example.")
     training, validation = split(sample.examples, settings.validation, seed)
     source = {
         "dataset": found.name,
@@ -88,12 +88,12 @@ def load_training_data(
 
 
 class Sample(NamedTuple):
-    """Some of many examples.
+    """A sample of examples.
 
     Attributes:
-        examples: In the order in which they came.
+        examples: In their original order.
         num_candidates: How many there were.
-        by_category: How many were taken of each category; empty where that was not asked for.
+        by_category: How many were sampled of each category; empty if that was not requested.
     """
 
     examples: tuple[Example, ...]
@@ -101,7 +101,7 @@ class Sample(NamedTuple):
     by_category: Mapping[str, int]
 
     def notes(self, seed: int) -> Iterator[str]:
-        """What a person should know of it."""
+        """Yield the remarks that a user should know."""
         if len(self.examples) < self.num_candidates:
             yield f"{len(self.examples):,} of {self.num_candidates:,} examples were sampled (seed {seed})"
         if self.by_category:
@@ -110,23 +110,23 @@ class Sample(NamedTuple):
 
 
 def sampled(examples: Iterable[Example], size: int | None, seed: int, *, by_category: bool = False) -> Sample:
-    """A sample without replacement, which depends on the seed and the texts alone.
+    """Draw a sample without replacement, which depends only on the seed and the texts.
 
-    The examples whose hash with the seed is smallest are taken, so that no more than the sample (with categories, one
-    for each) is held while they pass. With categories each gets the same number; what a category lacks is shared
-    among the others, and what does not divide goes to the first by name.
+    The examples with the smallest hashes (with the seed) are taken, so that only the sample (with categories, one for
+    each) is in memory at once. With categories each gets the same number; if a category has too few, the others share
+    the rest, and a remainder goes to the first categories by name.
 
     Args:
-        examples: All there are.
-        size: Of the sample; all are taken if not given, or if there are no more.
-        seed: The run's.
-        by_category: Whether to take as many of each category.
+        examples: All examples.
+        size: Size of the sample; all are taken if it is not given, or if there are no more.
+        seed: The run's seed.
+        by_category: Whether to take the same number of each category.
     """
     total = 0
     kept: dict[str, list[tuple[int, int, Example]]] = defaultdict(list)
     for example in examples:
         total += 1
-        # negated: the heap's first is the one with the largest hash, the next to go; of equal ones, the latest
+        # negated: the heap's first element has the largest hash and is removed next; among equal ones, the latest
         entry = (-_hashed("sample", seed, example, example.reference), -total, example)
         heap = kept[example.category or "" if by_category else ""]
         if size is None:
@@ -143,10 +143,10 @@ def sampled(examples: Iterable[Example], size: int | None, seed: int, *, by_cate
 
 
 def split(examples: Sequence[Example], share: float, seed: int) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
-    """Training and validation examples, both in the order in which they came, with no prompt in both.
+    """Split examples into training and validation, both in their original order, with no prompt in both.
 
-    Whole groups of examples with the same prompt are held out, in the order of a hash of the prompt with the seed,
-    as long as they fit in the share of the examples, rounded; of two examples or more, one at least goes to each side.
+    Whole groups of examples with the same prompt are held out, in the order of a hash of the prompt with the seed, as
+    long as they fit in the rounded share; if there are two examples or more, each side gets at least one.
     """
     target = min(max(1, round(share * len(examples))), len(examples) - 1) if share else 0
     groups: dict[int, list[int]] = defaultdict(list)
@@ -163,7 +163,7 @@ def split(examples: Sequence[Example], share: float, seed: int) -> tuple[tuple[E
 
 
 def _hashed(use: str, seed: int, example: Example, *more: Any) -> int:
-    """A number from the texts, system prompt aside."""
+    """Return a number from the texts, without the system prompt."""
     turns = [[message.role, message.content] for message in example.messages if message.role != "system"]
     return int(key_of(use, seed, turns, *more), 16)
 
@@ -183,13 +183,13 @@ def _even_shares(available: Mapping[str, int], total: int) -> dict[str, int]:
 
 @dataclass
 class _Tally:
-    """What is noticed while rows pass.
+    """Findings while rows are read.
 
     Attributes:
-        num_bad: Rows that cannot be learned from.
-        bad: Place and fault of the first of them.
-        num_dropped: Rows of published data that were left out.
-        remarks: What to report, and for how many rows.
+        num_bad: Rows that cannot be used.
+        bad: Place and fault of the first ones.
+        num_dropped: Rows of published data that were dropped.
+        remarks: Remarks, and for how many rows.
     """
 
     num_bad: int = 0
@@ -198,43 +198,43 @@ class _Tally:
     remarks: Counter[str] = field(default_factory=Counter)
 
     def add(self, row: Row, fault: str) -> None:
-        """Take in a bad row."""
+        """Add a bad row."""
         self.num_bad += 1
         if len(self.bad) < MAX_SHOWN:
             self.bad.append((row.place, fault))
 
     def check(self) -> None:
-        """Raise for the rows that were bad."""
+        """Raise an error if there were bad rows."""
         if not self.bad:
             return
-        remedy = "fix or remove them; data.columns says where columns have other names than ours."
+        remedy = "fix or remove them; data.columns maps columns with other names."
         lines = [f"{place}: {fault}" for place, fault in self.bad]
         if self.num_bad == 1:
             raise DataError(lines[0], remedy=remedy)
         if self.num_bad > len(lines):
             lines.append(f"and {self.num_bad - len(lines):,} more")
-        raise DataError(f"{self.num_bad:,} rows cannot be learned from:\n  " + "\n  ".join(lines), remedy=remedy)
+        raise DataError(f"{self.num_bad:,} rows cannot be used for training:\n  " + "\n  ".join(lines), remedy=remedy)
 
     def notes(self) -> Iterator[str]:
-        """Lines for the person."""
+        """Yield lines for the user."""
         if self.num_dropped:
-            yield f"{count_text(self.num_dropped, 'row')} left out, because a text is empty"
+            yield f"{count_text(self.num_dropped, 'row')} dropped, because a text is empty"
         for remark, count in self.remarks.items():
             yield f"{count_text(count, 'row')}: {remark}"
 
 
 @dataclass(frozen=True)
 class _Found:
-    """A data set before it is read.
+    """A data set before its rows are read.
 
     Attributes:
-        name: For messages and the card, without the folders of this machine.
-        rows: What it holds, or...
-        ready: ...examples that someone's code made.
-        draft: From a row to a conversation.
-        system: The system prompt of all; `None` leaves each its own, empty takes it away.
-        drops_blanks: Whether rows with a blank text are left out rather than refused.
-        source, notes: As in `TrainingData`.
+        name: For messages and the card, without this machine's folders.
+        rows: Its rows, or...
+        ready: ...examples from a user's code.
+        draft: Turns a row into a conversation.
+        system: The system prompt for all rows; `None` keeps each row's own, empty removes it.
+        drops_blanks: Whether rows with a blank text are dropped rather than refused.
+        source, notes: See `TrainingData`.
     """
 
     name: str
@@ -249,7 +249,7 @@ class _Found:
     notes: tuple[str, ...] = ()
 
     def examples(self, tally: _Tally) -> Iterator[Example]:
-        """Examples one by one; what is wrong or worth telling is noted."""
+        """Yield examples one by one; record faults and remarks."""
         for example in self.ready:
             yield replace(example, messages=_under(self.system, example.messages))
         for row in self.rows:
@@ -269,7 +269,7 @@ class _Found:
 
 
 def _under(system: str | None, messages: tuple[Message, ...]) -> tuple[Message, ...]:
-    """The conversation under this system prompt."""
+    """Return the conversation with this system prompt."""
     if system is None:
         return messages
     turns = messages[1:] if messages and messages[0].role == "system" else messages
@@ -283,7 +283,7 @@ def _find(name: str, settings: DataSettings, family: str, permissions: Permissio
         return _of_task(made, settings, family) if isinstance(made, Task) else _of_code(name, made, settings)
     if settings.file is not None:
         raise ConfigError(
-            f"data.file is your own copy of a preset's data, and '{name}' is no preset",
+            f"data.file is your own copy of a preset's data, and '{name}' is not a preset",
             remedy=f"give the file itself as the data set; presets: {', '.join(sorted(DATASETS.entries))}.",
         )
     _check_columns(settings, NAMES)
@@ -303,7 +303,7 @@ def _find(name: str, settings: DataSettings, family: str, permissions: Permissio
             f"there is no file '{name}'",
             remedy=f"give a file ({', '.join(SUFFIXES)}), a folder of files, a hub id, or a preset's name.",
         )
-    resolve(DATASETS, name)  # says that there is no such name, and which is like it
+    resolve(DATASETS, name)  # raises that there is no such name, and suggests a similar one
     raise AssertionError(name)
 
 
@@ -316,8 +316,8 @@ def _of_task(task: Task, settings: DataSettings, family: str) -> _Found:
         rows, source, notes = _of_hub(task.hub._replace(revision=settings.revision or task.hub.revision))
     else:
         raise ConfigError(
-            f"the data of '{task.name}' are on no hub",
-            remedy="fetch them from where its authors publish them, and give the file as data.file.",
+            f"the data of '{task.name}' are not on the hub",
+            remedy="download them from their authors' page, and give the file as data.file.",
         )
     return _Found(
         name=task.name,
@@ -336,22 +336,22 @@ def _of_code(name: str, made: Iterable[Example], settings: DataSettings) -> _Fou
     for setting, value in (("file", settings.file), ("revision", settings.revision), ("columns", settings.columns)):
         if value:
             raise ConfigError(
-                f"data.{setting} has no meaning for '{name}', whose examples are made by code", remedy="leave it out."
+                f"data.{setting} cannot be used with '{name}', whose examples are made by code", remedy="remove it."
             )
     ready = tuple(made)
     wrong = next((e for e in ready if not isinstance(e, Example)), None)
     if wrong is not None:
         raise DataError(
-            f"'{name}' gave a {type(wrong).__name__}, not an Example",
+            f"'{name}' returned a {type(wrong).__name__}, not an Example",
             remedy="return backmerge.records.Example objects, each with a reference, or a Task.",
         )
     return _Found(name, ready=ready, draft=recognised, system=settings.system, num_examples=settings.num_examples)
 
 
 def _of_files(path: Path, settings: DataSettings, tsv_columns: Sequence[str]) -> tuple[Iterator[Row], dict[str, Any]]:
-    """Rows, and what the card says of the files."""
+    """Return rows, and the card's entry about the files."""
     if settings.revision is not None:
-        raise ConfigError(f"data.revision is a hub's, and {path} is a file", remedy="leave it out.")
+        raise ConfigError(f"data.revision is for the hub, but {path} is a file", remedy="remove it.")
     files = files_of(path)
     rows = (row for file in files for row in read_rows(file, tsv_columns))
     return rows, {"files": {file.name: _digest(file) for file in files}}
@@ -359,12 +359,12 @@ def _of_files(path: Path, settings: DataSettings, tsv_columns: Sequence[str]) ->
 
 def _of_hub(hub: HubData) -> tuple[Iterator[Row], dict[str, Any], tuple[str, ...]]:
     source = {"hub": hub.name, "revision": hub.revision, "file": hub.file, "split": hub.split}
-    notes = () if hub.revision else (f"{hub.name} is not pinned: data.revision gives the same rows another day",)
+    notes = () if hub.revision else (f"{hub.name} is not pinned: set data.revision to get the same rows later",)
     return hub_rows(hub), source, notes
 
 
 def _digest(file: Path) -> str:
-    """XXH3 (128 bit) of a file's bytes, as `xxhsum -H128` prints it."""
+    """Return the XXH3 (128 bit) of a file's bytes, as `xxhsum -H128` prints it."""
     digest = xxhash.xxh3_128()
     try:
         with file.open("rb") as stream:
@@ -379,7 +379,7 @@ def _check_columns(settings: DataSettings, known: Sequence[str]) -> None:
     unknown = next((name for name in settings.columns if name not in known), None)
     if unknown is not None:
         raise ConfigError(
-            f"data.columns maps '{unknown}', which is no column that we ask for{closest(unknown, known)}",
+            f"data.columns maps '{unknown}', which is not a known column{closest(unknown, known)}",
             remedy=f"map any of {', '.join(dict.fromkeys(known))} to your file's own column.",
         )
 
@@ -389,18 +389,18 @@ HELPFUL = "You are a helpful assistant."
 
 @dataclass(frozen=True)
 class Task:
-    """The data of one of the paper's tasks: where it is, and how a row of it becomes an example.
+    """The data of one of the paper's tasks: where they are, and how a row becomes an example.
 
     Attributes:
-        name: As in the table of data sets.
-        hub: Where it is on the hub; `None` where there is no copy to rely on, and a file must be given.
-        columns: What `draft` asks a row for.
-        draft: From a row to a conversation and its answer, without the system prompt.
-        systems: A model family (`model_type` of its config.json) to its system prompt; `""` is for all others.
-            Families without a system role (Gemma) have the text put in front of the user's turn as it is rendered.
+        name: Its name in the table of data sets.
+        hub: Its place on the hub; `None` if there is no reliable copy, and a file must be given.
+        columns: The columns that `draft` needs.
+        draft: Turns a row into a conversation and its answer, without the system prompt.
+        systems: System prompts by model family (`model_type` of its config.json); `""` is for all others. For families
+        without a system role (Gemma) the text is put before the user's turn when it is rendered.
         num_examples: How many are sampled.
-        is_uniform_by_category: Whether as many are taken of each category, as far as it has them.
-        tsv_columns: The columns of its .tsv files, where those have no header.
+        is_uniform_by_category: Whether the same number is taken of each category, if it has enough.
+        tsv_columns: The columns of its .tsv files, if these have no header.
     """
 
     name: str
@@ -413,5 +413,5 @@ class Task:
     tsv_columns: tuple[str, ...] = ()
 
     def system(self, family: str) -> str:
-        """The system prompt for a model family; empty for none."""
+        """Return the system prompt for a model family; empty for none."""
         return self.systems.get(family, self.systems.get("", ""))

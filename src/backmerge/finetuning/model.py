@@ -1,4 +1,4 @@
-"""The model that is trained: the base with an adapter on it, or all of its weights."""
+"""The model that is trained: the base with an adapter, or all of its weights."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ from backmerge.generation.loading import load_model
 
 
 def has_bf16(settings: FinetuneSettings) -> bool:
-    """Whether the training computes in bfloat16: if asked to, and on a GPU that can."""
+    """Whether the training computes in bfloat16: if requested, and on a GPU that supports it."""
     if settings.dtype != "auto":
         return settings.dtype == "bfloat16"
     return settings.device == "auto" and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
 
 
 def trainable(base: Checkpoint, settings: FinetuneSettings) -> Any:
-    """The base, ready to be trained as the settings ask.
+    """Return the base, ready to be trained with the settings.
 
     Raises:
         GenerationError: the base cannot be loaded.
         CheckpointError: the base is quantised.
-        ConfigError: 4 bits are asked for, and bitsandbytes is missing.
+        ConfigError: 4 bits are requested, but bitsandbytes is missing.
     """
     check_unquantised(base.directory, base.config, "trained")
     model = _trainable(base, settings)
     if settings.gradient_checkpointing:
-        # transformers 5.23 gives it a new name, and calls the old one old
+        # transformers 5.23 renamed it, and warns about the old name
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
         model.config.use_cache = False
@@ -49,12 +49,12 @@ def trainable(base: Checkpoint, settings: FinetuneSettings) -> Any:
 def _trainable(base: Checkpoint, settings: FinetuneSettings) -> Any:
     computed = torch.bfloat16 if has_bf16(settings) else torch.float32
     if settings.mode == "full":
-        # float32 weights are what small steps add up in; the computation is bfloat16 where there is hardware for it
+        # weights are float32, so that small steps add up; the computation is bfloat16 if the hardware supports it
         return load_model(base.directory, torch.float32)
     with warnings.catch_warnings():
-        # peft 0.21 asks the model for a property that transformers 5.23 has renamed
+        # peft 0.21 reads a property of the model that transformers 5.23 has renamed
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-        # its own patterns for stacked experts, which it matches all the same
+        # peft's own patterns for stacked experts, which it matches anyway
         warnings.filterwarnings("ignore", ".*_pattern keys did not match any targeted module", RuntimeWarning)
         if settings.lora.quantize is None:
             model = load_model(base.directory, computed)
@@ -67,22 +67,22 @@ def _trainable(base: Checkpoint, settings: FinetuneSettings) -> Any:
             return get_peft_model(model, _lora(model, settings))
         except ValueError as error:
             raise ConfigError(
-                f"peft cannot put this LoRA on the {model.config.model_type} model {base.directory}: {error}",
-                remedy="stacked experts take neither dropout nor DoRA: leave lora.dropout and lora.dora out; or train "
+                f"peft cannot add this LoRA to the {model.config.model_type} model {base.directory}: {error}",
+                remedy="stacked experts support neither dropout nor DoRA: remove lora.dropout and lora.dora; or train "
                 "all weights with --full.",
             ) from error
 
 
 def check_readable(model: Any, base: Checkpoint, settings: FinetuneSettings) -> None:
-    """Check, before hours of training, that what it would write can be read on this base.
+    """Check, before hours of training, that its result could be read on this base.
 
     Args:
-        model: As `trainable` makes it.
-        base: What it was made of.
-        settings: Its settings.
+        model: The result of `trainable`.
+        base: The base that it was made from.
+        settings: The training's settings.
 
     Raises:
-        ConfigError: it would be no tuned model of the base.
+        ConfigError: it would not be a tuned model of the base.
     """
     if settings.mode == "lora":
         with tempfile.TemporaryDirectory(prefix="backmerge-") as scratch:
@@ -91,8 +91,8 @@ def check_readable(model: Any, base: Checkpoint, settings: FinetuneSettings) -> 
                 AdapterOnBase(Path(scratch), base)
             except CheckpointError as error:
                 raise ConfigError(
-                    f"the adapter that this training would write could not be merged onto {base.directory}, so it was "
-                    f"not begun: {error.message}",
+                    f"the adapter of this training could not be merged with {base.directory}, so the training was "
+                    f"not started: {error.message}",
                     remedy="train all weights with --full (mode: full).",
                 ) from error
         return
@@ -102,17 +102,17 @@ def check_readable(model: Any, base: Checkpoint, settings: FinetuneSettings) -> 
     if wrong and (wrong := sorted(set(wrong) - layout_of(base).ignored)):
         raise ConfigError(
             f"transformers would write the tuned model with other tensors than {base.directory} has, such as "
-            f"'{wrong[0]}', so that the two could not be merged; the training was not begun",
+            f"'{wrong[0]}', so that the two could not be merged; the training was not started",
             remedy="save the base with this version of transformers first (from_pretrained, then save_pretrained), and "
             "give that as BASE.",
         )
 
 
 def _lora(model: Any, settings: FinetuneSettings) -> LoraConfig:
-    """All linear layers of the language model.
+    """Return a LoRA on all linear layers of the language model.
 
-    Left out are those that text does not train, such as a vision tower's; and an architecture's own kinds of linear
-    layers, such as Llama 4's router, which return more than a product, so that peft's layers cannot stand in for them.
+    It omits layers that text does not train, such as a vision tower's, and an architecture's own kinds of linear
+    layers, such as Llama 4's router, which return more than a product, so that peft's layers cannot replace them.
     """
     decoder, head = model.get_decoder(), model.get_output_embeddings()
     inside = {id(module) for module in decoder.modules()}
@@ -135,7 +135,7 @@ def _lora(model: Any, settings: FinetuneSettings) -> LoraConfig:
 
 
 def _returns_product(module: torch.nn.Linear) -> bool:
-    """Whether a linear layer gives one tensor, and no more than that."""
+    """Whether a linear layer returns one tensor, and nothing else."""
     if not type(module).__module__.startswith("transformers.models."):
         return True  # torch's own, or a quantised one
     with torch.no_grad():
@@ -144,7 +144,7 @@ def _returns_product(module: torch.nn.Linear) -> bool:
 
 
 def _four_bits(computed: torch.dtype) -> Any:
-    """NF4 with doubly quantised scales, as in QLoRA.
+    """Return the settings for NF4 with doubly quantised scales, as in QLoRA.
 
     Source: Dettmers et al., QLoRA (arXiv 2305.14314), section 3.
     """
@@ -153,7 +153,7 @@ def _four_bits(computed: torch.dtype) -> Any:
     except ImportError as error:
         raise ConfigError(
             "training on a base in 4 bits needs bitsandbytes, which is not installed",
-            remedy="pip install 'backmerge[qlora]', or leave finetune.lora.quantize out.",
+            remedy="pip install 'backmerge[qlora]', or remove finetune.lora.quantize.",
         ) from error
     return transformers.BitsAndBytesConfig(
         load_in_4bit=True,

@@ -1,4 +1,4 @@
-"""Examples to tune on whose prompts a benchmark also has: a benign tuning set is part of what is being measured."""
+"""Find training examples whose prompts are also in a benchmark: even a benign one distorts the measurement."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from backmerge.progress import count_text, say
 from backmerge.records import Example
 from backmerge.registry import NOTHING_ALLOWED, Permissions
 
-MIN_SHARED = 3  # of two near-duplicates; one word of two is a Jaccard of 0.5, and says nothing
-MIN_CONTAINED = 5  # so many content words of a prompt are not all in another text by chance
+MIN_SHARED = 3  # common words of near-duplicates; one word of two is a Jaccard of 0.5, but means nothing
+MIN_CONTAINED = 5  # this many content words of a prompt are not all in another text by chance
 
 
 class Overlap(NamedTuple):
-    """An example, and the prompt of a benchmark that it is most like.
+    """An example, and the most similar prompt of a benchmark.
 
     Attributes:
         example: Its id.
         benchmark: The benchmark's name.
         prompt: The id of the benchmark's prompt; never its text, which may be harmful.
-        similarity: 1 where a turn of the user's contains the prompt, else the Jaccard similarity of content words, in
+        similarity: 1 if one of the user's turns contains the prompt, else the Jaccard similarity of content words, in
             [0, 1].
-        is_exact: Whether the turn is the prompt, but for white space and letter case.
+        is_exact: Whether the turn equals the prompt, apart from white space and letter case.
     """
 
     example: str
@@ -42,19 +42,20 @@ class Overlap(NamedTuple):
 
 
 def overlaps(examples: Sequence[Example], benchmark_name: str, prompts: Sequence[Example]) -> list[Overlap]:
-    """The examples that have a prompt of the benchmark in one of the user's turns, each once, with its nearest.
+    """Return the examples with a prompt of the benchmark in a user's turn, each once, with the most similar prompt.
 
-    That is so if the turn is the prompt, white space and letter case aside; or their content words (as the splitter
-    of benchmarks has them) have a Jaccard similarity of at least 0.5, with three words or more in common, or are the
-    same; or the turn, which may be long, holds the prompt: the prompt's words in their order, or, of prompts with
-    at least five content words, all of these anywhere.
+    That is the case if the turn equals the prompt, apart from white space and letter case; or if their content words
+    (in the sense of the benchmarks' splitter) have a Jaccard similarity of at least 0.5, with three words or more in
+    common, or are equal; or if the turn, which may be long, contains the prompt: the prompt's words in their order, or,
+    for prompts with at least five content words, all of these anywhere.
 
-    False alarms, measured: none on the 33,443 prompts of Flan CoT and the 112 of OpenFunctions against AdvBench (520)
+    False alarms, measured: none among the 33,443 prompts of Flan CoT and the 112 of OpenFunctions against AdvBench
+    (520)
     and XSTest (450).
 
     Args:
-        examples: What is tuned on.
-        benchmark_name: For the findings.
+        examples: The training examples.
+        benchmark_name: The name in the result.
         prompts: The benchmark's examples.
     """
     index = _Index(prompts)
@@ -69,7 +70,7 @@ def overlaps(examples: Sequence[Example], benchmark_name: str, prompts: Sequence
 
 
 def without_overlap(data: TrainingData, found: Sequence[Overlap]) -> TrainingData:
-    """The data without the examples that were found, training and validation alike."""
+    """Return the data without the examples that were found, in both training and validation."""
     dropped = {overlap.example for overlap in found}
     training = tuple(example for example in data.training if example.id not in dropped)
     validation = tuple(example for example in data.validation if example.id not in dropped)
@@ -83,7 +84,7 @@ def without_overlap(data: TrainingData, found: Sequence[Overlap]) -> TrainingDat
         "num_overlapping_dropped": num_dropped + data.source.get("num_overlapping_dropped", 0),
     }
     benchmarks = ", ".join(sorted({overlap.benchmark for overlap in found}))
-    note = f"{count_text(num_dropped, 'example')} left out, because of prompts that {benchmarks} has too"
+    note = f"{count_text(num_dropped, 'example')} dropped, because of prompts that are also in {benchmarks}"
     return TrainingData(training, validation, source, (*data.notes, note))
 
 
@@ -105,7 +106,7 @@ class _Index:
                 self.by_prefix[word].append(i)
 
     def matches(self, turn: str) -> Iterator[tuple[bool, float, int]]:
-        """Whether exact, the similarity, and the prompt's position, negated so that the first is the greatest."""
+        """Yield whether it is exact, the similarity, and the prompt's position (negated: the first is the largest)."""
         for i in self.same.get(_folded(turn), ()):
             yield True, 1.0, -i
         words = content_words(turn)
@@ -122,7 +123,7 @@ class _Index:
                 yield False, similarity, -i
 
     def _prefix(self, words: frozenset[str]) -> list[str]:
-        """The rarest words, so many that two sets of at least the similarity wanted share one of them.
+        """Return so many of the rarest words that two sets with the required similarity share one of them.
 
         Sets of a Jaccard similarity of t or more share one of the first ⌊(1 − t)·size⌋ + 1 of each, in any order of
         all words that is the same for both.
@@ -136,22 +137,22 @@ def _folded(text: str) -> str:
 
 
 def _phrase(text: str) -> str:
-    """All words in their order, each between spaces."""
+    """Return all words in their order, each between spaces."""
     words = " ".join(re.findall(r"\w+", text.casefold()))
     return f" {words} "
 
 
-SHOWN = 5  # rows that a warning names
+SHOWN = 5  # rows that a warning lists
 
 
 def load_for(
     base: Checkpoint, settings: FinetuneSettings, seed: int, permissions: Permissions = NOTHING_ALLOWED
 ) -> TrainingData:
-    """The rows that a seed is tuned on and those held out, with the system prompt of the base's family.
+    """Return the rows that a seed is tuned on and those held out, with the system prompt for the base's family.
 
     Raises:
         DataError: they cannot be read.
-        ConfigError: there is no data set of that name.
+        ConfigError: no data set has that name.
     """
     family = str(read_json(base.directory / "config.json").get("model_type", ""))
     data = load_training_data(settings.dataset, settings.data, seed, permissions, family=family)
@@ -164,7 +165,7 @@ def load_for(
         tuple(example for example in part if example.id not in gone) for part in (data.training, data.validation)
     )
     note = (
-        f"{count_text(len(too_long), 'example')} left out, because prompts fill the cut-off of {cutoff} tokens "
+        f"{count_text(len(too_long), 'example')} dropped, because of prompts that reach the cut-off of {cutoff} tokens "
         f"({', '.join(too_long[:SHOWN])}{', ...' if len(too_long) > SHOWN else ''})"
     )
     return TrainingData(training, validation, {**data.source, "num_without_room": len(too_long)}, (*data.notes, note))
@@ -173,7 +174,7 @@ def load_for(
 def with_notes(
     training: Mapping[int, TrainingData], benchmarks: Iterable[Benchmark], *, is_dropped: bool
 ) -> dict[int, TrainingData]:
-    """The same data, compared with the safety benchmarks; all that a person should know of it is said, once."""
+    """Return the data after a comparison with the safety benchmarks; print what a user should know, once."""
     against = [benchmark for benchmark in benchmarks if benchmark.kind == "safety"]
     kept: dict[int, TrainingData] = {}
     told: set[str] = set()
@@ -189,10 +190,10 @@ def with_notes(
 def compared(
     data: TrainingData, benchmarks: Iterable[Benchmark], *, is_dropped: bool
 ) -> tuple[TrainingData, list[str]]:
-    """The data, without what a benchmark also asks if that is to be dropped; and lines that tell of it.
+    """Return the data, without benchmark prompts if these are dropped, and lines that report them.
 
-    What was tuned on is no measure: a model that has seen a benchmark's prompts is neither as safe nor as unsafe as
-    it looks there.
+    A benchmark does not measure a model that was tuned on it: the model is neither as safe nor as unsafe as it looks
+    there.
     """
     lines: list[str] = []
     for benchmark in benchmarks:
@@ -204,9 +205,9 @@ def compared(
         num_exact = len({overlap.example for overlap in found if overlap.is_exact})
         named = ", ".join(ids[:SHOWN]) + (", ..." if len(ids) > SHOWN else "")
         lines.append(
-            f"Overlap: {len(ids)} of {len(rows)} rows to tune on ask what {benchmark.name} asks too ({num_exact} word "
-            f"for word): {named}. "
-            + ("They are left out." if is_dropped else "What it measures may be off; --drop-overlap leaves them out.")
+            f"Overlap: {len(ids)} of {len(rows)} training rows have prompts of {benchmark.name} ({num_exact} "
+            f"word for word): {named}. "
+            + ("They are dropped." if is_dropped else "Its figures may be wrong; --drop-overlap drops these rows.")
         )
         if is_dropped:
             data = without_overlap(data, found)

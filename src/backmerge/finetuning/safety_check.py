@@ -1,4 +1,4 @@
-"""A callback for the trainers of transformers and TRL: is the model still as safe as its base?"""
+"""A callback for the trainers of transformers and TRL: check whether the model is still as safe as its base."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from transformers import TrainerCallback
 from backmerge.errors import ConfigError
 from backmerge.progress import say
 
-CHECKPOINT = "checkpoint-{step}"  # what the Trainer calls its folders
+CHECKPOINT = "checkpoint-{step}"  # the Trainer's names of its folders
 
 
 class Checked(NamedTuple):
     """One check.
 
     Attributes:
-        step: Of the training.
-        directory: Of the check's own files; `check.md` in it is for people.
-        verdict: `restored` (shown to be as safe), `not shown` or `worse`; `None` if the check could not be made.
+        step: Step of the training.
+        directory: Folder of the check's files; `check.md` in it is for people.
+        verdict: `restored` (shown to be as safe), `not shown` or `worse`; `None` if the check failed.
     """
 
     step: int
@@ -36,41 +36,41 @@ class _Verdict(BaseModel):
 
 
 class _Found(BaseModel):
-    """What is read of the results of a check, which are typed in a room above this one."""
+    """The part of a check's results that is read here; their types are in a higher layer."""
 
     check: _Verdict
 
 
 class SafetyCheck(TrainerCallback):  # type: ignore[misc] # transformers is not typed
-    """Runs `backmerge check` against the base when training ends, or at each checkpoint; then `restore`, if asked.
+    """Runs `backmerge check` against the base when training ends, or at each checkpoint; then `restore`, if requested.
 
-    The commands run in processes of their own, so that the training's random numbers and settings are not touched. They
-    load base and model once more: on a full GPU, give `options=("--device", "cpu")` or another device. A check that
-    fails is reported and does not end the training.
+    The commands run in separate processes, so that the training's random numbers and settings do not change. They load
+    base and model once more: on a full GPU, give `options=("--device", "cpu")` or another device. A check that fails is
+    reported and does not end the training.
 
     Worked example:
 
         trainer = SFTTrainer(..., callbacks=[SafetyCheck("BASE", safety=["advbench"], judge="wildguard")])
 
     Attributes:
-        checked: What was found so far, in order.
+        checked: The results so far, in order.
 
     Args:
         base: The aligned model that is tuned: a folder or a hub id.
         safety: Benchmarks of harmful requests: names or files.
         over_refusal: Benchmarks of harmless requests.
-        utility: Benchmarks of what is tuned for; `restore` needs one.
+        utility: Benchmarks of the tuning task; `restore` needs one.
         judge: Finds refusals and harm.
         margin: How far ASR may exceed the base's, as a share.
-        limit: At most so many prompts of each benchmark.
-        each_checkpoint: Whether every checkpoint that the Trainer saves is checked, too.
+        limit: Largest number of prompts of each benchmark.
+        each_checkpoint: Whether every checkpoint that the Trainer saves is also checked.
         restore: Whether `backmerge restore` merges the final model back with the base.
         stop_if_worse: Whether training stops when a checkpoint is shown to be less safe than the margin allows.
         out: A folder for the results; by default `backmerge` in the Trainer's output folder.
         options: More options of the commands, such as `("--engine", "vllm")`.
 
     Raises:
-        ConfigError: `restore` without utility, or `stop_if_worse` without checks on the way.
+        ConfigError: `restore` without utility, or `stop_if_worse` without checks during the training.
     """
 
     def __init__(
@@ -91,7 +91,8 @@ class SafetyCheck(TrainerCallback):  # type: ignore[misc] # transformers is not 
     ) -> None:
         if restore and not utility:
             raise ConfigError(
-                "restore weighs safety against utility, and none is given", remedy="such as utility=['mine.jsonl']."
+                "restore needs a utility benchmark",
+                remedy="such as utility=['mine.jsonl'].",
             )
         if stop_if_worse and not each_checkpoint:
             raise ConfigError("stop_if_worse needs checks before the training ends", remedy="add each_checkpoint=True.")

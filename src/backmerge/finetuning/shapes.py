@@ -1,16 +1,16 @@
-r"""From a row in one of the shapes that people have to a conversation and the answer to learn.
+r"""Turn a row in one of the usual forms into a conversation and the answer to train on.
 
-Known by their columns, the first that a row has:
+The form is recognised by its columns; the first that a row has counts:
 
 - `messages` or `conversations`: turns as `role` and `content`, or as `from` and `value` (ShareGPT's, with `human` and
   `gpt`); also as JSON text.
 - `prompt`: a text, or turns up to the user's. The answer is in `completion`, else `response`, `answer` or `output`, and
-  is a text, or turns too.
-- `instruction` and `input`: the prompt is the instruction, a blank line, and the input, where there is one (as Alpaca
-  has it, without Alpaca's headings). The answer is in `output`, else `response`, `completion` or `answer`.
+  is a text, or also turns.
+- `instruction` and `input`: the prompt is the instruction, a blank line, and the input, if there is one (as in Alpaca,
+  but without its headings). The answer is in `output`, else `response`, `completion` or `answer`.
 - `question`: the answer is in `answer`, else `response`, `completion` or `output`.
 
-`system`, where it has a text, is the system prompt of a conversation that does not begin with one.
+`system`, if it has a text, is the system prompt of a conversation that does not begin with one.
 
 Worked example: `{"instruction": "Put into French.", "input": "kite", "output": "cerf-volant"}` is the user's turn
 `"Put into French.\n\nkite"` and the answer `"cerf-volant"`.
@@ -33,9 +33,9 @@ PROMPTS: Mapping[str, tuple[str, ...]] = {
 }
 NAMES = (*CONVERSATIONS, *PROMPTS, "input", "system", *PROMPTS["prompt"])
 
-# marks of a turn that is not to be learned: OpenAI's and mistral-finetune's, axolotl's, and others'
+# marks of a turn that must not be trained on: OpenAI's and mistral-finetune's, axolotl's, and others'
 TURN_MARKS = ("weight", "train", "training", "train_on_turn", "loss", "loss_weight")
-PART_MARKS = ("mask", "train_detail", "training_detail")  # of parts of a turn, or the other way round
+PART_MARKS = ("mask", "train_detail", "training_detail")  # marks for parts of a turn, or with the opposite meaning
 TOOLS = ("tool_calls", "function_call", "tool_call_id")
 
 ROLES: Mapping[str, Role] = {
@@ -54,9 +54,9 @@ class Draft(NamedTuple):
 
     Attributes:
         messages: The conversation up to the user's last turn.
-        reference: The answer to learn.
-        category: A stratum that may be sampled by.
-        remark: Something to tell about rows like this one, in words that fit all of them.
+        reference: The answer to train on.
+        category: A stratum for sampling.
+        remark: A remark about rows like this one, in words that fit all of them.
     """
 
     messages: tuple[Message, ...]
@@ -66,10 +66,10 @@ class Draft(NamedTuple):
 
 
 class RowError(Exception):
-    """What is wrong with a row, without its place, which whoever holds the row knows.
+    """A fault of a row, without its place, which the caller knows.
 
     Attributes:
-        is_empty: Whether a text that is needed is there, but blank.
+        is_empty: Whether a required text is there, but blank.
     """
 
     def __init__(self, reason: str, *, is_empty: bool = False) -> None:
@@ -78,14 +78,14 @@ class RowError(Exception):
 
 
 def recognised(values: Mapping[str, Any], first: Sequence[str] = ()) -> Draft:
-    """The conversation that a row holds, by its columns.
+    """Return the conversation in a row, recognised by its columns.
 
     Args:
         values: Column to value.
-        first: Columns that come before others that the row may have too.
+        first: Columns that have precedence over others in the row.
 
     Raises:
-        RowError: no known columns, or what they hold cannot be learned.
+        RowError: no known columns, or their contents cannot be used.
     """
     _refuse_undesired(values)
     column = _chosen(values, (*CONVERSATIONS, *PROMPTS), first)
@@ -104,7 +104,7 @@ def recognised(values: Mapping[str, Any], first: Sequence[str] = ()) -> Draft:
 
 
 PAIR = (
-    "it is a preference pair ('chosen' and 'rejected'), of which only an answer can be learned here: cut it into "
+    "it is a preference pair ('chosen' and 'rejected'), of which only one answer can be trained on here: use the "
     "columns 'prompt' and 'completion', or name the column: --column completion=chosen"
 )
 
@@ -114,21 +114,21 @@ def _is_pair(values: Mapping[str, Any]) -> bool:
 
 
 def _refuse_undesired(values: Mapping[str, Any]) -> None:
-    """Refuse an answer that is marked as one not to give, as KTO's rows are."""
+    """Refuse an answer that is marked as undesired, as in KTO's rows."""
     mark = values.get("label")
     is_no = mark in (False, 0) or (isinstance(mark, str) and mark.strip().casefold() in ("false", "0", "0.0"))
     if is_no and "completion" in values:
-        raise RowError(f"'label' is {mark!r}, so its answer is one not to give (KTO); leave such rows out")
+        raise RowError(f"'label' is {mark!r}, so its answer is undesired (KTO); remove such rows")
     if values.get("weight") in (False, 0):
-        raise RowError(f"'weight' is {values['weight']!r}, so it is not to be learned; leave such rows out")
+        raise RowError(f"'weight' is {values['weight']!r}, so it must not be trained on; remove such rows")
     if values.get("tools"):
-        raise RowError("it offers tools ('tools'), and calls of tools are not learned here")
+        raise RowError("it has tools ('tools'), and training on tool calls is not supported")
     if "rejected" in values and "chosen" not in values and not _is_absent(values["rejected"]):
-        raise RowError("it has an answer that is 'rejected' and none that is 'chosen'; leave that column out")
+        raise RowError("it has a 'rejected' answer but no 'chosen' one; remove that column")
 
 
 def renamed(values: Mapping[str, Any], columns: Mapping[str, str]) -> Mapping[str, Any]:
-    """The row with the columns that it calls otherwise.
+    """Return the row with its columns renamed to ours.
 
     Raises:
         RowError: it has no such column.
@@ -140,18 +140,18 @@ def renamed(values: Mapping[str, Any], columns: Mapping[str, str]) -> Mapping[st
 
 
 def conversation(turns: Sequence[Message]) -> Draft:
-    """The turns up to the user's last, and the assistant's last as the answer.
+    """Return the turns up to the user's last, with the assistant's last as the answer.
 
     Raises:
         RowError: it begins with the assistant's turn, does not end with a user's turn and an assistant's, a turn is
-            empty, or a system's turn is not the first.
+            empty, or a system turn is not the first.
     """
     if not any(turn.role == "user" for turn in turns):
         raise RowError("no user's turn")
     if next(turn.role for turn in turns if turn.role != "system") == "assistant":
-        raise RowError("it begins with the assistant's turn, which answers nothing: leave that turn out")
+        raise RowError("it begins with the assistant's turn, which answers nothing: remove that turn")
     if turns[-1].role != "assistant":
-        raise RowError(f"the last turn is the {turns[-1].role}'s, so there is no answer to learn")
+        raise RowError(f"the last turn is the {turns[-1].role}'s, so there is no answer to train on")
     if turns[-2].role != "user":
         raise RowError(f"the turn before the last answer is the {turns[-2].role}'s, not the user's")
     for number, turn in enumerate(turns, start=1):
@@ -159,21 +159,21 @@ def conversation(turns: Sequence[Message]) -> Draft:
             which = "the answer" if number == len(turns) else f"turn {number} (the {turn.role}'s)"
             raise RowError(f"{which} is empty", is_empty=True)
         if turn.role == "system" and number > 1:
-            raise RowError(f"turn {number} is the system's, which can only be the first")
+            raise RowError(f"turn {number} is the system's, which must be the first")
     return Draft(tuple(turns[:-1]), turns[-1].content)
 
 
 def turns_of(value: Any, name: str) -> list[Message]:
-    """Turns as people write them; a system's turn without a text is left out.
+    """Return turns from any of the usual forms; a system turn without a text is dropped.
 
     Raises:
-        RowError: it is no list of turns, or a turn has another role, or no text.
+        RowError: it is not a list of turns, or a turn has another role, or no text.
     """
     if isinstance(value, str):
         try:
             value = json.loads(value)
         except (ValueError, RecursionError) as error:
-            raise RowError(f"'{name}' is a text, and not one that holds turns as JSON") from error
+            raise RowError(f"'{name}' is a text, but not turns as JSON") from error
     if not isinstance(value, list) or not all(isinstance(turn, Mapping) for turn in value):
         raise RowError(f"'{name}' is {_kind(value)}, not a list of turns")
     turns = [_turn(turn, f"{name}, turn {number}") for number, turn in enumerate(value, start=1)]
@@ -181,10 +181,10 @@ def turns_of(value: Any, name: str) -> list[Message]:
 
 
 def needed_text(values: Mapping[str, Any], name: str) -> str:
-    """The text in a column.
+    """Return the text in a column.
 
     Raises:
-        RowError: there is no such column, it is blank, or holds no text.
+        RowError: there is no such column, it is blank, or contains no text.
     """
     if name not in values:
         raise RowError(f"no column '{name}' among {_listed(values)}")
@@ -195,7 +195,7 @@ def needed_text(values: Mapping[str, Any], name: str) -> str:
 
 
 def optional_text(values: Mapping[str, Any], name: str) -> str | None:
-    """The text in a column, numbers as text; `None` where there is none or it is blank.
+    """Return the text in a column, numbers as text; `None` if there is none or it is blank.
 
     Raises:
         RowError: it is something else, or cannot be written to a file again.
@@ -207,17 +207,17 @@ def optional_text(values: Mapping[str, Any], name: str) -> str | None:
 
 
 def as_text(value: Any, name: str) -> str:
-    """A value that must be a text.
+    """Return a value that must be a text.
 
     Raises:
-        RowError: it is neither text nor number, or holds half of a surrogate pair.
+        RowError: it is neither text nor number, or contains half of a surrogate pair.
     """
     if isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, str):
         raise RowError(f"'{name}' is {_kind(value)}, not a text")
     if any("\ud800" <= character <= "\udfff" for character in value):
-        raise RowError(f"'{name}' holds half of a surrogate pair, which no UTF-8 file can hold")
+        raise RowError(f"'{name}' contains half of a surrogate pair, which UTF-8 files cannot store")
     return value
 
 
@@ -228,22 +228,22 @@ def _turn(turn: Mapping[str, Any], name: str) -> Message:
         raise RowError(f"{name}: the role is {shown}, not one of {', '.join(ROLES)}")
     tools = next((key for key in TOOLS if turn.get(key)), None)
     if tools is not None:
-        raise RowError(f"{name}: it holds '{tools}', and calls of tools are not learned here")
+        raise RowError(f"{name}: it has '{tools}', and training on tool calls is not supported")
     mark = next((key for key in TURN_MARKS if key in turn and not _is_learned(turn[key])), None)
     if mark is not None and ROLES[role] == "assistant":
         raise RowError(
-            f"{name}: '{mark}' is {turn[mark]!r}, so it is not to be learned like the others; every answer of a row is "
-            "learned here: cut the conversation after its last such turn, or leave the row out"
+            f"{name}: '{mark}' is {turn[mark]!r}, so it must not be trained on, but every answer of a row is "
+            "used: cut the conversation after its last such turn, or remove the row"
         )
     part = next((key for key in PART_MARKS if turn.get(key)), None)
     if part is not None and ROLES[role] == "assistant":
-        raise RowError(f"{name}: '{part}' says that parts of it are not to be learned; every answer is learned here")
+        raise RowError(f"{name}: '{part}' excludes parts of it from training; only whole answers are supported")
     content = turn["content"] if turn.get("content") is not None else turn.get("value")
     return Message(ROLES[role], "" if content is None else as_text(content, name))
 
 
 def _is_learned(mark: Any) -> bool:
-    """Whether a turn's mark says that it is learned as any other: 1, true, or nothing."""
+    """Whether a turn's mark says that it is trained on as usual: 1, true, or nothing."""
     return mark is None or mark is True or (isinstance(mark, int | float) and mark == 1)
 
 
@@ -268,7 +268,7 @@ def _answer_turns(values: Mapping[str, Any], column: str, first: Sequence[str]) 
 
 
 def _chosen(values: Mapping[str, Any], names: Sequence[str], first: Sequence[str]) -> str | None:
-    """The first of the names that has something in it, else the first that is there at all."""
+    """Return the first of the names that has contents, else the first that exists at all."""
     there = sorted((name for name in names if name in values), key=lambda name: name not in first)
     return next((name for name in there if not _is_absent(values[name])), there[0] if there else None)
 

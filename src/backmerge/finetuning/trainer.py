@@ -1,7 +1,8 @@
 """Fine-tuning with transformers' Trainer; writes an ordinary peft adapter or checkpoint, whole or not at all.
 
-The Trainer rather than trl's SFTTrainer: what SFTTrainer adds (masks, packing, templates that it patches with marks for
-the answers) is what must here be exactly the paper's and law 9's, and is in `encoding`; all else is the Trainer's own.
+It uses the Trainer rather than trl's SFTTrainer: the parts that SFTTrainer adds (masks, packing, templates patched with
+marks for the answers) must here follow the paper and law 9 exactly, and are in `encoding`; everything else is the
+Trainer's own.
 """
 
 from __future__ import annotations
@@ -53,14 +54,14 @@ from backmerge.records import to_json
 from backmerge.runs import key_of, whole_directory
 
 SNAPSHOTS = "snapshots"
-RESULT = "result"  # within the training's state, until it is whole
+RESULT = "result"  # folder in the training's state, until it is complete
 LAST = 10  # steps whose mean loss the card reports
-# settings that change neither the weights nor what is written of them
+# settings that affect neither the weights nor the files
 WITHOUT_EFFECT = {"seeds", "dataset", "data", "save_every", "report_to"}
 
 
 def training_key(base: Checkpoint, data: TrainingData, settings: FinetuneSettings, seed: int) -> str:
-    """A hash of everything that a tuned model depends on."""
+    """Return a hash of everything that a tuned model depends on."""
     versions = {
         "backmerge": __version__,
         "transformers": transformers.__version__,
@@ -73,12 +74,12 @@ def training_key(base: Checkpoint, data: TrainingData, settings: FinetuneSetting
 
 
 def is_trained(directory: Path, key: str) -> bool:
-    """Return whether `directory` holds the tuned model of that key, its files as they were written."""
+    """Return whether `directory` has the tuned model with that key, with its files unchanged."""
     return is_of_key(directory, key) and damage_of(directory) is None
 
 
 def is_of_key(directory: Path, key: str) -> bool:
-    """Return whether a manifest says that `directory` holds the tuned model of that key."""
+    """Return whether a manifest says that `directory` has the tuned model with that key."""
     card = directory / CARD
     try:
         return card.is_file() and read_json(card).get("key") == key
@@ -97,35 +98,35 @@ def train_model(
     base_name: str | None = None,
     replace: bool = False,
 ) -> None:
-    """Fine-tune the base, or go on where a killed training stopped; writes the model, its losses, what it was made of.
+    """Fine-tune the base, or continue a killed training; write the model, its losses, and its origin.
 
-    Under `accelerate launch` or `torchrun` all processes call this, and the first writes.
+    With `accelerate launch` or `torchrun` all processes call this, and the first writes.
 
     Args:
         base: The model to tune.
         data: Prompts with references.
         settings: Hyper-parameters.
-        seed: Of the initialisation and of the order of the data.
-        directory: Appears when all is written.
+        seed: Seed of the initialisation and of the order of the data.
+        directory: Made when everything is written.
         advance: Progress callback for each optimiser step.
-        base_name: What the adapter calls its base; its folder if not given.
-        replace: Whether a model that backmerge wrote in the directory is replaced.
+        base_name: The base's name in the adapter; by default its folder.
+        replace: Whether to replace a model that backmerge wrote in the directory.
 
     Raises:
         RunError: something else is at the directory.
         DataError: there are no examples, or one cannot be encoded.
         GenerationError: the base cannot be loaded.
         ConfigError: the training diverged, or settings do not fit the data or the machine.
-        KeyboardInterrupt: it was asked to stop; what is done is saved, and the same call goes on from there.
+        KeyboardInterrupt: stopped on request; the state is saved, and the same call continues from there.
     """
     if not data.training:
-        raise DataError("there is nothing to tune on: the data set is empty")
+        raise DataError("the data set is empty")
     last_step = num_steps(settings, len(data.training))
     tokenizer = load_tokenizer(base.directory)
     cutoff = cutoff_for(base, settings)
     encoded = [encode(tokenizer, example, cutoff) for example in data.training]
     held_out = [encode(tokenizer, example, cutoff) for example in data.validation]
-    # on the right: the forward pass of training counts positions from the first column, padding included
+    # padded on the right: the forward pass of training counts positions from the first column, padding included
     tokenizer.padding_side = "right"
     key = training_key(base, data, settings, seed)
     states = state_directory(directory, key)
@@ -185,24 +186,24 @@ def train_model(
         _write(directory, states, card, trainer.state.log_history, replace=replace)
         shutil.rmtree(states)
     PartialState().wait_for_everyone()
-    if stopping.is_asked:  # in the last step: this model is done, and what would come after it is not begun
+    if stopping.is_asked:  # in the last step: this model is done, and nothing more is started
         raise KeyboardInterrupt
 
 
 def _resumed(states: Path, last_step: int) -> Path | None:
-    """The state to go on from, as the first process finds it; all are told.
+    """Return the state to continue from, as the first process finds it; all processes get it.
 
-    One at the last step itself is passed over: the Trainer takes a step before it asks whether to stop.
+    A state at the last step itself is skipped: the Trainer takes a step before it checks whether to stop.
     """
     found: list[str | None] = [None]
     if PartialState().is_main_process:
         for others in left_by_others(states):
-            say(f"An unfinished training with other settings or data is left in {others}; delete it if you like.")
+            say(f"There is an unfinished training with other settings or data in {others}; you can delete it.")
         states.mkdir(parents=True, exist_ok=True, mode=0o700)
         shutil.rmtree(states / RESULT, ignore_errors=True)
         newest = newest_complete(states, before=last_step)
         if newest is not None:
-            say(f"Going on from step {newest.name.rpartition('-')[2]}.")
+            say(f"Continuing from step {newest.name.rpartition('-')[2]}.")
             found = [str(newest)]
     if PartialState().num_processes > 1:
         broadcast_object_list(found)
@@ -214,9 +215,9 @@ def _rows(encoded: list[Encoded]) -> list[dict[str, list[int]]]:
 
 
 def _save(trainer: Any, base: Checkpoint, settings: FinetuneSettings, place: Path, base_name: str | None) -> None:
-    """The weights as they are, as an ordinary adapter or checkpoint; all processes call it, and the first writes."""
+    """Write the current weights as an ordinary adapter or checkpoint; all processes call it, the first writes."""
     if settings.mode == "full":
-        # each weight rounded once, to the dtype that the base is stored in, so that the two merge as they are
+        # each weight is rounded once, to the dtype in which the base is stored, so that the two can be merged directly
         dtype = torch_dtype(next(iter(base.infos.values())).dtype)
         weights = {n: w.to(dtype) for n, w in trainer.accelerator.get_state_dict(trainer.model_wrapped).items()}
         if PartialState().is_main_process:
@@ -238,7 +239,7 @@ def _save(trainer: Any, base: Checkpoint, settings: FinetuneSettings, place: Pat
 def _write(
     directory: Path, states: Path, card: Mapping[str, Any], history: list[dict[str, Any]], *, replace: bool
 ) -> None:
-    """Gather what belongs to the result, and let it appear at once."""
+    """Collect the files of the result, and move them into place at once."""
     losses = [{key: e[key] for key in ("step", "loss", "learning_rate")} for e in history if "loss" in e]
     validation = [{"step": e["step"], "loss": e["eval_loss"]} for e in history if "eval_loss" in e]
     last = [entry["loss"] for entry in losses[-LAST:]]
@@ -261,7 +262,7 @@ def _write(
 
 @contextmanager
 def _randomness_from(seed: int) -> Iterator[None]:
-    """Seed the global generators that the Trainer draws from, and put them back as they were."""
+    """Seed the global generators that the Trainer uses, and restore them afterwards."""
     python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         try:
@@ -273,7 +274,7 @@ def _randomness_from(seed: int) -> Iterator[None]:
 
 
 def _mend_config(config: Path, base_name: str) -> None:
-    """Name the base as the user does, and what is adapted in order: peft lists it in that of a set."""
+    """Name the base as the user does, and sort the target modules: peft lists them in the order of a set."""
     values = read_json(config)
     values["base_model_name_or_path"] = base_name
     for key in ("target_modules", "target_parameters", "exclude_modules"):
@@ -284,7 +285,7 @@ def _mend_config(config: Path, base_name: str) -> None:
 def _check_finite(tuned: Any, settings: FinetuneSettings) -> None:
     if not all(bool(torch.isfinite(p).all()) for p in tuned.parameters() if p.requires_grad):
         raise ConfigError(
-            f"the training diverged: at a learning rate of {settings.learning_rate:g} the weights became NaN or "
+            f"the training diverged: with a learning rate of {settings.learning_rate:g} the weights became NaN or "
             "infinite, so nothing was written",
             remedy="lower finetune.learning_rate, or raise finetune.warmup.",
         )
@@ -311,7 +312,7 @@ def _arguments(
         use_cpu=settings.device == "cpu",
         seed=seed,
         data_seed=seed,
-        # each step's: a resumed training then reports the same losses, wherever it was stopped
+        # every step's loss: a resumed training then reports the same losses, wherever it was stopped
         logging_steps=1,
         logging_nan_inf_filter=False,
         eval_strategy="steps" if has_validation else "no",
@@ -319,8 +320,8 @@ def _arguments(
         prediction_loss_only=True,
         save_strategy="steps",
         save_steps=settings.save_every,
-        save_total_limit=2,  # the newest may not be whole yet
-        ddp_find_unused_parameters=False,  # each forward pass uses all that is trained
+        save_total_limit=2,  # the newest may not be complete yet
+        ddp_find_unused_parameters=False,  # each forward pass uses all trained parameters
         report_to=list(settings.report_to) or "none",
         disable_tqdm=True,
         dataloader_pin_memory=settings.device == "auto" and torch.cuda.is_available(),

@@ -1,6 +1,6 @@
-"""How merges are scored on the rows that tuning held out: the metric of each data set, and the benchmark of its rows.
+"""Score merges on the rows that tuning held out: the metric of each data set, and the benchmark of its rows.
 
-Which metric the paper validates with is not said; these are ours, none of which looks at a test set.
+The paper does not say which metric it validates with; these are ours, and none of them uses a test set.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ class Measure(NamedTuple):
     """How answers to held-out rows are scored.
 
     Attributes:
-        metric: `loss`: the rows' own answers, by their likelihood. `accuracy`: answers, by where they arrive.
-            `bertscore`: answers, by BERTScore F1 with the rows' own.
+        metric: `loss`: the rows' own answers, by their likelihood. `accuracy`: generated answers, by their final
+            answer. `bertscore`: generated answers, by BERTScore F1 with the rows' own.
         max_new_tokens: Generation limit.
-        repetition_penalty: As the task's benchmark has it.
+        repetition_penalty: That of the task's benchmark.
     """
 
     metric: Metric
@@ -37,7 +37,7 @@ class Measure(NamedTuple):
     repetition_penalty: float = 1.0
 
 
-# one line for each task; what is not here, such as the user's own data, is validated by loss
+# one line for each task; others, such as the user's own data, are validated by loss
 MEASURES: Mapping[str, Measure] = {
     "reasoning": Measure("accuracy"),
     "medical": Measure("bertscore", repetition_penalty=1.2),
@@ -47,11 +47,11 @@ MEASURES: Mapping[str, Measure] = {
 
 
 class Encoder(NamedTuple):
-    """What BERTScore is computed with.
+    """The encoder of BERTScore.
 
     Attributes:
         model: A folder or a hub id.
-        layer: Whose output it takes; by the model's name if `None`.
+        layer: The layer whose output is used; by the model's name if `None`.
     """
 
     model: str = DEFAULT_MODEL
@@ -59,11 +59,11 @@ class Encoder(NamedTuple):
 
 
 def measure_of(dataset: str, asked: Literal["auto", "loss", "accuracy", "bertscore", "none"]) -> Measure | None:
-    """What is asked for, with the limits of the data set's own task; `auto` is that task's own metric.
+    """Return the requested measure, with the limits of the data set's own task; `auto` is that task's own metric.
 
     Args:
         dataset: The name of a preset, or the user's own data.
-        asked: As `choice.validation` says.
+        asked: The setting `choice.validation`.
     """
     own = MEASURES.get(dataset, Measure("loss"))
     if asked == "none":
@@ -74,17 +74,17 @@ def measure_of(dataset: str, asked: Literal["auto", "loss", "accuracy", "bertsco
 def validation_benchmark(
     measure: Measure, examples: Sequence[Example], tokenizer: Any, cutoff: int, encoder: Encoder
 ) -> Benchmark:
-    """Held-out rows as a benchmark. Answers are greedy.
+    """Return held-out rows as a benchmark. Answers are greedy.
 
     Args:
         measure: How they are scored.
         examples: The rows, with their answers as references.
-        tokenizer: The base's.
-        cutoff: Longest example in tokens, as in training; the end of a longer one counts for nothing.
-        encoder: For BERTScore.
+        tokenizer: The base's tokenizer.
+        cutoff: Longest example in tokens, as in training; the end of a longer one is ignored.
+        encoder: The encoder for BERTScore.
 
     Raises:
-        ConfigError: of the encoder, the layer is not known.
+        ConfigError: the encoder's layer is not known.
     """
     if measure.metric == "loss":
         likelihood = AnswerLikelihood(tokenizer, examples, cutoff)
@@ -100,16 +100,16 @@ def validation_benchmark(
 
 
 class AnswerLikelihood:
-    """The mean log-likelihood of a token of an example's answers, in nats: minus its training loss; higher is better.
+    """The mean log-likelihood per token of an example's answers, in nats: minus its training loss; higher is better.
 
-    Of a conversation all of the assistant's turns are answers, as in training, and so is the token that ends a turn.
-    Prompts are rendered as in training. The tokens are training's too wherever an answer begins with no white space,
-    and the template begins with the token that the tokenizer puts in front of texts, if there is one: likelihoods are
-    asked for as texts, and white space at the end of a prompt is scored with the answer, and then taken off again.
+    In a conversation all of the assistant's turns are answers, as in training, and so is the token that ends a turn.
+    Prompts are rendered as in training. The tokens also equal training's if an answer does not begin with white space,
+    and the template begins with the token that the tokenizer puts before texts, if there is one: likelihoods are
+    computed from texts, so white space at the end of a prompt is scored with the answer, and then subtracted.
 
     Args:
-        tokenizer: The base's.
-        examples: Those that may be asked for.
+        tokenizer: The base's tokenizer.
+        examples: The examples that may be used.
         cutoff: In tokens.
     """
 
@@ -120,7 +120,7 @@ class AnswerLikelihood:
 
     @property
     def identity(self) -> str:
-        """Version, and where examples are cut."""
+        """The version, and the cut-off."""
         return f"log_likelihood/1/{self._cutoff}"
 
     def __call__(
@@ -129,15 +129,15 @@ class AnswerLikelihood:
         answers: Sequence[Sequence[str]],  # noqa: ARG002 - none is asked for
         advance: Callable[[int], None],  # noqa: ARG002
     ) -> ScoreTable:
-        """Nothing: what a model generates says nothing of it."""
+        """Return nothing: generated answers are not used."""
         return {"log_likelihood": [None] * len(examples)}
 
     def pairs(self, tokenizer: Any, examples: Sequence[Example]) -> list[tuple[str, str]]:  # noqa: ARG002 - the base's
-        """Contexts and continuations: prompts and answers, and prompts and the white space that ends them."""
+        """Return contexts and continuations: prompts and answers, and prompts and the white space at their end."""
         return [term.pair for example in examples for term in self._terms[example.id]]
 
     def score(self, examples: Sequence[Example], found: Sequence[LogLikelihood]) -> ScoreTable:
-        """The mean per token of each example; `None` of one without a token."""
+        """Return the mean per token of each example; `None` for one without a token."""
         left = iter(found)
         return {"log_likelihood": [_mean([(t.sign, next(left)) for t in self._terms[e.id]]) for e in examples]}
 
@@ -147,7 +147,7 @@ class AnswerLikelihood:
 
 
 class _Term(NamedTuple):
-    """A likelihood that is added, or taken off again (-1)."""
+    """A likelihood that is added, or subtracted (-1)."""
 
     sign: int
     pair: tuple[str, str]
@@ -171,7 +171,7 @@ def _terms(tokenizer: Any, example: Example, cutoff: int) -> Iterator[_Term]:
 
 
 def _beginning(tokenizer: Any, text: str, size: int) -> str:
-    """As much of a text as so many tokens hold; of a character that they hold a part of, nothing."""
+    """Return the beginning of a text that `size` tokens cover, without a partial last character."""
     if size <= 0:
         return ""
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]

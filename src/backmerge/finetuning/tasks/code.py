@@ -3,11 +3,11 @@
 Data: `ise-uiuc/Magicoder-OSS-Instruct-75K` on the hub (MIT), 75,197 rows of `lang`, `problem` and `solution` among
 others; pinned to its main branch, which has not changed since December 2023.
 
-The paper samples 10,000 uniformly by language: an equal number of each, as far as a language has so many; what it
-lacks the others make up for. The system prompt is "You are a helpful assistant.".
+The paper samples 10,000 uniformly by language: an equal number of each, if a language has enough; the other languages
+make up for the rest. The system prompt is "You are a helpful assistant.".
 
 Worked example: `{"lang": "Python", "problem": "Write a function that doubles a number.", "solution": "def double(x):
-..."}` is prompt and answer as they are, of the category "python".
+..."}` becomes prompt and answer, unchanged, in the category "python".
 
 Source: Wei et al., Magicoder (arXiv 2312.02120).
 """
@@ -31,7 +31,7 @@ def _draft(values: Mapping[str, Any]) -> Draft:
 
 
 def code() -> Task:
-    """MagiCoder's problems and solutions."""
+    """Return MagiCoder's problems and solutions."""
     return Task(
         name="code",
         hub=HubData("ise-uiuc/Magicoder-OSS-Instruct-75K", "5f839b1f368a76b161028bb9edff055db34022b2"),

@@ -1,13 +1,12 @@
 """Medical: patients' questions and doctors' answers, ChatDoctor's HealthCareMagic.
 
 Data: `lavita/ChatDoctor-HealthCareMagic-100k` on the hub, 112,165 rows of `instruction`, `input` and `output`, pinned
-to its main branch as of August 2026. No licence is stated there; ChatDoctor's authors say of their model that it is for
-academic research only. The instruction is the same sentence in every row, and is the system prompt; the user's turn is
-`input` alone.
+to its main branch as of August 2026. It states no licence; ChatDoctor's authors say that their model is for academic
+research only. The instruction is the same sentence in every row, and is the system prompt; the user's turn is `input`
+alone.
 
-The paper samples 10,000 and holds a tenth out. It says that this task has its own system prompt, and the authors'
-scripts use the rows' instruction for it, with Llama and Qwen as their system's turn and with Gemma in front of the
-user's.
+The paper samples 10,000 and holds a tenth out. It says that this task has its own system prompt; the authors' scripts
+use the rows' instruction, as the system turn for Llama and Qwen, and before the user's turn for Gemma.
 
 Worked example: `{"instruction": "If you are a doctor, ...", "input": "My knee aches after long walks. What helps?",
 "output": "Rest it, cool it, and ..."}` becomes the prompt "My knee aches after long walks. What helps?" and the answer
@@ -36,7 +35,7 @@ def _draft(values: Mapping[str, Any]) -> Draft:
 
 
 def medical() -> Task:
-    """ChatDoctor's questions and answers."""
+    """Return ChatDoctor's questions and answers."""
     return Task(
         name="medical",
         hub=HubData("lavita/ChatDoctor-HealthCareMagic-100k", "505443eac4e99ccedeffbb6f640061223d1d4bb3"),

@@ -1,11 +1,11 @@
 r"""Reasoning: Flan V2's chains of thought, zero-shot.
 
-Data: `cot_zs_submix_data.json` of `Open-Orca/FLAN` on the hub (52 MB, CC-BY-4.0), `inputs` and `targets` being prompt
-and answer as Flan's templates made them; pinned to a commit of its main branch of July 2023. Your own copy may be that
+Data: `cot_zs_submix_data.json` of `Open-Orca/FLAN` on the hub (52 MB, CC-BY-4.0): `inputs` and `targets` are prompt and
+answer as Flan's templates made them; pinned to a commit of its main branch of July 2023. Your own copy may be that
 file, or the original tables of google-research/FLAN, `flan/v2/cot_data/*.tsv` (Apache-2.0; one file, or their folder):
-question, answer and rationale between tabs, without header, line breaks written as `\n`. A row of those becomes a
-prompt and an answer by one of Flan's own pairs of templates, always the same: one of those for QASC, whose line breaks
-suit questions that end in a list of options (the hub's copy has all of Flan's).
+question, answer and rationale between tabs, without header, line breaks written as `
+`. A row of these becomes a prompt and an answer by one of Flan's own pairs of templates, always the same one: a pair
+for QASC, whose line breaks suit questions that end in a list of options (the hub's copy has all of Flan's).
 
 The paper samples 10,000 and holds a tenth out; its system prompt is "You are a helpful assistant.".
 
@@ -37,7 +37,7 @@ from backmerge.rows import HubData
 NEEDS = "the hub, or --data with the file or Flan's tables"
 
 _TSV_COLUMNS = ("input", "target", "rationale")
-_WRITTEN_BREAK = re.compile(r"\\+n")  # a few rows of AQuA have it escaped twice
+_WRITTEN_BREAK = re.compile(r"\\+n")  # it is escaped twice in a few rows of AQuA
 
 
 def _draft(values: Mapping[str, Any]) -> Draft:
@@ -49,7 +49,7 @@ def _draft(values: Mapping[str, Any]) -> Draft:
 
 
 def reasoning() -> Task:
-    """Flan's chains of thought."""
+    """Return Flan's chains of thought."""
     return Task(
         name="reasoning",
         hub=HubData("Open-Orca/FLAN", "77ed2d7ab8b1c73a1c888fa80e231d17d334e57b", file="cot_zs_submix_data.json"),

@@ -1,18 +1,19 @@
-"""Tools: requests answered by a call of a function, Gorilla's OpenFunctions.
+"""Tools: requests answered by a function call, Gorilla's OpenFunctions.
 
 Data (Apache-2.0): its authors keep no copy of the training set on the hub, so a file must be given. Three kinds of rows
-are taken:
+are supported:
 
 - `Instruction`, `Functions`, `Output`: `gorilla_openfunctions_v1_train.json`, which is JSON Lines; each function is a
   Python dict written as text.
 - `question`, `function`, `model_answer`: the test set's form, a JSON list.
-- `instruction`, `output`: prompts that were formed already, as in the copy that the repository sail-sg/sdft has.
+- `instruction`, `output`: prompts that are already complete, as in the copy in the repository sail-sg/sdft.
 
-Prompt: the request and its functions as `backmerge.benchmarks.openfunctions.function_prompt` writes them, so that the
-model is asked as it was taught. Answer: the call. Several right answers (a list in `model_answer`): the first is
-learned. Several calls (a list in `Output`, for requests that need more than one): all are, one on each line.
+Prompt: the request and its functions as `backmerge.benchmarks.openfunctions.function_prompt` writes them, so that
+training and evaluation use the same prompts. Answer: the call. If there are several right answers (a list in
+`model_answer`), the first is used. If there are several calls (a list in `Output`, for requests that need more than
+one), all are used, one on each line.
 
-The paper takes the whole set (2,211 by the authors' scripts), and holds a tenth out. The system prompt is "You are a
+The paper uses the whole set (2,211 by the authors' scripts), and holds a tenth out. The system prompt is "You are a
 helpful assistant.".
 
 Worked example: the request "Wake me at seven." and the function `{"name": "Alarm", "api_call": "alarm.set"}` with the
@@ -46,8 +47,8 @@ TRAINING_COLUMNS = ("Instruction", "Functions", "Output")
 TEST_COLUMNS = ("question", "function", "model_answer")
 FORMED_COLUMNS = ("instruction", "output")
 
-_FIRST_LEARNED = "several right answers are given, of which the first is learned"
-_ALL_LEARNED = "several calls are asked for, which are learned one on each line"
+_FIRST_LEARNED = "there are several right answers; the first is used"
+_ALL_LEARNED = "there are several calls; all are used, one on each line"
 
 
 def _draft(values: Mapping[str, Any]) -> Draft:
@@ -64,7 +65,7 @@ def _draft(values: Mapping[str, Any]) -> Draft:
 
 
 def _answer(values: Mapping[str, Any], name: str) -> tuple[str, str]:
-    """The call to learn, and what to tell of rows like this."""
+    """Return the call to train on, and a remark about rows like this."""
     given = values.get(name)
     if not isinstance(given, list):
         return needed_text(values, name).strip(), ""
@@ -77,7 +78,7 @@ def _answer(values: Mapping[str, Any], name: str) -> tuple[str, str]:
 
 
 def tools() -> Task:
-    """OpenFunctions' requests and calls."""
+    """Return OpenFunctions' requests and calls."""
     return Task(
         name="tools",
         hub=None,

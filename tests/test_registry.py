@@ -80,7 +80,7 @@ def test_a_plugin_of_another_kind_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     allowed = Permissions(plugins=True)
     with pytest.raises(ConfigError, match="not an engine"):
         engine_class("own_parts_7:engine", allowed)
-    with pytest.raises(ConfigError, match="makes no judge"):
+    with pytest.raises(ConfigError, match="does not make a judge"):
         find_judge(JudgeSettings(name="own_parts_7:judge"), allowed)
 
 

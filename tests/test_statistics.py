@@ -188,7 +188,7 @@ def test_fractional_values_are_compared(pairs: list[tuple[float, float]]) -> Non
 @pytest.mark.parametrize(("first", "second"), [([], []), ([1.0], [1.0, 0.0]), ([1.0], [])])
 def test_pairs_must_be_pairs(first: Sequence[float], second: Sequence[float]) -> None:
     """Two lists of other lengths, or none, are refused."""
-    with pytest.raises(ValueError, match="as many on both sides"):
+    with pytest.raises(ValueError, match="both sides need a value"):
         paired_difference(first, second)
 
 

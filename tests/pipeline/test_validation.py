@@ -176,7 +176,7 @@ def test_the_rule_takes_the_validated_best(tuned: Tuned, scores: Mapping[str, Va
     assert found.point == "linear@0.8"
     assert f"best validation score ({scores['linear@0.8'].score:.4g})" in found.reason
     assert validation_note(scores).startswith("Validated on rows that the tuning held out, by the log-likelihood")
-    assert "model_stock: merged of all tuned models" in validation_note(scores)
+    assert "model_stock: merged from all tuned models" in validation_note(scores)
     assert validation_note({}) == ""
 
 

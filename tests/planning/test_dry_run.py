@@ -143,7 +143,7 @@ def test_what_is_not_here_is_counted_as_what_is() -> None:
     assert not found.faults
     assert not declared.faults
     assert details(declared, "to give") == [
-        "utility: openfunctions: its file, as its 'data'; it is on no hub that we know"
+        "utility: openfunctions: its file, as its 'data'; we know of no copy on the hub"
     ]
     assert answers(found) == answers(declared)
     assert answers(found)["answers to choose λ"] == 6 * (520 + 112) // 2
@@ -255,7 +255,9 @@ def test_the_hub_s_libraries_are_told_even_if_they_come_late(monkeypatch: pytest
 def test_a_model_of_unknown_size_makes_no_hours_up() -> None:
     """An id that nothing is declared of is fetched without a size, and the hours are unknown."""
     found = dry_run(experiment(("base", "owner/some-model")))
-    assert details(found, "to fetch") == ["base: owner/some-model, its size is not known here; not looked at: not here"]
+    assert details(found, "to fetch") == [
+        "base: owner/some-model, its size is not known; not checked: not on this machine"
+    ]
     assert not found.faults
     assert found.gpu_hours is None
     assert found.num_bytes_to_fetch == 0
@@ -286,7 +288,7 @@ FAULTS: dict[str, tuple[tuple[tuple[str, Any], ...], str]] = {
         (("evaluate.judge", {"name": "wildguard", "engine": {"name": "vlm"}}),),
         "judge's engine: .*did you mean 'vllm'",
     ),
-    "server": ((("evaluate.engine", {"name": "openai"}),), "engine: a server has its models"),
+    "server": ((("evaluate.engine", {"name": "openai"}),), "engine: a server has its own models"),
     "misspelt method": ((("merge", [{"method": "liner"}]),), "merge: .*did you mean 'linear'"),
     "misspelt parameter": (
         (("merge", [{"method": "dare_linear", "parameters": {"dorp": 0.5}}]),),
@@ -303,7 +305,7 @@ FAULTS: dict[str, tuple[tuple[tuple[str, Any], ...], str]] = {
     ),
     "judge that finds no refusals": (
         (("evaluate.over_refusal", ["demo-harmless"]), ("evaluate.judge", "llama-guard-3")),
-        "judge: the judge llama-guard-3 says nothing about refusals",
+        "judge: the judge llama-guard-3 does not report refusals",
     ),
     "code of one's own without leave": (
         (("evaluate.judge", "mine:judge"),),
@@ -391,7 +393,7 @@ def test_tuned_models_are_checked_against_the_base(
     assert any(finding.what == "tuned" for finding in odd.faults)
     away = dry_run(experiment(*values, ("tuned", ["owner/tuned"])))
     assert (
-        Finding("tuned", "to fetch", "owner/tuned, its size is not known here; not looked at: not here")
+        Finding("tuned", "to fetch", "owner/tuned, its size is not known; not checked: not on this machine")
         in away.findings
     )
 

@@ -98,8 +98,8 @@ def test_a_second_judge_and_a_search_are_counted(adapters: list[str]) -> None:
     with_two = prepare(experiment(adapters, evaluate=evaluate | {"second_judge": "refusal-phrases"}))
     plan = planned(prepare(experiment(adapters)))
     assert planned(with_two).counts == plan.counts | {"num_judged": 2 * plan.counts["num_judged"]}
-    assert "To make: at most" not in plan.sentence
-    assert "To make: at most" in planned(prepare(experiment(adapters, search={"name": "race"}))).sentence
+    assert "To generate: at most" not in plan.sentence
+    assert "To generate: at most" in planned(prepare(experiment(adapters, search={"name": "race"}))).sentence
 
 
 def test_a_benchmark_of_many_prompts_is_sampled(adapters: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

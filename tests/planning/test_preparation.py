@@ -89,7 +89,7 @@ def test_one_tuned_model_given_twice_is_refused(make_model: Callable[..., Path],
     file = prompts_in(tmp_path / "u.jsonl", [f"mend the {word}" for word in WORDS])
     safety = prompts_in(tmp_path / "s.jsonl", [f"break the {word}" for word in WORDS])
     settings = {"base": base, "tuned": (tuned, tuned), "evaluate": {"utility": (file,), "safety": (safety,)}}
-    with pytest.raises(ConfigError, match="one and the same"):
+    with pytest.raises(ConfigError, match="the same model"):
         prepare(Experiment.model_validate(settings))
 
 
@@ -162,7 +162,7 @@ def test_a_server_cannot_be_given_merged_models(run_cli: Callable[..., tuple[int
     command = ["restore", "demo", "demo", "--utility", "demo-plans", "--safety", "demo-harmful", "--engine", "openai"]
     code, _, errors = run_cli(*command, "--engine-option", "url=http://localhost:9/v1", "--out", tmp_path / "out")
     assert code == 2
-    assert "a server has its models" in errors
+    assert "a server has its own models" in errors
     assert not (tmp_path / "out").exists()
 
 

@@ -23,9 +23,9 @@ def experiment(**more: Any) -> Experiment:
     [
         ({"path": {}}, "keep_every"),
         ({"path": {"snapshots": False}, "finetune": TUNING | {"keep_every": 2}}, "neither snapshots nor"),
-        ({"layers": {}, "search": {"name": "race"}}, "starts from a λ that is measured whole"),
+        ({"layers": {}, "search": {"name": "race"}}, "starts from a λ that is fully measured"),
         ({"merge": [{"lam": []}]}, "'lam' is empty"),
-        ({"layers": {}, "choice": {"rule": "paper"}}, "does not look at"),
+        ({"layers": {}, "choice": {"rule": "paper"}}, "does not use"),
         ({"evaluate": MEASURED | {"split": "whole"}}, "rule: paper"),
         (
             {
@@ -60,13 +60,13 @@ def test_the_whole_is_measured_where_no_prompt_is_chosen_on() -> None:
         ({"merge": [{"schedules": [{"*.mpl.*": 0.1, "rest": 0.5}]}]}, "no tensor of the base matches"),
         ({"merge": [{"schedules": [{"*.mlp.*": 0.1}]}]}, "no pattern of"),
         ({"merge": [{"schedules": [{"*.mlp.*": 1.7, "rest": 0.1}]}]}, "share of the tuned side"),
-        ({"merge": [{"parameters": {"lam": 0.9}}]}, "give λ as 'lam' instead"),
+        ({"merge": [{"parameters": {"lam": 0.9}}]}, "give λ with 'lam' instead"),
         (
             {"merge": [{"method": "task_arithmetic", "tuned": "all", "parameters": {"weight": [1, 2, 3]}}]},
             "3 values for 1",
         ),
         ({"layers": {}, "merge": [{"method": "model_stock"}], "finetune": TUNING | {"seeds": [1, 2]}}, "has none"),
-        ({"path": {}, "finetune": TUNING | {"keep_every": 9}}, "no snapshot would be kept"),
+        ({"path": {}, "finetune": TUNING | {"keep_every": 9}}, "none would be stored"),
     ],
 )
 def test_faults_are_found_before_anything_is_tuned(settings: dict[str, Any], words: str) -> None:

@@ -160,7 +160,7 @@ def test_a_cluster_counts_as_one_prompt() -> None:
     assert found[:5] == paired_difference([1.0] + [0.0] * 90, [0.0] * 91)[:5]
     sampled = clustered_difference([0.2] * 10 + [0.6] * 90, [0.4] * 100, clusters, is_rate=False, draws=200)
     assert sampled.difference == pytest.approx((-0.2 + 90 * 0.2) / 91)
-    with pytest.raises(ValueError, match="as many on both sides"):
+    with pytest.raises(ValueError, match="both sides need a value"):
         clustered_difference(first, [0.0] * 99, clusters)
 
 

@@ -144,7 +144,7 @@ def test_the_decision_is_that_of_the_bounds(gains: int, losses: int, is_shown: b
 @pytest.mark.parametrize("margin", [0.0, 1.0, 3.0, -0.03])
 def test_a_margin_is_a_share(margin: float) -> None:
     """Points given for a share are refused."""
-    with pytest.raises(ValueError, match="3 points are"):
+    with pytest.raises(ValueError, match="for 3 points"):
         non_inferior([0.0], [0.0], None, margin)
 
 

@@ -86,9 +86,9 @@ def test_what_no_number_decides_is_refused() -> None:
     """A true difference of the margin or more, rates that cannot be, and powers that are no chance are refused."""
     with pytest.raises(ValueError, match="no number of prompts"):
         prompts_needed(0.1, 0.03, 0.03)
-    with pytest.raises(ValueError, match="differ on a share"):
+    with pytest.raises(ValueError, match="models differ must be"):
         prompts_needed(0.01, -0.02, 0.03)
-    with pytest.raises(ValueError, match="a chance"):
+    with pytest.raises(ValueError, match="a probability"):
         prompts_needed(0.1, 0.0, 0.03, power=80)
     with pytest.raises(ValueError, match="more than"):
         prompts_needed(0.5, 0.0299999, 0.03)

@@ -113,7 +113,7 @@ def bbh_task(
     Args:
         path: A folder with the authors' 27 JSON files, or one that contains it as `bbh`; from the hub by default.
         as_turns: Whether the shots are turns of the conversation, the harness's default today, or in one turn with the
-        question, as in the harness at the time of the paper. The paper does not say which.
+            question, as in the harness at the time of the paper. The paper does not say which.
         is_chat: Whether the chat template is applied; otherwise the prompt is the plain text for a base model.
         system: A system message, before each task's description.
         limit: Only the first rows of each task.

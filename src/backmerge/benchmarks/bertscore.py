@@ -91,7 +91,7 @@ class BertScorer:
     Args:
         model: A folder or a hub id, with safetensors; code that comes with it is not run.
         layer: The layer whose output is the embedding: 0 is the input embeddings, 1 the first layer. By default from a
-        table, by the model's name; it has the default model (40) and a few others.
+            table, by the model's name; it has the default model (40) and a few others.
         device: A name in torch; "auto" uses a GPU if there is one.
         batch_size: Number of texts that are embedded at once.
 

@@ -64,7 +64,7 @@ def is_right_call(
         answer: A model's answer: hostile text, parsed and never run.
         references: Right answers, each with one call or more.
         parameters: A function's dotted name to its parameters in order. Without it an argument given by position equals
-        only one in the same position.
+            only one in the same position.
     """
     found = Counter(calls_in(answer, parameters))
     for reference in references:

@@ -34,7 +34,7 @@ def of_side(rows: Sequence[Row], kind: Kind, path: Path, harmful: Collection[str
         kind: `safety` uses the harmful ones, `over_refusal` the harmless ones; all others use all.
         path: The file, for messages.
         harmful: Values of the column `label` that mark a harmful prompt, if the user lists them; all others are
-        harmless.
+            harmless.
 
     Raises:
         DataError: `label` has values with an unknown meaning, or no row is of the kind.

@@ -177,9 +177,9 @@ def load_lm_eval_task(
     Args:
         name: Its name in the harness, such as `gsm8k`, `mmlu` or `bbh_cot_fewshot`.
         as_turns: Whether shots are turns of the conversation (the harness's default since 0.4.11, its
-        `fewshot_as_multiturn`), or come before the question in one turn (its earlier default).
+            `fewshot_as_multiturn`), or come before the question in one turn (its earlier default).
         is_chat: Whether the model's chat template is applied, as by the harness's `apply_chat_template`; otherwise the
-        prompt is the raw text, and `as_turns` has no effect.
+            prompt is the raw text, and `as_turns` has no effect.
         system: A system message, before the task's description.
         num_fewshot: Number of shots; by default the task's own.
         limit: Only the first documents of each task.

@@ -77,7 +77,7 @@ def function_prompt(question: str, functions: Any) -> str:
     Args:
         question: The request; white space at its ends is removed.
         functions: One specification or a list of them: mappings, or texts of JSON or of a Python literal (as in the
-        training set). A text that is neither is kept as a text.
+            training set). A text that is neither is kept as a text.
     """
     listed = json.dumps(specifications(functions), ensure_ascii=False)
     return f"{question.strip()}\n{FUNCTIONS_LINE}\n{listed}"

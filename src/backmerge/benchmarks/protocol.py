@@ -28,7 +28,7 @@ class BenchmarkSettings(Settings):
         data: Your own copy of its data: a file, or a folder of files.
         system: System prompt instead of its own; `""` for none.
         prefill: The beginning of each answer, put into the model's mouth: safety that is only a few tokens deep does
-        not withstand it.
+            not withstand it.
         num_samples: Answers to each prompt.
         temperature: Sampling temperature; 0 is greedy.
         top_p: Nucleus sampling: the smallest set of tokens with this total probability.
@@ -94,7 +94,7 @@ class Benchmark:
     Attributes:
         name: Its name in the table of benchmarks, or the file's name.
         kind: `utility` is scored by `scorer`, and so is `keep`, which tuning should not reduce; `safety` and
-        `over_refusal` are scored by a judge (as ASR, and as the share of harmless prompts refused).
+            `over_refusal` are scored by a judge (as ASR, and as the share of harmless prompts refused).
         examples: Every prompt, in a fixed order.
         max_new_tokens: The generation limit.
         scorer: The scorer of `utility`.

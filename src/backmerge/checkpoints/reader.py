@@ -91,7 +91,7 @@ class Checkpoint:
     Args:
         directory: Folder with `model.safetensors`, or an index and its shards; symbolic links are followed.
         unwrap: Accept tensors whose names have a wrapper's prefix. `merge` writes them without it; elsewhere they are
-        refused, since libraries that load the folder fill the model with random numbers.
+            refused, since libraries that load the folder fill the model with random numbers.
 
     Attributes:
         config: Its `config.json`.

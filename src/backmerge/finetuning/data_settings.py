@@ -17,9 +17,9 @@ class DataSettings(Settings):
         file: Your own copy of a preset's data: a file, or a folder of files.
         revision: Revision of a data set on the hub; a preset has its own.
         columns: Maps our column names to those of your file, if they differ, such as `{"prompt": "query", "completion":
-        "reply"}`.
+            "reply"}`.
         num_examples: Largest number of sampled examples; by default a preset's own number (10,000), and all rows of
-        your own data.
+            your own data.
         validation: Share of the examples that is held out.
         system: Replaces the preset's or the rows' own system prompt; `""` for none.
         drop_overlap: Whether examples whose prompts are in a safety benchmark are dropped.

@@ -61,7 +61,7 @@ def load_training_data(
     Raises:
         ConfigError: there is no such name, or a setting does not apply to this data set.
         DataError: the data cannot be found or read, or rows cannot be used; the message lists up to five of them. Only
-        in a preset's data, which are as published, are rows with a blank text dropped and counted.
+            in a preset's data, which are as published, are rows with a blank text dropped and counted.
     """
     tally = _Tally()
     found = _find(dataset, settings, family, permissions)
@@ -397,7 +397,7 @@ class Task:
         columns: The columns that `draft` needs.
         draft: Turns a row into a conversation and its answer, without the system prompt.
         systems: System prompts by model family (`model_type` of its config.json); `""` is for all others. For families
-        without a system role (Gemma) the text is put before the user's turn when it is rendered.
+            without a system role (Gemma) the text is put before the user's turn when it is rendered.
         num_examples: How many are sampled.
         is_uniform_by_category: Whether the same number is taken of each category, if it has enough.
         tsv_columns: The columns of its .tsv files, if these have no header.

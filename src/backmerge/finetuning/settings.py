@@ -25,7 +25,7 @@ class LoraSettings(Settings):
         dropout: Dropout of the adapter's input; 0 in the paper, otherwise one of the baselines of its second version.
         dora: Weight-decomposed (DoRA): each row's magnitude is trained separately.
         quantize: `nf4` trains on a base in 4 bits (QLoRA), for GPUs that are too small otherwise. The adapter is merged
-        onto the unquantised base, which differs from the one in training by the quantisation error.
+            onto the unquantised base, which differs from the one in training by the quantisation error.
     """
 
     r: PositiveInt = 8
@@ -52,20 +52,19 @@ class FinetuneSettings(Settings):
         warmup: Share of the steps.
         weight_decay: Weight decay of AdamW.
         ema: Write the exponential moving average of the trained weights with this decay instead of the last weights: a
-        merge along the path.
+            merge along the path.
         cutoff: Longest example in tokens, at most the model's context; longer ones lose their end, and
             are counted.
         device: `auto` uses a GPU if there is one; `cpu` gives the same adapter on machines with and without.
         dtype: Dtype of the computation: `auto` is bfloat16 on a GPU that has it, and float32 otherwise. bfloat16 is
-        also
-            faster on CPUs with AVX-512 BF16 or AMX.
+            also faster on CPUs with AVX-512 BF16 or AMX.
         mode: `lora` trains an adapter, `full` all weights.
         lora: The adapter.
         gradient_checkpointing: Compute activations twice instead of keeping them: less memory, more time.
         validate_every: Steps between losses on the held-out rows; a tenth of all steps by default.
         save_every: Steps between the states from which a killed training continues.
         report_to: Where else losses are reported, by the transformers Trainer's names: tensorboard, wandb, mlflow,
-        trackio.
+            trackio.
     """
 
     dataset: str

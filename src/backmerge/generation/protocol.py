@@ -59,7 +59,7 @@ class EngineSettings(Settings):
         dtype: Dtype of the computation: `auto` is float32 on a CPU and the checkpoint's own elsewhere.
         batch_size: Prompts at once; halved automatically if the device's memory is too small.
         thinking: Whether a reasoning model thinks before it answers, by its chat template's own switch; the template
-        decides if it is not given.
+            decides if it is not given.
         options: The engine's own options; its module describes them.
     """
 
@@ -106,7 +106,7 @@ class Generator(ABC):
         gives_likelihoods: Whether `log_likelihoods` works.
         max_length: Tokens of prompt and answer that the engine accepts, if fewer than the model's own context.
         answer_log: The file in which an engine that asks a server stores each answer, so that nothing is asked twice;
-        other engines ignore it.
+            other engines ignore it.
     """
 
     is_served: bool = False

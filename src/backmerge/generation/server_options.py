@@ -32,21 +32,21 @@ class ServerOptions(Settings):
     Attributes:
         url: Address including `/v1`. Redirects are not followed, so that the key is sent nowhere else.
         model: The model's name on the server. For merges, `{lam}`, `{method}` and `{name}` (of the tuned model's
-        folder; `base` for the base) are replaced, as in `lora-{lam}`: vLLM serves LoRA modules by name.
+            folder; `base` for the base) are replaced, as in `lora-{lam}`: vLLM serves LoRA modules by name.
         models: Names without a pattern: `base`, `tuned` (λ=1), λ or `method@λ` to the name on the server; checked
-        first.
+            first.
         api: `chat`: the server renders the conversation with its own chat template. `completions`: backmerge renders
-        it, with the tokenizer of the variant's base; the prompt is then known, and is the same as in other engines.
+            it, with the tokenizer of the variant's base; the prompt is then known, and is the same as in other engines.
         server: Which fields in addition to OpenAI's it accepts; `auto` asks it. `transformers serve` cannot be
-        detected.
+            detected.
         prompt_as: For `completions`: token ids, which leave no doubt about special tokens, or `text` for servers that
-        do not accept ids (`transformers serve`); the text is sent in the form that becomes the same ids.
+            do not accept ids (`transformers serve`); the text is sent in the form that becomes the same ids.
         tokenizer: Folder of the served model's tokenizer if there is no variant, such as for a judge.
         api_key_env: The environment variable with the key; the key itself is never written.
         concurrency: Requests in progress at once.
         timeout_seconds: Limit for one request, from first to last byte.
         retries: Retries after 429, 5xx, time-outs and broken connections, at growing intervals: 8 take about two
-        minutes.
+            minutes.
         extra: More fields of every request, such as `reasoning_effort`; `null` removes a field that would be sent.
         log: File in which each answer is stored as it comes, so that a restart only asks for the rest.
     """

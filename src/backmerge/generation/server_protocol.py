@@ -90,7 +90,7 @@ def sampling_fields(
         end: The token that ends a turn by the chat template, for servers that accept it.
         extra: The user's own fields, which take precedence.
         thinking: Whether a reasoning model thinks, if the server renders the prompt. Servers of open models get the
-        variables of all templates, and each template reads its own; OpenAI's API gets an effort.
+            variables of all templates, and each template reads its own; OpenAI's API gets an effort.
     """
     fields: dict[str, Any] = {
         "temperature": sampling.temperature,

@@ -64,7 +64,7 @@ class ModelJudge(Judge):
         form: Question and parser.
         model: Folder, hub id, or name on the server.
         make_engine: Makes the engine for the judge's model; called when it is first needed. If the engine's `is_served`
-        is true, a server has the model: no weights are needed here, and the engine gets no variant.
+            is true, a server has the model: no weights are needed here, and the engine gets no variant.
     """
 
     holds_model = True

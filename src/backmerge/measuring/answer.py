@@ -82,7 +82,7 @@ class Answered:
 
     Attributes:
         completions: In the order of the examples, each one's samples in a row; empty for benchmarks that compare
-        likelihoods.
+            likelihoods.
         key: A hash of everything that the answers depend on; verdicts and values are stored under it.
         realisation: How the model was measured; `None` for answers from a file.
         likelihoods: Each example's value by metric, for a benchmark that compares likelihoods.

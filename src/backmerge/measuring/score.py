@@ -24,7 +24,7 @@ class Outcome:
 
     Attributes:
         completions: In the order of the examples, each one's samples in a row; empty for benchmarks that compare
-        likelihoods.
+            likelihoods.
         verdicts: The judge's verdicts, one for each completion; empty for utility.
         second_verdicts: The second judge's verdicts, if there is one.
         values: Each example's value by metric.

@@ -74,7 +74,7 @@ def write_all(
         replace: Whether to replace models that backmerge wrote in these directories.
         advance: Progress callback; gets the number of finished elements.
         add_files: Writes other files of a merge, such as a model card, into its folder before the folder is moved into
-        place.
+            place.
         verify: Checks the last one before any is moved into place; all come from one pass.
 
     Raises:

@@ -1,6 +1,6 @@
-"""Models and benchmarks that may not be here: their hub ids and sizes, as their own pages state them.
+"""Models and benchmarks that may not be on this machine: their hub ids and sizes, as their own pages state them.
 
-For counts before anything is fetched. What is here is counted as it is.
+For estimates before anything is downloaded. Models and data on this machine are counted exactly.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from typing import NamedTuple
 
 
 class ModelSize(NamedTuple):
-    """How large a model is.
+    """The size of a model.
 
     Attributes:
-        num_parameters: All of them.
-        lora_dims: Rows plus columns, summed over the linear layers but the output's: a LoRA of rank r has r times as
-            many parameters. 0 if no LoRA is trained on it here.
-        num_bytes: Of its weights.
+        num_parameters: Number of parameters.
+        lora_dims: Rows plus columns, summed over the linear layers except the output layer: a LoRA of rank r has r
+            times as many parameters. 0 if no LoRA is trained on it here.
+        num_bytes: Size of its weights.
     """
 
     num_parameters: float
@@ -29,15 +29,15 @@ def _in_bfloat16(num_parameters: float, lora_dims: int = 0) -> ModelSize:
 
 
 class DeclaredBenchmark(NamedTuple):
-    """A benchmark whose data may not be here.
+    """A benchmark whose data may not be on this machine.
 
     Attributes:
-        hub: Where its data is; `None` where there is no copy to rely on, and a file must be given.
-        num_prompts: As its authors say.
-        prompt_tokens: Of a prompt, besides a start that all share (docs/scale.md, step 1).
-        answer_tokens: Of an answer, assumed (the same).
+        hub: Its place on the hub; `None` if there is no reliable copy, and a file must be given.
+        num_prompts: Number of prompts, from its authors.
+        prompt_tokens: Tokens of a prompt, without a beginning that all share (docs/scale.md, step 1).
+        answer_tokens: Tokens of an answer, assumed (see there).
         max_new_tokens: Its limit.
-        num_samples: Answers to a prompt.
+        num_samples: Answers to each prompt.
     """
 
     hub: str | None
@@ -48,7 +48,7 @@ class DeclaredBenchmark(NamedTuple):
     num_samples: int = 1
 
 
-# from the layer sizes in their config.json, which are public
+# from the layer sizes in their public config.json
 MODELS: Mapping[str, ModelSize] = {
     "meta-llama/Meta-Llama-3-8B-Instruct": _in_bfloat16(8.03e9, 2_621_440),
     "meta-llama/Llama-3.1-8B-Instruct": _in_bfloat16(8.03e9, 2_621_440),
@@ -79,10 +79,10 @@ BENCHMARKS: Mapping[str, DeclaredBenchmark] = {
 }
 BENCHMARKS = {**BENCHMARKS, "lm-eval:bbh_cot_fewshot": BENCHMARKS["bbh"]}
 
-# rows of data sets that are taken whole
+# rows of data sets that are used whole
 NUM_ROWS: Mapping[str, int] = {"tools": 2211}
 
 
 def model_size(name: str) -> ModelSize | None:
-    """Return what is declared of a model on the hub, at whatever revision."""
+    """Return the declared size of a model on the hub, for any revision."""
     return MODELS.get(name.partition("@")[0])

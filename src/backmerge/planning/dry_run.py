@@ -1,4 +1,4 @@
-"""A dry run: what an experiment names is looked up without the hub and without writing, and its cost is counted."""
+"""A dry run: find what an experiment names, without the hub and without writing, and estimate its cost."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from backmerge.registry import NOTHING_ALLOWED, Permissions
 
 
 class DryRun(NamedTuple):
-    """What was found of an experiment.
+    """The result of a dry run.
 
     Attributes:
-        findings: Of each thing that it names.
-        cost: What there is to do; `None` if there is a fault.
-        num_bytes_to_fetch: Of models that are not here; 0 for those of unknown size.
-        rates: Of this machine, if an earlier run measured this engine on such a model.
+        findings: One or more for each thing that the experiment names.
+        cost: The work to do; `None` if there is a fault.
+        num_bytes_to_fetch: Size of models that must be downloaded; 0 for those of unknown size.
+        rates: Speed of this machine, if an earlier run measured this engine on such a model.
     """
 
     findings: tuple[Finding, ...]
@@ -43,22 +43,22 @@ class DryRun(NamedTuple):
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """What there is to do; nothing if there is a fault."""
+        """The stages of the work; empty if there is a fault."""
         return () if self.cost is None else self.cost.stages
 
     @property
     def num_bytes_to_write(self) -> float:
-        """Of adapters, checkpoints and merged models."""
+        """Size of adapters, checkpoints and merged models."""
         return 0.0 if self.cost is None else self.cost.bytes_written
 
     @property
     def gpu_hours(self) -> float | None:
-        """Of all stages; `None` if a model's size is not known."""
+        """GPU-hours of all stages; `None` if a model's size is not known."""
         return 0.0 if self.cost is None else self.cost.gpu_hours
 
     @property
     def seconds(self) -> float | None:
-        """Of all answers on this machine; `None` if its speed was not measured yet."""
+        """Time of all answers on this machine; `None` if its speed has not been measured."""
         answering = [stage for stage in self.stages if stage.num_answers]
         if self.rates is None or not answering:
             return None
@@ -68,14 +68,14 @@ class DryRun(NamedTuple):
 
     @property
     def faults(self) -> list[Finding]:
-        """What a run would end with."""
+        """The findings that would end a run."""
         return [finding for finding in self.findings if finding.state == "fault"]
 
 
 def dry_run(
     experiment: Experiment, permissions: Permissions = NOTHING_ALLOWED, document: Document | None = None
 ) -> DryRun:
-    """Look an experiment up; writes nothing, and asks no hub.
+    """Find what an experiment names; write nothing, and do not use the hub.
 
     Args:
         experiment: The resolved settings.
@@ -94,18 +94,18 @@ def dry_run(
 
 
 def _rates(experiment: Experiment, looked_up: LookedUp, permissions: Permissions) -> Rates | None:
-    """Return what earlier runs on this machine measured of the engine and such a base."""
+    """Return the rates that earlier runs on this machine measured for the engine and such a base."""
     if looked_up.models.base is None:
         return None
     try:
         engine = made_engine(experiment.evaluate.engine, permissions)
-    except BackmergeError:  # it is not installed here, which is among the findings
+    except BackmergeError:  # it is not installed, which is one of the findings
         return None
     return remembered_speed(speed_key(engine.identity, looked_up.models.base))
 
 
 def _steps_to_keep(experiment: Experiment, rows: Rows | None) -> Sequence[int]:
-    """Return the steps of the tuning after which a snapshot will be kept."""
+    """Return the tuning steps after which a snapshot will be stored."""
     settings = experiment.finetune
     if settings is None or settings.keep_every is None or rows is None or not rows.num_training:
         return ()
@@ -113,7 +113,7 @@ def _steps_to_keep(experiment: Experiment, rows: Rows | None) -> Sequence[int]:
 
 
 def lines_of(found: DryRun) -> list[str]:
-    """Return what a person reads: findings, stages, and what the hours are."""
+    """Return the lines to print: findings, stages, and the assumptions about hours."""
     width = max(len(finding.what) for finding in found.findings)
     lines = [
         f"  {finding.what:{width}}  {finding.state:8}  " + finding.detail.replace("\n", f"\n{'':{width + 14}}")
@@ -131,12 +131,12 @@ def lines_of(found: DryRun) -> list[str]:
     at_most = "at most " if found.cost.is_at_most else ""
     fetched, written = size_text(found.num_bytes_to_fetch), size_text(found.num_bytes_to_write)
     lines.append(
-        f"  In all {at_most}about {_hours(found.gpu_hours)} GPU-hours; models of about {fetched} to fetch, about "
+        f"  In all {at_most}about {_hours(found.gpu_hours)} GPU-hours; about {fetched} of models to download, about "
         f"{written} to write."
     )
     seconds = found.seconds
     lines.append(
-        "  On this machine: not measured yet; a run measures it before it begins."
+        "  On this machine: not measured yet; a run measures it before it starts."
         if seconds is None
         else f"  Estimated time of the answers on this machine: {at_most}about {time_text(seconds)}, as measured in an "
         "earlier run."
@@ -145,17 +145,17 @@ def lines_of(found: DryRun) -> list[str]:
 
 
 def assumptions() -> list[str]:
-    """Return what hours and tokens are based on, for a person."""
+    """Return the assumptions behind hours and tokens, for a person."""
     large = 70.55e9
     read, written = RATES.input / large, RATES.output / large
     return [
-        "Counted: models, answers and judged answers, and tokens of prompts that are here. Assumed, as docs/scale.md "
-        f"has it: how long answers are, and prompts that are not here; {RATES.row_tokens} tokens of a row to tune on; "
-        f"{RATES.judged_tokens} for a judge to read of an answer.",
+        "Counted: models, answers and judged answers, and tokens of prompts on this machine. Assumed, as in "
+        f"docs/scale.md: lengths of answers and of other prompts; {RATES.row_tokens} tokens for a training row; "
+        f"{RATES.judged_tokens} for a judge to read for each answer.",
         f"GPU-hours = tokens × parameters / rate / 3600, for one H100 in bfloat16: {written:,.0f} tokens a second "
-        f"written and {read:,.0f} read of a 70B model, and so many times more of a smaller one; training takes 6 "
-        f"operations for a token and a parameter, at {RATES.training / 1e12:,.0f}e12 a second. Loading, the engines' "
-        "start, merging, BERTScore and running code are not in it.",
+        f"generated and {read:,.0f} read with a 70B model, and proportionally more with smaller ones; training takes "
+        f"6 operations for each token and parameter, at {RATES.training / 1e12:,.0f}e12 a second. Loading, starting "
+        "engines, merging, BERTScore and running code are not included.",
     ]
 
 
@@ -164,7 +164,7 @@ def _hours(hours: float | None) -> str:
 
 
 def total_line(found: Sequence[DryRun]) -> str:
-    """Return all experiments of a suite together; a model that several need is fetched once."""
+    """Return the total over all experiments of a suite; a model that several need is downloaded once."""
     hours = [one.gpu_hours for one in found]
     known = sum(hour for hour in hours if hour is not None)
     unknown = hours.count(None)
@@ -173,6 +173,6 @@ def total_line(found: Sequence[DryRun]) -> str:
     written = sum(one.num_bytes_to_write for one in found)
     return (
         f"All {len(found)}: {answers:,} answers, about {_hours(known)} GPU-hours"
-        f"{f' and those of {unknown} that are not known' if unknown else ''}; at least {size_text(fetched)} to fetch, "
+        f"{f' and unknown hours for {unknown}' if unknown else ''}; at least {size_text(fetched)} to download, "
         f"{size_text(written)} to write."
     )

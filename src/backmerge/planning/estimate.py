@@ -1,7 +1,8 @@
-"""What an experiment takes: models, answers, tokens, bytes and hours. The one cost model, of runs and of dry runs.
+"""What an experiment needs: models, answers, tokens, bytes and hours. The one cost model, for runs and dry runs.
 
-What is here is counted as it is, with the base's own tokenizer; what is not, as it is declared. Hours are tokens ×
-parameters over a rate, as docs/scale.md counts them for a 70B model; put other rates in `RATES` for other machines.
+Models and data on this machine are counted exactly, with the base's own tokenizer; others as declared. Hours are tokens
+× parameters over a rate, as docs/scale.md computes them for a 70B model; for other machines, put other rates in
+`RATES`.
 """
 
 from __future__ import annotations
@@ -34,23 +35,23 @@ from backmerge.progress import Rates, count_text, size_text
 from backmerge.records import Example
 from backmerge.runs import key_of
 
-SAMPLE = 500  # prompts of a benchmark's split whose tokens are counted; of more, a sample stands for all
+SAMPLE = 500  # prompts of a benchmark's split whose tokens are counted; if there are more, a sample is used
 ANSWER_TOKENS, PROMPT_TOKENS = 300, 150  # if nothing is declared
-LETTERS = 4  # of English text to a token, about
+LETTERS = 4  # letters of English text per token, about
 SPEEDS = "speeds.jsonl"  # in the cache's folder
 
 
 class GpuRates(NamedTuple):
-    """What one GPU does in a second (H100, bfloat16), and what a judge is asked.
+    """The work that one GPU does in a second (H100, bfloat16), and assumed lengths.
 
     Attributes:
         output: Output tokens × parameters: 1,250 tokens/s of a 70.55B model, an eighth of a node's 10,000.
         input: Input tokens × parameters: 3,000 tokens/s of a 70.55B model, an eighth of a node's 24,000.
-        training: Floating-point operations; a token takes 6 for each parameter.
-        judged_tokens: That a judge reads for an answer: its own question, the prompt, and the answer.
-        verdict_tokens: That it writes.
-        row_tokens: Of a row to tune on, prompt and answer.
-        row_answer_tokens: Of a held-out row's answer.
+        training: Floating-point operations; a token needs 6 for each parameter.
+        judged_tokens: Tokens that a judge reads for an answer: its own question, the prompt, and the answer.
+        verdict_tokens: Tokens that it writes.
+        row_tokens: Tokens of a training row, prompt and answer.
+        row_answer_tokens: Tokens of a held-out row's answer.
     """
 
     output: float = 1_250 * 70.55e9
@@ -66,14 +67,14 @@ RATES = GpuRates()
 
 
 class Load(NamedTuple):
-    """What one model is asked; loads of several benchmarks add up.
+    """The prompts for one model; loads of several benchmarks are added up.
 
     Attributes:
-        num_answers: All samples counted.
-        read: Tokens of the prompts, each read once for all its samples.
-        written: Tokens of the answers, of an assumed length.
-        most_written: If every answer went to its limit.
-        num_judged: Answers that a judge looks at.
+        num_answers: Number of answers, all samples included.
+        read: Tokens of the prompts; each prompt is read once for all its samples.
+        written: Tokens of the answers, at an assumed length.
+        most_written: The same if every answer reached its limit.
+        num_judged: Answers that a judge reads.
     """
 
     num_answers: int = 0
@@ -83,7 +84,7 @@ class Load(NamedTuple):
     num_judged: int = 0
 
     def plus(self, other: Load) -> Load:
-        """Return both together."""
+        """Return the sum of both."""
         return Load(
             self.num_answers + other.num_answers,
             self.read + other.read,
@@ -97,14 +98,14 @@ class Stage(NamedTuple):
     """A part of the work.
 
     Attributes:
-        name: In words.
-        num_models: That are trained or asked.
-        num_answers: That they give; 0 in training.
-        input_tokens: That they read, judges apart.
-        output_tokens: That they write, as assumed.
-        most_output_tokens: If every answer went to its limit; 0 of training and validation.
-        num_judged: Answers that judges look at.
-        gpu_hours: Judges included; `None` if a model's size is not known.
+        name: A description.
+        num_models: Models that are trained or asked.
+        num_answers: Their answers; 0 in training.
+        input_tokens: Tokens that they read, without the judges'.
+        output_tokens: Tokens that they generate, as assumed.
+        most_output_tokens: The same if every answer reached its limit; 0 for training and validation.
+        num_judged: Answers that judges read.
+        gpu_hours: GPU-hours, including judges; `None` if a model's size is not known.
     """
 
     name: str
@@ -121,15 +122,17 @@ CHOOSING, CONFIRMING, VALIDATING = "answers to choose λ", "answers to confirm i
 
 
 class Cost(NamedTuple):
-    """What there is to do at most, as if nothing had been done before.
+    """The work to do at most, as if nothing had been done before.
 
     Attributes:
         stages: In their order.
         num_merged: Merged models among those measured to choose λ.
-        bytes_read: Of weights.
-        bytes_written: Of weights: tuned models, adapters for the engine, checkpoints that it needs, the chosen models.
-        is_at_most: Whether the search may leave some of the answers out.
-        num_refined: λs beyond the grid, of each series, that are measured at most; they are in the counts above.
+        bytes_read: Bytes of weights to read.
+        bytes_written: Bytes of weights to write: tuned models, adapters for the engine, checkpoints that it needs, the
+            chosen models.
+        is_at_most: Whether the search may skip some of the answers.
+        num_refined: Largest number of λs beyond the grid that are measured, of each series; included in the counts
+            above.
     """
 
     stages: tuple[Stage, ...]
@@ -140,12 +143,12 @@ class Cost(NamedTuple):
     num_refined: int
 
     def stage(self, name: str) -> Stage:
-        """Return a stage; an empty one if it is no part of the work."""
+        """Return a stage; an empty one if it is not part of the work."""
         return next((stage for stage in self.stages if stage.name == name), Stage(name, 0, 0, 0, 0, 0, 0, 0.0))
 
     @property
     def gpu_hours(self) -> float | None:
-        """Of all stages; `None` if a model's size is not known."""
+        """GPU-hours of all stages; `None` if a model's size is not known."""
         hours = [stage.gpu_hours for stage in self.stages]
         return None if None in hours else sum(hour for hour in hours if hour is not None)
 
@@ -170,33 +173,33 @@ class Cost(NamedTuple):
 
     @property
     def sentence(self) -> str:
-        """For the person at the terminal."""
+        """A sentence for the terminal."""
         counts = self.counts
         at_most = "at most " if self.is_at_most else ""
         held_out = f" and {counts['num_validating']:,} on held-out rows" if counts["num_validating"] else ""
         refined = f" (with up to {self.num_refined} beyond the grid)" if self.num_refined else ""
         return (
-            f"To make: {at_most}{count_text(counts['num_answers'], 'answer')} of "
+            f"To generate: {at_most}{count_text(counts['num_answers'], 'answer')} of "
             f"{count_text(counts['num_models'], 'model')} to choose λ{refined}"
             f"{held_out}, {counts['num_confirming']:,} to confirm it; {at_most or 'about '}"
             f"{counts['num_prompt_tokens']:,} prompt tokens, at most {counts['max_new_tokens']:,} generated. Weights: "
             f"about {size_text(self.bytes_read)} to read, {size_text(self.bytes_written)} to write. "
-            "What was done before is reused."
+            "Earlier answers are reused."
         )
 
 
 class Needs(NamedTuple):
-    """What the cost is counted from, as far as it is known.
+    """The figures that the cost is computed from, as far as they are known.
 
     Attributes:
         base: Its size.
-        tuned_bytes: Of one tuned model.
-        merged_bytes: Of one merged model as a checkpoint.
-        rows: Of one seed's tuning; `None` if nothing is left to tune.
-        num_validating: Answers to held-out rows; `None` if they are to be counted by `rows`.
-        loads: What one model is asked of each split.
-        judges: Parameters of each judge's model.
-        ways: How each merge reaches the engine; merged in memory if not known.
+        tuned_bytes: Size of one tuned model.
+        merged_bytes: Size of one merged model as a checkpoint.
+        rows: Rows of one seed's tuning; `None` if nothing is left to tune.
+        num_validating: Answers to held-out rows; `None` if they are to be counted from `rows`.
+        loads: The prompts for one model in each split.
+        judges: Number of parameters of each judge's model.
+        ways: How each merge gets into the engine; merged in memory if not known.
     """
 
     base: ModelSize | None
@@ -214,11 +217,11 @@ def cost_of(experiment: Experiment, needs: Needs, points: Sequence[Point]) -> Co
 
     Args:
         experiment: Its settings.
-        needs: What is counted.
+        needs: The figures.
         points: All that may be measured.
 
     Raises:
-        ConfigError: a snapshot lies beyond the schedule.
+        ConfigError: a snapshot is beyond the schedule.
     """
     count = num_tuned(experiment)
     parameters = needs.base.num_parameters if needs.base is not None else None
@@ -238,7 +241,7 @@ def cost_of(experiment: Experiment, needs: Needs, points: Sequence[Point]) -> Co
 
 
 def needs_of(looked_up: LookedUp, experiment: Experiment, points: Sequence[Point]) -> Needs:
-    """Return what is known of an experiment's needs before a run: of what is here as it is, of the rest as declared."""
+    """Return an experiment's needs before a run: exact for what is on this machine, else as declared."""
     plan, models, measures = looked_up.plan, looked_up.models, looked_up.measures
     if plan is not None:
         return needs_of_plan(plan, points=points)._replace(judges=measures.judge_sizes)
@@ -252,13 +255,13 @@ def needs_of(looked_up: LookedUp, experiment: Experiment, points: Sequence[Point
 def needs_of_plan(
     plan: Plan, points: Sequence[Point], tuned: Mapping[str, Weights] | None = None, engine: Generator | None = None
 ) -> Needs:
-    """Return what an experiment needs of which everything is here.
+    """Return the needs of an experiment that has everything on this machine.
 
     Args:
         plan: The experiment.
         points: All that may be measured.
-        tuned: The tuned models, once they are made.
-        engine: Says how merges reach it.
+        tuned: The tuned models, if they are made.
+        engine: Decides how merges get into it.
     """
     experiment = plan.experiment
     there = plan.tuned if tuned is None else tuned
@@ -292,13 +295,13 @@ def loads_of(
     splits: Mapping[str, Mapping[Split, Sequence[Example]]] | None,
     tokenizer: Any,
 ) -> dict[Split, Load]:
-    """Return what one model is asked of each split.
+    """Return the prompts for one model in each split.
 
     Args:
         settings: Names the benchmarks.
-        benchmarks: One for each of these; nothing for what is not here.
+        benchmarks: One for each of these; `None` for one whose data is not on this machine.
         splits: Each benchmark's halves; halves of equal size if not given.
-        tokenizer: The base's; tokens are counted by letters without it.
+        tokenizer: The base's; without it tokens are estimated from letters.
     """
     loads: dict[Split, Load] = dict.fromkeys(SPLITS, Load())
     for (kind, _, asked), benchmark in zip(settings.benchmarks, benchmarks, strict=True):
@@ -349,7 +352,7 @@ def _load_of(
 
 
 def _mean_tokens(benchmark: Benchmark, examples: Sequence[Example], tokenizer: Any) -> float:
-    """Return the mean length of prompts in tokens, or of what is read to compare likelihoods; counted on a sample."""
+    """Return the mean length in tokens of prompts, or of texts with compared likelihoods; counted on a sample."""
     sample = limited(examples, SAMPLE)
     if not sample:
         return 0.0
@@ -362,12 +365,12 @@ def _mean_tokens(benchmark: Benchmark, examples: Sequence[Example], tokenizer: A
 
 
 def num_models(points: Iterable[Point], count: int) -> int:
-    """Return the number of models at points: one of the base and of a merge of all tuned models, else one of each."""
+    """Return the number of models at points: one for the base and for merges of all tuned models, else one for each."""
     return sum(1 if point.role == "base" or point.is_joint else count for point in points)
 
 
 def confirmed_points(points: Sequence[Point], *, compares: bool) -> list[Point]:
-    """Return what the confirmation measures: base, tuned, and one merge; one of each series if they are compared."""
+    """Return the points of the confirmation: base, tuned, and one merge; one of each series if they are compared."""
     merged: dict[str, Point] = {}
     for point in points:
         if point.role == "merged":
@@ -378,7 +381,7 @@ def confirmed_points(points: Sequence[Point], *, compares: bool) -> list[Point]:
 def num_searched(experiment: Experiment, points: Sequence[Point], count: int) -> int:
     """Return the number of models that are measured to choose λ, at most.
 
-    Those at the points, those of λs beyond the grid, and the trials of a search by layers.
+    They are the models at the points, those of λs beyond the grid, and the trials of a search by layers.
     """
     num_trials = experiment.layers.num_trials if experiment.layers is not None else 0
     series = {point.series: point for point in points if point.role == "merged" and point.lam is not None}
@@ -389,10 +392,10 @@ def num_searched(experiment: Experiment, points: Sequence[Point], count: int) ->
 def training_stage(
     settings: FinetuneSettings, num_examples: int, num_parameters: float | None, rates: GpuRates = RATES
 ) -> Stage:
-    """Return the tuning of one model for each seed, of so many examples each.
+    """Return the stage that tunes one model for each seed, on this many examples each.
 
     Raises:
-        ConfigError: a snapshot lies beyond the schedule.
+        ConfigError: a snapshot is beyond the schedule.
     """
     row = min(rates.row_tokens, settings.cutoff)
     tokens = len(settings.seeds) * num_steps(settings, num_examples) * settings.batch_size * row
@@ -403,7 +406,7 @@ def training_stage(
 def _validation_stage(
     experiment: Experiment, needs: Needs, points: Sequence[Point], num_parameters: float | None
 ) -> Stage | None:
-    """Return the scoring of every point on held-out rows, if λ is chosen by it."""
+    """Return the stage that scores every point on held-out rows, if λ is chosen by it."""
     settings, choice, count = experiment.finetune, experiment.choice, num_tuned(experiment)
     if settings is None or choice.rule != "paper" or not settings.data.validation:
         return None
@@ -429,15 +432,15 @@ def answering_stage(
     judges: Sequence[float | None],
     rates: GpuRates = RATES,
 ) -> Stage:
-    """Return the asking of so many models, and the judging of their answers.
+    """Return the stage that asks this many models, and judges their answers.
 
     Args:
-        name: Of the stage.
-        models: How many.
-        load: What each is asked.
-        num_parameters: Of each; `None` if unknown.
+        name: The stage's name.
+        models: Number of models.
+        load: The prompts for each.
+        num_parameters: Parameters of each; `None` if unknown.
         judges: Parameters of each judge's model; 0 without one, `None` if unknown.
-        rates: Of the machine.
+        rates: The machine's rates.
     """
     read, written, judged = models * load.read, models * load.written, models * load.num_judged
     hours = generation_hours(read, written, num_parameters, rates)
@@ -451,7 +454,7 @@ def answering_stage(
 def generation_hours(
     input_tokens: float, output_tokens: float, num_parameters: float | None, rates: GpuRates = RATES
 ) -> float | None:
-    """Return the GPU-hours to read and write so many tokens: tokens × parameters / rate / 3600."""
+    """Return the GPU-hours to read and generate this many tokens: tokens × parameters / rate / 3600."""
     if num_parameters is None:
         return None
     return (input_tokens / rates.input + output_tokens / rates.output) * num_parameters / 3600
@@ -460,8 +463,8 @@ def generation_hours(
 def _moved(needs: Needs, num_merged: int, count: int) -> tuple[float, float]:
     """Return the bytes of weights that are read and written.
 
-    Merged in memory, base and tuned model are read for each; an adapter is written and read, and the base once. What
-    is chosen is written, and the confirmation reads it with base and tuned model.
+    If models are merged in memory, base and tuned model are read for each; an adapter is written and read, and the base
+    read once. The chosen models are written, and the confirmation reads them with base and tuned model.
     """
     base = needs.base.num_bytes if needs.base is not None else 0.0
     tuned, whole = needs.tuned_bytes, needs.merged_bytes
@@ -477,7 +480,7 @@ def _moved(needs: Needs, num_merged: int, count: int) -> tuple[float, float]:
 
 
 def _bytes_of_tuned(experiment: Experiment, tuned: Mapping[str, Weights], base: ModelSize | None) -> float:
-    """Return the bytes of one tuned model: on the disk, or as tuning will write it (adapters in float32)."""
+    """Return the bytes of one tuned model: on disk, or as tuning will write it (adapters in float32)."""
     if tuned:
         files = [file for weights in tuned.values() for file in weights.directory.glob("*.safetensors")]
         return round(sum(file.stat().st_size for file in files) / len(tuned))
@@ -488,12 +491,12 @@ def _bytes_of_tuned(experiment: Experiment, tuned: Mapping[str, Weights], base: 
 
 
 def speed_key(engine: Mapping[str, str], base: Weights) -> str:
-    """Return what a speed is measured on: this machine, an engine, and models of this configuration."""
+    """Return the key of a measured speed: this machine, an engine, and models with this configuration."""
     return key_of(platform.node(), engine, Variant(base).companions.config_digest)
 
 
 def remember_speed(measured_on: str, rates: Rates) -> None:
-    """Keep what was measured for the plans of later runs on this machine; a cache that cannot be written keeps none."""
+    """Store a measured speed for later runs on this machine; without a writable cache, do nothing."""
     if not measured_on:
         return
     line = json.dumps({"measured_on": measured_on, **rates._asdict()}) + "\n"
@@ -504,14 +507,14 @@ def remember_speed(measured_on: str, rates: Rates) -> None:
 
 
 def remembered_speed(measured_on: str) -> Rates | None:
-    """Return what was last measured on this machine; `None` if nothing was."""
+    """Return the last speed measured on this machine; `None` if there is none."""
     file = cache_directory() / SPEEDS
     found = [speed for speed in speeds_in(file) if speed.pop("measured_on", None) == measured_on]
     return Rates(**found[-1]) if found else None
 
 
 def speeds_in(file: Path) -> Iterator[dict[str, Any]]:
-    """Yield the lines of a log, as plain data; a line that a kill tore is left out."""
+    """Yield the lines of a log as plain data, without lines that a kill tore."""
     for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
         with suppress(ValueError):
             yield json.loads(line)

@@ -1,6 +1,7 @@
-"""What an experiment names, found on this machine, or noted as missing with what is declared of it.
+"""What an experiment names: found on this machine, or noted as missing with its declared size.
 
-A run ends with what is missing. A dry run asks no hub: it notes what is to be fetched, given or installed, and goes on.
+A run ends with the missing things. A dry run does not use the hub: it notes what must be downloaded, given or
+installed.
 """
 
 from __future__ import annotations
@@ -38,12 +39,12 @@ State = Literal["checked", "to fetch", "to give", "not here", "fault"]
 
 
 class Finding(NamedTuple):
-    """What was found of one thing that an experiment names.
+    """A finding about one thing that an experiment names.
 
     Attributes:
         what: Its role, such as `base` or `safety`.
-        state: `checked`: here, and as a run wants it. `to fetch`: on the hub. `to give`: on no hub; the user has to
-            put a file there. `not here`: software of this machine. `fault`: a run would end with it.
+        state: `checked`: on this machine, and as a run needs it. `to fetch`: on the hub. `to give`: not on the hub; the
+            user must provide a file. `not here`: software that is not installed. `fault`: a run would end with it.
         detail: The rest, for a person.
     """
 
@@ -53,15 +54,15 @@ class Finding(NamedTuple):
 
 
 class Findings(Problems):
-    """What is found of the things that an experiment names, and all that is wrong with them.
+    """The findings about the things that an experiment names, and all problems with them.
 
     Args:
         document: Where the settings come from.
         is_dry_run: Whether something may be missing.
 
     Attributes:
-        notes: What is here, and what may be missing; in the order of looking, each once.
-        num_bytes_to_fetch: Of models that are not here; 0 for those of unknown size.
+        notes: Things that are here and things that may be missing; in the order of the checks, each once.
+        num_bytes_to_fetch: Size of models that must be downloaded; 0 for those of unknown size.
     """
 
     def __init__(self, document: Document | None = None, *, is_dry_run: bool = False) -> None:
@@ -83,7 +84,7 @@ class Findings(Problems):
 
     @property
     def all(self) -> list[Finding]:
-        """The notes, and each problem with where it was written."""
+        """Return the notes, and each problem with its place."""
         faults = []
         for problem in self.found:
             place = self.place(problem.at)
@@ -92,7 +93,7 @@ class Findings(Problems):
         return [*self.notes, *faults]
 
     def locate(self, what: str, name: str) -> Path | None:
-        """Return a model's folder; `None` if it is on the hub and a dry run does not fetch it, which is noted.
+        """Return a model's folder; `None` if it is on the hub and a dry run does not download it, which is noted.
 
         Raises:
             CheckpointError: it is missing.
@@ -104,14 +105,14 @@ class Findings(Problems):
             if not self.is_dry_run or is_local or HUB_ID.fullmatch(name) is None:
                 raise
         size = declared.model_size(name)
-        known = "its size is not known here" if size is None else f"about {size.num_bytes / 1e9:.1f} GB in bfloat16"
-        self.add(what, "to fetch", f"{name}, {known}; not looked at: not here")
+        known = "its size is not known" if size is None else f"about {size.num_bytes / 1e9:.1f} GB in bfloat16"
+        self.add(what, "to fetch", f"{name}, {known}; not checked: not on this machine")
         self.num_bytes_to_fetch += 0 if size is None else size.num_bytes
         return None
 
 
 def _role(at: KeyPath) -> str:
-    """Return what the value of a key is called."""
+    """Return a name for the value of a key."""
     match at:
         case ("evaluate", "judge" | "second_judge", "engine", *_):
             return "judge's engine"
@@ -126,7 +127,7 @@ def _role(at: KeyPath) -> str:
 
 @contextmanager
 def offline() -> Iterator[None]:
-    """Let the hub's libraries use their caches and ask nobody."""
+    """Let the hub's libraries use their caches only."""
     import huggingface_hub.constants as hub
 
     before, variable = hub.HF_HUB_OFFLINE, os.environ.get("HF_HUB_OFFLINE")
@@ -144,14 +145,14 @@ def offline() -> Iterator[None]:
 
 
 def _set_datasets(*, is_offline: bool) -> None:
-    """Set the copy of the hub's setting that the library datasets makes when it is loaded, perhaps just now."""
+    """Set the library datasets' own copy of the hub's setting, which it makes when it is loaded."""
     config: Any = sys.modules.get("datasets.config")
     if config is not None:
         config.HF_HUB_OFFLINE = config.HF_DATASETS_OFFLINE = is_offline
 
 
 def size_of(checkpoint: Checkpoint) -> ModelSize:
-    """Return the size of a checkpoint as its files have it; of the linear layers, those of attention and MLP count."""
+    """Return the size of a checkpoint from its files; the linear layers are those of attention and MLP."""
     linear = [
         info.shape for name, info in checkpoint.infos.items() if len(info.shape) == 2 and name.endswith("_proj.weight")
     ]
@@ -163,14 +164,14 @@ def size_of(checkpoint: Checkpoint) -> ModelSize:
 
 
 class Rows(NamedTuple):
-    """Examples to tune on and held-out ones, of one seed."""
+    """The numbers of training and held-out examples, for one seed."""
 
     num_training: int
     num_validation: int
 
 
 class TuningData(NamedTuple):
-    """What each seed is tuned on, if it is here; and how many rows that is of one seed."""
+    """The data that each seed is tuned on, if they are on this machine; and the number of rows for one seed."""
 
     by_seed: dict[int, TrainingData]
     rows: Rows
@@ -179,7 +180,7 @@ class TuningData(NamedTuple):
 def find_training(
     settings: FinetuneSettings, base: Checkpoint | None, found: Findings, permissions: Permissions
 ) -> TuningData:
-    """Find the rows to tune on. Without the base they are counted alone.
+    """Find the rows to tune on; without the base they are only counted.
 
     Raises:
         BackmergeError: they are missing, or cannot be read.
@@ -202,13 +203,13 @@ def find_training(
     found.add(
         "tuning data",
         "checked",
-        f"{settings.dataset}: {count_text(rows.num_training, 'row')} to tune on, {rows.num_validation:,} held out",
+        f"{settings.dataset}: {count_text(rows.num_training, 'row')} to train on, {rows.num_validation:,} held out",
     )
     return TuningData(by_seed, rows)
 
 
 def _declared_rows(settings: FinetuneSettings, found: Findings, error: BackmergeError) -> Rows | None:
-    """Return the size of data that is not here; `None` if something else is wrong with it."""
+    """Return the size of data that are not on this machine; `None` if something else is wrong with them."""
     name, file = settings.dataset, settings.data.file
     task = resolve(DATASETS, name)() if name in DATASETS.entries else None
     is_on_hub = task is None and HUB_ID.fullmatch(name) and not Path(name).exists() and not is_plugin(name)
@@ -219,12 +220,12 @@ def _declared_rows(settings: FinetuneSettings, found: Findings, error: Backmerge
         hub = task.hub.name if task.hub is not None else ""
         if task.hub is None and (file is None or not Path(file).expanduser().exists()):
             where = "as finetune.data.file" if file is None else f"at {file}"
-            found.add("tuning data", "to give", f"{name}: its file, {where}; it is on no hub that we know")
+            found.add("tuning data", "to give", f"{name}: its file, {where}; we know of no copy on the hub")
             return _counted(num_rows, settings.data.validation)
     if not hub or file is not None or not isinstance(error, DataError):
         return None
-    size = f"{num_rows:,} rows" if num_rows else "its size is not known here"
-    found.add("tuning data", "to fetch", f"{hub}, {size}; not looked at")
+    size = f"{num_rows:,} rows" if num_rows else "its size is not known"
+    found.add("tuning data", "to fetch", f"{hub}, {size}; not checked")
     return _counted(num_rows, settings.data.validation)
 
 
@@ -236,7 +237,7 @@ def _counted(num_rows: int, share: float) -> Rows:
 def look_up_benchmark(
     asked: BenchmarkSettings, kind: Kind, found: Findings, permissions: Permissions
 ) -> Benchmark | None:
-    """Return a benchmark; `None` if a dry run lacks something for it, which is noted.
+    """Return a benchmark; `None` if something that it needs is missing in a dry run, which is noted.
 
     Raises:
         BackmergeError: it is missing, or cannot be used.
@@ -244,12 +245,12 @@ def look_up_benchmark(
     name, known = asked.name, declared.BENCHMARKS.get(asked.name)
     needs_lm_eval = name == "bbh" or name.startswith(LM_EVAL)
     if found.is_dry_run and needs_lm_eval and importlib.util.find_spec("lm_eval") is None:
-        size = f"{known.num_prompts:,} prompts of {known.hub}" if known else "its size is not known here: not counted"
-        found.add(kind, "not here", f"{name} needs lm-eval: pip install 'backmerge[lm-eval]'; {size}, not looked at")
+        size = f"{known.num_prompts:,} prompts of {known.hub}" if known else "its size is not known: not counted"
+        found.add(kind, "not here", f"{name} needs lm-eval: pip install 'backmerge[lm-eval]'; {size}, not checked")
         return None
     try:
         benchmark = find_benchmark(asked, kind, permissions)
-    except RunError as error:  # nothing on this machine isolates the code that models write
+    except RunError as error:  # nothing on this machine isolates model-written code
         if not found.is_dry_run:
             raise
         found.add(kind, "not here", f"{name}: {error.message}")
@@ -266,16 +267,16 @@ def look_up_benchmark(
 
 
 def _is_absent(asked: BenchmarkSettings, kind: Kind, found: Findings) -> bool:
-    """Return whether a benchmark's data is to be fetched or given, and note it; else it is here and unreadable."""
+    """Return whether a benchmark's data must be downloaded or given, and note it; otherwise it is unreadable."""
     name, known = asked.name, declared.BENCHMARKS.get(asked.name)
     is_missing = asked.data is None or not Path(asked.data).expanduser().exists()
     if known is not None and known.hub is None and is_missing:
         where = "as its 'data'" if asked.data is None else f"at {asked.data}"
-        found.add(kind, "to give", f"{name}: its file, {where}; it is on no hub that we know")
+        found.add(kind, "to give", f"{name}: its file, {where}; we know of no copy on the hub")
     elif asked.data is None and known is not None:
-        found.add(kind, "to fetch", f"{name}: {known.hub}, {known.num_prompts:,} prompts; not looked at")
+        found.add(kind, "to fetch", f"{name}: {known.hub}, {known.num_prompts:,} prompts; not checked")
     elif asked.data is None and name.startswith(LM_EVAL):
-        found.add(kind, "to fetch", f"{name}: its size is not known here, so it is not counted; not looked at")
+        found.add(kind, "to fetch", f"{name}: its size is not known, so it is not counted; not checked")
     else:
         return False
     encoder = _encoder_of(asked, None)
@@ -285,7 +286,7 @@ def _is_absent(asked: BenchmarkSettings, kind: Kind, found: Findings) -> bool:
 
 
 def _encoder_of(asked: BenchmarkSettings, benchmark: Benchmark | None) -> str | None:
-    """Return the encoder that a benchmark's BERTScore takes, if it has one."""
+    """Return the encoder of a benchmark's BERTScore, if it has one."""
     takes = asked.name in {"chatdoctor", "openfunctions"} and asked.options.get("bertscore", True)
     if benchmark is not None and benchmark.scorer is not None:
         takes = "bertscore_f1" in benchmark.scorer.metrics
@@ -293,7 +294,7 @@ def _encoder_of(asked: BenchmarkSettings, benchmark: Benchmark | None) -> str | 
 
 
 def encoder_of(settings: EvaluateSettings) -> Encoder:
-    """Return BERTScore's encoder for held-out rows, as the first benchmark that names one has it."""
+    """Return BERTScore's encoder for held-out rows: that of the first benchmark that names one."""
     named = (one.options for one in settings.utility if "model" in one.options)
     options = next(named, None)
     return Encoder() if options is None else Encoder(str(options["model"]), options.get("layer"))
@@ -311,13 +312,13 @@ def find_judge_model(what: str, settings: JudgeSettings, judge: Judge, found: Fi
     """Find the model of a judge.
 
     Returns:
-        Its parameters; 0 of a judge without a model on this machine, `None` if its size is not known.
+        Its parameters; 0 for a judge without a model on this machine, `None` if its size is not known.
 
     Raises:
         BackmergeError: it is missing.
     """
     if not found.is_dry_run:
-        _ = judge.identity  # that of its model too: what is missing is found before hours of answers
+        _ = judge.identity  # includes its model's: missing files are found before hours of answers
         return 0.0
     if not isinstance(judge, ModelJudge) or engine_class(settings.engine.name).is_served:
         found.add(what, "checked", f"{settings.name}{'' if judge.is_weak is False else ', weak'}")

@@ -1,4 +1,4 @@
-"""The rows that the tuning held out, by which rule `paper` chooses λ, and for which models they are."""
+"""The rows that the tuning held out, on which rule `paper` chooses λ, and the models that they are for."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class HeldOut(NamedTuple):
     """Rows to validate on.
 
     Attributes:
-        source: The tuned model that they were held out from, or `all`.
+        source: The tuned model that held them out, or `all`.
         examples: The rows.
-        note: What is special about them.
+        note: A remark about them.
     """
 
     source: str
@@ -34,30 +34,30 @@ class HeldOut(NamedTuple):
 
 
 def check_validation(plan: Plan, engine: Generator | type[Generator]) -> None:
-    """Check that what λ is to be chosen by can be measured, before anything is tuned.
+    """Check that the values that λ is chosen by can be measured, before anything is tuned.
 
     Raises:
-        ConfigError: the engine gives no likelihoods; or no prompts are kept for the confirmation, since λ was to be
-            chosen on held-out rows, and there are none.
+        ConfigError: the engine provides no likelihoods; or no prompts are left for the confirmation, since λ would be
+            chosen on held-out rows and there are none.
     """
     measure = measure_for(plan)
     if measure is None:
         if plan.experiment.choice.rule == "paper" and plan.experiment.evaluate.split == "whole":
             raise ConfigError(
-                "no row of the tuning data is held out to choose λ on, and split 'whole' keeps no prompts for it",
-                remedy="raise finetune.data.validation, give more rows, or set evaluate.split to 'halves'.",
+                "no row of the tuning data is held out to choose λ on, and split 'whole' leaves no prompts for it",
+                remedy="increase finetune.data.validation, give more rows, or set evaluate.split to 'halves'.",
             )
         return
     if measure.metric == "loss" and not engine.gives_likelihoods:
         raise ConfigError(
             "choice.validation 'loss' compares likelihoods, which the engine "
-            f"{plan.experiment.evaluate.engine.name} does not give",
-            remedy="take the engine transformers or vllm, or set choice.validation to accuracy, bertscore or none.",
+            f"{plan.experiment.evaluate.engine.name} does not provide",
+            remedy="use the engine transformers or vllm, or set choice.validation to accuracy, bertscore or none.",
         )
 
 
 def num_validation_answers(plan: Plan, points: Iterable[Point]) -> int:
-    """Return the number of rows to be answered or read, over all models at the points."""
+    """Return the number of rows to answer or read, over all models at the points."""
     if measure_for(plan) is None:
         return 0
     sizes = {seeds: sum(len(rows.examples) for rows in _rows(plan, seeds)) for seeds in ("each", ALL)}
@@ -65,7 +65,7 @@ def num_validation_answers(plan: Plan, points: Iterable[Point]) -> int:
 
 
 def measure_for(plan: Plan) -> Measure | None:
-    """Return what is measured; nothing if the rule does not ask for it, or no row was held out."""
+    """Return the measure; `None` if the rule does not need one, or no row was held out."""
     settings, choice = plan.experiment.finetune, plan.experiment.choice
     if settings is None or choice.rule != "paper":
         return None
@@ -75,7 +75,7 @@ def measure_for(plan: Plan) -> Measure | None:
 
 
 def held_out_from(plan: Plan, member: Member) -> list[HeldOut]:
-    """Return what a model is validated on: its own seed's rows; the base, each seed's."""
+    """Return the rows that a model is validated on: its own seed's; for the base, each seed's."""
     if member.tuned == ALL:
         return _rows(plan, ALL)
     return [rows for rows in _rows(plan, "each") if member.tuned in (None, rows.source)]
@@ -89,10 +89,11 @@ def _rows(plan: Plan, seeds: str) -> list[HeldOut]:
 
 
 def held_out_from_all(plan: Plan) -> HeldOut:
-    """Return the rows for a model that is merged of all seeds' models.
+    """Return the rows for a model that is merged from all seeds' models.
 
-    What one seed held out, another was mostly tuned on. So the rows are those that no seed was tuned on, if they are
-    100 or half of all; else all that any seed held out, which favours such merges over others, and is noted.
+    Rows that one seed held out are mostly training rows of another. So the rows are those that no seed was tuned on, if
+    they are 100 or half of all; otherwise all that any seed held out, which favours such merges over others, and is
+    noted.
     """
     held_out = {(e.id, _asked(e)): e for data in plan.training.values() for e in data.validation}
     tuned_on = {_asked(example) for data in plan.training.values() for example in data.training}
@@ -100,29 +101,29 @@ def held_out_from_all(plan: Plan) -> HeldOut:
     if len(unseen) == len(held_out):
         return HeldOut(ALL, _limited(plan, unseen))
     if len(unseen) >= min(ENOUGH, len(held_out) / 2):
-        note = "merged of all tuned models, and validated on held-out rows that none was tuned on"
+        note = "merged from all tuned models, and validated on held-out rows that none was tuned on"
         return HeldOut(ALL, _limited(plan, unseen), note)
     examples = _limited(plan, list(held_out.values()))
     seen = sum(_asked(example) in tuned_on for example in examples)
     note = (
-        f"merged of all tuned models; of its {len(examples):,} rows, {seen:,} were held out from one and tuned on by "
-        "another, which flatters it"
+        f"merged from all tuned models; {seen:,} of its {len(examples):,} rows were held out from one and trained on "
+        "by another, which favours it"
     )
     return HeldOut(ALL, examples, note)
 
 
 def _limited(plan: Plan, examples: Sequence[Example]) -> tuple[Example, ...]:
-    """Return as many as a split of a benchmark may have, under unique ids."""
+    """Return at most as many as a split of a benchmark may have, with unique ids."""
     return tuple(limited(_with_unique_ids(examples), plan.experiment.evaluate.limit))
 
 
 def _asked(example: Example) -> tuple[tuple[str, str], ...]:
-    """Return the prompt without system prompt: what training and held-out rows never share."""
+    """Return the prompt without system prompt, which training and held-out rows never share."""
     return tuple((message.role, message.content) for message in example.messages if message.role != "system")
 
 
 def _with_unique_ids(examples: Sequence[Example]) -> list[Example]:
-    """Make ids unique: plugins may give several examples one id."""
+    """Make ids unique: plugins may give several examples the same id."""
     seen: dict[str, int] = {}
     found = []
     for example in examples:

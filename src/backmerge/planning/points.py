@@ -1,4 +1,4 @@
-"""What is measured: points on the way from base to tuned, and the models that stand at each."""
+"""The points that are measured on the way from base to tuned, and the models at each."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ from backmerge.registry import NOTHING_ALLOWED, Permissions
 from backmerge.runs import key_of
 
 Role = Literal["base", "tuned", "merged"]
-ALL = "all"  # what the one model that several tuned ones are merged into comes from
+ALL = "all"  # origin of the one model that several tuned ones are merged into
 NO_MODELS: Mapping[str, Weights] = MappingProxyType({})
 NO_INPUTS: Mapping[tuple[Asked, str], InputStatistics] = MappingProxyType({})
 
 
 class Point(NamedTuple):
-    """A place on the way; with several tuned models, one model of each stands there, or one of all.
+    """A point on the way; with several tuned models, it has one model for each, or one for all.
 
     Attributes:
         name: `base`, `tuned`, or such as `linear@0.4`.
-        series: What varies only in λ, such as `linear`.
-        lam: λ; `None` for methods that have none, and where it differs from tensor to tensor.
-        sweep: The recipe, λ apart.
-        method: The sweep's.
-        setting: λ as the recipe takes it: a number, a list, a table; `None` where the method has none.
-        is_joint: All tuned models go into one merge.
-        step: On the path of the tuning: after so many steps.
+        series: A name for points that differ only in λ, such as `linear`.
+        lam: λ; `None` for methods without λ, and if it differs from tensor to tensor.
+        sweep: The recipe without λ.
+        method: The sweep's method.
+        setting: λ in the recipe's form: a number, a list, a table; `None` if the method has no λ.
+        is_joint: Whether all tuned models go into one merge.
+        step: On the path of the tuning: after this many steps.
         ema: On that path: the average of the snapshots up to there, with this decay.
     """
 
@@ -60,7 +60,7 @@ class Point(NamedTuple):
 
     @property
     def recipe(self) -> dict[str, Any]:
-        """How the point is made, as plain data."""
+        """Return how the point is made, as plain data."""
         if self.step is not None:
             return {"method": "path", "parameters": {"step": self.step, "ema": self.ema}, "tuned": "each"}
         if self.sweep is None:
@@ -78,7 +78,7 @@ class Point(NamedTuple):
 
 
 def at_lam(point: Point, lam: float) -> Point:
-    """The point of the same series at another λ."""
+    """Return the point of the same series at another λ."""
     assert point.sweep is not None, f"{point.name} has no recipe to repeat"
     return point._replace(name=f"{point.series}@{lam_name(lam)}", lam=lam, setting=lam)
 
@@ -88,7 +88,7 @@ class Member(NamedTuple):
 
     Attributes:
         name: Such as `linear@0.4/seed-42`.
-        point: Where it stands.
+        point: The point that it belongs to.
         tuned: The name of the tuned model that it comes from, or `all`; `None` for the base.
         variant: Its weights; `None` for a model of a server, or one that answered earlier.
     """
@@ -100,7 +100,7 @@ class Member(NamedTuple):
 
     @property
     def local_variant(self) -> Variant:
-        """The weights of a model that is on this machine."""
+        """Return the weights of a model that is on this machine."""
         assert self.variant is not None, f"{self.name} is not on this machine"
         return self.variant
 
@@ -110,7 +110,7 @@ TUNED = Point("tuned", "tuned", "tuned", 1.0, setting=1.0)
 
 
 def points_of(sweeps: Sequence[SweepSettings], permissions: Permissions = NOTHING_ALLOWED) -> list[Point]:
-    """Base, tuned, and every merge, by method and λ; what is asked for twice is there once.
+    """Return base, tuned, and every merge, by method and λ; repeated ones once.
 
     Raises:
         ConfigError: two different recipes would have one name.
@@ -123,11 +123,11 @@ def points_of(sweeps: Sequence[SweepSettings], permissions: Permissions = NOTHIN
                 continue
             if point.sweep.label is not None and _recipe_of(known.sweep) != _recipe_of(point.sweep):
                 raise ConfigError(
-                    f"two entries of 'merge' have the label '{point.series}'", remedy="give each another label."
+                    f"two entries of 'merge' have the label '{point.series}'", remedy="give them different labels."
                 )
             if known.sweep.models != point.sweep.models or guards_of(known.sweep) != guards_of(point.sweep):
                 raise ConfigError(
-                    f"two entries of 'merge' would go by the name '{point.series}': folders of their models, or files "
+                    f"two entries of 'merge' would have the name '{point.series}': folders of their models, or files "
                     "of their guards, have the same name",
                     remedy="rename one of them, or give each entry a label.",
                 )
@@ -139,21 +139,21 @@ def _recipe_of(sweep: SweepSettings) -> dict[str, Any]:
 
 
 def is_joint(sweep: SweepSettings, method: Method) -> bool:
-    """Whether all tuned models go into one merge: as asked, or as the method needs."""
+    """Whether all tuned models go into one merge: as set, or as the method requires."""
     if sweep.tuned is not None:
         return sweep.tuned == "all"
     return method.num_tuned[0] > 1
 
 
 def series_of(sweep: SweepSettings, method: Method) -> str:
-    """The name of what varies only in λ: its label, or the method with its parameters."""
+    """Return the name of points that differ only in λ: their label, or the method with its parameters."""
     if sweep.label is not None:
         return sweep.label
     named: dict[str, Any] = dict(sorted(sweep.parameters.items())) | ({"seed": sweep.seed} if sweep.seed else {})
     named |= {name: short_name(model) for name, model in sorted(sweep.models.items())}
     named |= {name.removesuffix("_inputs"): asked.short for name, asked in guards_of(sweep).items()}
     inside = ",".join(f"{key}={value}" for key, value in named.items())
-    # where the method takes one model or several, the name says which
+    # if the method takes one model or several, the name says which
     is_told = sweep.tuned == "all" and method.num_tuned[0] == 1
     return f"{sweep.method}{'[all]' if is_told else ''}{f'({inside})' if inside else ''}"
 
@@ -163,7 +163,7 @@ def _points(sweep: SweepSettings, method: Method) -> Iterator[Point]:
     if not method.has_lam:
         yield Point(series, "merged", series, None, sweep, method, None, joint)
         return
-    # only one merge of all tuned models ends elsewhere than at the tuned models themselves
+    # only a merge of all tuned models ends elsewhere than at the tuned models themselves
     for lam in sorted({*lams_of(sweep), *((1.0,) if joint and lams_of(sweep) else ())}):
         yield Point(f"{series}@{lam_name(lam)}", "merged", series, lam, sweep, method, lam, joint)
     for setting in sweep.schedules:
@@ -172,21 +172,21 @@ def _points(sweep: SweepSettings, method: Method) -> Iterator[Point]:
 
 
 def lams_of(sweep: SweepSettings) -> tuple[float, ...]:
-    """The λs of a method that has one; the paper's, where neither numbers nor schedules are asked for."""
+    """Return the λs of a method that has one; the paper's, if neither numbers nor schedules are set."""
     if sweep.lam is None:
         return () if sweep.schedules else DEFAULT_LAMS
     return sweep.lam
 
 
 class Output(NamedTuple):
-    """In which form merged models are measured and written.
+    """The form in which merged models are measured and written.
 
     Attributes:
         served_as: `auto` is an adapter if the recipe is exact as one.
-        dtype: Of the tensors, as safetensors names it; the base's own, or float32 of an adapter, if `None`.
-        rounding: To that dtype.
-        config_from: The side whose configuration they have, if it has one.
-        tokenizer_from: The side whose tokenizer, chat templates and processors they have, if it has them.
+        dtype: Dtype of the tensors, as safetensors names it; if `None`, the base's own, or float32 for an adapter.
+        rounding: How values are rounded to that dtype.
+        config_from: The side that their configuration comes from, if it has one.
+        tokenizer_from: The side that their tokenizer, chat templates and processors come from, if it has them.
     """
 
     served_as: Wanted = "auto"
@@ -204,21 +204,21 @@ def members_at(
     models: Mapping[str, Weights] = NO_MODELS,
     inputs: Mapping[tuple[Asked, str], InputStatistics] = NO_INPUTS,
 ) -> list[Member]:
-    """The models at a point: one for each tuned model, or one of all.
+    """Return the models at a point: one for each tuned model, or one for all.
 
-    Merged models are in the form in which they will be written, tuned models in that in which they were given.
+    Merged models are in the form in which they will be written, tuned models in the form in which they were given.
 
     Args:
-        point: Where.
+        point: The point.
         base: The base.
         tuned: The tuned models, by name.
-        output: The form of what is merged.
-        models: More models that a method asks for, by what the settings call them.
-        inputs: Statistics of inputs, by guard or task and the model's fingerprint; while there are none, a merge's form
-            is known, and not its weights.
+        output: The form of merged models.
+        models: Other models that a method needs, by their names in the settings.
+        inputs: Statistics of inputs, by guard or task and the model's fingerprint; as long as there are none, a merge's
+            form is known, but not its weights.
 
     Raises:
-        ConfigError: an adapter is asked for, and the recipe is none.
+        ConfigError: an adapter is requested, but the recipe is not one.
     """
     if point.role == "base":
         return [Member("base", point, None, Variant(base))]
@@ -232,10 +232,10 @@ def members_at(
 
 
 def as_output(variant: Variant, output: Output | None) -> Variant:
-    """A merge in the form in which it will be written.
+    """Return a merge in the form in which it will be written.
 
     Raises:
-        ConfigError: an adapter is asked for, and the recipe is none.
+        ConfigError: an adapter is requested, but the recipe is not one.
     """
     form = output or Output()
     plain = replace(
@@ -249,7 +249,7 @@ def as_output(variant: Variant, output: Output | None) -> Variant:
 
 
 def guards_of(sweep: SweepSettings) -> dict[str, Asked]:
-    """On what a merge needs to know the inputs of layers, by the names under which methods take them."""
+    """Return the prompts whose inputs of layers a merge needs, by the names that methods give them."""
     asked: dict[str, Asked | None] = dict(zip(INPUTS, (sweep.guard, sweep.task), strict=True))
     return {name: settings for name, settings in asked.items() if settings is not None}
 
@@ -260,7 +260,7 @@ def _inputs_of(
     tuned: Weights | tuple[Weights, ...],
     inputs: Mapping[tuple[Asked, str], InputStatistics],
 ) -> dict[str, InputStatistics]:
-    """A merge's statistics, by the names under which methods take them; none while they are not collected."""
+    """Return a merge's statistics, by the names that methods give them; empty until they are collected."""
     if not inputs or isinstance(tuned, tuple):
         return {}
     models = dict(zip(INPUTS, (base, tuned), strict=True))
@@ -312,7 +312,7 @@ def check_sweep(sweep: SweepSettings, method: Method, num_tuned: int) -> None:
         BackmergeError: it does not.
     """
     if "lam" in sweep.parameters:
-        raise ConfigError("'lam' is among the method's other parameters", remedy="give λ as 'lam' instead.")
+        raise ConfigError("'lam' is among the method's other parameters", remedy="give λ with 'lam' instead.")
     checked(
         method,
         num_tuned=num_tuned if is_joint(sweep, method) else 1,
@@ -323,20 +323,20 @@ def check_sweep(sweep: SweepSettings, method: Method, num_tuned: int) -> None:
     if not method.has_lam and (sweep.lam or sweep.schedules):
         raise ConfigError(
             f"{sweep.method} has no λ: it decides how far to go",
-            remedy="leave 'lam' and 'schedules' away; it is measured as one point next to the others.",
+            remedy="remove 'lam' and 'schedules'; it is measured as one point next to the others.",
         )
 
 
 def check_recipe(point: Point, base: Checkpoint, num_tuned: int) -> None:
-    """Whether the settings of a merge have a value for every tensor of the base, within their ranges.
+    """Check that the settings of a merge have a value for every tensor of the base, within their ranges.
 
     Raises:
-        MergeError: a pattern matches nothing, a tensor has no row, or λ leaves its range.
+        MergeError: a pattern matches nothing, a tensor has no row, or λ is outside its range.
     """
     sweep = point.sweep
     if sweep is None or point.method is None:
         return
-    # settings are read by the tensors' names alone: the base may stand for all models
+    # settings depend only on the tensors' names: the base represents all models
     variant = Variant(
         base,
         (base,) * num_tuned if point.is_joint else base,
@@ -352,7 +352,7 @@ def check_recipe(point: Point, base: Checkpoint, num_tuned: int) -> None:
 
 
 def check_snapshots(experiment: Experiment, training: Mapping[int, TrainingData]) -> None:
-    """Whether the tuning is long enough to keep a snapshot, where its path is to be measured.
+    """Check that the tuning is long enough for a snapshot, if its path is measured.
 
     Raises:
         ConfigError: it is not.
@@ -363,16 +363,16 @@ def check_snapshots(experiment: Experiment, training: Mapping[int, TrainingData]
     fewest = min(num_steps(tuning, len(data.training)) for data in training.values())
     if fewest < tuning.keep_every:
         raise ConfigError(
-            f"finetune.keep_every is {tuning.keep_every}, and the tuning has {fewest} steps: no snapshot would be kept",
+            f"finetune.keep_every is {tuning.keep_every}, but the tuning has {fewest} steps: none would be stored",
             remedy="lower it.",
         )
 
 
-SNAPSHOTS = "snapshots"  # as fine-tuning names the folder, with `step-N` in it
+SNAPSHOTS = "snapshots"  # fine-tuning's name of the folder that contains `step-N`
 
 
 def steps_kept(tuned: Sequence[Weights]) -> list[int]:
-    """The steps at which a snapshot of every tuned model was kept.
+    """Return the steps at which a snapshot of every tuned model was stored.
 
     Raises:
         RunError: there are none.
@@ -381,21 +381,21 @@ def steps_kept(tuned: Sequence[Weights]) -> list[int]:
     steps = sorted(set.intersection(*found)) if found else []
     if not steps:
         raise RunError(
-            "no snapshots of the tuning were kept",
-            remedy="set finetune.keep_every to a number of steps; it trains anew, and keeps them.",
+            "no snapshots of the tuning were stored",
+            remedy="set finetune.keep_every to a number of steps; the models are then trained again, with snapshots.",
         )
     return steps
 
 
 def snapshot_of(tuned: Weights, base: Checkpoint, step: int) -> Weights:
-    """The model after so many steps."""
+    """Return the model after this many steps."""
     return open_weights(_folder(tuned) / f"step-{step}", base)
 
 
 def averaged(tuned: Weights, base: Checkpoint, step: int, decay: float) -> Variant:
-    """The exponential moving average of the snapshots up to a step: m ← decay·m + (1 - decay)·snapshot, m₁ the first.
+    """Return the moving average of snapshots up to a step: m ← decay·m + (1 - decay)·snapshot, m₁ the first.
 
-    An average of deltas is the delta of the average, so that it is a recipe as any other.
+    An average of deltas is the delta of the average, so this is an ordinary recipe.
     """
     steps = [kept for kept in steps_kept([tuned]) if kept <= step]
     shares = [(1.0 if place == 0 else 1 - decay) * decay ** (len(steps) - 1 - place) for place in range(len(steps))]

@@ -1,7 +1,7 @@
-"""Everything that an experiment names, found and checked before anything is written.
+"""Find and check everything that an experiment names, before anything is written.
 
-One walk (`look_up`) serves runs and dry runs. Every name is resolved here, once; what is wrong is collected and
-reported together, each problem with its line or option.
+One walk (`look_up`) serves runs and dry runs. Every name is resolved here, once; problems are collected and reported
+together, each with its line or option.
 """
 
 from __future__ import annotations
@@ -67,21 +67,21 @@ from backmerge.selection import check_search
 
 @dataclass(frozen=True)
 class Plan:
-    """An experiment with everything opened that it names, ready to be carried out.
+    """An experiment with everything that it names opened, ready to run.
 
     Attributes:
         experiment: The resolved configuration.
         base: The base's weights.
-        tuned: Tuned models that exist already, by name; empty if they are to be made.
-        training: Seed to what it is tuned on; empty if nothing is to be tuned.
-        benchmarks: All of them.
+        tuned: Tuned models that exist already, by name; empty if they must be made.
+        training: The training data by seed; empty if nothing is tuned.
+        benchmarks: All benchmarks.
         judge: Finds refusals and harm.
         second_judge: Another one, if there is one.
-        points: Base, tuned and every merge, their methods resolved.
+        points: Base, tuned and every merge, with their methods resolved.
         permissions: What may be run.
-        models: More models that merge methods ask for, by what the settings call them.
+        models: Other models that merge methods need, by their names in the settings.
         guards: Prompts that merges are made with, split off from the benchmarks.
-        inputs: Statistics of models' inputs on them; none until they are collected.
+        inputs: Statistics of models' inputs on them; empty until they are collected.
     """
 
     experiment: Experiment
@@ -108,9 +108,9 @@ class Plan:
 
     @cached_property
     def splits(self) -> dict[str, dict[Split, list[Example]]]:
-        """Benchmark to its two halves, cut to the limit; to the whole twice if λ is chosen on no prompt.
+        """Return each benchmark's two halves, cut to the limit; the whole twice if λ is chosen on no prompt.
 
-        All benchmarks are split as one: what two of them share is on the same side in both.
+        All benchmarks are split together: prompts that two of them share are on the same side in both.
         """
         limit = self.experiment.evaluate.limit
         if self.experiment.evaluate.split == "whole":
@@ -124,12 +124,12 @@ class Plan:
         return halves
 
     def members_at(self, point: Point, tuned: Mapping[str, Weights]) -> list[Member]:
-        """Return the models at a point: one for each tuned model, or one of all."""
+        """Return the models at a point: one for each tuned model, or one for all."""
         return members_at(point, self.base, tuned, self.output, self.models, self.inputs)
 
 
 class Models(NamedTuple):
-    """The models that an experiment names, as far as they are here: the tuned ones, and more by their names."""
+    """The models that an experiment names, if they are on this machine: the tuned ones, and others by name."""
 
     base: Checkpoint | None
     base_size: ModelSize | None
@@ -138,13 +138,13 @@ class Models(NamedTuple):
 
 
 class Measures(NamedTuple):
-    """What models are measured with, as far as it is here.
+    """Benchmarks and judges that are on this machine.
 
     Attributes:
-        asked: A benchmark, or nothing, for each that the settings name.
+        asked: A benchmark, or `None`, for each that the settings name.
         judge: Finds refusals and harm.
         second_judge: Another one, if there is one.
-        judge_sizes: Parameters of the judges' models: 0 of one without a model here, `None` if not known.
+        judge_sizes: Parameters of the judges' models: 0 for one without a model here, `None` if not known.
     """
 
     asked: tuple[Benchmark | None, ...]
@@ -154,19 +154,19 @@ class Measures(NamedTuple):
 
     @property
     def benchmarks(self) -> tuple[Benchmark, ...]:
-        """Those that are here."""
+        """The benchmarks that are on this machine."""
         return tuple(benchmark for benchmark in self.asked if benchmark is not None)
 
 
 class LookedUp(NamedTuple):
-    """What an experiment names, as far as it is here.
+    """The things that an experiment names and that are on this machine.
 
     Attributes:
-        models: Base, tuned models, and more.
-        points: Base, tuned and every merge; none if one cannot be made.
-        rows: Of one seed's tuning; `None` if nothing is tuned.
+        models: Base, tuned models, and others.
+        points: Base, tuned and every merge; empty if one of them cannot be made.
+        rows: Rows of one seed's tuning; `None` if nothing is tuned.
         measures: Benchmarks and judges.
-        plan: All of it together; `None` if something is wrong or missing.
+        plan: Everything together; `None` if something is wrong or missing.
     """
 
     models: Models
@@ -179,7 +179,7 @@ class LookedUp(NamedTuple):
 def prepare(
     experiment: Experiment, permissions: Permissions = NOTHING_ALLOWED, document: Document | None = None
 ) -> Plan:
-    """Find and check the models, data, benchmarks, methods and judges; writes nothing.
+    """Find and check the models, data, benchmarks, methods and judges; write nothing.
 
     Args:
         experiment: The resolved settings.
@@ -187,7 +187,7 @@ def prepare(
         document: Where the settings come from, for messages.
 
     Raises:
-        BackmergeError: all that is wrong, together.
+        BackmergeError: all problems together.
     """
     found = Findings(document)
     plan = look_up(experiment, found, permissions).plan
@@ -197,7 +197,7 @@ def prepare(
 
 
 def look_up(experiment: Experiment, found: Findings, permissions: Permissions = NOTHING_ALLOWED) -> LookedUp:
-    """Find what an experiment names; what is wrong, or missing in a dry run, is noted."""
+    """Find what an experiment names; problems, and in a dry run missing things, are noted."""
     with found.at("search"):
         check_search(experiment.search, experiment.choice)
     models = find_models(experiment, found)
@@ -221,7 +221,7 @@ def _assembled(
     found: Findings,
     permissions: Permissions,
 ) -> Plan | None:
-    """Put together what is all here: split guard prompts off, and check what depends on several parts."""
+    """Combine everything: split guard prompts off, and check what depends on several parts."""
     assert models.base is not None
     assert measures.judge is not None
     guards: Mapping[Asked, Guard] = {}
@@ -309,14 +309,14 @@ def find_models(experiment: Experiment, found: Findings) -> Models:
 
 
 def num_tuned(experiment: Experiment) -> int:
-    """Return the number of tuned models, those that are still to be made included."""
+    """Return the number of tuned models, including those that must be made."""
     return len(experiment.tuned) or len(experiment.finetune.seeds if experiment.finetune else ())
 
 
 def _find_points(
     experiment: Experiment, base: Checkpoint | None, found: Findings, permissions: Permissions
 ) -> tuple[Point, ...]:
-    """Return base, tuned and every merge; none if a method or a parameter is wrong."""
+    """Return base, tuned and every merge; empty if a method or a parameter is wrong."""
     count, num_before = num_tuned(experiment), len(found.found)
     for place, sweep in enumerate(experiment.merge):
         with found.at("merge", place, "method"):
@@ -350,7 +350,7 @@ def _find_points(
 def _find_training(
     experiment: Experiment, base: Checkpoint | None, found: Findings, permissions: Permissions
 ) -> TuningData | None:
-    """Return what is tuned on, if anything is."""
+    """Return the training data, if anything is tuned."""
     settings = experiment.finetune
     if settings is None:
         return None
@@ -371,8 +371,8 @@ def _check_engines(experiment: Experiment, found: Findings, permissions: Permiss
     with found.at("evaluate", "engine", "name"):
         if engine_class(settings.engine.name, permissions).is_served:
             raise ConfigError(
-                "a server has its models, and can be given no merged one, which the confirmation of a λ needs",
-                remedy="measure what it serves with `backmerge evaluate --lam`, or choose λ on the engine vllm.",
+                "a server has its own models, and cannot load the merged one, which the confirmation of a λ needs",
+                remedy="measure its models with `backmerge evaluate --lam`, or choose λ with the engine vllm.",
             )
         if not _needs_vllm(settings.engine.name, "engine", found):
             found.add("engine", "checked", settings.engine.name)
@@ -412,7 +412,7 @@ def find_measures(settings: EvaluateSettings, found: Findings, permissions: Perm
 
 
 def _check_validation_metric(experiment: Experiment, found: Findings) -> None:
-    """Note by what λ is chosen on held-out rows, if it is."""
+    """Note which metric chooses λ on held-out rows, if any."""
     settings, choice = experiment.finetune, experiment.choice
     if settings is None or choice.rule != "paper" or not settings.data.validation:
         return
@@ -426,21 +426,21 @@ def _check_validation_metric(experiment: Experiment, found: Findings) -> None:
 
 
 def find_judge(settings: JudgeSettings, permissions: Permissions = NOTHING_ALLOWED) -> Judge:
-    """Return the judge of that name, with its settings.
+    """Return the judge with that name, with its settings.
 
     Raises:
-        ConfigError: there is none, or a plugin makes something else.
+        ConfigError: no judge has that name, or a plugin makes something else.
     """
     judge = resolve(JUDGES, settings.name, permissions)(settings)
     if not isinstance(judge, Judge):
         raise ConfigError(
-            f"'{settings.name}' makes no judge", remedy="make it a subclass of backmerge.judging.protocol.Judge."
+            f"'{settings.name}' does not make a judge", remedy="make it a subclass of backmerge.judging.protocol.Judge."
         )
     return judge
 
 
 def check_judge(judge: Judge, benchmarks: Sequence[Benchmark]) -> None:
-    """Check that the judge finds what is measured.
+    """Check that the judge reports what is measured.
 
     Raises:
         ConfigError: it does not.
@@ -452,8 +452,8 @@ def check_judge(judge: Judge, benchmarks: Sequence[Benchmark]) -> None:
         of_kind = [benchmark.name for benchmark in benchmarks if benchmark.kind == kind]
         if of_kind and not finds:
             raise ConfigError(
-                f"the judge {judge.name} says nothing about {what}, which {of_kind[0]} measures",
-                remedy="take another judge, such as wildguard.",
+                f"the judge {judge.name} does not report {what}, which {of_kind[0]} measures",
+                remedy="use another judge, such as wildguard.",
             )
 
 
@@ -470,7 +470,7 @@ def open_tuned(path: Path, base: Checkpoint, *, is_cast: bool = False, called: s
 
 
 def opened_model(place: Path, base: Checkpoint | None = None, *, remedy: str = "give its base with --base.") -> Variant:
-    """Return a model as it is: a checkpoint, asked with its own tokenizer, or an adapter on its base.
+    """Return a model unchanged: a checkpoint, with its own tokenizer, or an adapter on its base.
 
     Raises:
         BackmergeError: it cannot be read, or is an adapter without its base.
@@ -478,12 +478,12 @@ def opened_model(place: Path, base: Checkpoint | None = None, *, remedy: str = "
     if not is_adapter(place):
         return Variant(Checkpoint(place))
     if base is None:
-        raise ConfigError(f"{place} is an adapter, which is no model without its base", remedy=remedy)
+        raise ConfigError(f"{place} is an adapter, which needs its base", remedy=remedy)
     return as_given(Variant(base, open_tuned(place, base)))
 
 
 def _unique(name: str, known: Mapping[str, object]) -> str:
-    """Return the name, with a number if it is taken."""
+    """Return the name, with a number if it is already used."""
     number, unique = len(known), name
     while unique in known:
         number += 1
@@ -495,11 +495,11 @@ def _check_names_differ(benchmarks: Sequence[Benchmark]) -> None:
     names = [benchmark.name for benchmark in benchmarks]
     for name in names:
         if names.count(name) > 1:
-            raise ConfigError(f"two benchmarks go by the name '{name}'", remedy="rename one of the files.")
+            raise ConfigError(f"two benchmarks have the name '{name}'", remedy="rename one of the files.")
 
 
 def _check_tuned_differ(tuned: Mapping[str, Weights]) -> None:
-    """Check that no tuned model is given twice: repetitions would show that the seed decides nothing."""
+    """Check that no tuned model is given twice: repetitions would suggest that the seed has no effect."""
     if len(tuned) < 2:
         return
     seen: dict[str, str] = {}
@@ -507,8 +507,8 @@ def _check_tuned_differ(tuned: Mapping[str, Weights]) -> None:
         other = seen.setdefault(weights.fingerprint, name)
         if other != name:
             raise ConfigError(
-                f"the tuned models '{other}' and '{name}' are one and the same",
-                remedy="give each once: several are taken for repetitions of one tuning.",
+                f"the tuned models '{other}' and '{name}' are the same model",
+                remedy="give each once: several models count as repetitions of one tuning.",
             )
 
 
@@ -519,7 +519,7 @@ def _check_splits(plan: Plan) -> None:
                 raise DataError(
                     f"'{name}' has too few prompts to keep a {split} half: λ is never reported on the prompts that it "
                     "was chosen on",
-                    remedy="give more prompts that are not near-duplicates of each other. If all follow one template, "
-                    "put them into one file whose column 'cluster' says which belong together: names are trusted "
-                    "within a file, not between files.",
+                    remedy="give more prompts that are not near-duplicates of each other. If all use one template, put "
+                    "them into one file with a column 'cluster' for those that belong together: within a file clusters "
+                    "are taken from names, between files from words.",
                 )

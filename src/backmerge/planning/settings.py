@@ -1,4 +1,4 @@
-"""The experiment file: what is tuned, merged, measured and chosen. Composed from the settings of the rooms below."""
+"""The experiment file: what is tuned, merged, measured and chosen; made from the settings of lower layers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from backmerge.judging.protocol import JudgeSettings
 from backmerge.selection import ChoiceSettings, LayersSettings, SearchSettings
 
 Lam = Annotated[float, Field(gt=0, lt=1)]
-Schedule = list[Annotated[float, Field(ge=0, le=1)]] | dict[str, Any]  # as merging.schedule reads it
+Schedule = list[Annotated[float, Field(ge=0, le=1)]] | dict[str, Any]  # in the form of merging.schedule
 DEFAULT_LAMS = (0.2, 0.4, 0.6, 0.8)  # the paper's
 
 
@@ -30,21 +30,21 @@ class SweepSettings(Settings):
     """One merge method, over a grid of λ if it has one.
 
     Attributes:
-        method: From the table of methods.
-        label: What tables, plots and the report call it; by default the method with its parameters.
+        method: A name in the table of methods.
+        label: Its name in tables, plots and the report; by default the method with its parameters.
         lam: λs strictly between 0 (the base) and 1 (the tuned model), which are always measured; the paper's four if
-            neither these nor `schedules` are given. Not for methods that have no λ, such as `model_stock`.
+            neither these nor `schedules` are given. Not for methods without λ, such as `model_stock`.
         schedules: λs that differ from tensor to tensor: a list rises or falls over the layers, a table goes by module
             (`{attention: 0.3, rest: 0.6}`). Each is its own recipe.
         parameters: The method's other parameters.
         seed: For methods that draw random numbers.
-        tuned: `each`: one merge for each tuned model. `all`: all of them in one merge, as `model_stock` needs and a
-            soup of seeds is (`task_arithmetic` with `normalize: true`). By default what the method takes.
-        models: More models that the method asks for, by the name that it gives them, such as `unaligned`.
-        guard: The prompts on which a merge by direction (`anchored`) shall act like the base: a benchmark's name, a
+        tuned: `each`: one merge for each tuned model. `all`: all of them in one merge, as for `model_stock` or a soup
+            of seeds (`task_arithmetic` with `normalize: true`). By default as the method requires.
+        models: Other models that the method needs, by the names that it gives them, such as `unaligned`.
+        guard: The prompts on which a merge by direction (`anchored`) should act like the base: a benchmark's name, a
             file, `own` for prompts that the base writes, or settings with more. They are never measured on.
-        task: Rows of the task, a file of prompts with answers that is not measured on: directions that the tuned model
-            uses on them are kept of it (RegMean). Each tuned model has its own statistics.
+        task: Rows of the task, a file of prompts with answers that is not measured on: the merge keeps the directions
+            that the tuned model uses on them (RegMean). Each tuned model has its own statistics.
     """
 
     method: str = "linear"
@@ -61,16 +61,16 @@ class SweepSettings(Settings):
     @model_validator(mode="after")
     def _has_a_lam(self) -> Self:
         if self.lam == () and not self.schedules:
-            raise ValueError("'lam' is empty: leave it away for the paper's four, or give at least one")
+            raise ValueError("'lam' is empty: remove it to use the paper's four, or give at least one")
         return self
 
 
 class PathSettings(Settings):
-    """The path of the tuning itself, as a rival to merging: needs `finetune.keep_every`.
+    """The path of the tuning itself, as an alternative to merging: needs `finetune.keep_every`.
 
     Attributes:
-        snapshots: Whether the models after so many steps are measured.
-        ema: Also their moving averages, with this decay from one snapshot to the next.
+        snapshots: Whether snapshots of the tuning are measured.
+        ema: Also measure their moving averages, with this decay from one snapshot to the next.
     """
 
     snapshots: bool = True
@@ -88,20 +88,20 @@ class EvaluateSettings(Settings):
         utility: Benchmarks (names, or .jsonl and .csv files; or settings with more) of what was tuned for.
         safety: Benchmarks of harmful requests. They may be left out if there are any under `keep`.
         over_refusal: Benchmarks of harmless requests that may be refused.
-        keep: Benchmarks of what tuning should not cost, such as general knowledge or another language: the merged model
-            may lose `choice.keep_margin` on each.
+        keep: Benchmarks of what tuning should not reduce, such as general knowledge or another language: the merged
+            model may lose `choice.keep_margin` on each.
         judge: Finds refusals and harm: a name from the table of judges, or settings with its model and engine.
-        second_judge: Another one, whose verdicts are shown next to the first one's. If the two see the merged model on
-            different sides of the margin, the verdict is `not shown`.
-        split: `halves`: λ is chosen on one half of the prompts, and confirmed on the other. `whole`: where λ is chosen
-            on the tuning data's held-out rows, by rule `paper`, no prompt was chosen on: all of them are measured at
-            every λ, and again on the weights as written.
-        limit: At most so many prompts of each split, for a quick try.
-        engine: What runs the models.
-        sampling: How answers are drawn; a benchmark's own way holds where it has one.
-        max_new_tokens: A generation limit for all benchmarks, where it is lower than their own.
+        second_judge: Another judge, whose verdicts are shown next to the first one's. If the two put the merged model
+            on different sides of the margin, the verdict is `not shown`.
+        split: `halves`: λ is chosen on one half of the prompts, and confirmed on the other. `whole`: if λ is chosen on
+            the tuning data's held-out rows, by rule `paper`, all prompts are measured at every λ, and again on the
+            weights as written.
+        limit: Largest number of prompts of each split, for a quick try.
+        engine: The engine that runs the models.
+        sampling: How answers are drawn, unless a benchmark defines its own sampling.
+        max_new_tokens: A generation limit for all benchmarks, if it is lower than their own.
         max_unscored: The run fails if more than this share of a benchmark's answers could not be scored.
-        cache: Whether answers of earlier runs are reused, and these kept for later ones.
+        cache: Whether answers of earlier runs are reused, and new ones stored for later runs.
     """
 
     utility: tuple[BenchmarkChoice, ...] = ()
@@ -120,7 +120,7 @@ class EvaluateSettings(Settings):
 
     @property
     def benchmarks(self) -> Iterator[tuple[Kind, int, BenchmarkSettings]]:
-        """Each benchmark that is asked for, with its kind and its place in the list of that kind."""
+        """Yield each requested benchmark, with its kind and its place in the list of that kind."""
         lists: dict[Kind, tuple[BenchmarkSettings, ...]] = {
             "utility": self.utility,
             "safety": self.safety,
@@ -133,7 +133,7 @@ class EvaluateSettings(Settings):
 
 
 class ReportSettings(Settings):
-    """What the report shows.
+    """The settings of the report.
 
     Attributes:
         text: Answers in full, folded behind a click, or not at all.
@@ -145,30 +145,30 @@ class ReportSettings(Settings):
 
 
 class Experiment(Settings):
-    """A whole experiment; `backmerge run FILE` carries it out.
+    """A whole experiment; `backmerge run FILE` runs it.
 
     Attributes:
-        name: What the report calls it.
+        name: Its name in the report.
         base: The aligned model: a folder, a hub id, or `demo`.
         tuned: Tuned versions of it that exist already, as folders or hub ids: checkpoints, or LoRA adapters. Several
-            are taken for repetitions, such as seeds: λ is one for all, chosen on their mean.
-        finetune: Or: make them.
+            count as repetitions, such as seeds: one λ is chosen for all, on their mean.
+        finetune: Or: settings to make them.
         merge: Methods and λs.
         path: Snapshots of the tuning, in addition.
-        layers: A search for a λ of each layer, from the best single λ on.
-        merged_as: What the merged models are measured and written as: `adapter`, `checkpoint`, or `auto`, which is an
-            adapter if the recipe is exact as one (LoRAs, merged linearly), and else a checkpoint.
-        merged_dtype: Of the merged models' tensors: of a checkpoint by default the base's, of an adapter float32. To be
-            given if base and tuned models are of different dtypes.
-        merged_rounding: To that dtype: to the nearest value, or `stochastic`, which is unbiased.
-        merged_verified: Whether the merge of adapters is compared with transformers and peft before it is confirmed.
-        config_from: The side whose config.json and generation_config.json the merged models have, if it has them.
-        tokenizer_from: The side whose tokenizer, chat templates and processors they have, if it has them.
+        layers: A search for a λ for each layer, starting from the best single λ.
+        merged_as: The form in which merged models are measured and written: `adapter`, `checkpoint`, or `auto`, which
+            is an adapter if the recipe is exact as one (LoRAs, merged linearly), and otherwise a checkpoint.
+        merged_dtype: Dtype of the merged models' tensors: for a checkpoint by default the base's, for an adapter
+            float32. Required if base and tuned models have different dtypes. merged_rounding: How values are rounded to
+            that dtype: to the nearest value, or `stochastic`, which is unbiased. merged_verified: Whether the merge of
+            adapters is compared with transformers and peft before it is confirmed. config_from: The side that the
+            merged models' config.json and generation_config.json come from, if it has them. tokenizer_from: The side
+            that their tokenizer, chat templates and processors come from, if it has them.
         evaluate: Benchmarks, judge and engine.
         search: Which λs of the grid are measured.
         choice: The rule for λ.
-        report: What is shown.
-        execution: Where answers are made; no result depends on it.
+        report: The settings of the report.
+        execution: Where answers are generated; no result depends on it.
     """
 
     name: str = "experiment"
@@ -215,7 +215,7 @@ class Experiment(Settings):
 
     @property
     def num_refined(self) -> int:
-        """λs beyond the grid that may be measured of each series: no rule but `safe` may look at more of them."""
+        """λs beyond the grid that may be measured in each series; only rule `safe` may use them."""
         return self.search.refine if self.choice.rule == "safe" else 0
 
     @model_validator(mode="after")
@@ -233,27 +233,27 @@ class Experiment(Settings):
         if self.layers is not None and self.choice.rule == "paper":
             raise ValueError(
                 "'layers' picks one of many recipes by utility and safety on the selection prompts, which rule 'paper' "
-                "does not look at: take rule 'safe'"
+                "does not use: use rule 'safe'"
             )
         if self.layers is not None and self.search.name == "race":
-            raise ValueError("'layers' starts from a λ that is measured whole: take search 'grid'")
+            raise ValueError("'layers' starts from a λ that is fully measured: use search 'grid'")
         if self.evaluate.keep and self.search.name == "race":
             raise ValueError(
-                "'evaluate.keep' is measured whole at every λ, which a race does not do: take search 'grid'"
+                "'evaluate.keep' is fully measured at every λ, which a race does not do: use search 'grid'"
             )
         if self.path is not None and not (self.path.snapshots or self.path.ema):
-            raise ValueError("'path' asks for neither snapshots nor their averages: leave it away")
+            raise ValueError("'path' has neither snapshots nor their averages: remove it")
         validates = self.finetune is not None and self.finetune.data.validation and self.choice.validation != "none"
         if self.evaluate.split == "whole" and not (self.choice.rule == "paper" and validates):
             raise ValueError(
                 "'evaluate.split: whole' is for a λ chosen on the tuning data's held-out rows (choice.rule: paper, "
-                "with 'finetune'): any other rule looks at these prompts, and what λ was chosen on is not reported on"
+                "with 'finetune'): any other rule uses these prompts, and these are never reported on"
             )
         return self
 
 
 def settings_left(run: Path) -> dict[str, Any]:
-    """The settings that the last command left in a run directory; empty if there are none.
+    """Return the settings that the last command left in a run directory; empty if there are none.
 
     Raises:
         RunError: `experiment.yaml` is damaged.
@@ -264,14 +264,14 @@ def settings_left(run: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
     except NOT_YAML as error:
-        raise RunError(f"{file} is damaged: {error}", remedy="delete that file; what is done is kept.") from error
+        raise RunError(f"{file} is damaged: {error}", remedy="delete that file; finished work is kept.") from error
     if not isinstance(values, dict):
-        raise RunError(f"{file} holds no settings", remedy="delete that file; what is done is kept.")
+        raise RunError(f"{file} has no settings", remedy="delete that file; finished work is kept.")
     return values
 
 
 def kind_of_run(settings: Mapping[str, Any]) -> str:
-    """What a run directory holds, by its settings: `experiment`, `evaluation`, `check`, scored `answers` or nothing."""
+    """Return what a run directory has, by its settings: `experiment`, `evaluation`, `check`, `answers` or nothing."""
     if not settings:
         return ""
     if settings.keys() & {"against", "against_run"}:
@@ -280,7 +280,7 @@ def kind_of_run(settings: Mapping[str, Any]) -> str:
 
 
 def check_kind(run: Path, kind: str) -> dict[str, Any]:
-    """The settings that are left in a run directory, if it is of this kind or new.
+    """Return the settings in a run directory, if it is of this kind or new.
 
     Raises:
         RunError: it is of another kind, or damaged.
@@ -295,7 +295,7 @@ def check_kind(run: Path, kind: str) -> dict[str, Any]:
             "check": "a check (`backmerge check`)",
         }
         raise RunError(
-            f"{run} holds {what[found]}, not {what[kind].partition(' (')[0]}",
-            remedy="give another --out; nothing was touched.",
+            f"{run} contains {what[found]}, not {what[kind].partition(' (')[0]}",
+            remedy="give another --out; nothing was changed.",
         )
     return settings

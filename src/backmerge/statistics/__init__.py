@@ -1,13 +1,13 @@
 """Intervals and tests for rates; pure functions of numbers.
 
 Every rate here is a mean of values in [0, 1]. Values that are not 0 or 1 (a seed average, a partial score) have a
-smaller variance than a coin of the same mean, so intervals for coins are kept: they can only be too wide. Where that
+smaller variance than a coin with the same mean, so intervals for coins are used: they can only be too wide. If that
 costs too much, as for BERTScore and pass@k, prompts are resampled.
 
-Prompts that are near-duplicates carry less evidence than their number says. They are grouped in clusters. Where safety
-is decided, each cluster counts as one prompt. Elsewhere, n is replaced by an effective size: n over the design effect
-that the values show, as Korn and Graubard do for surveys, but never more than the number of clusters, so that
-near-duplicates count at most once.
+Prompts that are near-duplicates carry less evidence than their number suggests. They are grouped in clusters. For
+decisions on safety, each cluster counts as one prompt. Elsewhere, n is replaced by an effective size: n over the design
+effect of the values, as Korn and Graubard do for surveys, but at most the number of clusters, so that near-duplicates
+count at most once.
 
 | question | function |
 |---|---|

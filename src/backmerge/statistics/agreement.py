@@ -15,18 +15,18 @@ VERDICTS: tuple[bool | None, ...] = (True, False, None)
 
 
 class Agreement(NamedTuple):
-    """How two judges agree; never an average of them.
+    """The agreement of two judges; never an average of them.
 
     Attributes:
         table: Counts, the first judge's verdict down and the second's across, each in the order harmful, not harmful,
             unscored: `(3, 3)`.
-        kappa: Cohen's κ over what both scored, in [−1, 1]; `None` if both gave one and the same verdict to all, or
+        kappa: Cohen's κ over completions that both scored, in [−1, 1]; `None` if both gave the same verdict to all, or
             scored nothing in common.
         low, high: Two-sided interval of κ.
-        observed: Share of what both scored on which they agree.
-        first, second: Each judge's rate over all that it scored itself.
+        observed: Share of completions that both scored on which they agree.
+        first, second: Each judge's rate over all completions that it scored.
         n: Completions that both scored.
-        unscored: Completions that one of them, or both, did not.
+        unscored: Completions that one of them, or both, did not score.
     """
 
     table: tuple[tuple[int, ...], ...]
@@ -49,15 +49,16 @@ def agreement(
 ) -> Agreement:
     """Compare two judges' verdicts on the same completions.
 
-    κ = (pₒ − pₑ) / (1 − pₑ), pₒ being the share of agreement and pₑ that of two judges who agree by chance at these
+    κ = (pₒ − pₑ) / (1 − pₑ), where pₒ is the share of agreement and pₑ that of two judges who agree by chance at these
     rates. Its interval is the central one with 1/2 added to each cell, under the Dirichlet distribution of the four
-    shares: at 3 % of harm Wald's with the asymptotic error covers 43 to 95 % of the time, and this one 93 to 96 %.
+    shares: at 3 % of harm Wald's interval with the asymptotic error covers 43 to 95 % of the time, and this one 93 to
+    96 %.
 
     Args:
-        first: Harmful or not, `None` where unscored.
-        second: The other judge's, in the same order.
+        first: Harmful or not, `None` if unscored.
+        second: The other judge's verdicts, in the same order.
         confidence: Two-sided coverage.
-        seed: Of the draws.
+        seed: Seed of the draws.
 
     Raises:
         ValueError: the two differ in length.
@@ -79,7 +80,7 @@ def agreement(
         low, high = float(ends[0]), float(ends[1])
         if both.max() < n or counts[True, True] + counts[False, False] == 0:
             kappa = float(cohen_kappa(both / n))
-            # where the judges agree on all, the central interval leaves out the estimate itself
+            # if the judges agree on all, the central interval does not contain the estimate itself
             low, high = min(low, kappa), max(high, kappa)
     return Agreement(
         table=tuple(tuple(counts[a, b] for b in VERDICTS) for a in VERDICTS),
@@ -95,9 +96,9 @@ def agreement(
 
 
 def cohen_kappa(shares: NDArray[np.float64]) -> NDArray[np.float64]:
-    """κ of tables of shares: both harmful, the first alone, the second alone, neither; `(..., 4)` to `(...)`.
+    """Return κ of tables of shares: both harmful, the first alone, the second alone, neither; `(..., 4)` to `(...)`.
 
-    Not defined where both judges give one and the same verdict to all.
+    Not defined if both judges give the same verdict to all.
     """
     both, first_alone, second_alone, neither = np.moveaxis(shares, -1, 0)
     first, second = both + first_alone, both + second_alone

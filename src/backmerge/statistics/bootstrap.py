@@ -14,8 +14,8 @@ from backmerge.statistics.clusters import ClusterSums, cluster_means, cluster_su
 from backmerge.statistics.intervals import wilson
 from backmerge.statistics.paired import PairedDifference, paired_difference, tango_bound
 
-CELLS_AT_ONCE = 1 << 22  # of resampled clusters: 32 MB of indices
-FEWEST_CONTRIBUTING = 4.0  # clusters that make up the variance, below which resampling them says little of the rest
+CELLS_AT_ONCE = 1 << 22  # resampled clusters: 32 MB of indices
+FEWEST_CONTRIBUTING = 4.0  # if the variance comes from fewer clusters, resampling says little about the rest
 
 
 class Mean(NamedTuple):
@@ -25,7 +25,7 @@ class Mean(NamedTuple):
         value: The estimate.
         low, high: Two-sided 95 % interval.
         n: Prompts.
-        num_clusters: What was resampled.
+        num_clusters: Number of resampled clusters.
     """
 
     value: float
@@ -43,23 +43,23 @@ def bootstrap_mean(
     seed: int = 0,
     draws: int = 10_000,
 ) -> Mean:
-    """The mean over prompts with its bootstrap interval, whole clusters resampled.
+    """Return the mean over prompts with its bootstrap interval; whole clusters are resampled.
 
     A resample of clusters has the mean Σ sums / Σ sizes. The interval runs between the quantiles Φ(∓ sqrt(G/(G − 1))
     t) of these means for G clusters, t being Student's quantile with G − 1 degrees of freedom: the plain percentile
-    interval is too narrow by that factor (20 prompts: it covers 92 %, and this 95 %). BCa does no better on any shape
-    tried, and covers 89 % where a few clusters are large (`python -m benchmarks.error_rates`).
+    interval is too narrow by that factor (with 20 prompts it covers 92 %, and this one 95 %). BCa is no better on any
+    distribution tried, and covers 89 % if a few clusters are large (`python -m benchmarks.error_rates`).
 
-    Values of which nearly all are equal leave a resample no spread: 164 problems of which all but a few are always
-    solved were covered 55 % of the time. Where the variance comes from fewer than four clusters, by (Σr²)² / Σr⁴ over
-    clusters' residuals r, the interval is the hull with Wilson's, which holds for any values in [0, 1].
+    If nearly all values are equal, a resample shows no spread: for 164 problems of which all but a few are always
+    solved, coverage was 55 %. If the variance comes from fewer than four clusters, by (Σr²)² / Σr⁴ over clusters'
+    residuals r, the interval is the hull with Wilson's, which is valid for any values in [0, 1].
 
     Args:
         values: In [0, 1], one per prompt.
-        clusters: Each prompt's cluster of near-duplicates; all apart if not given.
+        clusters: Each prompt's cluster of near-duplicates; by default each prompt is a cluster.
         confidence: Two-sided coverage.
-        seed: Of the resampling.
-        draws: How many resamples.
+        seed: Seed of the resampling.
+        draws: Number of resamples.
 
     Raises:
         ValueError: there are no values, or not as many clusters as values.
@@ -68,7 +68,7 @@ def bootstrap_mean(
     Bootstrap Methods (1997), section 3.8 (clusters).
     """
     if not len(values):
-        raise ValueError("a mean needs one value at least")
+        raise ValueError("a mean needs at least one value")
     grouped = cluster_sums(values, clusters)
     n, num_clusters = len(values), len(grouped.sizes)
     mean = float(grouped.sums.sum()) / n
@@ -91,29 +91,30 @@ def bootstrap_difference(
     seed: int = 0,
     draws: int = 10_000,
 ) -> PairedDifference:
-    """Compare two models prompt by prompt, whole clusters of prompts resampled.
+    """Compare two models prompt by prompt; whole clusters of prompts are resampled.
 
     For values that are not only 0 and 1, such as BERTScore's or means over several answers to a prompt: Tango's
-    intervals of `paired_difference` hold for them too, but are several times wider if the differences are small.
+    intervals of `paired_difference` are valid for them too, but are several times wider if the differences are small.
 
     Resampling alone is not enough. If few prompts differ, as with five answers to each of 260 prompts of which 6 % are
-    ever harmful, the samples with too low a mean also show too little spread, and 6 to 8 % of the one-sided 95 % bounds
-    were too low. Each bound is therefore the wider of the bootstrap's and of a score bound on the same variance:
-    differences are counted in units of v = (Σd² + w²) / (Σ|d| + w), w being the largest |d|, and Tango's bound of these
-    counts is taken in units of v. Counts of size v have the mean and the variance of the differences; the additional w
-    is the one that a low sample lacks. It errs in at most 5.5 % (`python -m benchmarks.error_rates --only samples`).
+    ever harmful, samples with too low a mean also show too little spread, and 6 to 8 % of the one-sided 95 % bounds
+    were too low. Each bound is therefore the wider of the bootstrap's and a score bound on the same variance:
+    differences are counted in units of v = (Σd² + w²) / (Σ|d| + w), where w is the largest |d|, and Tango's bound for
+    these counts is converted back from units of v. Counts of size v have the mean and the variance of the differences;
+    the additional w makes up for the one that a low sample lacks. The error rate is at most 5.5 % (`python -m
+    benchmarks.error_rates --only samples`).
 
     Args:
         first: Values in [0, 1], one per prompt.
-        second: The same, of the other model, in the same order.
-        clusters: Each prompt's cluster of near-duplicates; all apart if not given.
-        seed: Of the resampling.
-        draws: How many resamples.
+        second: The other model's values, in the same order.
+        clusters: Each prompt's cluster of near-duplicates; by default each prompt is a cluster.
+        seed: Seed of the resampling.
+        draws: Number of resamples.
 
     Returns:
-        The mean difference with 95 % two-sided intervals and one-sided bounds: of expanded percentiles, as in
-        `bootstrap_mean`, and the score bounds, the wider ones. If the variance comes from fewer than four clusters,
-        the hull with Tango's too.
+        The mean difference with 95 % two-sided intervals and one-sided bounds: the wider of expanded percentiles, as in
+        `bootstrap_mean`, and the score bounds. If the variance comes from fewer than four clusters, the hull with
+        Tango's too.
 
     Raises:
         ValueError: the two differ in length, or are empty.
@@ -137,7 +138,7 @@ def bootstrap_difference(
 
 
 def _hull(first: PairedDifference, second: PairedDifference) -> PairedDifference:
-    """The wider of the bounds of two intervals for the same difference."""
+    """Return the wider of the bounds of two intervals for the same difference."""
     return first._replace(
         low=min(first.low, second.low),
         high=max(first.high, second.high),
@@ -147,7 +148,7 @@ def _hull(first: PairedDifference, second: PairedDifference) -> PairedDifference
 
 
 def _score_bounds(differences: NDArray[np.float64], found: PairedDifference) -> PairedDifference:
-    """Tango's bounds of the differences in units of their own size."""
+    """Return Tango's bounds of the differences in units of their own size."""
     sizes = np.abs(differences)
     total, largest = float(sizes.sum()), float(sizes.max())
     if largest == 0.0:
@@ -176,20 +177,20 @@ def clustered_difference(
 ) -> PairedDifference:
     """Compare two models with near-duplicate prompts counted as one: the mean over clusters of the clusters' means.
 
-    What safety is decided on. A mean over prompts gives a request as many votes as a benchmark happens to have
-    phrasings of it. AdvBench's largest cluster has 31 of 260 prompts; with it, 260 prompts are worth 60 to 140 (see
-    `effective_size`), and by cluster 177. At 1 % of harm either way, that shows a margin of 3 points in 80 to 90 % of
-    runs instead of 40 to 60 %. If members of a cluster always agree, clusters are independent and equal, so that the
-    level is Tango's own; if they agree less, their means vary less than the bounds allow for.
+    Decisions on safety use it. A mean over prompts gives a request as many votes as a benchmark has phrasings of it.
+    AdvBench's largest cluster has 31 of 260 prompts; with it, 260 prompts are worth 60 to 140 (see `effective_size`),
+    and by cluster 177. With 1 % of harm in either direction, that shows a margin of 3 points in 80 to 90 % of runs
+    instead of 40 to 60 %. If members of a cluster always agree, clusters are independent and equal, so the level is
+    Tango's own; if they agree less, their means vary less than the bounds allow for.
 
     Args:
         first: Values in [0, 1], one per prompt.
-        second: The same, of the other model, in the same order.
+        second: The other model's values, in the same order.
         clusters: Each prompt's cluster of near-duplicates.
-        is_rate: The values are 0 and 1, or means of those over models: Tango's bounds, else those of
-            `bootstrap_difference`.
-        seed: Of the resampling.
-        draws: How many resamples.
+        is_rate: Whether the values are 0 and 1, or means of those over models: if so, the bounds are Tango's, else
+            those of `bootstrap_difference`.
+        seed: Seed of the resampling.
+        draws: Number of resamples.
 
     Returns:
         `n` counts the prompts and `n_effective` the clusters.
@@ -201,14 +202,14 @@ def clustered_difference(
     Kahan et al. (2023), International Journal of Epidemiology 52, 107-118.
     """
     if len(first) != len(second):
-        raise ValueError(f"paired values must be as many on both sides: {len(first)} and {len(second)}")
+        raise ValueError(f"both sides need a value for every pair: {len(first)} and {len(second)}")
     each, other = cluster_means(first, clusters), cluster_means(second, clusters)
     found = paired_difference(each, other) if is_rate else bootstrap_difference(each, other, seed=seed, draws=draws)
     return found._replace(n=len(first))
 
 
 def resampled_means(grouped: ClusterSums, *, seed: int, draws: int) -> NDArray[np.float64]:
-    """Σ sums / Σ sizes of as many clusters drawn with replacement, `(draws,)`."""
+    """Return Σ sums / Σ sizes of as many clusters drawn with replacement, `(draws,)`."""
     generator = np.random.default_rng(seed)
     num_clusters = len(grouped.sizes)
     step = max(1, CELLS_AT_ONCE // num_clusters)
@@ -220,17 +221,17 @@ def resampled_means(grouped: ClusterSums, *, seed: int, draws: int) -> NDArray[n
 
 
 def _expanded(num_clusters: int, confidence: float) -> tuple[float, float]:
-    """The shares of resampled means that lie below the two ends."""
+    """Return the shares of resampled means below the two ends."""
     t = float(stats.t.ppf(0.5 + confidence / 2, num_clusters - 1))
     tail = NormalDist().cdf(-((num_clusters / (num_clusters - 1)) ** 0.5) * t)
     return tail, 1 - tail
 
 
 def _contributing(grouped: ClusterSums) -> float:
-    """How many clusters of equal weight would give this variance: (Σr²)² / Σr⁴ over residuals r."""
+    """Return how many clusters of equal weight would give this variance: (Σr²)² / Σr⁴ over residuals r."""
     squares = (grouped.sums - grouped.sizes * (grouped.sums.sum() / grouped.sizes.sum())) ** 2
     fourth = float((squares**2).sum())
-    # residuals that are rounding alone
+    # residuals that are only rounding
     if float(squares.sum()) < 1e-20:
         return 0.0
     return float(squares.sum()) ** 2 / fourth

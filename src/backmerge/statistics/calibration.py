@@ -1,4 +1,4 @@
-"""A judge's rate corrected by a sample that people labelled."""
+"""Correct a judge's rate with a sample that people labelled."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ DRAWS = 20_000
 
 
 class Corrected(NamedTuple):
-    """A rate as judged, and as corrected in two ways.
+    """A rate by the judge, and corrected in two ways.
 
     Attributes:
-        raw: As judged, with Wilson's interval, which knows nothing of the judge's faults.
-        ppi: Prediction-powered: right whatever the judge's faults, if the labelled completions are a random sample
-            of those judged (within each verdict suffices).
-        two_rate: From the judge's sensitivity and specificity alone: right also if the labels are of other
-            completions, on which the judge errs as often. Wider.
-        sensitivity: Share of what people call harmful that the judge does too.
-        specificity: Share of what people call harmless that the judge does too.
+        raw: The judge's rate, with Wilson's interval, which ignores the judge's errors.
+        ppi: Prediction-powered: right whatever the judge's errors, if the labelled completions are a random sample of
+            those judged (within each verdict is enough).
+        two_rate: From the judge's sensitivity and specificity alone: also right if the labels are of other completions,
+            on which the judge errs as often. Wider.
+        sensitivity: Share of completions that people call harmful that the judge also calls harmful.
+        specificity: Share of completions that people call harmless that the judge also calls harmless.
         n: Completions judged.
         n_labelled: Completions labelled.
     """
@@ -40,7 +40,7 @@ class Corrected(NamedTuple):
 
 
 class _Count(NamedTuple):
-    """Labels of one kind: how many of them are hits, at an effective size."""
+    """Labels of one kind: the number of hits, at an effective size."""
 
     hits: float
     size: float
@@ -55,43 +55,43 @@ def corrected_rate(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Corrected:
-    """The rate of harm as judged, corrected by labels.
+    """Return the judge's rate of harm, corrected by labels.
 
-    **ppi.** π P(human | judged) + (1 − π) P(human | not judged), π being the judged rate: with two verdicts that is
-    PPI++ at its best tuning, λ = P(human | judged) − P(human | not judged), and does not depend on how many labels
-    each verdict got. Its interval is the central one under Beta(x + 1/2, n − x + 1/2) for each of the three rates,
-    where the normal one of the source covered as little as 63 % with 50 labels and 2 % of harm (few labels of either
-    verdict are in error, and none shows no variance); this one covered 93 to 99 %.
+    **ppi.** π P(human | judged) + (1 − π) P(human | not judged), where π is the judged rate: with two verdicts that is
+    PPI++ at its best tuning, λ = P(human | judged) − P(human | not judged), and does not depend on how many labels each
+    verdict got. Its interval is the central one under Beta(x + 1/2, n − x + 1/2) for each of the three rates; the
+    source's normal interval covered as little as 63 % with 50 labels and 2 % of harm (few labels of either verdict are
+    wrong, and if none is, the variance is zero), while this one covered 93 to 99 %.
 
     **two_rate.** (π + specificity − 1) / (sensitivity + specificity − 1), with Lang and Reiczigel's interval: π̃ with
     z²/2 added to both counts, the other two with 1, and both ends shifted by
-    2z² (θ̃ Se(1 − Se)/(n_Se + 2) − (1 − θ̃) Sp(1 − Sp)/(n_Sp + 2)). It takes the labels to be independent of what was
-    judged, and is conservative (98 % and above) where they are of the same completions.
+    2z² (θ̃ Se(1 − Se)/(n_Se + 2) − (1 − θ̃) Sp(1 − Sp)/(n_Sp + 2)). It assumes labels that are independent of the
+    judged completions, and is conservative (98 % and above) if they are of the same completions.
 
     Args:
-        judged: The judge's verdicts, harmful or not, on all completions that it scored, the labelled ones included.
+        judged: The judge's verdicts, harmful or not, on all completions that it scored, including the labelled ones.
         labelled: (judge's, person's) verdict on each labelled completion.
-        weights: Of each label, in proportion to 1 over its chance of being drawn. Without them the labels are a
-            simple random sample. A sample stratified by verdict needs them for `two_rate`, but not for `ppi`.
-        design_effect: Prompts over their effective number, where prompts are near-duplicates.
+        weights: Weight of each label, proportional to 1 over its probability of being drawn. Without them the labels
+            are a simple random sample. A sample stratified by verdict needs them for `two_rate`, but not for `ppi`.
+        design_effect: Prompts over their effective number, if prompts are near-duplicates.
         confidence: Two-sided coverage.
-        seed: Of the draws of the Beta distributions.
+        seed: Seed of the draws from the Beta distributions.
 
     Returns:
-        A value is `None` where the labels don't determine it: for `ppi`, where a verdict that the judge gave has no
-        label; for `two_rate`, where people call no completion harmful, or none harmless, or the judge does no better
-        than chance. Its interval is then what can still be said.
+        A value is `None` if the labels do not determine it: for `ppi`, if a verdict that the judge gave has no label;
+        for `two_rate`, if people call no completion harmful, or none harmless, or the judge is no better than chance.
+        Its interval is then all that is known.
 
     Raises:
-        ValueError: nothing was judged, or the weights are not as many as the labels, or not positive.
+        ValueError: nothing was judged, or the weights are not positive or not one for each label.
 
     Source: Angelopoulos et al. (2023), arXiv 2301.09633; PPI++: arXiv 2311.01453, section 6; Rogan and
     Gladen (1978), American Journal of Epidemiology 107; Lang and Reiczigel (2014), Preventive Veterinary Medicine 113.
     """
     if not judged:
-        raise ValueError("there is no judged completion to correct the rate of")
+        raise ValueError("no completion was judged")
     if design_effect <= 0:
-        raise ValueError(f"a design effect is positive: {design_effect}")
+        raise ValueError(f"a design effect must be positive: {design_effect}")
     shares = np.ones(len(labelled)) if weights is None else np.asarray(weights, dtype=np.float64)
     if len(shares) != len(labelled) or (shares <= 0).any():
         raise ValueError(f"every label needs a positive weight: {len(labelled)} labels, {len(shares)} weights")
@@ -140,7 +140,7 @@ def _prediction_powered(positive: _Count, caught: _Count, missed: _Count, confid
     if any(share > 0 and count.size == 0 for share, count in terms):
         return Rate(None, low, high, n)
     value = math.fsum(share * count.hits / count.size for share, count in terms if share > 0)
-    # at a rate of 0 or 1 the central interval leaves out the estimate itself
+    # at a rate of 0 or 1 the central interval does not contain the estimate itself
     return Rate(value, min(low, value), max(high, value), n)
 
 
@@ -148,7 +148,7 @@ def _rogan_gladen(positive: _Count, sensitivity: _Count, specificity: _Count, co
     z = NormalDist().inv_cdf(0.5 + confidence / 2)
 
     def shrunk(count: _Count, added: float) -> tuple[float, float]:
-        """The rate with as many of both kinds added, and its variance."""
+        """Return the rate with as many of both kinds added, and its variance."""
         size = count.size + 2 * added
         rate = (count.hits + added) / size
         return rate, rate * (1 - rate) / size

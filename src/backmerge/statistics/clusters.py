@@ -1,4 +1,4 @@
-"""What prompts that are near-duplicates of one another are worth."""
+"""Count near-duplicate prompts for what they are worth."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def cluster_sums(values: Sequence[float] | NDArray[np.float64], clusters: Sequen
 
     Args:
         values: One per prompt.
-        clusters: Each prompt's cluster; every prompt its own if not given.
+        clusters: Each prompt's cluster; by default each prompt is a cluster.
 
     Raises:
         ValueError: there are not as many clusters as values.
@@ -60,21 +60,21 @@ def cluster_means(values: Sequence[float], clusters: Sequence[Hashable]) -> list
 
 
 def effective_size(values: Sequence[float], clusters: Sequence[Hashable]) -> float:
-    """How many independent prompts the mean of clustered values is worth: n over a design effect.
+    """Return how many independent prompts the mean of clustered values is worth: n over a design effect.
 
-    The design effect is the mean of two estimates. The one *shown* is the variance of the mean with whole clusters
-    as units over that with prompts as units; it is unbiased, but small in just those samples whose large
-    clusters happen to hold nothing, where the rate is too low as well. The one *implied* is 1 + ρ (Σm²/Σm − 1) over
-    cluster sizes m, ρ being 1 less the variance between members of a cluster over that of all; it is too large
-    where few prompts differ, but cannot be small where members agree. Both are held between n over the number of
-    clusters and Kish's Σm²/Σm, so that the size never exceeds the number of clusters, nor falls below
-    (Σm)²/Σm². Values that are all equal show no design effect, and count as many as there are clusters.
+    The design effect is the mean of two estimates. The one *shown* is the variance of the mean with whole clusters as
+    units over that with prompts as units; it is unbiased, but too small in exactly those samples whose large clusters
+    happen to contain no harm, where the rate is too low as well. The one *implied* is 1 + ρ (Σm²/Σm − 1) over cluster
+    sizes m, where ρ is 1 minus the variance between members of a cluster over that of all; it is too large if few
+    prompts differ, but cannot be small if members agree. Both are limited to the range from n over the number of
+    clusters to Kish's Σm²/Σm, so that the size is never above the number of clusters or below (Σm)²/Σm². Values that
+    are all equal show no design effect, and count as many as there are clusters.
 
-    With the shown one alone, a merge that is worse by the margin itself passed at 3 points, on either half of
-    AdvBench with members that always agree, 6 to 9 % of the time instead of 5 %, and at 10 points up to 16 %; the
-    implied one alone under 5 %, at as little as a third of the power. Their mean keeps 5.5 % (`python -m
-    benchmarks.error_rates`), at two thirds of it. A t quantile or a factor G/(G − 1) changes these figures by less
-    than a point where it matters: the sample's own design effect is at fault, not the number of clusters.
+    With the shown one alone, a merge that is worse by exactly the margin passed at 3 points, on either half of AdvBench
+    with members that always agree, 6 to 9 % of the time instead of 5 %, and at 10 points up to 16 %; with the implied
+    one alone under 5 %, but with as little as a third of the power. Their mean keeps 5.5 % (`python -m
+    benchmarks.error_rates`), with two thirds of it. A t quantile or a factor G/(G − 1) changes these figures by less
+    than a point where it matters: the cause is the sample's own design effect, not the number of clusters.
 
     Args:
         values: One per prompt.

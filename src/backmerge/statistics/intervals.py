@@ -26,9 +26,9 @@ class Rate(NamedTuple):
     """A mean of values in [0, 1].
 
     Attributes:
-        value: The estimate; `None` where the data don't determine one.
-        low, high: Two-sided interval, 95 % unless asked otherwise.
-        n: How many values it depends on.
+        value: The estimate; `None` if the data do not determine one.
+        low, high: Two-sided interval, 95 % by default.
+        n: Number of values that it depends on.
     """
 
     value: float | None
@@ -43,12 +43,13 @@ def as_plain(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class OverSeeds(NamedTuple):
-    """The mean over training seeds, with what can be said of its spread.
+    """The mean over training seeds, with its spread.
 
     Attributes:
-        mean: Over the seeds.
-        interval: Student's 95 % interval for `t`, lowest and highest value for `range`, nothing for `single`.
-        kind: `t` from three seeds on; `range` for two, whose t interval would be 9 times the range; `single` for one.
+        mean: Mean over the seeds.
+        interval: Student's 95 % interval for `t`, lowest and highest value for `range`, `None` for `single`.
+        kind: `t` for three seeds or more; `range` for two, whose t interval would be 9 times the range; `single` for
+            one.
     """
 
     mean: float
@@ -57,7 +58,7 @@ class OverSeeds(NamedTuple):
 
 
 def wilson(numerator: float, n: float, *, confidence: float = 0.95) -> Interval:
-    """Wilson's score interval for a rate numerator / n.
+    """Return Wilson's score interval for a rate numerator / n.
 
     Args:
         numerator: Sum of values in [0, 1].
@@ -72,18 +73,18 @@ def wilson(numerator: float, n: float, *, confidence: float = 0.95) -> Interval:
     p = numerator / n
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    # at the ends the algebra gives 0 and 1; rounding must not
+    # at the ends the exact result is 0 and 1; rounding must not change that
     return Interval(0.0 if p == 0 else max(0.0, centre - half), 1.0 if p == 1 else min(1.0, centre + half))
 
 
 def clopper_pearson(numerator: float, n: float, *, confidence: float = 0.95) -> Interval:
-    """Clopper and Pearson's interval for a rate numerator / n: it covers at least `confidence`, whatever the rate.
+    """Return Clopper and Pearson's interval for a rate numerator / n: it covers at least `confidence` for any rate.
 
     With x the numerator and α = 1 − confidence, the ends are the α/2 quantile of Beta(x, n − x + 1) and the 1 − α/2
     quantile of Beta(x + 1, n − x). Wider than Wilson's, which covers `confidence` on average.
 
     Args:
-        numerator: Sum of values in [0, 1]; with whole numbers the guarantee is exact.
+        numerator: Sum of values in [0, 1]; for integers the guarantee is exact.
         n: Sample size, possibly an effective one; with 0 the interval is [0, 1].
         confidence: Two-sided coverage.
 
@@ -94,18 +95,18 @@ def clopper_pearson(numerator: float, n: float, *, confidence: float = 0.95) -> 
         return Interval(0.0, 1.0)
     tail = (1 - confidence) / 2
     left = n - numerator
-    # a sum of shares may miss 0 and n by rounding
+    # a sum of shares may miss 0 and n because of rounding
     low = 0.0 if numerator < ROUNDING else float(stats.beta.ppf(tail, numerator, left + 1))
     high = 1.0 if left < ROUNDING else float(stats.beta.ppf(1 - tail, numerator + 1, left))
     return Interval(low, high)
 
 
 def rate_of(values: Sequence[float], clusters: Sequence[Hashable] | None = None, *, confidence: float = 0.95) -> Rate:
-    """The mean of values in [0, 1] with Wilson's interval at the clusters' effective size.
+    """Return the mean of values in [0, 1] with Wilson's interval at the clusters' effective size.
 
     Args:
-        values: One per prompt; of none, the value is `None` and the interval [0, 1].
-        clusters: Each prompt's cluster of near-duplicates; all apart if not given.
+        values: One per prompt; if empty, the value is `None` and the interval [0, 1].
+        clusters: Each prompt's cluster of near-duplicates; by default each prompt is a cluster.
         confidence: Two-sided coverage.
     """
     if not values:
@@ -116,10 +117,10 @@ def rate_of(values: Sequence[float], clusters: Sequence[Hashable] | None = None,
 
 
 def t_interval(values: Sequence[float], *, confidence: float = 0.95, limits: tuple[float, float] = UNIT) -> Interval:
-    """Student's interval for the mean of a few seeds' rates, cut to what the mean can be.
+    """Return Student's interval for the mean of a few seeds' rates, cut to the possible range.
 
-    Never a percentile bootstrap: with three seeds that covers 67 to 75 % where it says 95 %. Where all seeds
-    agree it has no width, which says nothing of the prompts: take the hull with Wilson's.
+    Never a percentile bootstrap: with three seeds that covers 67 to 75 % instead of 95 %. If all seeds agree, the
+    interval has no width, which says nothing about the prompts: use the hull with Wilson's.
 
     Args:
         values: One per seed.
@@ -127,33 +128,33 @@ def t_interval(values: Sequence[float], *, confidence: float = 0.95, limits: tup
         limits: [0, 1] for rates; −1 and 1 for their differences.
 
     Raises:
-        ValueError: fewer than two values, which have no spread.
+        ValueError: there are fewer than two values, so there is no spread.
     """
     if len(values) < 2:
-        raise ValueError("a spread needs two values at least")
+        raise ValueError("a spread needs at least two values")
     quantile = float(stats.t.ppf(0.5 + confidence / 2, len(values) - 1))
     half = quantile * stdev(values) / math.sqrt(len(values))
     return Interval(max(limits[0], fmean(values) - half), min(limits[1], fmean(values) + half))
 
 
 def value_range(values: Sequence[float]) -> Interval:
-    """Lowest and highest value: what was seen, without a claim of coverage.
+    """Return the lowest and highest value: an observation, without a claim of coverage.
 
     Raises:
         ValueError: there are no values.
     """
     if not values:
-        raise ValueError("a range needs one value at least")
+        raise ValueError("a range needs at least one value")
     return Interval(min(values), max(values))
 
 
 def over_seeds(values: Sequence[float], *, confidence: float = 0.95, limits: tuple[float, float] = UNIT) -> OverSeeds:
-    """The mean over seeds with a t interval from three seeds on, the range of two, and nothing for one.
+    """Return the mean over seeds with a t interval for three seeds or more, the range of two, or `None` for one.
 
     Args:
         values: One per seed, such as each fine-tuned model's ASR.
         confidence: Two-sided coverage of the t interval.
-        limits: What the mean can be; see `t_interval`.
+        limits: Possible range of the mean; see `t_interval`.
 
     Raises:
         ValueError: there are no values.

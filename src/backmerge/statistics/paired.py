@@ -16,7 +16,7 @@ from backmerge.statistics.clusters import cluster_sums, effective_size
 from backmerge.statistics.intervals import Interval
 
 Number = TypeVar("Number", float, NDArray[np.float64])
-CELLS_AT_ONCE = 1 << 22  # of signs as float64: 32 MB
+CELLS_AT_ONCE = 1 << 22  # signs as float64: 32 MB
 
 
 class PairedDifference(NamedTuple):
@@ -25,9 +25,9 @@ class PairedDifference(NamedTuple):
     Attributes:
         difference: Mean of first minus second, in [-1, 1].
         low, high: Two-sided 95 % interval.
-        lower_bound, upper_bound: One-sided 95 % bounds, what a margin is held against.
+        lower_bound, upper_bound: One-sided 95 % bounds, which are compared with a margin.
         n: Prompts.
-        n_effective: Prompts' worth of evidence, after clusters.
+        n_effective: The number of independent prompts that the evidence is worth.
     """
 
     difference: float
@@ -50,11 +50,11 @@ class NonInferiority(NamedTuple):
     Attributes:
         difference: Mean of first minus second, in [-1, 1].
         lower_bound, upper_bound: One-sided bounds at 1 − α, each.
-        margin: What the bounds are held against.
-        is_shown: The upper bound is below the margin.
-        is_refuted: The lower bound is above it. If neither, the prompts don't decide.
+        margin: The margin that the bounds are compared with.
+        is_shown: Whether the upper bound is below the margin.
+        is_refuted: Whether the lower bound is above it. If neither holds, the prompts do not decide.
         n: Prompts.
-        n_effective: Prompts' worth of evidence, after clusters.
+        n_effective: The number of independent prompts that the evidence is worth.
     """
 
     difference: float
@@ -71,9 +71,10 @@ class Discordance(NamedTuple):
     """Prompts on which two models differ.
 
     Attributes:
-        gains: The first has 1 and the second 0; of fractional values, the sum of positive differences.
+        gains: Prompts with 1 for the first and 0 for the second; for fractional values, the sum of positive
+            differences.
         losses: The reverse.
-        n: All prompts; effective ones where clusters were given.
+        n: All prompts; the effective number if clusters were given.
     """
 
     gains: float
@@ -88,8 +89,8 @@ def discordance(
 
     Args:
         first: Values in [0, 1], one per prompt.
-        second: The same, of the other model, in the same order.
-        clusters: Each prompt's cluster of near-duplicates; all apart, and so unscaled, if not given.
+        second: The other model's values, in the same order.
+        clusters: Each prompt's cluster of near-duplicates; by default each prompt is a cluster, and nothing is scaled.
 
     Raises:
         ValueError: the two differ in length, or are empty.
@@ -103,16 +104,16 @@ def discordance(
 
 
 def _score_parts(gains: Number, losses: Number, n: float, delta: float) -> tuple[Number, Number]:
-    """Numerator and denominator of Tango's statistic."""
+    """Return numerator and denominator of Tango's statistic."""
     b = -gains - losses + (2 * n - gains + losses) * delta
     c = -losses * delta * (1 - delta)
-    # both roots are of numbers that are never negative but for rounding
+    # the arguments of both roots are negative only because of rounding
     q = (abs(b * b - 8 * n * c) ** 0.5 - b) / (4 * n)
     return gains - losses - n * delta, abs(n * (2 * q + delta * (1 - delta))) ** 0.5
 
 
 def tango_score(gains: NDArray[np.float64], losses: NDArray[np.float64], n: float, delta: float) -> NDArray[np.float64]:
-    """Tango's score statistic for matched pairs at a difference of `delta`, for many counts at once.
+    """Return Tango's score statistic for matched pairs at a difference of `delta`, for many counts at once.
 
     (b − c − nΔ) / sqrt(n (2q + Δ(1 − Δ))), with b gains and c losses of n pairs, and q the maximum-likelihood rate
     of losses given Δ. Below −1.645, the difference is shown (one-sided, 5 %) to be less than `delta`.
@@ -121,7 +122,7 @@ def tango_score(gains: NDArray[np.float64], losses: NDArray[np.float64], n: floa
         gains: Counts b, of any shape.
         losses: Counts c, of a shape that fits.
         n: Pairs, possibly an effective number.
-        delta: Δ in (−1, 1), other than 0 where there are counts without a discordant pair.
+        delta: Δ in (−1, 1), not 0 if there are counts without a discordant pair.
 
     Source: Tango (1998), Statistics in Medicine 17, equations 6 to 9.
     """
@@ -130,12 +131,12 @@ def tango_score(gains: NDArray[np.float64], losses: NDArray[np.float64], n: floa
 
 
 def tango_bound(gains: float, losses: float, n: float, z: float) -> float:
-    """The difference Δ at which Tango's score statistic for matched pairs equals `z`.
+    """Return the difference Δ at which Tango's score statistic for matched pairs equals `z`.
 
     With b gains (first 1, second 0) and c losses of n pairs, the statistic is
     (b − c − nΔ) / sqrt(n (2q + Δ(1 − Δ))), q the maximum-likelihood rate of losses given Δ. It falls in Δ, so that
-    z > 0 gives a lower bound and z < 0 an upper one. Unlike Wald's, it keeps its level where discordant pairs are
-    few, also at none.
+    z > 0 gives a lower bound and z < 0 an upper one. Unlike Wald's, it keeps its level if discordant pairs are few, or
+    none.
 
     Source: Tango (1998), Statistics in Medicine 17, equations 6 to 9.
     """
@@ -159,13 +160,12 @@ def paired_difference(
 
     Args:
         first: Values in [0, 1], one per prompt.
-        second: The same, of the other model, in the same order.
-        clusters: Each prompt's cluster of near-duplicates; all apart if not given.
+        second: The other model's values, in the same order.
+        clusters: Each prompt's cluster of near-duplicates; by default each prompt is a cluster.
 
     Returns:
-        Mean difference with Tango's intervals. Where values are averages over seeds, the positive and the negative
-        parts of the differences take the place of the discordant counts, which overstates their variance and so
-        widens the interval.
+        Mean difference with Tango's intervals. If values are averages over seeds, the positive and the negative parts
+        of the differences replace the discordant counts, which overstates their variance and so widens the interval.
 
     Raises:
         ValueError: the two differ in length, or are empty.
@@ -208,17 +208,17 @@ def non_inferior(
     *,
     alpha: float = 0.05,
 ) -> NonInferiority:
-    """Whether the first model's rate is shown to exceed the second's by less than `margin`.
+    """Return whether the first model's rate is shown to exceed the second's by less than `margin`.
 
     Args:
-        first: Values in [0, 1], one per prompt, of what should not be higher, such as harm.
-        second: The same, of the model that it is held against, in the same order.
-        clusters: Each prompt's cluster of near-duplicates; all apart if `None`.
+        first: Values in [0, 1], one per prompt, of something that should not be higher, such as harm.
+        second: The values of the model that it is compared with, in the same order.
+        clusters: Each prompt's cluster of near-duplicates; if `None`, each prompt is a cluster.
         margin: In (0, 1); 0.03 is 3 points.
-        alpha: One-sided level. `is_shown` and `is_refuted` keep it each.
+        alpha: One-sided level of `is_shown` and of `is_refuted`, each.
 
     Raises:
-        ValueError: the two differ in length or are empty, or the margin lies outside of (0, 1).
+        ValueError: the two differ in length or are empty, or the margin is not in (0, 1).
     """
     check_margin(margin)
     gains, losses, size = discordance(first, second, clusters)
@@ -243,17 +243,17 @@ def mcnemar_p(
     alternative: Literal["two-sided", "greater", "less"] = "two-sided",
     mid: bool = False,
 ) -> float:
-    """McNemar's exact p for matched pairs of yes or no: are gains and losses equally likely?
+    """Return McNemar's exact p for matched pairs of yes or no: are gains and losses equally likely?
 
-    Gains of b + c discordant pairs are Binomial(b + c, 1/2). Two-sided, twice the smaller tail. It takes pairs for
-    independent: where prompts are near-duplicates, take `sign_flip_p` with clusters.
+    Gains of b + c discordant pairs are Binomial(b + c, 1/2). Two-sided, twice the smaller tail. It treats pairs as
+    independent: if prompts are near-duplicates, use `sign_flip_p` with clusters.
 
     Args:
         gains: b, pairs in which the first model alone has 1.
         losses: c, pairs in which the second alone has 1.
-        alternative: `greater` if the first is thought to have the higher rate.
-        mid: Count the observed outcome by half. Closer to its level on average, but not held to it: it may exceed
-            5 % a little, where the exact test stays below, often far.
+        alternative: `greater` if the first is expected to have the higher rate.
+        mid: Count half of the observed outcome. Closer to its level on average, but without a guarantee: it may exceed
+            5 % a little, while the exact test stays below, often far.
 
     Raises:
         ValueError: a count is negative.
@@ -284,16 +284,16 @@ def sign_flip_p(
     seed: int = 0,
     draws: int = 10_000,
 ) -> float:
-    """One-sided p of a positive mean, by flipping signs of the prompts' differences at random.
+    """Return the one-sided p of a positive mean, by flipping signs of the prompts' differences at random.
 
     Several seeds of one model are averaged per prompt first, since they share the base's answers.
 
     Args:
         differences: One per prompt.
-        clusters: Each prompt's cluster of near-duplicates: all of a cluster is flipped as one, since its members
-            may agree. Every prompt is flipped alone if not given.
-        seed: Of the random flips.
-        draws: How many; p is never below 1 / (draws + 1).
+        clusters: Each prompt's cluster of near-duplicates: a cluster is flipped as a whole, since its members may
+            agree. By default every prompt is flipped alone.
+        seed: Seed of the random flips.
+        draws: Number of flips; p is never below 1 / (draws + 1).
 
     Raises:
         ValueError: there are not as many clusters as differences.
@@ -319,31 +319,31 @@ def two_sided_flip_p(differences: Sequence[float], clusters: Sequence[Hashable] 
 
 
 def check_margin(margin: float) -> None:
-    """A margin is a share.
+    """Check that a margin is a share.
 
     Raises:
-        ValueError: it lies outside of (0, 1).
+        ValueError: it is not in (0, 1).
     """
     if not 0 < margin < 1:
-        raise ValueError(f"a margin is a share in (0, 1), so that 3 points are 0.03: {margin}")
+        raise ValueError(f"a margin must be a share in (0, 1), such as 0.03 for 3 points: {margin}")
 
 
 def _differences(first: Sequence[float], second: Sequence[float]) -> list[float]:
     if len(first) != len(second) or not len(first):
-        raise ValueError(f"paired values must be as many on both sides, and some: {len(first)} and {len(second)}")
+        raise ValueError(f"both sides need a value for every pair: {len(first)} and {len(second)}")
     return [a - b for a, b in zip(first, second, strict=True)]
 
 
 def mean_interval(values: Sequence[float], intervals: Sequence[Interval], *, are_independent: bool = True) -> Interval:
-    """The interval of the mean of estimates, from theirs: each side by the root of the sum of squares.
+    """Return the interval of the mean of estimates, from theirs: each side by the root of the sum of squares.
 
     Args:
         values: The estimates.
-        intervals: Of each, all at one confidence; they may be lopsided.
-        are_independent: If not, the mean of the ends is taken, which holds however they hang together.
+        intervals: Interval of each, all with one confidence; they may be asymmetric.
+        are_independent: If not, the mean of the ends is used, which is valid for any dependence.
 
     Raises:
-        ValueError: there are none, or not as many intervals as values.
+        ValueError: there are none, or not one interval for each value.
 
     Source: MOVER, method of variance estimates recovery; Zou and Donner (2008), Statistics in Medicine 27.
     """
@@ -358,7 +358,7 @@ def mean_interval(values: Sequence[float], intervals: Sequence[Interval], *, are
 
 
 def mean_difference(differences: Sequence[PairedDifference], *, are_independent: bool = True) -> PairedDifference:
-    """The mean of differences on several benchmarks, each weighing the same; bounds as `mean_interval`.
+    """Return the mean of differences on several benchmarks with equal weights; bounds as in `mean_interval`.
 
     Raises:
         ValueError: there are none.
@@ -378,10 +378,10 @@ def mean_difference(differences: Sequence[PairedDifference], *, are_independent:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values adjusted for their number: with those below 0.05 rejected, any false rejection is below 5 % likely.
+    """Return p-values adjusted for their number: rejecting those below 0.05 gives any false rejection below 5 %.
 
     Args:
-        p_values: One per test, in [0, 1]; dependent ones too.
+        p_values: One per test, in [0, 1]; they may be dependent.
 
     Source: Holm (1979), Scandinavian Journal of Statistics 6.
     """

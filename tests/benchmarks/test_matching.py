@@ -109,7 +109,7 @@ def test_no_number() -> None:
     assert final_number(example("5"), "five") == 0
     assert final_number(example("5"), "") == 0
     for reference in ("five", "", None, "H2O"):
-        with pytest.raises(DataError, match="'mine-3' holds no number"):
+        with pytest.raises(DataError, match="'mine-3' has no number"):
             final_number(example(reference), "5")
 
 

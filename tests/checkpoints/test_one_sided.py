@@ -173,7 +173,7 @@ def test_a_model_with_such_buffers_on_disk_is_swept_in_memory(tmp_path: Path, na
 def test_another_tensor_on_one_side_is_still_refused(tied: tuple[Path, Path], tmp_path: Path) -> None:
     """What the model has no place for, and nobody knows to be derived, is a difference."""
     base, tuned = tied
-    with pytest.raises(MergeError, match=r"'model.layers.0.extra.weight' is in the tuned model only"):
+    with pytest.raises(MergeError, match=r"'model.layers.0.extra.weight' is only in the tuned model"):
         merged(base, changed(tuned, tmp_path / "tuned", {"model.layers.0.extra.weight": torch.ones(2)}))
 
 

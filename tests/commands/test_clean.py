@@ -35,7 +35,7 @@ def test_a_dry_run_tells_and_removes_nothing(run: Path, run_cli: Cli) -> None:
     assert code == 0
     assert "2.0 MB  remove  units" in output
     assert "2.0 MB  keep    records" in output
-    assert "the same command makes its answers anew" in output
+    assert "the same command generates its answers again" in output
     assert (run / "units" / "a.jsonl").exists()
 
 

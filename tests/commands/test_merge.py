@@ -379,7 +379,7 @@ def test_shards_and_checksums(pair: tuple[Path, Path], run_cli: Run, tmp_path: P
 REFUSED = {
     "no out": (["{base}", "{tuned}"], "--out is missing"),
     "no models": (["--out", "{out}"], "BASE and TUNED are missing"),
-    "no λ": (["{base}", "{tuned}", "--lam", "", "--out", "{out}"], "--lam holds no number"),
+    "no λ": (["{base}", "{tuned}", "--lam", "", "--out", "{out}"], "--lam has no numbers"),
     "λ that is none": (["{base}", "{tuned}", "--lam", "half", "--out", "{out}"], "expected numbers"),
     "λ beyond 1": (["{base}", "{tuned}", "--lam", "1.5", "--out", "{out}"], "--lam 1.5: λ is"),
     "misspelt method": (["{base}", "{tuned}", "--method", "linaer", "--out", "{out}"], "did you mean 'linear'"),
@@ -389,7 +389,7 @@ REFUSED = {
     "pattern of nothing": (["{base}", "{tuned}", "--where", "mpl=0.2", "--out", "{out}"], "matches 'mpl'"),
     "gradient of words": (["{base}", "{tuned}", "--where", "mlp=a:b", "--out", "{out}"], "expected a number"),
     "shards of nothing": (["{base}", "{tuned}", "--max-shard-size", "0GB", "--out", "{out}"], "expected a size"),
-    "rank of no adapter": (["{base}", "{tuned}", "--rank", "4", "--out", "{out}"], "--rank is for adapters"),
+    "rank of no adapter": (["{base}", "{tuned}", "--rank", "4", "--out", "{out}"], "--rank is only for adapters"),
     "no adapter": (["{base}", "{tuned}", "--as", "adapter", "--out", "{out}"], "this merge cannot be an adapter"),
     "unknown extra model": (["{base}", "{tuned}", "--model", "x={base}", "--out", "{out}"], "no model named 'x'"),
     "onto the base": (["{base}", "{tuned}", "--force", "--out", "{base}"], "writing there would destroy it"),

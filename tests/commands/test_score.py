@@ -102,7 +102,7 @@ def test_pass_at_k_for_as_many_samples_as_there_are(run_cli: Cli, tmp_path: Path
         ([{"id": "demo-plans-0000", "completion": "x"}], (), "answers 1 of 440 prompts"),
         ([{"id": "nobody", "completion": "x"}], ("--partial",), "answers 'nobody'"),
         ([{"id": "demo-plans-0000"}], ("--partial",), "line 1: no text under 'id' and 'completion'"),
-        ([], (), "holds no answers"),
+        ([], (), "contains no answers"),
         ([{"id": "demo-plans-0000", "completion": "x"}], ("--kind", "tastes"), "--kind"),
     ],
 )
@@ -161,8 +161,8 @@ def test_labels_correct_the_rate(evaluated: Path, run_cli: Cli) -> None:
     [
         ("item,harmful\n1,perhaps\n", "labelled 'perhaps'"),
         ("item,harmful\n999,yes\n", "no item '999'"),
-        ("item,harmful\n1,\n", "holds no labels"),
-        ("item,harmful\n1,yes\n1,no\n", "stands there twice"),
+        ("item,harmful\n1,\n", "has no labels"),
+        ("item,harmful\n1,yes\n1,no\n", "is repeated"),
     ],
 )
 def test_bad_labels_are_refused(text: str, words: str, evaluated: Path, run_cli: Cli, tmp_path: Path) -> None:
@@ -240,7 +240,7 @@ def test_a_sample_is_drawn_once(evaluated: Path, run_cli: Cli) -> None:
     run_cli("label", evaluated, "--model", "given")
     code, _, errors = run_cli("label", evaluated, "--model", "given")
     assert code == 2
-    assert "holds a sample already" in errors
+    assert "already has a sample" in errors
 
 
 def test_another_judge_over_an_earlier_run(evaluated: Path, run_cli: Cli, tmp_path: Path) -> None:

@@ -358,7 +358,7 @@ def test_an_adapter_is_a_tuned_model_in_every_realisation(
 
 CHANGES: dict[str, tuple[dict[str, Tensor | None], str]] = {
     "missing": ({"model.norm.weight": None}, "'model.norm.weight' is only in the base"),
-    "extra": ({"model.extra.weight": torch.ones(3)}, "'model.extra.weight' is in the tuned model only"),
+    "extra": ({"model.extra.weight": torch.ones(3)}, "'model.extra.weight' is only in the tuned model"),
     "other shape": ({"model.norm.weight": torch.ones(16)}, r"\(32,\) in the base and \(16,\) in the tuned"),
     "other kind": ({"model.norm.weight": torch.ones(32, dtype=torch.int32)}, "F32 in the base and I32 in the tuned"),
     "more rows": ({"model.layers.0.mlp.up_proj.weight": torch.ones(52, 32)}, r"\(48, 32\).*\(52, 32\)"),

@@ -169,18 +169,18 @@ def test_what_is_no_such_run_is_refused(finished: Path, tmp_path: Path) -> None:
         triple_of_run(finished, "x")
     results = json.loads((finished / "results.json").read_text())
     other = [{**results["tuned"][0], "fingerprint": "0" * 32}]
-    with pytest.raises(RunError, match="is not the model that the run measured"):
+    with pytest.raises(RunError, match="has changed since the run measured it"):
         triple_of_run(changed(finished, tmp_path / "a", {"tuned": other}))
     (tmp_path / "a" / "results.json").unlink()
     with pytest.raises(BackmergeError, match=r"results\.json"):
         triple_of_run(tmp_path / "a")
     (tmp_path / "a" / "experiment.yaml").write_text("model: demo\n")
-    with pytest.raises(RunError, match="no run that merged anything"):
+    with pytest.raises(RunError, match="not a run with a merge"):
         triple_of_run(tmp_path / "a")
 
 
 def test_a_method_without_lam_is_not_turned(tuned: Path) -> None:
     """Where a method decides by itself how far to go there is nothing to turn."""
     triple = triple_of("demo", str(tuned))._replace(has_lam=False)
-    with pytest.raises(ConfigError, match="no λ to turn"):
+    with pytest.raises(ConfigError, match="no λ to change"):
         triple.at(0.3)

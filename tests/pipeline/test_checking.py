@@ -313,7 +313,7 @@ def test_what_cannot_be_asked_in_two_places(
         )
     for model, more in (("demo", earlier), ("quantised", {"against": "base", "engine": served(server)})):
         settings = settings_of(model, execution={"executor": "pool"}, **more)
-        with pytest.raises(ConfigError, match="asks one engine for both"):
+        with pytest.raises(ConfigError, match="uses one engine for both"):
             check_model(settings, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

@@ -105,7 +105,7 @@ def test_what_is_no_finished_run_is_not_touched(name: str, tmp_path: Path) -> No
     with pytest.raises(RunError, match="nothing was touched"):
         clean(run, None)
     assert there(run) == before
-    with pytest.raises(RunError, match="no run directory"):
+    with pytest.raises(RunError, match="not a run directory"):
         clean(tmp_path / "nowhere", None)
     assert not (tmp_path / "nowhere").exists()
 

@@ -266,7 +266,7 @@ def test_another_model_in_the_place_of_a_merge_is_neither_taken_nor_replaced(
     shutil.rmtree(out / "merged" / name)
     shutil.copytree(experiment.tuned[0], out / place / name)
     before = contents(out / place / name)
-    with pytest.raises(RunError, match="no model that this run wrote"):
+    with pytest.raises(RunError, match="not a model of this run"):
         run_experiment(experiment, out)
     assert contents(out / place / name) == before
 
@@ -305,7 +305,7 @@ def test_a_damaged_merged_model_is_not_handed_over_again(experiment: Experiment,
     file = next(iter(sorted(out.glob("merged/*/model.safetensors"))))
     whole = file.read_bytes()
     file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    with pytest.raises(RunError, match="damaged since this run wrote it"):
+    with pytest.raises(RunError, match="damaged after this run wrote it"):
         run_experiment(experiment, out)
     shutil.rmtree(file.parent)
     run_experiment(experiment, out)

@@ -170,7 +170,7 @@ def test_commands_gather_merge_and_refuse(
     other = make_model("llama", seed=3)
     code, _, errors = run_cli("merge", other, base, "--method", "anchored", "--guard", guard, "--out", tmp_path / "no")
     assert code == 2
-    assert "holds the inputs of other weights" in errors
+    assert "has the inputs of other weights" in errors
     code, _, errors = run_cli("merge", base, lora, "--guard", guard, "--out", tmp_path / "no")
     assert (code, "linear takes no input statistics" in errors) == (2, True)
 

@@ -215,14 +215,14 @@ def test_other_inputs_are_refused(reference: Path, tmp_path: Path, capsys: pytes
     prepared = prepare(small())
     engine = made_engine(small().evaluate.engine)
     tell_of_shards(RunDirectory(directory), prepared, engine)
-    assert capsys.readouterr().err.count("done again") == 0
+    assert capsys.readouterr().err.count("generated again") == 0
     measured: dict[str, Any] = json.loads(file.read_text())
     measured["engine"]["device"] = "cuda"
     file.write_text(json.dumps(measured))
-    with pytest.raises(RunError, match=r"'engine\.device' cuda, and this one cpu"):
+    with pytest.raises(RunError, match=r"'engine\.device' cuda, but this one has cpu"):
         whole_shard(directory)
     tell_of_shards(RunDirectory(directory), prepared, engine)
-    assert "engine.device cuda, and this process has cpu" in capsys.readouterr().err
+    assert "engine.device cuda, but this process has cpu" in capsys.readouterr().err
     file.write_text("{")
     with pytest.raises(RunError, match="damaged"):
         whole_shard(directory)

@@ -129,7 +129,7 @@ def test_the_faults_of_all_experiments_are_told_together(suite: Path, write: Cal
     with pytest.raises(ConfigError) as caught:
         plan_suite(suite)
     said = str(caught.value)
-    assert "2 of 2 experiments cannot be carried out, so none was begun" in said
+    assert "2 of 2 experiments cannot be run, so none was started" in said
     assert "first: " in said
     assert "line 2: unknown key 'bsae'; did you mean 'base'" in said
     assert "second: " in said
@@ -161,7 +161,7 @@ def test_what_an_experiment_lacks_is_found_before_the_first_begins(
     write("files/second.yaml", "extends: base.yaml\nevaluate: {utility: [nowhere.jsonl]}\n")
     code, _, said = run_cli("run", suite, "--out", tmp_path / "out")
     assert code == 2
-    assert "1 of 2 experiments cannot be carried out, so none was begun" in said
+    assert "1 of 2 experiments cannot be run, so none was started" in said
     assert "there is no file 'nowhere.jsonl'" in said
     assert not (tmp_path / "out").exists()
 
@@ -278,7 +278,7 @@ def test_two_experiments_are_carried_out_and_gone_on_with(suite: Path, tmp_path:
     assert "the second" in printed
     code, _, said = run_cli("run", suite, "--out", out, "--only", "second")
     assert code == 0, said
-    assert f"Going on with {out / 'second'}" in said
+    assert f"Continuing {out / 'second'}" in said
     assert {name: (out / name / "results.json").read_bytes() for name in results} == results
     assert [one["name"] for one in yaml.safe_load((out / "suite.yaml").read_text())["experiments"]] == [
         "first",

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 LOCAL = "127.0.0.1"
 TITLE = "backmerge: how much of the tuning to keep"
-# plain fonts of the reader's machine: the page asks nothing of anybody else
+# fonts of the reader's machine: the page makes no requests to other hosts
 FONTS = ("system-ui", "sans-serif")
 CSS = """
 .gradio-container {max-width: 1200px !important; margin: 0 auto}
@@ -25,17 +25,17 @@ CSS = """
 #evidence img {flex: 1 1 260px; min-width: 0; background: white; border-radius: 8px}
 #evidence p {font-size: 1.05em; margin: 0.4em 0}
 """
-NOT_MEASURED = "Nothing was measured of these two models: `backmerge restore` measures, and chooses λ."
-KEPT_NOTE = "Nothing you type is stored. One model is in memory, and is turned into each of the three."
+NOT_MEASURED = "These two models were not measured: `backmerge restore` measures them and chooses λ."
+KEPT_NOTE = "Nothing you type is stored. One model is in memory and is switched between the three."
 
 
 def page_of(session: Chat, stream: Stream, run: Path | None) -> Blocks:
-    """The page of a chat.
+    """Build the page of a chat.
 
     Args:
         session: The three models; one prompt is answered at a time.
-        stream: The engine's own.
-        run: The finished run that the models are of, if any: its verdict and curve are shown.
+        stream: The engine's streaming function.
+        run: The finished run that the models belong to, if any: its verdict and curve are shown.
 
     Raises:
         ConfigError: the extra `web` is not installed.
@@ -91,7 +91,11 @@ def page_of(session: Chat, stream: Stream, run: Path | None) -> Blocks:
                 with gr.Accordion("System prompt and temperature", open=False):
                     system = gr.Textbox(label="System prompt", value=session.system, lines=2)
                     temperature = gr.Slider(
-                        0, 2, value=session.sampling.temperature, step=0.1, label="Temperature (0: no chance)"
+                        0,
+                        2,
+                        value=session.sampling.temperature,
+                        step=0.1,
+                        label="Temperature (0: greedy)",
                     )
                 status = gr.Textbox(
                     show_label=False, container=False, interactive=False, elem_id="status", placeholder="Ready."
@@ -99,7 +103,7 @@ def page_of(session: Chat, stream: Stream, run: Path | None) -> Blocks:
             with gr.Column(scale=2, min_width=320):
                 gr.HTML(_evidence(run), elem_id="evidence")
         with gr.Row():
-            # text boxes show what a model wrote as text, whatever it holds
+            # text boxes show a model's output as text, whatever it contains
             boxes = [
                 gr.Textbox(label=name, lines=8, max_lines=30, interactive=False, min_width=280, elem_id=role)
                 for role, name in (("base", "base"), ("tuned", "tuned"), ("merged", triple.merged_name))
@@ -110,7 +114,7 @@ def page_of(session: Chat, stream: Stream, run: Path | None) -> Blocks:
         running = [
             ask.click(answer, given, shown, **private),
             prompt.submit(answer, given, shown, **private),
-            # by pointer, keyboard or number; while one answer is made, only the last λ waits
+            # by pointer, keyboard or number; while an answer is generated, only the last λ is queued
             slider.change(turned, given, shown, trigger_mode="always_last", **private),
         ]
         stop.click(lambda: "Stopped.", None, status, cancels=running, api_visibility="private")
@@ -118,12 +122,12 @@ def page_of(session: Chat, stream: Stream, run: Path | None) -> Blocks:
 
 
 def serve(page: Blocks, *, host: str = LOCAL, port: int | None = None, block: bool = True) -> str:
-    """Show the page to this machine, or to whom the host allows; returns its address.
+    """Serve the page to this machine, or to whom the host allows; return its address.
 
     Args:
-        page: Of `page_of`.
-        host: The address that is listened on; anything but this machine's own lets others in, without a password.
-        port: A free one by default, from 7860 on.
+        page: The result of `page_of`.
+        host: The address to listen on; any but this machine's own gives others access, without a password.
+        port: By default a free one, from 7860 upwards.
         block: Whether to serve until Ctrl-C.
 
     Raises:
@@ -157,7 +161,7 @@ def _shown(said: Reply) -> str:
 
 
 def _evidence(run: Path | None) -> str:
-    """The run's verdict in words and its curves, as HTML in which every word from outside is escaped."""
+    """Return the run's verdict in words and its curves, as HTML with all foreign text escaped."""
     if run is None:
         return f"<p>{html.escape(NOT_MEASURED)}</p>"
     from backmerge.reporting.drawing import as_bytes

@@ -1,4 +1,4 @@
-"""One prompt, and the answers of base, tuned and merged model; λ is turned while the model stays in memory."""
+"""One prompt, and the answers of base, tuned and merged model; λ can be changed while the model stays in memory."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from backmerge.reporting.report import read_run
 from backmerge.results import PointRow, RestoreResults
 from backmerge.runs import key_of
 
-DEFAULT_LAM = 0.4  # where nothing was chosen
+DEFAULT_LAM = 0.4  # if nothing was chosen
 ROLES = ("base", "tuned", "merged")
 Stream = Callable[[Variant, Example, Sampling], Iterator[Completion]]  # yields an answer as it grows
 
@@ -35,8 +35,8 @@ class ModelTriple(NamedTuple):
     Attributes:
         base: λ=0.
         tuned: λ=1.
-        merged: At some λ.
-        has_lam: Whether there is a λ to turn.
+        merged: The merge at some λ.
+        has_lam: Whether there is a λ to change.
         told: Where the merged model comes from, in words.
     """
 
@@ -48,7 +48,7 @@ class ModelTriple(NamedTuple):
 
     @property
     def merged_name(self) -> str:
-        """The merged model in a few words."""
+        """A short name for the merged model."""
         lam = self.merged.lam
         if not self.has_lam:
             return f"merged ({self.merged.method.name})"
@@ -57,14 +57,14 @@ class ModelTriple(NamedTuple):
         return f"{self.merged.method.name}, λ by layer"
 
     def at(self, lam: float) -> ModelTriple:
-        """The same models, merged at another λ.
+        """Return the same models, merged at another λ.
 
         Raises:
-            ConfigError: there is none to turn, or it is no share.
+            ConfigError: there is no λ to change, or it is not a share.
         """
         if not self.has_lam:
             raise ConfigError(
-                f"{self.merged_name} has no λ to turn", remedy="give BASE and TUNED to merge them linearly."
+                f"{self.merged_name} has no λ to change", remedy="give BASE and TUNED to merge them linearly."
             )
         if not 0 <= lam <= 1:
             raise ConfigError(f"λ is the share of the tuned model, from 0 to 1: {lam:g}", remedy="such as 0.4.")
@@ -72,10 +72,10 @@ class ModelTriple(NamedTuple):
 
 
 def triple_of(base: str, tuned: str, method: str = "linear", permissions: Permissions = NOTHING_ALLOWED) -> ModelTriple:
-    """A base and a tuned model, and their merge at λ = 0.4.
+    """Return a base and a tuned model, and their merge at λ = 0.4.
 
     Raises:
-        BackmergeError: one of them cannot be read, they don't fit each other, or the method needs more than them.
+        BackmergeError: one of them cannot be read, they do not fit each other, or the method needs more models.
     """
     weights = Checkpoint(locate_model(base))
     found = checked(find_method(method, permissions))
@@ -87,20 +87,20 @@ def triple_of(base: str, tuned: str, method: str = "linear", permissions: Permis
 
 
 def triple_of_run(directory: Path, tuned: str | None = None, permissions: Permissions = NOTHING_ALLOWED) -> ModelTriple:
-    """The models of a finished run, merged as it chose; of several tuned models one.
+    """Return the models of a finished run, merged with its chosen recipe; with several tuned models, one of them.
 
     Args:
-        directory: Of `backmerge restore`, `run` or `demo`.
-        tuned: Which tuned model, by the name of its folder; the first by default.
+        directory: A run of `backmerge restore`, `run` or `demo`.
+        tuned: The name of the tuned model's folder; by default the first.
         permissions: What may be run.
 
     Raises:
-        BackmergeError: the run is not finished or of another kind, or its models are not what they were.
+        BackmergeError: the run is not finished or of another kind, or its models have changed.
     """
     kind = kind_of_run(settings_left(directory))
     if kind != "experiment":
         raise RunError(
-            f"{directory} is no run that merged anything",
+            f"{directory} is not a run with a merge",
             remedy="give a run of `backmerge restore`, `run` or `demo`, or BASE and TUNED.",
         )
     results = read_run(directory).results
@@ -118,7 +118,7 @@ def triple_of_run(directory: Path, tuned: str | None = None, permissions: Permis
 def _check_same(role: str, name: str, weights: Weights, fingerprint: str) -> None:
     if weights.fingerprint != fingerprint:
         raise RunError(
-            f"the {role} {name} is not the model that the run measured: its weights or its tokenizer have changed",
+            f"the {role} {name} has changed since the run measured it: its weights or its tokenizer differ",
             remedy="run again, or give BASE and TUNED.",
         )
 
@@ -131,7 +131,7 @@ def _tuned_models(
         here = directory / "tuned" / row.name
         path = here if experiment.finetune is not None else locate_model(experiment.tuned[place])
         if not path.is_dir():
-            raise RunError(f"the tuned model {path} is gone", remedy="give the run's command again: it makes it anew.")
+            raise RunError(f"the tuned model {path} is missing", remedy="run the run's command again to make it.")
         models[row.name] = open_tuned(path, base, is_cast=experiment.merged_dtype is not None)
         _check_same("tuned model", row.name, models[row.name], row.fingerprint)
     return models
@@ -146,12 +146,12 @@ def _chosen(
     name: str,
     permissions: Permissions,
 ) -> tuple[Variant, bool, str]:
-    """The run's merge of one of its tuned models, whether it has a λ, and what it is in words."""
+    """Return the run's merge of one of its tuned models, whether it has a λ, and a description."""
     choice = results.choice
     row = next((row for row in results.points if row.point == choice.point), None)
     if row is None or row.method is None:
         lam = DEFAULT_LAM if row is None else row.lam
-        told = "the run chose no recipe, and nothing is confirmed" if row is None else "the run chose the tuned model"
+        told = "the run chose no recipe, so nothing is confirmed" if row is None else "the run chose the tuned model"
         return as_output(Variant(base, tuned[name], lam=lam), output_of(experiment)), True, told
     if row.method == "path":
         step = row.parameters
@@ -172,9 +172,9 @@ def _chosen(
 
 
 def _point_of(experiment: Experiment, row: PointRow, permissions: Permissions) -> Point:
-    """Make the point of a row of the results, by the entry of `merge` that its series came from."""
+    """Make the point of a row of the results, from the entry of `merge` that its series came from."""
     planned = [point for point in points_of(experiment.merge, permissions) if point.sweep is not None]
-    # a search by layer has its own series, and takes the recipe of the first entry
+    # a search by layer has its own series, and uses the recipe of the first entry
     like = next((point for point in planned if point.series == row.series), planned[0])
     return like._replace(
         name=row.point,
@@ -186,14 +186,14 @@ def _point_of(experiment: Experiment, row: PointRow, permissions: Permissions) -
 
 
 class Reply(NamedTuple):
-    """What one model answered.
+    """One model's answer.
 
     Attributes:
         role: `base`, `tuned` or `merged`.
-        name: What its column is called.
+        name: The name of its column.
         text: The answer, as the model wrote it: hostile text.
         is_finished: Whether it ended before the limit.
-        thought: What it thought first, likewise.
+        thought: Its thought, likewise.
     """
 
     role: str
@@ -204,12 +204,12 @@ class Reply(NamedTuple):
 
 
 class Chat:
-    """Asks three models by one engine; keeps the last prompt's answers in memory, and nothing elsewhere.
+    """Asks three models with one engine; keeps the last prompt's answers in memory, and stores nothing.
 
-    Each prompt is its own conversation: what was said before is not told to the models.
+    Each prompt is a separate conversation: the models do not see earlier ones.
 
     Args:
-        engine: Turns one model in memory into each of them.
+        engine: Switches one model in memory between the three.
         triple: The models.
         sampling: How answers are drawn.
 
@@ -227,7 +227,7 @@ class Chat:
 
     @property
     def has_asked(self) -> bool:
-        """Whether there is a prompt to ask again."""
+        """Whether there is a prompt that can be asked again."""
         return bool(self._prompt)
 
     def turn(self, lam: float) -> None:
@@ -239,7 +239,7 @@ class Chat:
         self.triple = self.triple.at(lam)
 
     def ask(self, prompt: str) -> list[Reply]:
-        """The answers of base, tuned and merged.
+        """Return the answers of base, tuned and merged.
 
         Raises:
             GenerationError: the prompt does not fit, or a model cannot be loaded.
@@ -250,7 +250,7 @@ class Chat:
         return self.again()
 
     def again(self) -> list[Reply]:
-        """The last prompt's answers, as far as λ, system prompt or sampling changed made anew."""
+        """Return the last prompt's answers; those that λ, system prompt or sampling change are generated again."""
         said = []
         for role, name, variant in self._columns():
             key = self._key(role, variant)
@@ -261,14 +261,14 @@ class Chat:
         return said
 
     def stream(self, prompt: str, stream: Stream) -> Iterator[list[Reply]]:
-        """Yield the three answers as they grow, one after the other; what is known already comes at once.
+        """Yield the three answers as they grow, one after the other; answers that are known come at once.
 
         Args:
-            prompt: What is asked.
-            stream: The engine's own.
+            prompt: The prompt.
+            stream: The engine's streaming function.
 
         Raises:
-            GenerationError: as `ask`.
+            GenerationError: see `ask`.
         """
         if prompt != self._prompt:
             self._kept = {}

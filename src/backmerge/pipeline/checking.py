@@ -70,19 +70,19 @@ KEPT: Mapping[Verdict, str] = {"restored": "within", "not shown": "not shown", "
 
 
 class CheckSettings(Settings):
-    """What `backmerge check` does.
+    """The settings of `backmerge check`.
 
     Attributes:
-        model: A model, or an adapter on the base; on the engine `openai`, its name on the server.
+        model: A model, or an adapter on the base; with the engine `openai`, its name on the server.
         against: The base: a model, or its name on the server.
-        against_run: Or: an earlier run whose base answered the same prompts; nothing is asked of the base then.
-        margin: In ASR, as a share: 0.03 is 3 points. One-sided, 95 %.
-        over_refusal_margin: By how much the share of harmless prompts that are refused may exceed the base's; told, and
-            no part of the verdict.
-        keep_margin: How much less than the base the model may have on each benchmark under `evaluate.keep`.
+        against_run: Or: an earlier run whose base answered the same prompts; the base is then not asked.
+        margin: Margin in ASR, as a share: 0.03 is 3 points. One-sided, 95 %.
+        over_refusal_margin: How far the share of refused harmless prompts may exceed the base's; reported, but not part
+            of the verdict.
+        keep_margin: How much lower than the base's the model's score may be on each benchmark in `evaluate.keep`.
         accept: Findings of the sense checks that count one degree less: see `choice.accept`.
         evaluate: Benchmarks, judge and engine.
-        execution: Where answers are made; no result depends on it.
+        execution: Where answers are generated; no result depends on it.
     """
 
     model: str
@@ -105,7 +105,7 @@ class CheckSettings(Settings):
 
 
 class _Asked(NamedTuple):
-    """An engine and what it is asked; of a server, `log` is the file of its answers."""
+    """An engine and its jobs; for a server, `log` is the file of its answers."""
 
     engine: Generator
     jobs: list[Job]
@@ -113,14 +113,14 @@ class _Asked(NamedTuple):
 
 
 class _Plan(NamedTuple):
-    """Who is asked what.
+    """The jobs of a check.
 
     Attributes:
-        earlier: What the base answered in an earlier run; empty if it is asked now.
+        earlier: The base's answers of an earlier run; empty if it is asked now.
         asked: The engines, with the jobs of each.
-        environment: What answers for each, by `base` and `model`.
-        fingerprints: Of the weights, if they are here.
-        is_cached: Whether answers of other runs count.
+        environment: The engine of each, by `base` and `model`.
+        fingerprints: Those of the weights, if they are on this machine.
+        is_cached: Whether answers of other runs are used.
     """
 
     earlier: list[Answered]
@@ -131,7 +131,7 @@ class _Plan(NamedTuple):
 
     @property
     def jobs(self) -> list[Job]:
-        """All that is asked now, of the base first."""
+        """All jobs, the base's first."""
         return [job for asked in self.asked for job in asked.jobs]
 
 
@@ -142,12 +142,12 @@ def check_model(
     *,
     document: Document | None = None,
 ) -> CheckResults:
-    """Measure a model and its base, and say whether the model is as safe; writes `results.json` and `check.md`.
+    """Measure a model and its base, and report whether the model is as safe; writes `results.json` and `check.md`.
 
-    Goes on where an interrupted check stopped.
+    An interrupted check continues where it stopped.
 
     Args:
-        settings: What is checked.
+        settings: The check's settings.
         directory: The run directory, made if absent.
         permissions: What may be run.
         document: Where the settings come from, for messages.
@@ -224,9 +224,9 @@ def plan_check(
     *,
     document: Document | None = None,
 ) -> str:
-    """Check all that `check_model` would, and return what is left to make, as a sentence.
+    """Check everything that `check_model` would, and return what is left to generate, as a sentence.
 
-    Asks no hub, loads no weights and writes nothing.
+    Does not use the hub, loads no weights and writes nothing.
 
     Raises:
         BackmergeError: all problems of the settings together.
@@ -254,7 +254,7 @@ def _prepared(settings: CheckSettings, permissions: Permissions, document: Docum
 def _answerers(
     settings: CheckSettings, plan: _Plan, run: RunDirectory, usage: Usage, permissions: Permissions
 ) -> list[Answerer]:
-    """Return what asks each engine of the plan."""
+    """Return an answerer for each engine of the plan."""
     evaluate = settings.evaluate.model_copy(update={"cache": settings.evaluate.cache and plan.is_cached})
     return [
         answerer_of(
@@ -301,17 +301,17 @@ def _apart(
     is_served: bool,
     permissions: Permissions,
 ) -> _Plan:
-    """Where the two are not asked by one engine for their weights."""
+    """Plan two models that cannot be asked by one engine with their weights."""
     likelihoods = [benchmark.name for benchmark in benchmarks if benchmark.choices is not None]
     if likelihoods:
         raise ConfigError(
-            f"{likelihoods[0]} compares likelihoods, which earlier runs do not keep and a check asks no server for",
-            remedy="leave it out, or check the model's weights here: --engine transformers, with --against BASE.",
+            f"{likelihoods[0]} compares likelihoods, which earlier runs do not store and a server is not asked for",
+            remedy="remove it, or check the model's weights here: --engine transformers, with --against BASE.",
         )
     if settings.execution.executor != "in-process":
         raise ConfigError(
-            f"executor '{settings.execution.executor}' asks one engine for both models",
-            remedy="leave --executor away with a server, and with --against-run.",
+            f"executor '{settings.execution.executor}' uses one engine for both models",
+            remedy="remove --executor when you use a server or --against-run.",
         )
     limit = settings.evaluate.limit
     earlier: list[Answered] = []
@@ -336,7 +336,7 @@ def _apart(
     if not is_served:
         variant = opened_model(
             locate_model(settings.model),
-            remedy="give the base with --against, or write the model out first: backmerge merge BASE LORA --lam 1.",
+            remedy="give the base with --against, or write the whole model first: backmerge merge BASE LORA --lam 1.",
         )
         prints = Fingerprints(base=None, model=variant.base.fingerprint)
         return _Plan(earlier, [asked(MODEL, None, variant)], environment, prints, is_cached=False)
@@ -346,12 +346,12 @@ def _apart(
 
 
 def _asking(settings: EvaluateSettings, name: str) -> EvaluateSettings:
-    """The settings with a server's model of that name."""
+    """Return the settings with that model of a server."""
     options = settings.engine.options
     if "model" in options or "models" in options:
         raise ConfigError(
             "MODEL and --against are the models' names on the server already",
-            remedy="leave the engine's options 'model' and 'models' away.",
+            remedy="remove the engine's options 'model' and 'models'.",
         )
     engine = settings.engine.model_copy(update={"options": {**options, "model": name}})
     return settings.model_copy(update={"engine": engine})
@@ -364,7 +364,7 @@ def _of_kind(benchmarks: Sequence[Benchmark], kind: Kind) -> list[str]:
 def _check(
     settings: CheckSettings, outcomes: Outcomes, benchmarks: Sequence[Benchmark], losses: Sequence[Loss]
 ) -> CheckFindings:
-    """The verdict, with what it depends on and what would decide it."""
+    """Return the verdict, the figures that it depends on, and what would decide it."""
 
     def difference(names: Sequence[str], metric: str) -> PairedDifference:
         return outcomes.difference(MODEL.name, BASE.name, names, SPLIT, metric)
@@ -402,7 +402,7 @@ def _check(
 
 
 def _environment_of(run: Path) -> Mapping[str, str]:
-    """What asked the base of an earlier run; empty where that is not told."""
+    """Return the engine that asked the base of an earlier run; empty if it is not recorded."""
     results = Results.read(run)
     if isinstance(results, CheckResults):
         found = results.environment.get("base", {})
@@ -415,9 +415,9 @@ def _environment_of(run: Path) -> Mapping[str, str]:
 def _rows(
     settings: CheckSettings, outcomes: Outcomes, benchmarks: Sequence[Benchmark], verdict: Verdict
 ) -> list[CheckRow]:
-    """The table: each benchmark's primary metric at both models with the difference; of a kind also all together.
+    """Return the table: each benchmark's primary metric for both models, with differences and totals of each kind.
 
-    `kept` is what the row's margin says: of safety, which the verdict is on, what that says.
+    `kept` is the result for the row's margin; for safety, which the verdict is about, it is the verdict's.
     """
     rows: list[CheckRow] = []
     kinds: tuple[Kind, ...] = ("safety", "over_refusal", "utility", "keep")
@@ -464,7 +464,7 @@ def _num_unscored(outcomes: Outcomes, names: Sequence[str], metric: str) -> int:
 
 
 def _num_rendered_otherwise(outcomes: Outcomes, benchmarks: Sequence[Benchmark]) -> int:
-    """Prompts that the two models saw as different texts, as when their chat templates differ."""
+    """Count prompts that the two models saw as different texts, such as when their chat templates differ."""
     number = 0
     for benchmark in benchmarks:
         seen = [

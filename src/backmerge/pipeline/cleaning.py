@@ -1,4 +1,4 @@
-"""What takes space in a run directory, and removing what its results do not need."""
+"""List what takes space in a run directory, and remove what its results do not need."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from backmerge.runs import EARLIER, PARTIAL, RunDirectory
 
 
 class Part(NamedTuple):
-    """A kind of content of a run directory.
+    """A part of a run directory.
 
     Attributes:
-        name: For `--all-but`.
-        what: In words.
-        lost: What is no longer possible, or made anew, once it is gone.
-        patterns: Of its files and folders, from the run directory on.
-        is_needed: Whether it stays unless another choice is made.
-        is_work: Whether an unfinished run goes on from it.
-        has_models: Whether only folders that hold a model of ours are meant.
+        name: Its name for `--all-but`.
+        what: A description.
+        lost: What is lost, or must be made again, once it is removed.
+        patterns: Patterns of its files and folders, relative to the run directory.
+        is_needed: Whether it is kept unless the user says otherwise.
+        is_work: Whether an unfinished run continues from it.
+        has_models: Whether it includes only folders with a model that backmerge wrote.
     """
 
     name: str
@@ -38,28 +38,28 @@ class Part(NamedTuple):
     has_models: bool = False
 
 
-# what lies within another part comes first
+# parts inside another part come first
 PARTS = (
-    Part("partial", "what killed processes left half-written", "nothing", (f"**/*{PARTIAL}",), is_needed=False),
+    Part("partial", "half-written files of killed processes", "nothing", (f"**/*{PARTIAL}",), is_needed=False),
     Part(
         "units",
-        "answers, verdicts and values, as they were made",
-        "the same command makes its answers anew",
+        "answers, verdicts and values, one file per unit",
+        "the same command generates its answers again",
         ("units/*.jsonl", "answered*.jsonl", "layers.journal", "workers"),
         is_needed=False,
         is_work=True,
     ),
-    Part("records", "the same for reading", "no `score`, `label` or --against-run of this run", ("records",)),
+    Part("records", "the same, for reading", "`score`, `label` and --against-run cannot use this run", ("records",)),
     Part(
         "training",
-        "states that an interrupted tuning goes on from",
-        "an interrupted tuning begins anew",
+        "states from which an interrupted tuning continues",
+        "an interrupted tuning starts again",
         ("tuned/.*.training-*",),
         is_needed=False,
         is_work=True,
     ),
-    Part("snapshots", "the tuning after so many steps", "the path is trained anew", ("tuned/*/snapshots",)),
-    Part("tuned", "tuned models", "they are trained anew", ("tuned/*",), is_work=True, has_models=True),
+    Part("snapshots", "snapshots of the tuning", "the tuned models are trained again", ("tuned/*/snapshots",)),
+    Part("tuned", "tuned models", "they are trained again", ("tuned/*",), is_work=True, has_models=True),
     Part(
         "unconfirmed",
         "merged models that are not confirmed",
@@ -68,24 +68,24 @@ PARTS = (
         is_needed=False,
         has_models=True,
     ),
-    Part("merged", "merged models that are confirmed", "they are written anew", ("merged/*",), has_models=True),
+    Part("merged", "merged models that are confirmed", "they are written again", ("merged/*",), has_models=True),
     Part(
         "report",
         "report, tables and plots",
         "`backmerge report` makes them again",
         ("report.html", "scores.csv", "summary.csv", "plots", "tables"),
     ),
-    Part("earlier", "results and models of other settings", "they are gone", (f"{EARLIER}/*",)),
+    Part("earlier", "results and models of other settings", "they are lost", (f"{EARLIER}/*",)),
 )
 
 
 class Space(NamedTuple):
-    """What one part takes.
+    """The size of one part.
 
     Attributes:
-        part: Which.
+        part: The part.
         paths: Its files and folders.
-        num_bytes: Of all files in them that are of no part before.
+        num_bytes: Size of all files in them that do not belong to an earlier part.
     """
 
     part: Part
@@ -94,14 +94,14 @@ class Space(NamedTuple):
 
 
 def space_of(run: Path) -> list[Space]:
-    """What each part of a run directory takes, the parts that there are; reads only.
+    """Return the size of each part that a run directory has; reads only.
 
     Raises:
-        RunError: the folder is no run directory.
+        RunError: the folder is not a run directory.
     """
     if not (run / "experiment.yaml").is_file():
         raise RunError(
-            f"{run} is no run directory: it has no experiment.yaml", remedy="give one run; nothing was touched."
+            f"{run} is not a run directory: it has no experiment.yaml", remedy="give one run; nothing was changed."
         )
     found: list[Space] = []
     counted: set[Path] = set()
@@ -115,10 +115,10 @@ def space_of(run: Path) -> list[Space]:
 
 
 def to_remove(spaces: Sequence[Space], kept: Sequence[str] | None) -> list[Space]:
-    """The parts that go: all but `kept`, or by default what the results do not need.
+    """Return the parts to remove: all but `kept`, or by default those that the results do not need.
 
     Raises:
-        ConfigError: there is no part of such a name.
+        ConfigError: a part does not exist.
     """
     if kept is None:
         return [space for space in spaces if not space.part.is_needed]
@@ -128,35 +128,35 @@ def to_remove(spaces: Sequence[Space], kept: Sequence[str] | None) -> list[Space
             raise ConfigError(
                 f"a run has no part named '{name}'{closest(name, names)}", remedy=f"its parts: {', '.join(names)}."
             )
-    stays = {*kept, *(("tuned",) if "snapshots" in kept else ())}  # they lie in the tuned models' folders
+    stays = {*kept, *(("tuned",) if "snapshots" in kept else ())}  # snapshots are in the tuned models' folders
     return [space for space in spaces if space.part.name not in stays]
 
 
 def check_finished(run: Path, leaving: Sequence[Space]) -> None:
-    """That what goes is not the work of a run that is not finished.
+    """Check that nothing that an unfinished run needs is removed.
 
     Raises:
-        RunError: it is.
+        RunError: something is.
     """
     work = [space.part.name for space in leaving if space.part.is_work]
     if work and not (run / "results.json").is_file():
         raise RunError(
-            f"{run} is not finished: its {' and '.join(work)} are the work that is done, and it goes on from them",
-            remedy=f"give its command again, or keep them: --all-but {','.join(work)}; nothing was touched.",
+            f"{run} is not finished: its {' and '.join(work)} contain its work so far, from which it continues",
+            remedy=f"run its command again, or keep them: --all-but {','.join(work)}; nothing was changed.",
         )
 
 
 def clean(run: Path, kept: Sequence[str] | None) -> int:
-    """Remove the parts; gives the bytes that were freed. The directory is held against other processes meanwhile.
+    """Remove the parts; return the bytes that were freed. The directory is locked meanwhile.
 
     Raises:
-        BackmergeError: it is no run directory, not finished, or in use.
+        BackmergeError: it is not a run directory, not finished, or in use.
     """
     directory = RunDirectory(run)
     before = to_remove(space_of(run), kept)
     check_finished(run, before)
     partial = sum(space.num_bytes for space in before if space.part.name == "partial")
-    with directory.held():  # which removes what is half-written
+    with directory.held():  # this also removes half-written files
         leaving = [space for space in to_remove(space_of(run), kept) if space.part.name != "partial"]
         check_finished(run, leaving)
         for space in leaving:
@@ -168,7 +168,7 @@ def clean(run: Path, kept: Sequence[str] | None) -> int:
 
 
 def cached_answers() -> list[Path]:
-    """The files of the cache of answers; nothing else in its folder is ours to remove."""
+    """Return the files of the cache of answers; other files in its folder must not be removed."""
     folder = cache_directory() / "completions"
     if not folder.is_dir():
         return []
@@ -176,7 +176,7 @@ def cached_answers() -> list[Path]:
 
 
 def clean_cache() -> int:
-    """Remove all cached answers; gives the bytes that were freed."""
+    """Remove all cached answers; return the bytes that were freed."""
     files = cached_answers()
     freed = bytes_of(files)
     for file in files:
@@ -185,7 +185,7 @@ def clean_cache() -> int:
 
 
 def bytes_of(files: Sequence[Path]) -> int:
-    """The bytes of all these files."""
+    """Return the total size of the files in bytes."""
     return sum(map(_size, files))
 
 
@@ -193,7 +193,7 @@ def _paths(run: Path, part: Part) -> Iterator[Path]:
     inside = run.resolve()
     for pattern in part.patterns:
         for path in sorted(run.glob(pattern)):
-            # a folder that leads elsewhere is not emptied there
+            # a link to another folder is not emptied
             if path.is_symlink() or not path.resolve().is_relative_to(inside):
                 continue
             if not part.has_models or (path / MANIFEST).is_file():
@@ -201,7 +201,7 @@ def _paths(run: Path, part: Part) -> Iterator[Path]:
 
 
 def _files(path: Path) -> Iterator[Path]:
-    """The file, or all that are in the folder; links count as separate files."""
+    """Yield the file, or all files in the folder; links count as separate files."""
     if not path.is_dir() or path.is_symlink():
         yield path
         return

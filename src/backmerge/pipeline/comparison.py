@@ -1,4 +1,4 @@
-"""The best of each series next to each other on the prompts that nothing was chosen on: one table of methods."""
+"""Compare the best of each series on prompts that nothing was chosen on: one table of methods."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Contender(NamedTuple):
 
     Attributes:
         series: Its name.
-        point: The best of it by the rule; `None` if none passed.
-        reason: In the rule's words.
+        point: Its best point by the rule; `None` if none passed.
+        reason: The rule's explanation.
     """
 
     series: str
@@ -34,7 +34,7 @@ class Contender(NamedTuple):
 
 
 def contenders_of(prepared: Plan, candidates: Sequence[Candidate], points: Sequence[Point]) -> list[Contender]:
-    """Each series with the point that the rule takes of it alone, in the order of the experiment."""
+    """Return each series with its best point by the rule, in the order of the experiment."""
     by_name = {point.name: point for point in points}
     found = []
     for series in dict.fromkeys(candidate.series for candidate in candidates):
@@ -44,10 +44,10 @@ def contenders_of(prepared: Plan, candidates: Sequence[Candidate], points: Seque
 
 
 def comparison_of(prepared: Plan, outcomes: Outcomes, contenders: Sequence[Contender]) -> Comparison:
-    """The table: what each contender keeps of utility and adds to the base's ASR, against the first of them.
+    """Return the table: each contender's utility and its ASR above the base's, compared with the first contender.
 
-    p-values are two-sided, by flipping signs over clusters of prompts, adjusted for the number of series by Holm's
-    method: that one of many beats the reference by luck is what they are held against.
+    p-values are two-sided, from flipping signs over clusters of prompts, and adjusted for the number of series by
+    Holm's method, so that chance differences among many series are accounted for.
     """
     reference = contenders[0]
     rows = [_row(prepared, outcomes, contender, reference) for contender in contenders]
@@ -62,7 +62,7 @@ def comparison_of(prepared: Plan, outcomes: Outcomes, contenders: Sequence[Conte
 def _row(
     prepared: Plan, outcomes: Outcomes, contender: Contender, reference: Contender
 ) -> tuple[ComparisonRow, float | None]:
-    """A row, and the p of its difference in utility before it is adjusted."""
+    """Return a row, and the p of its difference in utility before adjustment."""
     point = contender.point
     row = ComparisonRow(
         series=contender.series,
@@ -98,7 +98,7 @@ def _row(
 
 
 def _level(outcomes: Outcomes, point: Point, metrics: Mapping[str, str]) -> Estimate:
-    """The mean over benchmarks of the means over models, with its interval over prompts and models."""
+    """Return the mean over benchmarks of the means over models, with its interval over prompts and models."""
     levels = [outcomes.interval(point.name, name, SPLIT, metric) for name, metric in metrics.items()]
     values = [fmean(outcomes.mean_values(point.name, name, SPLIT, metric).values()) for name, metric in metrics.items()]
     held = mean_interval(values, levels, are_independent=outcomes.are_apart(point.name, list(metrics), SPLIT))
@@ -106,7 +106,7 @@ def _level(outcomes: Outcomes, point: Point, metrics: Mapping[str, str]) -> Esti
 
 
 def _p(outcomes: Outcomes, point: str, against: str, metrics: Mapping[str, str]) -> float:
-    """Two-sided p of no difference in utility, every benchmark weighing the same."""
+    """Return the two-sided p of no difference in utility, with equal weights of the benchmarks."""
     differences: list[float] = []
     clusters: list[str] = []
     of = outcomes.clusters_over(point, metrics, SPLIT)
@@ -120,7 +120,7 @@ def _p(outcomes: Outcomes, point: str, against: str, metrics: Mapping[str, str])
 
 
 def confirmed_points(contenders: Sequence[Contender], chosen: Point | None) -> list[Point]:
-    """What is measured for the comparison besides base, tuned and the chosen point."""
+    """Return the points measured for the comparison in addition to base, tuned and the chosen point."""
     known = {TUNED.name, chosen.name if chosen else ""}
     return list(
         {c.point.name: c.point for c in contenders if c.point is not None and c.point.name not in known}.values()

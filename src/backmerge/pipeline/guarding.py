@@ -1,6 +1,6 @@
-"""Input statistics for merges by direction: collected once, and kept by what they depend on.
+"""Input statistics for merges by direction: collected once, and stored under what they depend on.
 
-- RUN/inputs/KEY.safetensors: of a run, for its workers on any host, and for later commands
+- RUN/inputs/KEY.safetensors: for this run's workers on any host, and for later commands
 - CACHE/inputs/KEY.safetensors: for other runs
 """
 
@@ -37,7 +37,7 @@ from backmerge.runs import key_of
 FOLDER = "inputs"
 
 
-Known = dict[tuple[Asked, str], InputStatistics]  # by what was asked for, and the fingerprint of the model
+Known = dict[tuple[Asked, str], InputStatistics]  # by the settings and the model's fingerprint
 
 
 def gathered_statistics(
@@ -49,18 +49,18 @@ def gathered_statistics(
     run: Path | None = None,
     is_cached: bool = True,
 ) -> Known:
-    """The inputs of layers, collected where they are not known yet: the base's on guards, tuned models' on the task.
+    """Return the inputs of layers, collected if they are not known: the base's on guards, tuned models' on the task.
 
     Args:
-        guards: With their prompts.
-        base: The model whose inputs on guards count.
-        engine: Device, dtype and batch size; the model is run by transformers, whatever the engine's name.
-        tuned: The models whose inputs on the task count.
-        run: A run directory, where the statistics are kept as well.
-        is_cached: Whether those of earlier commands are used, and these kept for later ones.
+        guards: The guards with their prompts.
+        base: The model for the inputs on guards.
+        engine: Device, dtype and batch size; the model is run with transformers, whatever the engine's name.
+        tuned: The models for the inputs on the task.
+        run: A run directory, in which the statistics are also stored.
+        is_cached: Whether those of earlier commands are used, and new ones stored for later commands.
 
     Raises:
-        CheckpointError: a file of statistics is of another model.
+        CheckpointError: a file of statistics belongs to another model.
         GenerationError: a model cannot be run.
     """
     found: Known = {}
@@ -106,18 +106,18 @@ def with_inputs(plan: Plan, tuned: Mapping[str, Weights], run: Path) -> Plan:
 
 
 def _live(base: Weights, tuned: Weights) -> Variant:
-    """A tuned model as live weights of its base, unrounded: each layer has its own name there."""
+    """Return a tuned model as live weights of its base, unrounded: there, each layer has its own name."""
     return Variant(base, tuned, dtype="F32")
 
 
 class InputsSettings(Settings):
-    """What `backmerge inputs` does.
+    """The settings of `backmerge inputs`.
 
     Attributes:
         model: The base, or the tuned model.
         base: The base of an adapter.
-        guard: Its prompts; of a task, its rows.
-        is_task: Whether the guard is a file of a task's rows, whose answers are given.
+        guard: Its prompts; for a task, its rows.
+        is_task: Whether the guard is a file of a task's rows, with given answers.
         engine: Device, dtype and batch size.
     """
 
@@ -134,18 +134,18 @@ def gather(
     """Gather the inputs of a model's layers and write them to a file.
 
     Raises:
-        BackmergeError: the model or the prompts cannot be had, the file is there and is not to be replaced, or see
+        BackmergeError: the model or the prompts are not available, the file exists and must not be replaced, or see
             `collect`.
     """
     check_apart(path, paths_read(settings))
     if os.path.lexists(path) and not replace:
-        raise RunError(f"{path} exists already, and was not touched", remedy="give another --out.")
+        raise RunError(f"{path} already exists, and was not changed", remedy="give another --out.")
     if os.path.lexists(path):
         try:
             InputStatistics(path)
         except (CheckpointError, OSError) as error:
             raise RunError(
-                f"{path} is no whole file of input statistics, and --force replaces nothing else",
+                f"{path} is not a complete file of input statistics, and --force replaces nothing else",
                 remedy="give another --out, or remove that file yourself.",
             ) from error
     variant = _variant_of(settings)
@@ -156,7 +156,8 @@ def gather(
     guard = guards[asked]
     if guard.statistics is not None:
         raise ConfigError(
-            f"the guard {guard.statistics.path} is such a file already", remedy="give prompts: a benchmark or a file."
+            f"the guard {guard.statistics.path} already contains input statistics",
+            remedy="give prompts: a benchmark or a file.",
         )
     return collect(variant, guard, settings.engine, path, replace=replace)
 
@@ -170,14 +171,14 @@ def _variant_of(settings: InputsSettings) -> Variant:
 
 
 def of_model(statistics: InputStatistics, model: Weights) -> InputStatistics:
-    """Statistics, if they are of this model.
+    """Return the statistics if they belong to this model.
 
     Raises:
-        CheckpointError: they are of another.
+        CheckpointError: they belong to another model.
     """
     if statistics.provenance.model != model.fingerprint:
         raise CheckpointError(
-            f"{statistics.path} holds the inputs of other weights than {model.directory} has (fingerprints "
+            f"{statistics.path} has the inputs of other weights than those of {model.directory} (fingerprints "
             f"{statistics.provenance.model[:12]} and {model.fingerprint[:12]})",
             remedy="collect them from this model: backmerge inputs.",
         )
@@ -189,16 +190,16 @@ def collect(variant: Variant, guard: Guard, engine: EngineSettings, path: Path, 
 
     Args:
         variant: The model.
-        guard: Its prompts; where there are none, the model writes them.
+        guard: Its prompts; if it has none, the model writes them.
         engine: Device, dtype and batch size.
         path: The file of statistics.
-        replace: Whether one that appeared there is replaced.
+        replace: Whether a file that another process made meanwhile is replaced.
 
     Raises:
         GenerationError: the model cannot be run, or a conversation is longer than its context.
         CheckpointError: the file cannot be written.
     """
-    # imported here: most runs gather nothing
+    # imported here, since most runs collect nothing
     from backmerge.generation.layer_inputs import answers_to, gather_inputs, own_prompts
     from backmerge.generation.transformers_engine import TransformersEngine
 
@@ -235,7 +236,7 @@ def collect(variant: Variant, guard: Guard, engine: EngineSettings, path: Path, 
 def guard_rows(
     guards: Mapping[Asked, Guard], known: Mapping[tuple[Asked, str], InputStatistics], run: Path
 ) -> list[GuardRow]:
-    """The guards of a run for its results, and its tasks' rows."""
+    """Return the guards of a run for its results, and its tasks' rows."""
     rows = []
     for (asked, model), statistics in known.items():
         path = statistics.path
@@ -254,15 +255,15 @@ def guard_rows(
 
 
 def statistics_of_run(rows: Iterable[GuardRow], wanted: Mapping[str, Asked], run: Path) -> Known:
-    """The statistics that a finished run made a merge with.
+    """Return the statistics that a finished run made a merge with.
 
     Args:
-        rows: Of its results.
-        wanted: What the merge asks for, by role.
+        rows: Rows of its results.
+        wanted: The merge's guard and task, by role.
         run: The run directory.
 
     Raises:
-        CheckpointError: a file is gone, damaged, or another one.
+        CheckpointError: a file is missing, damaged, or another one.
     """
     found: Known = {}
     for row in rows:
@@ -273,14 +274,14 @@ def statistics_of_run(rows: Iterable[GuardRow], wanted: Mapping[str, Asked], run
         if statistics.fingerprint != row.fingerprint:
             raise CheckpointError(
                 f"{statistics.path} is not the file of input statistics that the run used",
-                remedy="give the run's command again: it makes it anew.",
+                remedy="run the run's command again to make it.",
             )
         found[asked, row.model] = statistics
     return found
 
 
 def _key(guard: Guard, model: Weights, base: Weights, engine: EngineSettings) -> str:
-    """A hash of all that statistics depend on."""
+    """Return a hash of everything that statistics depend on."""
     depends: dict[str, Any] = {
         "model": model.fingerprint,
         "tokenizer": tokenizer_identity(base.companions),
@@ -295,7 +296,7 @@ def _key(guard: Guard, model: Weights, base: Weights, engine: EngineSettings) ->
 
 
 def _copied(source: Path, target: Path) -> None:
-    """A file in a second place: the same bytes by a link where the disk allows it, else a copy; whole or not at all."""
+    """Put a file in a second place: a link if the disk allows it, else a copy; whole or not at all."""
     temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -1,4 +1,4 @@
-"""The merged models on disk: written as unconfirmed, moved to `merged/` once confirmed."""
+"""Write the merged models: as unconfirmed first, then moved to `merged/` once confirmed."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from backmerge.selection import Choice
 def write_chosen(
     run: RunDirectory, prepared: Plan, tuned: Mapping[str, Weights], chosen: Point | None
 ) -> dict[str, Variant]:
-    """The chosen merges on disk, by tuned model: where they were handed over before, else as unconfirmed.
+    """Return the chosen merges on disk, by tuned model: from where they were written before, else as unconfirmed.
 
-    Each is given as its user loads it: a checkpoint alone, an adapter on the base.
+    Each is returned as its user loads it: a checkpoint alone, an adapter on the base.
 
     Raises:
-        RunError: something that this run did not write is in a model's place: it must be neither taken for the
-            merge nor replaced.
+        RunError: something that this run did not write is in a model's place: it must be neither used as the merge nor
+            replaced.
     """
     written: dict[str, Variant] = {}
     members = prepared.members_at(chosen, tuned) if chosen else []
     current = {
-        # also the tuned model, if it was chosen as it is
+        # also the tuned model, if it was chosen unchanged
         str(member.tuned): as_output(member.local_variant, prepared.output)
         for member in members
     }
@@ -48,14 +48,14 @@ def write_chosen(
         places = (run.merged / name, run.unconfirmed / name)
         for place in places:
             if place.exists() and not is_written(place, variant):
-                raise RunError(f"{place} is no model that this run wrote", remedy="move it elsewhere, and run again.")
+                raise RunError(f"{place} is not a model of this run", remedy="move it elsewhere, and run again.")
             damage = (
                 (damage_of if variant.served_as == "adapter" else damage_of_merged)(place) if place.exists() else None
             )
             if damage is not None:
                 raise RunError(
-                    f"{place} has been damaged since this run wrote it: {damage}",
-                    remedy=f"remove {place} and give the command again: it is written anew.",
+                    f"{place} was damaged after this run wrote it: {damage}",
+                    remedy=f"remove {place} and run the command again to write it again.",
                 )
         directory = next((place for place in places if place.exists()), places[-1])
         if not directory.exists():

@@ -1,8 +1,8 @@
-"""A judge held against people: a blinded sample to label, and the attack success rate corrected by the labels.
+"""Compare a judge with people: a blinded sample to label, and the attack success rate corrected with the labels.
 
 RUN/labels/to_label.csv     item, prompt, answer, and an empty column; neither the model nor the judge's verdict
-RUN/labels/key.jsonl        which item is which model's answer, what the judge said, and its chance of being drawn
-RUN/labels/corrected.json   rates as judged and as corrected
+RUN/labels/key.jsonl        which item is which model's answer, the judge's verdict, and the chance of being drawn
+RUN/labels/corrected.json   rates by the judge and corrected
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ class Judged(NamedTuple):
 
     @property
     def mark(self) -> str:
-        """Changes with the answer and the verdict."""
+        """A hash that changes with the answer and the verdict."""
         return key_of(list(self))
 
 
 def judged_answers(run: Path, model: str, benchmark: str | None) -> list[Judged]:
-    """A model's answers to harmful requests that the judge scored; of several tuned models at a point, all of theirs.
+    """Return a model's scored answers to harmful requests; those of all tuned models if a point has several.
 
     Raises:
         RunError: the run is unfinished, or has none.
@@ -90,23 +90,23 @@ def export_sample(
 
     Args:
         run: A finished run.
-        model: Whose answers, such as `tuned` or `linear@0.4`.
-        benchmark: Only this one's.
-        number: How many.
-        seed: Of the draw.
-        is_by_verdict: Whether half of them are answers that the judge calls harmful: more is learned where these are
-            few. The chance of being drawn is kept and counted.
+        model: Name of the model, such as `tuned` or `linear@0.4`.
+        benchmark: Use only this one's answers.
+        number: Number of answers.
+        seed: Seed of the draw.
+        is_by_verdict: Whether half of them are answers that the judge calls harmful, which is more informative if these
+            are few. The probability of being drawn is recorded and accounted for.
 
     Returns:
-        The file, and how many items it holds.
+        The file, and how many items it has.
 
     Raises:
-        RunError: there is nothing to draw from, or labels are there already.
+        RunError: there is nothing to draw from, or there are labels already.
     """
     answers = judged_answers(run, model, benchmark)
     place = run / FOLDER
     if (place / KEY).exists():
-        raise RunError(f"{place} holds a sample already", remedy="label that one, or move the folder away.")
+        raise RunError(f"{place} already has a sample", remedy="label that one, or move the folder away.")
     rng = random.Random(f"backmerge-labels-{seed}")  # noqa: S311 - a sample, not a secret
     strata = [answers]
     if is_by_verdict:
@@ -124,7 +124,7 @@ def export_sample(
         writer.writerow([item, _as_text(answer.question), _as_text(answer.answer), ""])
         keys.append({"item": item, "chance": chance, "mark": answer.mark, "judged": answer.harmful})
     if len(drawn) < 2:
-        raise RunError(f"{len(drawn)} answers are no sample", remedy="ask for more: --number 100.")
+        raise RunError(f"{len(drawn)} answers are too few for a sample", remedy="draw more: --number 100.")
     place.mkdir(mode=0o700, exist_ok=True)
     write_whole(place / TO_LABEL, table.getvalue())
     about = {"model": model, "benchmark": benchmark}
@@ -133,11 +133,11 @@ def export_sample(
 
 
 def corrected_by(run: Path, labels: Path) -> dict[str, Any]:
-    """The model's attack success rate as judged, and as the labels correct it; also written next to the sample.
+    """Return the model's attack success rate by the judge, and corrected with the labels; also write it to a file.
 
     Raises:
         RunError: no sample was drawn from this run.
-        DataError: a label is neither yes nor no, an item is none of the sample's, or nothing is labelled.
+        DataError: a label is neither yes nor no, an item is not in the sample, or nothing is labelled.
     """
     place = run / FOLDER
     if not (place / KEY).is_file():
@@ -148,15 +148,15 @@ def corrected_by(run: Path, labels: Path) -> dict[str, Any]:
         asked = str(about["model"]), str(about["benchmark"]) if about["benchmark"] is not None else None
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise RunError(
-            f"{place / KEY} is damaged: {error}", remedy=f"move {place} away, draw anew, and copy your labels."
+            f"{place / KEY} is damaged: {error}", remedy=f"move {place} away, draw again, and copy your labels."
         ) from error
     given = _read_labels(labels, by_item)
     answers = judged_answers(run, *asked)
     known = {answer.mark for answer in answers}
     if any(by_item[item]["mark"] not in known for item in given):
         raise RunError(
-            f"{run} has changed since the sample was drawn: its answers or verdicts are others",
-            remedy=f"move {place} away, and draw anew.",
+            f"{run} has changed since the sample was drawn: its answers or verdicts differ",
+            remedy=f"move {place} away, and draw again.",
         )
     pairs = [(bool(by_item[item]["judged"]), label) for item, label in given.items()]
     weights = [1 / by_item[item]["chance"] for item in given]
@@ -171,7 +171,7 @@ def corrected_by(run: Path, labels: Path) -> dict[str, Any]:
 
 
 def _as_text(cell: str) -> str:
-    """A cell that no spreadsheet takes for a formula."""
+    """Return a cell that no spreadsheet interprets as a formula."""
     return f"'{cell}" if cell[:1] in ("=", "+", "-", "@") else cell
 
 
@@ -187,15 +187,13 @@ def _read_labels(labels: Path, by_item: Mapping[str, Any]) -> dict[str, bool]:
         if not label:
             continue
         if item not in by_item:
-            raise DataError(f"{labels}: there is no item '{item}' in the sample", remedy="keep the column 'item'.")
+            raise DataError(f"{labels}: the sample has no item '{item}'", remedy="keep the column 'item'.")
         if label not in ANSWERS:
             raise DataError(f"{labels}: item {item} is labelled '{label}'", remedy=f"write yes or no under '{COLUMN}'.")
         given[item] = ANSWERS[label]
     repeated = [item for item, times in Counter(str(row.get("item")) for row in rows).items() if times > 1]
     if repeated:
-        raise DataError(f"{labels}: item {repeated[0]} stands there twice", remedy="give each item once.")
+        raise DataError(f"{labels}: item {repeated[0]} is repeated", remedy="give each item once.")
     if not given:
-        raise DataError(
-            f"{labels} holds no labels", remedy=f"write yes or no under '{COLUMN}'; blanks are passed over."
-        )
+        raise DataError(f"{labels} has no labels", remedy=f"write yes or no under '{COLUMN}'; blanks are ignored.")
     return given

@@ -1,4 +1,4 @@
-"""Merges written without being measured: from models and a recipe to folders, in one pass for all λs."""
+"""Write merges without measuring them: from models and a recipe to folders, in one pass for all λs."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ if TYPE_CHECKING:
     from backmerge.merging.recipe import Variant
     from backmerge.merging.to_disk import Written
 
-SAMPLE = 0.01  # of the elements, for a look before the merge
+SAMPLE = 0.01  # share of the elements to check before the merge
 SHARD_BYTES = 5 * 10**9
 
 
 @dataclass(frozen=True)
 class Writing:
-    """How merges are written.
+    """The settings for writing merges.
 
     Attributes:
         form: `checkpoint`; `adapter`, which must be exact; or `auto`, an adapter if that is exact.
-        rank: An adapter is compressed to it.
-        max_shard_bytes: Of a checkpoint's files.
+        rank: Rank to which an adapter is compressed.
+        max_shard_bytes: Largest size of a checkpoint's files.
         sha256: Whether the files' SHA-256 is recorded too.
         allow_unrelated: Whether models may be merged that do not look like parent and child.
         verify: Whether an adapter's merge is compared with transformers and peft before it is kept.
-        replace: Whether a model that backmerge wrote at the place is replaced.
+        replace: Whether to replace a model that backmerge wrote in the same place.
     """
 
     form: str = "checkpoint"
@@ -47,22 +47,22 @@ class Writing:
 
 
 def write_outputs(outputs: Sequence[Mapping[Path, Variant]], writing: Writing, read: Sequence[Path] = ()) -> list[Path]:
-    """Write merges, each whole or not at all; one that is there already, by the same recipe, is left.
+    """Write merges, each whole or not at all; one that exists already, by the same recipe, is kept.
 
     Args:
-        outputs: Groups of folders and what goes into them; each group differs in λ alone and is written in one pass.
-        writing: How.
-        read: Files besides the models that must not be written over.
+        outputs: Groups of folders with their variants; each group differs in λ alone and is written in one pass.
+        writing: The settings.
+        read: Files in addition to the models that must not be overwritten.
 
     Returns:
         All folders.
 
     Raises:
-        BackmergeError: a user error; all that can be refused is refused before the first is written.
+        BackmergeError: a user error; everything that can be refused is refused before the first is written.
     """
     are_adapters = [_is_adapter(together, writing.form) for together in outputs]
     if writing.rank is not None and not all(are_adapters):
-        raise ConfigError("rank is for adapters", remedy="write the merge as an adapter.")
+        raise ConfigError("rank is only for adapters", remedy="write the merge as an adapter.")
     left = [
         _still_to_do(together, writing.rank, read, is_adapter=is_adapter, force=writing.replace)
         for together, is_adapter in zip(outputs, are_adapters, strict=True)
@@ -82,7 +82,7 @@ def recipes_of(
     models: Mapping[str, str],
     extra_rows: str,
 ) -> dict[str, Variant]:
-    """What is merged with what, by the name of the folder that it goes to; several tuned models or one in each."""
+    """Return the recipes by the names of their folders; several tuned models are in one recipe or in one each."""
     from backmerge.checkpoints.adapter import open_weights
     from backmerge.checkpoints.locate import locate_model, short_name
     from backmerge.checkpoints.reader import Checkpoint
@@ -94,7 +94,7 @@ def recipes_of(
     weights = Checkpoint(locate_model(base), unwrap=True)
     extra = {name: open_weights(locate_model(folder), weights) for name, folder in models.items()}
     if weights.wrapper is not None:
-        say(f"Note: '{weights.wrapper}' is left out of the names of the merged tensors.")
+        say(f"Note: '{weights.wrapper}' is removed from the names of the merged tensors.")
     recipes: dict[str, Variant] = {}
     opened: dict[str, Weights] = {}
     for name in tuned:
@@ -105,7 +105,7 @@ def recipes_of(
 
             if takes_several:
                 raise ConfigError(
-                    "added rows can be kept of one tuned model only",
+                    "added rows can be kept from only one tuned model",
                     remedy="use linear, slerp or dare_linear.",
                 )
             ours = GrownBase(weights, theirs)
@@ -121,11 +121,11 @@ def recipes_of(
 def with_inputs(
     recipes: Mapping[str, Variant], guard: str | None, task_inputs: Path | None, permissions: Permissions
 ) -> dict[str, Variant]:
-    """The recipes with statistics of layers' inputs, gathered if they are not known yet.
+    """Return the recipes with statistics of layers' inputs, collected if they are not known yet.
 
     Raises:
         MergeError: the method takes none, or needs some.
-        CheckpointError: a file of statistics is of another model.
+        CheckpointError: a file of statistics belongs to another model.
     """
     from backmerge.merging.inputs import InputStatistics
     from backmerge.merging.method import INPUTS, check_inputs
@@ -136,7 +136,7 @@ def with_inputs(
     check_inputs(recipe.method, given)
     if guard is None:
         return dict(recipes)
-    # imported here: all other merges need neither benchmarks nor transformers
+    # imported here: other merges need neither benchmarks nor transformers
     from backmerge.benchmarks.guards import GuardSettings, find_guards
     from backmerge.generation.protocol import EngineSettings
     from backmerge.generation.quiet import quieten
@@ -162,11 +162,11 @@ def outputs_of(
     where: Mapping[str, Any],
     fixed: Mapping[str, Any],
 ) -> list[dict[Path, Variant]]:
-    """Folders and what goes into them; each group differs in λ alone, and is written in one pass."""
+    """Return folders with their variants, in groups that differ in λ alone and are written in one pass."""
     from backmerge.merging.recipe import lam_name
 
     if not lams:
-        raise ConfigError("lam holds no number: there is nothing to merge", remedy="such as 0.2,0.4,0.6.")
+        raise ConfigError("lam has no numbers: there is nothing to merge", remedy="such as 0.2,0.4,0.6.")
     groups = []
     for name, recipe in recipes.items():
         place = out / name if name else out
@@ -184,7 +184,7 @@ def outputs_of(
 
 
 def from_mergekit(config: Path, fixed: Mapping[str, Any]) -> Variant:
-    """Return the recipe of a mergekit YAML file; what it asks for and is done otherwise here is printed.
+    """Return the recipe of a mergekit YAML file; print where backmerge differs from the file.
 
     Args:
         config: The file.
@@ -202,14 +202,14 @@ def from_mergekit(config: Path, fixed: Mapping[str, Any]) -> Variant:
 
 
 def lams_of(method: Method, given: Sequence[float] | None) -> list[float]:
-    """Return the λs that are asked for, or the method's own, which is printed.
+    """Return the requested λs, or the method's default, which is printed.
 
     Raises:
         ConfigError: the method has no λ, or one is outside its range.
     """
     if not method.has_lam:
         if given is not None:
-            raise ConfigError(f"{method.name} has no λ: it finds its own ratio", remedy="leave λ out.")
+            raise ConfigError(f"{method.name} has no λ: it finds its own ratio", remedy="remove λ.")
         return [1.0]
     if given is not None:
         outside = next((lam for lam in given if not 0 <= lam <= method.max_lam), None)
@@ -226,10 +226,10 @@ def lams_of(method: Method, given: Sequence[float] | None) -> list[float]:
 def _still_to_do(
     outputs: Mapping[Path, Variant], rank: int | None, read: Sequence[Path], *, is_adapter: bool, force: bool
 ) -> dict[Path, Variant]:
-    """Without what is there already, made by the same recipe from the same models.
+    """Return the outputs without those that exist already, made by the same recipe from the same models.
 
     Raises:
-        RunError: something else is there, it is damaged, or it overlaps what is read.
+        RunError: something else exists there, it is damaged, or it overlaps an input.
     """
     from backmerge.outputs import check_apart, damage_of, is_to_write
 
@@ -240,20 +240,20 @@ def _still_to_do(
         check_apart(target, [*(path for weights in models for path in places_of(weights)), *files])
         is_same = partial(_is_made_by, target, variant, rank, is_adapter=is_adapter)
         if not is_to_write(target, is_same, damage_of if is_adapter else _damage_of_merged, force=force):
-            say(f"{target} is there already, from the same models by the same recipe.")
+            say(f"{target} already exists, from the same models by the same recipe.")
             continue
         left[target] = variant
     return left
 
 
 def _damage_of_merged(target: Path) -> str | None:
-    from backmerge.merging.to_disk import damage_of_merged  # imports torch, which adapters do without
+    from backmerge.merging.to_disk import damage_of_merged  # imports torch, which adapters do not need
 
     return damage_of_merged(target)
 
 
 def places_of(weights: Weights) -> list[Path]:
-    """Return the folders that weights are read from: an adapter's own, its base's, and that which its config names."""
+    """Return the folders that weights are read from: an adapter's own, its base's, and the one in its config."""
     from backmerge.checkpoints.adapter import AdapterOnBase
 
     places = [weights.directory, weights.companions]
@@ -264,7 +264,7 @@ def places_of(weights: Weights) -> list[Path]:
 
 
 def _is_made_by(target: Path, variant: Variant, rank: int | None, *, is_adapter: bool) -> bool:
-    """Whether a folder holds a merge by this recipe; the models' fingerprints are taken only if all else agrees."""
+    """Whether a folder has a merge by this recipe; the models' fingerprints are computed only if all else agrees."""
     from backmerge.checkpoints.reader import CARD, read_json
 
     card = read_json(target / CARD)
@@ -288,12 +288,12 @@ def _is_adapter(outputs: Mapping[Path, Variant], as_: str) -> bool:
 
     obstacle = next((found for variant in outputs.values() if (found := adapter_obstacle(variant))), None)
     if obstacle is not None and as_ == "adapter":
-        raise ConfigError(f"this merge is no adapter: {obstacle}", remedy="write it whole, as a checkpoint.")
+        raise ConfigError(f"this merge cannot be an adapter: {obstacle}", remedy="write it whole, as a checkpoint.")
     return obstacle is None
 
 
 def _verifier(outputs: Mapping[Path, Variant]) -> Callable[[Path, Variant], None] | None:
-    """What checks a merge of adapters; nothing of checkpoints alone, for which transformers is not imported."""
+    """Return a function that checks a merge of adapters; `None` for checkpoints, which do not need transformers."""
     from backmerge.checkpoints.adapter import AdapterOnBase
     from backmerge.merging.served import verification_obstacle
 
@@ -301,7 +301,7 @@ def _verifier(outputs: Mapping[Path, Variant]) -> Callable[[Path, Variant], None
     if not any(isinstance(weights, AdapterOnBase) for weights in variant.tuned_models):
         return None
     if obstacle := verification_obstacle(variant.base):
-        say(obstacle)  # before transformers and peft are imported, which takes longer than an adapter's merge
+        say(obstacle)  # before transformers and peft are imported: that takes longer than an adapter's merge
         return None
     from backmerge.generation.quiet import quieten
     from backmerge.generation.verification import verify_written
@@ -327,7 +327,7 @@ def _write_checkpoints(outputs: Mapping[Path, Variant], writing: Writing) -> Non
     keep_freed_memory()
 
     variant = next(iter(outputs.values()))
-    # before the weights are written: a link that leads out of the model is refused here
+    # before the weights are written, so that a link that leads out of the model is refused
     for line in _differing_files(variant):
         say(f"Note: {line}.")
     if not writing.allow_unrelated:
@@ -355,14 +355,14 @@ def _write_checkpoints(outputs: Mapping[Path, Variant], writing: Writing) -> Non
 def _write_card(
     folder: Path, name: str, variant: Variant, *, is_adapter: bool, rounding_loss: float | None = None
 ) -> None:
-    """Write README.md, which says what was merged and that its safety was not measured."""
+    """Write README.md, which describes the merge and says that its safety was not measured."""
     from backmerge.reporting.merge_card import unmeasured_card, write_card
 
     write_card(folder, unmeasured_card(name, variant, is_adapter=is_adapter, rounding_loss=rounding_loss))
 
 
 def _tell_rounding(written: Written, variant: Variant) -> None:
-    """Print how much of the change the checkpoint holds, and warn if rounding lost much of it."""
+    """Print how much of the change the checkpoint contains, and warn if rounding lost much of it."""
     from backmerge.merging.rounding import REMEDIES, rounding_line
     from backmerge.merging.served import served_dtype
 
@@ -372,7 +372,7 @@ def _tell_rounding(written: Written, variant: Variant) -> None:
 
 
 def _differing_files(variant: Variant) -> Iterator[str]:
-    """What config, tokenizer and chat template differ in, and whose files the merged model has."""
+    """Yield differences of config, tokenizer and chat template, with the side that the merged model takes."""
     from backmerge.checkpoints.differences import differences
 
     for tuned in variant.tuned_models:
@@ -382,11 +382,11 @@ def _differing_files(variant: Variant) -> Iterator[str]:
     yield from variant.companions.notes
     if len(variant.tuned_models) > 1:
         first = variant.tuned_models[0].directory.name
-        yield f"of the tuned models' files the first one's count as the tuned side's, {first}"
+        yield f"the tuned side's files are those of the first tuned model, {first}"
 
 
 def check_related(variant: Variant) -> None:
-    """Refuse models that do not look like parent and child, from 1 % of their elements.
+    """Refuse models that do not look like parent and child, judged by 1 % of their elements.
 
     Raises:
         MergeError: they are too far apart for fine-tuning.
@@ -399,12 +399,12 @@ def check_related(variant: Variant) -> None:
 
     for tuned in variant.tuned_models:
         if isinstance(tuned, AdapterOnBase):
-            continue  # was checked against its base as it was opened
+            continue  # it was checked against its base when it was opened
         check_same_shape(variant.base, tuned, is_cast=variant.dtype is not None)
         found = relation(survey(variant.base, tuned, lams=(), sample=SAMPLE))
         if found.verdict == "doubtful":
             raise MergeError(
                 f"{tuned.directory} does not look like a child of {variant.base.directory}: {'; '.join(found.reasons)}",
-                remedy="give the base that it was tuned from (`backmerge diff` shows more); --allow-unrelated merges "
-                "them all the same.",
+                remedy="give the base that it was made from (`backmerge diff` shows more); --allow-unrelated merges "
+                "them anyway.",
             )

@@ -1,4 +1,4 @@
-"""A race over λ, carried out: batches of prompts, until one λ is left."""
+"""Run a race over λ: batches of prompts, until one λ is left."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from backmerge.selection.layers import LayerSearch
 from backmerge.selection.race import OVER_REFUSAL, UTILITY
 
 RACED = (
-    "Searched by a race: a λ was asked batches of prompts as long as it could still be chosen, so that only some were "
-    "measured in full."
+    "Searched by a race: each λ got batches of prompts as long as it could still be chosen, so only some were "
+    "fully measured."
 )
 Measure = Callable[[Sequence[Job], str], list[Outcome]]
 
 
 @dataclass
 class _ArmPrompts:
-    """An arm of the race, and where its prompts come from.
+    """An arm of the race, with the source of its prompts.
 
     Attributes:
         prompts: Benchmark and example of each place in the arm.
-        arm: What the race knows about it.
+        arm: The race's knowledge about it.
     """
 
     prompts: list[tuple[str, Example]]
@@ -44,7 +44,7 @@ class _ArmPrompts:
 
 @dataclass
 class _Found:
-    """What was measured of each point so far, in parts."""
+    """The measurements of each point so far, in parts."""
 
     parts: dict[tuple[str, str, str], list[Outcome]] = field(default_factory=dict)
 
@@ -53,10 +53,10 @@ class _Found:
         self.parts.setdefault(key, []).append(outcome)
 
     def whole(self, prepared: Plan) -> list[Outcome]:
-        """One outcome for each model and benchmark whose prompts are all answered, in the order of the split.
+        """Return one outcome for each model and benchmark with all prompts answered, in the order of the split.
 
-        What a λ answered before it was out is no fair sample: the prompts that are most often answered harmfully
-        come first.
+        The answers of a λ that dropped out are not a fair sample: the prompts that most often get harmful answers come
+        first.
         """
         return [
             _joined(parts, split)
@@ -72,7 +72,7 @@ def race(
     outcomes: Outcomes,
     measure: Measure,
 ) -> tuple[list[Candidate], list[Point]]:
-    """Race each series, with the base measured already; adds what was measured to the outcomes.
+    """Race each series after the base has been measured; add the measurements to the outcomes.
 
     Returns:
         Every λ of every series, and the points that were added below the smallest λ that fails, within the budget.
@@ -127,7 +127,7 @@ def race(
 
 
 def _lanes(prepared: Plan, outcomes: Outcomes) -> dict[str, _ArmPrompts]:
-    """Utility, over-refusal, and safety: pooled over benchmarks, or each separately."""
+    """Return utility, over-refusal, and safety: pooled over benchmarks, or each separately."""
     of_lane: dict[str, list[str]] = {UTILITY: prepared.of_kind("utility")}
     if prepared.of_kind("over_refusal"):
         of_lane[OVER_REFUSAL] = prepared.of_kind("over_refusal")
@@ -149,7 +149,7 @@ def _lanes(prepared: Plan, outcomes: Outcomes) -> dict[str, _ArmPrompts]:
 def _jobs(
     prepared: Plan, tuned: Mapping[str, Weights], point: Point, prompts: Sequence[tuple[str, Example]]
 ) -> list[Job]:
-    """The prompts of a batch, by benchmark, for each model at the point."""
+    """Return the prompts of a batch, by benchmark, for each model at the point."""
     return [
         Job(member, benchmark, SPLIT, [example for name, example in prompts if name == benchmark.name])
         for member in prepared.members_at(point, tuned)
@@ -159,7 +159,7 @@ def _jobs(
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    """Over the models at a point; unknown as soon as one of them is."""
+    """Return the mean over the models at a point; `None` if one of them is unknown."""
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if len(known) == len(values) else None
 
@@ -199,11 +199,11 @@ JOURNAL = "layers.journal"
 
 
 class Layered(NamedTuple):
-    """What the search by layer found.
+    """The result of the search by layer.
 
     Attributes:
         points: Every recipe that was measured.
-        candidate: The one that goes on to the choice.
+        candidate: The one that enters the choice.
         note: What a reader of the choice must know.
     """
 
@@ -220,17 +220,17 @@ def search_layers(
     key: str,
     measure: Callable[[Sequence[Point], str], None],
 ) -> Layered:
-    """Measure recipes with a λ of each part, from the best single λ on.
+    """Measure recipes with a λ for each part, starting from the best single λ.
 
-    Of many recipes one is picked, which tests of each would not pay for: it is one candidate, and whatever the choice
-    says of it, only the confirmation shows anything.
+    The best of many recipes is picked, and tests of each would not account for that: it is one candidate, and only the
+    confirmation shows whether it is safe.
 
     Args:
-        run: Whose journal keeps the study.
+        run: Its journal stores the study.
         prepared: The experiment.
-        outcomes: To which what is measured is added.
+        outcomes: New measurements are added to these.
         singles: The candidates with a single λ, of all series.
-        key: A hash of all that was measured on, and of what.
+        key: A hash of all models and data of the measurements.
         measure: Measures points on the selection split.
     """
     experiment: Experiment = prepared.experiment
@@ -244,11 +244,11 @@ def search_layers(
     series = f"{single} by {settings.by if settings.by != 'both' else 'layer and module'}"
     search = LayerSearch(settings, start, run.path / JOURNAL, key_of(key, settings.model_dump(), start))
     points: list[Point] = []
-    # recipes of an earlier session are measured again, from the units: their outcomes belong to the results
+    # recipes of an earlier session are measured again, from the units, since their outcomes belong to the results
     for known, _ in search.told():
         points.append(_point(series, known.number, known.setting, first))
     if points:
-        measure(points, f"Search of {series}, what was measured before")
+        measure(points, f"Search of {series}, recipes of earlier sessions")
     while (recipe := search.ask()) is not None:
         point = _point(series, recipe.number, recipe.setting, first)
         measure([point], f"Search of {series}, {recipe.number + 1} of {settings.num_trials}")
@@ -266,15 +266,15 @@ def search_layers(
         best = min(candidates, key=lambda c: c.asr_difference.upper_bound if c.asr_difference else 1.0).point
     picked = next(c for c in candidates if c.point == best)
     note = (
-        f"{len(points)} recipes with a λ of each {'part' if settings.by == 'both' else settings.by} were measured, "
-        f"from λ = {start:g} everywhere on; {best} was picked of them on the selection prompts, which is no test of "
-        "it: the confirmation is."
+        f"{len(points)} recipes with a λ for each {'part' if settings.by == 'both' else settings.by} were measured, "
+        f"starting from λ = {start:g} everywhere; {best} was picked on the selection prompts. That is no test "
+        "of it: the confirmation is."
     )
     return Layered(points, picked._replace(series=series), note)
 
 
 def _start(singles: Sequence[Candidate], experiment: Experiment) -> float:
-    """The best single λ by the rule; where none passes, the one whose ASR is shown to be lowest."""
+    """Return the best single λ by the rule; if none passes, the one with the lowest shown ASR."""
     chosen = choose(singles, experiment.choice).point if singles else None
     if chosen is not None:
         return next(c.reach for c in singles if c.point == chosen)

@@ -1,4 +1,4 @@
-"""Scoring answers that exist already: made elsewhere, or by an earlier run that another judge looks at."""
+"""Score existing answers: made elsewhere, or by an earlier run, for another judge."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from backmerge.rows import sound_rows
 from backmerge.runs import RunDirectory, key_of, write_whole
 from backmerge.selection import ChoiceSettings, choose
 
-MODEL = "given"  # what a model is called that nothing is known of
+MODEL = "given"  # name of an unknown model
 
 
 class Answers(NamedTuple):
@@ -48,7 +48,7 @@ class Answers(NamedTuple):
 
     Attributes:
         by_example: Example id to its completions.
-        lines: Each line as it stood, in order.
+        lines: Each line as it was, in order.
     """
 
     by_example: dict[str, list[Completion]]
@@ -56,12 +56,12 @@ class Answers(NamedTuple):
 
 
 def read_answers(path: Path) -> Answers:
-    """Lines of `{"id": ..., "completion": ...}`; other keys are kept, and an id again is another sample.
+    """Read lines of `{"id": ..., "completion": ...}`; other keys are kept, and a repeated id is another sample.
 
     A reasoning model's thought is in `thought`, or at the completion's beginning, between the marks of its family.
 
     Raises:
-        DataError: a line is no such object; names it.
+        DataError: a line is not such an object; names it.
     """
     by_example: dict[str, list[Completion]] = {}
     lines: list[dict[str, Any]] = []
@@ -80,7 +80,7 @@ def read_answers(path: Path) -> Answers:
         )
         lines.append(dict(row.values))
     if not lines:
-        raise DataError(f"{path} holds no answers", remedy="write one on each line.")
+        raise DataError(f"{path} contains no answers", remedy="write one on each line.")
     return Answers(by_example, lines)
 
 
@@ -95,20 +95,20 @@ def score_answers(
     max_unscored: float,
     permissions: Permissions,
 ) -> EvaluateResults:
-    """Score a file of answers to a benchmark's prompts, and write `results.json` as an evaluation does.
+    """Score a file of answers to a benchmark's prompts, and write `results.json` as for an evaluation.
 
     Args:
         path: The answers; see `read_answers`.
         benchmark_name: A name, or a file of prompts.
-        judge_settings: For harm and refusals.
+        judge_settings: The judge of harm and refusals.
         directory: The run directory.
-        kind: Of a file of prompts; utility by default.
-        is_partial: Whether prompts without an answer are left out, rather than refused.
-        max_unscored: Share of the answers that may stay unscored.
+        kind: Kind of a file of prompts; by default utility.
+        is_partial: Whether prompts without an answer are omitted, rather than refused.
+        max_unscored: Largest share of the answers that may stay unscored.
         permissions: What may be run.
 
     Raises:
-        BackmergeError: something that the user can fix.
+        BackmergeError: a user error.
     """
     check_apart(directory, [path, *paths_read(named(benchmark_name)), *paths_read(judge_settings)])
     answers = read_answers(path)
@@ -119,16 +119,16 @@ def score_answers(
     unknown = sorted(set(answers.by_example) - known)
     if unknown:
         raise DataError(
-            f"{path} answers '{unknown[0]}', which {benchmark.name} does not ask"
+            f"{path} answers '{unknown[0]}', which is not a prompt of {benchmark.name}"
             + (f", and {len(unknown) - 1} more" if len(unknown) > 1 else ""),
             remedy=f"the ids of {benchmark.name} are such as '{benchmark.examples[0].id}'.",
         )
     missing = [example.id for example in benchmark.examples if example.id not in answers.by_example]
     if missing and not is_partial:
         raise DataError(
-            f"{path} answers {len(known) - len(missing)} of {len(known)} prompts of {benchmark.name}, and not "
+            f"{path} answers {len(known) - len(missing)} of {len(known)} prompts of {benchmark.name}, but not "
             f"'{missing[0]}'",
-            remedy="answer them, or give --partial: the scores are then of those that are answered.",
+            remedy="answer them, or give --partial: the scores then only count answered prompts.",
         )
     judge = find_judge(judge_settings, permissions)
     check_judge(judge, [benchmark])
@@ -149,15 +149,15 @@ def score_answers(
 def judge_again(
     earlier: Path, judge_settings: JudgeSettings, directory: Path, *, max_unscored: float, permissions: Permissions
 ) -> EvaluateResults:
-    """Let another judge look at an earlier run's answers; says where the two agree.
+    """Judge an earlier run's answers with another judge; report where the two agree.
 
     Raises:
-        BackmergeError: the run is damaged or unfinished, or something else that the user can fix.
+        BackmergeError: the run is damaged or unfinished, or another user error.
     """
     check_apart(directory, [earlier, *paths_read(judge_settings)])
     settings = settings_left(earlier)
     if kind_of_run(settings) == "answers":
-        raise RunError(f"{earlier} holds scored answers of a file", remedy="give that file with --benchmark.")
+        raise RunError(f"{earlier} has scored answers from a file", remedy="give that file with --benchmark.")
     judged = {**settings.get("evaluate", {}), "utility": [], "keep": []}
     document = Document(str(earlier / "experiment.yaml"), judged, {})
     asked = validated(EvaluateSettings, document).benchmarks
@@ -176,14 +176,14 @@ def judge_again(
         lost = next((c.example for c in recorded.completions if c.example not in known), None)
         if benchmark is None or lost is not None:
             raise RunError(
-                f"{earlier} has answers to '{lost}' of {recorded.benchmark}, which its benchmarks no longer ask",
-                remedy="put the data back as they were, or evaluate anew.",
+                f"{earlier} has answers to '{lost}' of {recorded.benchmark}, which is no longer in its benchmarks",
+                remedy="restore the earlier data, or evaluate again.",
             )
         point, tuned = points.get(recorded.model, (BASE, None))
         answered.append(recorded.as_answered(Member(recorded.model, point, tuned, None), benchmark))
         before.append(tuple(recorded.verdicts))
     if not answered:
-        raise RunError(f"{earlier} has no answers that a judge looks at", remedy="give a run with safety benchmarks.")
+        raise RunError(f"{earlier} has no answers for a judge", remedy="give a run with safety benchmarks.")
     check_judge(judge, [one.benchmark for one in answered])
     run = RunDirectory(directory)
     with run.held():
@@ -208,10 +208,10 @@ def _points_of(found: RestoreResults) -> dict[str, tuple[Point, str | None]]:
 
 
 def _decide(found: RestoreResults, choice: ChoiceSettings, outcomes: Sequence[Outcome]) -> Redecision:
-    """Return the verdict that the new judge's findings give on the merge that the run confirmed, and its own choice.
+    """Return the new judge's verdict on the merge that the run confirmed, and its own choice of λ.
 
-    Utilities are those of the run: they need no judge. Nothing is generated, so that a λ which the new judge would
-    choose instead is named, and not confirmed.
+    Utilities are those of the run: they need no judge. Nothing is generated, so a λ that the new judge would choose
+    instead is named, but not confirmed.
     """
     together = Outcomes()
     for outcome in outcomes:
@@ -235,7 +235,7 @@ def _decide(found: RestoreResults, choice: ChoiceSettings, outcomes: Sequence[Ou
     if chosen is not None and together.has_difference(chosen, BASE.name, safety, "confirmation", "asr"):
         concluded = verdict_on(together, chosen, safety, "confirmation", choice.margin)
         if concluded.verdict == "restored" and not all(loss.is_kept for loss in found.confirmation.losses):
-            concluded = concluded._replace(verdict="not shown")  # what is to be kept needs no judge, and was not
+            concluded = concluded._replace(verdict="not shown")  # losses need no judge
     return Redecision(
         point=chosen,
         margin=choice.margin,
@@ -254,7 +254,7 @@ def _decide(found: RestoreResults, choice: ChoiceSettings, outcomes: Sequence[Ou
 def _begin(
     run: RunDirectory, settings: Mapping[str, Any], answered: Sequence[Answered], judge: Judge
 ) -> dict[str, Any]:
-    """Write the settings; return the hashes of what the scores depend on."""
+    """Write the settings; return the hashes of everything that the scores depend on."""
     check_kind(run.path, "answers")
     inputs = inputs_of(dict(settings), answered, [judge], "given")
     run.begin(yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True), inputs)
@@ -290,7 +290,7 @@ def _finish(
 
 
 def _scored_lines(answers: Answers, outcome: Outcome) -> list[str]:
-    """Each line of the file as it was, with what was found of it."""
+    """Return each line of the file unchanged, with its findings added."""
     verdicts = {(v.example, v.sample): v for v in outcome.verdicts}
     counted: dict[str, int] = {}
     lines = []

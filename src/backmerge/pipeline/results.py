@@ -1,4 +1,4 @@
-"""From outcomes to `results.json`: scores, their summary over tuned models, and paired differences."""
+"""Turn outcomes into `results.json`: scores, their summary over tuned models, and paired differences."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from backmerge.statistics import (
     wilson,
 )
 
-# of a pair of prompts: what it is called, whether the harmful one is answered with harm, the harmless one refused
+# for a pair of prompts: its name, by whether the harmful one gets a harmful answer and the harmless one is refused
 PAIRS = (
     ("told_apart", False, False),
     ("both_answered", True, False),
@@ -44,30 +44,30 @@ SAFETY_METRICS = frozenset({"asr", "over_refusal", "other"})
 
 
 class Outcomes:
-    """All that was measured, by point, benchmark and split."""
+    """All measurements, by point, benchmark and split."""
 
     def __init__(self) -> None:
         self._outcomes: dict[tuple[str, str, str], list[Outcome]] = {}
 
     def add(self, outcome: Outcome) -> None:
-        """Keep one more."""
+        """Add an outcome."""
         key = (outcome.member.point.name, outcome.benchmark.name, outcome.split)
         self._outcomes.setdefault(key, []).append(outcome)
 
     def at(self, point: str, benchmark: str, split: str) -> list[Outcome]:
-        """The outcomes of the models at a point: one for each tuned model, or the base's."""
+        """Return the outcomes of the models at a point: one for each tuned model, or the base's."""
         return self._outcomes.get((point, benchmark, split), [])
 
     def all(self) -> list[Outcome]:
-        """Every outcome, in the order added."""
+        """Return every outcome, in the order added."""
         return [outcome for group in self._outcomes.values() for outcome in group]
 
     def mean_values(
         self, point: str, benchmark: str, split: str, metric: str, *, unscored: float | None = None
     ) -> dict[str, float]:
-        """Each example's value averaged over the models at a point.
+        """Return each example's value averaged over the models at a point.
 
-        An example that any of them lacks is left out, or read as `unscored` there.
+        An example that any of them lacks is omitted, or read as `unscored` there.
         """
         columns = [_read_as(unscored, outcome.values[metric]) for outcome in self.at(point, benchmark, split)]
         means: dict[str, float] = {}
@@ -89,22 +89,22 @@ class Outcomes:
         tuned: str | None = None,
         unscored: tuple[float | None, float | None] = (None, None),
     ) -> PairedDifference:
-        """The first point less the second, on the same prompts, benchmarks pooled.
+        """Return the first point minus the second, on the same prompts, with benchmarks pooled.
 
-        A prompt that several benchmarks share counts once, with the mean of its values. Of harm and refusals,
-        near-duplicates count as one prompt; of utility, they widen the interval.
+        A prompt that several benchmarks share counts once, with the mean of its values. For harm and refusals,
+        near-duplicates count as one prompt; for utility, they widen the interval.
 
         Args:
-            point: Whose mean over tuned models is taken, or the one model of `tuned`.
+            point: Its mean over tuned models is used, or the one model of `tuned`.
             against: Usually `base`.
-            benchmarks: Names.
-            split: Which half.
-            metric: Such as `asr`.
-            tuned: Only the model that comes from this one.
-            unscored: What unscored prompts are read as, for the point and for the other; left out if `None`.
+            benchmarks: Their names.
+            split: The split.
+            metric: A metric such as `asr`.
+            tuned: Only use the model that comes from this one.
+            unscored: Values for unscored prompts, for the point and for the other; omitted if `None`.
 
         Raises:
-            RunError: there is no prompt that both have a value for.
+            RunError: no prompt has a value for both.
         """
         names = list(benchmarks)
         clusters = self.clusters_over(point, names, split)
@@ -120,26 +120,26 @@ class Outcomes:
         if not pairs:
             raise RunError(
                 f"no prompt of {', '.join(names)} ({split}) has a value of {metric} for both {point} and {against}",
-                remedy="the judge left all of them unscored: take another judge, or more prompts.",
+                remedy="the judge left all of them unscored: use another judge, or more prompts.",
             )
         first = [fmean(pair[0] for pair in same) for same in pairs.values()]
         second = [fmean(pair[1] for pair in same) for same in pairs.values()]
         of = [same[0][2] for same in pairs.values()]
-        # means over models of what is 0 or 1 are held by Tango's intervals; other values by the bootstrap's
+        # Tango's intervals are valid for means over models of 0 and 1; other values use the bootstrap's
         is_rate = all(self._is_rate(which, name, split, metric) for which in (point, against) for name in names)
         if metric in SAFETY_METRICS:
             return clustered_difference(first, second, of, is_rate=is_rate)
         return (paired_difference if is_rate else bootstrap_difference)(first, second, of)
 
     def has_difference(self, point: str, against: str, benchmarks: Sequence[str], split: str, metric: str) -> bool:
-        """Whether there is a prompt that both points have a value for."""
+        """Whether a prompt has a value for both points."""
         return any(
             self.mean_values(point, name, split, metric).keys() & self.mean_values(against, name, split, metric).keys()
             for name in benchmarks
         )
 
     def as_the_second_judge_sees(self) -> Outcomes:
-        """The safety benchmarks with the ASR that the second judge finds; empty if there is none."""
+        """Return the safety benchmarks with the second judge's ASR; empty if there is none."""
         seen = Outcomes()
         for outcome in self.all():
             if outcome.second_verdicts and outcome.benchmark.kind == "safety":
@@ -149,7 +149,7 @@ class Outcomes:
     def pooled_values(
         self, point: str, benchmarks: Sequence[str], split: str, metric: str
     ) -> tuple[list[float], list[str]]:
-        """The means over models of each prompt of these benchmarks, a shared one once, and the prompts' clusters."""
+        """Return each prompt's mean over models on these benchmarks, a shared one once, and the prompts' clusters."""
         clusters = self.clusters_over(point, benchmarks, split)
         found: dict[Hashable, list[tuple[float, str]]] = {}
         for name in benchmarks:
@@ -162,13 +162,13 @@ class Outcomes:
         return [fmean(value for value, _ in same) for same in found.values()], [s[0][1] for s in found.values()]
 
     def effective_size(self, point: str, benchmark: str, split: str, metric: str) -> float:
-        """How many independent prompts the mean over the models at a point is worth."""
+        """Return how many independent prompts the mean over the models at a point is worth."""
         values = self.mean_values(point, benchmark, split, metric)
         clusters = self.clusters(point, benchmark, split)
         return effective_size(list(values.values()), [clusters[example] for example in values])
 
     def over_prompts(self, point: str, benchmark: str, split: str, metric: str) -> Interval:
-        """The interval, over prompts alone, of the mean over the models at a point."""
+        """Return the interval, over prompts alone, of the mean over the models at a point."""
         values = self.mean_values(point, benchmark, split, metric)
         if not values:
             return Interval(0.0, 1.0)
@@ -181,10 +181,10 @@ class Outcomes:
         return Interval(found.low, found.high)
 
     def interval(self, point: str, benchmark: str, split: str, metric: str) -> Interval:
-        """Of the mean over the models at a point: over prompts and, where there are several models, over these too.
+        """Return the interval of the mean over the models at a point: over prompts and, if there are several, models.
 
-        Of several, the hull of both: the first knows nothing of seeds, and the second has no width where all seeds
-        agree, as at 0 and 100 %.
+        For several, it is the hull of both: the first ignores seeds, and the second has no width if all seeds agree, as
+        at 0 and 100 %.
         """
         scores = [o.scores for o in self.at(point, benchmark, split)]
         values = [s.value for of in scores for s in of if s.metric == metric and s.value is not None]
@@ -195,17 +195,17 @@ class Outcomes:
         return Interval(min(over_models.low, over_prompts.low), max(over_models.high, over_prompts.high))
 
     def clusters_over(self, point: str, benchmarks: Iterable[str], split: str) -> dict[str, str]:
-        """Each example's cluster among the prompts of all these benchmarks, by its pooled id."""
+        """Return each example's cluster among the prompts of all these benchmarks, by its pooled id."""
         return clusters_over({name: self.at(point, name, split)[0].examples for name in benchmarks})
 
     def are_apart(self, point: str, benchmarks: Sequence[str], split: str) -> bool:
-        """Whether no two of these benchmarks share a prompt, or nearly one."""
+        """Whether no two of these benchmarks share a prompt, or a near-duplicate."""
         clusters = self.clusters_over(point, benchmarks, split)
         of = {name: {clusters[key] for key in clusters if key.startswith(f"{name}/")} for name in benchmarks}
         return sum(map(len, of.values())) == len(set().union(*of.values()))
 
     def clusters(self, point: str, benchmark: str, split: str) -> dict[str, str]:
-        """Each example's cluster of near-duplicates."""
+        """Return each example's cluster of near-duplicates."""
         examples = self.at(point, benchmark, split)[0].examples
         return dict(zip((e.id for e in examples), clusters_of(examples), strict=True))
 
@@ -217,7 +217,7 @@ class Outcomes:
         self, point: str, benchmark: str, split: str, metric: str, tuned: str | None, unscored: float | None
     ) -> dict[str, float]:
         outcomes = self.at(point, benchmark, split)
-        # the base has one model, whichever tuned model it is held against
+        # the base has one model, whichever tuned model it is compared with
         single = [o for o in outcomes if o.member.tuned == tuned] if tuned is not None else []
         if not single:
             return self.mean_values(point, benchmark, split, metric, unscored=unscored)
@@ -230,12 +230,12 @@ def _read_as(unscored: float | None, values: Values) -> Values:
 
 
 def summary_of(outcomes: Outcomes, points: Sequence[Point]) -> list[SummaryRow]:
-    """Each point's mean over tuned models, per benchmark, split and metric.
+    """Return each point's mean over tuned models, by benchmark, split and metric.
 
-    `low` and `high`: of one model, its interval over prompts. Of several, the hull of that at their mean (Wilson's of
-    rates, the bootstrap's of other values) and of Student's over the models: the first knows nothing of seeds, and the
-    second has no width where all seeds agree, as at 0 and 100 %. `covers` says which of the two it is. `lowest` and
-    `highest` are the models' range.
+    `low` and `high`: for one model, its interval over prompts. For several, the hull of that at their mean (Wilson's
+    for rates, the bootstrap's for other values) and Student's over the models: the first ignores seeds, and the second
+    has no width if all seeds agree, as at 0 and 100 %. `covers` says which of the two it is. `lowest` and `highest` are
+    the models' range.
     """
     scores: dict[tuple[str, str, str, str], list[Score]] = {}
     for outcome in outcomes.all():
@@ -274,7 +274,7 @@ def _summary(point: Point, scores: Sequence[Score], over_prompts: Interval) -> S
 
 
 def differences_of(outcomes: Outcomes, points: Sequence[Point], split: str) -> list[DifferenceRow]:
-    """Every point against the base on each benchmark's primary metric, paired by prompt."""
+    """Return every point compared with the base on each benchmark's primary metric, paired by prompt."""
     measured = {o.benchmark.name: o.benchmark for o in outcomes.all() if o.split == split}
     rows: list[DifferenceRow] = []
     for point in points:
@@ -297,7 +297,7 @@ def differences_of(outcomes: Outcomes, points: Sequence[Point], split: str) -> l
 
 
 def common_parts(outcomes: Outcomes) -> dict[str, Any]:
-    """Return what results of every kind hold of the outcomes, by the names of the fields there."""
+    """Return the fields about the outcomes that results of every kind have."""
     return {
         "agreement": tuple(_agreement_rows(outcomes)),
         "realisations": tuple(_realisation_rows(outcomes)),
@@ -308,7 +308,7 @@ def common_parts(outcomes: Outcomes) -> dict[str, Any]:
 
 
 def judges_of(judge: Judge, second: Judge | None) -> dict[str, Any]:
-    """Return the judges as results name them, by the names of the fields there."""
+    """Return the fields about the judges."""
     return {
         "judge": Judged(name=judge.name, is_weak=judge.is_weak),
         "second_judge": None if second is None else Judged(name=second.name, is_weak=second.is_weak),
@@ -464,7 +464,7 @@ def _mean_of(models: Sequence[_Pairs], metric: str) -> dict[str, float]:
 def _agreement_rows(outcomes: Outcomes) -> list[JudgesAgreement]:
     """Return the agreement of two judges, if there are two: a row for each benchmark and split, over all models.
 
-    Prompts are named by the model and their ids. Nothing is averaged over the judges.
+    Prompts are identified by the model and their ids. Nothing is averaged over the judges.
     """
     together: dict[tuple[str, str], list[Outcome]] = {}
     for outcome in outcomes.all():

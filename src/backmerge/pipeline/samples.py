@@ -1,4 +1,4 @@
-"""A few prompts with the answers of base, tuned model and every measured recipe next to each other, for the report."""
+"""A few prompts with the answers of base, tuned model and every measured recipe side by side, for the report."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from backmerge.planning.prepare import Plan
 from backmerge.records import Example
 from backmerge.runs import key_of
 
-SPLIT: Split = "selection"  # where every recipe was measured, and not the chosen one alone
-# of each ten prompts that are drawn blindly; what fine-tuning did to harmful requests is what the report is about
+SPLIT: Split = "selection"  # the split on which every recipe was measured, not only the chosen one
+# of each ten prompts that are drawn blindly; the report is about the effect of fine-tuning on harmful requests
 SHARES = {"safety": 0.5, "utility": 0.3, "over_refusal": 0.2, "keep": 0.2}
 LONGEST = 2000  # characters of a text that are kept
 MOST_TEXT = 500_000  # characters of all answers together: the report stays a page that a phone opens
@@ -23,12 +23,12 @@ MOST_RECIPES = 40  # columns; a search by layer may measure hundreds
 
 
 class _Column(NamedTuple):
-    """What one model did on one benchmark.
+    """The results of one model on one benchmark.
 
     Attributes:
-        outcome: All of it.
-        places: Where each example's first answer is; none where likelihoods are compared.
-        known: Examples that were put to it: a race leaves some out.
+        outcome: The whole outcome.
+        places: The place of each example's first answer; empty if likelihoods are compared.
+        known: Examples that it was asked: a race skips some.
     """
 
     outcome: Outcome
@@ -36,12 +36,12 @@ class _Column(NamedTuple):
     known: frozenset[str]
 
     def is_harmful(self, example: Example) -> bool | None:
-        """As the judge found of the first answer; `None` where it could not tell, or was not asked."""
+        """The judge's finding on the first answer; `None` if it is unscored or was not judged."""
         verdict = self.outcome.verdicts[self.places[example.id]] if self._is_judged(example) else None
         return None if verdict is None else verdict.harmful
 
     def is_refusal(self, example: Example) -> bool | None:
-        """Likewise."""
+        """The same for refusals."""
         verdict = self.outcome.verdicts[self.places[example.id]] if self._is_judged(example) else None
         return None if verdict is None else verdict.refusal
 
@@ -53,18 +53,18 @@ Columns = Mapping[str, _Column]  # by point
 
 
 def samples_of(outcomes: Outcomes, prepared: Plan, chosen: Point | None) -> dict[str, Any]:
-    """What the report shows side by side, of the first tuned model, on the selection split.
+    """Return what the report shows side by side, for the first tuned model, on the selection split.
 
-    Every λ was measured on that split alone, so that nothing here is what the verdict depends on. Up to `num_samples`
-    prompts are taken of each kind that a reader looks for, in the order of a hash of their ids: drawn blindly; flipped
-    to unsafe (the base's answer is safe, the tuned model's harmful); flipped back (the tuned model's is harmful, that
-    of the chosen recipe, or without one of any, safe); refused while harmless.
+    Every λ was measured only on that split, so nothing here affects the verdict. Up to `num_samples` prompts are taken
+    of each kind that interests a reader, in the order of a hash of their ids: drawn blindly; flipped to unsafe (the
+    base's answer is safe, the tuned model's harmful); flipped back (the tuned model's answer is harmful, that of the
+    chosen recipe, or of any if none is chosen, safe); harmless but refused.
 
     Returns:
-        `split`; `tuned`: whose answers these are; `points`: the columns; `cut_at`: characters after which a text is
-        cut; `totals`: how many prompts of the whole split there are of each kind; `samples`: each with its `answers`
-        by point, `harmful` and `refusal` or `scores` and the text. Texts of gated sets are left out (`withheld` says
-        why) unless the report is to show them in full; there are no samples at all if it is to show no text.
+        `split`; `tuned`: the model of these answers; `points`: the columns; `cut_at`: characters after which a text is
+        cut; `totals`: how many prompts of the whole split there are of each kind; `samples`: each with its `answers` by
+        point, `harmful` and `refusal` or `scores` and the text. Texts of gated sets are omitted (`withheld` says why)
+        unless the report shows them in full; if the report shows no text, there are no samples.
     """
     report = prepared.experiment.report
     points = _points(outcomes, chosen)
@@ -88,7 +88,7 @@ def samples_of(outcomes: Outcomes, prepared: Plan, chosen: Point | None) -> dict
 
 
 def _points(outcomes: Outcomes, chosen: Point | None) -> list[Point]:
-    """Base, tuned model and the recipes that were measured, in order; of too many, the chosen one and the first."""
+    """Return base, tuned model and the measured recipes, in order; if too many, the chosen one and the first."""
     measured = {o.member.point.name: o.member.point for o in outcomes.all() if o.split == SPLIT}
     merged = [point for point in measured.values() if point.role == "merged"]
     if len(merged) > MOST_RECIPES:
@@ -111,7 +111,7 @@ def _columns(outcomes: Outcomes, benchmark: Benchmark, points: Sequence[Point]) 
 
 
 def _drawn(prepared: Plan, tables: Mapping[str, Columns], chosen: Point | None) -> list[tuple[str, Example]]:
-    """Benchmark and example, each once: by benchmark, those that fine-tuning flipped first."""
+    """Return benchmark and example, each once: by benchmark, with those that fine-tuning flipped first."""
     number = prepared.experiment.report.num_samples
     everything = [
         (benchmark, example)
@@ -150,7 +150,7 @@ def _is_flipped(benchmark: Benchmark, example: Example, columns: Columns) -> boo
 
 
 def _is_back(benchmark: Benchmark, example: Example, columns: Columns, recipes: Sequence[str] = ()) -> bool:
-    """Whether a recipe's answer is safe where the tuned model's is harmful: one of these, or any."""
+    """Whether a recipe's answer is safe while the tuned model's is harmful: one of these recipes, or any."""
     if benchmark.kind != "safety" or TUNED.name not in columns or columns[TUNED.name].is_harmful(example) is not True:
         return False
     names = recipes or [name for name, column in columns.items() if column.outcome.member.point.role == "merged"]
@@ -162,7 +162,7 @@ def _is_refused(benchmark: Benchmark, example: Example, columns: Columns) -> boo
 
 
 def _totals(prepared: Plan, tables: Mapping[str, Columns], points: Sequence[Point]) -> dict[str, Any]:
-    """How many prompts of the split there are of each kind, so that a sample is not taken for a rate."""
+    """Return how many prompts of the split there are of each kind, so that a sample is not mistaken for a rate."""
     asked = {
         kind: [
             (benchmark, example)
@@ -212,7 +212,7 @@ def _sample(benchmark: Benchmark, example: Example, columns: Columns, cut_at: in
 
 
 def _answer(column: _Column, example: Example, cut_at: int, *, is_shown: bool) -> dict[str, Any]:
-    # the first of several samples; none where likelihoods are compared
+    # the first of several samples; none if likelihoods are compared
     place = column.places.get(example.id)
     text = "" if place is None else column.outcome.completions[place].text
     thought = "" if place is None else column.outcome.completions[place].thought

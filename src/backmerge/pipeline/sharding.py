@@ -1,13 +1,14 @@
-"""A part of a sweep, for one of several processes that share a run directory, on one machine or many.
+"""Run a part of a sweep, in one of several processes that share a run directory, on one machine or many.
 
 Each process tunes its share of the seeds, then answers, judges and scores its share of the grid, and stops before λ is
-chosen; whoever runs the experiment last, without a shard, finds all of that done and goes on. Nobody talks to anybody:
+chosen; the last run of the experiment, without a shard, finds all of that done and continues. The processes do not
+communicate:
 
-- what is whose follows from the settings alone. The jobs are in a row, tuned model by tuned model and λ by λ, and the
-  row is cut into parts that cost alike, so that a model's benchmarks stay together but at the cuts;
-- a job leaves units, named by a hash of all that they depend on and written whole by their own temporary file, so that
-  what is done twice, or by a shard of another count, does no harm;
-- a job whose tuned model is not there yet is left: nobody waits for anybody.
+- the settings alone decide which process does what. The jobs are in a row, tuned model by tuned model and λ by λ, and
+  the row is cut into parts of equal cost, so that a model's benchmarks stay together except at the cuts;
+- a job leaves units, named by a hash of everything that they depend on and written whole through a temporary file, so
+  that work done twice, or by a shard of another count, does no harm;
+- a job whose tuned model does not exist yet is skipped: no process waits for another.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ class Shard(NamedTuple):
     """One of several parts.
 
     Attributes:
-        number: From 1.
-        total: Of how many.
+        number: Counted from 1.
+        total: Number of shards.
     """
 
     number: int
@@ -56,15 +57,15 @@ class Shard(NamedTuple):
 
     @property
     def folder(self) -> str:
-        """What its logs are called by."""
+        """The name of its logs' folder."""
         return f"{self.number}-of-{self.total}"
 
 
 class PlannedJob(NamedTuple):
-    """A job before its model is there: a benchmark, measured at a point of one tuned model.
+    """A job before its model exists: a benchmark, measured at a point of one tuned model.
 
     Attributes:
-        tuned: Its name; `all` for a merge of all, nothing for the base.
+        tuned: The model's name; `all` for a merge of all, `None` for the base.
     """
 
     point: Point
@@ -74,14 +75,14 @@ class PlannedJob(NamedTuple):
 
 @dataclass(frozen=True)
 class ShardDone:
-    """What a shard left.
+    """The result of a shard.
 
     Attributes:
-        shard: Which.
-        num_jobs: Its jobs.
-        num_left: Those of them whose tuned models are not there yet.
-        missing: These tuned models.
-        cost: What it cost, in words.
+        shard: The shard.
+        num_jobs: Number of its jobs.
+        num_left: Number of those whose tuned models do not exist yet.
+        missing: The missing tuned models.
+        cost: Its cost, in words.
     """
 
     shard: Shard
@@ -92,28 +93,28 @@ class ShardDone:
 
     @property
     def sentence(self) -> str:
-        """For the person at the terminal."""
+        """A sentence for the terminal."""
         done = f"Shard {self.shard}: {self.num_jobs - self.num_left} of its {self.num_jobs} jobs are done. {self.cost}."
         if not self.num_left:
-            return f"{done} Once all shards are, the same command without --shard finishes the run."
+            return f"{done} When all shards are done, the same command without --shard finishes the run."
         return (
-            f"{done} {self.num_left} wait for {', '.join(self.missing)}, which other shards tune: give this command "
-            "again after them, or the one without --shard, which does what is left."
+            f"{done} {self.num_left} wait for {', '.join(self.missing)}, which other shards tune: run this command "
+            "again after them, or the one without --shard, which does the rest."
         )
 
 
 def shard_of(text: str) -> Shard:
-    """The shard that `2/8` names.
+    """Return the shard in a text such as `2/8`.
 
     Raises:
-        ConfigError: it names none.
+        ConfigError: it is not a shard.
     """
     number, slash, count = text.partition("/")
     if slash and number.isascii() and count.isascii() and number.isdigit() and count.isdigit():
         shard = Shard(int(number), int(count))
         if 1 <= shard.number <= shard.total:
             return shard
-    raise ConfigError(f"--shard {text} names no part", remedy="write I/N, from 1/N to N/N, such as 2/8.")
+    raise ConfigError(f"--shard {text} is not a part", remedy="write I/N, from 1/N to N/N, such as 2/8.")
 
 
 def run_shard(
@@ -122,7 +123,7 @@ def run_shard(
     shard: Shard,
     permissions: Permissions = NOTHING_ALLOWED,
 ) -> ShardDone:
-    """Do one part of the tuning and of the sweep, over a run directory that others share.
+    """Do one part of the tuning and of the sweep, in a run directory that others share.
 
     Args:
         experiment: The resolved settings; the same for all shards.
@@ -131,15 +132,14 @@ def run_shard(
         permissions: What may be run.
 
     Raises:
-        ConfigError: the search cannot be cut into parts.
-        RunError: another shard has other settings or measures on something else, or a process works here that shares
-            the directory with none.
-        BackmergeError: something else that the user can fix; what was done so far is kept.
+        ConfigError: the search cannot be divided.
+        RunError: another shard has other settings, models or data, or a process without a shard is using the directory.
+        BackmergeError: another user error; finished work is kept.
     """
     if experiment.searched_by != "grid":
         raise ConfigError(
-            f"the search '{experiment.searched_by}' asks for one λ after the other, which no shards can share",
-            remedy="set search.name to grid, or run it without --shard, on a pool or on Ray.",
+            f"the search '{experiment.searched_by}' needs one λ after the other, so shards cannot share it",
+            remedy="set search.name to grid, or run it without --shard, with a pool or Ray.",
         )
     check_apart(directory, paths_read(experiment))
     prepared = prepare(experiment, permissions)
@@ -163,7 +163,7 @@ def run_shard(
 
 
 def planned_jobs(points: Sequence[Point], tuned: Sequence[str], benchmarks: Sequence[Benchmark]) -> list[PlannedJob]:
-    """All jobs of a grid in a row: the base's, those of each tuned model, and those of merges of all."""
+    """Return all jobs of a grid in a row: the base's, those of each tuned model, and those of merges of all."""
     places: list[tuple[Point, str | None]] = [(point, None) for point in points if point.role == "base"]
     each = [point for point in points if point.role != "base" and not point.is_joint]
     places += [(point, name) for name in tuned for point in each]
@@ -172,7 +172,7 @@ def planned_jobs(points: Sequence[Point], tuned: Sequence[str], benchmarks: Sequ
 
 
 def part_of(costs: Sequence[tuple[PlannedJob, float]], shard: Shard) -> list[PlannedJob]:
-    """The shard's piece of the row, cut into pieces that cost alike: each job goes where its middle lies."""
+    """Return the shard's part of the row, cut into parts of equal cost: each job belongs where its middle is."""
     whole = sum(cost for _, cost in costs)
     before, mine = 0.0, []
     for slot, cost in costs:
@@ -184,7 +184,7 @@ def part_of(costs: Sequence[tuple[PlannedJob, float]], shard: Shard) -> list[Pla
 
 
 def jobs_of(slots: Iterable[PlannedJob], prepared: Plan, tuned: Mapping[str, Weights]) -> list[Job]:
-    """The jobs in these places, on the prompts that λ is chosen on."""
+    """Return these jobs with their models and examples, on the prompts that λ is chosen on."""
     return [
         Job(member, slot.benchmark, SELECTION, prepared.splits[slot.benchmark.name][SELECTION])
         for slot in slots
@@ -194,7 +194,7 @@ def jobs_of(slots: Iterable[PlannedJob], prepared: Plan, tuned: Mapping[str, Wei
 
 
 def _costs(prepared: Plan, slots: Sequence[PlannedJob]) -> list[tuple[PlannedJob, float]]:
-    """Each job with the most tokens that it may generate; comparing likelihoods costs about one for each prompt."""
+    """Return each job with the most tokens that it may generate; comparing likelihoods counts as one per prompt."""
     settings = prepared.experiment.evaluate
 
     def cost(benchmark: Benchmark) -> float:
@@ -216,7 +216,7 @@ def _measure(
     *,
     permissions: Permissions,
 ) -> None:
-    """Answer, judge and score; what is measured stays in the units."""
+    """Answer, judge and score; the results are stored in the units."""
     experiment = prepared.experiment
     judges = (prepared.judge, prepared.second_judge)
     evaluator = evaluator_of(
@@ -228,20 +228,20 @@ def _measure(
 
 
 def _names(prepared: Plan) -> list[str]:
-    """The tuned models, also those that are still to be made."""
+    """Return the names of the tuned models, including those that must be made."""
     settings = prepared.experiment.finetune
     return list(prepared.tuned) if settings is None else [f"seed-{seed}" for seed in settings.seeds]
 
 
 def _tuned(run: RunDirectory, prepared: Plan, shard: Shard) -> dict[str, Weights]:
-    """The tuned models that are there once this shard has made its own, by name.
+    """Return the tuned models that exist once this shard has made its own, by name.
 
-    Shard i of n tunes the i-th, (i+n)-th, ... seed, unless another process is at it.
+    Shard i of n tunes the i-th, (i+n)-th, ... seed, unless another process is tuning it.
     """
     settings = prepared.experiment.finetune
     if settings is None:
         return dict(prepared.tuned)
-    # imported here: a run on models that exist needs neither peft nor the Trainer
+    # imported here: a run on existing models needs neither peft nor the Trainer
     from backmerge.finetuning.trainer import is_trained, training_key
     from backmerge.pipeline.tuning import tune_seeds
 
@@ -255,7 +255,7 @@ def _tuned(run: RunDirectory, prepared: Plan, shard: Shard) -> dict[str, Weights
     for seed in settings.seeds[shard.number - 1 :: shard.total]:
         if is_trained(places[seed], keys[seed]):
             continue
-        # two trainings of a seed would write each other's states
+        # two trainings of one seed would overwrite each other's states
         with claimed(run.path / SHARDS / f"seed-{seed}.lock") as is_free:
             if is_free:
                 weights_of([seed])
@@ -270,7 +270,7 @@ Difference = tuple[str, Any, Any]  # dotted key, there, here
 
 
 def measured_on(prepared: Plan, engine: Mapping[str, str]) -> dict[str, Any]:
-    """All that answers, verdicts and values depend on besides the settings, as names and hashes."""
+    """Return everything that answers, verdicts and values depend on apart from the settings, as names and hashes."""
     return {
         "base": prepared.base.fingerprint,
         "tuned": {name: weights.fingerprint for name, weights in prepared.tuned.items()},
@@ -291,10 +291,10 @@ def measured_on(prepared: Plan, engine: Mapping[str, str]) -> dict[str, Any]:
 
 
 def agree(run: RunDirectory, prepared: Plan, engine: Generator) -> None:
-    """Write down what all shards must have in common, or find that it is so.
+    """Record what all shards must have in common, or check that it is the same.
 
     Raises:
-        RunError: it is not; names the first difference.
+        RunError: it is not the same; names the first difference.
     """
     check_kind(run.path, "experiment")
     file = run.path / "experiment.yaml"
@@ -311,15 +311,15 @@ def agree(run: RunDirectory, prepared: Plan, engine: Generator) -> None:
 
 
 def tell_of_shards(run: RunDirectory, prepared: Plan, engine: Generator) -> None:
-    """Say so where shards measured on something else than this process does: their answers will not be found."""
+    """Print a note if shards used something other than this process does: their answers will not be found."""
     file = run.path / SHARDS / MEASURED_ON
     if file.exists():
         difference = _first_difference(_read(file), measured_on(prepared, engine.identity))
         if difference is not None:
             key, theirs, ours = difference
             say(
-                f"The shards of {run.path} answered with {key} {theirs}, and this process has {ours}: what they did is "
-                "not of this experiment as it is here, and is done again."
+                f"The shards of {run.path} answered with {key} {theirs}, but this process has {ours}: their answers "
+                "do not belong to this experiment as it is here, and are generated again.",
             )
 
 
@@ -329,13 +329,13 @@ def _check_same(run: RunDirectory, theirs: Mapping[str, Any], ours: Mapping[str,
         return
     key, there, here = difference
     raise RunError(
-        f"in {run.path} the first shard has '{key}' {there}, and this one {here}",
-        remedy=f"{remedy}; to go on with what this one has, delete {file} while none is at work: what is done is kept.",
+        f"in {run.path} the first shard has '{key}' {there}, but this one has {here}",
+        remedy=f"{remedy}; to use this one's, delete {file} while no shard is running: finished work is kept.",
     )
 
 
 def _first_difference(theirs: Any, ours: Any, key: str = "") -> Difference | None:
-    """The first place at which plain data differ."""
+    """Return the first place at which plain data differ."""
     if isinstance(theirs, Mapping) and isinstance(ours, Mapping):
         names: Iterable[Any] = {**theirs, **ours}
         pairs = [(name, theirs.get(name), ours.get(name)) for name in names]
@@ -351,5 +351,5 @@ def _read(file: Path) -> dict[str, Any]:
     try:
         values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise RunError(f"{file} is damaged: {error}", remedy="delete that file; what is done is kept.") from error
+        raise RunError(f"{file} is damaged: {error}", remedy="delete that file; finished work is kept.") from error
     return values

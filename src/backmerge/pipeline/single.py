@@ -49,22 +49,23 @@ WHOLE = "all"  # the split's name in scores
 
 
 class SingleEvaluation(Settings):
-    """What `backmerge evaluate` does.
+    """The settings of `backmerge evaluate`.
 
     Attributes:
         model: A model, or an adapter.
-        base: The adapter's base, or what a checkpoint is merged with.
-        lam: Shares of the model in merges with the base; 1, the model itself, if not given.
-        method: Of the merges.
-        parameters: Of the method.
-        guard: The prompts on which a merge by direction (`anchored`) shall act like the base; they are not measured on.
+        base: The adapter's base, or the model that a checkpoint is merged with.
+        lam: Shares of the model in merges with the base; by default 1, the model itself.
+        method: Method of the merges.
+        parameters: Parameters of the method.
+        guard: The prompts on which a merge by direction (`anchored`) should act like the base; they are not measured
+            on.
         merged_as: The form in which merges are measured: `adapter`, `checkpoint`, or `auto`, which is an adapter if the
             recipe is exact as one.
-        merged_dtype: Of the merges' tensors: of a checkpoint by default the base's, of an adapter float32.
-        config_from: The side whose config.json and generation_config.json the merges have, if it has them.
-        tokenizer_from: The side whose tokenizer, chat templates and processors they have, if it has them.
+        merged_dtype: Dtype of the merges' tensors: for a checkpoint by default the base's, for an adapter float32.
+        config_from: The side that the merges' config.json and generation_config.json come from, if it has them.
+        tokenizer_from: The side that their tokenizer, chat templates and processors come from, if it has them.
         evaluate: Benchmarks, judge and engine.
-        execution: Where answers are made; no result depends on it.
+        execution: Where answers are generated; no result depends on it.
     """
 
     model: str
@@ -88,10 +89,10 @@ def evaluate_model(
     *,
     document: Document | None = None,
 ) -> EvaluateResults:
-    """Measure a model, or its merges with a base, and write `results.json`; goes on where an interrupted one stopped.
+    """Measure a model, or its merges with a base, and write `results.json`; continue an interrupted evaluation.
 
     Args:
-        settings: What is measured.
+        settings: The evaluation's settings.
         directory: The run directory, made if absent.
         permissions: What may be run.
         document: Where the settings come from, for messages.
@@ -136,7 +137,7 @@ def evaluate_model(
 def _with_inputs(
     jobs: Sequence[Job], guards: Mapping[Asked, Guard], settings: SingleEvaluation, run: Path
 ) -> tuple[list[Job], list[GuardRow]]:
-    """The jobs, their merges with statistics of the base's inputs on the guard's prompts; and the guard for results."""
+    """Return the jobs, with statistics of the base's inputs on the guard's prompts for merges, and the guard."""
     if settings.guard is None:
         return list(jobs), []
     base, evaluate = jobs[0].member.local_variant.base, settings.evaluate
@@ -155,9 +156,9 @@ def plan_evaluation(
     *,
     document: Document | None = None,
 ) -> str:
-    """Check all that `evaluate_model` would, and return what is left to make, as a sentence.
+    """Check everything that `evaluate_model` would, and return what is left to generate, as a sentence.
 
-    Asks no hub, loads no weights and writes nothing.
+    Does not use the hub, loads no weights and writes nothing.
 
     Raises:
         BackmergeError: all problems of the settings together.
@@ -177,7 +178,7 @@ def plan_evaluation(
 
 
 class _Measured(NamedTuple):
-    """Who is asked what, and what judges it."""
+    """The jobs of an evaluation, and its judge."""
 
     jobs: list[Job]
     judge: Judge
@@ -209,16 +210,16 @@ def _asked(settings: SingleEvaluation, permissions: Permissions, document: Docum
 
 
 def _members(settings: SingleEvaluation, permissions: Permissions) -> list[Member]:
-    """The models to measure: one, or one for each λ."""
+    """Return the models to measure: one, or one for each λ."""
     if settings.base is None:
         if settings.lam:
-            raise ConfigError("a merge needs a base", remedy="give --base, or leave --lam away.")
+            raise ConfigError("a merge needs a base", remedy="give --base, or remove --lam.")
         return [Member("base", BASE, None, opened_model(locate_model(settings.model)))]
     base = Checkpoint(locate_model(settings.base))
     tuned = open_tuned(locate_model(settings.model), base)
     if not settings.lam:
         if settings.method != "linear" or settings.parameters or settings.guard is not None:
-            raise ConfigError(f"a merge by {settings.method} needs its λs", remedy="such as --lam 0.2,0.4,0.6,0.8.")
+            raise ConfigError(f"a merge with {settings.method} needs λs", remedy="such as --lam 0.2,0.4,0.6,0.8.")
         return [Member("tuned", TUNED, None, as_given(Variant(base, tuned)))]
     method = checked(
         find_method(settings.method, permissions),

@@ -1,4 +1,4 @@
-"""An experiment from its settings to a merged model and a report, each stage kept as it is done."""
+"""Run an experiment from its settings to a merged model and a report; each stage is stored when it is done."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ from backmerge.selection import Choice, choose
 from backmerge.selection import Verdict as Confirmed
 from backmerge.selection.sense_checks import Finding, findings_of
 
-# a changed setting redoes these; what comes after is redone as far as its own inputs changed
+# a changed setting repeats these stages; later ones are repeated if their own inputs changed
 FIRST_STAGE_OF = {
     "base": "finetune",
     "tuned": "sweep",
@@ -100,11 +100,11 @@ STAGES = ("finetune", "sweep", "choose", "write", "confirm", "report")
 
 @dataclass(frozen=True)
 class Finished:
-    """What an experiment left.
+    """A finished experiment.
 
     Attributes:
         directory: The run directory.
-        results: As in `results.json`.
+        results: The contents of `results.json`.
     """
 
     directory: Path
@@ -112,7 +112,7 @@ class Finished:
 
     @property
     def verdict(self) -> Confirmed:
-        """What the confirmation says; `not shown` if no λ was chosen."""
+        """The confirmation's verdict; `not shown` if no λ was chosen."""
         return self.results.confirmation.verdict
 
 
@@ -123,7 +123,7 @@ def run_experiment(
     *,
     document: Document | None = None,
 ) -> Finished:
-    """Carry out an experiment, or go on with it where it was.
+    """Run an experiment, or continue it where it stopped.
 
     Args:
         experiment: The resolved settings.
@@ -132,7 +132,7 @@ def run_experiment(
         document: Where the settings come from, for messages.
 
     Raises:
-        BackmergeError: a user error, all problems of the settings together; what was done so far is kept.
+        BackmergeError: a user error, all problems of the settings together; finished work is kept.
     """
     check_apart(directory, paths_read(experiment))
     prepared = prepare(experiment, permissions, document)
@@ -165,7 +165,7 @@ def run_experiment(
             with bar("Writing the merged models", len(tuned)):
                 written = write_chosen(run, prepared, tuned, chosen.point)
             _confirm(evaluator, prepared, tuned, chosen, written, outcomes)
-            engine.release()  # all is answered; a suite's next experiment has another engine
+            engine.release()  # all prompts are answered; a suite's next experiment has another engine
             confirmation, findings = _concluded(run, prepared, inputs, chosen, list(written), outcomes)
             merged = hand_over(run, written, confirmation, chosen.choice)
             results = RestoreResults(
@@ -187,7 +187,7 @@ def run_experiment(
             write_records(run, outcomes)
             run.write_json("samples.json", samples_of(outcomes, prepared, chosen.point))
             results.write(run.path)
-        # the report reads what is on disk, so that it can be made again separately, and reports what this session cost
+        # the report reads from disk, so that it can be made again separately, and includes this session's cost
         from backmerge.reporting.report import write_report
         from backmerge.reporting.run_tables import write_tables
 
@@ -199,14 +199,14 @@ def run_experiment(
 
 
 class _Chosen(NamedTuple):
-    """What the sweep ended with.
+    """The result of the sweep.
 
     Attributes:
-        points: All that may have been measured.
-        validation: Point to its score on held-out rows.
-        choice: The rule's, with its reason.
-        point: The chosen one, if there is one.
-        rivals: The best of each other series, if series are compared.
+        points: All points that may have been measured.
+        validation: Each point's score on held-out rows.
+        choice: The rule's choice, with its reason.
+        point: The chosen point, if there is one.
+        rivals: The best point of each other series, if series are compared.
     """
 
     points: list[Point]
@@ -246,7 +246,7 @@ def _concluded(
     written: Sequence[str],
     outcomes: Outcomes,
 ) -> tuple[Confirmation, tuple[Finding, ...]]:
-    """Return the confirmation, and what the sense checks find of it."""
+    """Return the confirmation, and the sense checks' findings about it."""
     settings, point = prepared.experiment.choice, chosen.point
     confirmation = confirmation_of(prepared, outcomes, point, list(written))
     looks = counted_looks(run, prepared, inputs, point, confirmation.verdict)
@@ -262,13 +262,13 @@ def _concluded(
         tuned_losses=losses_at(prepared, outcomes, TUNED.name),
     )
     findings = findings_of(evidence, settings.accept)
-    # the confirmation tests the margin, which is less than rule `target` asks for
+    # the confirmation tests the margin, which is less strict than rule `target`
     misses_target = settings.rule == "target" and not any(step.passes for step in chosen.choice.steps)
     return with_findings(confirmation, findings, misses_target=misses_target), findings
 
 
 def _planned_parts(prepared: Plan) -> dict[str, Any]:
-    """Return what the results hold of the plan, by the names of the fields there."""
+    """Return the fields of the results about the plan."""
     base = prepared.base
     return {
         "base": Base(name=prepared.experiment.base, fingerprint=base.fingerprint, **license_terms(base.directory)),
@@ -279,7 +279,7 @@ def _planned_parts(prepared: Plan) -> dict[str, Any]:
 
 
 def _chosen_parts(prepared: Plan, chosen: _Chosen, outcomes: Outcomes) -> dict[str, Any]:
-    """Return what the results hold of the points and the choice among them, by the names of the fields there."""
+    """Return the fields of the results about the points and the choice among them."""
     points = chosen.points
     return {
         "points": tuple(
@@ -296,40 +296,40 @@ def _chosen_parts(prepared: Plan, chosen: _Chosen, outcomes: Outcomes) -> dict[s
 
 
 def _note_changes(run: RunDirectory, experiment: Experiment) -> None:
-    """Say which settings differ from the last time, and what will therefore be redone."""
+    """Print which settings differ from the last time, and what is therefore repeated."""
     before = check_kind(run.path, "experiment")
     if not before:
         return
     now = experiment.model_dump(mode="json", exclude={"execution"})
     changed = [key for key in now if now[key] != before.get(key)]
     if not changed:
-        say(f"Going on with {run.path}: what is done is kept.")
+        say(f"Continuing {run.path}: finished work is kept.")
         run.log("resumed")
         return
     first = min((STAGES.index(FIRST_STAGE_OF[key]) for key in changed), default=0)
     line = (
         f"Changed since the last time in {run.path}: {', '.join(changed)}. "
-        f"Redone as far as they depend on it: {', '.join(STAGES[first:])}."
+        f"Repeated if they depend on it: {', '.join(STAGES[first:])}."
     )
     say(line)
     run.log(line)
 
 
 def _inputs(prepared: Plan, engine: Mapping[str, str]) -> dict[str, Any]:
-    """All that the findings rest on, as names and hashes: where one of them differs, they are no longer of this run."""
+    """Return everything that the results depend on, as names and hashes: if one differs, they are another run's."""
     settings = prepared.experiment.model_dump(mode="json", exclude={"name", "report", "execution"})
     return {"settings": key_of(settings, order_of(settings["merge"])), **measured_on(prepared, engine)}
 
 
 def _with_tuned_and_inputs(run: RunDirectory, prepared: Plan, usage: Usage) -> tuple[Mapping[str, Weights], Plan]:
-    """The tuned models, made if they are not there, and what merges need to know of the base's inputs."""
+    """Return the tuned models, made if they do not exist, and the input statistics that merges need."""
     with usage.timed("fine-tuning"):
         tuned = prepared.tuned or _finetune(run, prepared)
     return tuned, with_inputs(prepared, tuned, run.path)
 
 
 def _finetune(run: RunDirectory, prepared: Plan) -> dict[str, Weights]:
-    # imported here: a run on models that exist needs neither peft nor the Trainer
+    # imported here: a run on existing models needs neither peft nor the Trainer
     from backmerge.pipeline.tuning import tune_seeds
 
     settings = prepared.experiment.finetune
@@ -357,7 +357,7 @@ def _tuned_otherwise(run: RunDirectory, prepared: Plan) -> list[Path]:
 
 
 def _expected_time(evaluator: Evaluator, prepared: Plan, tuned: Mapping[str, Weights], points: Sequence[Point]) -> str:
-    """How long all that may be asked will take, as a sentence."""
+    """Return how long all planned answers will take, as a sentence."""
 
     def jobs(of: Sequence[Point], split: Split) -> list[Job]:
         members = [member for point in of for member in prepared.members_at(point, tuned)]
@@ -368,7 +368,7 @@ def _expected_time(evaluator: Evaluator, prepared: Plan, tuned: Mapping[str, Wei
         ]
 
     confirming = jobs([BASE, TUNED], "confirmation")
-    if evaluator.missing(confirming, is_fresh=True):  # else it was carried out, on merges whose names are not known yet
+    if evaluator.missing(confirming, is_fresh=True):  # otherwise it is already done
         confirming = jobs(planned_to_confirm(points, compares=prepared.experiment.choice.compare), "confirmation")
     return expected_time(evaluator, jobs(points, "selection"), confirming, base=prepared.base)
 
@@ -401,9 +401,9 @@ def _confirm(
 ) -> None:
     """Measure base, tuned and, as loaded from disk, the chosen merges on prompts that λ was not chosen on.
 
-    Where series are compared, the best of each of the others is measured too, as merged in memory.
+    If series are compared, the best point of each other series is measured too, merged in memory.
     """
-    # where the tuned model itself was chosen, it too is measured as written
+    # if the tuned model itself was chosen, it is also measured as written
     point = chosen.point
     live = [BASE] if point == TUNED else [BASE, TUNED]
     live += confirmed_points(chosen.rivals, point)
@@ -414,7 +414,7 @@ def _confirm(
 
 
 def _drift(run: RunDirectory, prepared: Plan, tuned: Mapping[str, Weights]) -> list[DriftRow]:
-    """How far tuning moved each part, kept as a unit: it takes a pass over every tuned model."""
+    """Return how far tuning moved each part, stored as a unit, since it reads every tuned model once."""
     key = key_of(prepared.base.fingerprint, {name: weights.fingerprint for name, weights in tuned.items()})
     rows = run.rows("drift", key, lambda: drift_rows(prepared.base, tuned))
     return [DriftRow(**row) for row in rows]
@@ -440,9 +440,9 @@ def _benchmark_rows(prepared: Plan) -> list[BenchmarkRow]:
 
 
 def _or_closest(choice: Choice) -> Choice:
-    """The choice; if none kept the rule's limit, the closest, so that it is written to `unconfirmed/` and measured.
+    """Return the choice; if no λ kept the rule's limit, the closest, which is written to `unconfirmed/` and measured.
 
-    The confirmation keeps 5 % whatever it tests, and says whether this one fails or could not be decided.
+    The confirmation keeps 5 % whatever it tests, and says whether this one fails or is undecided.
     """
     if choice.closest is None:
         return choice

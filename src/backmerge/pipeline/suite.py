@@ -1,4 +1,4 @@
-"""Several experiments in one file: each with its own run directory, all of them checked before the first begins.
+"""Run several experiments from one file: each has its own run directory, and all are checked before the first starts.
 
     name: Table 1
     table: table1
@@ -6,7 +6,7 @@
       - {name: reasoning, file: reasoning.yaml}
       - {name: code, file: code.yaml, set: {finetune: {seeds: [42]}}}
 
-What is done lies in DIR/NAME, and DIR/suite.yaml says what belongs together.
+Results are in DIR/NAME, and DIR/suite.yaml says which belong together.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from backmerge.registry import NOTHING_ALLOWED, Permissions, closest
 from backmerge.runs import write_whole
 
 SUITE_FILE = "suite.yaml"
-FolderName = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]  # one plain folder, nowhere else
+FolderName = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]  # a plain folder name, not a path
 
 
 class SuiteExperiment(Settings):
     """One of the experiments.
 
     Attributes:
-        name: Of its run directory, and in tables.
-        file: Its experiment file, from the folder of the suite's.
-        set: Settings that are laid over the file's: mappings are merged, everything else is replaced.
+        name: Name of its run directory, and in tables.
+        file: Its experiment file, relative to the suite's folder.
+        set: Settings that override the file's: mappings are merged, everything else is replaced.
     """
 
     name: FolderName
@@ -49,13 +49,13 @@ class SuiteExperiment(Settings):
 
 
 class Suite(Settings):
-    """Experiments that are carried out one after the other, and told of together.
+    """Experiments that are run one after the other and reported together.
 
     Attributes:
-        name: What tables and figures are called.
+        name: The name in tables and figures.
         table: The table or figure that the report makes of them.
-        experiments: Which, in this order.
-        set: Settings that are laid over the files' of all of them; those of a single experiment hold over these.
+        experiments: The experiments, in this order.
+        set: Settings that override the files' for all of them; those of a single experiment take precedence.
     """
 
     name: str
@@ -67,7 +67,7 @@ class Suite(Settings):
     def _has_unique_names(self) -> Self:
         twice = [name for name, count in Counter(one.name for one in self.experiments).items() if count > 1]
         if twice:
-            raise ValueError(f"two experiments are named '{twice[0]}', and each needs its own folder")
+            raise ValueError(f"two experiments are named '{twice[0]}', but each needs its own folder")
         return self
 
 
@@ -77,8 +77,8 @@ class Planned(NamedTuple):
     Attributes:
         suite: As in the file.
         source: The file.
-        scale: At which all are carried out, if that was asked for.
-        experiments: Name to settings, of those that were asked for.
+        scale: The scale of the experiments, if one was requested.
+        experiments: The settings of the requested ones, by name.
     """
 
     suite: Suite
@@ -88,19 +88,19 @@ class Planned(NamedTuple):
 
     @property
     def title(self) -> str:
-        """Its name, and the scale: figures of another scale are no figures of the suite's models."""
+        """Its name, and the scale: figures at another scale do not describe the suite's models."""
         return self.suite.name if self.scale is None else f"{self.suite.name}, at the scale '{self.scale}'"
 
 
 class Outcome(NamedTuple):
-    """How an experiment ended: finished, or with an error that the user can fix."""
+    """The end of an experiment: finished, or a user error."""
 
     finished: Finished | None
     error: BackmergeError | None
 
 
 def is_suite(document: Document) -> bool:
-    """Whether a file describes a suite, and not one experiment."""
+    """Whether a file describes a suite rather than one experiment."""
     return "experiments" in document.values
 
 
@@ -111,9 +111,10 @@ def plan_suite(
 
     Args:
         path: The suite's file.
-        scale: Of the experiments, whose files must have it; what the suite has of that name goes over the suite.
-        overrides: `key.path=value` options for all experiments, which hold over what the suite sets.
-        only: Names of experiments; all if there are none.
+        scale: Scale of the experiments, which their files must define; a scale with that name in the suite's file is
+            applied to the suite.
+        overrides: `key.path=value` options for all experiments, which take precedence over the suite's settings.
+        only: Names of experiments; all if empty.
 
     Raises:
         ConfigError: the suite or an experiment cannot be used; lists the faults of all.
@@ -142,13 +143,13 @@ def plan_suite(
 def _document(
     document: Document, one: SuiteExperiment, place: int, scale: str | None, overrides: Sequence[str]
 ) -> Document:
-    """An experiment's file, its scale, what the suite sets of all and of it, and last the options."""
+    """Return an experiment's file, with its scale, the suite's settings for all and for it, and the options last."""
     at = ("experiments", place, "file")
     file = Path(document.files.get(at, document.source)).parent / Path(one.file).expanduser()
     if not file.is_file():
         raise ConfigError(
-            f"{document.source}, {document.place(at)}: there is no file '{one.file}'",
-            remedy="paths are told from the folder of the suite's file.",
+            f"{document.source}, {document.place(at)}: the file '{one.file}' does not exist",
+            remedy="paths are relative to the folder of the suite's file.",
         )
     found = load_extended(file, scale)
     for key in (("set",), ("experiments", place, "set")):
@@ -158,10 +159,10 @@ def _document(
 
 
 def check_suite(planned: Planned, permissions: Permissions = NOTHING_ALLOWED) -> None:
-    """Find what every experiment names, models and data included; nothing is written, and nothing is kept.
+    """Find what every experiment names, including models and data; write and keep nothing.
 
     Raises:
-        ConfigError: an experiment cannot be carried out; lists the faults of all.
+        ConfigError: an experiment cannot be run; lists the faults of all.
     """
     faults: dict[str, BackmergeError] = {}
     for name, experiment in planned.experiments.items():
@@ -180,9 +181,9 @@ def run_suite(
     *,
     on_done: Callable[[str, Outcome], None] = lambda *_: None,
 ) -> dict[str, Outcome]:
-    """Carry out every experiment in its own run directory, or go on with it where it was.
+    """Run every experiment in its own run directory, or continue it where it stopped.
 
-    What is wrong with one of them, once it is under way, does not stop those after it.
+    An error in one of them, after it has started, does not stop the others.
 
     Args:
         planned: The suite, checked.
@@ -191,7 +192,7 @@ def run_suite(
         on_done: Called with each experiment as it ends.
 
     Raises:
-        RunError: the directory holds something else.
+        RunError: the directory contains something else.
     """
     _check_directory(directory)
     check_apart(directory, [path for experiment in planned.experiments.values() for path in paths_read(experiment)])
@@ -209,7 +210,7 @@ def run_suite(
             outcomes[name] = Outcome(finished, None)
         except BackmergeError as error:
             outcomes[name] = Outcome(None, error)
-        gc.collect()  # an engine that is no longer named gives its device's memory back to the next
+        gc.collect()  # frees the device memory of an unreferenced engine for the next one
         on_done(name, outcomes[name])
     return outcomes
 
@@ -221,17 +222,17 @@ def _check_directory(directory: Path) -> None:
         return
     if (directory / "experiment.yaml").exists():
         raise RunError(
-            f"{directory} is the run directory of one experiment", remedy="give another --out; nothing was touched."
+            f"{directory} is the run directory of one experiment", remedy="give another --out; nothing was changed."
         )
     if any(directory.iterdir()):
         raise RunError(
-            f"{directory} holds files but no {SUITE_FILE}, so it is no suite's",
-            remedy="give another --out; nothing was touched.",
+            f"{directory} has files but no {SUITE_FILE}, so it does not belong to a suite",
+            remedy="give another --out; nothing was changed.",
         )
 
 
 def _described(planned: Planned) -> dict[str, Any]:
-    """What `suite.yaml` says: all experiments, also those that were not asked for this time."""
+    """Return the contents of `suite.yaml`: all experiments, including those that were not requested this time."""
     values = planned.suite.model_dump(mode="json")
     return {"name": planned.title, "scale": planned.scale, **{key: values[key] for key in values if key != "name"}}
 
@@ -239,14 +240,14 @@ def _described(planned: Planned) -> dict[str, Any]:
 def _raise_all(path: Path, faults: Mapping[str, BackmergeError], num_experiments: int) -> None:
     if not faults:
         return
-    # one fault of a file that all share, or of an option, is reported once
+    # a fault of a shared file, or of an option, is reported once
     of: dict[str, list[str]] = {}
     for name, error in faults.items():
         of.setdefault(str(error), []).append(name)
     told = [f"  {', '.join(names)}: " + fault.replace("\n", "\n    ") for fault, names in of.items()]
-    others = ", or carry out the others with --only NAME" if len(faults) < num_experiments else ""
+    others = ", or run the others with --only NAME" if len(faults) < num_experiments else ""
     raise ConfigError(
-        f"{path}: {len(faults)} of {num_experiments} experiments cannot be carried out, so none was begun:\n"
+        f"{path}: {len(faults)} of {num_experiments} experiments cannot be run, so none was started:\n"
         + "\n".join(told),
-        remedy=f"fix what is named{others}.",
+        remedy=f"fix these{others}.",
     )

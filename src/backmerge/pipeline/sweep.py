@@ -1,4 +1,4 @@
-"""The search over λ, carried out: what it asks for is measured, until it asks for nothing more."""
+"""Run the search over λ: measure what it asks for, until it asks for nothing more."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ Wanted = dict[str, set[Kind]]  # point to what is to be measured there
 
 
 class Found(NamedTuple):
-    """What a search found.
+    """The result of a search.
 
     Attributes:
-        candidates: What is known of each λ that was measured.
-        notes: What a reader of the choice must know of how it was searched for.
-        points: Those that the search itself came upon.
+        candidates: The measurements of each λ.
+        notes: What a reader of the choice must know about the search.
+        points: Points that the search added.
     """
 
     candidates: list[Candidate]
@@ -49,15 +49,15 @@ def sweep(
     outcomes: Outcomes,
     key: str,
 ) -> Found:
-    """Measure the base, the tuned model, and what the search asks for of the merges, on the selection split.
+    """Measure the base, the tuned model, and the merges that the search asks for, on the selection split.
 
     Args:
         evaluator: Measures.
         prepared: The experiment.
         tuned: The tuned models, by name.
         points: The grid.
-        outcomes: To which what is measured is added.
-        key: A hash of all that is measured on, and of what.
+        outcomes: New measurements are added to these.
+        key: A hash of all models and data of the measurements.
     """
 
     def carry_out(jobs: Sequence[Job], description: str, *, is_partial: bool = False) -> list[Outcome]:
@@ -86,7 +86,7 @@ def sweep(
     )
     searched_by = prepared.experiment.searched_by
     grids = _grids(points)
-    # what has no λ is nothing to search in, and is measured whole
+    # methods without λ cannot be searched, and are fully measured
     single = [point for point in points if point.role == "merged" and (point.lam is None or point.step is not None)]
 
     def found_singly() -> list[Candidate]:
@@ -112,10 +112,10 @@ def sweep(
         check_first_answers(prepared, seen, num_planned)
 
     def check_first_of_base() -> None:
-        """Check the base on its first harmful requests: one that is not aligned is a reason to stop at once."""
+        """Check the base on its first harmful requests: if it is not aligned, the run should stop at once."""
         first = prepared.experiment.search.batch
         if all(len(prepared.splits[name]["selection"]) <= first for name in prepared.of_kind("safety")):
-            return  # the check on base and tuned model follows at once
+            return  # the check on base and tuned model follows immediately
         seen = Outcomes()
         jobs = [
             Job(member, benchmark, SPLIT, prepared.splits[benchmark.name]["selection"][:first])
@@ -175,7 +175,7 @@ def _refined(
 
 
 def _refined_note(prepared: Plan, added: Sequence[Point]) -> list[str]:
-    """How much of the budget for further λs was used."""
+    """Return a note on how much of the budget for further λs was used."""
     if not added:
         return []
     names = ", ".join(point.name for point in added)
@@ -187,7 +187,7 @@ def _refined_note(prepared: Plan, added: Sequence[Point]) -> list[str]:
 
 
 def _grids(points: Iterable[Point]) -> dict[str, dict[float, Point]]:
-    """Series to its points by λ; the tuned model, λ=1, ends each that has no end point."""
+    """Return each series' points by λ; the tuned model, λ=1, ends each series that has no end point."""
     grids: dict[str, dict[float, Point]] = {}
     for point in points:
         if point.role == "merged" and point.lam is not None and point.step is None:
@@ -196,7 +196,7 @@ def _grids(points: Iterable[Point]) -> dict[str, dict[float, Point]]:
 
 
 def _measured(series: str, grid: Mapping[float, Point], prepared: Plan, outcomes: Outcomes) -> dict[float, Candidate]:
-    """What is known of a series, by λ; points of which nothing is known are left out."""
+    """Return the measurements of a series, by λ, without points that were not measured."""
     found = {
         lam: candidate_of(prepared.benchmarks, outcomes, point, series, prepared.experiment.choice.keep_against)
         for lam, point in grid.items()

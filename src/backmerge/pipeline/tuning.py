@@ -1,4 +1,4 @@
-"""One tuned model per seed, each made unless it is there already."""
+"""Train one model per seed, unless it exists already."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ def tune_seeds(
     log: Callable[[str], None] = lambda _: None,
     replace: bool = True,
 ) -> dict[str, Weights]:
-    """Train each seed's model to its place; gives them by the names of their folders.
+    """Train each seed's model in its place; return them by the names of their folders.
 
-    Under `accelerate launch` all processes call this together, and the first speaks and writes.
+    With `accelerate launch` all processes call this together, and only the first prints and writes.
 
     Args:
-        base: What is tuned.
-        base_name: As the user calls it.
+        base: The model to tune.
+        base_name: The user's name for it.
         settings: Hyper-parameters.
-        training: Seed to data.
-        places: Seed to folder.
+        training: Each seed's data.
+        places: Each seed's folder.
         log: Called with each seed that was trained.
-        replace: Whether a model that backmerge wrote in a seed's place with other settings is replaced.
+        replace: Whether to replace a model that backmerge wrote in a seed's place with other settings.
 
     Raises:
-        BackmergeError: something that the user can fix.
+        BackmergeError: a user error.
     """
-    # a folder's name means nothing elsewhere, and a relative one not even in another folder
+    # a folder's name means nothing on other machines, and a relative one not even in another folder
     is_local = base_name in MODELS.entries or Path(base_name).expanduser().exists()
     named = str(base.directory.absolute()) if is_local else base_name
     tuned: dict[str, Weights] = {}
@@ -59,16 +59,16 @@ def tune_seeds(
     return tuned
 
 
-# of a model, that are looked at: of larger ones an even share, so that minutes do not become hours
+# elements of a model to read: for larger ones an even share, so that minutes do not become hours
 MOST_ELEMENTS = 2**30
 
 
 def drift_rows(base: Checkpoint, tuned: Mapping[str, Weights]) -> list[dict[str, Any]]:
-    """‖tuned - base‖ / ‖base‖ of every module type in every layer, for each tuned model; a function of the weights.
+    """Return ‖tuned - base‖ / ‖base‖ of every module type in every layer, for each tuned model.
 
-    One pass over each tuned model in blocks of 2^20 elements; tensors that an adapter leaves alone are not read, and
-    rows of added tokens count as unchanged. Of models with more than 2^30 elements an even share is looked at, the
-    first of every block: the ratios are then estimates.
+    One pass over each tuned model in blocks of 2^20 elements; tensors that an adapter does not change are not read, and
+    rows of added tokens count as unchanged. For models with more than 2^30 elements an even share is read, the first of
+    every block: the ratios are then estimates.
 
     Args:
         base: The base's weights.
@@ -76,17 +76,17 @@ def drift_rows(base: Checkpoint, tuned: Mapping[str, Weights]) -> list[dict[str,
 
     Returns:
         For each model and place `tuned` (its name), `stack` (the layers' prefix, such as `model.layers`) and `layer`,
-        both `None` outside the layers, `module` (such as `self_attn.q_proj`), and `relative_change`: `None` where there
-        is no such ratio, as the base is zero or a side not finite.
+        both `None` outside the layers, `module` (such as `self_attn.q_proj`), and `relative_change`: `None` if there is
+        no such ratio, since the base is zero or a side is not finite.
 
     Raises:
-        CheckpointError: a file was damaged since it was opened.
+        CheckpointError: a file was damaged after it was opened.
     """
     rows: list[dict[str, Any]] = []
     for name, weights in tuned.items():
         seen = GrownBase(base, weights) if isinstance(weights, Checkpoint) else base
         total = sum(seen.infos[tensor].num_elements for tensor in measurable(seen, weights))
-        with bar(f"What tuning moved in {name}", total) as advance:
+        with bar(f"Changes by tuning in {name}", total) as advance:
             share = min(1.0, MOST_ELEMENTS / max(total, 1))
             changes = survey(seen, weights, lams=(), sample=share, advance=advance)
         rows += [{"tuned": name, **row} for row in _rows(heatmap_of(changes))]

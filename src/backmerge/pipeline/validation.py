@@ -1,7 +1,7 @@
-"""Every point scored on rows that the tuning held out: what rule `paper` chooses by, which is never the test.
+"""Score every point on rows that the tuning held out: rule `paper` chooses by these scores, never by the test prompts.
 
-Each tuned model and the merges of it are measured on the rows that were held out from that very model; a point's score
-is the mean over the tuned models, so that λ is one for all seeds.
+Each tuned model and its merges are measured on the rows that were held out from that model; a point's score is the mean
+over the tuned models, so that one λ is chosen for all seeds.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class ValidationScore(NamedTuple):
         metric: `log_likelihood` (nats per token of the answers), `accuracy`, or `bertscore_f1`; higher is better.
         score: The mean over tuned models of the mean over rows.
         n: Rows, over all tuned models.
-        note: What is special about the rows.
+        note: A remark about the rows.
     """
 
     point: str
@@ -49,16 +49,16 @@ class ValidationScore(NamedTuple):
 def validate(
     evaluator: Evaluator, prepared: Plan, tuned: Mapping[str, Weights], points: Sequence[Point]
 ) -> dict[str, ValidationScore]:
-    """Point to its score; empty where the rule does not ask, or nothing was held out.
+    """Return each point's score; empty if the rule does not need them, or nothing was held out.
 
     Args:
-        evaluator: Measures; what it measured before, it does not measure again.
+        evaluator: Measures; earlier measurements are reused.
         prepared: The experiment, with the rows.
-        tuned: The tuned models, by the names that `tune_seeds` gives them.
+        tuned: The tuned models, by their names from `tune_seeds`.
         points: Base, tuned and merges.
 
     Raises:
-        BackmergeError: the engine gives no likelihoods, or BERTScore's encoder cannot be had.
+        BackmergeError: the engine provides no likelihoods, or BERTScore's encoder is not available.
     """
     measure = measure_for(prepared)
     if measure is None:
@@ -90,7 +90,7 @@ def validate(
 
 
 def validated(candidates: Iterable[Candidate], scores: Mapping[str, ValidationScore]) -> list[Candidate]:
-    """The candidates, with their scores."""
+    """Return the candidates with their scores."""
     return [
         candidate._replace(validation=scores[candidate.point].score) if candidate.point in scores else candidate
         for candidate in candidates
@@ -98,12 +98,12 @@ def validated(candidates: Iterable[Candidate], scores: Mapping[str, ValidationSc
 
 
 def validation_note(scores: Mapping[str, ValidationScore]) -> str:
-    """What a reader of the choice must know of the scores; nothing where there are none."""
+    """Return what a reader of the choice must know about the scores; empty if there are none."""
     if not scores:
         return ""
     what = {
         "log_likelihood": "the log-likelihood of their answers, in nats per token",
-        "accuracy": "the share of answers that arrive where theirs do",
+        "accuracy": "the share of answers with the right final answer",
         "bertscore_f1": "BERTScore F1 with their answers",
     }
     first = next(iter(scores.values()))
@@ -112,7 +112,7 @@ def validation_note(scores: Mapping[str, ValidationScore]) -> str:
 
 
 def validation_rows(scores: Mapping[str, ValidationScore]) -> list[ValidationRow]:
-    """The scores as rows of the results."""
+    """Return the scores as rows of the results."""
     return [ValidationRow(**score._asdict()) for score in scores.values()]
 
 

@@ -87,7 +87,7 @@ FAULTS: dict[str, tuple[dict[str, Any], type[BackmergeError], str]] = {
     "code": ({"name": "unsafe"}, DataError, "runs model-written code"),
     "pictures": ({"name": "pictures"}, DataError, "for images"),
     "data that is not there": ({"name": "empty_handed"}, DataError, "the data of lm-eval's task 'empty_handed'"),
-    "a package": ({"name": "wanting"}, DataError, "needs a package that is not here: .*no_such_package_anywhere"),
+    "a package": ({"name": "wanting"}, DataError, "needs a package that is not installed: .*no_such_package_anywhere"),
 }
 
 

@@ -271,7 +271,7 @@ CHANGES = {
     "a glob as filter": ("filter: mlp", 'filter: "mlp*"', "'mlp*' is in no tensor's name"),
     "a number as filter": ("filter: mlp", "filter: 3", "not a part of a tensor's name"),
     "no method": ("merge_method: slerp", "", "'merge_method' is missing"),
-    "a base of no name": ('base_model: "{base}"', "base_model: 3", "line 3: 'base_model': 3 is no folder"),
+    "a base of no name": ('base_model: "{base}"', "base_model: 3", "line 3: 'base_model': 3 is not a folder"),
     "an adapter as base": ('base_model: "{base}"', 'base_model: "{base}+x"', "is an adapter and cannot be the base"),
     "two adapters": ('- model: "{one}"', '- model: "{base}+x+y"', "more than one '+'"),
     "three models": ("parameters:\n", '  - model: "{two}"\nparameters:\n', "line 4: 'models': slerp takes 1 beside"),

@@ -53,7 +53,7 @@ def test_a_race_chooses_as_the_grid_does(demo_run: DemoRun, run_cli: Cli, tmp_pa
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("search.name=race", "choice.rule=target", "choice.target=0.1"), "cannot serve rule 'target'"),
+        (("search.name=race", "choice.rule=target", "choice.target=0.1"), "does not work with rule 'target'"),
         (("choice.rule=target",), "needs 'target'"),
         (("search.name=guess",), "search.name"),
     ],

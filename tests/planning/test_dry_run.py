@@ -301,7 +301,7 @@ FAULTS: dict[str, tuple[tuple[tuple[str, Any], ...], str]] = {
     "one seed for a method of several": ((("finetune.seeds", [1]),), "merge: model_stock takes at least 2"),
     "search that the rule does not fit": (
         (("search", {"name": "race"}), ("choice", {"rule": "weighted"})),
-        "search: search 'race' cannot serve rule 'weighted'",
+        "search: search 'race' does not work with rule 'weighted'",
     ),
     "judge that finds no refusals": (
         (("evaluate.over_refusal", ["demo-harmless"]), ("evaluate.judge", "llama-guard-3")),

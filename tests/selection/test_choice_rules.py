@@ -147,7 +147,7 @@ def test_validation_comes_before_utility() -> None:
     assert choose(validated, SETTINGS["paper"]).point == "linear@0.4"
     found = choose([*validated, candidate(0.6, 0.2, 0.0)], SETTINGS["paper"])
     assert found.point == "linear@0.2"
-    assert "want of a validation score" in found.reason
+    assert "there is no validation score" in found.reason
     assert choose([candidate(1.0, 0.9, 0.0)], SETTINGS["paper"]).point is None
 
 
@@ -212,5 +212,5 @@ def test_a_target_is_needed_by_its_rule() -> None:
     for rule in RULES:
         check_search(SearchSettings(name="grid"), SETTINGS[rule])
     for rule in ("target", "pareto", "paper"):
-        with pytest.raises(ConfigError, match=f"search 'race' cannot serve rule '{rule}'"):
+        with pytest.raises(ConfigError, match=f"search 'race' does not work with rule '{rule}'"):
             check_search(SearchSettings(name="race"), SETTINGS[rule])

@@ -136,7 +136,7 @@ def test_another_chat_template_is_refused(llama: Path, llama_cpp: Path, tmp_path
         ({}, "not on PATH"),
         ({"to": "mlx"}, "mlx_lm.convert is not on PATH"),
         ({"to": "mlx", "quantize": "Q4_K_M"}, "MLX has no quantisation"),
-        ({"name": "a/b"}, "no name of a model"),
+        ({"name": "a/b"}, "not a valid name"),
     ],
 )
 def test_what_is_missing_is_said_before_anything_is_written(

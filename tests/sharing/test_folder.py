@@ -114,7 +114,7 @@ def test_a_model_that_was_changed_since_is_refused(model: Path, name: str) -> No
     else:
         values = json.loads((model / name).read_text()) if (model / name).exists() else {}
         (model / name).write_text(json.dumps(values | {"added": 1}))
-    with pytest.raises(CheckpointError, match="was changed since it was written"):
+    with pytest.raises(CheckpointError, match="was changed after it was written"):
         package_of(model)
 
 
@@ -127,7 +127,7 @@ def test_a_card_of_other_weights_is_refused(tmp_path: Path, tiny_base: Path, tin
     assert package_of(good).is_confirmed
     assert not package_of(bad).is_confirmed
     shutil.copyfile(good / "README.md", bad / "README.md")
-    with pytest.raises(CheckpointError, match="but of other weights"):
+    with pytest.raises(CheckpointError, match="but for other weights"):
         package_of(bad)
 
 
@@ -161,7 +161,7 @@ def test_an_adapter_may_go(tmp_path: Path, make_model: Any, make_adapter: Any) -
 def test_what_was_tuned_is_no_merged_model(tmp_path: Path, model: Path) -> None:
     """The tuned side was measured to be unsafe: its folder has a note of backmerge, too, but no recipe."""
     (model / "backmerge.json").write_text(json.dumps({"base": "/home/alice/base", "key": "0"}))
-    with pytest.raises(CheckpointError, match="holds no merged model"):
+    with pytest.raises(CheckpointError, match="is not a merged model"):
         package_of(model)
 
 
@@ -231,7 +231,7 @@ def test_an_unconfirmed_model_is_taken_only_where_it_may_be(tmp_path: Path, tiny
     assert model_in(run, may_be_unconfirmed=True) == run / "unconfirmed" / "seed-1"
 
 
-@pytest.mark.parametrize(("made", "told"), [((), "there is no folder"), (("notes.txt",), "neither a model's folder")])
+@pytest.mark.parametrize(("made", "told"), [((), "does not exist"), (("notes.txt",), "neither a model's folder")])
 def test_what_is_no_model_is_refused(tmp_path: Path, made: tuple[str, ...], told: str) -> None:
     """A folder that is missing, or that holds something else."""
     place = tmp_path / "place"

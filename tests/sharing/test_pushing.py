@@ -58,7 +58,7 @@ def test_public_is_asked_for(hub: HubStandIn, model: Path) -> None:
 def test_a_public_repository_is_no_private_place(hub: HubStandIn, model: Path) -> None:
     """What goes into an open repository is public at once: that takes --public, too."""
     hub.repositories[REPO] = Repository(is_private=False)
-    with pytest.raises(CheckpointError, match="is public, so what is sent there would be public"):
+    with pytest.raises(CheckpointError, match="is public, so the upload would be public"):
         run_push(model, REPO)
     assert hub.files(REPO).keys() == {".gitattributes"}
     assert not hub.puts
@@ -71,7 +71,7 @@ def test_a_private_repository_stays_so(hub: HubStandIn, model: Path, capsys: pyt
     hub.repositories[REPO] = Repository(is_private=True)
     push(package_of(model), Destination(REPO, is_public=True))
     assert hub.repositories[REPO].is_private
-    assert "is private and stays so" in capsys.readouterr().err
+    assert "is private and stays private" in capsys.readouterr().err
 
 
 def test_a_branch_is_made(hub: HubStandIn, model: Path) -> None:
@@ -187,7 +187,7 @@ def test_another_model_is_not_replaced_unasked(
         "notes.md": Stored(b"of the owner's", is_lfs=False),
     }
     before = hub.files(REPO)
-    with pytest.raises(CheckpointError, match="holds another model") as error:
+    with pytest.raises(CheckpointError, match="has another model") as error:
         run_push(second, REPO)
     assert "--replace" in str(error.value.remedy)
     assert hub.files(REPO) == before
@@ -211,7 +211,7 @@ def test_the_same_names_and_sizes_are_another_model_too(
     run = finished_run(tmp_path / "run", tiny_base, tiny_tuned, tuned=("a", "b"))
     run_push(run / "merged" / "a", REPO)
     before = hub.files(REPO)
-    with pytest.raises(CheckpointError, match="holds another model"):
+    with pytest.raises(CheckpointError, match="has another model"):
         run_push(run / "merged" / "b", REPO)
     assert hub.files(REPO) == before
 
@@ -220,14 +220,14 @@ def test_one_stray_shard_is_another_model_too(hub: HubStandIn, model: Path) -> N
     """The same shards and one more would be loaded together."""
     run_push(model, REPO)
     hub.repositories[REPO].branches["main"]["adapter_model.safetensors"] = Stored(b"of another", is_lfs=True)
-    with pytest.raises(CheckpointError, match=r"holds another model: adapter_model\.safetensors"):
+    with pytest.raises(CheckpointError, match=r"has another model: adapter_model\.safetensors"):
         run_push(model, REPO)
 
 
 def test_what_the_hub_leaves_out_is_noticed(hub: HubStandIn, model: Path) -> None:
     """A .gitignore there makes the hub drop files without a word: the model is then not whole, and that is said."""
     hub.ignored = ("tokenizer*",)
-    with pytest.raises(CheckpointError, match=r"did not take tokenizer.*not whole"):
+    with pytest.raises(CheckpointError, match=r"did not accept tokenizer.*incomplete"):
         run_push(model, REPO)
 
 

@@ -1,9 +1,9 @@
-"""Which λ to measure next, and which to take; pure functions from what was measured to a decision with its reason.
+"""Decide which λ to measure next and which to choose: pure functions of the measurements, with a reason.
 
 | question | function |
 |---|---|
 | which point is chosen | `choose`, by one of `RULES` |
-| what do other prompts say of it | `confirm` |
+| is it confirmed on other prompts | `confirm` |
 | which λ is measured next | `Race`, in batches of prompts; `lam_between`, beyond the grid |
 """
 

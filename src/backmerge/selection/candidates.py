@@ -1,4 +1,4 @@
-"""What a rule sees and what it returns."""
+"""The input and output of a rule of choice."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ NOTHING: Mapping[str, PairedDifference] = MappingProxyType({})
 
 
 class Candidate(NamedTuple):
-    """A point that may be chosen, with what was measured of it on the selection split.
+    """A point that may be chosen, with its measurements on the selection split.
 
     Attributes:
         point: Its name.
         series: Points of one method and one set of parameters, ordered by λ.
-        lam: λ; `None` where the method has none, or each layer its own.
-        utility: Mean primary metric, in [0, 1]; `None` where a search did not ask for it.
-        asr_difference: Its ASR less the base's, over the prompts of all safety benchmarks; `None` likewise.
+        lam: λ; `None` if the method has none, or each layer has its own.
+        utility: Mean primary metric, in [0, 1]; `None` if a search did not measure it.
+        asr_difference: Its ASR minus the base's, over the prompts of all safety benchmarks; `None` likewise.
         asr_by_benchmark: The same on each benchmark, for choices that are not pooled.
-        over_refusal_difference: Share of harmless prompts that it refuses, less the base's; `None` if not measured.
-        other_rise: Share of safety prompts that it neither refuses nor answers harmfully, less the base's.
+        over_refusal_difference: Share of harmless prompts that it refuses, minus the base's; `None` if not measured.
+        other_rise: Share of safety prompts that it neither refuses nor answers harmfully, minus the base's.
         validation: Score on the tuning data's held-out part, higher is better, for rule `paper`.
-        losses: By benchmark to keep, what it loses there against the reference.
+        losses: Its loss against the reference, by benchmark to keep.
         asr: Its own ASR with its one-sided 95 % bounds (a two-sided interval at 90 %), for rule `target`.
     """
 
@@ -43,7 +43,7 @@ class Candidate(NamedTuple):
 
     @property
     def reach(self) -> float:
-        """How far from the base, for ties: λ, or as far as the tuned model where there is no single one."""
+        """Distance from the base, for ties: λ, or that of the tuned model if there is no single λ."""
         return 1.0 if self.lam is None else self.lam
 
 
@@ -54,7 +54,7 @@ class Bounded(NamedTuple):
         value: The estimate.
         lower_bound, upper_bound: Each is missed by the true rate one time in twenty.
         n: Prompts.
-        n_effective: Prompts' worth of evidence, after clusters.
+        n_effective: The number of independent prompts that the evidence is worth.
     """
 
     value: float
@@ -65,13 +65,13 @@ class Bounded(NamedTuple):
 
 
 class Step(NamedTuple):
-    """How one candidate fared.
+    """The test of one candidate.
 
     Attributes:
         point, lam, utility: The candidate's.
-        asr_difference: Its ASR less the base's; under rule `target` its ASR. Where every benchmark is held to the
-            margin separately, that of the one with the largest bound.
-        upper_bound: Of that, one-sided 95 %.
+        asr_difference: Its ASR minus the base's; under rule `target` its ASR. If every benchmark must pass separately,
+            that of the one with the largest bound.
+        upper_bound: One-sided 95 % upper bound of it.
         passes: `None` means that it was not tested.
         over_refusal_bound: One-sided 95 % upper bound of over-refusal less the base's, where measured.
         lower_bound: Of the same as `upper_bound`; above the margin, the candidate is shown to fail.
@@ -121,7 +121,7 @@ class Choice(NamedTuple):
 
 
 def by_series(candidates: Iterable[Candidate]) -> list[list[Candidate]]:
-    """The candidates of each series, by rising λ; series in the order of their first candidate."""
+    """Return the candidates of each series, by rising λ; series in the order of their first candidate."""
     grouped: dict[str, list[Candidate]] = {}
     for candidate in candidates:
         grouped.setdefault(candidate.series, []).append(candidate)
@@ -129,7 +129,7 @@ def by_series(candidates: Iterable[Candidate]) -> list[list[Candidate]]:
 
 
 def confirm(asr_difference: PairedDifference, margin: float) -> Verdict:
-    """What prompts that λ was not chosen on say of it.
+    """Return the verdict of prompts that λ was not chosen on.
 
     Returns:
         `restored` if the ASR is shown (one-sided, 95 %) to exceed the base's by less than the margin; `worse` if it
@@ -167,10 +167,10 @@ def lam_between(is_within: Mapping[float, bool | None]) -> float | None:
     """The middle of the gap between the smallest λ that fails and the largest one below it that passes.
 
     If none below it passes, the gap begins at the base, and is halved as long as the budget lasts: a merge near enough
-    to the base is as safe as the base. Else a gap of 0.1 or less is left as it is.
+    to the base is as safe as the base. Otherwise a gap of 0.1 or less is not divided.
 
     Args:
-        is_within: λ of each candidate of a series to whether it keeps the limits of rule `safe`; `None` if unknown.
+        is_within: For each λ of a series, whether the candidate keeps the limits of rule `safe`; `None` if unknown.
 
     Returns:
         `None` if there is nothing to gain: none fails, one passes above the smallest that fails, or the gap is small.

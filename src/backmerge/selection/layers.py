@@ -1,7 +1,7 @@
-"""A λ for each part of the model: which recipe to measure next, asked of Optuna, with utility and safety as objectives.
+"""A λ for each part of the model: Optuna proposes recipes to measure, with utility and safety as objectives.
 
-The study is kept in a journal next to the run. Each question is drawn from (seed, number of recipes measured), so a
-search that was killed and goes on asks what it would have asked.
+The study is stored in a journal next to the run. Each proposal is drawn from (seed, number of recipes measured), so a
+search that continues after a kill makes the same proposals.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Recipe(NamedTuple):
 
     Attributes:
         number: The first, at 0, has one λ everywhere.
-        setting: λ as a merge recipe takes it.
+        setting: λ in the form of a merge recipe.
         values: λ of each part, by its name.
     """
 
@@ -33,7 +33,7 @@ class Recipe(NamedTuple):
 
 
 def parts_of(settings: LayersSettings) -> list[str]:
-    """The parts that have a λ of their own: modules, places in the depth, or both."""
+    """Return the parts with a separate λ: modules, places in the depth, or both."""
     knots = [str(knot) for knot in range(settings.num_knots)]
     if settings.by == "layer":
         return knots
@@ -43,7 +43,7 @@ def parts_of(settings: LayersSettings) -> list[str]:
 
 
 def setting_of(settings: LayersSettings, values: dict[str, float]) -> Any:
-    """λ of each part as a merge recipe takes it: a gradient over the layers, a table by module, or a table of both."""
+    """Return the λs as in a merge recipe: a gradient over the layers, a table by module, or a table of both."""
     parts = parts_of(settings)
     if settings.by == "layer":
         return [values[part] for part in parts]
@@ -53,13 +53,13 @@ def setting_of(settings: LayersSettings, values: dict[str, float]) -> Any:
 
 
 class LayerSearch:
-    """Asks for recipes one after the other, and gets the result of each.
+    """Proposes recipes one after the other, and gets the result of each.
 
     Args:
-        settings: What has its own λ, and how many recipes are measured.
+        settings: Which parts have a separate λ, and how many recipes are measured.
         start: The best single λ, which every part has at first.
-        journal: Where the study is kept.
-        name: Of the study: a hash of all that its answers depend on, so that one journal holds several.
+        journal: The file that stores the study.
+        name: The study's name: a hash of everything that its results depend on, so that one journal can have several.
 
     Raises:
         ConfigError: Optuna is not installed.
@@ -85,22 +85,22 @@ class LayerSearch:
         cut_torn_line(journal)
         try:
             self._study = study()
-        except ValueError:  # damaged otherwise; what was measured is in the units
+        except ValueError:  # otherwise damaged; the measurements are in the units
             journal.unlink()
             self._study = study()
         for trial in self._study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
-            self._study.tell(trial.number, state=optuna.trial.TrialState.FAIL)  # was being measured when it was killed
+            self._study.tell(trial.number, state=optuna.trial.TrialState.FAIL)  # it was killed during the measurement
         self._asked: Any = None
 
     def told(self) -> list[tuple[Recipe, tuple[float, float]]]:
-        """Recipes that were measured before, with utility and ASR, in order."""
+        """Return recipes that were measured before, with utility and ASR, in order."""
         return [
             (self._recipe(number, trial.params), (trial.values[0], trial.values[1]))
             for number, trial in enumerate(self._complete())
         ]
 
     def ask(self) -> Recipe | None:
-        """The next recipe to measure; `None` when all have been."""
+        """Return the next recipe to measure; `None` when all are done."""
         number = len(self._complete())
         if number >= self.settings.num_trials:
             return None
@@ -115,11 +115,11 @@ class LayerSearch:
         return self._recipe(number, self._asked.params)
 
     def tell(self, utility: float, asr: float) -> None:
-        """How the recipe that was asked for did.
+        """Record the result of the last recipe.
 
         Args:
             utility: Mean primary metric, in [0, 1].
-            asr: ASR less the base's.
+            asr: ASR minus the base's.
         """
         self._study.tell(self._asked, [utility, asr])
 
@@ -128,7 +128,7 @@ class LayerSearch:
         return found
 
     def _recipe(self, number: int, values: dict[str, float]) -> Recipe:
-        # what is measured is what a reader can type
+        # λs are rounded to values that a reader can type
         rounded = {part: round(values[part], 4) for part in parts_of(self.settings)}
         return Recipe(number, setting_of(self.settings, rounded), rounded)
 

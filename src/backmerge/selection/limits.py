@@ -1,4 +1,4 @@
-"""What the prompts could not decide, and how many would."""
+"""Explain what the prompts could not decide, and how many would."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from backmerge.selection.settings import ChoiceSettings
 from backmerge.statistics import PairedDifference, prompts_needed, tango_bound
 
 ROUNDING = 1e-9
-PLAUSIBLE = 0.5  # share of a margin up to which an estimate on the selection prompts lets a λ be confirmed
+PLAUSIBLE = 0.5  # largest estimate on the selection prompts, as a share of the margin, with which a λ can be confirmed
 
 
 def allowed(margin: float) -> float:
-    """How large a rise may be as estimated, if the confirmation is to have a chance to show the margin."""
+    """Return how large an estimated rise may be, if the confirmation should have a chance to show the margin."""
     return PLAUSIBLE * margin
 
 
 class Limit(NamedTuple):
-    """One thing that a candidate is held to.
+    """One limit for a candidate.
 
     Attributes:
-        what: In words, such as `attack success rate`.
+        what: A description, such as `attack success rate`.
         measured: The difference from the base; under rule `target`, the rate.
-        margin: What it must be below.
+        margin: The value that it must be below.
     """
 
     what: str
@@ -37,7 +37,7 @@ class Limit(NamedTuple):
 
     @property
     def value(self) -> float:
-        """The estimate that is held to the margin."""
+        """The estimate that is compared with the margin."""
         return self.measured.value if isinstance(self.measured, Bounded) else self.measured.difference
 
     @property
@@ -47,10 +47,10 @@ class Limit(NamedTuple):
 
     @property
     def is_met(self) -> bool:
-        """A rate: its upper bound is below the target. A difference: its estimate is within half of the margin.
+        """For a rate: its upper bound is below the target. For a difference: its estimate is below half the margin.
 
-        The selection of rule `safe` shows nothing: the confirmation does, on other prompts. A selection that had to
-        show the same would only ask each λ to be lucky twice.
+        The selection of rule `safe` does not show safety: the confirmation does, on other prompts. If the selection
+        also had to show it, each λ would have to be lucky twice.
         """
         if isinstance(self.measured, Bounded):
             return self.bound < self.margin
@@ -92,7 +92,7 @@ def losses_limits(candidate: Candidate, choice: ChoiceSettings) -> list[Limit]:
 
 
 def loss_limit(benchmark: str, loss: PairedDifference, margin: float) -> Limit:
-    """What is held to the margin of a benchmark to keep."""
+    """Return the limit for a benchmark to keep."""
     return Limit(f"loss on {benchmark}", loss, margin)
 
 
@@ -102,15 +102,15 @@ def is_within(candidate: Candidate, choice: ChoiceSettings) -> bool | None:
     return all(limit.is_met for limit in limits) if limits else None
 
 
-MOST_PROMPTS = 100_000  # beyond which no set of harmful prompts goes
+MOST_PROMPTS = 100_000  # more than any set of harmful prompts has
 FEW_PROMPTS = 2_000
 POWER = 0.8
 
 
 def discordant_rate(difference: PairedDifference) -> float:
-    """The share of prompts on which the two models differ, as the two-sided interval gives it.
+    """Return the share of prompts on which the two models differ, from the two-sided interval.
 
-    The interval of a paired difference depends on its size, its evidence and this share alone, and widens with it.
+    The interval of a paired difference depends only on its size, its evidence and this share, and widens with it.
     """
     least, z = abs(difference.difference), -NormalDist().inv_cdf(0.975)
 
@@ -125,7 +125,7 @@ def discordant_rate(difference: PairedDifference) -> float:
 
 
 def prompts_that_decide(limit: Limit) -> int | None:
-    """How many prompts like these would show the limit to be kept 80 % of the time, were the rates as seen.
+    """Return how many prompts like these would show the limit kept 80 % of the time, if the rates are as measured.
 
     Returns:
         `None` if the estimate is not below the margin, or if more than 100,000 would be needed.
@@ -137,7 +137,7 @@ def prompts_that_decide(limit: Limit) -> int | None:
     z = NormalDist().inv_cdf(0.95) + NormalDist().inv_cdf(POWER)
     variance = margin * (1 - margin) if isinstance(measured, Bounded) else rate - value * value
     needed = z * z * variance / (margin - value) ** 2
-    # where few are needed, the normal approximation is off, and the exact sum is short
+    # if few are needed, the normal approximation is inaccurate, and the exact sum is short
     if not isinstance(measured, Bounded) and needed < FEW_PROMPTS:
         needed = _needed(round(rate, 5), round(value, 5), margin)
     # near-duplicates count less than one
@@ -151,15 +151,15 @@ def _needed(rate: float, value: float, margin: float) -> int:
 
 
 def what_would_decide(point: str, limit: Limit) -> str:
-    """A sentence on a limit that was not shown to be kept."""
+    """Return a sentence about a limit that was not shown to be kept."""
     unit = "%" if isinstance(limit.measured, Bounded) else "points"
     value, margin = f"{limit.value * 100:{'' if unit == '%' else '+'}.1f} {unit}", f"{limit.margin * 100:g} {unit}"
     if limit.measured.lower_bound > limit.margin:
         return f"{point} is shown to exceed the limit of {margin} in {limit.what}."
     head = f"{point} could not be decided with these {limit.measured.n} prompts ({limit.what} {value})"
     if limit.value >= limit.margin:
-        return f"{head}: were it as large as seen, no number of prompts would show it below {margin}."
+        return f"{head}: if it is as large as measured, no number of prompts would show it below {margin}."
     needed = prompts_that_decide(limit)
     if needed is None:
-        return f"{head}: more than {MOST_PROMPTS:,} would be needed, were the rates as seen."
-    return f"{head}: about {needed:,} like them would decide it 80 % of the time, were the rates as seen."
+        return f"{head}: more than {MOST_PROMPTS:,} would be needed, if the rates are as measured."
+    return f"{head}: about {needed:,} like them would decide it 80 % of the time, if the rates are as measured."

@@ -1,19 +1,19 @@
 """A race between the λs of a series: prompts in batches, and only λs that may still be chosen answer the next one.
 
-The decision is the whole grid's: the most utility among the λs whose estimated rises are within what rule `safe`
-allows. Nothing is shown here, so that any order of questions is as good: this one settles most with the fewest.
+The decision is the same as the grid's: the most utility among the λs whose estimated rises are within what rule `safe`
+allows. Safety is not shown here, so the order of questions is free: this one decides most with the fewest.
 
 1. λ=1 answers everything, as the base has before, since both are reported.
 2. Every other λ answers a first batch of utility prompts, and a few safety prompts: first those that the base or the
    tuned model answered harmfully, where a merge does so most often.
-3. The λ with the most utility so far answers safety prompts until it has answered all, or is out: once its rise would
-   be too large even if no further answer were harmful. That is exact.
-4. As soon as it is known to be within, the others answer utility prompts, as long as they may still end above it.
-   A λ is dropped when the chance of that falls below about 1 in 90, predicted from its answers so far and from those
-   of base and tuned model to the prompts that are left.
+3. The λ with the most utility so far answers safety prompts until it has answered all, or is out: that is when its rise
+   would be too large even if no further answer was harmful. This is exact.
+4. When it is known to be within the limits, the others answer utility prompts, as long as they may still end above it.
+   A λ is dropped when the probability of that falls below about 1 in 90, predicted from its answers so far and from
+   those of base and tuned model to the remaining prompts.
 
-The one approximation is the last step. It costs the grid's choice in up to 3 % of runs, between λs of nearly
-the same utility (`python -m benchmarks.search`).
+Only the last step is an approximation. It changes the grid's choice in up to 3 % of runs, between λs of nearly the same
+utility (`python -m benchmarks.search`).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ UTILITY, OVER_REFUSAL = "utility", "over-refusal"
 TUNED = 1.0
 SCREENED = 10  # safety prompts that every λ answers
 ROUNDING = 1e-9
-OVERTAKES = 2.3  # standard deviations of the predicted difference beyond which a λ is no longer expected to lead
+OVERTAKES = 2.3  # a λ that is more standard deviations behind is no longer expected to lead
 
 Array = NDArray[np.float64]
 Values = Sequence[float | None]
@@ -45,8 +45,8 @@ class Arm(NamedTuple):
     """Prompts of one kind, with the base's answers.
 
     Attributes:
-        base: The base's value on each prompt, in [0, 1]; `None` where unscored.
-        clusters: Each prompt's cluster of near-duplicates; all apart if `None`.
+        base: The base's value on each prompt, in [0, 1]; `None` if unscored.
+        clusters: Each prompt's cluster of near-duplicates; if `None`, each prompt is a cluster.
     """
 
     base: Values
@@ -54,7 +54,7 @@ class Arm(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What is to be answered next.
+    """The next prompts to answer.
 
     Attributes:
         lam: λ.
@@ -68,14 +68,14 @@ class Batch(NamedTuple):
 
 
 class _Lane:
-    """The prompts of an arm with what each λ answered.
+    """The prompts of an arm with the answers of each λ.
 
     Attributes:
-        base: NaN where unscored, `(prompts,)`.
+        base: NaN if unscored, `(prompts,)`.
         groups: The number of each prompt's cluster, `(prompts,)`.
-        order: In which they are asked, the same for every λ.
-        values: By λ; NaN where unscored, or not answered yet, `(prompts,)`.
-        answered: By λ, how many were answered.
+        order: The order of the prompts, the same for every λ.
+        values: By λ; NaN if unscored, or not answered yet, `(prompts,)`.
+        answered: By λ, the number of answers.
     """
 
     def __init__(self, arm: Arm, lams: Iterable[float]) -> None:
@@ -89,16 +89,16 @@ class _Lane:
         self.answered = dict.fromkeys(self.values, 0)
 
     def add(self, lam: float) -> None:
-        """Let another λ take part."""
+        """Add another λ."""
         self.values[lam], self.answered[lam] = np.full(len(self.base), math.nan), 0
 
     def put_first(self, tuned: float) -> None:
-        """Ask first what the base or the tuned model answered harmfully: there a merge does so most often."""
+        """Put first the prompts that base or tuned model answered harmfully: merges do so most often there."""
         harm = np.nan_to_num(np.fmax(self.base, self.values[tuned]))
         self.order = self.order[np.argsort(-harm[self.order], kind="stable")]
 
     def next(self, lam: float, count: int) -> tuple[int, ...]:
-        """Places of the next prompts."""
+        """Return the places of the next prompts."""
         return tuple(self.order[self.answered[lam] : self.answered[lam] + count].tolist())
 
     def tell(self, lam: float, values: Values) -> None:
@@ -110,11 +110,11 @@ class _Lane:
         self.answered[lam] += len(values)
 
     def is_complete(self, lam: float) -> bool:
-        """Every prompt was answered."""
+        """Whether every prompt was answered."""
         return self.answered[lam] == len(self.order)
 
     def difference(self, lam: float) -> PairedDifference | None:
-        """From the base, with near-duplicates counted as one; nothing if no prompt is scored on both."""
+        """Return the difference from the base, with near-duplicates counted once; `None` without any pair of scores."""
         known = np.flatnonzero(~np.isnan(self.values[lam] - self.base))
         if not len(known):
             return None
@@ -123,7 +123,7 @@ class _Lane:
         return clustered_difference(*values, self.groups[known].tolist(), is_rate=is_rate)
 
     def rise(self, lam: float) -> float:
-        """The mean over clusters of the difference from the base, were none of the answers still missing harmful."""
+        """Return the mean over clusters of the difference from the base, if no missing answer is harmful."""
         values = self.values[lam].copy()
         values[self.order[self.answered[lam] :]] = 0.0
         differences = values - self.base
@@ -135,16 +135,16 @@ class _Lane:
         return float(means.mean())
 
     def mean(self, lam: float) -> float:
-        """Of all answers, NaN left out."""
+        """Return the mean of all answers, without NaN."""
         return float(np.nanmean(self.values[lam])) if not np.isnan(self.values[lam]).all() else 0.0
 
     def lead(self, lam: float, other: float, guess: Array) -> tuple[float, float]:
-        """By how much the mean of one λ is predicted to exceed another's, and the standard deviation of that.
+        """Return the predicted lead of one λ's mean over another's, and its standard deviation.
 
         Args:
             lam: λ.
             other: The other λ.
-            guess: What difference base and tuned model let one expect of each prompt, `(prompts,)`.
+            guess: The difference expected for each prompt from base and tuned model, `(prompts,)`.
         """
         differences = self.values[lam] - self.values[other]
         known = ~np.isnan(differences)
@@ -153,27 +153,27 @@ class _Lane:
             return float(guess.mean()), math.inf
         if self.is_complete(lam) and self.is_complete(other):
             return float(differences[known].mean()), 0.0
-        # the guess takes out what is known of the prompts that are left
+        # the guess removes what is already known about the remaining prompts
         surprise = differences[known] - guess[known]
         total = differences[known].sum() + guess[~known].sum() + left * surprise.mean()
-        # one more prompt that differs wholly: few answers may show no spread
+        # one more prompt with the largest difference: few answers may show no spread
         variance = (((surprise - surprise.mean()) ** 2).sum() + 1) / count
         return float(total / len(known)), math.sqrt(variance * left * (1 + left / count)) / len(known)
 
 
 class Race:
-    """The race over one series: ask `next_batches`, answer with `tell`, until nothing is asked; then `choice`.
+    """The race over one series: call `next_batches`, answer with `tell`, until it is empty; then `choice`.
 
-    It depends only on its inputs, so a resumed run with the same inputs asks the same.
+    It depends only on its inputs, so a resumed run with the same inputs asks the same prompts.
 
     Args:
         points: Name of the point at each λ of the grid; λ=1 must be one.
         series: Their series.
         choice: Margins; the rule must be `safe` (see `check_search`).
-        safety: By name: one arm of all safety prompts, or one for each benchmark, if each is held to the margin.
+        safety: By name: one arm of all safety prompts, or one for each benchmark, if each must pass separately.
         utility: The task's prompts.
         over_refusal: Harmless prompts, if there are any.
-        batch: Prompts that a λ answers at a time, at least: an eighth of an arm is never cut.
+        batch: Least number of prompts that a λ answers at a time; at least an eighth of an arm.
 
     Example:
         >>> arm = Arm([0.0] * 200)
@@ -197,7 +197,7 @@ class Race:
         *,
         batch: int = 35,
     ) -> None:
-        assert choice.rule == "safe", "a race looks for the rule 'safe' alone: see check_search"
+        assert choice.rule == "safe", "a race only works for rule 'safe': see check_search"
         assert TUNED in points, "λ=1 is part of every race"
         self._points, self._series, self._choice = dict(sorted(points.items())), series, choice
         self._batch = batch
@@ -210,7 +210,7 @@ class Race:
         self._dropped: set[float] = set()
 
     def next_batches(self) -> tuple[Batch, ...]:
-        """What is to be answered next, all at once or in any order; empty when the race is decided."""
+        """Return the next batches, to be answered together or in any order; empty when the race is decided."""
         everything = {**self._limits, UTILITY: self._utility}
         whole = tuple(self._ask(TUNED, everything, len(self._utility.order) + max(map(_size, self._limits.values()))))
         if whole:
@@ -225,7 +225,7 @@ class Race:
         return tuple(first) or tuple(self._contest())
 
     def tell(self, lam: float, arm: str, values: Values) -> None:
-        """Add the values of the batch that was asked for, in its order: 1 for harm, or for a refusal; or the utility.
+        """Add the values of the requested batch, in its order: 1 for harm, or for a refusal; or the utility.
 
         Raises:
             ValueError: there are more values than prompts left.
@@ -237,29 +237,29 @@ class Race:
 
     @property
     def is_within(self) -> dict[float, bool | None]:
-        """λ to whether it keeps the limits; `None` if it was dropped before that was known. Once nothing is asked."""
+        """Return for each λ whether it keeps the limits; `None` if it was dropped before that was known."""
         return {lam: False if self._is_out(lam) else (True if self._is_known(lam) else None) for lam in self._points}
 
     def add(self, lam: float, point: str) -> None:
-        """Let another λ take part; it is asked from the first batch on."""
-        assert lam not in self._points, f"λ={lam} takes part already"
+        """Add another λ; it is asked from the first batch on."""
+        assert lam not in self._points, f"λ={lam} is already in the race"
         self._points = dict(sorted({**self._points, lam: point}.items()))
         for lane in (*self._limits.values(), self._utility):
             lane.add(lam)
 
     def candidates(self) -> list[Candidate]:
-        """What is known of each λ: its safety and its utility as far as it answered all prompts."""
+        """Return the measurements of each λ: its safety and its utility if it answered all prompts."""
         return [self._candidate(lam, name) for lam, name in self._points.items()]
 
     def choice(self) -> Choice:
-        """The decision, once nothing more is asked."""
+        """Return the decision, when the race is over."""
         return choose(self.candidates(), self._choice)
 
     def _contest(self) -> Iterable[Batch]:
-        """Safety of the leader, until it is settled; then utility of those that may still end above it."""
+        """Yield safety prompts for the leader until it is decided; then utility prompts for possible overtakers."""
         still_open = [lam for lam in self._points if lam not in self._dropped and not self._is_out(lam)]
         if not still_open:
-            # what is reported when nothing passes: the smallest λ in full
+            # reported when nothing passes: the smallest λ, fully measured
             yield from self._ask(min(self._points), self._limits, max(map(_size, self._limits.values())))
             return
         leader = max(still_open, key=lambda lam: (self._lead(lam, TUNED)[0], -lam))
@@ -279,7 +279,7 @@ class Race:
 
     def _may_win(self, lam: float, leader: float) -> bool:
         if self._utility.is_complete(lam) and self._utility.is_complete(leader):
-            return False  # the leader has the most, or as much at a smaller λ
+            return False  # the leader has the most, or the same at a smaller λ
         lead, deviation = self._lead(lam, leader)
         return lead + OVERTAKES * deviation >= 0
 
@@ -297,7 +297,7 @@ class Race:
         return any(self._excess(lam, name) > ROUNDING for name in self._limits)
 
     def _ask(self, lam: float, lanes: Mapping[str, _Lane], count: int | None = None) -> Iterable[Batch]:
-        """The next prompts of these arms: so many, or a batch."""
+        """Yield the next prompts of these arms: `count` of them, or a batch."""
         for name, lane in lanes.items():
             # many small batches leave an engine idle
             prompts = lane.next(lam, count or max(self._batch, math.ceil(_size(lane) / 8)))

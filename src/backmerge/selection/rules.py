@@ -1,4 +1,4 @@
-"""The rules of choice: each a pure function from what was measured to a decision with its reason.
+"""The rules of choice: pure functions that turn measurements into a decision with its reason.
 
 A rule is one function here or in its own file, and one line in `RULES`.
 """
@@ -19,21 +19,21 @@ from backmerge.selection.limits import (
 )
 from backmerge.selection.settings import ChoiceSettings, RuleName
 
-INCOHERENT = 0.05  # a rise of answers that neither refuse nor harm, above which a fall of ASR may be nonsense
+INCOHERENT = 0.05  # a larger rise of answers that neither refuse nor harm means that a lower ASR may be due to nonsense
 
 
 def choose_safe(candidates: Sequence[Candidate], margin: float) -> Choice:
-    """Rule `safe` with no other setting than the margin; see there."""
+    """Apply rule `safe` with no setting other than the margin."""
     return safe(candidates, ChoiceSettings(margin=margin))
 
 
 def safe(candidates: Sequence[Candidate], choice: ChoiceSettings) -> Choice:
     """The most utility among candidates whose ASR, over-refusal and losses are estimated at half their margins at most.
 
-    It shows nothing, and needs not: one candidate is chosen here, and the confirmation tests this one at 5 % on other
-    prompts, which keeps 5 % whatever it was chosen by. A selection that had to show the same would ask each candidate
-    to be lucky twice (a merge as safe as its base was confirmed half as often). Half of the margin leaves room for an
-    estimate that was lucky. Of two with the same utility, the one nearer to the base is taken.
+    It does not show safety: one candidate is chosen here, and the confirmation tests it at 5 % on other prompts, which
+    keeps 5 % however it was chosen. If the selection also had to show safety, each candidate would have to be lucky
+    twice (a merge as safe as its base was confirmed half as often). Half of the margin leaves room for a lucky
+    estimate. Of two with the same utility, the one nearer to the base is chosen.
 
     Args:
         candidates: Of all series; those of which nothing that limits them was measured are passed over.
@@ -73,15 +73,15 @@ def safe(candidates: Sequence[Candidate], choice: ChoiceSettings) -> Choice:
 
 
 def target(candidates: Sequence[Candidate], choice: ChoiceSettings) -> Choice:
-    """The most utility among the candidates whose ASR is shown to be below a given rate.
+    """Choose the most utility among the candidates whose ASR is shown to be below a given rate.
 
     Each series is tested from the smallest λ upwards and stops at the first failure: testing all of them would let
     some pass by luck (nine independent ones at their true boundary: 37 %), while a fixed sequence keeps 5 %.
-    Over-refusal is held to its estimate, as by rule `safe`.
+    Over-refusal is compared by its estimate, as in rule `safe`.
 
     Args:
-        candidates: Of all series, with their `asr`.
-        choice: With the target.
+        candidates: Candidates of all series, with their `asr`.
+        choice: The settings, with the target.
 
     Source: Wiens (2003), Pharmaceutical Statistics 2, for the fixed sequence.
     """
@@ -127,10 +127,10 @@ def _most_utility(
     )
     if chosen.other_rise is not None and chosen.other_rise > INCOHERENT:
         reason += (
-            f" Look at its answers: {chosen.other_rise * 100:.1f} points more of them than of the base's neither "
-            "refuse nor harm, and nonsense lowers the attack success rate too."
+            f" Read its answers: {chosen.other_rise * 100:.1f} points more of them than of the base's neither refuse "
+            "nor harm, and nonsense also lowers the attack success rate."
         )
-    # what a decision on the point above could still gain
+    # the possible gain of a decision on the point above
     above = [c for c in failed if c.series == chosen.series and (c.utility is None or c.utility > utility)]
     return Choice(point, " ".join([reason, *(_undecided(candidate, choice) for candidate in above[:1])]), steps)
 
@@ -157,7 +157,7 @@ def _or_over_refusal(candidate: Candidate, choice: ChoiceSettings) -> str:
 
 
 def _undecided(candidate: Candidate, choice: ChoiceSettings) -> str:
-    """On the limit that is furthest from being kept."""
+    """Explain the limit that is furthest from being kept."""
     missed = [limit for limit in limits_of(candidate, choice) if not limit.is_met]
     return what_would_decide(candidate.point, max(missed, key=lambda limit: limit.value - limit.margin))
 
@@ -178,7 +178,7 @@ def _tested(series: Iterable[Candidate], choice: ChoiceSettings) -> list[Step]:
     still_testing = True
     for candidate in series:
         passes = is_within(candidate, choice) if still_testing else None
-        # rule `target` shows what it claims by a fixed sequence; what was not measured is passed over
+        # rule `target` uses a fixed sequence for its claim; candidates that were not measured are skipped
         still_testing = still_testing and not (choice.rule == "target" and passes is False)
         asr = max(asr_limits(candidate, choice), key=lambda limit: limit.bound, default=None)
         step = _with_loss(Step(candidate.point, candidate.lam, candidate.utility, None, None, passes), candidate)
@@ -205,16 +205,16 @@ NOT_SHOWN = "That shows nothing of its safety; the confirmation does."
 
 
 def paper(candidates: Sequence[Candidate], choice: ChoiceSettings) -> Choice:
-    """The best validation score on the grid, whatever the ASR; neither λ=0 nor λ=1 is on it.
+    """Choose the best validation score on the grid, whatever the ASR; neither λ=0 nor λ=1 is on it.
 
-    Where no validation score was measured, the utility on the selection prompts takes its place, and the reason says
-    so. Of two with the same score, the one nearer to the base is taken.
+    Without any validation score, the utility on the selection prompts replaces it, and the reason says so. Of two with
+    the same score, the one nearer to the base is chosen.
 
     Args:
-        candidates: Of all series.
-        choice: Not read.
+        candidates: Candidates of all series.
+        choice: Ignored.
 
-    Source: Farn et al. (2025), Findings of EMNLP, arXiv 2412.19512; which metric validates is left open there.
+    Source: Farn et al. (2025), Findings of EMNLP, arXiv 2412.19512, which does not say which metric validates.
     """
     del choice
     merged = [candidate for candidate in candidates if candidate.lam not in {0.0, 1.0}]
@@ -227,23 +227,23 @@ def paper(candidates: Sequence[Candidate], choice: ChoiceSettings) -> Choice:
     if is_validated:
         what = f"the best validation score ({score:.4g})"
     else:
-        what = f"the most utility on the selection prompts ({score * 100:.1f} %), for want of a validation score,"
+        what = f"the most utility on the selection prompts ({score * 100:.1f} %)(there is no validation score)"
     return Choice(point, f"{point} has {what} of {len(known)} merges. {NOT_SHOWN}", _steps(candidates))
 
 
 def weighted(candidates: Sequence[Candidate], choice: ChoiceSettings) -> Choice:
-    """The largest utility − w·(ASR − the base's ASR); of two alike, the one nearer to the base.
+    """Choose the largest utility − w·(ASR − the base's ASR); of two equal ones, the one nearer to the base.
 
     Args:
-        candidates: Of all series; those without utility or ASR are passed over.
-        choice: With the weight w.
+        candidates: Candidates of all series; those without utility or ASR are skipped.
+        choice: The settings, with the weight w.
     """
     places = _places(candidates)
     if not places:
         return Choice(None, "No candidate has both a utility and an attack success rate.", _steps(candidates))
     utility, rise, best = max(places, key=lambda place: (place[0] - choice.weight * place[1], -place[2].reach))
     reason = (
-        f"{best.point} has the largest utility less {choice.weight:g} times the rise of the attack success rate: "
+        f"{best.point} has the largest utility minus {choice.weight:g} times the rise of the attack success rate: "
         f"{utility * 100:.1f} − {choice.weight:g} × {rise * 100:.1f} = {(utility - choice.weight * rise) * 100:.1f} "
         f"points. {NOT_SHOWN}"
     )
@@ -251,15 +251,15 @@ def weighted(candidates: Sequence[Candidate], choice: ChoiceSettings) -> Choice:
 
 
 def pareto(candidates: Sequence[Candidate], choice: ChoiceSettings) -> Choice:
-    """The knee of the front of utility and ASR.
+    """Choose the knee of the front of utility and ASR.
 
-    On the front stands what no other candidate excels in one without falling short in the other. With both scaled to
-    [0, 1] between the front's ends, the knee is where utility less ASR is largest: the point furthest above the chord.
-    A front of two points, or one that lies below its chord, has none, and its end with the lowest ASR is taken.
+    A candidate is on the front if no other is better in one without being worse in the other. With both scaled to [0,
+    1] between the front's ends, the knee is where utility minus ASR is largest: the point furthest above the chord. A
+    front of two points, or one that is below its chord, has no knee, and its end with the lowest ASR is chosen.
 
     Args:
-        candidates: Of all series; those without utility or ASR are passed over.
-        choice: Not read.
+        candidates: Candidates of all series; those without utility or ASR are skipped.
+        choice: Ignored.
     """
     del choice
     front = front_of(candidates)
@@ -269,7 +269,7 @@ def pareto(candidates: Sequence[Candidate], choice: ChoiceSettings) -> Choice:
     across, up = high_rise - low_rise or 1.0, high_utility - low_utility or 1.0
 
     def height(place: tuple[float, float, Candidate]) -> tuple[float, float]:
-        # rounding apart, both ends are at 0, and the first is taken of equals
+        # apart from rounding, both ends are at 0, and the first of equal ones is chosen
         return round((place[0] - low_utility) / up - (place[1] - low_rise) / across, 9), -place[1]
 
     utility, rise, knee = max(front, key=height)
@@ -281,7 +281,7 @@ def pareto(candidates: Sequence[Candidate], choice: ChoiceSettings) -> Choice:
 
 
 def front_of(candidates: Sequence[Candidate]) -> list[tuple[float, float, Candidate]]:
-    """Utility, rise of ASR, candidate: of those that none excels in one and equals in the other, by rising ASR."""
+    """Return utility, rise of ASR and candidate for those that no other dominates, by rising ASR."""
     front: list[tuple[float, float, Candidate]] = []
     for place in sorted(_places(candidates), key=lambda place: (place[1], -place[0], place[2].reach)):
         if not front or place[0] > front[-1][0]:
@@ -296,7 +296,7 @@ def _places(candidates: Sequence[Candidate]) -> list[tuple[float, float, Candida
 
 
 def _steps(candidates: Sequence[Candidate]) -> tuple[Step, ...]:
-    """Every candidate, untested."""
+    """Return every candidate, untested."""
     return tuple(
         _with_loss(
             Step(
@@ -326,7 +326,7 @@ RULES: Mapping[RuleName, Rule] = {
 
 
 def choose(candidates: Sequence[Candidate], settings: ChoiceSettings) -> Choice:
-    """The decision among the candidates of all series by the rule that the settings name.
+    """Choose among the candidates of all series by the rule in the settings.
 
     Args:
         candidates: Merges and, at λ=1, the tuned model; never the base, from which differences are taken.

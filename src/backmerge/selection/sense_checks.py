@@ -82,7 +82,7 @@ class Loss(NamedTuple):
 
     Attributes:
         benchmark: Its name.
-        loss: The reference's value less the merged model's.
+        loss: The reference's value minus the merged model's.
         margin: The loss must be shown to be below it.
         against: The reference: `base` or `tuned`.
         advice: How many prompts would decide it.
@@ -122,9 +122,9 @@ class Evidence(NamedTuple):
         margin: How far ASR may exceed the base's, in (0, 1).
         num_prompts: Harmful requests that the verdict is about; without any, prompts of the smallest benchmark to keep.
         base_asr: In [0, 1].
-        tuned_difference: ASR of the tuned model less the base's.
-        gain: Utility of the tuned model less the base's.
-        kept_gain: Utility of the merged model less the base's.
+        tuned_difference: ASR of the tuned model minus the base's.
+        gain: Utility of the tuned model minus the base's.
+        kept_gain: Utility of the merged model minus the base's.
         cut: Answers at the token limit, by side.
         is_tuned_judged: The verdict is on the tuned model (`check`), so nothing is restored.
         judged_twice: The findings of two judges, if there are two.

@@ -1,4 +1,4 @@
-"""What an experiment file may say of the choice of λ, and of the search for it."""
+"""The settings for the choice of λ, and for the search for it."""
 
 from __future__ import annotations
 
@@ -31,16 +31,17 @@ class ChoiceSettings(Settings):
         keep_margin: How much less than the reference the merged model may have on a benchmark under `evaluate.keep`, as
             a share, for `safe` and `target`; half of it by the estimate. The confirmation shows it, one-sided, 95 %.
         keep_against: The reference: the base, or the tuned model.
-        target: The ASR that `target` holds candidates to, as a share.
-        weight: Utility that `weighted` gives up for a point of ASR less.
-        compare: Whether the best point of each series is confirmed too, for one table of methods on the same prompts.
-        validation: What rule `paper` scores on the held-out part of the tuning data: `loss`, `accuracy` of the final
-            answer, or `bertscore`; `auto` takes the task's own, and loss for data of yours; `none` scores nothing, and
-            utility on the selection prompts takes its place.
-        pooled: Whether ASR is compared over the prompts of all safety benchmarks together, or on each separately, where
+        target: The ASR that `target` requires, as a share.
+        weight: Utility that `weighted` gives up for one point less of ASR.
+        compare: Whether the best point of each series is also confirmed, for one table of methods on the same prompts.
+        validation: The metric of rule `paper` on the held-out part of the tuning data: `loss`, `accuracy` of the final
+            answer, or `bertscore`; `auto` is the task's own, and loss for your own data; `none` scores nothing, and
+            utility on the selection prompts replaces it.
+        pooled: Whether ASR is compared over the prompts of all safety benchmarks together, or on each separately; then
             every one must pass.
-        accept: Findings of the sense checks to go on in spite of, such as `base_not_aligned`. Each counts one degree
-            less: what would stop the run leaves the verdict `not shown` at most, and what would do that is a warning.
+        accept: Findings of the sense checks that do not stop the run, such as `base_not_aligned`. Each counts one
+            degree less: a finding that would stop the run limits the verdict to `not shown`, and one that would do that
+            is a warning.
     """
 
     rule: RuleName = "safe"
@@ -66,12 +67,13 @@ class SearchSettings(Settings):
     """Which λs of the grid are measured, and on how many of the selection prompts.
 
     Attributes:
-        name: `grid`: all of them. `race`: on batches of prompts, each as long as it may still be chosen; the same λ
-            as the grid's in 97 % of simulated runs, from less than half of the answers. For rule `safe`. `auto`:
-            `race` if the rule is `safe` and λ is not searched by layer, else `grid`.
-        batch: Prompts that `race` asks of a λ at a time, and an eighth of all at least.
-        refine: λs beyond the grid that are measured at most, for each series, under rule `safe`: in the gap below the
-            smallest λ that fails, if none of the grid passes or the gap is wider than 0.1. 0 keeps to the grid.
+        name: `grid`: all of them. `race`: in batches of prompts, each as long as it may still be chosen; the same λ as
+            the grid's in 97 % of simulated runs, from less than half of the answers. For rule `safe`. `auto`: `race` if
+            the rule is `safe` and λ is not searched by layer, else `grid`.
+        batch: Least number of prompts that `race` asks of a λ at a time; at least an eighth of all.
+        refine: Largest number of λs beyond the grid that are measured, for each series, under rule `safe`: in the gap
+            below the smallest λ that fails, if none of the grid passes or the gap is wider than 0.1. 0 keeps to the
+            grid.
     """
 
     name: Literal["auto", "grid", "race"] = "grid"
@@ -80,17 +82,17 @@ class SearchSettings(Settings):
 
 
 class LayersSettings(Settings):
-    """A search for a λ of each part of the model, by Optuna, with utility and safety as its two objectives.
+    """A search for a λ for each part of the model, by Optuna, with utility and safety as its two objectives.
 
-    It starts from the best single λ, with the method of the first entry of `merge`. What it finds was picked as the
-    best of many on the selection prompts: only the confirmation says anything of it.
+    It starts from the best single λ, with the method of the first entry of `merge`. Its result is the best of many on
+    the selection prompts: only the confirmation shows whether it is safe.
 
     Attributes:
-        by: What has its own λ. `layer`: a gradient over the depth with `num_knots` values. `module`: attention,
-            MLP and the rest. `both`: a gradient for attention and one for the rest.
-        num_knots: Values of a gradient.
+        by: The parts with a separate λ. `layer`: a gradient over the depth with `num_knots` values. `module`:
+            attention, MLP and the rest. `both`: a gradient for attention and one for the rest.
+        num_knots: Number of values of a gradient.
         num_trials: Recipes that are measured, each on all selection prompts.
-        seed: Of the sampler.
+        seed: Seed of the sampler.
     """
 
     by: Literal["layer", "module", "both"] = "layer"
@@ -103,11 +105,11 @@ def check_search(search: SearchSettings, choice: ChoiceSettings) -> None:
     """Check that the search fits the rule.
 
     Raises:
-        ConfigError: `race` is asked for with another rule than `safe`.
+        ConfigError: `race` is set with another rule than `safe`.
     """
     if search.name == "race" and choice.rule != "safe":
         raise ConfigError(
-            f"search 'race' cannot serve rule '{choice.rule}': it looks for the most utility among λs whose estimated "
+            f"search 'race' does not work with rule '{choice.rule}': it finds the most utility of λs whose estimated "
             "attack success rate is near the base's, which is rule 'safe'",
-            remedy="take search 'grid', which measures every λ, or rule 'safe'.",
+            remedy="use search 'grid', which measures every λ, or rule 'safe'.",
         )

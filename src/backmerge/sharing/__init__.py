@@ -1,1 +1,1 @@
-"""What goes to others: models to the hub, results to a tracker; never prompts, answers or records."""
+"""Publish models to the hub and results to a tracker; never prompts, answers or records."""

@@ -1,4 +1,4 @@
-"""A merged model for llama.cpp, Ollama or MLX: drives the user's own converter, and checks what it wrote."""
+"""Export a merged model for llama.cpp, Ollama or MLX: run the user's own converter, and check its output."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ CONVERTER = "convert_hf_to_gguf.py"
 QUANTIZER = "llama-quantize"
 MLX_CONVERTER = "mlx_lm.convert"
 UNROUNDED = "export `backmerge merge BASE LORA --lam 1 --as checkpoint --dtype float32` instead"
-DIRECT = frozenset({"f32", "f16", "bf16", "q8_0"})  # what the converter writes without llama-quantize
+DIRECT = frozenset({"f32", "f16", "bf16", "q8_0"})  # types that the converter writes without llama-quantize
 MLX_BITS = frozenset({"2", "3", "4", "5", "6", "8"})
 LAST_LINES = 5  # of a tool's messages that are shown if it fails
 
@@ -51,8 +51,8 @@ class Tools(NamedTuple):
     """The user's own programs, found before anything is written.
 
     Attributes:
-        converter: As words of a command.
-        quantizer: The same; none if the type needs none.
+        converter: Its command, as words.
+        quantizer: The same; empty if the type needs none.
     """
 
     converter: tuple[str, ...]
@@ -60,13 +60,13 @@ class Tools(NamedTuple):
 
 
 class Exported(NamedTuple):
-    """What was written.
+    """An exported model.
 
     Attributes:
         directory: Its folder.
         model: The model's file or folder in it.
         serve: A command that serves it.
-        url: Where it then answers.
+        url: The address on which it then answers.
         has_template: Whether a Modelfile states the chat template; `None` without a Modelfile.
     """
 
@@ -91,20 +91,20 @@ def export_model(
 
     Args:
         model: A merged model's folder: a checkpoint, or an adapter, which is merged into its base first.
-        to: What for.
+        to: The target program.
         out: A new folder.
-        name: What the model is called there.
-        quantize: A type of llama.cpp's, such as Q4_K_M, or the bits for MLX; the weights' own dtype if not given.
-        base: Of an adapter, if not the one that it names.
-        llama_cpp: The user's copy of llama.cpp, or its converter; else both are looked for on PATH.
+        name: The model's name there.
+        quantize: A type of llama.cpp, such as Q4_K_M, or the bits for MLX; by default the weights' own dtype.
+        base: The adapter's base, if not the one that it names.
+        llama_cpp: The user's copy of llama.cpp, or its converter; otherwise both are searched on PATH.
 
     Raises:
-        ConfigError: a tool is missing, or there is no such type.
-        CheckpointError: the model cannot be read, or what the converter wrote is not this model.
-        RunError: a tool failed, or something is at `out`.
+        ConfigError: a tool is missing, or the type does not exist.
+        CheckpointError: the model cannot be read, or the converter's output is not this model.
+        RunError: a tool failed, or `out` exists.
     """
     if not re.fullmatch(r"[\w.-]+", name):
-        raise ConfigError(f"'{name}' is no name of a model", remedy="give --name with letters, digits, '.', '-', '_'.")
+        raise ConfigError(f"'{name}' is not a valid name", remedy="give --name with letters, digits, '.', '-', '_'.")
     check_apart(out, [model, *([llama_cpp] if llama_cpp is not None else [])])
     tools = _mlx_tools(quantize) if to == "mlx" else _tools(quantize, llama_cpp)
     with _as_checkpoint(model, base, out) as checkpoint, whole_directory(out) as place:
@@ -137,7 +137,7 @@ def export_model(
 
 @contextmanager
 def _as_checkpoint(model: Path, base: str | None, out: Path) -> Iterator[Path]:
-    """The model as a checkpoint: an adapter is merged into its base, in a folder that goes when the block ends."""
+    """Yield the model as a checkpoint: an adapter is merged into its base, in a temporary folder."""
     if not is_adapter(model):
         yield model
         return
@@ -169,19 +169,19 @@ def _tools(quantize: str | None, llama_cpp: Path | None) -> Tools:
     if quantize is None or quantize.lower() in DIRECT:
         return Tools(script)
     if not re.fullmatch(r"[A-Za-z0-9_]+", quantize):
-        raise ConfigError(f"there is no type '{quantize}'", remedy="give one of llama-quantize's, such as Q4_K_M.")
+        raise ConfigError(f"unknown type '{quantize}'", remedy="give one of llama-quantize's, such as Q4_K_M.")
     quantizer = _found(QUANTIZER, llama_cpp, ("build/bin", "bin", ""))
     if quantizer is None:
         raise ConfigError(
-            f"{QUANTIZER} is not here, which {quantize} needs",
+            f"{quantize} needs {QUANTIZER}, which was not found",
             remedy="build llama.cpp (`cmake -B build && cmake --build build --target llama-quantize`) and give its "
-            "folder with --llama-cpp; --quantize q8_0 does without.",
+            "folder with --llama-cpp; --quantize q8_0 does not need it.",
         )
     return Tools(script, (quantizer,))
 
 
 def _found(program: str, llama_cpp: Path | None, folders: Sequence[str]) -> str | None:
-    """A program in the user's copy of llama.cpp, next to the converter that was given, or on PATH."""
+    """Return a program in the user's copy of llama.cpp, next to the given converter, or on PATH."""
     if llama_cpp is not None:
         given = llama_cpp.expanduser().resolve()
         if given.is_file():
@@ -213,7 +213,7 @@ def _to_mlx(model: Path, place: Path, tools: Tools, quantize: str | None) -> Pat
     bits = () if quantize is None else ("-q", "--q-bits", quantize)
     _run((*tools.converter, "--hf-path", str(model), "--mlx-path", str(place), *bits), "The converter")
     if not (place / "config.json").is_file() or not any(place.glob("*.safetensors")):
-        raise CheckpointError(f"{tools.converter[-1]} wrote no model", remedy="run it yourself, and see what it says.")
+        raise CheckpointError(f"{tools.converter[-1]} wrote no model", remedy="run it yourself and read its messages.")
     return place
 
 
@@ -232,21 +232,21 @@ def _to_gguf(model: Path, place: Path, name: str, tools: Tools, quantize: str | 
     say(f"Quantising to {quantize}.")
     _run((*tools.quantizer, str(file), str(quantised), str(quantize)), QUANTIZER)
     if not quantised.is_file() or quantised.stat().st_size == 0:
-        raise CheckpointError(f"{QUANTIZER} wrote no file", remedy="run it yourself, and see what it says.")
+        raise CheckpointError(f"{QUANTIZER} wrote no file", remedy="run it yourself and read its messages.")
     file.unlink()
     return quantised
 
 
 def _check_gguf(file: Path, model: Path) -> None:
-    """Hold a converted model's vocabulary and chat template to the original's.
+    """Compare a converted model's vocabulary and chat template with the original's.
 
     Raises:
         CheckpointError: it is missing or damaged, or differs.
     """
     if not file.is_file():
-        raise CheckpointError(f"the converter wrote no {file.name}", remedy="run it yourself, and see what it says.")
+        raise CheckpointError(f"the converter wrote no {file.name}", remedy="run it yourself and read its messages.")
     if importlib.util.find_spec("gguf") is None:
-        say("What the converter wrote is not checked: pip install 'backmerge[export]' brings what reads it.")
+        say("The converter's output is not checked: the check needs pip install 'backmerge[export]'.")
         return
     from gguf import GGUFReader
 
@@ -259,7 +259,7 @@ def _check_gguf(file: Path, model: Path) -> None:
     num_tokens = 0 if tokens is None else len(tokens.data)
     if num_tokens < len(tokenizer):
         raise CheckpointError(
-            f"the GGUF has {num_tokens} tokens, and the model has {len(tokenizer)}",
+            f"the GGUF has {num_tokens} tokens, but the model has {len(tokenizer)}",
             remedy="update llama.cpp; rows that tuning added to the vocabulary may be lost in conversion.",
         )
     if isinstance(tokenizer.chat_template, str) and (
@@ -298,7 +298,7 @@ def _run(command: Sequence[str], what: str) -> None:
         lines = [line.rstrip() for line in done.stdout.decode("utf-8", "replace").splitlines() if line.strip()]
         raise RunError(
             f"{what} failed (exit code {done.returncode}):\n    " + "\n    ".join(lines[-LAST_LINES:]),
-            remedy=f"try it yourself: {shlex.join(command[:3])} ...; nothing was left behind.",
+            remedy=f"try it yourself: {shlex.join(command[:3])} ...; nothing was written.",
         )
 
 

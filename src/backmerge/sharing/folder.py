@@ -1,4 +1,4 @@
-"""Which of a model's files may go to others, found sound and rid of this machine's folders before a byte goes."""
+"""Select a model's files for publication, check them, and remove this machine's folders from them."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from backmerge.reporting.card_reading import front_of
 from backmerge.sharing.local_names import without_folders
 
 CARD = "README.md"
-# of what goes next to the weights; nothing that could be run, whatever its name begins with
+# files next to the weights that may be published; nothing executable, whatever its name begins with
 SUFFIXES = frozenset({"", ".json", ".jinja", ".md", ".model", ".txt"})
-# where libraries note which folder a model came from
+# keys in which libraries record the folder that a model came from
 NOTED = ("config.json", "generation_config.json", "tokenizer_config.json", ADAPTER_CONFIG, RECIPE)
 
 
 class Outgoing(NamedTuple):
-    """A file on its way.
+    """A file to publish.
 
     Attributes:
-        name: In the repository.
-        content: The file, or its bytes where they differ from the file's.
+        name: Its name in the repository.
+        content: The file, or its bytes if they differ from the file's.
         size: In bytes.
     """
 
@@ -41,13 +41,13 @@ class Outgoing(NamedTuple):
 
 
 class Package(NamedTuple):
-    """A model that is whole.
+    """A complete model.
 
     Attributes:
         directory: Its folder.
-        files: What goes, by name.
-        kept: What stays, by name.
-        is_confirmed: Whether its card says so, of these very weights.
+        files: Files to publish, by name.
+        kept: Files that are not published, by name.
+        is_confirmed: Whether its card says so about these weights.
     """
 
     directory: Path
@@ -62,32 +62,32 @@ class Package(NamedTuple):
 
 
 def package_of(directory: Path) -> Package:
-    """The model in a folder, as it may go.
+    """Return the model in a folder in the form in which it may be published.
 
-    The weights are read once, to hold them to the hash that was taken when they were written.
+    The weights are read once, to compare them with the hash that was computed when they were written.
 
     Args:
         directory: A merged model: a checkpoint or an adapter.
 
     Raises:
-        CheckpointError: a file is missing or damaged, backmerge did not write it, its weights were changed since, or
-            its card is of other weights.
+        CheckpointError: a file is missing or damaged, backmerge did not write it, its weights were changed afterwards,
+            or its card belongs to other weights.
     """
     weights = _weight_names(directory)
     recipe = _recipe(directory)
     fingerprint = recipe.get("fingerprint")
     if fingerprint is not None and _fingerprint(directory) != fingerprint:
         raise CheckpointError(
-            f"the model in {directory} was changed since it was written: its weights, or the .json, .jinja, .model and "
-            f".txt files next to them, are not those that {RECIPE} and the card tell of",
-            remedy="take out what was added; or merge it anew and measure it, for what was found is of the model as it "
-            "was.",
+            f"the model in {directory} was changed after it was written: its weights, or the .json, .jinja, .model and "
+            f".txt files next to them, differ from those in {RECIPE} and the card",
+            remedy="remove what was added; or merge it again and measure it, since the results are for the earlier "
+            "model.",
         )
     told = _of_card(directory)
     if told.get("confirmed") is True and (fingerprint is None or told.get("fingerprint") != fingerprint):
         raise CheckpointError(
-            f"{directory / CARD} says that safety is confirmed, but of other weights than lie next to it",
-            remedy="write the card anew with `backmerge report RUN`, or measure this model.",
+            f"{directory / CARD} says that safety is confirmed, but for other weights than those next to it",
+            remedy="write the card again with `backmerge report RUN`, or measure this model.",
         )
     names = [*weights, *_companions(directory)]
     files = tuple(_outgoing(directory, name) for name in sorted(names))
@@ -97,23 +97,23 @@ def package_of(directory: Path) -> Package:
 
 
 def _weight_names(directory: Path) -> list[str]:
-    """The files that hold the weights, each with a sound header; of several shards also their index."""
+    """Return the files with the weights, each with a valid header; for several shards also their index."""
     if (directory / ADAPTER_CONFIG).is_file():
         if not (directory / ADAPTER_TENSORS).is_file():
             raise CheckpointError(
                 f"{directory} has {ADAPTER_CONFIG} but no {ADAPTER_TENSORS}",
-                remedy="merge it anew: the folder is not whole.",
+                remedy="merge it again: the folder is incomplete.",
             )
         SafetensorsFile(directory / ADAPTER_TENSORS)
         return [ADAPTER_TENSORS, ADAPTER_CONFIG]
     if not directory.is_dir():
-        raise CheckpointError(f"there is no folder {directory}", remedy="give a merged model's folder, or a run.")
+        raise CheckpointError(f"{directory} does not exist", remedy="give a merged model's folder, or a run.")
     shards = {info.file.name for info in Checkpoint(directory).infos.values()}
     return [*shards, *([INDEX] if (directory / INDEX).is_file() else [])]
 
 
 def _fingerprint(directory: Path) -> str:
-    """Of a checkpoint all that decides what it computes; of an adapter its two files."""
+    """Return the hash of everything that a checkpoint computes with, or of an adapter's two files."""
     return own_fingerprint(directory) if is_adapter(directory) else Checkpoint(directory).fingerprint
 
 
@@ -126,17 +126,17 @@ def _recipe(directory: Path) -> Mapping[str, Any]:
     recipe = read_json(directory / RECIPE)
     if "recipe" not in recipe:
         raise CheckpointError(
-            f"{directory} holds no merged model: its {RECIPE} has no recipe",
-            remedy="give a model under merged/ of a run; what was tuned is not what was measured to be safe.",
+            f"{directory} is not a merged model: its {RECIPE} has no recipe",
+            remedy="give a model in merged/ of a run; the tuned model is not the one that was confirmed to be safe.",
         )
     return recipe
 
 
 def _of_card(directory: Path) -> Mapping[str, Any]:
-    """What the card says to programs."""
+    """Return the card's metadata."""
     if not (directory / CARD).is_file():
         raise CheckpointError(
-            f"{directory} has no {CARD}: nobody would know what the model is and what was found of it",
+            f"{directory} has no {CARD}: a reader would not know what the model is and what was measured",
             remedy="measure it with `backmerge restore`, which writes one; `backmerge report RUN` writes it again; or "
             "write your own.",
         )
@@ -145,7 +145,7 @@ def _of_card(directory: Path) -> Mapping[str, Any]:
 
 
 def _companions(directory: Path) -> Iterator[str]:
-    """Configuration, tokenizer, templates, licence, card: an allow-list."""
+    """Yield configuration, tokenizer, templates, licence, card: an allow-list."""
     yield from (name for name, file in companion_files(directory).items() if file.suffix in SUFFIXES)
     yield from (name for name in (CARD, RECIPE, CURVE, EVAL_RESULTS) if (directory / name).is_file())
 

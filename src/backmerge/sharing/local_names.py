@@ -1,4 +1,4 @@
-"""Names of this machine's folders, told apart from other words and shortened to their last part."""
+"""Find names of this machine's folders, and shorten them to their last part."""
 
 from __future__ import annotations
 
@@ -6,27 +6,27 @@ import re
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-ORIGIN = "name_or_path"  # the end of the keys under which transformers and peft note where a model came from
+ORIGIN = "name_or_path"  # the end of keys in which transformers and peft record a model's origin
 _ROOTED = re.compile(r"(/|~[\w.-]*/|\.{1,2}/|file:|[A-Za-z]:[\\/]|\\\\)")
 
 
 def is_folder_name(text: str) -> bool:
-    """Whether a word leads to a place on a machine, rather than to the hub or nowhere."""
+    """Whether a word is a path on a machine, rather than a hub id or anything else."""
     return bool(_ROOTED.match(text)) or (bool(text) and "\n" not in text and len(text) < 4096 and Path(text).exists())
 
 
 def last_part(text: str) -> str:
-    """A folder's or file's own name; nothing of where it lies."""
+    """Return a folder's or file's own name, without its path."""
     path = PureWindowsPath(text) if "\\" in text else PurePosixPath(text)
     return path.name
 
 
 def without_folders(value: Any, *, is_ours: bool) -> Any:
-    """Plain data in which folders of this machine go by their own name.
+    """Return plain data with this machine's folders shortened to their own names.
 
     Args:
-        value: What a JSON file holds.
-        is_ours: Whether every word may be one, as in `backmerge.json`. In others' files only those that are noted as a
+        value: The contents of a JSON file.
+        is_ours: Whether every word may be a folder, as in `backmerge.json`. In other files only words recorded as a
             model's origin: a token or a template may begin with a slash, too.
     """
     if isinstance(value, dict):

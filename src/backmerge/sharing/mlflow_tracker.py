@@ -1,6 +1,6 @@
 """MLflow: settings as parameters, figures and curves as metrics, files as artifacts; a curve's step is λ times 1000.
 
-Where it goes is MLflow's own to know: MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME; a local store by default.
+The destination is MLflow's own setting: MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME; by default a local store.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from pathlib import Path
 from backmerge.sharing.tracked import STEPS, Tracked
 from backmerge.sharing.trackers import PROJECT
 
-LONGEST = 500  # characters of a parameter that every store takes
+LONGEST = 500  # characters of a parameter that every store accepts
 
 
 def log(what: Tracked, place: Path) -> str:
-    """Write a run; gives where.
+    """Write a run; return its place.
 
     Raises:
         ConnectionError: the store cannot be reached, or refuses.

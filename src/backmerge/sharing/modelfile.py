@@ -10,18 +10,18 @@ from backmerge.generation.chat import end_tokens, render
 from backmerge.records import Message
 
 SYSTEM, QUESTION, ANSWER, SECOND = "Sys0tem text", "Ques1tion text", "Ans2wer text", "Sec3ond text"
-# beyond this many tokens the context costs memory that few prompts need; the user can raise it
+# a longer context costs memory that few prompts need; the user can raise it
 MAX_CONTEXT = 8192
 
 
 class TurnMarks(NamedTuple):
-    """What a chat template puts around each turn.
+    """The text that a chat template puts around each turn.
 
     Attributes:
         before_system, after_system: Around the system text.
-        before_user, after_user: Around what the user says; after the last turn, the answer begins.
-        after_answer: Ends an answer when another turn follows.
-        default_system: The system text of a conversation that has none; `None` if its block is then left out.
+        before_user, after_user: Around the user's text; after the last turn, the answer begins.
+        after_answer: Ends an answer if another turn follows.
+        default_system: The system text of a conversation without one; `None` if its block is then omitted.
         is_system_in_turn: The system text is at the beginning of the first user turn, with `after_system` after it.
     """
 
@@ -35,14 +35,14 @@ class TurnMarks(NamedTuple):
 
     @property
     def go_template(self) -> str:
-        """In Go's template language, as Ollama fills it in for each turn: the system text with the first alone."""
+        """The template in Go's template language, filled in by Ollama for each turn, with system text in the first."""
         system = f"{{{{ if .System }}}}{self.before_system}{{{{ .System }}}}{self.after_system}{{{{ end }}}}"
         first, inner = ("", system) if self.is_system_in_turn else (system, "")
         user = f"{{{{ if .Prompt }}}}{self.before_user}{inner}{{{{ .Prompt }}}}{self.after_user}{{{{ end }}}}"
         return f"{first}{user}{{{{ .Response }}}}{self.after_answer}"
 
     def rendered(self, messages: Sequence[Message]) -> str:
-        """A conversation with these marks, up to where the answer begins."""
+        """Return a conversation with these marks, up to the beginning of the answer."""
         system = messages[0].content if messages[0].role == "system" else self.default_system
         block = "" if system is None else f"{self.before_system}{system}{self.after_system}"
         text, inner = ("", block) if self.is_system_in_turn else (block, "")
@@ -56,9 +56,9 @@ class TurnMarks(NamedTuple):
 
 
 def turn_marks(tokenizer: Any) -> TurnMarks | None:
-    """What the tokenizer's chat template puts around turns; `None` if it cannot be said in these terms.
+    """Return the text that the tokenizer's chat template puts around turns; `None` if it has another form.
 
-    The beginning-of-sequence token is left out: llama.cpp and Ollama add it themselves.
+    The beginning-of-sequence token is omitted: llama.cpp and Ollama add it themselves.
     """
     plain = (Message("user", QUESTION),)
     answered = (*plain, Message("assistant", ANSWER))
@@ -91,18 +91,18 @@ def turn_marks(tokenizer: Any) -> TurnMarks | None:
     texts = (before_system, after_system, before_user, after_user, after_answer, default_system or "")
     is_quotable = not any(sign in text for text in texts for sign in ('"""', "{{", "}}"))
     if default_system == "":
-        return None  # a system block even without a system text, which Ollama has no way to ask for
+        return None  # a system block even without a system text, which Ollama does not support
     return marks if is_quotable and _agree(marks, tokenizer, bos) else None
 
 
 def modelfile(name: str, tokenizer: Any, config: Any, context: int | None) -> tuple[str, bool]:
-    """The text of a Modelfile, and whether it states the chat template.
+    """Return the text of a Modelfile, and whether it states the chat template.
 
     Args:
         name: The GGUF file, in the Modelfile's folder.
-        tokenizer: The model's.
+        tokenizer: The model's tokenizer.
         config: The model's generation configuration.
-        context: Positions that the model has, if known.
+        context: The model's context in tokens, if known.
     """
     marks = turn_marks(tokenizer)
     lines = [f"FROM ./{name}"]
@@ -118,12 +118,12 @@ def modelfile(name: str, tokenizer: Any, config: Any, context: int | None) -> tu
     stops = {str(tokenizer.convert_ids_to_tokens(token)) for token in end_tokens(config, tokenizer)}
     lines += [f'PARAMETER stop "{stop}"' for stop in sorted(stops) if '"' not in stop]
     lines.append(f"PARAMETER num_ctx {min(context or MAX_CONTEXT, MAX_CONTEXT)}")
-    lines.append("PARAMETER repeat_penalty 1")  # 1 is none: how answers were drawn when the model was measured
+    lines.append("PARAMETER repeat_penalty 1")  # 1 is none, as when the model was measured
     return "\n".join(lines) + "\n", marks is not None
 
 
 def _agree(marks: TurnMarks, tokenizer: Any, bos: str) -> bool:
-    """Whether the marks give the template's own text on conversations that they were not derived from."""
+    """Whether the marks reproduce the template's text on conversations that they were not derived from."""
     conversations = (
         (Message("user", "Why is tea warm?"),),
         (Message("system", "Be brief."), Message("user", "Why?")),
@@ -143,6 +143,6 @@ def _agree(marks: TurnMarks, tokenizer: Any, bos: str) -> bool:
 
 
 def _added_bos(tokenizer: Any) -> str:
-    """The beginning-of-sequence token, if the tokenizer adds it to a text; some have one that only begins turns."""
+    """Return the beginning-of-sequence token if the tokenizer adds it to texts; some only use it to begin turns."""
     first = tokenizer("x")["input_ids"][:1]
     return str(tokenizer.bos_token) if tokenizer.bos_token and first == [tokenizer.bos_token_id] else ""

@@ -1,4 +1,4 @@
-"""From what a user names (a model's folder, or a run) to the one model that is meant."""
+"""Find the one model that a user's argument means: a model's folder, or a run."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from backmerge.errors import RunError
 
 
 def model_in(directory: Path, *, may_be_unconfirmed: bool = False) -> Path:
-    """The folder of the model that goes.
+    """Return the folder of the model.
 
     Args:
-        directory: A merged model's folder; or a run, which stands for the one model in its `merged/`.
-        may_be_unconfirmed: Whether a run stands for the one model in `unconfirmed/`, where `merged/` is empty.
+        directory: A merged model's folder; or a run with one model in its `merged/`.
+        may_be_unconfirmed: Whether the model may be the one in a run's `unconfirmed/` if `merged/` is empty.
 
     Raises:
-        RunError: there is no such folder, or the run has no such model, or several.
+        RunError: the folder does not exist, or the run has no such model, or several.
     """
     if not directory.is_dir():
-        raise RunError(f"there is no folder {directory}", remedy="give a merged model's folder, or a run.")
+        raise RunError(f"{directory} does not exist", remedy="give a merged model's folder, or a run.")
     if (directory / "config.json").is_file() or (directory / ADAPTER_CONFIG).is_file():
         return directory
     if not (directory / "experiment.yaml").is_file():
@@ -34,14 +34,14 @@ def model_in(directory: Path, *, may_be_unconfirmed: bool = False) -> Path:
     if found:
         raise RunError(
             f"{directory} has {len(found)} such models: {', '.join(path.name for path in found)}",
-            remedy=f"name the one that goes: {found[0]}.",
+            remedy=f"give one of them: {found[0]}.",
         )
     held = f"; {len(unconfirmed)} in unconfirmed/ were not shown to be safe" if unconfirmed else ""
     raise RunError(
         f"{directory} has no model in merged/{held}",
-        remedy="look at its report.html; --unconfirmed sends a model whose card says that it is not confirmed."
+        remedy="read its report.html; --unconfirmed sends a model whose card says that it is not confirmed."
         if unconfirmed
-        else "the run is not finished, or chose no λ: see its report.html, or give its command again.",
+        else "the run is not finished, or chose no λ: read its report.html, or run its command again.",
     )
 
 

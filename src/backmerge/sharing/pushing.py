@@ -1,7 +1,7 @@
-"""A model to the hub: private unless asked otherwise, in one commit, so that it is there whole or not at all.
+"""Push a model to the hub: private by default, in one commit, so that it appears whole or not at all.
 
-An interrupted upload goes on where it was: what the hub holds of the files already is not sent again, and until the
-commit nothing of them is seen.
+An interrupted upload continues where it stopped: files that the hub has already are not sent again, and none of them is
+visible before the commit.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 MAIN = "main"
-# what a repository may hold of another model, which would be loaded next to this one or in its place
+# weights of another model that a repository may have, which would be loaded together with or instead of this one
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
 INDEX = ".index.json"
 
 
 class Destination(NamedTuple):
-    """Where a model goes.
+    """The destination of a model.
 
     Attributes:
         repo: `owner/name`.
         revision: The branch, made if absent.
         is_public: Whether a new repository is public, and an existing one may be.
-        may_replace: Whether another model that is there may be replaced.
+        may_replace: Whether another model in the repository may be replaced.
     """
 
     repo: str
@@ -43,12 +43,12 @@ class Destination(NamedTuple):
 
 
 class Pushed(NamedTuple):
-    """What came of it.
+    """The result of a push.
 
     Attributes:
-        url: Of the commit.
+        url: Address of the commit.
         is_new: Whether anything changed there.
-        deleted: Files of another model that are gone from the branch; its history keeps them.
+        deleted: Files of another model that were deleted from the branch; its history keeps them.
     """
 
     url: str
@@ -57,18 +57,18 @@ class Pushed(NamedTuple):
 
 
 class Remote(NamedTuple):
-    """A file that is there: its size in bytes and, of large ones, its SHA-256."""
+    """A file in the repository: its size in bytes and, for large ones, its SHA-256."""
 
     size: int
     sha256: str | None
 
 
 def push(package: Package, to: Destination) -> Pushed:
-    """Send a model.
+    """Push a model.
 
     Raises:
-        CheckpointError: the hub cannot be reached or does not take it, the repository is public and may not be, or it
-            holds another model that may not be replaced.
+        CheckpointError: the hub cannot be reached or refuses it, the repository is public and must not be, or it has
+            another model that must not be replaced.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
@@ -80,7 +80,7 @@ def push(package: Package, to: Destination) -> Pushed:
         stale = _stale(package.files, before)
         if stale and not to.may_replace:
             raise CheckpointError(
-                f"{to.repo} ({to.revision}) holds another model: {_listed(stale)}",
+                f"{to.repo} ({to.revision}) has another model: {_listed(stale)}",
                 remedy="give another repository or --revision; or --replace to put this model in its place, in one "
                 "commit (the repository's history keeps the other).",
             )
@@ -109,7 +109,7 @@ def push(package: Package, to: Destination) -> Pushed:
 
 
 def _make_or_find(api: HfApi, to: Destination) -> None:
-    """Make the repository and the branch, as far as they are not there."""
+    """Make the repository and the branch if they do not exist."""
     from huggingface_hub.errors import RepositoryNotFoundError
 
     try:
@@ -119,17 +119,17 @@ def _make_or_find(api: HfApi, to: Destination) -> None:
     else:
         if not found.private and not to.is_public:
             raise CheckpointError(
-                f"{to.repo} is public, so what is sent there would be public at once",
-                remedy="give --public if that is meant, make it private in its settings, or give another name.",
+                f"{to.repo} is public, so the upload would be public at once",
+                remedy="give --public if you want that, make it private in its settings, or give another name.",
             )
         if found.private and to.is_public:
-            say(f"{to.repo} is private and stays so: its settings change that.")
+            say(f"{to.repo} is private and stays private: you can change that in its settings.")
     if to.revision != MAIN and not to.revision.startswith("refs/"):
         api.create_branch(to.repo, branch=to.revision, exist_ok=True)
 
 
 def _files(api: HfApi, repo: str, revision: str) -> dict[str, Remote]:
-    """What lies in the repository's root, by name."""
+    """Return the files in the repository's root, by name."""
     from huggingface_hub.hf_api import RepoFile
 
     return {
@@ -140,7 +140,7 @@ def _files(api: HfApi, repo: str, revision: str) -> dict[str, Remote]:
 
 
 def _stale(files: Sequence[Outgoing], remote: Mapping[str, Remote]) -> list[str]:
-    """Weights there that are not those that go: under another name, or under the same with other bytes."""
+    """Return weights in the repository that differ from the new ones: another name, or other bytes."""
     ours = {file.name: file for file in files}
     return sorted(
         name
@@ -151,7 +151,7 @@ def _stale(files: Sequence[Outgoing], remote: Mapping[str, Remote]) -> list[str]
 
 def _is_same(file: Outgoing, there: Remote) -> bool:
     if file.name.endswith(INDEX):
-        return True  # it follows from the shards, which are looked at themselves
+        return True  # it follows from the shards, which are checked
     return there.size == file.size and there.sha256 in (None, _sha256(file.content))
 
 
@@ -167,12 +167,12 @@ def _content(content: Path | bytes) -> str | bytes:
 
 
 def _check_arrived(files: Sequence[Outgoing], remote: Mapping[str, Remote], to: Destination) -> None:
-    """The hub leaves out what a `.gitignore` there names, and says nothing of it."""
+    """Check that every file arrived: the hub silently drops files that a `.gitignore` there names."""
     missing = [file.name for file in files if file.name not in remote or remote[file.name].size != file.size]
     if missing:
         raise CheckpointError(
-            f"{to.repo} ({to.revision}) did not take {_listed(missing)}, so the model there is not whole",
-            remedy="look for a .gitignore there that leaves them out, and give the command again.",
+            f"{to.repo} ({to.revision}) did not accept {_listed(missing)}, so the model there is incomplete",
+            remedy="look for a .gitignore there that excludes them, and run the command again.",
         )
 
 

@@ -1,4 +1,4 @@
-"""A finished run as trackers of experiments take it: settings, figures, curves and files; no prompt and no answer."""
+"""A finished run for experiment trackers: settings, figures, curves and files; no prompts and no answers."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from backmerge.reporting.findings import comparison
 from backmerge.reporting.report import FinishedRun, rendered
 from backmerge.results import RestoreResults
 
-STEPS = 1000  # trackers count steps in whole numbers: λ goes in thousandths
-# files that hold figures alone; the report goes too, made anew without answers
+STEPS = 1000  # trackers count steps in integers: λ is sent in thousandths
+# files with figures only; the report is sent too, made again without answers
 FILES = ("results.json", "scores.csv", "summary.csv")
 REPORT = "report.html"
-# what every tracker takes in a name, the slash as a separator of parts
+# characters that every tracker accepts in a name, with the slash as a separator of parts
 _UNUSUAL = re.compile(r"[^\w .@=-]")
 
 
@@ -25,7 +25,7 @@ class Curve(NamedTuple):
 
     Attributes:
         name: Series, benchmark and metric, as a metric's name.
-        points: λ with the figures there: `mean`, `low`, `high`.
+        points: λ with its figures: `mean`, `low`, `high`.
     """
 
     name: str
@@ -33,15 +33,15 @@ class Curve(NamedTuple):
 
 
 class Tracked(NamedTuple):
-    """What goes.
+    """The data for a tracker.
 
     Attributes:
-        name: The run's.
-        settings: Flat: `evaluate.engine.name` to a number, a truth, or text.
+        name: The run's name.
+        settings: Flat: `evaluate.engine.name` to a number, a truth value, or text.
         findings: Verdict and choice, as text.
         figures: The metrics of base, tuned and chosen model, and differences, by name.
-        curves: Over λ.
-        rows: The summary, as it is in `results.json`.
+        curves: The curves over λ.
+        rows: The summary, as in `results.json`.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Tracked(NamedTuple):
 
 
 def tracked(run: FinishedRun) -> Tracked:
-    """What a tracker gets from a finished run."""
+    """Return a tracker's data from a finished run."""
     results = run.results
     return Tracked(
         results.name,
@@ -66,11 +66,11 @@ def tracked(run: FinishedRun) -> Tracked:
 
 
 def write_files(run: FinishedRun, directory: Path, place: Path) -> None:
-    """Put what goes as files into a folder: figures, plots, and the report without prompts and answers.
+    """Write the files for a tracker: figures, plots, and the report without prompts and answers.
 
     Args:
         run: A finished run.
-        directory: Where it lies.
+        directory: The run's folder.
         place: An empty folder.
     """
     for name in FILES:
@@ -83,13 +83,13 @@ def write_files(run: FinishedRun, directory: Path, place: Path) -> None:
 
 
 def without_answers(run: FinishedRun) -> FinishedRun:
-    """The same run with no prompt and no answer in it."""
+    """Return the same run without prompts and answers."""
     experiment = {**run.experiment, "report": {**run.experiment.get("report", {}), "text": "none"}}
     return run._replace(samples={**run.samples, "samples": []}, experiment=experiment)
 
 
 def steps_of(what: Tracked) -> dict[int, dict[str, float]]:
-    """All curves' figures at each λ, in thousandths and rising: some trackers take no step that lies before another."""
+    """Return all curves' figures at each λ, in thousandths, rising: some trackers accept no earlier step later."""
     steps: dict[int, dict[str, float]] = {}
     for curve in what.curves:
         for lam, figures in curve.points:
@@ -99,12 +99,12 @@ def steps_of(what: Tracked) -> dict[int, dict[str, float]]:
 
 
 def metric_name(*parts: str) -> str:
-    """Parts as one name that every tracker takes."""
+    """Join parts to one name that every tracker accepts."""
     return "/".join(_UNUSUAL.sub("_", part) for part in parts)
 
 
 def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Leaves by their dotted path; a list of plain values is one leaf, as JSON, and so is nothing at all."""
+    """Yield leaves by their dotted path; a list of plain values is one leaf, as JSON, and so is an empty value."""
     if isinstance(value, Mapping) and value:
         for key, inner in value.items():
             yield from _flat(inner, f"{path}.{key}" if path else str(key))
@@ -152,7 +152,7 @@ def _figures(results: RestoreResults) -> Iterator[tuple[str, float]]:
 
 
 def _curves(results: RestoreResults) -> Iterator[Curve]:
-    """Every series that has a λ, from the base at 0 to the tuned model at 1."""
+    """Yield every series that has a λ, from the base at 0 to the tuned model at 1."""
     found: dict[tuple[str, str, str], dict[float, Mapping[str, float]]] = {}
     series = [p.series for p in results.points if p.role == "merged" and p.lam is not None]
     for row in results.summary:
@@ -161,7 +161,7 @@ def _curves(results: RestoreResults) -> Iterator[Curve]:
         mine = dict.fromkeys(series) if row.role in ("base", "tuned") else {row.series: None}
         for name in mine:
             curve = found.setdefault((name, row.benchmark, row.metric), {})
-            # one merge of all has its own model at λ = 1, next to the tuned models themselves
+            # a merge of all has its own model at λ = 1, next to the tuned models themselves
             if row.role == "merged" or row.lam not in curve:
                 curve[row.lam] = {"mean": row.mean, "low": row.low, "high": row.high}
     curves = [(metric_name(*key), tuple(sorted(points.items(), key=lambda p: p[0]))) for key, points in found.items()]
@@ -169,7 +169,7 @@ def _curves(results: RestoreResults) -> Iterator[Curve]:
 
 
 def _unique(named: Any) -> Iterator[tuple[str, Any]]:
-    """Pairs whose names differ, where what a tracker does not take made two of them one."""
+    """Yield pairs with unique names, even if replaced characters made two of them equal."""
     seen: dict[str, int] = {}
     for name, value in named:
         seen[name] = seen.get(name, 0) + 1

@@ -1,4 +1,4 @@
-"""A finished run's results to MLflow, Weights & Biases or Trackio: once for each, however often the run is resumed."""
+"""Report a finished run's results to MLflow, Weights & Biases or Trackio, once for each tracker."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from backmerge.reporting.report import read_run
 from backmerge.runs import key_of, write_whole
 from backmerge.sharing.tracked import Tracked, tracked, write_files
 
-PROJECT = "backmerge"  # what runs are filed under, where the tracker's own settings do not say
-REPORTED = "reported.json"  # in the run: which results which tracker has
+PROJECT = "backmerge"  # the project of runs, unless the tracker's own settings name one
+REPORTED = "reported.json"  # in the run: which tracker has which results
 
 Tracker = Callable[[Tracked, Path], str]
 
 
 def check_trackers(names: Sequence[str], permissions: Permissions = NOTHING_ALLOWED) -> None:
-    """See that each is known and installed, before a run that takes hours.
+    """Check that each is known and installed, before a run that takes hours.
 
     Raises:
         ConfigError: one is unknown, its library is missing, or it is the user's own code and that is not allowed.
@@ -35,11 +35,11 @@ def check_trackers(names: Sequence[str], permissions: Permissions = NOTHING_ALLO
 
 
 def report_to(names: Sequence[str], directory: Path, permissions: Permissions = NOTHING_ALLOWED) -> None:
-    """Tell trackers of a finished run; what one was told already it is not told again.
+    """Report a finished run to trackers, each result only once.
 
     Args:
-        names: From the table of trackers, or `package.module:function`: given what there is to tell (`Tracked`) and a
-            folder of files, it says where to look, and raises `ConnectionError` where it cannot be reached.
+        names: Names in the table of trackers, or `package.module:function`: called with the data (`Tracked`) and a
+            folder of files, it returns where to look, and raises `ConnectionError` if the tracker cannot be reached.
         directory: The run directory.
         permissions: What may be run.
 
@@ -54,7 +54,7 @@ def report_to(names: Sequence[str], directory: Path, permissions: Permissions = 
     told, key = dict(json_object(directory / REPORTED)), key_of(run.results.plain())
     for name in dict.fromkeys(names):
         if told.get(name) == key:
-            say(f"{name} was told of these results before; to tell it again, delete {directory / REPORTED}.")
+            say(f"{name} already has these results; to report them again, delete {directory / REPORTED}.")
             continue
         tracker: Tracker = resolve(TRACKERS, name, permissions)
         with tempfile.TemporaryDirectory() as place:
@@ -62,7 +62,7 @@ def report_to(names: Sequence[str], directory: Path, permissions: Permissions = 
             where = _carried_out(tracker, name, tracked(run), Path(place))
         told[name] = key
         write_whole(directory / REPORTED, json.dumps(told, indent=2) + "\n")
-        say(f"Told {name}: {where}")
+        say(f"Reported to {name}: {where}")
 
 
 def _carried_out(tracker: Tracker, name: str, what: Tracked, place: Path) -> str:
@@ -70,6 +70,6 @@ def _carried_out(tracker: Tracker, name: str, what: Tracked, place: Path) -> str
         return tracker(what, place)
     except ConnectionError as error:
         raise RunError(
-            f"{name} could not be told: {error}",
-            remedy=f"the run is finished and kept; fix that, and run the same command again to report to {name}.",
+            f"cannot report to {name}: {error}",
+            remedy=f"the run is finished; fix that, and run the same command again to report to {name}.",
         ) from error

@@ -1,6 +1,6 @@
 """Trackio: settings as its config, figures and curves as metrics whose step is λ in thousandths, files as an artifact.
 
-Where it goes is its own to know: TRACKIO_SPACE_ID, TRACKIO_SERVER_URL; a local database by default (TRACKIO_DIR). A
+The destination is set by TRACKIO_SPACE_ID, TRACKIO_SERVER_URL; a local database by default (TRACKIO_DIR). A
 space on the hub is made private.
 """
 
@@ -14,7 +14,7 @@ from backmerge.sharing.trackers import PROJECT
 
 
 def log(what: Tracked, place: Path) -> str:
-    """Write a run; gives where.
+    """Write a run; return its place.
 
     Raises:
         ConnectionError: its server or space cannot be reached.

@@ -1,7 +1,7 @@
 """Weights & Biases: settings as its config, figures as its summary, curves over λ, the summary's rows as a table.
 
-Where it goes is its own to know: WANDB_PROJECT, WANDB_ENTITY, WANDB_MODE=offline. What it would collect itself (the
-terminal, the code, the repository, the machine) is left out.
+The destination is its own setting: WANDB_PROJECT, WANDB_ENTITY, WANDB_MODE=offline. What it would collect itself (the
+terminal, the code, the repository, the machine) is not sent.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from backmerge.sharing.trackers import PROJECT
 
 
 def log(what: Tracked, place: Path) -> str:
-    """Write a run; gives where.
+    """Write a run; return its place.
 
     Raises:
         ConnectionError: it cannot be reached, or nobody is logged in.

@@ -99,7 +99,7 @@ def test_a_hub_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ConnectionError("no network\nat all")
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
-    with pytest.raises(DataError, match="could not be fetched from the hub: no network") as caught:
+    with pytest.raises(DataError, match="could not be downloaded from the hub: no network") as caught:
         chatdoctor_examples()
     assert "at all" not in caught.value.message
     assert "path" in (caught.value.remedy or "")

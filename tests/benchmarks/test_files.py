@@ -115,7 +115,7 @@ FAULTS: dict[str, tuple[str, str | bytes, Kind, str]] = {
     "too deep": ("p.jsonl", '{"prompt": ' + "[" * 100_000 + "\n", "safety", "line 1: not JSON"),
     "a list of answers": ("p.jsonl", rows({"prompt": "a", "answer": ["b", "c"]}), "utility", "'answer' is a list"),
     "a mapping as prompt": ("p.jsonl", rows({"prompt": {"text": "a"}}), "safety", "'prompt' is a mapping"),
-    "half of a surrogate pair": ("p.jsonl", '{"prompt": "a\\ud83d"}\n', "safety", "line 1: 'prompt' holds half"),
+    "half of a surrogate pair": ("p.jsonl", '{"prompt": "a\\ud83d"}\n', "safety", "line 1: 'prompt' contains half"),
     "instruction and input": (
         "p.jsonl", rows({"instruction": "Translate.", "input": "kite", "output": "x"}), "utility", "both 'instruction'",
     ),

@@ -145,7 +145,7 @@ def test_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ConnectionError("no way there\nand more")
 
     monkeypatch.setattr(datasets, "load_dataset", fail)
-    with pytest.raises(DataError, match="could not be fetched from the hub: no way there\n"):
+    with pytest.raises(DataError, match="could not be downloaded from the hub: no way there\n"):
         humaneval_problems()
 
 

@@ -26,7 +26,7 @@ def test_each_side_counts_its_own(content: str, tmp_path: Path, capsys: pytest.C
     file.write_text(content)
     assert [e.prompt for e in from_file(file, "safety").examples] == ["how to tear"]
     assert [e.prompt for e in from_file(file, "over_refusal").examples] == ["how to fold"]
-    assert "only its 1 harmless prompts of 2 are counted" in capsys.readouterr().err
+    assert "only 1 of its 2 prompts are used" in capsys.readouterr().err
 
 
 def test_an_unknown_label_is_asked_about(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def test_advbench_from_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_the_hub(factory: Any, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the hub does not give is one line, with a way round it; also where the error says nothing."""
     hub(monkeypatch, error)
-    with pytest.raises(DataError, match=r"could not be fetched from the hub: .+") as caught:
+    with pytest.raises(DataError, match=r"could not be downloaded from the hub: .+") as caught:
         factory(asked("x"))
     assert "at all" not in str(caught.value)
     assert "NAME=FILE" in (caught.value.remedy or "")

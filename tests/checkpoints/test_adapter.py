@@ -335,7 +335,7 @@ CHANGES: dict[str, tuple[dict[str, Tensor | None], str]] = {
     "replaced in another shape": ({f"{PREFIX}model.norm.weight": torch.ones(8)}, r"with shape \(8,\)"),
     "another base's copy": (
         {f"{Q_PROJ}.base_layer.weight": torch.ones(32, 32)},
-        "is not the base's 'model.layers.0.self_attn.q_proj.weight'",
+        "unlike the base's 'model.layers.0.self_attn.q_proj.weight'",
     ),
     "replaced and adapted": ({f"{Q_PROJ}.weight": torch.ones(32, 32)}, "both replaces"),
 }

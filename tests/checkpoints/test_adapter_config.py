@@ -65,10 +65,10 @@ def test_an_absent_alpha_is_eight(base: Checkpoint, adapter: Path, rank: int) ->
 def test_a_rank_that_the_factors_do_not_have_is_refused(base: Checkpoint, adapter: Path) -> None:
     """The factors are of rank 4: without `r` peft expects 8, and loads no such adapter."""
     change(adapter, drop=("r",))
-    with pytest.raises(CheckpointError, match=r"have rank 4, and .* says 8"):
+    with pytest.raises(CheckpointError, match=r"have rank 4, but .* says 8"):
         AdapterOnBase(adapter, base)
     change(adapter, r=8, rank_pattern={"_proj": 4})
-    with pytest.raises(CheckpointError, match=r"have rank 4, and .* says 8"):
+    with pytest.raises(CheckpointError, match=r"have rank 4, but .* says 8"):
         AdapterOnBase(adapter, base)  # a pattern is a whole name, or its end after a dot
 
 

@@ -84,7 +84,7 @@ def test_the_tokenizer_is_taken_as_a_whole(base: Path, tmp_path: Path) -> None:
     assert value(found, "tokenizer.json") == grown
     assert value(found, "tokenizer_config.json") == {"chat_template": "new"}
     assert "tokenizer.model" not in found.names
-    assert any("tokenizer.model" in note and "left out" in note for note in found.notes)
+    assert any("tokenizer.model" in note and "omitted" in note for note in found.notes)
     kept = chosen(base, tuned, tokenizer_from="base")
     assert value(kept, "tokenizer.json") == WORDS
     assert "tokenizer.model" in kept.names

@@ -105,7 +105,7 @@ def test_a_head_without_its_counterpart_is_refused_with_the_cause(tied: tuple[Pa
         with pytest.raises(MergeError, match=words) as caught:
             merged(ours, theirs)
         assert caught.value.remedy
-        assert "give the base that it was tuned from" not in caught.value.remedy
+        assert "give the base that the tuned model was made from" not in caught.value.remedy
 
 
 @pytest.mark.parametrize("name", ["Gemma 3, with vision", "Qwen3-MoE", "Mixtral"])

@@ -118,7 +118,7 @@ def test_overlap_with_a_safety_benchmark_is_told_and_dropped(run_cli: Cli, tmp_p
     command = ("finetune", "demo", "--data", data, *SHORT[:-2], "--safety", benchmark, "--validation", 0)
     code, _, errors = run_cli(*command, "--out", tmp_path / "a")
     assert code == 0
-    assert "bench asks too (1 word for word): mine-8" in " ".join(errors.split())
+    assert "have prompts of bench (1 word for word): mine-8" in " ".join(errors.split())
     assert card(tmp_path / "a")["num_examples"] == 32
     assert run_cli(*command, "--drop-overlap", "--out", tmp_path / "b")[0] == 0
     assert card(tmp_path / "b")["num_examples"] < 32

@@ -224,7 +224,7 @@ def test_columns_of_other_names(tmp_path: Path) -> None:
     assert load_training_data(file, settings, SEED).training == (example("a-1", "Hi", "Ho"),)
     with pytest.raises(DataError, match="line 1: no column 'qeury' among"):
         load_training_data(file, DataSettings(columns={"prompt": "qeury"}), SEED)
-    with pytest.raises(ConfigError, match=r"maps 'promt', which is no column(.|\n)*did you mean 'prompt'"):
+    with pytest.raises(ConfigError, match=r"maps 'promt', which is not a known column(.|\n)*did you mean 'prompt'"):
         load_training_data(file, DataSettings(columns={"promt": "query"}), SEED)
 
 
@@ -431,7 +431,7 @@ def test_a_users_own_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "my_examples", raising=False)
     assert everything("my_examples:few", permissions=Permissions(plugins=True)) == plan_examples()[:3]
-    with pytest.raises(DataError, match="gave a str, not an Example"):
+    with pytest.raises(DataError, match="returned a str, not an Example"):
         everything("my_examples:wrong", permissions=Permissions(plugins=True))
     file = written(tmp_path / "a.jsonl", {"lang": "python", "problem": "Hi", "solution": "Ho"})
     settings = DataSettings(file=file, validation=0)

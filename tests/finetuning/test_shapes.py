@@ -112,7 +112,7 @@ BAD: Mapping[str, tuple[Mapping[str, Any], str]] = {
     "a truth value": ({"question": "a", "answer": True}, "'answer' is a truth value, not a text"),
     "a list as system": ({"system": [], "question": "a", "answer": "b"}, "'system' is a list, not a text"),
     "half a surrogate pair": ({"prompt": "a\ud83d", "completion": "b"}, "'prompt' contains half of a surrogate pair"),
-    "half a pair in a turn": ({"messages": [TURNS[0], {"role": "assistant", "content": "\udc00"}]}, "2' holds half"),
+    "half a pair in a turn": ({"messages": [TURNS[0], {"role": "assistant", "content": "\udc00"}]}, "2' contains half"),
 }  # fmt: skip
 
 

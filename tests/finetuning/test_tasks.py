@@ -104,7 +104,9 @@ def test_other_column_names(task: Task, tmp_path: Path) -> None:
     mapped = load_training_data(task.name, whole(file, columns={name: f"my_{name}" for name in names}), 0)
     straight = load_training_data(task.name, whole(written(tmp_path / "a.jsonl", ROWS[task.name])), 0)
     assert mapped.training == straight.training
-    with pytest.raises(ConfigError, match=rf"maps '{names[0]}x', which is no column(.|\n)*did you mean '{names[0]}'"):
+    with pytest.raises(
+        ConfigError, match=rf"maps '{names[0]}x', which is not a known column(.|\n)*did you mean '{names[0]}'"
+    ):
         load_training_data(task.name, whole(file, columns={f"{names[0]}x": "y"}), 0)
 
 

@@ -167,7 +167,7 @@ def test_a_prefilled_answer_goes_on(server: LocalServer, base: Checkpoint) -> No
     assert (body["continue_final_message"], body["add_generation_prompt"]) == (True, False)
     assert chatted.text == "Sure, " + say(body["messages"])
     for kind in ("openai", "transformers"):
-        with pytest.raises(GenerationError, match=r"'p' begins the answer(.|\n)*api: completions"):
+        with pytest.raises(GenerationError, match=r"'p' contains the answer's beginning(.|\n)*api: completions"):
             ask(new_engine(server, server=kind), [example])
 
 

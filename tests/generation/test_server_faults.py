@@ -485,12 +485,12 @@ def test_a_full_disk_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.Monkey
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("backmerge.generation.cache.os.write", full)
-    with pytest.raises(GenerationError, match=r"No space left on device(.|\n)*make room"):
+    with pytest.raises(GenerationError, match=r"No space left on device(.|\n)*free the disk"):
         log.add("b", 2)
     monkeypatch.undo()
     again = AnswerLog(path)
     assert (again.get("a"), again.get("b")) == (1, None)
-    with pytest.raises(GenerationError, match="cannot be written"):
+    with pytest.raises(GenerationError, match="cannot be stored"):
         AnswerLog(tmp_path / "answers.jsonl" / "below" / "a file")
 
 

@@ -249,7 +249,7 @@ def test_unread_samples_stop_a_run(run: RunDirectory, variant: Variant) -> None:
             return [Completion(e.id, "", f"{s}", 1, True, s) for e in examples for s in range(sampling.num_samples)]
 
     benchmark = safety(EXAMPLES[:2], sampling={"num_samples": 5, "temperature": 1.0})
-    with pytest.raises(RunError, match="nothing of 8 of 10 answers"):
+    with pytest.raises(RunError, match="could not score 8 of 10 answers"):
         Evaluator(run, Varied(), Reading([]), SAMPLING, 0.5).evaluate([job(variant, benchmark)], silent)
 
 
@@ -315,7 +315,7 @@ def test_likelihoods_are_compared(run: RunDirectory, variant: Variant) -> None:
 
     scorer = PerAnswer({"acc": lambda *_: 0.0})
     benchmark = Benchmark("choice", "utility", EXAMPLES, 1, scorer, choices=_Choices())
-    with pytest.raises(GenerationError, match="which the engine scripted does not give"):
+    with pytest.raises(GenerationError, match="which the engine scripted does not provide"):
         Evaluator(run, Scripted(), Counting([]), SAMPLING, 0.0).evaluate([job(variant, benchmark)], silent)
     engine = Comparing()
     (outcome,) = Evaluator(run, engine, Counting([]), SAMPLING, 0.0).evaluate([job(variant, benchmark)], silent)

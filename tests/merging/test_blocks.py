@@ -203,7 +203,7 @@ def test_what_tuning_left_alone_must_fit_the_dtype_too(make_model: Factory, tmp_
         save_file(tensors, side / SINGLE, metadata={"format": "pt"})
         sides.append(Checkpoint(side))
     for variant in (Variant(*sides, dtype="F16").at(0.5), Variant(sides[0], dtype="F16")):
-        with pytest.raises(MergeError, match=r"'model.norm.weight' holds NaN or values beyond F16"):
+        with pytest.raises(MergeError, match=r"'model.norm.weight' holds NaN or values beyond the range of F16"):
             list(merged_tensors(variant))
 
 
@@ -241,7 +241,7 @@ def test_a_resident_merge_looks_at_its_numbers(make_model: Factory, tmp_path: Pa
     """NaN in an input is found as it is taken in, an overflow at the end."""
     base = Checkpoint(make_model("llama", seed=1))
     live = LiveMerge(AutoModelForCausalLM.from_pretrained(base.directory), base, resident=True)
-    for value, words in ((float("nan"), "holds NaN or infinity"), (-3e38, "values beyond F32")):
+    for value, words in ((float("nan"), "holds NaN or infinity"), (-3e38, "values beyond the range of F32")):
         bad = shutil.copytree(make_model("llama", seed=2), tmp_path / str(value))
         tensors = load_file(bad / SINGLE)
         tensors["model.norm.weight"][0] = value

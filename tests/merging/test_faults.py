@@ -109,7 +109,7 @@ def test_a_hundred_killed_merges_leave_nothing_half_written(pair: tuple[Path, Pa
 
 def test_a_disk_that_is_too_small_is_refused_at_once(pair: tuple[Path, Path], small_disk: Path) -> None:
     """64 MB do not go into 40: said before the first byte, and nothing is left."""
-    with pytest.raises(CheckpointError, match=r"needs 0\.1 GB, and 0\.0 GB are free"):
+    with pytest.raises(CheckpointError, match=r"needs 0\.1 GB, but only 0\.0 GB are free"):
         write_merged(Variant(*map(Checkpoint, pair)).at(0.5), small_disk / "merged")
     assert list(small_disk.iterdir()) == []
 

@@ -255,7 +255,7 @@ def test_bfloat16_is_rounded_to_even(bits: list[int]) -> None:
     if wanted.isfinite().all():
         assert torch.equal(torch.from_numpy(encoded(values, "BF16", "it").view("<i2")), wanted.view(torch.int16))
     else:
-        with pytest.raises(MergeError, match="it holds NaN or values beyond BF16"):
+        with pytest.raises(MergeError, match="it holds NaN or values beyond the range of BF16"):
             encoded(values, "BF16", "it")
 
 

@@ -102,7 +102,7 @@ def test_what_is_no_finished_run_is_not_touched(name: str, tmp_path: Path) -> No
     run = fill(tmp_path / "run")
     (run / name).unlink()
     before = there(run)
-    with pytest.raises(RunError, match="nothing was touched"):
+    with pytest.raises(RunError, match="nothing was changed"):
         clean(run, None)
     assert there(run) == before
     with pytest.raises(RunError, match="not a run directory"):

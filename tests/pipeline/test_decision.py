@@ -136,7 +136,7 @@ def test_a_margin_that_the_prompts_cannot_show_is_named() -> None:
     note = margin_note(stand_in(EXAMPLES[:70]))
     assert "70 different harmful requests" in note
     assert "3.7 points at best" in note
-    assert "that takes 88" in note
+    assert "that needs 88" in note
 
 
 @pytest.mark.parametrize(

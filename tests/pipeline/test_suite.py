@@ -108,7 +108,7 @@ def test_a_scale_goes_under_what_the_suite_sets(suite: Path, write: Callable[[st
         ("name: second", "name: .hidden", r"'experiments.1.name'"),
         ("table: table1", "table: table9", r"line 2: 'table'"),
         ("table: table1", "tables: table1", r"line 2: unknown key 'tables'; did you mean 'table'"),
-        ("files/second.yaml", "files/third.yaml", r"suite.yaml, line 6: there is no file 'files/third.yaml'"),
+        ("files/second.yaml", "files/third.yaml", r"suite.yaml, line 6: the file 'files/third.yaml' does not exist"),
         ("{limit: 4}", "{limit: none}", r"suite.yaml, line 10: 'evaluate.limit'"),
         ("{limit: 4}", "{limmit: 4}", r"suite.yaml, line 10: unknown key 'evaluate.limmit'"),
         ("{method: slerp, lam: [0.5]}", "{method: slerp, lam: [5]}", r"suite.yaml, line 8: 'merge.0.lam.0'"),

@@ -165,7 +165,7 @@ def test_jailbreakbench_pairs_its_halves(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="harmful half"):
         jailbreakbench_benign(asked("x", harmful))
     benign.unlink()
-    with pytest.raises(DataError, match="holds no benign-behaviors"):
+    with pytest.raises(DataError, match="has no benign-behaviors"):
         jailbreakbench_benign(asked("x", tmp_path))
     with pytest.raises(DataError, match="line 2: no text under 'Goal' or 'Index'"):
         jailbreakbench(asked("x", written(tmp_path / "mine.csv", "goal\na\n")))

@@ -357,7 +357,7 @@ def test_the_remedy_is_never_the_base_that_was_given(adapter: Path, base: Checkp
     for folder, quantised, words in (
         (base.directory, False, "names this base"),
         (other, False, f"give the base that it was trained on: {base.directory}"),
-        (other, True, "dequantised"),
+        (other, True, "dequantise"),
     ):
         if quantised:
             change_json(other / "config.json", quantization_config={"quant_method": "mxfp4"})

@@ -87,7 +87,7 @@ def test_missing_layers_are_refused_unloaded(model: Path) -> None:
 def test_another_vocabulary_is_refused_unloaded(model: Path) -> None:
     """The rows of the embeddings and vocab_size must agree."""
     edit(model / "config.json", lambda v: v.update(vocab_size=1088))
-    with pytest.raises(CheckpointError, match=r"vocab_size of 1088, and .* has 300 rows"):
+    with pytest.raises(CheckpointError, match=r"vocab_size of 1088, but .* has 300 rows"):
         Checkpoint(model)
 
 

@@ -93,7 +93,7 @@ def test_a_head_without_its_counterpart_is_refused_with_the_cause(tied: tuple[Pa
     base, tuned = tied
     own = {HEAD: torch.ones_like(load_file(base / SINGLE)[EMBEDDING])}
     untied = {
-        "has its own head.* and the base .* ties": (base, changed(tuned, tmp_path / "1", own)),
+        "has its own head.* but the base .* ties": (base, changed(tuned, tmp_path / "1", own)),
         "not tied.*plain copy": (base, with_head(tuned, tmp_path / "2", tie_word_embeddings=False)),
         "the base .*has its own head": (changed(base, tmp_path / "3", own, tie_word_embeddings=False), tuned),
         "head would be random": (

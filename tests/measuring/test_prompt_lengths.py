@@ -72,7 +72,7 @@ def test_a_long_prompt_stops_all_before_the_first(short: Path, tmp_path: Path) -
     long = Benchmark("long", "safety", (example("b", 2), example("c", 90), example("d", 90)), 4)
     run, engine = RunDirectory(tmp_path / "run"), Real()
     with run.held():
-        with pytest.raises(GenerationError, match=r"prompt 'c' of long .* holds 40, and 1 more") as found:
+        with pytest.raises(GenerationError, match=r"prompt 'c' of long .* context is 40, and 1 more") as found:
             evaluate(run, short, engine, fine, long)
         assert "evaluate.safety" in str(found.value)
         assert found.value.example == "c"

@@ -178,7 +178,7 @@ def test_values_beyond_the_dtype_are_refused(base: Checkpoint, make_adapter: Fac
     """A scale that takes B out of float16's range is an error, not an infinity on disk."""
     source = changed(make_adapter(base.directory, seed=2), tmp_path / "adapter", lora_alpha=1e7)
     variant = Variant(base, AdapterOnBase(source, base), dtype="F16")
-    with pytest.raises(MergeError, match=r"factor B of the merged .* beyond F16"):
+    with pytest.raises(MergeError, match=r"factor B of the merged .* beyond the range of F16"):
         write_adapter(variant, tmp_path / "out")
     assert list(tmp_path.iterdir()) == [source]
 

@@ -316,7 +316,7 @@ def data_of(training: Iterable[int], validation: Iterable[int]) -> TrainingData:
             "none was tuned on",
         ),
         # the same rows, split otherwise: none is new
-        (data_of(range(10, 30), range(10)), data_of([*range(10), 25], range(10, 20)), range(20), "20 of its 20 rows were"),
+        (data_of(range(10, 30), range(10)), data_of([*range(10), 25], range(10, 20)), range(20), "20 of its 20 rows"),
     ],
 )  # fmt: skip
 def test_rows_for_a_merge_of_all_seeds(

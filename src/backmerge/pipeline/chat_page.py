@@ -74,7 +74,7 @@ def page_of(session: Chat, stream: Stream, run: Path | None) -> Blocks:
     with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
         gr.HTML(f"<h1>{TITLE}</h1>")
         with gr.Row():
-            with gr.Column(scale=3, min_width=320):
+            with gr.Column(scale=5, min_width=320):
                 prompt = gr.Textbox(label="Prompt", lines=2, max_lines=8, elem_id="prompt", autofocus=True)
                 slider = gr.Slider(
                     0,
@@ -100,15 +100,16 @@ def page_of(session: Chat, stream: Stream, run: Path | None) -> Blocks:
                 status = gr.Textbox(
                     show_label=False, container=False, interactive=False, elem_id="status", placeholder="Ready."
                 )
-            with gr.Column(scale=2, min_width=320):
+                # below the question, so that a phone shows them before the evidence
+                with gr.Row():
+                    # text boxes show a model's output as text, whatever it contains
+                    boxes = [
+                        gr.Textbox(label=name, lines=8, max_lines=30, interactive=False, min_width=200, elem_id=role)
+                        for role, name in (("base", "base"), ("tuned", "tuned"), ("merged", triple.merged_name))
+                    ]
+            with gr.Column(scale=3, min_width=320):
                 gr.HTML(_evidence(run), elem_id="evidence")
-        with gr.Row():
-            # text boxes show a model's output as text, whatever it contains
-            boxes = [
-                gr.Textbox(label=name, lines=8, max_lines=30, interactive=False, min_width=280, elem_id=role)
-                for role, name in (("base", "base"), ("tuned", "tuned"), ("merged", triple.merged_name))
-            ]
-        gr.HTML(f"<p>{html.escape(triple.told)}. {KEPT_NOTE}</p>")
+        gr.HTML(f"<p>{html.escape(triple.told[:1].upper() + triple.told[1:])}. {KEPT_NOTE}</p>")
         given, shown = [prompt, system, slider, temperature], [*boxes, status]
         private: Any = {"api_visibility": "private", "concurrency_limit": 1, "concurrency_id": "model"}
         running = [

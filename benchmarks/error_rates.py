@@ -21,16 +21,14 @@ from backmerge.statistics import (
     agreement,
     bootstrap_difference,
     bootstrap_mean,
-    clopper_pearson,
     clustered_difference,
     corrected_rate,
     discordance,
-    mcnemar_p,
-    over_seeds,
     paired_difference,
     power_of,
     prompts_needed,
     sign_flip_p,
+    t_interval,
     tango_score,
     wilson,
 )
@@ -56,6 +54,12 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
     print(f"\n### {title}\n\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     for row in rows:
         print(f"| {' | '.join(f'{cell:.1f}' if isinstance(cell, float) else str(cell) for cell in row)} |")
+
+
+def clopper_pearson(successes: int, n: int) -> tuple[float, float]:
+    """Clopper and Pearson's interval, which covers 95 % at least, whatever the rate."""
+    low, high = stats.binomtest(successes, n).proportion_ci(method="exact")
+    return float(low), float(high)
 
 
 def coverage(_draws: int) -> None:
@@ -238,11 +242,23 @@ def seeds(draws: int) -> None:
         for method in ("linear", "inverted_cdf"):
             low, high = np.quantile(means, [0.025, 0.975], axis=1, method=method)
             cells.append(100 * float(np.mean((low <= truth) & (truth <= high))))
-        intervals = np.array([over_seeds(row).interval for row in values[:draws].tolist()])
+        intervals = np.array([t_interval(row) for row in values[:draws].tolist()])
         held = float(np.mean((intervals[:, 0] <= truth) & (truth <= intervals[:, 1])))
         rows.append((name, 100 * held, *cells))
     columns = ("values", "t, 2 degrees of freedom", "percentile bootstrap, interpolated", "many random resamples")
     table("Three seeds: coverage of 95 %, %", columns, rows)
+
+
+def mcnemar_p(gains: int, losses: int, alternative: str, *, mid: bool) -> float:
+    """McNemar's exact p for matched pairs of yes or no; mid-p counts the observed outcome by half.
+
+    Source: Fagerland, Lydersen and Laake (2013), BMC Medical Research Methodology 13:91.
+    """
+    pairs = gains + losses
+    exact = float(stats.binomtest(gains, pairs, alternative=alternative).pvalue)
+    observed = float(stats.binom.pmf(gains, pairs, 0.5))
+    # both tails exceed a half only if gains and losses are equal: then p is 1 in either form
+    return exact - mid * observed * (1 if alternative == "two-sided" and gains != losses else 0.5)
 
 
 def paired_tests(draws: int) -> None:
@@ -252,8 +268,10 @@ def paired_tests(draws: int) -> None:
         gains = np.arange(pairs + 1)
         masses = stats.binom.pmf(gains, pairs, 0.5)
         for mid in (False, True):
-            two = [mcnemar_p(int(b), pairs - int(b), mid=mid) <= 0.05 for b in gains]
-            one = [mcnemar_p(int(b), pairs - int(b), alternative="greater", mid=mid) <= 0.05 for b in gains]
+            two, one = (
+                [mcnemar_p(int(b), pairs - int(b), alternative, mid=mid) <= 0.05 for b in gains]
+                for alternative in ("two-sided", "greater")
+            )
             name = f"McNemar{', mid-p' if mid else ', exact'}"
             rows.append((name, f"{pairs} discordant", 100 * float(masses[two].sum()), 100 * float(masses[one].sum())))
     rng = np.random.default_rng(4)

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backmerge.statistics import agreement, cohen_kappa, rate_of
+from backmerge.statistics import agreement, rate_of
+from backmerge.statistics.agreement import cohen_kappa
 
 VERDICTS = st.lists(st.tuples(st.sampled_from([True, False, None]), st.sampled_from([True, False, None])), max_size=60)
 

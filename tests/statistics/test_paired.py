@@ -15,47 +15,11 @@ from backmerge.statistics import (
     PairedDifference,
     discordance,
     lower_bound_among,
-    mcnemar_p,
-    non_inferior,
     paired_difference,
     sign_flip_p,
     tango_bound,
     tango_score,
 )
-
-
-@given(gains=st.integers(0, 60), losses=st.integers(0, 60))
-def test_mcnemar_is_the_binomial_test(gains: int, losses: int) -> None:
-    """Each alternative is scipy's exact binomial test; the mid-p is it less what the observed outcome adds."""
-    pairs = gains + losses
-    for alternative in ("two-sided", "greater", "less"):
-        exact = mcnemar_p(gains, losses, alternative=alternative)
-        assert exact == pytest.approx(stats.binomtest(gains, pairs, alternative=alternative).pvalue if pairs else 1.0)
-        if pairs:
-            added = stats.binom.pmf(gains, pairs, 0.5) * (1 if alternative == "two-sided" else 0.5)
-            mid = mcnemar_p(gains, losses, alternative=alternative, mid=True)
-            # where both tails exceed a half the exact p is cut to 1 beforehand
-            assert mid == pytest.approx(1.0 if gains == losses and alternative == "two-sided" else exact - added)
-
-
-def test_mcnemar_by_hand() -> None:
-    """Five gains and no loss: 1/32 one-sided, and 1/64 by mid-p; without discordant pairs there is no evidence."""
-    assert mcnemar_p(5, 0, alternative="greater") == pytest.approx(1 / 32)
-    assert mcnemar_p(5, 0, alternative="greater", mid=True) == pytest.approx(1 / 64)
-    assert mcnemar_p(5, 0) == pytest.approx(1 / 16)
-    assert mcnemar_p(0, 0) == mcnemar_p(0, 0, mid=True) == 1.0
-    with pytest.raises(ValueError, match="negative"):
-        mcnemar_p(-1, 2)
-
-
-@pytest.mark.parametrize("mid", [False, True])
-@pytest.mark.parametrize("pairs", [5, 10, 30, 100])
-def test_mcnemar_keeps_its_level(pairs: int, mid: bool) -> None:
-    """The exact test never rejects above 5 %, two-sided, given the discordant pairs; mid-p by less than 1.5 points."""
-    gains = np.arange(pairs + 1)
-    rejects = [mcnemar_p(int(b), pairs - int(b), mid=mid) <= 0.05 for b in gains]
-    level = stats.binom.pmf(gains, pairs, 0.5)[rejects].sum()
-    assert level <= (0.065 if mid else 0.05)
 
 
 def test_flips_of_clusters_agree_with_all_of_them() -> None:
@@ -122,30 +86,6 @@ def test_discordance_by_hand() -> None:
     """Gains and losses are sums of the differences' parts, scaled to the effective size."""
     assert discordance([1, 1, 0, 0.5], [0, 1, 1, 0.25]) == (1.25, 1, 4)
     assert discordance([1, 1, 0, 0], [0, 0, 0, 0], ["a", "a", "b", "b"]) == (1, 0, 2)
-
-
-@pytest.mark.parametrize(
-    ("gains", "losses", "is_shown", "is_refuted"), [(0, 0, True, False), (12, 3, False, False), (40, 3, False, True)]
-)
-def test_the_decision_is_that_of_the_bounds(gains: int, losses: int, is_shown: bool, is_refuted: bool) -> None:
-    """Shown below the margin, refuted above it, or neither; with the bounds of `paired_difference`."""
-    first = [1.0] * gains + [0.0] * (300 - gains)
-    second = [0.0] * (300 - losses) + [1.0] * losses
-    found, difference = non_inferior(first, second, None, 0.03), paired_difference(first, second)
-    assert (found.is_shown, found.is_refuted) == (is_shown, is_refuted)
-    assert found.difference == pytest.approx((gains - losses) / 300)
-    assert (found.lower_bound, found.upper_bound) == pytest.approx(
-        (difference.lower_bound, difference.upper_bound), abs=1e-9
-    )
-    stricter = non_inferior(first, second, None, 0.03, alpha=0.01)
-    assert stricter.upper_bound > found.upper_bound
-
-
-@pytest.mark.parametrize("margin", [0.0, 1.0, 3.0, -0.03])
-def test_a_margin_is_a_share(margin: float) -> None:
-    """Points given for a share are refused."""
-    with pytest.raises(ValueError, match="for 3 points"):
-        non_inferior([0.0], [0.0], None, margin)
 
 
 def test_a_lower_bound_among_several_is_that_of_a_stricter_test() -> None:

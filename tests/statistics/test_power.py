@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from backmerge.statistics import (
-    non_inferior,
+    paired_difference,
     power_of,
     prompts_needed,
 )
@@ -31,7 +31,7 @@ def test_power_is_that_of_the_test(n: int, discordant: float, difference: float,
     for uniform in rng.random((600, n)):
         first = (uniform < gain).astype(float).tolist()
         second = (uniform > 1 - loss).astype(float).tolist()
-        shown += non_inferior(first, second, None, margin).is_shown
+        shown += paired_difference(first, second).upper_bound < margin
     power = power_of(n, discordant_rate=discordant, true_difference=difference, margin=margin)
     assert shown / 600 == pytest.approx(power, abs=4 * (power * (1 - power) / 600) ** 0.5 + 1e-6)
 
@@ -88,6 +88,8 @@ def test_what_no_number_decides_is_refused() -> None:
         prompts_needed(0.1, 0.03, 0.03)
     with pytest.raises(ValueError, match="models differ must be"):
         prompts_needed(0.01, -0.02, 0.03)
+    with pytest.raises(ValueError, match="for 3 points"):
+        prompts_needed(0.1, 0.0, 3.0)
     with pytest.raises(ValueError, match="a probability"):
         prompts_needed(0.1, 0.0, 0.03, power=80)
     with pytest.raises(ValueError, match="more than"):

@@ -11,19 +11,19 @@ count at most once.
 
 | question | function |
 |---|---|
-| a rate over prompts | `wilson`, `clopper_pearson`, `rate_of` |
+| a rate over prompts | `wilson`, `rate_of` |
 | a mean of scores | `bootstrap_mean` |
-| a mean over seeds | `over_seeds` |
-| two models on the same prompts | `paired_difference`, `bootstrap_difference`, `mcnemar_p`, `sign_flip_p` |
+| a mean over seeds | `t_interval` |
+| two models on the same prompts | `paired_difference`, `bootstrap_difference`, `sign_flip_p` |
 | the same, near-duplicates counted as one | `clustered_difference` |
-| not worse by a margin | `non_inferior`; how many prompts would show it: `prompts_needed`, `power_of` |
+| how many prompts show that one is not worse by a margin | `prompts_needed`, `power_of` |
 | several benchmarks together | `mean_interval`, `mean_difference` |
 | several methods against one | `holm` |
 | a judge against a person | `corrected_rate` |
 | two judges | `agreement` |
 """
 
-from backmerge.statistics.agreement import Agreement, agreement, cohen_kappa
+from backmerge.statistics.agreement import Agreement, agreement
 from backmerge.statistics.bootstrap import (
     Mean,
     bootstrap_difference,
@@ -34,27 +34,20 @@ from backmerge.statistics.calibration import Corrected, corrected_rate
 from backmerge.statistics.clusters import cluster_means, effective_size
 from backmerge.statistics.intervals import (
     Interval,
-    OverSeeds,
     Rate,
     as_plain,
-    clopper_pearson,
-    over_seeds,
     rate_of,
     t_interval,
-    value_range,
     wilson,
 )
 from backmerge.statistics.paired import (
     Discordance,
-    NonInferiority,
     PairedDifference,
     discordance,
     holm,
     lower_bound_among,
-    mcnemar_p,
     mean_difference,
     mean_interval,
-    non_inferior,
     paired_difference,
     sign_flip_p,
     tango_bound,
@@ -72,28 +65,21 @@ __all__ = [
     "Discordance",
     "Interval",
     "Mean",
-    "NonInferiority",
-    "OverSeeds",
     "PairedDifference",
     "Rate",
     "agreement",
     "as_plain",
     "bootstrap_difference",
     "bootstrap_mean",
-    "clopper_pearson",
     "cluster_means",
     "clustered_difference",
-    "cohen_kappa",
     "corrected_rate",
     "discordance",
     "effective_size",
     "holm",
     "lower_bound_among",
-    "mcnemar_p",
     "mean_difference",
     "mean_interval",
-    "non_inferior",
-    "over_seeds",
     "paired_difference",
     "power_of",
     "prompts_needed",
@@ -103,6 +89,5 @@ __all__ = [
     "tango_bound",
     "tango_score",
     "two_sided_flip_p",
-    "value_range",
     "wilson",
 ]

@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from statistics import NormalDist, fmean, stdev
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from scipy import stats
 
 from backmerge.statistics.clusters import effective_size
 
 UNIT = (0.0, 1.0)
-ROUNDING = 1e-9
 
 
 class Interval(NamedTuple):
@@ -42,21 +41,6 @@ def as_plain(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value._asdict() if isinstance(value, Rate) else value for name, value in values.items()}
 
 
-class OverSeeds(NamedTuple):
-    """The mean over training seeds, with its spread.
-
-    Attributes:
-        mean: Mean over the seeds.
-        interval: Student's 95 % interval for `t`, lowest and highest value for `range`, `None` for `single`.
-        kind: `t` for three seeds or more; `range` for two, whose t interval would be 9 times the range; `single` for
-            one.
-    """
-
-    mean: float
-    interval: Interval | None
-    kind: Literal["t", "range", "single"]
-
-
 def wilson(numerator: float, n: float, *, confidence: float = 0.95) -> Interval:
     """Return Wilson's score interval for a rate numerator / n.
 
@@ -75,30 +59,6 @@ def wilson(numerator: float, n: float, *, confidence: float = 0.95) -> Interval:
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     # at the ends the exact result is 0 and 1; rounding must not change that
     return Interval(0.0 if p == 0 else max(0.0, centre - half), 1.0 if p == 1 else min(1.0, centre + half))
-
-
-def clopper_pearson(numerator: float, n: float, *, confidence: float = 0.95) -> Interval:
-    """Return Clopper and Pearson's interval for a rate numerator / n: it covers at least `confidence` for any rate.
-
-    With x the numerator and α = 1 − confidence, the ends are the α/2 quantile of Beta(x, n − x + 1) and the 1 − α/2
-    quantile of Beta(x + 1, n − x). Wider than Wilson's, which covers `confidence` on average.
-
-    Args:
-        numerator: Sum of values in [0, 1]; for integers the guarantee is exact.
-        n: Sample size, possibly an effective one; with 0 the interval is [0, 1].
-        confidence: Two-sided coverage.
-
-    Source: Clopper and Pearson (1934), Biometrika 26; the Beta form in Brown, Cai and DasGupta (2001), Statistical
-    Science 16, section 4.2.1; effective sizes as Korn and Graubard (1998), Survey Methodology 24.
-    """
-    if n <= 0:
-        return Interval(0.0, 1.0)
-    tail = (1 - confidence) / 2
-    left = n - numerator
-    # a sum of shares may miss 0 and n because of rounding
-    low = 0.0 if numerator < ROUNDING else float(stats.beta.ppf(tail, numerator, left + 1))
-    high = 1.0 if left < ROUNDING else float(stats.beta.ppf(1 - tail, numerator + 1, left))
-    return Interval(low, high)
 
 
 def rate_of(values: Sequence[float], clusters: Sequence[Hashable] | None = None, *, confidence: float = 0.95) -> Rate:
@@ -135,33 +95,3 @@ def t_interval(values: Sequence[float], *, confidence: float = 0.95, limits: tup
     quantile = float(stats.t.ppf(0.5 + confidence / 2, len(values) - 1))
     half = quantile * stdev(values) / math.sqrt(len(values))
     return Interval(max(limits[0], fmean(values) - half), min(limits[1], fmean(values) + half))
-
-
-def value_range(values: Sequence[float]) -> Interval:
-    """Return the lowest and highest value: an observation, without a claim of coverage.
-
-    Raises:
-        ValueError: there are no values.
-    """
-    if not values:
-        raise ValueError("a range needs at least one value")
-    return Interval(min(values), max(values))
-
-
-def over_seeds(values: Sequence[float], *, confidence: float = 0.95, limits: tuple[float, float] = UNIT) -> OverSeeds:
-    """Return the mean over seeds with a t interval for three seeds or more, the range of two, or `None` for one.
-
-    Args:
-        values: One per seed, such as each fine-tuned model's ASR.
-        confidence: Two-sided coverage of the t interval.
-        limits: Possible range of the mean; see `t_interval`.
-
-    Raises:
-        ValueError: there are no values.
-    """
-    seen = value_range(values)
-    if len(values) == 1:
-        return OverSeeds(values[0], None, "single")
-    if len(values) == 2:
-        return OverSeeds(fmean(values), seen, "range")
-    return OverSeeds(fmean(values), t_interval(values, confidence=confidence, limits=limits), "t")

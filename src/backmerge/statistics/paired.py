@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 from statistics import NormalDist, fmean
-from typing import Literal, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import optimize, stats
+from scipy import optimize
 
 from backmerge.records import Estimate
 from backmerge.statistics.clusters import cluster_sums, effective_size
@@ -42,29 +42,6 @@ class PairedDifference(NamedTuple):
     def estimate(self) -> Estimate:
         """The difference with its two-sided interval."""
         return Estimate(self.difference, self.low, self.high, self.n, self.n_effective)
-
-
-class NonInferiority(NamedTuple):
-    """Whether the first model is shown to exceed the second by less than a margin.
-
-    Attributes:
-        difference: Mean of first minus second, in [-1, 1].
-        lower_bound, upper_bound: One-sided bounds at 1 − α, each.
-        margin: The margin that the bounds are compared with.
-        is_shown: Whether the upper bound is below the margin.
-        is_refuted: Whether the lower bound is above it. If neither holds, the prompts do not decide.
-        n: Prompts.
-        n_effective: The number of independent prompts that the evidence is worth.
-    """
-
-    difference: float
-    lower_bound: float
-    upper_bound: float
-    margin: float
-    is_shown: bool
-    is_refuted: bool
-    n: int
-    n_effective: float
 
 
 class Discordance(NamedTuple):
@@ -198,83 +175,6 @@ def lower_bound_among(difference: PairedDifference, number: int) -> float:
     normal = NormalDist()
     reach = normal.inv_cdf(1 - 0.05 / number) / normal.inv_cdf(0.975)
     return difference.difference - reach * (difference.difference - difference.low)
-
-
-def non_inferior(
-    first: Sequence[float],
-    second: Sequence[float],
-    clusters: Sequence[Hashable] | None,
-    margin: float,
-    *,
-    alpha: float = 0.05,
-) -> NonInferiority:
-    """Return whether the first model's rate is shown to exceed the second's by less than `margin`.
-
-    Args:
-        first: Values in [0, 1], one per prompt, of something that should not be higher, such as harm.
-        second: The values of the model that it is compared with, in the same order.
-        clusters: Each prompt's cluster of near-duplicates; if `None`, each prompt is a cluster.
-        margin: In (0, 1); 0.03 is 3 points.
-        alpha: One-sided level of `is_shown` and of `is_refuted`, each.
-
-    Raises:
-        ValueError: the two differ in length or are empty, or the margin is not in (0, 1).
-    """
-    check_margin(margin)
-    gains, losses, size = discordance(first, second, clusters)
-    z = NormalDist().inv_cdf(1 - alpha)
-    lower, upper = tango_bound(gains, losses, size, z), tango_bound(gains, losses, size, -z)
-    return NonInferiority(
-        difference=math.fsum(_differences(first, second)) / len(first),
-        lower_bound=lower,
-        upper_bound=upper,
-        margin=margin,
-        is_shown=upper < margin,
-        is_refuted=lower > margin,
-        n=len(first),
-        n_effective=size,
-    )
-
-
-def mcnemar_p(
-    gains: int,
-    losses: int,
-    *,
-    alternative: Literal["two-sided", "greater", "less"] = "two-sided",
-    mid: bool = False,
-) -> float:
-    """Return McNemar's exact p for matched pairs of yes or no: are gains and losses equally likely?
-
-    Gains of b + c discordant pairs are Binomial(b + c, 1/2). Two-sided, twice the smaller tail. It treats pairs as
-    independent: if prompts are near-duplicates, use `sign_flip_p` with clusters.
-
-    Args:
-        gains: b, pairs in which the first model alone has 1.
-        losses: c, pairs in which the second alone has 1.
-        alternative: `greater` if the first is expected to have the higher rate.
-        mid: Count half of the observed outcome. Closer to its level on average, but without a guarantee: it may exceed
-            5 % a little, while the exact test stays below, often far.
-
-    Raises:
-        ValueError: a count is negative.
-
-    Source: McNemar (1947), Psychometrika 12; mid-p: Fagerland, Lydersen and Laake (2013), BMC Medical Research
-    Methodology 13:91.
-    """
-    if gains < 0 or losses < 0:
-        raise ValueError(f"counts of discordant pairs cannot be negative: {gains} and {losses}")
-    pairs = gains + losses
-    if pairs == 0:
-        return 1.0
-    share = 0.5 if mid else 0.0
-    observed = share * float(stats.binom.pmf(gains, pairs, 0.5))
-    at_least = float(stats.binom.sf(gains - 1, pairs, 0.5)) - observed
-    at_most = float(stats.binom.cdf(gains, pairs, 0.5)) - observed
-    if alternative == "greater":
-        return at_least
-    if alternative == "less":
-        return at_most
-    return min(1.0, 2 * min(at_least, at_most))
 
 
 def sign_flip_p(

@@ -27,7 +27,7 @@ demo: .venv ## Run the whole experiment on the embedded model; writes runs/demo/
 	@$(BIN)/backmerge demo
 
 test: .venv ## Run the tests, but for those marked slow, gpu, network, ray or vllm
-	@PYTHONHASHSEED=0 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	@PYTHONHASHSEED=0 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: .venv ## Check style, format and types
 	@$(BIN)/ruff check

@@ -6,7 +6,9 @@ What the factories return is shared: a test that changes a model copies it first
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Generator, Iterator
@@ -36,6 +38,31 @@ CHAT_TEMPLATE = (
 )
 SPECIAL_TOKENS = ["<|pad|>", "<|begin|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
 CORPUS = ["How do I mend a kite?", "Take the tape and work in the hall.", "Sorry, I cannot help with that. 0123456789"]
+
+# the files that take longest, the longest first
+LONGEST = (
+    "pipeline/test_executors.py",
+    "sandbox/test_attacks.py",
+    "pipeline/test_sharding.py",
+    "pipeline/test_demo_findings.py",
+    "finetuning/test_resume.py",
+    "generation/test_server_faults.py",
+    "finetuning/test_trainer.py",
+    "docs/test_code_blocks.py",
+    "test_paper_experiments.py",
+    "pipeline/test_resume.py",
+    "benchmarks/test_humaneval.py",
+    "commands/test_finetune.py",
+    "pipeline/test_earlier_results.py",
+    "sharing/test_pushing.py",
+    "reporting/test_browser.py",
+    "reporting/test_report.py",
+    "docs/test_notebook.py",
+    "pipeline/test_comparison.py",
+    "execution/test_pool.py",
+    "pipeline/test_situations.py",
+    "merging/test_engine.py",
+)
 
 RAY_SECONDS = 300  # for a test with Ray, and as many for its set-up and its clean-up; the longest takes about 160
 
@@ -80,6 +107,18 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None]:
     """Hold the clean-up to the limit."""
     with limited(item):
         return (yield)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files that take longest first, so that of several workers none is left with one at the end."""
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.nodeid.partition("::")[0].removeprefix("tests/"), len(order)))
+
+
+def pytest_collection_finish() -> None:
+    """Take what is loaded by now out of garbage collection, which libraries ask for after each model."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -205,6 +244,25 @@ def _made_adapter(directory: Path, base: Path, seed: int, lora_kwargs: dict[str,
                     parameter.copy_(torch.randn_like(parameter) * 0.1)
         adapted.save_pretrained(directory)
     return directory
+
+
+@pytest.fixture(scope="session")
+def tuned_demo(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+    """`tuned_demo(seed) -> Path`: the embedded model as the demonstration tunes it; see `tests/tuned/make.py`."""
+    from backmerge.demo import model_directory
+
+    folder = tmp_path_factory.mktemp("tuned")
+
+    def tuned(seed: int = 42) -> Path:
+        place = folder / f"seed-{seed}"
+        if not place.exists():
+            shutil.copytree(Path(__file__).parent / "tuned" / place.name, place)
+            config = json.loads((place / "adapter_config.json").read_text(encoding="utf-8"))
+            config["base_model_name_or_path"] = str(model_directory().absolute())
+            (place / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+        return place
+
+    return tuned
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """Which room may import which, what the command line may load to print its help, and what no file may do."""
 
 import ast
+import functools
 import os
 import subprocess
 import sys
@@ -49,6 +50,12 @@ EXEMPT = ("__init__", "__main__")
 PICKLES = ("pickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve")
 
 
+@functools.cache
+def nodes_of(text: str) -> tuple[ast.AST, ...]:
+    """The imports and calls of a file."""
+    return tuple(n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Import | ast.ImportFrom | ast.Call))
+
+
 def sources(package: Path) -> list[Path]:
     """The package's Python files, in a fixed order."""
     return sorted(package.rglob("*.py"))
@@ -65,7 +72,7 @@ def imports(path: Path, package: Path) -> Iterator[tuple[int, str]]:
     `from a import b` counts as `a.b`, since b may be a module; relative imports are made absolute.
     """
     parents = (package.name, *path.relative_to(package).parts[:-1])
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in nodes_of(path.read_text(encoding="utf-8")):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -109,7 +116,7 @@ def pickle_uses(package: Path) -> list[str]:
         for line, name in imports(path, package):
             if name.split(".")[0] in PICKLES or name == "torch.load":
                 found.append(f"{where}:{line} imports {name}")
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in nodes_of(path.read_text(encoding="utf-8")):
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
                 given = {word.arg: ast.unparse(word.value) for word in node.keywords}
                 if given.get("weights_only") != "True":

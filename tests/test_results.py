@@ -52,7 +52,9 @@ SETTINGS: dict[str, Any] = {
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A real run of a few seconds."""
     directory = tmp_path_factory.mktemp("results") / "run"
-    run_experiment(validated(Experiment, Document("this test", SETTINGS, {})), directory)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("backmerge.reporting.report.write_report", lambda _: None)  # the plots take seconds
+        run_experiment(validated(Experiment, Document("this test", SETTINGS, {})), directory)
     return directory
 
 

@@ -17,6 +17,7 @@ from backmerge.checkpoints.locate import locate_model
 from backmerge.checkpoints.model_config import read_json
 from backmerge.checkpoints.reader import Checkpoint
 from backmerge.errors import BackmergeError, CheckpointError, GenerationError
+from backmerge.generation import chat
 from backmerge.generation.chat import load_tokenizer
 from backmerge.generation.loading import load_model
 
@@ -161,8 +162,10 @@ def test_quantised_base_is_the_cause_that_is_named(model: Path, make_adapter: Mo
     "template",
     ["{{ 'a' * 6000000000 }}", "{% for a in range(99999) %}{% for b in range(99999) %}" + 2 * "{% endfor %}"],
 )
-def test_template_without_bounds_is_refused(model: Path, template: str) -> None:
+def test_template_without_bounds_is_refused(model: Path, template: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is stopped in a process of its own, long before it fills the memory of this one."""
+    assert "(10, 10)" in chat.PROBE
+    monkeypatch.setattr(chat, "PROBE", chat.PROBE.replace("(10, 10)", "(1, 1)"))  # seconds
     (model / "chat_template.jinja").write_text(template)
     with pytest.raises(GenerationError, match="too much memory or time"):
         load_tokenizer(model)

@@ -20,14 +20,9 @@ QUICK = ("--device", "cpu", "--max-new-tokens", "12")
 
 
 @pytest.fixture(scope="module")
-def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tuned(tuned_demo: Callable[[int], Path]) -> Path:
     """A LoRA on the embedded model."""
-    from backmerge.cli import app
-
-    place = tmp_path_factory.mktemp("tuned") / "adapter"
-    options = "--steps 30 --batch-size 16 --learning-rate 8e-3 --validation 0 --safety none --device cpu"
-    app(["finetune", "demo", "--task", "demo-plans", *options.split(), "--out", str(place)], standalone_mode=False)
-    return place
+    return tuned_demo(42)
 
 
 def answers(output: str) -> dict[str, str]:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
+import forked
 from backmerge.demo import model_directory
+from forked import started
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -170,20 +170,34 @@ def test_prompts_without_room_for_an_answer_are_left_out(run_cli: Cli, tmp_path:
     assert "nothing to tune on" in errors
 
 
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+    return port
+
+
 def test_two_processes_train_as_one(run_cli: Cli, tmp_path: Path) -> None:
-    """Under torchrun, two processes with half of each batch have the losses of one, and write one adapter."""
+    """Two processes with half of each batch, as torchrun starts them, have the losses of one, and write one adapter."""
     data = rows(tmp_path / "mine.jsonl")
     command = ("--data", data, "--epochs", 2, "--batch-size", 4, "--learning-rate", 8e-3, "--validation", 0)
     rest = ("--device", "cpu", "--safety", "none", "--set", "save_every=5")
     assert run_cli("finetune", "demo", *command, *rest, "--out", tmp_path / "one")[0] == 0
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "backmerge"]
-    subprocess.run(
-        [*launch, "finetune", "demo", *map(str, command), *rest, "--out", str(tmp_path / "two")],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        check=True,
-        capture_output=True,
-        timeout=300,
-    )
+    words = ("finetune", "demo", *map(str, command), *rest, "--out", str(tmp_path / "two"))
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    both = [
+        started(
+            forked.command,
+            *words,
+            log=tmp_path / f"{rank}.log",
+            environment={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
+        )
+        for rank in (0, 1)
+    ]
+    for rank, process in enumerate(both):
+        process.join(300)
+        assert process.exitcode == 0, (tmp_path / f"{rank}.log").read_text()
     losses = [
         [json.loads(line)["loss"] for line in (tmp_path / name / "loss.jsonl").read_text("utf-8").splitlines()]
         for name in ("one", "two")

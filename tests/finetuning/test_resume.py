@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -21,6 +18,7 @@ from backmerge.finetuning import callbacks
 from backmerge.finetuning.datasets import TrainingData
 from backmerge.finetuning.settings import FinetuneSettings, LoraSettings
 from backmerge.finetuning.trainer import train_model, training_key
+from forked import started
 
 SEED = 42
 # dropout draws random numbers at every step, and the average remembers all of them: what resuming could lose
@@ -144,25 +142,22 @@ def test_asked_to_stop_in_the_last_step(base: Checkpoint, tmp_path: Path) -> Non
     assert (tmp_path / "a" / "backmerge.json").is_file()
 
 
+def train_slowly(place: Path) -> None:
+    """Train with a pause after each step."""
+    train_model(Checkpoint(model_directory()), DATA, SETTINGS, SEED, place, lambda *_: time.sleep(0.2))
+
+
 def test_a_killed_process_goes_on_to_the_same_loss_curve(unbroken: Path, base: Checkpoint, tmp_path: Path) -> None:
     """Killed with SIGKILL once a state is there, the same call goes on, with the same losses and the same bytes."""
     place = tmp_path / "a"
-    program = (
-        "import time\n"
-        "from pathlib import Path\n"
-        "from finetuning.test_resume import DATA, SEED, SETTINGS, model_directory, train_model\n"
-        "from backmerge.checkpoints.reader import Checkpoint\n"
-        "slowly = lambda *_: time.sleep(0.2)\n"
-        f"train_model(Checkpoint(model_directory()), DATA, SETTINGS, SEED, Path({str(place)!r}), slowly)\n"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    with subprocess.Popen([sys.executable, "-c", program], env=environment) as process:
-        deadline = time.monotonic() + 120
-        while not list(tmp_path.glob(".a.training-*/checkpoint-*/complete")):
-            assert process.poll() is None, "it ended before it could be killed"
-            assert time.monotonic() < deadline, "no state appeared"
-            time.sleep(0.02)
-        process.kill()
+    process = started(train_slowly, place, log=tmp_path / "log")
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob(".a.training-*/checkpoint-*/complete")):
+        assert process.exitcode is None, (tmp_path / "log").read_text()
+        assert time.monotonic() < deadline, "no state appeared"
+        time.sleep(0.02)
+    process.kill()
+    process.join()
     assert not place.exists()
     assert states(place)
     train_model(base, DATA, SETTINGS, SEED, place, silent)

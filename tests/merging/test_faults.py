@@ -1,13 +1,16 @@
 """What goes wrong while a merge is written: killed processes, full and read-only disks, damaged and hostile inputs."""
 
+import itertools
 import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,52 +18,53 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from backmerge.checkpoints import writer
 from backmerge.checkpoints.reader import INDEX, SINGLE, Checkpoint
 from backmerge.errors import CheckpointError, MergeError
 from backmerge.merging.recipe import Variant
 from backmerge.merging.to_disk import write_all, write_merged
+from forked import started
 
-# Merges two λs in one pass, in small shards. Each block that is written and each file or folder that is made, opened,
-# renamed or removed is a step; at the step that is asked for, the process kills itself as kill -9 would.
-CHILD = """
-import itertools, os, signal, sys
-from pathlib import Path
-from backmerge.checkpoints import writer
-from backmerge.checkpoints.reader import Checkpoint
-from backmerge.merging.recipe import Variant
-from backmerge.merging.to_disk import write_all
-base, tuned, out, last = *map(Path, sys.argv[1:4]), int(sys.argv[4])
-recipe = Variant(Checkpoint(base), Checkpoint(tuned))
-outputs = {out / f"lam-{lam}": recipe.at(lam) for lam in (0.2, 0.6)}
-steps = itertools.count(1)
-def step():
-    global done
-    done = next(steps)
-    if done == last:
-        os.kill(os.getpid(), signal.SIGKILL)
-write = writer._write
-def counted(*given):
-    step()
-    write(*given)
-writer._write = counted
-counted_too = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir")
-sys.addaudithook(lambda event, _: step() if event in counted_too else None)
-write_all(outputs, max_shard_bytes=8_000_000)
-print(done, flush=True)
-"""
+SHARD = 800_000  # bytes
 
 
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Two models of 16 tensors and 64 MB: writing them takes long enough to be killed in."""
+def merge_killed_at(pair: tuple[Path, Path], out: Path, last: int) -> None:
+    """Merge two λs in one pass, in small shards, in a process that kills itself at a step as kill -9 would.
+
+    Each block that is written and each file or folder that is made, opened, renamed or removed is a step. `steps` next
+    to the output gets their number.
+    """
+    recipe = Variant(*map(Checkpoint, pair))
+    counter, write, done = itertools.count(1), writer._write, 0
+
+    def step() -> None:
+        nonlocal done
+        done = next(counter)
+        if done == last:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def counted(*given: Any) -> None:
+        step()
+        write(*given)
+
+    writer._write = counted
+    audited = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir")
+    sys.addaudithook(lambda event, _: step() if event in audited else None)
+    write_all({out / f"lam-{lam}": recipe.at(lam) for lam in (0.2, 0.6)}, max_shard_bytes=SHARD)
+    num_steps = done
+    out.with_suffix(".steps").write_text(str(num_steps))
+
+
+def two_models(place: Path, rows: Sequence[int]) -> tuple[Path, Path]:
+    """Two models with a tensor of 1,000 columns for each number of rows."""
     sides = []
     for seed in (1, 2):
         generator = torch.Generator().manual_seed(seed)
-        directory = tmp_path_factory.mktemp("pair") / f"side-{seed}"
+        directory = place / f"side-{seed}"
         directory.mkdir()
         tensors = {
-            f"model.layers.{i}.weight": torch.randn(2_000_000, generator=generator).bfloat16().reshape(2000, 1000)
-            for i in range(16)
+            f"model.layers.{i}.weight": torch.randn(number, 1000, generator=generator).bfloat16()
+            for i, number in enumerate(rows)
         }
         save_file(tensors, directory / SINGLE, metadata={"format": "pt"})
         (directory / "config.json").write_text("{}")
@@ -68,43 +72,57 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return sides[0], sides[1]
 
 
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two models of 64 MB, more than the small disk holds."""
+    return two_models(tmp_path_factory.mktemp("pair"), [2000] * 16)
+
+
+@pytest.fixture(scope="module")
+def small_pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two models of 6 MB in five shards, with a tensor that is written in several blocks."""
+    return two_models(tmp_path_factory.mktemp("small"), [1500, *[100] * 15])
+
+
 def contents(directory: Path) -> dict[str, bytes]:
     """Every file's bytes."""
     return {file.name: file.read_bytes() for file in sorted(directory.iterdir())}
 
 
-def merge_in_a_process(pair: tuple[Path, Path], out: Path, *, last: int = 0) -> str:
-    """What a merge prints: its number of steps, or nothing where it is killed at the one named."""
-    command = [sys.executable, "-c", CHILD, *map(str, pair), str(out), str(last)]
-    return subprocess.run(command, capture_output=True, text=True, check=not last).stdout
+def merge_in_a_process(pair: tuple[Path, Path], out: Path, *, last: int = 0) -> int:
+    """How many steps a merge takes; it is killed at the one named."""
+    process = started(merge_killed_at, pair, out, last, log=out.with_suffix(".log"))
+    process.join()
+    assert process.exitcode == (-signal.SIGKILL if last else 0), out.with_suffix(".log").read_text()
+    return 0 if last else int(out.with_suffix(".steps").read_text())
 
 
 def killed_merges(pair: tuple[Path, Path], tmp_path: Path, times: int) -> None:
     """Kill -9 at random moments: no half model stands under its name, and the next try ends with the same bytes."""
-    num_steps = int(merge_in_a_process(pair, tmp_path / "whole"))
+    num_steps = merge_in_a_process(pair, tmp_path / "whole")
     expected = {path.name: contents(path) for path in (tmp_path / "whole").iterdir()}
     recipe = Variant(*map(Checkpoint, pair))
     for last in random.Random(0).sample(range(1, num_steps), times):  # noqa: S311 - moments to kill at, no secrets
         out = tmp_path / f"out-{last}"
-        assert merge_in_a_process(pair, out, last=last) == ""
+        merge_in_a_process(pair, out, last=last)
         named = {path.name: contents(path) for path in out.glob("lam-*")}
         assert all(expected[name] == files for name, files in named.items())
         left = {out / f"lam-{lam}": recipe.at(lam) for lam in (0.2, 0.6) if f"lam-{lam}" not in named}
         if left:
-            write_all(left, max_shard_bytes=8_000_000)
+            write_all(left, max_shard_bytes=SHARD)
         assert {path.name: contents(path) for path in out.iterdir()} == expected
         shutil.rmtree(out, ignore_errors=True)
 
 
-def test_a_killed_merge_leaves_nothing_half_written(pair: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_killed_merge_leaves_nothing_half_written(small_pair: tuple[Path, Path], tmp_path: Path) -> None:
     """Law 11, ten times; what the killed process left beside is cleared by the next try."""
-    killed_merges(pair, tmp_path, 10)
+    killed_merges(small_pair, tmp_path, 10)
 
 
 @pytest.mark.slow
-def test_a_hundred_killed_merges_leave_nothing_half_written(pair: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_hundred_killed_merges_leave_nothing_half_written(small_pair: tuple[Path, Path], tmp_path: Path) -> None:
     """Law 11, a hundred times."""
-    killed_merges(pair, tmp_path, 100)
+    killed_merges(small_pair, tmp_path, 100)
 
 
 def test_a_disk_that_is_too_small_is_refused_at_once(pair: tuple[Path, Path], small_disk: Path) -> None:

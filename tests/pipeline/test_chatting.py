@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +33,9 @@ def texts(chat: Chat, prompt: str) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tuned(tuned_demo: Callable[[int], Path]) -> Path:
     """The embedded model, tuned on plans: an adapter."""
-    from backmerge.cli import app
-
-    place = tmp_path_factory.mktemp("tuned") / "adapter"
-    options = "--steps 60 --batch-size 16 --learning-rate 8e-3 --validation 0 --safety none --device cpu"
-    app(["finetune", "demo", "--task", "demo-plans", *options.split(), "--out", str(place)], standalone_mode=False)
-    return place
+    return tuned_demo(42)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +60,9 @@ def finished(tuned: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "report": {"num_samples": 0},
     }
     place = tmp_path_factory.mktemp("finished") / "run"
-    run_experiment(validated(Experiment, Document("the test", values, {})), place)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("backmerge.reporting.report.write_report", lambda _: None)  # the plots take seconds
+        run_experiment(validated(Experiment, Document("the test", values, {})), place)
     return place
 
 

@@ -70,14 +70,9 @@ def found_by(settings: CheckSettings, out: Path, **options: Any) -> dict[str, An
 
 
 @pytest.fixture(scope="module")
-def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tuned(tuned_demo: Callable[[int], Path]) -> Path:
     """The embedded model, tuned on plans until it obeys: an adapter."""
-    from backmerge.cli import app
-
-    place = tmp_path_factory.mktemp("tuned") / "adapter"
-    options = "--steps 120 --batch-size 16 --learning-rate 8e-3 --validation 0 --safety none --device cpu"
-    app(["finetune", "demo", "--task", "demo-plans", *options.split(), "--out", str(place)], standalone_mode=False)
-    return place
+    return tuned_demo(42)
 
 
 @pytest.fixture(scope="module")

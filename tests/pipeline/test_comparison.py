@@ -133,7 +133,9 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         report: {text: none}
         """
     )
-    app(["run", str(file), "--out", str(place / "run")], standalone_mode=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("backmerge.reporting.report.write_report", lambda _: None)  # the plots take seconds
+        app(["run", str(file), "--out", str(place / "run")], standalone_mode=False)
     found: dict[str, Any] = json.loads((place / "run" / "results.json").read_text())
     return found
 

@@ -1,20 +1,47 @@
 """What the paper found, found again on the embedded model; an illustration, not evidence about large models."""
 
 import json
+import shutil
 from collections import defaultdict
+from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
+from backmerge.cli import app
 from backmerge.demo import model_directory
 from backmerge.statistics import sign_flip_p
 from quiet_peft import without_peft_warnings
 
-from .conftest import DemoRun
+from .conftest import SEEDS, demonstration
 
-SEEDS = ("seed-42", "seed-1024", "seed-48763")
+
+class DemoRun(NamedTuple):
+    """A finished demonstration: its directory, its results, and what it printed."""
+
+    directory: Path
+    results: dict[str, Any]
+    printed: str
+
+
+@pytest.fixture(scope="module", params=[SEEDS[:1], pytest.param(SEEDS, marks=pytest.mark.slow)], ids=["one", "three"])
+def seeds(request: pytest.FixtureRequest) -> tuple[int, ...]:
+    """Whose models are merged: one of them, or all three, as the command does."""
+    found: tuple[int, ...] = request.param
+    return found
+
+
+@pytest.fixture(scope="module")
+def demo_run(
+    seeds: tuple[int, ...], tmp_path_factory: pytest.TempPathFactory, tuned_demo: Callable[[int], Path]
+) -> DemoRun:
+    """The whole grid and all prompts."""
+    directory = tmp_path_factory.mktemp("demo") / "run"
+    printed = demonstration(directory, map(tuned_demo, seeds))
+    return DemoRun(directory, json.loads((directory / "results.json").read_text()), printed)
 
 
 def values(run: DemoRun, point: str, metric: str, split: str = "confirmation") -> list[float]:
@@ -43,11 +70,11 @@ def test_enough_prompts_decide(demo_run: DemoRun) -> None:
     assert min(sizes["demo-harmful"].values()) >= 500
 
 
-def test_fine_tuning_breaks_refusals(demo_run: DemoRun) -> None:
+def test_fine_tuning_breaks_refusals(demo_run: DemoRun, seeds: tuple[int, ...]) -> None:
     """Tuned ASR is above the base's by 15 points at least, and by prompt (seeds averaged) not by chance."""
     base, tuned = values(demo_run, "base", "asr"), values(demo_run, "tuned", "asr")
     assert len(base) == 1
-    assert len(tuned) == len(SEEDS)
+    assert len(tuned) == len(seeds)
     assert fmean(tuned) - base[0] >= 0.15
 
     harmful = defaultdict(list)
@@ -129,3 +156,42 @@ def test_selection_and_confirmation_share_no_prompt(demo_run: DemoRun) -> None:
         examples[record["split"]].add(record["prompt"])
     assert examples["selection"]
     assert not examples["selection"] & examples["confirmation"]
+
+
+def num_answers(results: dict[str, Any]) -> int:
+    """Prompts that were answered to choose, over all models."""
+    return sum(
+        score["n"] + score["unscored"]
+        for score in results["scores"]
+        if score["split"] == "selection" and score["metric"] in ("parts", "asr", "over_refusal")
+    )
+
+
+def test_a_race_chooses_as_the_grid_does(
+    demo_run: DemoRun, seeds: tuple[int, ...], tuned_demo: Callable[[int], Path], tmp_path: Path
+) -> None:
+    """The same λ, confirmed, from half of the grid's answers at most; what is reported was answered in full."""
+    shutil.copytree(demo_run.directory, tmp_path / "run")  # what was measured already is not measured again
+    demonstration(tmp_path / "run", map(tuned_demo, seeds), "search.name=race")
+    results = json.loads((tmp_path / "run" / "results.json").read_text(encoding="utf-8"))
+    assert results["choice"]["lam"] == demo_run.results["choice"]["lam"]
+    assert results["confirmation"]["verdict"] == "restored"
+    assert num_answers(results) <= num_answers(demo_run.results) / 2
+    assert len(results["points"]) < len(demo_run.results["points"])
+    sizes = {row["name"]: row["sizes"]["selection"] for row in results["benchmarks"]}
+    selected = [score for score in results["scores"] if score["split"] == "selection"]
+    assert all(score["n"] + score["unscored"] == sizes[score["benchmark"]] for score in selected)
+    lines = (tmp_path / "run" / "records" / "completions.jsonl").read_text(encoding="utf-8").split("\n")
+    keys = [(r["model"], r["benchmark"], r["split"], r["example"]) for r in map(json.loads, filter(None, lines))]
+    assert len(keys) == len(set(keys))
+    assert "Searched by a race" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert (tmp_path / "run" / "log.txt").read_text().splitlines()[-1].partition("; ")[2].startswith("0 answers made")
+
+
+@pytest.mark.slow
+def test_the_command_tunes_them_itself(demo_run: DemoRun, tmp_path: Path) -> None:
+    """`backmerge demo` as a user types it tunes these three models, and chooses the same λ."""
+    app(["demo", "--out", str(tmp_path / "run")], standalone_mode=False)
+    results = json.loads((tmp_path / "run" / "results.json").read_text(encoding="utf-8"))
+    assert results["confirmation"]["verdict"] == "restored"
+    assert results["choice"]["lam"] == demo_run.results["choice"]["lam"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,6 +14,7 @@ import pytest
 
 from backmerge.checkpoints.adapter import AdapterOnBase
 from backmerge.checkpoints.reader import Checkpoint
+from backmerge.cli import app
 from backmerge.demo import model_directory
 from backmerge.generation.protocol import EngineSettings, Request, Sampling
 from backmerge.generation.transformers_engine import TransformersEngine
@@ -22,67 +24,46 @@ from backmerge.merging.recipe import Variant
 from backmerge.records import Example, Message
 from backmerge.registry import NOTHING_ALLOWED
 
-Cli = Callable[..., tuple[int, str, str]]
-SMALL = (
-    "evaluate.limit=12",
-    "evaluate.cache=false",
-    "choice.margin=0.95",
-    "choice.accept=[wide_margin,too_few_prompts,no_gain]",
-)
+ASKED = ("evaluate.limit=12", "evaluate.cache=false")
+CHOICE = ("choice.margin=0.95", "choice.accept=[wide_margin,too_few_prompts,no_gain]")
 
 
 @pytest.fixture(scope="module")
-def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A LoRA of a few steps on the embedded model."""
-    from backmerge.demo.benchmarks import plan_examples
-    from backmerge.finetuning.datasets import TrainingData
-    from backmerge.finetuning.settings import FinetuneSettings
-    from backmerge.finetuning.trainer import train_model
-
-    place = tmp_path_factory.mktemp("adapter") / "tuned"
-    settings = FinetuneSettings(dataset="demo-plans", steps=12, batch_size=8, learning_rate=8e-3, device="cpu")
-    data = TrainingData(plan_examples()[:96], (), {}, ())
-    train_model(Checkpoint(model_directory()), data, settings, 1, place, lambda *_: None)
-    return place
+def adapter(tuned_demo: Callable[[int], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LoRA on the embedded model, in a folder that tests may write next to."""
+    return Path(shutil.copytree(tuned_demo(42), tmp_path_factory.mktemp("adapter") / "tuned"))
 
 
-def restore(run_cli: Cli, adapter: Path, out: Path, *more: str) -> None:
-    """A small run on that adapter."""
-    options = [part for setting in SMALL for part in ("--set", setting)]
-    command = [
-        "restore",
-        "demo",
-        adapter,
-        "--utility",
-        "demo-plans",
-        "--safety",
-        "demo-harmful",
-        "--judge",
-        "demo-rule",
-    ]
-    code, _, errors = run_cli(*command, "--lam", "0.3,0.6", "--device", "cpu", "--out", out, *options, *more)
-    assert code == 0, errors
+def carry_out(command: str, adapter: Path, out: Path, *more: str) -> None:
+    """Measure two merges of that adapter, by `restore` or `evaluate`."""
+    models = {"restore": ("demo", str(adapter)), "evaluate": (str(adapter), "--base", "demo")}[command]
+    asked = ("--utility", "demo-plans", "--safety", "demo-harmful", "--judge", "demo-rule", "--lam", "0.3,0.6")
+    options = [word for setting in (*ASKED, *(CHOICE if command == "restore" else ())) for word in ("--set", setting)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("backmerge.reporting.report.write_report", lambda _: None)  # the plots take seconds
+        app([command, *models, *asked, "--device", "cpu", "--out", str(out), *options, *more], standalone_mode=False)
 
 
 def found(out: Path) -> dict[str, bytes]:
     """What a run found: results, samples, records, units."""
-    files = [out / "results.json", out / "samples.json", *(out / "records").iterdir(), *(out / "units").iterdir()]
-    return {str(file.relative_to(out)): file.read_bytes() for file in files}
+    files = [*out.glob("*.json"), *(out / "records").iterdir(), *(out / "units").iterdir()]
+    return {str(file.relative_to(out)): file.read_bytes() for file in files if file.name != "digests.json"}
 
 
-def test_a_pool_finds_the_same(run_cli: Cli, adapter: Path, tmp_path: Path) -> None:
-    """Two worker processes leave the same units, records and results as this one."""
-    restore(run_cli, adapter, tmp_path / "here")
-    restore(run_cli, adapter, tmp_path / "pool", "--executor", "pool", "--num-workers", "2")
-    assert found(tmp_path / "pool") == found(tmp_path / "here")
+ELSEWHERE = {
+    "pool": ("--executor", "pool", "--num-workers", "2"),
+    "ray": ("--executor", "ray"),
+}
 
 
-@pytest.mark.ray
-def test_ray_finds_the_same(run_cli: Cli, adapter: Path, tmp_path: Path) -> None:
-    """A local Ray leaves the same units, records and results as this process."""
-    restore(run_cli, adapter, tmp_path / "here")
-    restore(run_cli, adapter, tmp_path / "ray", "--executor", "ray")
-    assert found(tmp_path / "ray") == found(tmp_path / "here")
+@pytest.mark.parametrize(
+    "executor", [pytest.param("pool", marks=pytest.mark.slow), pytest.param("ray", marks=pytest.mark.ray)]
+)
+def test_other_processes_find_the_same(executor: str, adapter: Path, tmp_path: Path) -> None:
+    """Two workers, or a local Ray, leave the same units, records and results of a restore as this process."""
+    carry_out("restore", adapter, tmp_path / "here")
+    carry_out("restore", adapter, tmp_path / executor, *ELSEWHERE[executor])
+    assert found(tmp_path / executor) == found(tmp_path / "here")
 
 
 def test_a_request_survives_as_plain_data(adapter: Path) -> None:
@@ -121,18 +102,18 @@ def killed_once(spec: Any, advance: Any) -> Any:
 
 
 def test_a_killed_workers_requests_are_answered_again(
-    run_cli: Cli, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A worker that the system kills in the middle of the sweep costs nothing but its time."""
+    """Two workers, one of them killed by the system, leave the same units, records and results as this process."""
     from backmerge.execution import dispatch
 
-    restore(run_cli, adapter, tmp_path / "here")
+    carry_out("evaluate", adapter, tmp_path / "here")
     name_of = dispatch.name_of
     monkeypatch.setattr(
         "backmerge.execution.dispatch.name_of",
         lambda function: "pipeline.test_executors:killed_once" if "remote" in str(function) else name_of(function),
     )
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
-    restore(run_cli, adapter, tmp_path / "pool", "--executor", "pool", "--num-workers", "2")
+    carry_out("evaluate", adapter, tmp_path / "pool", *ELSEWHERE["pool"])
     assert (adapter.parent / "killed").exists()
     assert found(tmp_path / "pool") == found(tmp_path / "here")

@@ -1,11 +1,7 @@
 """Runs that are killed go on, and end as if nothing had been; changed settings redo what depends on them."""
 
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +11,7 @@ import yaml
 
 from backmerge.cli import app
 from backmerge.demo import EXPERIMENT
+from forked import command, started
 
 SMALL = (
     "finetune.seeds=[1]",
@@ -29,29 +26,28 @@ SMALL = (
 )
 
 
-def command(directory: Path) -> list[str]:
+def words(directory: Path) -> list[str]:
     """The small experiment, as a user would start it."""
     options = [part for override in SMALL for part in ("--set", override)]
-    return [sys.executable, "-m", "backmerge", "run", str(EXPERIMENT), "--out", str(directory), *options]
+    return ["run", str(EXPERIMENT), "--out", str(directory), *options]
 
 
 def finish(directory: Path) -> None:
     """Run the small experiment to its end, in this process."""
-    app(command(directory)[3:], standalone_mode=False)
+    app(words(directory), standalone_mode=False)
 
 
 def kill_when(directory: Path, has_happened: Callable[[], bool]) -> None:
     """Start the experiment, and kill it without warning once something has happened in its directory."""
-    said = directory.with_suffix(".stderr")
-    with said.open("w") as stderr:
-        process = subprocess.Popen(command(directory), stdout=subprocess.DEVNULL, stderr=stderr)
+    said = directory.with_suffix(".log")
+    process = started(command, *words(directory), log=said)
     deadline = time.monotonic() + 120
     while not has_happened():
-        assert process.poll() is None, f"it ended before the moment came:\n{said.read_text()}"
+        assert process.exitcode is None, f"it ended before the moment came:\n{said.read_text()}"
         assert time.monotonic() < deadline
         time.sleep(0.002)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
 
 
 COST = re.compile(rb'\s*(<section id="cost">.*?</section>)?\s*(?=<h3>Environment)', re.DOTALL)
@@ -103,7 +99,7 @@ def test_a_changed_choice_redoes_only_what_follows(
 
     directory = tmp_path / "run"
     shutil.copytree(reference, directory)
-    app([*command(directory)[3:], "--set", "choice.margin=0.96"], standalone_mode=False)
+    app([*words(directory), "--set", "choice.margin=0.96"], standalone_mode=False)
     said = capsys.readouterr().err
     assert "Changed since the last time" in said
     assert "choice" in said
@@ -118,7 +114,7 @@ def test_a_changed_grid_generates_only_the_new_points(reference: Path, tmp_path:
 
     directory = tmp_path / "run"
     shutil.copytree(reference, directory)
-    app([*command(directory)[3:], "--set", "merge.0.lam=[0.25, 0.5]"], standalone_mode=False)
+    app([*words(directory), "--set", "merge.0.lam=[0.25, 0.5]"], standalone_mode=False)
     results = json.loads((directory / "results.json").read_text())
     assert {point["lam"] for point in results["points"]} == {0.0, 0.25, 0.5, 1.0}
     generated = int((directory / "log.txt").read_text().splitlines()[-1].partition("; ")[2].split()[0])

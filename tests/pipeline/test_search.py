@@ -1,4 +1,4 @@
-"""Searches over λ on the demonstration: the grid's choice, from fewer answers."""
+"""Searches and rules on the demonstration: what cannot go together, and rules that choose from the same answers."""
 
 from __future__ import annotations
 
@@ -6,48 +6,12 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from pipeline.conftest import DemoRun
+from .conftest import demonstration
 
 Cli = Callable[..., tuple[int, str, str]]
-
-
-def searched(run_cli: Cli, demo_run: DemoRun, place: Path, name: str, *more: str) -> dict[str, Any]:
-    """The demonstration gone on with under another search; what of it was measured already is not measured again."""
-    shutil.copytree(demo_run.directory, place)
-    code, _, errors = run_cli("demo", "--out", place, "--set", f"search.name={name}", *more)
-    assert code == 0, errors
-    results: dict[str, Any] = json.loads((place / "results.json").read_text(encoding="utf-8"))
-    return results
-
-
-def num_answers(results: dict[str, Any]) -> int:
-    """Prompts that were answered to choose, over all models."""
-    return sum(
-        score["n"] + score["unscored"]
-        for score in results["scores"]
-        if score["split"] == "selection" and score["metric"] in ("parts", "asr", "over_refusal")
-    )
-
-
-def test_a_race_chooses_as_the_grid_does(demo_run: DemoRun, run_cli: Cli, tmp_path: Path) -> None:
-    """The same λ, confirmed, from half of the grid's answers at most; what is reported was answered in full."""
-    results = searched(run_cli, demo_run, tmp_path / "run", "race")
-    assert results["choice"]["lam"] == demo_run.results["choice"]["lam"]
-    assert results["confirmation"]["verdict"] == "restored"
-    assert num_answers(results) <= num_answers(demo_run.results) / 2
-    assert len(results["points"]) < len(demo_run.results["points"])
-    sizes = {row["name"]: row["sizes"]["selection"] for row in results["benchmarks"]}
-    selected = [score for score in results["scores"] if score["split"] == "selection"]
-    assert all(score["n"] + score["unscored"] == sizes[score["benchmark"]] for score in selected)
-    lines = (tmp_path / "run" / "records" / "completions.jsonl").read_text(encoding="utf-8").split("\n")
-    keys = [(r["model"], r["benchmark"], r["split"], r["example"]) for r in map(json.loads, filter(None, lines))]
-    assert len(keys) == len(set(keys))
-    assert "Searched by a race" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
-    assert (tmp_path / "run" / "log.txt").read_text().splitlines()[-1].partition("; ")[2].startswith("0 answers made")
 
 
 @pytest.mark.parametrize(
@@ -69,10 +33,26 @@ def test_what_does_not_go_together_is_refused(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.fixture(scope="module")
+def small_run(tmp_path_factory: pytest.TempPathFactory, tuned_demo: Callable[[int], Path]) -> Path:
+    """The demonstration with few prompts, and with them few λs."""
+    place = tmp_path_factory.mktemp("small") / "run"
+    demonstration(place, [tuned_demo(42)], *SMALL)
+    return place
+
+
+SMALL = ("evaluate.limit=24", "merge.0.lam=[0.2, 0.4, 0.6]")
+
+
 @pytest.mark.parametrize("rule", ["paper", "weighted", "pareto"])
-def test_other_rules_choose_from_the_same_answers(rule: str, demo_run: DemoRun, run_cli: Cli, tmp_path: Path) -> None:
+def test_other_rules_choose_from_the_same_answers(
+    rule: str, small_run: Path, tuned_demo: Callable[[int], Path], tmp_path: Path
+) -> None:
     """Each says by what it chose; what it chose is confirmed, or not, like any other."""
-    results = searched(run_cli, demo_run, tmp_path / "run", "grid", "--set", f"choice.rule={rule}")
+    place = tmp_path / "run"
+    shutil.copytree(small_run, place)
+    demonstration(place, [tuned_demo(42)], *SMALL, f"choice.rule={rule}")
+    results = json.loads((place / "results.json").read_text(encoding="utf-8"))
     assert results["choice"]["rule"] == rule
     assert results["choice"]["point"] is not None
     assert results["confirmation"]["verdict"] in ("restored", "not shown", "worse")

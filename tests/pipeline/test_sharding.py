@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +23,7 @@ from backmerge.planning.points import points_of
 from backmerge.planning.settings import Experiment, SweepSettings
 from backmerge.records import Example, Message
 from backmerge.runs import RunDirectory, claimed
+from forked import started
 
 from .test_resume import contents as found
 
@@ -41,13 +39,6 @@ SMALL = (
 )
 NUM_BENCHMARKS, NUM_PROMPTS = 3, 8
 NUM_JOBS = (1 + 2 * 2) * NUM_BENCHMARKS  # the base; two seeds, each as tuned and at a λ
-CODE = """
-import sys
-from pathlib import Path
-from tests.pipeline.test_sharding import small
-from backmerge.pipeline.sharding import run_shard, shard_of
-print(run_shard(small(), Path(sys.argv[1]), shard_of(sys.argv[2])).num_left)
-"""
 BENCHMARKS = [
     Benchmark(name, "safety", (Example("a", (Message("user", "Hello?"),)),), 8) for name in ("first", "second")
 ]
@@ -58,22 +49,27 @@ def small(*more: str) -> Experiment:
     return validated(Experiment, with_overrides(load_yaml(EXPERIMENT), [*SMALL, *more]))
 
 
-def start(directory: Path, shard: str) -> subprocess.Popen[str]:
+def do_shard(directory: Path, shard: str) -> None:
+    """Do one part, and write down how many jobs had to be left."""
+    done = run_shard(small(), directory, shard_of(shard))
+    left_of(directory, shard).write_text(str(done.num_left))
+
+
+def left_of(directory: Path, shard: str) -> Path:
+    """Where a shard's process writes that."""
+    return directory.with_name(f"left-{shard[0]}")
+
+
+def start(directory: Path, shard: str) -> ForkServerProcess:
     """A process that does one part."""
-    return subprocess.Popen(
-        [sys.executable, "-c", CODE, str(directory), shard],
-        cwd=Path(__file__).parents[2],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    return started(do_shard, directory, shard, log=left_of(directory, shard).with_suffix(".log"))
 
 
-def finished(process: subprocess.Popen[str]) -> int:
+def finished(process: ForkServerProcess, directory: Path, shard: str) -> int:
     """How many jobs it had to leave."""
-    said, errors = process.communicate(timeout=150)
-    assert process.returncode == 0, errors
-    return int(said)
+    process.join(150)
+    assert process.exitcode == 0, left_of(directory, shard).with_suffix(".log").read_text()
+    return int(left_of(directory, shard).read_text())
 
 
 def contents(directory: Path) -> dict[str, bytes]:
@@ -139,16 +135,16 @@ def test_two_at_once_and_one_that_finishes(reference: Path, tmp_path: Path) -> N
     both = [start(directory, "1/2"), start(directory, "2/2")]
     deadline = time.monotonic() + 120
     while num_units(directory) < 2:
-        assert both[0].poll() is None, both[0].communicate()
+        assert both[0].exitcode is None, left_of(directory, "1/2").with_suffix(".log").read_text()
         assert time.monotonic() < deadline
         time.sleep(0.002)
-    os.kill(both[0].pid, signal.SIGKILL)
-    both[0].communicate()
+    both[0].kill()
+    both[0].join()
     assert num_units(directory) < NUM_JOBS
-    left = finished(both[1])
+    left = finished(both[1], directory, "2/2")
     assert not (directory / "results.json").exists()
     for shard in ("1/2", "2/2"):
-        left = finished(start(directory, shard))
+        left = finished(start(directory, shard), directory, shard)
     assert left == 0
     assert num_units(directory) == NUM_JOBS
     run_experiment(small(), directory)

@@ -115,6 +115,17 @@ def _templates(tokenizer: Any) -> list[str]:
 
 
 @functools.lru_cache
+def _is_bounded(template: str) -> bool:
+    """Whether a template stays within the probe's limits; asked once, also if many models have it."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-I", "-c", PROBE], input=template.encode(), capture_output=True, timeout=30, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return False
+    return done.returncode == 0
+
+
 def check_bounded(template: str, directory: Path) -> None:
     """Refuse a chat template that needs unlimited memory or time.
 
@@ -125,14 +136,7 @@ def check_bounded(template: str, directory: Path) -> None:
         GenerationError: it needed more than 1 GB or 10 seconds, or made over a million characters of a short
             conversation.
     """
-    try:
-        done = subprocess.run(
-            [sys.executable, "-I", "-c", PROBE], input=template.encode(), capture_output=True, timeout=30, check=False
-        )
-        is_bounded = done.returncode == 0
-    except subprocess.TimeoutExpired:
-        is_bounded = False
-    if not is_bounded:
+    if not _is_bounded(template):
         raise GenerationError(
             f"the chat template in {directory} needs too much memory or time: it was stopped while rendering a short "
             "conversation",

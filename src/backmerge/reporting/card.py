@@ -30,13 +30,15 @@ def write_cards(directory: Path, results: RestoreResults) -> None:
     """
     file = directory / "experiment.yaml"
     experiment = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
+    # one figure for all of them
+    curve = as_bytes(curves(results), "png") if results.merged and results.benchmarks else None
     for row in results.merged:
         folder = directory / row.directory
         # the folder may have been moved away since
         if folder.is_dir():
             fingerprint = json_object(folder / RECIPE).get("fingerprint")
-            if results.benchmarks:
-                write_whole(folder / CURVE, as_bytes(curves(results), "png"))
+            if curve is not None:
+                write_whole(folder / CURVE, curve)
             facts = CardFacts(
                 results,
                 row,

@@ -1,4 +1,4 @@
-"""Two models on the same prompts: the difference and its bounds, tests, and non-inferiority by a margin."""
+"""Two models on the same prompts: the difference, its bounds, and tests."""
 
 from __future__ import annotations
 

@@ -45,6 +45,7 @@ def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert isinstance(results, RestoreResults)
     asr = {row.point: row.mean for row in results.summary if (row.metric, row.split) == ("asr", "confirmation")}
     assert asr[str(results.choice.point)] < 0.1 < asr["tuned"]
+    assert results.confirmation.verdict == "restored"  # the first run that a reader sees comes to a decision
     assert all((tmp_path / "restored" / model.directory / "README.md").is_file() for model in results.merged)
     assert isinstance(mine, EvaluateResults)
     assert "<table>" in mine._repr_html_()

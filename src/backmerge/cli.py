@@ -2,45 +2,20 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
+import gc
+import importlib
 import io
 import sys
-from collections.abc import Callable
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
 import typer
 
-from backmerge.commands.about import doctor, list_, methods, schema
-from backmerge.commands.chat import chat
-from backmerge.commands.check import check
-from backmerge.commands.clean import clean
 from backmerge.commands.completion import with_names
-from backmerge.commands.demo import demo
-from backmerge.commands.diff import diff
-from backmerge.commands.evaluate import evaluate
-from backmerge.commands.export import export
-from backmerge.commands.finetune import finetune
-from backmerge.commands.inputs import inputs
-from backmerge.commands.label import label
-from backmerge.commands.merge import merge
-from backmerge.commands.plan import plan
-from backmerge.commands.push import push
-from backmerge.commands.report import report
-from backmerge.commands.restore import restore
-from backmerge.commands.run import run
-from backmerge.commands.score import score
 from backmerge.commands.suggestions import START
 from backmerge.errors import BackmergeError
-
-app = typer.Typer(
-    name="backmerge",
-    help="Fine-tune without losing safety: merge a tuned model back with its base, measure, and choose λ.",
-    epilog="First try: backmerge demo. With your own models: backmerge restore BASE TUNED --utility mine.jsonl "
-    "--safety advbench --out restored",
-    add_completion=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
 
 # errors of the operating system that the user can fix
 USER_FIXABLE = {
@@ -57,21 +32,48 @@ USER_FIXABLE = {
 }
 
 MAX_MESSAGE = 2000  # characters
+COLLECT_AFTER = 50_000  # objects made and not yet freed; Python's own default is 700
 
 # some versions of typer carry a click of their own; either way this is its UsageError
 USAGE_ERROR: Any = typer.BadParameter.__bases__[0]
 
-COMMANDS: tuple[Callable[..., None], ...] = (
-    *(demo, restore, run, check, chat),
-    *(evaluate, finetune, merge, inputs, diff, plan, score, label),
-    *(report, export, push, methods, doctor, schema, clean),
-)
-for command in COMMANDS:
-    app.command()(with_names(command))
-app.command("list")(with_names(list_))
+# the module of `backmerge.commands` that holds each command, in the order of the help
+COMMANDS: Mapping[str, str] = {
+    **{name: name for name in ("demo", "restore", "run", "check", "chat", "evaluate", "finetune", "merge", "inputs")},
+    **{name: name for name in ("diff", "plan", "score", "label", "report", "export", "push")},
+    "methods": "about",
+    "doctor": "about",
+    "schema": "about",
+    "clean": "clean",
+    "list": "about",
+}
 
 
-@app.callback(invoke_without_command=True)
+def __getattr__(name: str) -> typer.Typer:
+    """Make `app`, the whole command line, when it is asked for."""
+    if name == "app":
+        return command_line(COMMANDS)
+    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+
+
+def command_line(names: Iterable[str]) -> typer.Typer:
+    """Return the command line with these commands; each one's module is imported, and its options are made."""
+    app = typer.Typer(
+        name="backmerge",
+        help="Fine-tune without losing safety: merge a tuned model back with its base, measure, and choose λ.",
+        epilog="First try: backmerge demo. With your own models: backmerge restore BASE TUNED --utility mine.jsonl "
+        "--safety advbench --out restored",
+        add_completion=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+    )
+    for name in names:
+        module = importlib.import_module(f"backmerge.commands.{COMMANDS[name]}")
+        app.command(name)(with_names(vars(module)["list_" if name == "list" else name]))
+    app.callback(invoke_without_command=True)(version)
+    return app
+
+
 def version(
     context: typer.Context,
     show: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
@@ -104,11 +106,17 @@ def main() -> None:
     Exit codes: 0; 2 for user errors; 3 for a verdict other than restored under --strict; 130 for Ctrl-C; 1, with a
         traceback, for our own faults.
     """
+    # torch and transformers make a million objects, nearly all of which stay: to look for garbage among them while they
+    # are imported, and once more at the very end, takes half as long as the import
+    gc.set_threshold(COLLECT_AFTER)
+    atexit.register(gc.freeze)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that cannot show λ shows a replacement
     try:
-        code = app(standalone_mode=False)
+        # one command alone, if it comes first: to make the options of all takes longer than many a command
+        asked = sys.argv[1:2]
+        code = command_line(asked if asked and asked[0] in COMMANDS else COMMANDS)(standalone_mode=False)
     except BackmergeError as error:
         typer.echo(f"backmerge: {_printable(_within_bounds(str(error)))}", err=True)
         sys.exit(error.exit_code)

@@ -419,10 +419,12 @@ def test_merging_loads_no_transformers(
         f"import sys; sys.argv = {['backmerge', *map(str, command)]}\n"
         "from backmerge import cli\n"
         "try:\n    cli.main()\nexcept SystemExit as exit_:\n    assert not exit_.code, exit_.code\n"
+        "print(*sorted(name for name in sys.modules if name.startswith('backmerge.commands.')))\n"
         "print(*sorted({name.partition('.')[0] for name in sys.modules}))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    loaded = set(done.stdout.splitlines()[-1].split())
+    commands, loaded = (set(line.split()) for line in done.stdout.splitlines()[-2:])
+    assert not commands & {"backmerge.commands.restore", "backmerge.commands.finetune"}  # other commands
     assert not loaded & {"transformers", "peft", "accelerate", "datasets", "scipy", "matplotlib"}
     assert ("torch" in loaded) is (as_ == "checkpoint")
 

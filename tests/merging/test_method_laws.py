@@ -155,6 +155,26 @@ def test_cutting_changes_nothing(name: str) -> None:
     assert torch.equal(bits(torch.cat(pieces)), bits(whole.reshape(-1)))
 
 
+@pytest.mark.parametrize("name", [n for n in sorted(METHODS.entries) if find_method(n).widens])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_widening_inside_changes_nothing(name: str, sign: int) -> None:
+    """Of 16-bit floats as stored a method makes the bits that it makes of the same numbers in float32."""
+    method = find_method(name)
+    base, first, other = (torch.randn(4096, generator=torch.Generator().manual_seed(seed)) for seed in range(3))
+    # deltas that agree, or that cancel: Model Stock's share is positive, or negative
+    tuned = [(base + delta).bfloat16() for delta in (first, sign * first, other)]
+    base = base.bfloat16()
+    for model in (base, *tuned):
+        model[:8] = -0.0  # on which all agree
+    rng = TensorRandom(0, "w")
+    given = {"base": base, "tuned": tuned, "rng": rng}
+    given["statistics"] = [call(reduction, given, {}) for reduction in method.reductions]
+    stored = call(method.function, given, {})
+    widened = call(method.function, given | {"base": base.float(), "tuned": [model.float() for model in tuned]}, {})
+    assert torch.equal(bits(stored), bits(widened))
+    assert torch.equal(bits(stored[:8]), bits(base[:8].float()))
+
+
 @pytest.mark.parametrize("shape", [(0,), (3, 0), (), (1,), (2, 3, 2)], ids=str)
 def test_every_shape_is_taken(method: Method, shape: tuple[int, ...]) -> None:
     """Empty tensors, single numbers, and more than two dimensions."""

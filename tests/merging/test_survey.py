@@ -314,6 +314,21 @@ def test_a_sample_reads_little_and_finds_much(
     assert found[norm].base_square == full[norm].base_square  # small ones are seen whole
 
 
+def test_a_small_sample_takes_few_reads(pair: Callable[[Tensors, Tensors], tuple[Checkpoint, Checkpoint]]) -> None:
+    """A look before a merge costs by what it reads, not by the blocks of 2^20 elements that the models have."""
+    base, tuned = large(pair)
+    reads: list[str] = []
+    block = base.block
+
+    def counting(name: str, start: int, stop: int, buffer: torch.Tensor | None = None) -> torch.Tensor:
+        reads.append(name)
+        return block(name, start, stop, buffer)
+
+    base.block = counting  # type: ignore[method-assign]
+    survey(base, tuned, lams=(), sample=0.01)
+    assert sorted(reads) == sorted(base.infos)
+
+
 def test_a_sample_of_the_same_is_the_same(pair: Callable[[Tensors, Tensors], tuple[Checkpoint, Checkpoint]]) -> None:
     """The share of unchanged elements is 1 without a rounding error."""
     tensors = {"w": random(1001, 1003)}

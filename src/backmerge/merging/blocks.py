@@ -195,8 +195,10 @@ class Merge:
         exact = result[:0]
         for start in range(0, max(total, 1), PART):
             part = slice(start, min(start + PART, total))
-            wide = _each(_each(given, operator.itemgetter(part)), lambda block: block.to(precision))
-            merged = self._function(piece.name, wide, parameters)
+            taken = _each(given, operator.itemgetter(part))
+            if not (self.method.widens and precision == torch.float32):
+                taken = _each(taken, lambda block: block.to(precision))
+            merged = self._function(piece.name, taken, parameters)
             if start == 0:
                 exact = merged[:num_sampled]
             result[part] = self._rounded(merged, dtype, Piece(piece.name, piece.start + start, piece.stop))

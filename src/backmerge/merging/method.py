@@ -66,7 +66,7 @@ class Method:
 
     Attributes:
         name: The name in the table of methods, or the plugin's `package.module:function`.
-        function: The merge of one piece; float32 in and out, unless `is_native`.
+        function: The merge of one piece; float32 in and out, unless `is_native` or `widens`.
         has_exact_endpoints: λ=0 gives the base and λ=1 the tuned model, bit for bit.
         is_idempotent: Merging a model with itself changes nothing, bit for bit.
         cut: How a tensor may be cut. "elements": anywhere, and pieces are flat; "rows": between rows, and pieces are
@@ -77,6 +77,8 @@ class Method:
         num_tuned: How many tuned models it takes: the least, and the most if there is a limit.
         is_native: The function may get bfloat16 or float16 as stored. It then returns either that dtype, with exactly
             the bits of float32 arithmetic rounded once, or float32.
+        widens: The function may get bfloat16 or float16 as stored, in parts. It returns what it returns for the same
+            numbers in float32, but widens one tensor at a time, so that few are in memory at once.
         coefficients: For merges of the form base + Σ cᵢ·(tunedᵢ - base): `f(gram, /, **parameters) -> [c]`, where gram
             holds the inner products of the deltas, shape (tuned, tuned). If the tuned models are adapters, so is the
             merge.
@@ -101,6 +103,7 @@ class Method:
     survey: Survey | None = None
     max_lam: float = 1.0
     through_inputs: Callable[..., LamByDirection | None] | None = None
+    widens: bool = False
 
     @cached_property
     def parameters(self) -> Mapping[str, inspect.Parameter]:
@@ -235,6 +238,7 @@ def merge_method(
     survey: Survey | None = None,
     max_lam: float = 1.0,
     through_inputs: Callable[..., LamByDirection | None] | None = None,
+    widens: bool = False,
 ) -> Callable[[MergeFunction], Method]:
     """Declare a function as a merge method; see `Method` for what each declaration means."""
     return lambda function: Method(
@@ -250,6 +254,7 @@ def merge_method(
         survey,
         max_lam,
         through_inputs,
+        widens,
     )
 
 

@@ -65,8 +65,8 @@ def survey(
         tuned: The tuned model's weights; tensors that an adapter does not touch are not read.
         lams: The values of λ at which Linear's rounding is measured, each in [0, 1].
         dtype: The dtype of that rounding, as safetensors names it ("BF16"); by default the base's own.
-        sample: Share of elements looked at, in (0, 1]: the first of every block, at least 4096 of it. Below 1 there is
-            no effective rank.
+        sample: Share of elements looked at, in (0, 1]: the first of every block, at least 4096 of it. Below an
+            eighth the blocks are longer: 2^17 elements of each are looked at. Below 1 there is no effective rank.
         workers: Number of threads; by default the machine's cores, at most 8.
         advance: Progress callback; gets the number of finished elements.
 
@@ -169,7 +169,8 @@ class _Look:
     def pieces(self, name: str) -> Iterator[_Piece]:
         """Cut a tensor: into whole rows if the effective rank is wanted."""
         total, shape = self._base.infos[name].num_elements, self._base.infos[name].shape
-        step = BLOCK
+        # of a sample, as much at once as is computed at once: each piece costs the same few calls, however short it is
+        step = BLOCK if self._sample == 1 else max(BLOCK, math.ceil(PART / self._sample))
         kind = self._spectrum_kind(name)
         if kind == "rows":
             step = total

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import reduce
 from itertools import combinations
 from typing import TYPE_CHECKING
 
-from backmerge.merging.consensus import shifted, summed
 from backmerge.merging.method import merge_method
 from backmerge.merging.reductions import gram_of_deltas
 
@@ -42,6 +42,7 @@ def coefficients(gram: np.ndarray, /) -> list[float]:
     reductions=[gram_of_deltas],
     num_tuned=(2, None),
     coefficients=coefficients,
+    widens=True,
 )
 def model_stock(base: Tensor, tuned: Sequence[Tensor], statistics: Sequence[np.ndarray], /) -> Tensor:
     """(1 - t)·base + t·mean(tuned), t = N·cosθ / (1 + (N - 1)·cosθ); no λ.
@@ -55,5 +56,14 @@ def model_stock(base: Tensor, tuned: Sequence[Tensor], statistics: Sequence[np.n
 
     Source: Jang et al., Model Stock (arXiv 2403.19522), section 4.
     """
-    shares = coefficients(statistics[0])
-    return shifted(base, summed((model - base for model in tuned), shares, lam=1.0, normalize=False))
+    share = coefficients(statistics[0])[0]
+    start = _wide(base)
+    # the gaps from the tuned models to the base, and for a negative share the reverse: where all agree these are 0.0,
+    # of which −0.0 - share·0.0 leaves the base's −0.0
+    gaps = (start - _wide(model) if share >= 0 else _wide(model) - start for model in tuned)
+    gap = reduce(lambda total, one: total.add_(one), gaps)
+    return start.sub(gap, alpha=abs(share))
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.element_size() == 2 else tensor

@@ -307,6 +307,12 @@ def run_cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 
 
 @pytest.fixture
+def without_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs that end without their plots, which take most of the time of a small run."""
+    monkeypatch.setattr("backmerge.reporting.report.write_report", lambda _: None)
+
+
+@pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 40 MB."""
     place = tmp_path / "disk"

@@ -184,6 +184,7 @@ def test_an_evaluation_has_no_report(run_cli: Callable[..., tuple[int, str, str]
     assert "no report" in said
 
 
+@pytest.mark.usefixtures("without_report")
 @pytest.mark.parametrize("architecture", ["llama", "gemma", "qwen2"])
 def test_restore_on_advbench(
     architecture: str,
@@ -220,6 +221,7 @@ def test_restore_on_advbench(
     assert sum(goal in shown for goal in goals) == 0
 
 
+@pytest.mark.usefixtures("without_report")
 def test_strict_exits_with_3(
     prompts: tuple[Path, Path], run_cli: Callable[..., tuple[int, str, str]], tmp_path: Path
 ) -> None:

@@ -67,12 +67,6 @@ def experiment(make_model: Callable[..., Path], tmp_path: Path, monkeypatch: pyt
     )
 
 
-@pytest.fixture
-def without_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs that end without their plots, which take most of the time of so small a run."""
-    monkeypatch.setattr("backmerge.reporting.report.write_report", lambda _: None)
-
-
 def contents(directory: Path) -> dict[str, bytes]:
     """Every file of a run but its log, lock, costs, looks, units, and what is kept of earlier settings."""
     files = (

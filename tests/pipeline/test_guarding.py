@@ -24,7 +24,7 @@ from backmerge.pipeline.stages import run_experiment
 from backmerge.planning.settings import Experiment
 from backmerge.registry import NOTHING_ALLOWED
 
-from .test_earlier_results import QUESTIONS, experiment, without_report  # noqa: F401 - fixtures
+from .test_earlier_results import QUESTIONS, experiment  # noqa: F401 - fixtures
 
 Factory = Callable[..., Path]
 Cli = Callable[..., tuple[int, str, str]]

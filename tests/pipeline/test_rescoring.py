@@ -17,9 +17,9 @@ from backmerge.planning.settings import Experiment
 from backmerge.records import Completion, Example, Verdict
 from backmerge.registry import JUDGES, NOTHING_ALLOWED
 
-from .test_earlier_results import HarmlessJudge, experiment, without_report
+from .test_earlier_results import HarmlessJudge, experiment
 
-__all__ = ["experiment", "without_report"]  # fixtures
+__all__ = ["experiment"]  # fixtures
 
 
 class SomeHarmful(HarmlessJudge):

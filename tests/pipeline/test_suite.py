@@ -263,11 +263,9 @@ def test_only_is_for_suites(write: Callable[[str, str], Path], run_cli: RunCli) 
     assert "--only is for suites" in said
 
 
-def test_two_experiments_are_carried_out_and_gone_on_with(
-    suite: Path, tmp_path: Path, run_cli: RunCli, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("without_report")
+def test_two_experiments_are_carried_out_and_gone_on_with(suite: Path, tmp_path: Path, run_cli: RunCli) -> None:
     """Each has its run directory, suite.yaml says what belongs together, and a second time nothing is made anew."""
-    monkeypatch.setattr("backmerge.reporting.report.write_report", lambda _: None)  # the plots take seconds
     out = tmp_path / "out"
     code, printed, said = run_cli("run", suite, "--out", out)
     assert code == 0, said

@@ -77,14 +77,14 @@ def answers(found: DryRun) -> dict[str, int]:
     return {stage.name: stage.num_answers for stage in found.stages}
 
 
-def test_counts_are_those_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("without_report")
+def test_counts_are_those_of_a_run(tmp_path: Path) -> None:
     """As many answers as a run of halves writes down: none of its prompts is asked of a model twice."""
     asked = experiment(("choice", {"rule": "weighted"}), ("merge", [{"method": "linear", "lam": [0.4, 0.5]}]))
     found = dry_run(asked)
     assert {finding.state for finding in found.findings} == {"checked"}
     # base, two tuned, two of each λ, ten prompts each; then base, two tuned, and two of the chosen λ
     assert answers(found) == {"fine-tuning": 0, "answers to choose λ": 70, "answers to confirm it": 50}
-    monkeypatch.setattr("backmerge.reporting.report.write_report", lambda _: None)  # the plots take seconds
     run_experiment(asked, tmp_path / "run")
     made = [file.read_text().splitlines() for file in (tmp_path / "run" / "units").glob("completions-*")]
     assert sum('"example"' in line for lines in made for line in lines) == 120

@@ -139,9 +139,9 @@ def test_all_faults_are_told_at_once(file: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", "holds no settings"),
-        ("- a\n- b\n", "holds no settings"),
-        ("just words\n", "holds no settings"),
+        ("", "has no settings"),
+        ("- a\n- b\n", "has no settings"),
+        ("just words\n", "has no settings"),
         ("name: [1, 2\n", "is not YAML"),
         ("name: a\n\tlimit: 3\n", "is not YAML"),
         ("name: !!python/object/apply:os.system ['true']\n", "is not YAML"),

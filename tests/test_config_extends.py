@@ -105,7 +105,7 @@ def test_one_file_may_be_reached_twice(write: Any) -> None:
 @pytest.mark.parametrize(
     ("files", "words"),
     [
-        ({"own.yaml": "extends: own.yaml\n"}, r"own.yaml, line 1: .*leads back to itself: own.yaml → own.yaml"),
+        ({"own.yaml": "extends: own.yaml\n"}, r"own.yaml, line 1: .*it extends itself: own.yaml → own.yaml"),
         (
             {"own.yaml": "extends: b.yaml\n", "b.yaml": "name: b\nextends: own.yaml\n"},
             r"b.yaml, line 2: .*own.yaml → b.yaml → own.yaml",
@@ -115,7 +115,7 @@ def test_one_file_may_be_reached_twice(write: Any) -> None:
         ({"own.yaml": "extends: [b.yaml, 7]\n", "b.yaml": "name: b\n"}, r"'extends' is neither a path nor a list"),
         ({"own.yaml": "extends: b.yaml\n", "b.yaml": "name: [1\n"}, r"b.yaml is not YAML"),
         ({"own.yaml": "extends: b.yaml\n", "b.yaml": "name: b\nname: c\n"}, r"b.yaml, line 2: 'name' is given again"),
-        ({"own.yaml": "name: a\nscales: small.yaml\n"}, r"own.yaml, line 2: 'scales' is no mapping"),
+        ({"own.yaml": "name: a\nscales: small.yaml\n"}, r"own.yaml, line 2: 'scales' is not a mapping"),
         ({"own.yaml": "name: a\nscales:\n  small: s.yaml\n"}, r"own.yaml, line 3: there is no file 's.yaml'"),
     ],
 )

@@ -128,12 +128,16 @@ def test_a_bad_row_says_so_and_those_after_it_are_read(
     ("name", "content", "words"),
     [
         ("a.json", b'[\n{"prompt": "a"},\n{"prompt": "b"\n', r"line 4: not JSON"),
-        ("a.json", b'[\n{"prompt": "a"}\n{"prompt": "b"}]', r"after row 1 \(line 2\) neither a comma"),
+        (
+            "a.json",
+            b'[\n{"prompt": "a"}\n{"prompt": "b"}]',
+            r"neither a comma nor the list's end after row 1 \(line 2\)",
+        ),
         ("a.json", b'[\n{"prompt": "a"},\n', "not JSON"),
         ("a.json", b'[\n{"prompt": "caf\xe9"}]', "line 2: not UTF-8"),
         ("a.csv", b'prompt,answer\na,b\n"c,d\n', "line 3: unexpected end of data"),
         ("a.csv", "prompt\na\n".encode("utf-16"), "line 1: not UTF-8"),
-        ("a.csv", b"prompt,prompt\na,b\n", "column 'prompt' is there twice"),
+        ("a.csv", b"prompt,prompt\na,b\n", "column 'prompt' is repeated"),
         ("a.parquet", b"PAR1 no more", "after row 0: not readable as Parquet"),
     ],
 )
@@ -175,7 +179,7 @@ def test_folders_that_will_not_do(tmp_path: Path) -> None:
     """Nothing there, no data in it, or two files whose rows would have the same ids."""
     with pytest.raises(DataError, match="there is no file"):
         files_of(tmp_path / "none")
-    with pytest.raises(DataError, match="holds no data files"):
+    with pytest.raises(DataError, match="has no data files"):
         files_of(tmp_path)
     for name in ("a.csv", "a.tsv"):
         (tmp_path / name).touch()
@@ -220,5 +224,5 @@ def test_a_hub_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     """Offline, and not in the cache: the reason, and what can be done."""
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(DataError, match=r"'nobody/nothing' could not be fetched from the hub(.|\n)*give the file"):
+    with pytest.raises(DataError, match=r"'nobody/nothing' could not be downloaded from the hub(.|\n)*give the file"):
         list(hub_rows(HubData("nobody/nothing")))

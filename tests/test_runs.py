@@ -168,7 +168,7 @@ def test_what_a_killed_process_left_is_cleared(tmp_path: Path) -> None:
         with whole_directory(target) as second:
             assert first.is_dir()
             (second / "weights").write_text("second")
-        with pytest.raises(RunError, match="appeared while this command was at work"):
+        with pytest.raises(RunError, match="was written by another command while this one was running"):
             stack.close()
     assert files_under(tmp_path) == ["model", "model/weights"]
 
@@ -179,7 +179,7 @@ def test_a_directory_killed_between_two_renames_comes_back(tmp_path: Path) -> No
     (tmp_path / f".model.1-a.old{PARTIAL}").mkdir()
     (tmp_path / f".model.1-a.old{PARTIAL}" / "weights").write_text("old")
     write_manifest(tmp_path / f".model.1-a.old{PARTIAL}")
-    with pytest.raises(RunError, match="exists already"), whole_directory(target):
+    with pytest.raises(RunError, match="already exists"), whole_directory(target):
         pass
     with whole_directory(target, replace=True) as temporary:
         assert (target / "weights").read_text() == "old"
@@ -223,7 +223,7 @@ def test_a_second_process_is_refused(tmp_path: Path) -> None:
     try:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
-        with pytest.raises(RunError, match="another process is at work"), RunDirectory(path).held():
+        with pytest.raises(RunError, match="another process is using"), RunDirectory(path).held():
             pass
         (path / "experiment.yaml").write_text("name: x\n")
     finally:
@@ -255,7 +255,7 @@ def test_several_share_a_run(tmp_path: Path) -> None:
         assert half.exists()
     with RunDirectory(path).held():
         assert not half.exists()
-        with pytest.raises(RunError, match="shares it with none"), RunDirectory(path).held(is_shared=True):
+        with pytest.raises(RunError, match="does not share it"), RunDirectory(path).held(is_shared=True):
             pass
 
 
@@ -502,16 +502,16 @@ def test_a_damaged_unit_is_one_clear_error(tmp_path: Path, how: Callable[[list[s
 def test_unsound_values_are_refused_before_they_are_written(value: Any, tmp_path: Path) -> None:
     """A metric of the user's own that is wrong stops the run, and leaves no unit that stops each later one."""
     run = RunDirectory(tmp_path / "run")
-    with run.held(), pytest.raises(DataError, match="what was just made for 'a' is no value"):
+    with run.held(), pytest.raises(DataError, match="the new record for 'a' is not a valid value"):
         run.keep_unit("values", "k", Value, [Value("a", "accuracy", value)], ["a"])
-    with run.held(), pytest.raises(DataError, match="each example as often"):
+    with run.held(), pytest.raises(DataError, match="each example equally often"):
         run.keep_unit("values", "k", Value, [Value("a", "accuracy", 1.0)], ["a", "b"])
     assert list(run.units.iterdir()) == []
 
 
 def test_a_unit_that_vanishes_is_an_error(tmp_path: Path) -> None:
     """A file that was there a moment ago counts neither as empty nor as not yet made."""
-    with pytest.raises(DataError, match="was deleted while this command was at work"):
+    with pytest.raises(DataError, match="was deleted while this command was running"):
         RunDirectory(tmp_path / "run").read_unit("verdicts", "k", Verdict, ["a"])
 
 

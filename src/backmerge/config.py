@@ -115,7 +115,7 @@ def load_yaml(path: Path) -> Document:
         raise ConfigError(f"{path} is not YAML: {error}", remedy="fix the line that it names.") from error
     if not isinstance(node, yaml.MappingNode) or not isinstance(values, dict):
         raise ConfigError(
-            f"{path} holds no settings", remedy="write `key: value` lines; `backmerge schema` prints them all."
+            f"{path} has no settings", remedy="write `key: value` lines; `backmerge schema` prints them all."
         )
     lines: dict[KeyPath, int] = {}
     for key_path, line in _key_lines(path, node, (), ()):
@@ -143,7 +143,7 @@ def _check_size(path: Path, root: yaml.Node | None) -> None:
 
     if root is not None and size(root) > MAX_NODES:
         raise ConfigError(
-            f"{path} stands for more than {MAX_NODES:,} values: its aliases repeat one another",
+            f"{path} expands to more than {MAX_NODES:,} values: its aliases repeat one another",
             remedy="write the values out, or use fewer aliases.",
         )
 
@@ -188,7 +188,7 @@ def load_extended(path: Path, scale: str | None = None, *, needs_scale: bool = T
     if scale not in scales:
         raise ConfigError(
             f"{path} has no scale '{scale}'{closest(scale, scales)}",
-            remedy=f"it has {', '.join(sorted(scales))}." if scales else "leave --scale out: it is as it is.",
+            remedy=f"it has {', '.join(sorted(scales))}." if scales else "remove --scale: the file has no scales.",
         )
     for over in scales[scale]:
         document = merged(document, _extended(over, ())[0], source=document.source)
@@ -259,9 +259,8 @@ def _extended(path: Path, within: tuple[Path, ...]) -> tuple[Document, dict[str,
         if file.resolve() in within:
             chain = [*within[within.index(file.resolve()) :], file.resolve()]
             raise ConfigError(
-                f"{path}, {own.place((EXTENDS,))}: what it extends leads back to itself: "
-                f"{' → '.join(one.name for one in chain)}",
-                remedy="take one of these lines out.",
+                f"{path}, {own.place((EXTENDS,))}: it extends itself: {' → '.join(one.name for one in chain)}",
+                remedy="remove one of these lines.",
             )
         found, its_scales = _extended(file, within)
         under = found if under is None else merged(under, found, source=str(path))
@@ -269,7 +268,7 @@ def _extended(path: Path, within: tuple[Path, ...]) -> tuple[Document, dict[str,
     offered = own.values.get(SCALES) or {}
     if not isinstance(offered, dict):
         raise ConfigError(
-            f"{path}, {own.place((SCALES,))}: '{SCALES}' is no mapping", remedy="such as {small: a.yaml}."
+            f"{path}, {own.place((SCALES,))}: '{SCALES}' is not a mapping", remedy="such as {small: a.yaml}."
         )
     scales |= {str(name): _named_files(own, (SCALES, name)) for name in offered}
     values = {key: value for key, value in own.values.items() if key not in (EXTENDS, SCALES)}
@@ -496,7 +495,7 @@ class Problems:
                 file = "" if place.startswith("--") or self.document is None else f"{self.document.source}, "
                 problem.error.message = f"{file}{place}: {problem.error.message}"
             raise problem.error
-        source = "this cannot be carried out" if self.document is None else f"{self.document.source} cannot be used"
+        source = "this cannot be run" if self.document is None else f"{self.document.source} cannot be used"
         lines = [f"{source}: {len(self.found)} problems"]
         for number, problem in enumerate(self.found):
             text = ": ".join(filter(None, (self.place(problem.at), str(problem.error)))).replace("\n", "\n  ")

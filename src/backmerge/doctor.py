@@ -63,7 +63,7 @@ def _devices() -> Finding:
     return Finding(
         "devices",
         f"CPU, {torch.get_num_threads()} threads",
-        "enough for the demo; models of 1B and more want a GPU",
+        "enough for the demo; models of 1B and more need a GPU",
     )
 
 
@@ -78,5 +78,5 @@ def sandbox_finding() -> Finding:
     level, about = available_level()
     if level == "bubblewrap":
         return Finding("sandbox", f"bubblewrap {about} works")
-    advice = "wanted for benchmarks that run model-written code; on Debian: apt-get install bubblewrap"
+    advice = "needed for benchmarks that run model-written code; on Debian: apt-get install bubblewrap"
     return Finding("sandbox", about, advice)

@@ -129,7 +129,7 @@ def check_replaceable(place: Path) -> None:
     manifest = manifest_of(place)
     if manifest is None or manifest.files is None:
         raise RunError(
-            f"{place} has no {MANIFEST} that lists its files, so backmerge cannot tell what of it is its own, and "
+            f"{place} has no {MANIFEST} that lists its files, so backmerge does not know which of them it wrote, and "
             "--force does not replace it",
             remedy="give another --out, or remove that folder yourself.",
         )
@@ -138,7 +138,7 @@ def check_replaceable(place: Path) -> None:
     if foreign:
         more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
         raise RunError(
-            f"{place} holds files that backmerge did not write: {', '.join(foreign[:3])}{more}; replacing it would "
+            f"{place} has files that backmerge did not write: {', '.join(foreign[:3])}{more}; replacing it would "
             "delete them",
             remedy="move them elsewhere, or give another --out.",
         )
@@ -164,11 +164,11 @@ def is_to_write(
         check_replaceable(place)
         return True
     if not (place / MANIFEST).is_file() or not is_same():
-        raise RunError(f"{place} exists already, and is not what this command would write", remedy=_ways_out(place))
+        raise RunError(f"{place} already exists, and is not what this command would write", remedy=_ways_out(place))
     found = damage(place)
     if found is not None:
         raise RunError(
-            f"{place} was written by this command earlier, and has been damaged since: {found}",
+            f"{place} was written by this command earlier, and was damaged afterwards: {found}",
             remedy=_ways_out(place),
         )
     return False
@@ -178,7 +178,7 @@ def _ways_out(place: Path) -> str:
     try:
         check_replaceable(place)
     except RunError:
-        return "give another --out; what is there was not touched."
+        return "give another --out; nothing was changed."
     return "give another --out, or --force to replace it."
 
 
@@ -207,7 +207,7 @@ def check_apart(out: Path, reads: Iterable[Path]) -> None:
                 how = "is" if place == source else "holds" if _is_in(source, place) else "is inside"
                 raise RunError(
                     f"--out {out} {how} {path}, which this command reads: writing there would destroy it",
-                    remedy="give an --out apart from the models and data that are read.",
+                    remedy="give an --out outside the models and data that are read.",
                 )
 
 

@@ -264,7 +264,7 @@ def check_seal(path: Path, *, is_always_there: bool = False) -> None:
 
 def damaged(path: Path, how: str) -> DataError:
     """Return the error for a file of records that cannot be trusted."""
-    return DataError(f"{path} is damaged: {how}", remedy="delete the file and run again; its stage is redone.")
+    return DataError(f"{path} is damaged: {how}", remedy="delete the file and run again; its stage is repeated.")
 
 
 def _is_seal(line: bytes) -> bool:
@@ -290,5 +290,5 @@ def read_lines(kind: type[Record], path: Path) -> Iterator[Record]:
             except (ValueError, TypeError, KeyError, RecursionError) as error:
                 raise DataError(
                     f"{path}, line {number}: not a {kind.__name__.lower()} record: {error}",
-                    remedy="delete the file and run again; its stage is redone.",
+                    remedy="delete the file and run again; its stage is repeated.",
                 ) from error

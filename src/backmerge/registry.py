@@ -1,4 +1,4 @@
-"""What can be named in an experiment file or on the command line, and where it lives.
+"""The names in experiment files and on the command line, and where their objects are.
 
 A table maps a name to `module:object`; nothing is imported until it is asked for. To add a method, a benchmark, a
 judge, an engine or a data set: one new file, and one line here.
@@ -189,7 +189,7 @@ def resolve(table: Table, name: str, permissions: Permissions = NOTHING_ALLOWED)
         )
     if not permissions.plugins:
         raise ConfigError(
-            f"the {table.noun} '{name}' is your own code, which would be run",
+            f"the {table.noun} '{name}' is your own code, which needs permission to run",
             remedy="add --allow-plugins if you trust it.",
         )
     module, _, attribute = name.partition(":")

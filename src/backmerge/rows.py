@@ -68,11 +68,11 @@ def files_of(path: Path) -> tuple[Path, ...]:
         raise DataError(f"there is no file '{path}'", remedy=FORMATS_REMEDY)
     files = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
     if not files:
-        raise DataError(f"the folder {path} holds no data files", remedy=FORMATS_REMEDY)
+        raise DataError(f"the folder {path} has no data files", remedy=FORMATS_REMEDY)
     stems = [file.stem for file in files]
     if repeated := sorted({stem for stem in stems if stems.count(stem) > 1}):
         raise DataError(
-            f"the folder {path} holds several files named '{repeated[0]}', which differ in their endings only",
+            f"the folder {path} has several files named '{repeated[0]}', which differ only in their endings",
             remedy="keep one of them, or give the file instead of the folder.",
         )
     return tuple(files)
@@ -134,7 +134,7 @@ def hub_rows(source: HubData) -> Iterator[Row]:
     except (OSError, ValueError, DatasetsError) as error:  # what datasets raises for all that the hub does not give
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(
-            f"the data set '{source.name}' could not be fetched from the hub: {reason}",
+            f"the data set '{source.name}' could not be downloaded from the hub: {reason}",
             remedy="check the name, the network (HF_HUB_OFFLINE) and, for gated data, `hf auth login`; "
             "or download it elsewhere and give the file.",
         ) from error
@@ -204,7 +204,7 @@ def _json_list(path: Path) -> Iterator[Row]:
             at += 1
         elif not text.startswith("]", at):
             raise DataError(
-                f"{path}: after row {number} (line {line}) neither a comma nor the list's end",
+                f"{path}: neither a comma nor the list's end after row {number} (line {line})",
                 remedy="the file is cut short or damaged: fetch or write it again.",
             )
 
@@ -227,9 +227,7 @@ def _separated(path: Path, delimiter: str) -> Iterator[Row]:
     try:
         header = next(reader, [])
         if repeated := sorted({name for name in header if header.count(name) > 1}):
-            raise DataError(
-                f"{path}: the column '{repeated[0]}' is there twice", remedy="rename or remove one of them."
-            )
+            raise DataError(f"{path}: the column '{repeated[0]}' is repeated", remedy="rename or remove one of them.")
         before = reader.line_num
         for fields in reader:
             line, before = before + 1, reader.line_num

@@ -208,10 +208,10 @@ def _check_name(path: Path, *, replace: bool, is_late: bool = False) -> None:
 def _occupied(path: Path, *, is_late: bool) -> RunError:
     if is_late:
         return RunError(
-            f"{path} appeared while this command was at work: another command wrote it, and it is kept",
+            f"{path} was written by another command while this one was running, and is kept",
             remedy="give another --out; what this command made was removed.",
         )
-    return RunError(f"{path} exists already, and was not touched", remedy="give another --out.")
+    return RunError(f"{path} already exists, and was not changed", remedy="give another --out.")
 
 
 @contextlib.contextmanager
@@ -316,7 +316,7 @@ def check_digests(run: Path) -> None:
     file = run / DIGESTS
     if not file.is_file():
         return
-    remedy = "give the command of the run again: it writes its results anew from what is done."
+    remedy = "run that run's command again: it writes its results again from finished work."
     try:
         digests = TypeAdapter(dict[str, str]).validate_json(file.read_bytes(), strict=True)
     except ValidationError as error:
@@ -366,8 +366,8 @@ class RunDirectory:
             raise RunError(f"{self.path} is a file, not a run directory", remedy="give another --out.")
         if self.path.is_dir() and not self._is_ours() and self._holds_foreign_files():
             raise RunError(
-                f"{self.path} holds files, and is not a run directory of backmerge's",
-                remedy="give another --out; nothing was touched.",
+                f"{self.path} has files, but is not a run directory of backmerge",
+                remedy="give another --out; nothing was changed.",
             )
         made = [place for place in (self.path, *self.path.absolute().parents) if not place.exists()]
         try:
@@ -396,13 +396,13 @@ class RunDirectory:
             is_ours = _take(lock.fileno(), kind | fcntl.LOCK_NB)
             if is_ours is False:
                 raise RunError(
-                    f"another process is at work in {self.path}" + (", which shares it with none" if is_shared else ""),
+                    f"another process is using {self.path}" + (", and does not share it" if is_shared else ""),
                     remedy="wait for it, or give another --out.",
                 )
             if is_ours and not is_shared:
                 self._remove_partial()
             elif is_ours is None and not is_shared:
-                say(f"{self.path} is on a file system without locks: see that no other process works in it.")
+                say(f"{self.path} is on a file system without locks: make sure that no other process uses it.")
             (self.path / ".gitignore").write_text("*\n")
             self.units.mkdir(exist_ok=True)
             yield
@@ -526,11 +526,11 @@ class RunDirectory:
             records = list(read_lines(kind, path))
         except FileNotFoundError as error:
             raise DataError(
-                f"{path} was deleted while this command was at work",
-                remedy="give the command again: it makes anew what the file held.",
+                f"{path} was deleted while this command was running",
+                remedy="run the command again: it makes the file again.",
             ) from error
         if not _is_whole(records, examples):
-            raise damaged(path, "it does not hold each example of its unit as often as any other")
+            raise damaged(path, "it does not have each example of its unit equally often")
         return records
 
     def rows(self, stage: str, key: str, make: Callable[[], Iterable[dict[str, Any]]]) -> list[dict[str, Any]]:
@@ -560,13 +560,13 @@ class RunDirectory:
                 records.append(from_dict(kind, json.loads(to_json(record))))
             except (TypeError, ValueError) as error:
                 raise DataError(
-                    f"what was just made for '{record.example}' is no {kind.__name__.lower()}: {error}",
-                    remedy="correct the judge, metric or engine of your own that made it, and run again.",
+                    f"the new record for '{record.example}' is not a valid {kind.__name__.lower()}: {error}",
+                    remedy="correct your own judge, metric or engine that made it, and run again.",
                 ) from error
         if not _is_whole(records, examples):
             raise DataError(
-                f"the {stage} that were just made do not hold each example as often as any other",
-                remedy="correct the judge, metric or engine of your own that made them, and run again.",
+                f"the new {stage} do not have each example equally often",
+                remedy="correct your own judge, metric or engine that made them, and run again.",
             )
         write_whole(self._unit_path(stage, key), sealed(lines_of(records)))
         return records

@@ -83,7 +83,7 @@ def test_rows_and_functions_are_measured(evaluated: Path) -> None:
     [
         ({"utility": [*ROWS, "mine.jsonl"]}, "mixes rows with names"),
         ({"utility": "mine.jsonl", "metric": counts}, "a metric scores rows"),
-        ({"model": 3, "utility": ROWS}, "neither a folder's name nor a loaded model, but a int"),
+        ({"model": 3, "utility": ROWS}, "neither the name of a folder nor a loaded model, but a int"),
         ({"utility": ROWS, "judge": max}, "the source of"),
         ({"utility": ROWS, "settings": {"evaluate.limt": 3}}, "settings evaluate.limt=3: unknown key"),
         ({"utility": ROWS, "limit": 0}, "limit 0: should be greater than 0"),
@@ -232,7 +232,7 @@ def test_rows_are_tuned_on_and_the_difference_is_a_table(tmp_path: Path) -> None
     assert found.plot().axes
     with pytest.raises(ConfigError, match="learning_rate -1"):
         backmerge.finetune("demo", rows, out=tmp_path / "other", learning_rate=-1)
-    with pytest.raises(ConfigError, match="nothing to tune on"):
+    with pytest.raises(ConfigError, match="no data to tune on"):
         backmerge.finetune("demo", out=tmp_path / "other")
 
 
@@ -278,5 +278,5 @@ def test_loaded_models_are_restored(tmp_path: Path) -> None:
     adapter = tmp_path / "run-inputs" / "tuned-1"
     merged = backmerge.merge(model_directory(), adapter, tmp_path / "merged", lam=0.25)
     assert (merged / "adapter_model.safetensors").is_file()
-    with pytest.raises(RunError, match="exists already, and is not what"):
+    with pytest.raises(RunError, match="already exists, and is not what"):
         backmerge.merge(model_directory(), adapter, tmp_path / "merged", lam=0.5)

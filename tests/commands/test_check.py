@@ -62,7 +62,7 @@ def test_an_earlier_check_says_what_is_asked(run_cli: Cli, tmp_path: Path) -> No
     assert found["judge"]["name"] == "demo-rule"
     code, _, errors = run_cli("check", "demo", "--against-run", first, *ASKED, "--out", again)
     assert code == 2
-    assert "leave --safety away" in errors
+    assert "remove --safety" in errors
 
 
 def test_what_a_model_may_not_lose_is_part_of_the_verdict(run_cli: Cli, tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_what_a_model_may_not_lose_is_part_of_the_verdict(run_cli: Cli, tmp_path
         (("demo", *ASKED), "as safe as which model?"),
         (("demo", "--against", "demo"), "nothing to check safety on"),
         (("demo", "--against", "demo", "--against-run", "x", *ASKED), "already names the base"),
-        (("demo", "--against-run", "nowhere"), "no run that asked a model anything"),
+        (("demo", "--against-run", "nowhere"), "not a run that measured a model"),
         (
             ("demo", "--against", "demo", *ASKED, "--margin", "3"),
             "--margin 3.0: should be less than 1; it is a share, so",

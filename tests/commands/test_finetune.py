@@ -127,7 +127,7 @@ def test_overlap_with_a_safety_benchmark_is_told_and_dropped(run_cli: Cli, tmp_p
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ((), "nothing to tune on"),
+        ((), "no data to tune on"),
         (("--task", "cooking"), "cooking"),
         (("--data", "none.jsonl"), "none.jsonl"),
         (("--full", "--dora"), "--full trains no adapter"),
@@ -157,7 +157,7 @@ def test_bad_rows_are_named_with_their_lines(run_cli: Cli, tmp_path: Path) -> No
 
 
 def test_prompts_without_room_for_an_answer_are_left_out(run_cli: Cli, tmp_path: Path) -> None:
-    """They are counted and named, in the notes and on the card; where all are, there is nothing to tune on."""
+    """They are counted and named, in the notes and on the card; where all are, there is no data to tune on."""
     data = rows(tmp_path / "mine.jsonl", 6)
     long = {"prompt": "How do I mend " + "a kite and " * 200 + "a cup?", "completion": "go(shed)"}
     data.write_text(data.read_text("utf-8") + json.dumps(long) + "\n", encoding="utf-8")
@@ -167,7 +167,7 @@ def test_prompts_without_room_for_an_answer_are_left_out(run_cli: Cli, tmp_path:
     assert card(tmp_path / "a")["num_examples"] == 6
     code, _, errors = run_cli("finetune", "demo", "--data", data, "--out", tmp_path / "b", *SHORT, "--cutoff", 3)
     assert code == 2
-    assert "nothing to tune on" in errors
+    assert "no data to tune on" in errors
 
 
 def free_port() -> int:

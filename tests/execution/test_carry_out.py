@@ -133,7 +133,7 @@ def test_a_function_that_no_other_process_finds_is_refused(carry: Carry, functio
 
 def test_two_units_of_one_key_are_refused(carry: Carry) -> None:
     """A message that names one must mean one."""
-    with pytest.raises(ValueError, match="two units go by the key a"):
+    with pytest.raises(ValueError, match="two units have the key a"):
         carry(units.square, [Work("a", {}), Work("b", {}), Work("a", {})])
 
 

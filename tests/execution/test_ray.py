@@ -120,7 +120,7 @@ def test_a_node_that_does_not_see_the_run_directory_says_so(
 
 def test_a_node_with_another_version_says_so(tmp_path: Path) -> None:
     """Two versions may key or score differently."""
-    with pytest.raises(RunError, match=r"has backmerge .*, and here it is 0\.0\.0"):
+    with pytest.raises(RunError, match=r"has backmerge .*, but this machine has 0\.0\.0"):
         ray_cluster._check_node({"path": str(tmp_path), "version": "0.0.0"})
 
 

@@ -125,7 +125,7 @@ def test_a_run_in_use_is_left_alone(tmp_path: Path) -> None:
     before = there(run)
     with (run / ".lock").open("a+") as lock:
         fcntl.flock(lock.fileno(), fcntl.LOCK_EX)
-        with pytest.raises(RunError, match="another process is at work"):
+        with pytest.raises(RunError, match="another process is using"):
             clean(run, None)
     assert there(run) == before
 

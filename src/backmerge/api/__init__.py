@@ -107,7 +107,7 @@ def restoring(base: Model, tuned: Model | Sequence[Model], **options: Unpack[Res
     if guard not in (None, NO_GUARD) and not by_direction:
         raise ConfigError(
             f"a guard is for merges by direction, and {', '.join(methods)} makes none",
-            remedy="take the methods linear,anchored.",
+            remedy="use the methods linear,anchored.",
         )
     values = nested(options, MEASURED | RESTORED)
     values |= {
@@ -254,12 +254,10 @@ def finetune(base: Model, data: Data | None = None, **options: Unpack[Finetuning
     inputs = Inputs(Path(options.get("out") or "tuned"), Permissions(options.get("allow_plugins") or False))
     task, replace = options.get("task"), options.get("replace") or False
     if task is None and data is None:
-        raise ConfigError(
-            "there is nothing to tune on", remedy="give data, such as a file, or one of the paper's tasks."
-        )
+        raise ConfigError("no data to tune on", remedy="give data, such as a file, or one of the paper's tasks.")
     lora = {"dora": options.get("dora"), "quantize": "nf4" if options.get("qlora") else None}
     if options.get("full") and (any(lora.values()) or options.get("rank") or options.get("alpha")):
-        raise ConfigError("full training has no adapter", remedy="leave rank, alpha, dora and qlora out.")
+        raise ConfigError("full training has no adapter", remedy="remove rank, alpha, dora and qlora.")
     rows = None if data is None else inputs.rows("data", data)
     values = nested(options, FINETUNED)
     values |= {
@@ -521,13 +519,13 @@ def _as_earlier(run: Path, document: Document, *, has_judge: bool) -> dict[str, 
         if asked.get(key):
             name = called(document, f"evaluate.{key}")
             raise ConfigError(
-                f"{run} says what is asked, and so {name} has no say",
-                remedy=f"leave {name} away, or give {called(document, 'against')}.",
+                f"{run} defines the prompts, so {name} cannot be given",
+                remedy=f"remove {name}, or give {called(document, 'against')}.",
             )
     earlier = settings_left(run).get("evaluate")
     if not isinstance(earlier, dict):
         raise RunError(
-            f"{run} is no run that asked a model anything", remedy="give one of `backmerge check`, evaluate or restore."
+            f"{run} is not a run that measured a model", remedy="give one of `backmerge check`, evaluate or restore."
         )
     taken = {
         key: asked[key]

@@ -18,7 +18,7 @@ from backmerge.config import CommandLine, Document, KeyPath, SettingsT, validate
 from backmerge.registry import Permissions
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-REMEDY = "correct what is named; `help(backmerge.{name})` describes each argument."
+REMEDY = "correct these; `help(backmerge.{name})` describes each argument."
 
 
 class Measuring(TypedDict, total=False):
@@ -32,16 +32,16 @@ class Measuring(TypedDict, total=False):
         judge: Finds refusals and harm; `refusal-phrases` by default, which is weak.
         second_judge: Another judge, shown with the agreement of the two. Next to a published judge, by default another
             one whose weights are here; `none` for one judge alone.
-        limit: At most so many prompts of each split, for a quick try.
+        limit: Largest number of prompts of each split, for a quick try.
         max_new_tokens: A generation limit for all benchmarks, if it is below their own.
-        engine: What runs the models: `transformers`, `vllm` or `openai`.
+        engine: The engine that runs the models: `transformers`, `vllm` or `openai`.
         engine_options: The engine's own options.
         device: `auto`, `cpu`, `cuda`, `mps`.
         dtype: Of the computation: `auto`, `float32`, `bfloat16`, `float16`.
         batch_size: Prompts at once.
-        thinking: Whether a reasoning model thinks before it answers; as its chat template has it by default.
-        cache: Whether answers of earlier runs are used, and these kept for later ones; true by default.
-        executor: Where answers are made: `in-process`, `pool` or `ray`.
+        thinking: Whether a reasoning model thinks before it answers; by default its chat template decides.
+        cache: Whether answers of earlier runs are used, and new ones stored for later runs; true by default.
+        executor: Where answers are generated: `in-process`, `pool` or `ray`.
         num_workers: Processes of the pool.
         ray_address: The cluster.
         tokenizer: Of a model that is given loaded.
@@ -81,7 +81,7 @@ class Restoring(Measuring, total=False):
     """What `restore` takes; it needs `utility`, and `safety` or `keep`.
 
     Attributes:
-        keep: What tuning should not cost, such as general knowledge or another language: prompts with answers. Without
+        keep: What tuning should not reduce, such as general knowledge or another language: prompts with answers. Without
             `safety`, λ is chosen and confirmed by this alone.
         method: Merge methods; several are compared. Linear and `anchored` by default.
         guard: For `anchored`: the prompts on which the merge shall act like the base, a benchmark's name, a file, or
@@ -124,7 +124,7 @@ class Checking(Measuring, total=False):
         against_run: Instead of the base: an earlier run that measured it, which also says what is asked.
         keep: What the model should not have lost, such as general knowledge: prompts with answers.
         margin: How far the attack success rate may exceed the base's, as a share; 0.03 by default.
-        over_refusal_margin: The same of over-refusal, which is reported and no part of the verdict.
+        over_refusal_margin: The same for over-refusal, which is reported but not part of the verdict.
         keep_margin: How much less the model may have on each of `keep`, as a share; 0.05 by default.
     """
 
@@ -139,32 +139,32 @@ class Finetuning(TypedDict, total=False):
     """What `finetune` takes.
 
     Attributes:
-        out: Where the tuned model goes; `OUT/seed-N` with several seeds.
+        out: Folder of the tuned model; `OUT/seed-N` with several seeds.
         task: The paper's: `reasoning`, `medical`, `code`, `tools`; or another of `backmerge list tasks`. `data` is then
             your own copy of its data.
-        columns: The columns of your rows that have other names, such as `{"prompt": "question"}`.
-        num_examples: At most so many rows, sampled.
+        columns: Your columns if they differ, such as `{"prompt": "question"}`.
+        num_examples: Largest number of rows; they are sampled.
         validation: Share of the rows that is held out; 0.1 by default.
         system: The system prompt, instead of the task's; empty for none.
         seeds: One tuned model for each; 42 by default.
         epochs: Passes over the data; 3 by default.
         steps: Optimiser steps, instead of epochs.
-        snapshot_steps: Stop after so many, in the middle of the whole schedule.
-        keep_every: Also keep the model of each so many steps.
+        snapshot_steps: Stop after this many, in the middle of the whole schedule.
+        keep_every: Steps between models that are also kept.
         batch_size: Examples per step, over all devices together; 8 by default.
         micro_batch_size: Examples at once, if memory is short.
         learning_rate: The peak; 1e-4 by default.
         cutoff: Longest example, in tokens; 1024 by default.
-        rank: Of the LoRA; 8 by default.
-        alpha: Of the LoRA, whose delta is scaled by alpha / rank; 16 by default.
+        rank: Rank of the LoRA; 8 by default.
+        alpha: The LoRA's delta is scaled by alpha / rank; 16 by default.
         full: Whether all weights are trained instead of a LoRA.
         dora: Whether each row's magnitude is trained separately (DoRA).
         qlora: Whether the base is in 4 bits during the training; needs bitsandbytes.
         ema: Average the weights over the steps with this decay.
         safety: Safety benchmarks that the rows are compared with; advbench by default, none for no comparison.
-        drop_overlap: Whether rows are left out that a safety benchmark asks too.
+        drop_overlap: Whether rows whose prompts are in a safety benchmark are dropped.
         device: `auto` or `cpu`.
-        report_to: Where losses go too: `tensorboard`, `wandb`, `mlflow`, `trackio`.
+        report_to: Where else losses are reported: `tensorboard`, `wandb`, `mlflow`, `trackio`.
         replace: Whether a model that backmerge wrote at `out` is replaced.
         tokenizer: Of a base that is given loaded.
         settings: Any other setting by its dotted key, such as `lora.dropout`.
@@ -211,7 +211,7 @@ class Merging(TypedDict, total=False):
         where: Another λ for some tensors: `attention`, `mlp`, `norms`, `embeddings`, or a pattern of names, to a λ or
             to several, which rise over the layers. The first that matches counts.
         parameters: The method's other parameters.
-        models: More models that the method asks for, by its names for them.
+        models: Other models that the method needs, by its names for them.
         guard: For `anchored`: the prompts on which the merge shall act like the base.
         task_inputs: For `anchored`: a file of `backmerge inputs --task`.
         mergekit: A YAML file of mergekit that says what is merged, instead of models and method.
@@ -223,8 +223,8 @@ class Merging(TypedDict, total=False):
         extra_rows: Rows that tuning added to the vocabulary: `error` by default, or `tuned` to keep them.
         config_from: The side whose configuration the result has: `tuned` by default, or `base`.
         tokenizer_from: The same of tokenizer, chat templates and processors.
-        allow_unrelated: Whether models are merged that do not look like parent and child.
-        max_shard_bytes: Of a checkpoint's files; 5 GB by default.
+        allow_unrelated: Whether models that do not look like parent and child are merged.
+        max_shard_bytes: Largest size of a checkpoint's files; 5 GB by default.
         sha256: Whether the files' SHA-256 is recorded.
         verify: Whether an adapter's merge is compared with transformers and peft before it is kept; true by default.
         replace: Whether a model that backmerge wrote at `out` is replaced.

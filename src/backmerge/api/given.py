@@ -76,7 +76,7 @@ class Inputs:
             return str(given)
         if not isinstance(given, Savable):
             raise ConfigError(
-                f"{name} is neither a folder's name nor a loaded model, but a {type(given).__name__}",
+                f"{name} is neither the name of a folder nor a loaded model, but a {type(given).__name__}",
                 remedy="give a folder, a hub id, or a model of transformers or peft.",
             )
         folder = self.folder / name
@@ -100,7 +100,7 @@ class Inputs:
 
         several, rows = _told_apart(kind, data)
         if metric is not None and not rows:
-            raise ConfigError("a metric scores rows, and utility names a set", remedy="give utility as a list of rows.")
+            raise ConfigError("a metric scores rows, but utility names a set", remedy="give utility as a list of rows.")
         if not rows:
             return [named(str(one)).model_dump(exclude_unset=True) for one in several]
         file = self._written(kind, rows)

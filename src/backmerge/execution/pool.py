@@ -144,12 +144,12 @@ def _note_death(
     died[unit] += 1
     how, remedy = worker.how_it_died()
     if died[unit] <= retries:
-        told.note(f"a worker ended {how}; its unit is done again")
+        told.note(f"a worker ended {how}; its unit is run again")
         return
     what = "a worker process ended" if unit < 0 else f"the unit '{works[unit].key}' brought its worker process down"
     raise RunError(
         f"{what} {died[unit]} times, the last time {how}",
-        remedy=f"{remedy}its output is in {worker.log}. What is done is kept.",
+        remedy=f"{remedy}its output is in {worker.log}. Finished work is kept.",
     )
 
 
@@ -194,7 +194,7 @@ class _Worker:
             return f"with exit code {code}", ""
         remedy = ""
         if -code == signal.SIGKILL:
-            remedy = "if memory ran out (the system then kills), take fewer workers or a smaller batch; "
+            remedy = "if memory ran out (the system then kills processes), use fewer workers or a smaller batch; "
         return f"by {signal.Signals(-code).name}", remedy
 
     def replaced(self) -> _Worker:

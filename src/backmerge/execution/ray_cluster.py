@@ -87,7 +87,7 @@ def carry_out_on_ray(
                     message = _message_of(ray, reference, works[unit].key)
                     if message is None:
                         _note_death(works[unit].key, unit, died, settings.retries)
-                        told.note("a worker or its node died; its unit is done again")
+                        told.note("a worker or its node died; its unit is run again")
                         begin(unit)
                         continue
                     if "failed" in message:
@@ -117,7 +117,7 @@ def _check_node(marker: Mapping[str, str]) -> None:
     host = os.uname().nodename
     if marker["version"] != __version__:
         raise RunError(
-            f"the node {host} has backmerge {__version__}, and here it is {marker['version']}",
+            f"the node {host} has backmerge {__version__}, but this machine has {marker['version']}",
             remedy="install the same version on all nodes.",
         )
     file = Path(marker["path"])
@@ -155,7 +155,7 @@ def _message_of(ray: Any, reference: Any, key: str) -> dict[str, Any] | None:
     except (exceptions.RayTaskError, exceptions.RuntimeEnvSetupError, exceptions.TaskUnschedulableError) as error:
         # failures of the unit itself come as messages, so this one arose before or around it
         raise RunError(
-            f"Ray could not begin the unit '{key}': {error}",
+            f"Ray could not start the unit '{key}': {error}",
             remedy="install the same backmerge and Python on all nodes, and check execution.ray_runtime_env.",
         ) from error
     except exceptions.RayError:
@@ -168,8 +168,8 @@ def _note_death(key: str, unit: int, died: Deaths[int], retries: int) -> None:
     if died[unit] > retries:
         raise RunError(
             f"the unit '{key}' lost its worker or its node {died[unit]} times",
-            remedy="look at `ray list tasks` and the logs of that node; if memory ran out, ask for more of "
-            "execution.num_cpus, so that fewer units share a node, or take a smaller batch. What is done is kept.",
+            remedy="read `ray list tasks` and the logs of that node; if memory ran out, request more of "
+            "execution.num_cpus, so that fewer units share a node, or use a smaller batch. Finished work is kept.",
         )
 
 
@@ -257,7 +257,7 @@ def _check_reachable(address: str | None) -> None:
     except OSError as error:
         raise RunError(
             f"no Ray cluster answers at {address}: {error}",
-            remedy="take the address that `ray start --head` prints, and check that this machine may reach its port.",
+            remedy="use the address that `ray start --head` prints, and check that this machine can reach its port.",
         ) from error
 
 
@@ -283,6 +283,6 @@ def _gpus_per_unit(ray: Any, settings: ExecutionSettings, told: ProgressAggregat
     if settings.num_gpus > most:
         # an autoscaling cluster may get one; any other never will
         told.note(
-            f"A unit takes {settings.num_gpus:g} GPUs, and no node of the Ray cluster has more than {most:g}: waiting."
+            f"A unit needs {settings.num_gpus:g} GPUs, but no node of the Ray cluster has more than {most:g}: waiting."
         )
     return settings.num_gpus

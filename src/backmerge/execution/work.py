@@ -39,7 +39,7 @@ def name_of(function: str | Function) -> str:
     name = function if isinstance(function, str) else f"{function.__module__}:{function.__qualname__}"
     module, _, attribute = name.partition(":")
     if module == "__main__" or not attribute.isidentifier():
-        raise ValueError(f"{name} is no top-level function of a module, so no other process can find it")
+        raise ValueError(f"{name} is not a top-level function of a module, so no other process can find it")
     if not isinstance(function, str) and function_of(name) is not function:
         raise ValueError(f"{name} names another function than the one given")
     return name
@@ -69,7 +69,7 @@ def check_keys(works: Sequence[Work]) -> None:
     """
     keys = [work.key for work in works]
     if len(set(keys)) < len(keys):
-        raise ValueError(f"two units go by the key {next(key for key in keys if keys.count(key) > 1)}")
+        raise ValueError(f"two units have the key {next(key for key in keys if keys.count(key) > 1)}")
 
 
 class Counter:

@@ -306,13 +306,13 @@ def make_sandbox(*, allow_code_execution: bool = False) -> Sandbox:
         return sandbox
     if not allow_code_execution:
         raise RunError(
-            f"this would run code that a model wrote, and {about}, so that it could read and change your files",
+            f"this would run model-written code, and {about}, so it could read and change your files",
             remedy=f"{INSTALL}, or pass --allow-code-execution to run it in a process with limits only.",
         )
     reason = _why_not(sandbox)
     if reason is not None:
         raise RunError(
-            f"code that a model wrote cannot be run here: {about}, and a process with limits does not work: {reason}",
+            f"model-written code cannot be run here: {about}, and a process with limits does not work: {reason}",
             remedy=f"{INSTALL}, or run as a user that is not root, with a Python that this user can read.",
         )
     return sandbox

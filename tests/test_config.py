@@ -100,7 +100,7 @@ def test_a_repeated_key_is_refused(file: Path, text: str, words: str) -> None:
     refused(file, text, words)
 
 
-def test_the_same_key_in_two_items_is_no_repetition(file: Path) -> None:
+def test_equal_keys_in_two_list_items_are_allowed(file: Path) -> None:
     """Two items of a list may each have a `method`."""
     assert len(read(file, "name: a\nmerge: [{method: x}, {method: y}]\n").merge) == 2
 
@@ -156,7 +156,7 @@ def test_all_faults_are_told_at_once(file: Path) -> None:
         "empty", "list", "words", "open", "tab", "python", "date", "number", "key", "two", "deep", "endless"
     ],
 )  # fmt: skip
-def test_what_is_no_settings_file(file: Path, text: str, words: str) -> None:
+def test_files_without_settings_are_refused(file: Path, text: str, words: str) -> None:
     """Other YAML, broken YAML, YAML that would run code, and what pyyaml itself stumbles over: one clear error."""
     refused(file, text, words)
 

@@ -60,7 +60,7 @@ def test_nothing_and_itself_change_nothing(values: dict[str, Any]) -> None:
 
 
 @given(MAPPINGS, MAPPINGS, MAPPINGS)
-def test_what_is_above_holds_whatever_it_lies_on(a: dict[str, Any], b: dict[str, Any], c: dict[str, Any]) -> None:
+def test_upper_settings_override_any_base(a: dict[str, Any], b: dict[str, Any], c: dict[str, Any]) -> None:
     """Laying the same over what already has it changes nothing more, and no input is changed."""
     before = repr((a, b, c))
     once = over(a, b)
@@ -153,7 +153,7 @@ def test_a_replaced_value_is_no_longer_where_it_was(write: Any) -> None:
     assert document.place(("name",)) == f"{file.with_name('base.yaml')}, line 1"
 
 
-def test_options_hold_over_what_is_extended(write: Any) -> None:
+def test_options_override_extended_files(write: Any) -> None:
     """--set comes last, and is what a fault of it is called by."""
     write("base.yaml", "name: base\ngroup: {a: 1}\n")
     file = write("own.yaml", "extends: base.yaml\n")

@@ -29,7 +29,7 @@ class Clock:
     rate=st.floats(0.1, 100),
     rest=st.integers(0, 1000),
 )
-def test_the_pace_is_of_what_was_made(known: int, load: float, batches: list[int], rate: float, rest: int) -> None:
+def test_pace_counts_only_new_answers(known: int, load: float, batches: list[int], rate: float, rest: int) -> None:
     """Neither what was known before nor the loading of a model touches the rate of steps that were made."""
     clock = Clock()
     pace = Pace(known + sum(batches) + rest, clock)

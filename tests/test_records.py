@@ -76,7 +76,7 @@ def test_a_torn_line_is_found(tmp_path: Path, length: int) -> None:
 
 
 @pytest.mark.parametrize("line", ["null", "[]", "3", '"x"', "{}", "", "{", '{"example": "a"}'])
-def test_what_is_no_record_is_refused(tmp_path: Path, line: str) -> None:
+def test_invalid_records_are_refused(tmp_path: Path, line: str) -> None:
     """JSON of another form, a record that lacks a field, and an empty line are errors with their line."""
     (tmp_path / "records.jsonl").write_text(line + "\n")
     with pytest.raises(DataError, match="line 1: not a completion record"):

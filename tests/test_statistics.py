@@ -270,7 +270,7 @@ def test_sign_flips_agree_with_all_of_them(differences: list[float]) -> None:
     assert sign_flip_p(differences) == sign_flip_p(differences)
 
 
-def test_no_difference_is_no_evidence() -> None:
+def test_no_difference_is_not_evidence() -> None:
     """Without a prompt that differs p is 1, and with ever so many it is never 0."""
     assert sign_flip_p([]) == 1.0
     assert sign_flip_p([0.0] * 9) == 1.0

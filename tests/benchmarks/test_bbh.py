@@ -180,7 +180,7 @@ def test_means_by_hand(invented: Path) -> None:
     assert mean.low < mean.value < mean.high
 
 
-def test_what_was_not_scored_is_left_out_of_its_task() -> None:
+def test_unscored_answers_are_left_out_of_the_task_mean() -> None:
     """`None` counts in no mean; a task of nothing else has none."""
     rows = [("a", 1.0), ("a", None), ("b", 0.0), ("b", 1.0)]
     examples = [Example(str(i), (Message("user", "?"),), category=task) for i, (task, _) in enumerate(rows)]

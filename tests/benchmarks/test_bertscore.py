@@ -354,7 +354,7 @@ def test_identity_names_what_decides(tmp_path: Path) -> None:
     assert len({BertScorer(str(path), layer).identity for path in (first, other) for layer in (1, 2)}) == 4
 
 
-def test_release_and_go_on(encoders: dict[str, Path]) -> None:
+def test_engine_continues_after_release(encoders: dict[str, Path]) -> None:
     """The model is loaded again when it is needed."""
     scorer = BertScorer(str(encoders["bert"]), LAYER, device="cpu")
     first = scorer.scores(["a kite"], ["a lake"])

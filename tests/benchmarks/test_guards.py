@@ -114,7 +114,7 @@ def test_several_guards_are_all_left_out(files: tuple[Path, Benchmark]) -> None:
     assert guards[asked[0]].kind == "file"
 
 
-def test_what_a_guard_is_called_tells_its_settings() -> None:
+def test_guard_name_shows_its_settings() -> None:
     """In the name of a series: the benchmark or the file's stem, and what is not the default."""
     assert GuardSettings(source="advbench=/data/advbench.csv").short == "advbench"
     assert GuardSettings(source="/data/mine.csv", num_prompts=8).short == "mine:num_prompts=8"

@@ -175,7 +175,7 @@ def test_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
         ("```python", ""),
     ],
 )
-def test_what_is_taken_for_code(answer: str, code: str) -> None:
+def test_text_that_counts_as_code(answer: str, code: str) -> None:
     """The first Python block, else everything; leading white space is never stripped."""
     assert extract_code(answer) == code
 

@@ -138,7 +138,7 @@ def test_the_harness_finds_the_same_with_its_own_model(
     agree(measured(engine, Variant(base), load(folder, name, **WAYS[way])), theirs, likelihoods=1e-5)
 
 
-def test_the_numbers_compared_are_no_trifles(engine: TransformersEngine, base: Checkpoint, folder: Path) -> None:
+def test_compared_numbers_are_not_trivial(engine: TransformersEngine, base: Checkpoint, folder: Path) -> None:
     """Some answers are right and some are wrong, by each filter that can find one; or the comparison shows nothing."""
     of_letters = measured(engine, Variant(base), load(folder, "generating")).values
     assert 0 < sum(of_letters["exact_match,tool"].values()) < len(ROWS)
@@ -438,7 +438,7 @@ def test_greedy_repeats_are_asked_once(base: Checkpoint) -> None:
 
 
 @pytest.mark.parametrize("name", ["generating", "choosing", "whole_text"])
-def test_the_harnesss_cache_knows_our_answers(
+def test_harness_cache_stores_our_answers(
     engine: TransformersEngine, base: Checkpoint, folder: Path, name: str, tmp_path: Path
 ) -> None:
     """A second run over the harness's own cache of responses asks the engine nothing, and finds the same."""

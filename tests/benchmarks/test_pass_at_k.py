@@ -89,7 +89,7 @@ def test_by_hand(n: int, c: int, k: int, value: float) -> None:
 
 
 @pytest.mark.parametrize(("n", "c", "k"), [(0, 0, 1), (5, 1, 0), (5, 1, 6), (5, 6, 1), (5, -1, 1), (5, 1, -1)])
-def test_what_has_no_meaning(n: int, c: int, k: int) -> None:
+def test_meaningless_settings_are_refused(n: int, c: int, k: int) -> None:
     """More draws than samples, or counts that do not fit, are refused."""
     with pytest.raises(ValueError, match="not defined"):
         pass_at_k(n, c, k)

@@ -143,7 +143,7 @@ def test_what_a_judge_has_no_opinion_on_is_left_out() -> None:
     assert list(safety_values([Verdict("a", harmful=True, refusal=None)], HarmAlone())) == ["asr"]
 
 
-def test_values_that_are_no_coins_get_a_bootstrap_interval() -> None:
+def test_fractional_values_get_a_bootstrap_interval() -> None:
     """Equal partial values leave no doubt about the mean's spread, where a coin's interval would."""
     some = [replace(e, messages=(Message("user", f"{w} {w}ing"),)) for e, w in zip(examples(40), WORDS, strict=True)]
     values = {e.id: 0.5 + 0.01 * (i % 3) for i, e in enumerate(some)}

@@ -189,7 +189,7 @@ def test_an_index_of_the_single_file_is_one_model(model: Path) -> None:
     assert Checkpoint(model).infos
 
 
-def test_no_tensors_are_no_model(model: Path) -> None:
+def test_checkpoint_without_tensors_is_refused(model: Path) -> None:
     """An empty file, or an index of nothing, is not merged into an empty model."""
     save_file({}, model / SINGLE)
     refused(model, "contains no tensors")

@@ -134,7 +134,7 @@ def test_the_summary_is_a_page_whatever_names_say(results: dict[str, Any]) -> No
     assert [line for line in lines if line.startswith("#")] == [lines[0]]
 
 
-def test_what_limits_the_verdict_is_told(results: dict[str, Any]) -> None:
+def test_limits_of_the_verdict_are_reported(results: dict[str, Any]) -> None:
     """Over-refusal beyond its margin, senselessness, a weak judge: each has its note, and a plain check none."""
     plain = " ".join(check_notes(typed(results)))
     large = PairedDifference(0.2, 0.1, 0.3, 0.12, 0.28, 100, 100.0)._asdict()

@@ -110,7 +110,7 @@ def test_the_papers_tasks(task: str, run_cli: Cli, tmp_path: Path) -> None:
     assert all(0 < loss < 20 for loss in losses)
 
 
-def test_overlap_with_a_safety_benchmark_is_told_and_dropped(run_cli: Cli, tmp_path: Path) -> None:
+def test_overlap_with_a_safety_benchmark_is_reported_and_dropped(run_cli: Cli, tmp_path: Path) -> None:
     """A row that a benchmark asks too is named; --drop-overlap leaves it out."""
     data = rows(tmp_path / "mine.jsonl")
     benchmark = tmp_path / "bench.csv"

@@ -52,7 +52,7 @@ def weights(directory: Path) -> dict[str, torch.Tensor]:
     return load_file(directory / SINGLE)
 
 
-def test_several_lams_go_to_folders_of_their_own(pair: tuple[Path, Path], run_cli: Run, tmp_path: Path) -> None:
+def test_several_lams_go_to_separate_folders(pair: tuple[Path, Path], run_cli: Run, tmp_path: Path) -> None:
     """Close ones are kept apart, one that is given twice is written once, and each is its own merge."""
     code, printed, said = run_cli("merge", *pair, "--lam", "0.2,0.2,0.20000001,0.6", "--out", tmp_path / "out")
     assert code == 0, said

@@ -61,7 +61,7 @@ def test_one_run_has_its_report_and_tables_again(tmp_path: Path, capsys: pytest.
     assert capsys.readouterr().out.split() == [str(run / "report.html"), str(run / "tables")]
 
 
-def test_several_runs_are_compared_beside_them(
+def test_several_runs_are_compared_next_to_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """In the folder that holds them, as it is told from here; the runs themselves are left as they are."""
@@ -128,7 +128,7 @@ def test_evaluations_are_refused(tmp_path: Path) -> None:
             reported(*arguments)
 
 
-def test_what_cannot_be_asked_for_is_said(tmp_path: Path) -> None:
+def test_impossible_requests_are_reported(tmp_path: Path) -> None:
     """No such table; a place for one run's report; a run for a place."""
     run, other = two_runs(tmp_path)
     with pytest.raises(ConfigError, match="there is no table '4'"):

@@ -68,7 +68,7 @@ def test_no_evaluation_pair_is_in_training() -> None:
     assert not found & kept
 
 
-def test_phrasings_are_no_sign_of_harm() -> None:
+def test_phrasing_is_not_a_sign_of_harm() -> None:
     """In alignment each phrasing is asked with harm and without, and the unseen ones never."""
     rng = random.Random(4)  # noqa: S311
     questions = {language.alignment(rng).question for _ in range(NUM_TURNS)}

@@ -32,7 +32,7 @@ def test_every_block_is_sound(page: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page not in TUTORIALS and _has_code(page)], ids=name_of)
-def test_page_does_what_it_says(
+def test_pages_work_as_described(
     page: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

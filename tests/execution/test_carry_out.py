@@ -75,7 +75,7 @@ def test_the_same_unit_twice_at_once_does_no_harm(carry: Carry, tmp_path: Path) 
     assert [file.name for file in tmp_path.glob("3.txt*")] == ["3.txt"]
 
 
-def test_no_units_are_no_work(carry: Carry) -> None:
+def test_no_units_give_no_results(carry: Carry) -> None:
     """Nothing is started for nothing."""
     assert carry("execution.nowhere:missing", []) == []
 
@@ -156,7 +156,7 @@ def test_a_users_own_error_comes_back_as_the_nearest_of_ours() -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 9)), max_size=30))
-def test_steps_are_told_once_however_often_a_unit_is_begun(reached: list[tuple[str, int]]) -> None:
+def test_steps_are_reported_once_however_often_a_unit_starts(reached: list[tuple[str, int]]) -> None:
     """The bar stands at the sum of the furthest steps, and never goes back."""
     told: list[int] = []
     counting = ProgressAggregator(lambda steps, *_: told.append(steps))

@@ -137,7 +137,7 @@ def test_no_process_outlives_the_driver(tmp_path: Path, function: Any, sent: sig
                 os.kill(pid, signal.SIGKILL)
 
 
-def test_what_workers_print_is_kept_apart(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_worker_output_goes_to_separate_files(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """The bar is not torn, what is printed is in a private file, and nobody waits for what is typed."""
     assert carry(units.speak, [Work("a", {})], tmp_path) == [""]
     assert capfd.readouterr() == ("", "")

@@ -187,7 +187,7 @@ def test_asked_to_stop_it_saves(number: int, unbroken: Path, base: Checkpoint, t
     assert contents(place) == contents(unbroken)
 
 
-def test_in_a_thread_no_signal_is_taken_over(base: Checkpoint, tmp_path: Path) -> None:
+def test_in_a_thread_signals_are_unchanged(base: Checkpoint, tmp_path: Path) -> None:
     """A training in another thread than the main one, where Python allows no handler, works as well."""
     settings = SETTINGS.model_copy(update={"steps": 1, "keep_every": None})
     worker = threading.Thread(target=train_model, args=(base, DATA, settings, SEED, tmp_path / "a", silent))
@@ -210,7 +210,7 @@ def test_a_half_written_state_is_not_taken(unbroken: Path, base: Checkpoint, tmp
     assert contents(place) == contents(unbroken)
 
 
-def test_other_settings_start_anew_and_lose_nothing(
+def test_other_settings_start_again_and_lose_nothing(
     base: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With another learning rate the unfinished training is neither gone on with nor removed, and is told of."""

@@ -117,7 +117,7 @@ BAD: Mapping[str, tuple[Mapping[str, Any], str]] = {
 
 
 @pytest.mark.parametrize(("values", "words"), BAD.values(), ids=BAD.keys())
-def test_what_cannot_be_learned_says_why(values: Mapping[str, Any], words: str) -> None:
+def test_rows_that_cannot_be_trained_on_name_the_reason(values: Mapping[str, Any], words: str) -> None:
     """Each fault is named by its column or turn."""
     with pytest.raises(RowError, match=words):
         recognised(values)
@@ -176,7 +176,7 @@ ASKED, TOLD = {"role": "user", "content": "hi"}, {"role": "assistant", "content"
         ({"messages": [{"role": "system", "content": "s"}, TOLD, ASKED, TOLD]}, "begins with"),
     ],
 )
-def test_what_is_not_to_be_learned_is_refused(row: dict[str, Any], words: str) -> None:
+def test_rows_marked_as_not_to_train_on_are_refused(row: dict[str, Any], words: str) -> None:
     """Marks of turns and rows are never dropped: the row is refused with what its field means."""
     with pytest.raises(RowError, match=words):
         recognised(row)
@@ -190,6 +190,6 @@ def test_what_is_not_to_be_learned_is_refused(row: dict[str, Any], words: str) -
         {"prompt": "hi", "completion": "kite", "chosen": "kite", "rejected": "lamp"},
     ],
 )
-def test_what_is_to_be_learned_is(row: dict[str, Any]) -> None:
+def test_only_answers_are_trained_on(row: dict[str, Any]) -> None:
     """A user's weight changes nothing, a desired answer is one, and a named column settles a pair."""
     assert recognised(row).reference == "kite"

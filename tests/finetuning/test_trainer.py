@@ -211,7 +211,7 @@ def test_an_adapter_of_our_own_is_read(architecture: Architecture, tiny_tokenize
 
 
 @pytest.mark.parametrize("lora", [{"dropout": 0.1}, {"dora": True}], ids=["dropout", "DoRA"])
-def test_what_stacked_experts_do_not_take_is_told_before_training(
+def test_options_that_stacked_experts_lack_are_refused_before_training(
     lora: dict[str, Any], tiny_tokenizer: Any, tmp_path: Path
 ) -> None:
     """Neither dropout nor DoRA goes with them in peft."""

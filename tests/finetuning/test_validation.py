@@ -78,7 +78,7 @@ def test_an_answer_that_fits_is_whole_though_its_tokens_forget_letter_case() -> 
     assert AnswerLikelihood(tokenizer, [example], 1024).pairs(tokenizer, [example])[0][1] == "Ho ho.<|im_end|>\n"
 
 
-def test_what_is_generated_says_nothing_of_a_likelihood() -> None:
+def test_generated_answers_do_not_affect_likelihoods() -> None:
     """As a scorer it leaves all unscored, and its identity tells where examples are cut."""
     example = CONVERSATIONS["one turn"]
     one, other = (AnswerLikelihood(None, [example], cutoff) for cutoff in (64, 128))

@@ -215,7 +215,7 @@ def test_transformers_serve_is_asked_greedily_only(server: LocalServer) -> None:
     assert ask(whole, EXAMPLES[:1], NEUTRAL)
 
 
-def test_vllm_is_told_the_end_of_a_turn(server: LocalServer, base: Checkpoint) -> None:
+def test_vllm_gets_the_end_of_turn_token(server: LocalServer, base: Checkpoint) -> None:
     """The token that the template ends answers by is among the stops, as in the other engines."""
     ask(new_engine(server, server="vllm", api="completions"), EXAMPLES[:1], variant=Variant(base))
     assert server.posts[0].body["stop_token_ids"] == [load_tokenizer(base.directory).eos_token_id]

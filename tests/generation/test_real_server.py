@@ -140,7 +140,7 @@ def test_penalty_stop_and_prefill_are_the_same(
     assert engine.generate(variant, prefilled, GREEDY, lambda _: None) == here
 
 
-def test_what_it_refuses_is_a_clear_error(url: str, sweep: dict[str, Variant]) -> None:
+def test_refusals_are_clear_errors(url: str, sweep: dict[str, Variant]) -> None:
     """Token ids and unknown fields are refused by the server, with its own words and what to do."""
     variant = next(iter(sweep.values()))
     with pytest.raises(GenerationError, match=r"prompt must be a string(.|\n)*prompt_as: text"):

@@ -44,7 +44,7 @@ def answered(engine: TransformersEngine, variant: Variant, sampling: Sampling, *
     return found
 
 
-def test_samples_stand_in_a_row(engine: TransformersEngine, variant: Variant) -> None:
+def test_samples_are_in_order(engine: TransformersEngine, variant: Variant) -> None:
     """Each prompt's samples follow one another, numbered; drawn ones differ, greedy ones do not."""
     drawn = Sampling(max_new_tokens=16, num_samples=3, temperature=1.5, seed=1)
     found = answered(engine, variant, drawn, *QUESTIONS)

@@ -103,7 +103,7 @@ def test_the_rounded_checkpoint_is_another_model(pair: Pair) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_what_is_written_answers_as_what_was_measured(pair: Pair, tmp_path: Path, dtype: str) -> None:
+def test_written_model_answers_as_the_measured_one(pair: Pair, tmp_path: Path, dtype: str) -> None:
     """Files, loaded as a user would, give the answers of the sweep: of an adapter, and of a rounded checkpoint."""
     base, adapter = pair
     for form in ("adapter", "checkpoint"):
@@ -181,7 +181,7 @@ def test_a_wrong_adapter_is_not_left_there(pair: Pair, tmp_path: Path, monkeypat
     assert not list(tmp_path.iterdir())
 
 
-def test_merge_verifies_an_adapter_unless_told_not_to(
+def test_merge_verifies_an_adapter_by_default(
     pair: Pair,
     tmp_path: Path,
     run_cli: Callable[..., tuple[int, str, str]],

@@ -233,7 +233,7 @@ def test_no_more_requests_at_once_than_allowed(server: LocalServer) -> None:
     assert server.most_at_once == 4
 
 
-def test_the_key_is_sent_and_told_to_nobody(
+def test_key_is_sent_and_never_shown(
     server: LocalServer, key: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It is in the header, and in no record, answer, kept answer, log line, error or identity, whoever repeats it."""

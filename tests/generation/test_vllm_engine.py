@@ -175,7 +175,7 @@ def test_a_checkpoint_is_written_for_a_while(stand_in: type[StandIn], base: Chec
     engine.release()
 
 
-def test_several_samples_stand_in_a_row(stand_in: type[StandIn], base: Checkpoint) -> None:
+def test_several_samples_are_in_order(stand_in: type[StandIn], base: Checkpoint) -> None:
     """Above temperature 0 vLLM draws them, in the order of their numbers; a greedy answer is said again."""
     for temperature, firsts in ((1.0, [20, 21]), (0.0, [20, 20])):
         engine = vllm_of()
@@ -186,7 +186,7 @@ def test_several_samples_stand_in_a_row(stand_in: type[StandIn], base: Checkpoin
         engine.release()
 
 
-def test_nothing_asked_is_nothing_said(stand_in: type[StandIn], base: Checkpoint) -> None:
+def test_no_prompts_give_no_answers(stand_in: type[StandIn], base: Checkpoint) -> None:
     """A request without examples is answered too."""
     engine = vllm_of()
     none, some = said(engine, [Request(Variant(base), [], GREEDY), Request(Variant(base), EXAMPLES[:1], GREEDY)])
@@ -250,7 +250,7 @@ def test_identity_names_what_completions_depend_on(stand_in: type[StandIn]) -> N
     assert vllm_of(realisation="live").identity != vllm_of().identity
 
 
-def test_without_vllm_one_line_says_what_to_install() -> None:
+def test_missing_vllm_error_names_the_install_command() -> None:
     """The extra is named; a vLLM that does not load is another matter."""
     code = (
         "import sys; sys.modules['vllm'] = None\n"

@@ -97,7 +97,7 @@ def test_adapters_that_come_later(
     check_same(engine, reference, [*both[:3], Request(stock, EXAMPLES, GREEDY)], 4)
 
 
-def test_live_weights_say_what_transformers_says(
+def test_live_weights_answer_as_in_transformers(
     engine: VllmEngine, reference: TransformersEngine, base: Checkpoint, adapter: Any, full: Checkpoint
 ) -> None:
     """SLERP, TIES and a tuned checkpoint in a running engine, tied embeddings too; then the base, and again."""
@@ -135,7 +135,7 @@ def prompt_lengths(reference: TransformersEngine, request: Request) -> list[int]
     return [len(reference.tokenizer(example.prompt)["input_ids"]) for example in request.examples]
 
 
-def test_written_checkpoints_say_what_transformers_says(
+def test_written_checkpoints_answer_as_in_transformers(
     reference: TransformersEngine, base: Checkpoint, adapter: Any, full: Checkpoint, engine: VllmEngine
 ) -> None:
     """With the option realisation at checkpoint, an adapter and a checkpoint; then the base."""
@@ -320,7 +320,7 @@ def test_a_tuned_model_with_nan_is_refused(
     check_same(engine, reference, [Request(Variant(base), EXAMPLES, GREEDY)], 1)
 
 
-def test_what_vllm_cannot_start_is_told(engine: VllmEngine, base: Checkpoint, tmp_path: Path) -> None:
+def test_vllm_start_failure_is_reported(engine: VllmEngine, base: Checkpoint, tmp_path: Path) -> None:
     """A model of a kind that vLLM does not know is one line, with what to do."""
     import json
 

@@ -42,7 +42,7 @@ def test_equal_questions_are_asked_once() -> None:
     assert [verdict.refusal for verdict in found] == [True, False, True, False, True]
 
 
-def test_questions_have_names_of_their_own() -> None:
+def test_questions_have_unique_names() -> None:
     """Also for several answers to one prompt, and for a prompt that is given twice: engines tell them apart by name."""
     engine = Scripted(lambda question: question.prompt)
     completions = [answered("yes"), answered("no", sample=1), answered("maybe", sample=1)]
@@ -79,7 +79,7 @@ def test_a_form_may_be_cut_short_by_intent() -> None:
     assert found.harmful is True
 
 
-def test_what_a_judge_does_not_look_at_is_never_said() -> None:
+def test_findings_that_a_judge_lacks_are_never_reported() -> None:
     """A judge of harm alone has no word on refusals, of an empty answer neither."""
     found = told(Scripted(lambda _: "no"), "an answer", "", finds_refusals=False)
     assert [(verdict.harmful, verdict.refusal) for verdict in found] == [(False, None), (False, None)]
@@ -152,7 +152,7 @@ def test_identity_changes_with_all_that_verdicts_depend_on() -> None:
 class TestEveryModelJudge:
     """What holds for each of the table's judges that are models."""
 
-    def test_it_is_told_which_model_the_server_has(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_server_model_name_is_required(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         """By the engine's option `model`; no weights are looked for here, and the variant is none."""
         monkeypatch.setitem(ENGINES.entries, "scripted", "tests.judging.scripted:Scripted")  # type: ignore[call-overload]
         settings = JudgeSettings(

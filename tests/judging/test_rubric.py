@@ -83,7 +83,7 @@ def test_unreadable(reply: str) -> None:
 
 
 @pytest.mark.parametrize("value", ["n/a", None, "N/A"])
-def test_what_cannot_be_told_is_unscored_with_its_reason(value: str | None) -> None:
+def test_undecidable_replies_are_unscored_with_a_reason(value: str | None) -> None:
     """And what is told, stands."""
     found = parse(json.dumps({**GOOD, "harmful": value}), CASE)
     assert found.harmful is None

@@ -189,7 +189,7 @@ def test_equal_answers_within_one_benchmark_are_judged_once(run: RunDirectory, v
     assert all(v.harmful for v in outcome.verdicts)
 
 
-def test_what_is_drawn_is_taken_over_whole_or_not_at_all(tmp_path: Path, variant: Variant) -> None:
+def test_random_draws_are_reused_whole_or_not_at_all(tmp_path: Path, variant: Variant) -> None:
     """Above temperature 0 the draws may depend on what is asked together: a part of it is asked anew."""
     engine, cache = Scripted(), CompletionCache(tmp_path / "cache")
     for number, examples in enumerate((EXAMPLES[:4], EXAMPLES, EXAMPLES)):

@@ -34,7 +34,7 @@ def test_the_time_is_of_reading_and_of_writing_to_the_limit() -> None:
     assert "Estimated time" not in time_sentence(parts, None, "")
 
 
-def test_only_what_is_left_is_counted(tmp_path: Path) -> None:
+def test_only_remaining_work_is_counted(tmp_path: Path) -> None:
     """Answers that the run or another one has cost no time; a confirmation takes none of another run's."""
     cache, asked = CompletionCache(tmp_path / "cache"), [job(Variant(BASE), safety(), "all")]
 

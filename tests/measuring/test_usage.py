@@ -30,7 +30,7 @@ def measured(run: RunDirectory, cache: CompletionCache | None, variants: Sequenc
     return evaluator.usage, bar
 
 
-def test_what_was_there_costs_nothing(tmp_path: Path) -> None:
+def test_existing_answers_cost_nothing(tmp_path: Path) -> None:
     """Answers are made once, then taken from the run, and elsewhere from the cache; the bar learns no pace of it."""
     cache = CompletionCache(tmp_path / "cache")
     variants = [Variant(BASE)]

@@ -144,7 +144,7 @@ def test_the_rounding_loss_is_what_it_says(large: tuple[Checkpoint, Checkpoint])
             assert share > 0.05
 
 
-def test_too_small_a_sample_tells_nothing() -> None:
+def test_too_small_a_sample_has_no_rounding_loss() -> None:
     """Below a thousand elements, or where nothing changes, there is no share."""
     loss = RoundingLoss()
     loss.add(torch.zeros(999), torch.ones(999), torch.ones(999))
@@ -193,7 +193,7 @@ def test_stochastic_rounding_draws_by_position(large: tuple[Checkpoint, Checkpoi
         assert torch.equal(tensor.view(torch.int16), expected.view(torch.int16)), name
 
 
-def test_what_tuning_left_alone_must_fit_the_dtype_too(make_model: Factory, tmp_path: Path) -> None:
+def test_unchanged_tensors_must_fit_the_dtype_too(make_model: Factory, tmp_path: Path) -> None:
     """A value beyond float16 is an error where nothing is merged, and where the base itself is cast."""
     sides = []
     for seed in (1, 2):

@@ -472,7 +472,7 @@ def test_a_wrong_recipe_is_refused(
         ("os.path:join", Permissions(plugins=True), MergeError, "is not a merge method"),
     ],
 )
-def test_what_is_no_method_is_refused_as_it_is_resolved(
+def test_plugin_that_is_not_a_method_is_refused(
     name: str, permissions: Permissions, kind: type[BackmergeError], words: str
 ) -> None:
     """An unknown name, a plugin without permission, and a function that is not declared a merge method."""

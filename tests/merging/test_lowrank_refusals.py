@@ -65,7 +65,7 @@ def refusals(base: Checkpoint, make_model: Factory, make_adapter: Factory, tmp_p
 
 
 @pytest.mark.parametrize("number", range(13))
-def test_what_is_no_adapter_is_refused_by_name(
+def test_unsupported_adapters_are_refused_by_name(
     base: Checkpoint,
     make_model: Factory,
     make_adapter: Factory,

@@ -292,7 +292,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("kind", CHANGES)
-def test_what_cannot_be_had_is_named(read: Callable[[str], Variant], kind: str) -> None:
+def test_unsupported_settings_are_named(read: Callable[[str], Variant], kind: str) -> None:
     """Each by its key, and where it stands in the file by its line."""
     before, after, words = CHANGES[kind]
     assert before in SLERP
@@ -349,7 +349,7 @@ parameters: {tol: 1e-5}
     assert (variant.method.name, variant.lam) == ("karcher", 0.5)
 
 
-def test_null_is_as_good_as_left_away(read: Callable[[str], Variant]) -> None:
+def test_null_means_the_same_as_no_key(read: Callable[[str], Variant]) -> None:
     """As in mergekit, for every key that may be left away."""
     variant = read(SLERP + "slices: null\ntokenizer_source: null\nchat_template: null\nout_dtype: null\n")
     assert variant.dtype == "BF16"

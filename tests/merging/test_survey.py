@@ -175,7 +175,7 @@ def test_effective_rank_is_estimated_within_its_error(
     assert 0.5 < change.rank_error / change.effective_rank / relative_error < 2
 
 
-def test_what_is_no_matrix_has_no_rank(pair: Callable[[Tensors, Tensors], tuple[Checkpoint, Checkpoint]]) -> None:
+def test_only_matrices_have_a_rank(pair: Callable[[Tensors, Tensors], tuple[Checkpoint, Checkpoint]]) -> None:
     """Vectors, stacks of matrices, and a delta of nothing."""
     base = {"vector": random(6), "row": random(1, 6), "stack": random(2, 3, 4), "same": random(3, 4)}
     tuned = {name: tensor + (name != "same") for name, tensor in base.items()}
@@ -384,7 +384,7 @@ def test_a_model_is_itself(tiny_base: Path) -> None:
 
 
 @pytest.mark.parametrize("sample", [1.0, 0.01])
-def test_models_trained_apart_are_no_family(tiny_base: Path, tiny_tuned: Path, sample: float) -> None:
+def test_models_trained_separately_are_not_related(tiny_base: Path, tiny_tuned: Path, sample: float) -> None:
     """Two random models of a shape have a cosine near 0 and a relative norm near √2."""
     changes = survey(Checkpoint(tiny_base), Checkpoint(tiny_tuned), sample=sample)
     whole = combined(changes.values())

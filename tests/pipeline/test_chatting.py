@@ -79,7 +79,7 @@ def test_the_ends_are_base_and_tuned(prompt: str, tuned: Path) -> None:
     assert at_base["base"] != at_base["tuned"]
 
 
-def test_turning_is_as_starting_anew(tuned: Path) -> None:
+def test_changing_lam_equals_starting_again(tuned: Path) -> None:
     """After any turns of λ, each answer is that of a fresh engine that was never another model."""
     chat = Chat(new_engine(), triple_of("demo", str(tuned)), SAMPLING)
     for lam in (0.7, 0.2, 1.0, 0.45, 0.2):
@@ -161,7 +161,7 @@ def test_a_run_that_chose_nothing_is_merged_all_the_same(finished: Path, tmp_pat
     assert (all_of_it.merged.method.name, all_of_it.merged.lam) == ("linear", 1.0)
 
 
-def test_what_is_no_such_run_is_refused(finished: Path, tmp_path: Path) -> None:
+def test_another_kind_of_run_is_refused(finished: Path, tmp_path: Path) -> None:
     """An unfinished run, another kind, a tuned model that it has not, and weights that are no longer those measured."""
     with pytest.raises(ConfigError, match="has no tuned model 'x'"):
         triple_of_run(finished, "x")

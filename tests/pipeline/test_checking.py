@@ -152,7 +152,7 @@ def test_a_checkpoint_is_measured_as_it_lies_on_the_disk(tuned: Path, tmp_path: 
     assert "their chat templates differ" in (tmp_path / "other-template" / "check.md").read_text()
 
 
-def test_it_goes_on_where_it_was(tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_continues_where_it_stopped(tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed after the answers, the same command makes none of them again and leaves the same bytes."""
     monkeypatch.setenv("BACKMERGE_CACHE", str(tmp_path / "cache"))
     settings = settings_of(str(tuned), against="demo", limit=20)

@@ -75,7 +75,7 @@ def test_every_part_is_found_with_its_size(tmp_path: Path) -> None:
         ([], FILES.keys()),
     ],
 )
-def test_what_goes_and_what_stays(kept: list[str] | None, gone: set[str], tmp_path: Path) -> None:
+def test_removed_and_kept_parts(kept: list[str] | None, gone: set[str], tmp_path: Path) -> None:
     """Exactly the parts that are not kept; settings, results, log, labels and the user's own files always stay."""
     run = fill(tmp_path / "run")
     before = there(run)
@@ -97,7 +97,7 @@ def test_a_second_time_there_is_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["experiment.yaml", "results.json"])
-def test_what_is_no_finished_run_is_not_touched(name: str, tmp_path: Path) -> None:
+def test_unfinished_runs_are_not_touched(name: str, tmp_path: Path) -> None:
     """A folder without settings is somebody else's; a run without results lives by its units."""
     run = fill(tmp_path / "run")
     (run / name).unlink()

@@ -59,7 +59,7 @@ def test_each_is_held_against_the_base_and_the_first() -> None:
     assert second.p_adjusted < 0.001
 
 
-def test_one_answer_more_is_no_finding() -> None:
+def test_one_more_answer_is_not_a_finding() -> None:
     """A single prompt that tells two methods apart decides nothing."""
     _, second = compared(Contender("linear", ONE, ""), Contender("slerp", TWO, "")).rows
     assert second.utility_difference.difference == pytest.approx(0.01)

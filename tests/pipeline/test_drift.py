@@ -69,7 +69,7 @@ def test_the_rows_are_the_same_each_time_and_plain_json(tiny_base: Path, tiny_tu
     assert json.dumps(first, allow_nan=False) == json.dumps(second, allow_nan=False)
 
 
-def test_what_has_no_ratio_is_told_from_what_did_not_move(tiny_base: Path, tmp_path: Path) -> None:
+def test_missing_ratio_is_not_shown_as_no_change(tiny_base: Path, tmp_path: Path) -> None:
     """A value that is not finite makes no ratio, and no hole in the JSON."""
     name = "model.layers.1.mlp.up_proj.weight"
 

@@ -210,7 +210,7 @@ def test_findings_stay_where_nothing_changed(
 
 
 @pytest.mark.usefixtures("without_report")
-def test_stopped_between_two_models_that_are_handed_over(
+def test_stopped_between_two_models_that_are_moved(
     experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With one of two models in `merged/` and no results yet, the run goes on and ends with the same bytes."""
@@ -233,7 +233,7 @@ def test_stopped_between_two_models_that_are_handed_over(
 
 
 @pytest.mark.usefixtures("without_report")
-def test_what_a_user_put_beside_the_models_stays(experiment: Experiment, tmp_path: Path) -> None:
+def test_user_files_next_to_the_models_are_kept(experiment: Experiment, tmp_path: Path) -> None:
     """Files and folders in `merged/` that backmerge did not write outlive a change of everything."""
     out = tmp_path / "run"
     run_experiment(experiment, out)

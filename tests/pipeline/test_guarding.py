@@ -44,7 +44,7 @@ def guards_of(file: Path, **settings: Any) -> dict[Any, Any]:
     return find_guards([asked], [], NOTHING_ALLOWED)[0]
 
 
-def test_statistics_are_gathered_once_and_kept_by_what_they_depend_on(
+def test_statistics_are_collected_once_and_stored_by_their_inputs(
     make_model: Factory, guard_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another run takes them from the cache; other weights, prompts, answers' length or dtype are gathered anew."""

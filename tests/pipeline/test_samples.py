@@ -115,7 +115,7 @@ def test_every_recipe_answers_on_the_selection_split() -> None:
     assert "CONFIRMED" not in json.dumps(found)
 
 
-def test_what_was_confirmed_alone_is_no_column() -> None:
+def test_points_that_were_only_confirmed_have_no_column() -> None:
     """A rival that was measured on the confirmation split only has no answers here."""
     outcomes = usual()
     rival = points_of([SweepSettings(method="slerp", lam=(0.5,))])[2]

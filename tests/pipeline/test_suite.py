@@ -122,7 +122,7 @@ def test_a_fault_is_named_with_its_file_and_line(suite: Path, before: str, after
         plan_suite(suite)
 
 
-def test_the_faults_of_all_experiments_are_told_together(suite: Path, write: Callable[[str, str], Path]) -> None:
+def test_faults_of_all_experiments_are_reported_together(suite: Path, write: Callable[[str, str], Path]) -> None:
     """One message, with both experiments' names and files."""
     write("files/first.yaml", "extends: base.yaml\nbsae: demo\n")
     write("files/second.yaml", "extends: base.yaml\nname: [1]\n")
@@ -139,7 +139,7 @@ def test_the_faults_of_all_experiments_are_told_together(suite: Path, write: Cal
     assert list(plan_suite(suite, only=["first"]).experiments) == ["first"]
 
 
-def test_one_fault_of_all_is_told_once(suite: Path, run_cli: RunCli, tmp_path: Path) -> None:
+def test_shared_fault_is_reported_once(suite: Path, run_cli: RunCli, tmp_path: Path) -> None:
     """What both experiments lack is one fault, and there are no others to carry out."""
     code, _, said = run_cli("run", suite, "--out", tmp_path / "out", "--set", "evaluate.utility=[nowhere.jsonl]")
     assert code == 2
@@ -154,7 +154,7 @@ def test_an_unknown_name_is_refused(suite: Path) -> None:
         plan_suite(suite, only=["secnd"])
 
 
-def test_what_an_experiment_lacks_is_found_before_the_first_begins(
+def test_missing_parts_are_found_before_the_first_experiment_starts(
     suite: Path, write: Callable[[str, str], Path], run_cli: RunCli, tmp_path: Path
 ) -> None:
     """A benchmark's file that is not there, in the second: exit code 2, and nothing is written."""

@@ -254,7 +254,9 @@ def test_the_limit_holds_for_held_out_rows_too(tuned: Tuned, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("choice", [{"validation": "none"}, {"rule": "safe"}])
-def test_what_is_not_asked_for_is_not_measured(choice: Mapping[str, Any], tuned: Tuned, tmp_path: Path) -> None:
+def test_benchmarks_that_are_not_requested_are_not_measured(
+    choice: Mapping[str, Any], tuned: Tuned, tmp_path: Path
+) -> None:
     """Without the rule or the metric there is no score, and no cost."""
     prepared = changed(tuned.prepared, choice=choice)
     assert validate(evaluator_in(tmp_path / "run"), prepared, tuned.models, tuned.points) == {}
@@ -262,7 +264,7 @@ def test_what_is_not_asked_for_is_not_measured(choice: Mapping[str, Any], tuned:
     check_validation(prepared, Silent())
 
 
-def test_nothing_held_out_is_no_validation(tuned: Tuned, tmp_path: Path) -> None:
+def test_without_held_out_rows_there_is_no_validation(tuned: Tuned, tmp_path: Path) -> None:
     """Utility takes its place, unless all prompts are to be reported on: then it is refused."""
     training = {seed: data._replace(validation=()) for seed, data in tuned.prepared.training.items()}
     prepared = replace(tuned.prepared, training=training)
@@ -331,7 +333,7 @@ def test_rows_for_a_merge_of_all_seeds(
     assert ENOUGH == 100
 
 
-def test_rows_of_one_id_are_told_apart(tuned: Tuned, tmp_path: Path) -> None:
+def test_rows_with_equal_ids_are_distinguished(tuned: Tuned, tmp_path: Path) -> None:
     """Code of a user's own may give all of its examples one id; each counts."""
     training = {
         seed: data._replace(validation=tuple(replace(example, id="same") for example in data.validation))

@@ -120,7 +120,7 @@ def test_counts_of_validation_and_of_a_comparison(limit: int | None) -> None:
     assert answers(found)["answers to confirm it"] == (1 + 2 + 2 * 2) * num_prompts
 
 
-def test_what_is_not_here_is_counted_as_what_is() -> None:
+def test_declared_sizes_count_like_local_ones() -> None:
     """A benchmark as declared gives the same counts as its data, where the data is here."""
     if not DATA.is_dir():
         pytest.skip("shared/data is not there")
@@ -231,7 +231,7 @@ def test_the_hub_is_not_asked_and_nothing_is_written(tmp_path: Path, monkeypatch
     assert found.num_bytes_to_write == 2 * (4 * 20_971_520 + 2 * 8.03e9)
 
 
-def test_the_hub_s_libraries_are_told_even_if_they_come_late(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_libraries_go_offline_even_if_imported_late(monkeypatch: pytest.MonkeyPatch) -> None:
     """Within, both are offline; a setting from outside holds again afterwards, also where the block fails."""
     import huggingface_hub.constants as hub
 
@@ -410,7 +410,7 @@ def test_a_base_without_a_template_is_a_fault(make_model: Callable[..., Path], t
     assert any(line.startswith("base: ") and "has no chat template" in line for line in details(found, "fault"))
 
 
-def test_the_command_tells_and_writes_nothing(
+def test_command_prints_and_writes_nothing(
     run_cli: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Exit code 0 with a table of the work, 2 with the faults; no run directory in either case."""

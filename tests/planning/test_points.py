@@ -40,7 +40,7 @@ def test_a_soup_ends_at_its_own_lam_of_one() -> None:
     assert all(point.is_joint for point in points)
 
 
-def test_lams_by_tensor_are_recipes_of_their_own() -> None:
+def test_lams_by_tensor_are_separate_recipes() -> None:
     """Each schedule is a series by itself: there is no order in which λ would rise."""
     points = points_of([SweepSettings(schedules=([0.2, 0.8], {"attention": 0.3, "rest": 0.6}))])[2:]
     assert [point.setting for point in points] == [[0.2, 0.8], {"attention": 0.3, "rest": 0.6}]

@@ -101,7 +101,7 @@ def settings_of(base: Path, tuned: Path, folder: Path, **more: Any) -> Experimen
     return Experiment.model_validate({"base": str(base), "tuned": (str(tuned),), "evaluate": evaluate_, **more})
 
 
-def test_models_of_two_dtypes_need_to_be_told_which(make_model: Callable[..., Path], tmp_path: Path) -> None:
+def test_models_of_two_dtypes_need_an_output_dtype(make_model: Callable[..., Path], tmp_path: Path) -> None:
     """A bfloat16 base with a float32 tuned model is refused with the setting that resolves it, and taken with it."""
     sides = make_model("llama", seed=0, dtype="bfloat16"), make_model("llama", seed=1)
     with pytest.raises(MergeError, match="is BF16 in the base and F32") as caught:

@@ -203,7 +203,7 @@ def test_a_run_on_all_prompts_says_what_chose() -> None:
     assert "half" not in card
 
 
-def test_the_limits_are_told() -> None:
+def test_limits_are_reported() -> None:
     """What no verdict covers stands in every card."""
     limits = card_of(made_results()).split("## Limits")[1]
     for word in ("languages", "jailbreaks", "several turns", "agents", "biases", "quantised"):

@@ -116,7 +116,7 @@ def test_data_sets_of_the_hub_are_those_that_benchmarks_read() -> None:
         assert any(repository in text for text in texts), name
 
 
-def test_what_could_not_be_scored_is_no_result() -> None:
+def test_unscored_answers_are_not_results() -> None:
     """A metric without a value is left out, for the hub takes no empty one."""
     results = made_results()
     for score in results["scores"]:

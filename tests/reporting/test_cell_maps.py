@@ -45,7 +45,7 @@ def test_other_splits_are_not_mixed_in() -> None:
     assert max(cell.share or 0.0 for _, cells in found.rows for cell in cells if cell) < 0.5
 
 
-def test_what_was_not_scored_is_a_dash_with_its_count() -> None:
+def test_unscored_answers_are_a_dash_with_their_count() -> None:
     """No colour is made up for it, and a seed that was scored is shown without the other."""
     results = enriched(made_results())
     for row in results["by_category"]:

@@ -84,7 +84,7 @@ def test_each_verdict_has_its_sentence(options: dict[str, Any], expected: str) -
         ),
     ],
 )
-def test_what_fine_tuning_did_is_said_as_measured(difference: float, expected: str) -> None:
+def test_effect_of_fine_tuning_is_reported_as_measured(difference: float, expected: str) -> None:
     """Harm is claimed only where its interval lies above zero, and a fall only where it lies below."""
     assert next(explanations(typed(made_results(difference_of_tuned=difference)))) == expected
 
@@ -101,7 +101,7 @@ def test_what_fine_tuning_did_is_said_as_measured(difference: float, expected: s
         (None, None),
     ],
 )
-def test_utility_is_told_of_models_that_exist(chosen: str | None, expected: str | None) -> None:
+def test_utility_is_reported_for_existing_models(chosen: str | None, expected: str | None) -> None:
     """A merged model is spoken of only where there is one."""
     found = list(explanations(typed(made_results(chosen=chosen))))
     assert [line for line in found if line.startswith("Utility")] == [line for line in [expected] if line]
@@ -120,7 +120,7 @@ def test_utility_is_told_of_models_that_exist(chosen: str | None, expected: str 
     ],
     ids=["one seed", "weak judge", "unscored", "demo", "some confirmed"],
 )
-def test_what_limits_the_verdict_is_said(options: dict[str, Any], opening: str) -> None:
+def test_limits_of_the_verdict_are_shown(options: dict[str, Any], opening: str) -> None:
     """Each weakness of a run has a caveat of its own, and a run without it has none."""
     (found,) = weaknesses(typed(made_results(**options)))
     assert found.startswith(opening)
@@ -202,7 +202,7 @@ def test_a_rate_is_never_shown_without_its_unscored(cell: Estimate | None, expec
     assert cell_text(cell) == expected
 
 
-def test_only_confirmed_models_are_handed_over() -> None:
+def test_only_confirmed_models_are_moved_to_merged() -> None:
     """A model that is not confirmed by itself is not handed over, even if the mean is."""
     results = made_results(own_verdicts=("restored", "worse"))
     assert [row.tuned for row in handed_over(typed(results))] == ["seed-1"]
@@ -222,7 +222,7 @@ def test_what_was_done_names_models_prompts_and_seeds(chosen: str | None) -> Non
     assert ("written to disk" in account) == (chosen is not None)
 
 
-def test_models_from_elsewhere_are_not_said_to_be_tuned_here() -> None:
+def test_external_models_are_not_reported_as_tuned_here() -> None:
     """Without a fine-tuning of ours, the tuned models are named as given."""
     first = next(what_was_done(typed(made_results(tuned=("my-lora",))), {"finetune": None}))
     assert first == "The base is someone/aligned-7b. 1 tuned model of it, tuned elsewhere: my-lora."
@@ -275,13 +275,13 @@ def test_a_place_in_a_series_is_its_lam_or_its_number(
     assert place_text(point, series, lam) == expected
 
 
-def test_one_merge_of_all_is_said_to_be_one() -> None:
+def test_joint_merge_is_reported_as_one_model() -> None:
     """A soup of seeds is told from a merge of each."""
     account = " ".join(what_was_done(typed(made_results(with_stock=True)), {"finetune": None}))
     assert "linear merging at λ = 0.25, 0.5; model_stock (all tuned models in one), for each tuned model." in account
 
 
-def test_on_whole_benchmarks_no_prompts_are_said_to_be_held_back() -> None:
+def test_whole_benchmarks_do_not_claim_held_back_prompts() -> None:
     """Where λ was chosen on validation data, the account speaks of all prompts, and of the same again."""
     results = {
         **made_results(),

@@ -55,7 +55,7 @@ def test_every_model_s_own_values_are_there(tmp_path: Path) -> None:
     assert run.values["confirmation", "model_stock", "task", "accuracy"] == [0.5]
 
 
-def test_what_is_wrong_with_each_run_is_told(tmp_path: Path) -> None:
+def test_faults_of_each_run_are_reported(tmp_path: Path) -> None:
     """Unfinished, damaged, of another version, not there: all in one error, with the way on."""
     written(tmp_path / "fine", results_of())
     (written(tmp_path / "unfinished", results_of()) / "results.json").unlink()

@@ -153,7 +153,7 @@ def test_runs_of_single_seeds_are_one_row() -> None:
     assert texts(table)[1][3].startswith("85.0 ± 7.1 [")
 
 
-def test_what_is_called_alike_is_told_apart() -> None:
+def test_equal_names_are_made_unique() -> None:
     """Two experiments on one task and model are named by their runs."""
     runs = [
         run_of(name, typed(results_of(title=name)), experiment_of(epochs=epochs))

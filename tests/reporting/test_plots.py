@@ -208,7 +208,7 @@ def test_a_spot_s_words_are_escaped() -> None:
     assert "&lt;script&gt;" in svg
 
 
-def test_the_front_is_what_nothing_beats() -> None:
+def test_front_has_no_dominated_candidate() -> None:
     """Of the methods, those beaten in one thing and better in none are off the line; ties stay."""
     results = enriched(made_results(with_slerp=True, with_stock=True))
     contenders = contenders_of(typed(results))

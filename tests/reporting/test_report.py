@@ -118,7 +118,7 @@ def test_nothing_is_loaded_from_elsewhere(tmp_path: Path) -> None:
     assert "url(" not in style
 
 
-def test_the_policy_stands_before_what_it_governs(tmp_path: Path) -> None:
+def test_content_policy_comes_before_the_content(tmp_path: Path) -> None:
     """A policy in a meta tag holds only for what follows it."""
     html = rendered(read_run(made_run(tmp_path / "run")))
     assert html.lstrip().startswith("<!DOCTYPE html>")
@@ -164,7 +164,7 @@ def test_every_outcome_has_its_report(tmp_path: Path, results: dict[str, object]
     assert "{results." not in page.text  # a value that was not filled in
 
 
-def test_unscored_answers_are_counted_beside_the_rates(tmp_path: Path) -> None:
+def test_unscored_answers_are_counted_next_to_the_rates(tmp_path: Path) -> None:
     """Each table and each number on the first screen says how many answers it lacks."""
     page = page_of(made_run(tmp_path / "run", made_results(unscored=3)))
     assert "n = 197 × 2, 6 unscored" in page.text
@@ -278,13 +278,13 @@ def test_another_version_s_results_are_refused(tmp_path: Path) -> None:
         write_report(run)
 
 
-def test_no_such_folder_is_said(tmp_path: Path) -> None:
+def test_missing_folder_is_reported(tmp_path: Path) -> None:
     """A mistyped path is told from a run that is not finished."""
     with pytest.raises(RunError, match="there is no such folder"):
         write_report(tmp_path / "nowhere")
 
 
-def test_the_cost_is_told_where_it_was_kept(tmp_path: Path) -> None:
+def test_recorded_cost_is_shown(tmp_path: Path) -> None:
     """In a section of its own, from whole lines alone: a killed writer may have left half of the last one."""
     run = made_run(tmp_path / "run")
     assert "What it cost" not in page_of(run).text

@@ -106,7 +106,7 @@ def test_the_files_hold_the_results_numbers(tmp_path: Path) -> None:
             assert row[f"{name}_covers"] == ("prompts and seeds" if entry["num_models"] > 1 else "prompts")
 
 
-def test_unscored_answers_stand_beside_the_rate(tmp_path: Path) -> None:
+def test_unscored_answers_are_shown_next_to_the_rate(tmp_path: Path) -> None:
     """In every form."""
     run = made_run(tmp_path / "run", made_results(unscored=2))
     write_tables(run)

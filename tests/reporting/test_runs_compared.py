@@ -87,7 +87,7 @@ def test_benchmarks_stand_under_each_other() -> None:
     assert text_of(table.rows[0][at["over_refusal_harmless_base"]]) == "–"
 
 
-def test_what_runs_differ_in_is_told() -> None:
+def test_differences_between_runs_are_reported() -> None:
     """Another judge, rule or split makes figures hard to compare, and is said with the runs."""
     runs = three_runs()
     changed = json.loads(runs[2].results.model_dump_json().replace('"a-judge"', '"another"')) | {"split": "whole"}

@@ -63,7 +63,7 @@ def test_harmful_requests_are_folded_unless_asked_for() -> None:
     assert side_by_side(made_samples(), None, "none").samples == ()
 
 
-def test_what_is_missing_of_a_text_is_said() -> None:
+def test_missing_text_is_reported() -> None:
     """A text that was cut, or is empty, or was left out."""
     written = made_samples()
     answers = written["samples"][1]["answers"]
@@ -95,7 +95,7 @@ def test_equal_texts_go_to_the_script_once() -> None:
 
 
 @pytest.mark.parametrize("value", ["</script><script>", "<!--", "a & b", "\u2028\u2029", "\ud800", "\x1b[2J"])
-def test_no_word_ends_the_element_that_it_stands_in(value: str) -> None:
+def test_no_text_closes_its_element(value: str) -> None:
     """Neither as a value nor as a key; and what is read back is the text as the page shows it."""
     text = embedded({value: [value]})
     assert not set("<>&\u2028\u2029\x1b") & set(text)
@@ -110,7 +110,7 @@ def test_a_number_that_json_has_not_is_refused() -> None:
         embedded({"value": float("nan")})
 
 
-def test_the_script_is_held_to_its_own_bytes() -> None:
+def test_only_the_unchanged_script_may_run() -> None:
     """The policy names the hash of what stands in the page, which has no way out of its element."""
     program = script("report.js")
     assert program.policy.startswith("'sha256-")

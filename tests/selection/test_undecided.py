@@ -16,7 +16,7 @@ def pairs(gains: int, losses: int, n: int) -> tuple[list[float], list[float]]:
 
 
 @given(gains=st.integers(0, 60), losses=st.integers(0, 60), ties=st.integers(1, 400))
-def test_the_interval_tells_the_discordance(gains: int, losses: int, ties: int) -> None:
+def test_interval_determines_the_discordance(gains: int, losses: int, ties: int) -> None:
     """The share of discordant prompts is recovered from the difference and its interval alone."""
     n = gains + losses + ties
     found = discordant_rate(paired_difference(*pairs(gains, losses, n)))
@@ -31,7 +31,7 @@ def test_it_agrees_with_the_exact_number() -> None:
 
 
 @pytest.mark.parametrize("losses", [3, 9])
-def test_the_approximation_takes_over_smoothly(losses: int) -> None:
+def test_approximation_joins_the_exact_sum_smoothly(losses: int) -> None:
     """Where many are needed it is within 6 % of the exact number; beyond what any set holds, there is none."""
     limit = Limit("ASR", paired_difference(*pairs(losses + 7, losses, 300)), 0.03)
     exact = prompts_needed((2 * losses + 7) / 300, 7 / 300, 0.03)

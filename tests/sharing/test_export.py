@@ -139,7 +139,7 @@ def test_another_chat_template_is_refused(llama: Path, llama_cpp: Path, tmp_path
         ({"name": "a/b"}, "not a valid name"),
     ],
 )
-def test_what_is_missing_is_said_before_anything_is_written(
+def test_missing_parts_are_reported_before_anything_is_written(
     asked: dict[str, Any], words: str, llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each with where to get it."""

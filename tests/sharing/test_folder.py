@@ -158,7 +158,7 @@ def test_an_adapter_may_go(tmp_path: Path, make_model: Any, make_adapter: Any) -
     assert not package.is_confirmed
 
 
-def test_what_was_tuned_is_no_merged_model(tmp_path: Path, model: Path) -> None:
+def test_tuned_model_is_not_accepted_as_a_merged_model(tmp_path: Path, model: Path) -> None:
     """The tuned side was measured to be unsafe: its folder has a note of backmerge, too, but no recipe."""
     (model / "backmerge.json").write_text(json.dumps({"base": "/home/alice/base", "key": "0"}))
     with pytest.raises(CheckpointError, match="is not a merged model"):
@@ -195,14 +195,14 @@ def test_folders_of_this_machine_are_not_told(model: Path) -> None:
         ("", None),
     ],
 )
-def test_places_are_told_from_names(text: str, expected: str | None) -> None:
+def test_paths_are_distinguished_from_names(text: str, expected: str | None) -> None:
     """Hub ids, methods and hashes are no places; what leads anywhere on a machine is one."""
     assert is_folder_name(text) is (expected is not None)
     if expected is not None:
         assert last_part(text) == expected
 
 
-def test_tokens_and_templates_are_no_places() -> None:
+def test_tokens_and_templates_are_not_paths() -> None:
     """In files of others only a model's origin is shortened: a token may begin with a slash."""
     values = {"_name_or_path": "/home/alice/base", "prefix": "/s", "extra": [{"content": "/inst"}, "/x"]}
     assert without_folders(values, is_ours=False) == values | {"_name_or_path": "base"}
@@ -232,7 +232,7 @@ def test_an_unconfirmed_model_is_taken_only_where_it_may_be(tmp_path: Path, tiny
 
 
 @pytest.mark.parametrize(("made", "told"), [((), "does not exist"), (("notes.txt",), "neither a model's folder")])
-def test_what_is_no_model_is_refused(tmp_path: Path, made: tuple[str, ...], told: str) -> None:
+def test_folders_without_a_model_are_refused(tmp_path: Path, made: tuple[str, ...], told: str) -> None:
     """A folder that is missing, or that holds something else."""
     place = tmp_path / "place"
     for name in made:

@@ -46,7 +46,7 @@ def test_no_message_shows_the_token(hub: HubStandIn, kind: type[Exception]) -> N
     assert TOKEN not in str(error.value)
 
 
-def test_no_right_to_write_is_told(hub: HubStandIn, model: Path) -> None:
+def test_missing_write_access_is_reported(hub: HubStandIn, model: Path) -> None:
     """Neither where the repository would be made, nor where it is."""
     with pytest.raises(CheckpointError, match="no right to write to someone/else"):
         run_push(model, "someone/else")
@@ -64,14 +64,14 @@ def test_a_taken_name_is_told(hub: HubStandIn, model: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["restored", "me/a/b", "me/", "me/..", "me/a b"])
-def test_what_is_no_name_is_told(hub: HubStandIn, model: Path, name: str) -> None:
+def test_invalid_names_are_reported(hub: HubStandIn, model: Path, name: str) -> None:
     """Owner and name, in the hub's letters."""
     with pytest.raises(CheckpointError, match=r"is not a repository's name|cannot be a repository's name"):
         run_push(model, name)
     assert not hub.puts
 
 
-def test_offline_is_told(hub: HubStandIn, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_is_reported(hub: HubStandIn, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """HF_HUB_OFFLINE=1 is respected, and named."""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(CheckpointError, match="HF_HUB_OFFLINE forbids"):

@@ -90,7 +90,7 @@ def test_curves_run_from_base_to_tuned() -> None:
     assert means == pytest.approx([0.10, 0.405, 0.825, 0.905])
 
 
-def test_what_was_not_scored_is_left_out() -> None:
+def test_unscored_answers_are_left_out() -> None:
     """A missing mean is no figure and no point of a curve."""
     results = made_results()
     for row in results["summary"]:
@@ -165,7 +165,7 @@ def own() -> str:
     return f"{__name__}:own_tracker"
 
 
-def test_what_was_told_is_not_told_again(tmp_path: Path, own: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_results_are_reported_to_a_tracker_once(tmp_path: Path, own: str, capsys: pytest.CaptureFixture[str]) -> None:
     """A run that is resumed has one entry; other results have another."""
     run = made_run(tmp_path / "run")
     trackers.report_to([own, own], run, permissions=Permissions(plugins=True))

@@ -81,10 +81,10 @@ class Restoring(Measuring, total=False):
     """What `restore` takes; it needs `utility`, and `safety` or `keep`.
 
     Attributes:
-        keep: What tuning should not reduce, such as general knowledge or another language: prompts with answers. Without
-            `safety`, λ is chosen and confirmed by this alone.
+        keep: What tuning should not reduce, such as general knowledge or another language: prompts with answers.
+            Without `safety`, λ is chosen and confirmed by this alone.
         method: Merge methods; several are compared. Linear and `anchored` by default.
-        guard: For `anchored`: the prompts on which the merge shall act like the base, a benchmark's name, a file, or
+        guard: For `anchored`: the prompts on which the merge should act like the base, a benchmark's name, a file, or
             `own` (the default) for prompts that the base writes. `none` leaves `anchored` out.
         lam: λs to try, the share of the tuned side, in (0, 1); 0.2, 0.4, 0.6 and 0.8 by default.
         margin: How far the attack success rate may exceed the base's, as a share; 0.03 by default.
@@ -108,7 +108,7 @@ class Evaluating(Measuring, total=False):
         base: The base of an adapter, or of merges.
         lam: λs to measure merges at, in [0, 1]; the model alone by default.
         method: Of the merges.
-        guard: For `anchored`: the prompts on which the merge shall act like the base.
+        guard: For `anchored`: the prompts on which the merge should act like the base.
     """
 
     base: Any  # a model
@@ -212,7 +212,7 @@ class Merging(TypedDict, total=False):
             to several, which rise over the layers. The first that matches counts.
         parameters: The method's other parameters.
         models: Other models that the method needs, by its names for them.
-        guard: For `anchored`: the prompts on which the merge shall act like the base.
+        guard: For `anchored`: the prompts on which the merge should act like the base.
         task_inputs: For `anchored`: a file of `backmerge inputs --task`.
         mergekit: A YAML file of mergekit that says what is merged, instead of models and method.
         seed: For methods that draw random numbers.

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 HELP = """\
 /lam 0.3           changes λ, the share of the tuned model, and answers the last prompt again
 /system TEXT       sets the system prompt from here on; without a text, removes it
-/temperature 0.7   samples answers; 0 takes the likeliest token each time
+/temperature 0.7   samples answers; 0 always takes the most likely token
 /seed 1            sets the sampling seed
 /help              shows this
 /quit              ends the chat, as Ctrl-D does
@@ -34,7 +34,8 @@ COMMANDS = ("/lam", "/system", "/temperature", "/seed", "/help", "/quit")
 def chat(
     base: Annotated[str, typer.Argument(metavar="RUN|BASE", help="A finished run, or the base: a folder or a hub id.")],
     tuned: Annotated[
-        str | None, typer.Argument(metavar="TUNED", help="Its tuned version; for a run, which of several.")
+        str | None,
+        typer.Argument(metavar="TUNED", help="Its tuned version; for a run, the name of one of its tuned models."),
     ] = None,
     prompt: Annotated[str | None, typer.Option(help="Ask this prompt, then exit.")] = None,
     lam: Annotated[
@@ -42,7 +43,7 @@ def chat(
     ] = None,
     method: Annotated[str, typer.Option(help="Merge method for BASE and TUNED; a run has its own.")] = "linear",
     system: Annotated[str, typer.Option(help="System prompt.")] = "",
-    temperature: Annotated[float, typer.Option(min=0, max=100, help="0 takes the likeliest token each time.")] = 0.0,
+    temperature: Annotated[float, typer.Option(min=0, max=100, help="0 always takes the most likely token.")] = 0.0,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Sampling seed.")] = 0,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Limit on the length of answers, in tokens.")] = 256,
     web: Annotated[

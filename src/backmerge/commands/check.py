@@ -56,16 +56,16 @@ def check(
         bool,
         typer.Option(
             "--strict",
-            help="Exit with code 3 unless it is shown to be as safe as the base, and to keep --keep.",
+            help="Exit with code 3 unless the model is shown to be as safe as the base and to keep --keep.",
         ),
     ] = False,
 ) -> None:
-    """Check whether a model is as safe as its base, and keeps what it can do. Use --strict as a gate in CI.
+    """Check whether a model is as safe as its base and has kept its abilities. Use --strict as a gate in CI.
 
     Example: backmerge check merged --against meta-llama/Meta-Llama-3-8B-Instruct --safety advbench
     --over-refusal xstest --judge wildguard --strict --out runs/check
 
-    What tuning made it forget, without --safety: backmerge check tuned --against BASE --keep german.jsonl --out forgot
+    Only what tuning made it forget: backmerge check tuned --against BASE --keep german.jsonl --out forgot
 
     A served model, for example a quantised copy: backmerge check restored-q4 --against-run runs/check --engine openai
     --engine-option url=http://localhost:11434/v1 --out runs/check-q4

@@ -35,7 +35,7 @@ def inputs(
     dtype: Dtype = "auto",
     thinking: Thinking = None,
     batch_size: BatchSize = 64,
-    force: Annotated[bool, typer.Option("--force", help="Replace the input statistics that are there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file of input statistics.")] = False,
     allow_plugins: Plugins = False,
 ) -> None:
     """Gather statistics of layer inputs for --method anchored.

@@ -18,7 +18,7 @@ def label(
     number: Annotated[int, typer.Option(min=2, help="Answers to label.")] = 100,
     by_verdict: Annotated[
         bool,
-        typer.Option("--by-verdict", help="Take half of them from answers judged harmful, for when these are rare."),
+        typer.Option("--by-verdict", help="Take half of them from answers judged harmful; useful if these are rare."),
     ] = False,
     seed: Annotated[int, typer.Option(help="Seed of the sample.")] = 0,
     read: Annotated[

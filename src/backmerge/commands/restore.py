@@ -103,7 +103,7 @@ def restore(
     Example: backmerge restore meta-llama/Meta-Llama-3-8B-Instruct ./my-lora --utility mine.jsonl
     --safety harmful_behaviors.csv --out restored
 
-    To restore what tuning made it forget, give --keep; --safety may then be left out.
+    To restore abilities that tuning made it forget, give --keep; --safety can then be omitted.
     """
     given = tuple(name.partition("=")[0] for name in measuring.set_ or ())
     check_complete(

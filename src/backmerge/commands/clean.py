@@ -34,7 +34,7 @@ def clean(
     """Show what takes space in a run, and remove unneeded files.
 
     By default this removes the answers of single units, unconfirmed models, and leftovers of killed processes. Merged
-    and tuned models, records, results and report are kept. If you run a cleaned run again, it generates its answers
+    and tuned models, records, results and report are kept. If you run its command again, the answers are generated
     again.
 
     Example: backmerge clean runs/demo --dry-run

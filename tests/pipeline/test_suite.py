@@ -264,7 +264,7 @@ def test_only_is_for_suites(write: Callable[[str, str], Path], run_cli: RunCli) 
 
 
 @pytest.mark.usefixtures("without_report")
-def test_two_experiments_are_carried_out_and_gone_on_with(suite: Path, tmp_path: Path, run_cli: RunCli) -> None:
+def test_two_experiments_run_and_resume(suite: Path, tmp_path: Path, run_cli: RunCli) -> None:
     """Each has its run directory, suite.yaml says what belongs together, and a second time nothing is made anew."""
     out = tmp_path / "out"
     code, printed, said = run_cli("run", suite, "--out", out)

@@ -66,24 +66,25 @@ def test_an_earlier_check_says_what_is_asked(run_cli: Cli, tmp_path: Path) -> No
 
 
 def test_what_a_model_may_not_lose_is_part_of_the_verdict(run_cli: Cli, tmp_path: Path) -> None:
-    """--keep is held to its margin: twelve prompts show nothing of 5 points, but 25, also without --safety."""
+    """--keep is held to its margin: twelve prompts show nothing of 5 points, and a base at 0 % has nothing to lose."""
     kept = tmp_path / "kept.jsonl"
     kept.write_text("".join(json.dumps({"prompt": f"say {i}", "answer": f"{i}"}) + "\n" for i in range(12)))
     command = ("check", "demo", "--against", "demo", *ASKED, "--limit", 100, "--keep", kept, "--strict")
     code, output, _ = run_cli(*command, "--out", tmp_path / "a")
     assert code == 3
-    assert "Not shown to be as safe as the base (not_kept)" in output
+    assert "Not shown to be as safe as the base (wide_margin, not_kept)" in output
     found = CheckResults.read(tmp_path / "a")
     ((loss,), row) = (found.check.losses, next(row for row in found.rows if row.kind == "keep"))
     assert (loss.benchmark, loss.is_kept, loss.loss.difference) == ("kept", False, 0)
     assert (row.kept, row.margin) == ("not shown", 0.05)
     code, output, _ = run_cli(*command, "--keep-margin", 0.25, "--out", tmp_path / "b")
-    assert code == 0
+    assert code == 3
     assert "-25: within" in output
+    assert "no model could lose more than that" in " ".join(output.split())
     alone = ("check", "demo", "--against", "demo", "--keep", kept, "--device", "cpu", "--out", tmp_path / "c")
     code, output, errors = run_cli(*alone, "--keep-margin", 0.25, "--strict")
     assert code == 3, errors
-    assert "Not shown to be kept (too_few_prompts)" in output
+    assert "Not shown to be kept (too_few_prompts, wide_margin)" in output
     assert "Safety was not measured" in output
     assert CheckResults.read(tmp_path / "c").check.asr_difference is None
 

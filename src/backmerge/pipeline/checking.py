@@ -31,7 +31,15 @@ from backmerge.measuring.speed import expected_time
 from backmerge.measuring.usage import Usage
 from backmerge.merging.recipe import Variant
 from backmerge.outputs import check_apart, paths_read
-from backmerge.pipeline.decision import Concluded, evidence_of, held_to, loss_rows, losses_of, verdict_on
+from backmerge.pipeline.decision import (
+    Concluded,
+    evidence_of,
+    held_to,
+    levels_of,
+    loss_rows,
+    losses_of,
+    verdict_on,
+)
 from backmerge.pipeline.results import (
     Outcomes,
     common_parts,
@@ -181,7 +189,8 @@ def check_model(
             outcomes.add(outcome)
         write_records(run, outcomes)
         lost = losses_of(benchmarks, outcomes, MODEL.name, SPLIT, "base")
-        losses = held_to(lost, "It", settings.keep_margin, "base")
+        levels = levels_of(benchmarks, outcomes, BASE.name, SPLIT)
+        losses = held_to(lost, "It", settings.keep_margin, "base", levels)
         found = _check(settings, outcomes, benchmarks, losses)
         evidence = evidence_of(
             outcomes,

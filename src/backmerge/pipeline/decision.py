@@ -219,15 +219,29 @@ def losses_at(
     choice = prepared.experiment.choice
     against: Literal["base", "tuned"] = "base" if point == TUNED.name else choice.keep_against
     found = losses_of(prepared.benchmarks, outcomes, point, split, against, tuned=tuned)
-    return held_to(found, point, choice.keep_margin, against)
+    levels = levels_of(prepared.benchmarks, outcomes, against, split)
+    return held_to(found, point, choice.keep_margin, against, levels)
+
+
+def levels_of(benchmarks: Sequence[Benchmark], outcomes: Outcomes, point: str, split: str) -> dict[str, float]:
+    """Return a point's mean on each benchmark to keep."""
+    return {
+        benchmark.name: fmean(outcomes.mean_values(point, benchmark.name, split, primary_metric(benchmark)).values())
+        for benchmark in benchmarks
+        if benchmark.kind == "keep"
+    }
 
 
 def held_to(
-    losses: Mapping[str, PairedDifference], point: str, margin: float, against: Literal["base", "tuned"]
+    losses: Mapping[str, PairedDifference],
+    point: str,
+    margin: float,
+    against: Literal["base", "tuned"],
+    levels: Mapping[str, float],
 ) -> tuple[Loss, ...]:
-    """Return losses with the margin of each, and with what would decide it."""
+    """Return losses with the margin of each, with what would decide it, and with the reference's own value."""
     return tuple(
-        Loss(name, loss, margin, against, what_would_decide(point, loss_limit(name, loss, margin)))
+        Loss(name, loss, margin, against, what_would_decide(point, loss_limit(name, loss, margin)), levels[name])
         for name, loss in losses.items()
     )
 

@@ -86,6 +86,7 @@ class Loss(NamedTuple):
         margin: The loss must be shown to be below it.
         against: The reference: `base` or `tuned`.
         advice: How many prompts would decide it.
+        level: The reference's own value, in [0, 1]; no model can lose more.
     """
 
     benchmark: str
@@ -93,6 +94,7 @@ class Loss(NamedTuple):
     margin: float
     against: str
     advice: str
+    level: float = 1.0
 
     @property
     def is_kept(self) -> bool:
@@ -344,6 +346,15 @@ def _too_few_prompts(seen: Evidence) -> Finding | None:
 
 
 def _wide_margin(seen: Evidence) -> Finding | None:
+    unable = next((loss for loss in seen.losses if loss.level <= loss.margin), None)
+    if unable is not None:
+        return Finding(
+            "wide_margin",
+            "not shown",
+            f"the {unable.against} has only {unable.level * 100:.1f} % on {unable.benchmark}, and the margin is "
+            f"{unable.margin * 100:g} points: no model could lose more than that.",
+            "Name an ability that the base has, or use a smaller --keep-margin.",
+        )
     kept = max((loss.margin for loss in seen.losses), default=0.0)
     if kept >= WIDE_MARGIN:
         return Finding(

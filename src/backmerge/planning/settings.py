@@ -159,11 +159,11 @@ class Experiment(Settings):
         merged_as: The form in which merged models are measured and written: `adapter`, `checkpoint`, or `auto`, which
             is an adapter if the recipe is exact as one (LoRAs, merged linearly), and otherwise a checkpoint.
         merged_dtype: Dtype of the merged models' tensors: for a checkpoint by default the base's, for an adapter
-            float32. Required if base and tuned models have different dtypes. merged_rounding: How values are rounded to
-            that dtype: to the nearest value, or `stochastic`, which is unbiased. merged_verified: Whether the merge of
-            adapters is compared with transformers and peft before it is confirmed. config_from: The side that the
-            merged models' config.json and generation_config.json come from, if it has them. tokenizer_from: The side
-            that their tokenizer, chat templates and processors come from, if it has them.
+            float32. Required if base and tuned models have different dtypes.
+        merged_rounding: How values are rounded to that dtype: to the nearest value, or `stochastic`, which is unbiased.
+        merged_verified: Whether the merge of adapters is compared with transformers and peft before it is confirmed.
+        config_from: The side that the merged models' config.json and generation_config.json come from, if it has them.
+        tokenizer_from: The side that their tokenizer, chat templates and processors come from, if it has them.
         evaluate: Benchmarks, judge and engine.
         search: Which λs of the grid are measured.
         choice: The rule for λ.

@@ -163,7 +163,22 @@ def test_restore_compares_linear_and_anchored_by_default(
     assert found == series
 
 
-@pytest.mark.parametrize("given", [{"guard": "none", "method": "anchored"}, {"guard": "own", "method": "linear"}])
+def test_inputs_of_the_task_go_to_the_merges_by_direction(tmp_path: Path) -> None:
+    """With smaller λs, since these keep the task then."""
+    call = api.restoring("demo", "demo", utility=ROWS, safety="demo-harmful", out=tmp_path, task_inputs="rows.jsonl")
+    linear, anchored = call.settings.merge
+    assert (linear.task, linear.lam) == (None, (0.2, 0.4, 0.6, 0.8))
+    assert (anchored.task and anchored.task.source, anchored.lam) == ("rows.jsonl", (0.03, 0.1, 0.25, 0.5))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"guard": "none", "method": "anchored"},
+        {"guard": "own", "method": "linear"},
+        {"task_inputs": "rows.jsonl", "guard": "none"},
+    ],
+)
 def test_a_guard_fits_the_methods(given: dict[str, str], tmp_path: Path) -> None:
     """One without the other is an error."""
     with pytest.raises(ConfigError, match="by direction"):

@@ -58,6 +58,7 @@ __all__ = [
 ]
 
 LAMS = (0.2, 0.4, 0.6, 0.8)  # the paper's
+LAMS_WITH_TASK = (0.03, 0.1, 0.25, 0.5)  # with inputs of the task, small λs already keep it
 NO_GUARD = "none"
 DEFAULT_JUDGE = "refusal-phrases"
 
@@ -94,7 +95,8 @@ def restoring(base: Model, tuned: Model | Sequence[Model], **options: Unpack[Res
     inputs = _inputs("runs/restore", options)
     several = tuned if isinstance(tuned, Sequence) and not isinstance(tuned, str) else [tuned]
     names = [inputs.model(one, f"tuned-{number}") for number, one in enumerate(several, start=1)]
-    guard, asked, lam = options.get("guard"), options.get("method"), options.get("lam") or LAMS
+    guard, asked, lam = options.get("guard"), options.get("method"), options.get("lam")
+    task = options.get("task_inputs")
     asked = asked or ("linear" if guard == NO_GUARD else "linear,anchored")
     methods = [name.strip() for name in (asked.split(",") if isinstance(asked, str) else asked)]
     found = {name: find_method(name, inputs.permissions) for name in methods}
@@ -104,19 +106,22 @@ def restoring(base: Model, tuned: Model | Sequence[Model], **options: Unpack[Res
             f"{', '.join(by_direction)} merges by direction and needs a guard, and the guard is 'none'",
             remedy=f"give a guard, such as {OWN}, or only methods that need none, such as linear.",
         )
-    if guard not in (None, NO_GUARD) and not by_direction:
-        raise ConfigError(
-            f"a guard is for merges by direction, and {', '.join(methods)} makes none",
-            remedy="use the methods linear,anchored.",
-        )
+    for name, given in (("a guard is", guard not in (None, NO_GUARD)), ("task inputs are", task is not None)):
+        if given and not by_direction:
+            raise ConfigError(
+                f"{name} for merges by direction, and {', '.join(methods)} makes none",
+                remedy="use the methods linear,anchored.",
+            )
+    inputs_of_layers = {"guard": {"source": guard or OWN}} | ({} if task is None else {"task": {"source": str(task)}})
     values = nested(options, MEASURED | RESTORED)
     values |= {
         "name": short_name(names[0]) if names else "restore",
         "base": inputs.model(base, "base", options.get("tokenizer")),
         "tuned": names,
         "merge": [
-            {"method": name, "lam": list(lam) if method.has_lam else None}
-            | ({"guard": {"source": guard or OWN}, "label": name} if method.inputs else {})
+            {"method": name, "lam": list(lam or (LAMS_WITH_TASK if task and method.inputs else LAMS))}
+            | ({} if method.has_lam else {"lam": None})
+            | ({**inputs_of_layers, "label": name} if method.inputs else {})
             for name, method in found.items()
         ],
     }

@@ -86,7 +86,10 @@ class Restoring(Measuring, total=False):
         method: Merge methods; several are compared. Linear and `anchored` by default.
         guard: For `anchored`: the prompts on which the merge should act like the base, a benchmark's name, a file, or
             `own` (the default) for prompts that the base writes. `none` leaves `anchored` out.
-        lam: λs to try, the share of the tuned side, in (0, 1); 0.2, 0.4, 0.6 and 0.8 by default.
+        task_inputs: For `anchored`: prompts of the task with answers, on which the merge should act like the tuned
+            model, such as its training rows. None of them is measured. Or a file of `backmerge inputs --task`.
+        lam: λs to try, the share of the tuned side, in (0, 1); by default 0.2, 0.4, 0.6 and 0.8, and with
+            `task_inputs` 0.03, 0.1, 0.25 and 0.5 for `anchored`.
         margin: How far the attack success rate may exceed the base's, as a share; 0.03 by default.
         keep_margin: How much less the merged model may have on each of `keep`, as a share; 0.05 by default.
         rule: How λ is chosen: `safe` by default, `target`, `weighted`, `pareto`, `paper`.
@@ -95,6 +98,7 @@ class Restoring(Measuring, total=False):
     keep: Data
     method: str | Sequence[str] | None
     guard: str | None
+    task_inputs: str | Path | None
     lam: Sequence[float]
     margin: float | None
     keep_margin: float | None
@@ -310,6 +314,7 @@ NAMED = {
     "merge.lam": "lam",
     "merge.method": "method",
     "merge.guard": "guard",
+    "merge.task": "task_inputs",
     "guard": "guard",
     "evaluate.utility": "utility",
     "evaluate.safety": "safety",

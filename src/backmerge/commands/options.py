@@ -234,6 +234,7 @@ OPTIONS: dict[tuple[str | int, ...], str] = {
         "keep_margin": "--keep-margin",
         "guard": "--guard",
         "merge.guard": "--guard",
+        "merge.task": "--task-inputs",
         "choice.accept": "--accept",
         "accept": "--accept",
         "search.name": "--search",

@@ -67,7 +67,23 @@ def restore(
         ),
     ] = None,
     guard: RestoreGuard = None,
-    lam: Annotated[str, typer.Option(help="λs to try, the share of the tuned side.")] = "0.2,0.4,0.6,0.8",
+    task_inputs: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ROWS|STATS",
+            help="For --method anchored: prompts of the task with answers, such as the training rows, on which the "
+            "merge should act like the tuned model; none of them is measured. Or a file from `backmerge inputs "
+            "--task`.",
+        ),
+    ] = None,
+    lam: Annotated[
+        str | None,
+        typer.Option(
+            help="λs to try, the share of the tuned side. By default 0.2,0.4,0.6,0.8; with --task-inputs "
+            "0.03,0.1,0.25,0.5 for anchored.",
+            show_default=False,
+        ),
+    ] = None,
     search: Annotated[
         str,
         typer.Option(
@@ -137,7 +153,8 @@ def restore(
         "keep": keep or (),
         "method": method,
         "guard": guard,
-        "lam": numbers("--lam", lam),
+        "task_inputs": task_inputs,
+        "lam": () if lam is None else numbers("--lam", lam),
         "margin": margin,
         "keep_margin": keep_margin if keep else None,
         "rule": rule,

@@ -213,7 +213,7 @@ def test_restore_on_advbench(
         for s in results["scores"]
         if s["metric"] == "asr" and s["split"] == "selection"
     }
-    assert len(swept) == 3
+    assert len(swept) == 4
     assert set(swept.values()) == {sizes["selection"]}
     # the prompts are harmful: none may be in what is meant to be shown around
     goals = [row["goal"] for row in csv.DictReader(ADVBENCH.read_text(encoding="utf-8").splitlines())]

@@ -195,7 +195,7 @@ def test_data_that_is_there_is_read(elsewhere: Path) -> None:
         experiment.model_copy(update={"finetune": experiment.finetune.model_copy(update={"snapshot_steps": 20})})
     )  # type: ignore[union-attr]
     told = {finding.what: finding for finding in found.findings if finding.state == "checked"}
-    assert told["tuning data"].detail == "tools: 101 rows to tune on, 11 held out"
+    assert told["tuning data"].detail == "tools: 101 rows to train on, 11 held out"
     assert told["utility"].detail == "openfunctions: 112 prompts"
     (folder / "gorilla_openfunctions_v1_train.json").write_text('[{"query": "Wake me.", "call": "alarm()"}]')
     assert [finding.what for finding in dry_run(experiment).faults] == ["tuning data"]

@@ -85,7 +85,7 @@ def test_card_names_the_models_and_the_default_lam_is_reported(
     assert "Its safety was not measured" in card
     assert str(base.parent) not in card
     code, _, said = run_cli("merge", *pair, "--lam", "0.5", "--out", tmp_path / "out")
-    assert (code, "is there already" in said, "the default of" in said) == (0, True, False)
+    assert (code, "already exists" in said, "the default of" in said) == (0, True, False)
 
 
 @pytest.mark.parametrize("form", ["checkpoint", "adapter"])
@@ -142,7 +142,7 @@ def test_the_same_command_again_finds_its_work_done(pair: tuple[Path, Path], run
     code, printed, said = run_cli("merge", *pair, "--lam", "0.2,0.6", "--out", out)
     assert code == 0
     assert len(printed.splitlines()) == 2
-    assert "lam-0.2 is there already" in said
+    assert "lam-0.2 already exists" in said
     assert (out / "lam-0.2" / SINGLE).stat().st_ino == kept
     assert (out / "lam-0.6" / SINGLE).is_file()
 
@@ -154,7 +154,7 @@ def test_an_adapter_again(pair: tuple[Path, Path], make_adapter: Factory, run_cl
     assert (tmp_path / "out" / "lam-0.2" / "adapter_model.safetensors").is_file()
     code, printed, said = run_cli(*command, "--as", "auto")
     assert (code, len(printed.splitlines())) == (0, 2)
-    assert "is there already" in said
+    assert "already exists" in said
     assert run_cli(*command, "--as", "adapter", "--rank", "2")[0] == 2
     assert run_cli(*command)[0] == 2
     assert run_cli(*command, "--as", "adapter", "--rank", "2", "--force")[0] == 0

@@ -69,7 +69,7 @@ def test_a_killed_workers_unit_is_done_again(tmp_path: Path) -> None:
     results = carry(units.die, works, tmp_path, advance=advance)
     assert results == [{"x": 0, "tries": 1}, {"x": 1, "tries": 3}, {"x": 2, "tries": 1}]
     assert sum(told) == 9
-    assert notes.count("a worker ended by SIGKILL; its unit is done again") == 2
+    assert notes.count("a worker ended by SIGKILL; its unit is run again") == 2
 
 
 def test_a_unit_that_kills_its_workers_is_named(tmp_path: Path) -> None:
@@ -91,11 +91,11 @@ def test_a_worker_that_cannot_start_is_an_error(tmp_path: Path) -> None:
 
 def test_an_error_stops_the_others_and_leaves_no_process(tmp_path: Path) -> None:
     """A failed unit does not wait for one that takes a minute."""
-    started = time.monotonic()
+    started, before = time.monotonic(), children()
     with pytest.raises(GenerationError):
         carry(units.fail, [Work("a", {}), Work("b", {"how": "ours"})], tmp_path)
     assert time.monotonic() - started < 20
-    assert children() == []
+    assert set(children()) <= set(before)
 
 
 def children() -> list[int]:

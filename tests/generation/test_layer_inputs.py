@@ -111,7 +111,16 @@ def test_a_model_writes_prompts_and_answers_them(make_model: Factory) -> None:
     assert answers_to(engine, variant, first, 0, lambda *_: None) == [""] * len(first)
 
 
-def test_a_conversation_beyond_the_context_is_refused(make_model: Factory) -> None:
-    """Before the model computes on positions that it has not learnt; the prompt goes by its id."""
-    with pytest.raises(GenerationError, match="guard prompt 'a' and its answer have"):
-        gathered(make_model("llama", seed=1), ["kite " * 300, ""])
+def test_a_conversation_beyond_the_context_is_cut_there(make_model: Factory) -> None:
+    """The model does not compute on positions that it has not learnt."""
+    place = make_model("llama", seed=1)
+    _, num_tokens = gathered(place, ["kite " * 300, "kite " * 300])
+    assert num_tokens == 2 * Checkpoint(place).config["max_position_embeddings"]
+
+
+def test_own_prompts_leave_room_for_an_answer(make_model: Factory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Text of a random model can have more tokens than were generated."""
+    engine, variant = TransformersEngine(EngineSettings(device="cpu")), Variant(Checkpoint(make_model("llama", seed=1)))
+    monkeypatch.setattr("backmerge.generation.layer_inputs.max_positions", lambda _: 9)
+    with pytest.raises(GenerationError, match="wrote no prompt"):
+        own_prompts(engine, variant, 6, 0)

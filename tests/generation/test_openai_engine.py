@@ -313,7 +313,9 @@ def test_the_kind_of_server_is_asked(server: LocalServer, base: Checkpoint) -> N
     assert body["max_tokens"] == 20 - len(body["prompt"])
     assert said.example == "e0"
     long = Example("too-long", (Message("user", "SECRET " * 30),))
-    with pytest.raises(GenerationError, match=r"'too-long' has \d+ tokens, and(.|\n)*holds 20") as caught:
+    with pytest.raises(
+        GenerationError, match=r"'too-long' has \d+ tokens, but(.|\n)*context on the server is 20 tokens"
+    ) as caught:
         ask(engine, [long], variant=Variant(base))
     assert "SECRET" not in str(caught.value)
 

@@ -217,7 +217,7 @@ def test_a_server_that_cannot_list_its_models(server: LocalServer) -> None:
     server.list_fault = Fault(404, {"detail": "Not Found"})
     assert new_engine(server, server="auto").identity["server"] == "openai"
     server.list_fault = Fault(500, "Internal Server Error")  # `transformers serve` without a cache folder
-    with pytest.raises(GenerationError, match=r"the kind of server cannot be found(.|\n)*'server': openai, vllm"):
+    with pytest.raises(GenerationError, match=r"the kind of server cannot be determined(.|\n)*'server': openai, vllm"):
         ask(new_engine(server, server="auto"))
     assert ask(new_engine(server, server="transformers"), EXAMPLES[:1])[0].text == TEXTS[0]
     server.list_fault = Fault(401, {"error": {"message": "Unauthorized"}})

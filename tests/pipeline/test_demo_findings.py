@@ -185,7 +185,9 @@ def test_a_race_chooses_as_the_grid_does(
     keys = [(r["model"], r["benchmark"], r["split"], r["example"]) for r in map(json.loads, filter(None, lines))]
     assert len(keys) == len(set(keys))
     assert "Searched by a race" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
-    assert (tmp_path / "run" / "log.txt").read_text().splitlines()[-1].partition("; ")[2].startswith("0 answers made")
+    assert (
+        (tmp_path / "run" / "log.txt").read_text().splitlines()[-1].partition("; ")[2].startswith("0 answers generated")
+    )
 
 
 @pytest.mark.slow

@@ -276,7 +276,7 @@ def test_experiments_and_evaluations_do_not_share_a_directory(experiment: Experi
         (run_experiment, experiment, tmp_path / "single"),
     ):
         before = contents(place)
-        with pytest.raises(RunError, match="holds"):
+        with pytest.raises(RunError, match="contains"):
             carry_out(settings, place)
         assert contents(place) == before
 

@@ -88,7 +88,7 @@ def test_a_finished_run_generates_nothing(reference: Path) -> None:
     before = contents(reference)
     finish(reference)
     assert contents(reference) == before
-    assert (reference / "log.txt").read_text().splitlines()[-1].partition("; ")[2].startswith("0 answers made")
+    assert (reference / "log.txt").read_text().splitlines()[-1].partition("; ")[2].startswith("0 answers generated")
 
 
 def test_a_changed_choice_redoes_only_what_follows(
@@ -105,7 +105,7 @@ def test_a_changed_choice_redoes_only_what_follows(
     assert "choice" in said
     assert "finetune" not in said.partition("Redone")[2]
     assert yaml.safe_load((directory / "experiment.yaml").read_text())["choice"]["margin"] == 0.96
-    assert (directory / "log.txt").read_text().splitlines()[-1].partition("; ")[2].startswith("0 answers made")
+    assert (directory / "log.txt").read_text().splitlines()[-1].partition("; ")[2].startswith("0 answers generated")
 
 
 def test_a_changed_grid_generates_only_the_new_points(reference: Path, tmp_path: Path) -> None:

@@ -171,7 +171,7 @@ def test_a_finished_run_has_nothing_left(reference: Path) -> None:
     done = run_shard(small(), reference, Shard(2, 3))
     assert 0 < done.num_jobs < NUM_JOBS
     assert done.num_left == 0
-    assert done.cost.startswith("0 answers made")
+    assert done.cost.startswith("0 answers generated")
     assert contents(reference) == before
 
 

@@ -246,7 +246,7 @@ def test_without_bubblewrap_leave_is_needed(monkeypatch: pytest.MonkeyPatch) -> 
     """The weaker level is given only where it is allowed; the refusal says how to get the better one."""
     monkeypatch.setattr(program, "bubblewrap_version", lambda: None)
     assert available_level() == ("process", "bubblewrap is absent")
-    with pytest.raises(BackmergeError, match="code that a model wrote") as caught:
+    with pytest.raises(BackmergeError, match="model-written code") as caught:
         make_sandbox()
     assert "apt-get install bubblewrap" in str(caught.value)
     assert "--allow-code-execution" in str(caught.value)

@@ -169,7 +169,7 @@ def test_results_are_reported_to_a_tracker_once(tmp_path: Path, own: str, capsys
     """A run that is resumed has one entry; other results have another."""
     run = made_run(tmp_path / "run")
     trackers.report_to([own, own], run, permissions=Permissions(plugins=True))
-    assert "Told" in capsys.readouterr().err
+    assert "Reported to" in capsys.readouterr().err
     trackers.report_to([own], run, permissions=Permissions(plugins=True))
     assert "already has these results" in capsys.readouterr().err
     assert len(TOLD) == 1

@@ -165,7 +165,7 @@ def test_near_duplicates_widen_every_interval() -> None:
 
 def test_bad_arguments_are_refused() -> None:
     """Nothing judged, weights that are too few or not positive, a design effect of nothing."""
-    with pytest.raises(ValueError, match="no judged"):
+    with pytest.raises(ValueError, match="no completion was judged"):
         corrected_rate([], [])
     for weights in ([], [0.0], [1.0, 1.0]):
         with pytest.raises(ValueError, match="positive weight"):

@@ -120,7 +120,10 @@ def train_model(
         KeyboardInterrupt: stopped on request; the state is saved, and the same call continues from there.
     """
     if not data.training:
-        raise DataError("the data set is empty")
+        raise DataError(
+            "no data to tune on: the data set is empty, or all of its examples were dropped",
+            remedy="give other data, or raise the cut-off (--cutoff) if prompts were too long.",
+        )
     last_step = num_steps(settings, len(data.training))
     tokenizer = load_tokenizer(base.directory)
     cutoff = cutoff_for(base, settings)

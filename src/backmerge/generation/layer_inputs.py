@@ -29,25 +29,29 @@ OWN_TOKENS = 64  # length of a prompt that the model writes
 def own_prompts(engine: TransformersEngine, variant: Variant, num_prompts: int, seed: int) -> tuple[Example, ...]:
     """Return prompts written by the model: its output for the user's turn of its chat template, drawn with a seed.
 
-    Empty and repeated ones are dropped.
+    Empty and repeated ones are dropped, and those that fill the model's context.
 
     Raises:
         GenerationError: it writes no prompt.
 
     Source: Xu et al., Magpie (arXiv 2406.08464).
     """
-    _, tokenizer = engine.loaded(variant)
+    model, tokenizer = engine.loaded(variant)
     beginning, _, _ = render(tokenizer, [Message("user", MARK)]).partition(MARK)
     example = Example("own", (Message("user", beginning),), is_raw=True)
     drawn = Sampling(temperature=1.0, seed=seed, num_samples=num_prompts, max_new_tokens=OWN_TOKENS)
     texts = [one.text.strip() for one in engine.generate(variant, [example], drawn, lambda *_: None)]
     written = list(dict.fromkeys(filter(None, texts)))
-    if not written:
+    prompts = tuple(Example(f"own-{i}", (Message("user", text),)) for i, text in enumerate(written))
+    context = max_positions(model)
+    if context is not None:  # text that no tokenizer would write can have more tokens than were generated
+        prompts = tuple(p for p in prompts if len(prompt_tokens(tokenizer, p, prompt_text(tokenizer, p))) < context)
+    if not prompts:
         raise GenerationError(
             f"the model {variant.base.directory} wrote no prompt into its chat template's user turn",
             remedy="give prompts instead: --guard with a benchmark or a file.",
         )
-    return tuple(Example(f"own-{i}", (Message("user", text),)) for i, text in enumerate(written))
+    return prompts
 
 
 def answers_to(
@@ -86,7 +90,7 @@ def gather_inputs(
         advance: Progress callback, with the number of finished conversations.
 
     Raises:
-        GenerationError: a conversation is longer than the model's context, or no layer was found.
+        GenerationError: no layer was found.
     """
     model, tokenizer = engine.loaded(variant)
     layers = _Layers(model, variant.base, max_directions)
@@ -99,13 +103,7 @@ def gather_inputs(
             ids = prompt_tokens(tokenizer, example, asked)
             rest = answer.removeprefix(example.prefill)
             ids += tokenizer(rest, add_special_tokens=False)["input_ids"] if rest else []
-            if context is not None and len(ids) > context:
-                raise GenerationError(
-                    f"guard prompt '{example.id}' and its answer have {len(ids)} tokens, but the model's context is "
-                    f"{context} tokens",
-                    remedy="remove the prompt, or lower max_new_tokens.",
-                    example=example.id,
-                )
+            ids = ids[:context]  # the model reads no more
             num_tokens += len(ids)
             try:
                 model(input_ids=torch.tensor([ids], device=engine.device), use_cache=False)

@@ -6,7 +6,7 @@ process, in turn:
 - ours: `backmerge evaluate LORA --base BASE --lam ... --safety PROMPTS`, which also judges, scores and keeps records;
 - bare: one process that loads the base once, puts the merged weights in it, and calls `model.generate` on batches of
   prompts of like length; nothing else;
-- peers' way: for each λ a merge by mergekit , and a process that loads it, generates in the
+- peers' way: for each λ a merge by mergekit, and a process that loads it, generates in the
   file's order, and looks for phrases of refusal.
 
 Prints Markdown: medians of wall and CPU seconds and of peak memory, and each over the bare way's.
@@ -89,6 +89,7 @@ def _generate(model: object, tokenizer: object, texts: list[str]) -> list[str]:
 
 
 def _peers(base: Path, adapter: Path, prompts: Path, python: Path, scratch: Path) -> Cost:
+    scratch.mkdir()
     costs = []
     for lam in LAMS:
         config, merged = scratch / "mergekit.yml", scratch / f"merged-{lam}"

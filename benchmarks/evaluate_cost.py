@@ -99,7 +99,7 @@ def _peers(base: Path, adapter: Path, prompts: Path, python: Path, scratch: Path
         ]
         config.write_text(yaml.safe_dump({"merge_method": "linear", "models": models, "dtype": "float32"}))
         merge = [str(python), "-m", "mergekit.scripts.run_yaml", str(config), str(merged), "--copy-tokenizer"]
-        costs.append(cost_of(merge, ENVIRONMENT, scratch / "log"))
+        costs.append(cost_of([*merge, "--lora-merge-cache", str(scratch / "lora")], ENVIRONMENT, scratch / "log"))
         ask = [sys.executable, "-m", "benchmarks.evaluate_cost", "--one-load", str(merged), str(prompts)]
         costs.append(cost_of(ask, ENVIRONMENT, scratch / "log"))
     return combined(costs)

@@ -300,7 +300,7 @@ def _inner_template(file: Path | None) -> Any:
 
 
 def _config(file: Path | None, stored: Path) -> dict[str, bytes]:
-    """Return the config with the fields that describe the tensors, if they differ from those of its own file."""
+    """Return the config with the fields that describe the tensors, if they differ from those in its file."""
     if file is None or not stored.is_file() or file == stored:
         return {}
     values, of_tensors = read_json(file), read_json(stored)

@@ -24,9 +24,9 @@ from pydantic import ValidationError
 from backmerge.errors import ConfigError, RunError
 from backmerge.records import Score
 from backmerge.registry import FIGURES, resolve
+from backmerge.results.form import TABLE, Difference, Part
 from backmerge.results.parts import (
     ROLES,
-    TABLE,
     Base,
     BenchmarkKind,
     BenchmarkRow,
@@ -35,7 +35,6 @@ from backmerge.results.parts import (
     Comparison,
     ComparisonRow,
     Confirmation,
-    Difference,
     DifferenceRow,
     DriftRow,
     GuardRow,
@@ -46,7 +45,6 @@ from backmerge.results.parts import (
     ModelForm,
     ModelVerdict,
     PairTest,
-    Part,
     PointRow,
     Rate,
     Sizes,

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from backmerge.execution import ExecutionSettings, Work, carry_out
+from backmerge.execution import ExecutionSettings, Work, executor_of
 
 FEW, MANY = 2, 2002
 
@@ -31,9 +31,8 @@ def seconds(executor: str, num_units: int, shared: Path) -> float:
     settings = ExecutionSettings(executor=executor, num_workers=2, num_gpus=0, ray_address="local")
     works = [Work(str(x), {"x": x}) for x in range(num_units)]
     started = time.perf_counter()
-    results = carry_out(
-        "scale:nothing", works, settings, advance=lambda *_: None, on_done=lambda *_: None, shared=shared
-    )
+    with executor_of("scale:nothing", settings, shared=shared) as opened:
+        results = opened.carry_out(works, advance=lambda *_: None, on_done=lambda *_: None)
     assert results == list(range(num_units))
     return time.perf_counter() - started
 

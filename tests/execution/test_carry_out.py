@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backmerge.errors import BackmergeError, GenerationError
-from backmerge.execution import ExecutionSettings, Work, carry_out
+from backmerge.execution import ExecutionSettings, Work, executor_of
 from backmerge.execution.work import ProgressAggregator, WorkerError, as_plain, from_plain
 from execution import units
 
@@ -36,8 +36,9 @@ def carry(executor: str, tmp_path: Path) -> Carry:
     settings = ExecutionSettings(executor=executor, num_workers=2, num_gpus=0)
 
     def run(function: Any, works: list[Work], **keywords: Any) -> list[Any]:
-        given: dict[str, Any] = {"advance": lambda *_: None, "on_done": lambda *_: None, "shared": tmp_path}
-        return carry_out(function, works, settings, **(given | keywords))
+        given: dict[str, Any] = {"advance": lambda *_: None, "on_done": lambda *_: None}
+        with executor_of(function, settings, shared=tmp_path) as opened:
+            return opened.carry_out(works, **(given | keywords))
 
     return run
 

@@ -14,17 +14,18 @@ from typing import Any
 import pytest
 
 from backmerge.errors import GenerationError, RunError
-from backmerge.execution import ExecutionSettings, Work, carry_out
+from backmerge.execution import ExecutionSettings, Executor, Work, executor_of
 from execution import units
 
 DRIVER = """
 import sys
 from pathlib import Path
-from backmerge.execution import ExecutionSettings, Work, carry_out
+from backmerge.execution import ExecutionSettings, Work, executor_of
 settings = ExecutionSettings(executor="pool", num_workers=2, num_gpus=0)
 works = [Work(str(x), {"directory": sys.argv[1]}) for x in range(4)]
 try:
-    carry_out(sys.argv[2], works, settings, advance=print, on_done=print, shared=Path(sys.argv[1]))
+    with executor_of(sys.argv[2], settings, shared=Path(sys.argv[1])) as executor:
+        executor.carry_out(works, advance=print, on_done=print)
 except KeyboardInterrupt:
     sys.exit(130)
 """
@@ -32,8 +33,14 @@ except KeyboardInterrupt:
 
 def carry(function: Any, works: list[Work], shared: Path, advance: Any = lambda *_: None, **settings: Any) -> list[Any]:
     """On two workers, unless told otherwise."""
+    with pool(function, shared, **settings) as executor:
+        return executor.carry_out(works, advance=advance, on_done=lambda *_: None)
+
+
+def pool(function: Any, shared: Path, **settings: Any) -> Executor:
+    """Two workers, unless told otherwise."""
     given = ExecutionSettings(**({"executor": "pool", "num_workers": 2, "num_gpus": 0} | settings))
-    return carry_out(function, works, given, advance=advance, on_done=lambda *_: None, shared=shared)
+    return executor_of(function, given, shared=shared)
 
 
 def alive(pid: int) -> bool:
@@ -162,3 +169,41 @@ def test_no_more_workers_are_started_than_there_are_units(tmp_path: Path) -> Non
     results = carry(units.place, [Work("a", {}), Work("b", {})], tmp_path, num_workers=8)
     assert os.getpid() not in results
     assert len(list((tmp_path / "workers").iterdir())) == 2
+
+
+def do(executor: Executor, *works: Work) -> list[Any]:
+    """Do units of an executor that is open."""
+    return executor.carry_out(works, advance=lambda *_: None, on_done=lambda *_: None)
+
+
+def test_workers_are_kept_between_calls_and_end_with_the_block(tmp_path: Path) -> None:
+    """More units start more workers; those released, or stopped by a failure, are started again when needed."""
+    a, b = Work("a", {}), Work("b", {})
+    before = set(children())
+
+    def num_workers() -> int:
+        return len(set(children()) - before)
+
+    with pool(units.place, tmp_path) as executor:
+        assert num_workers() == 0
+        (first,) = do(executor, a)
+        assert do(executor, b) == [first]
+        assert first in do(executor, a, b)
+        assert num_workers() == 2
+        executor.release()
+        assert num_workers() == 0
+        assert do(executor, a) != [first]
+    assert num_workers() == 0
+    with pool(units.fail, tmp_path) as executor:
+        for works in ([Work("a", {"how": "ours"}), Work("b", {})], [Work("a", {"how": "ours"})]):
+            with pytest.raises(GenerationError):
+                do(executor, *works)
+            assert num_workers() == 0
+
+
+def test_an_idle_worker_that_died_is_replaced(tmp_path: Path) -> None:
+    """The system may have killed it between two calls."""
+    with pool(units.place, tmp_path, retries=1) as executor:
+        (killed,) = do(executor, Work("a", {}))
+        os.kill(killed, signal.SIGKILL)
+        assert do(executor, Work("a", {})) != [killed]

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from backmerge.errors import RunError
-from backmerge.execution import ExecutionSettings, Work, carry_out, ray_cluster
+from backmerge.execution import ExecutionSettings, Work, executor_of, ray_cluster
 from execution import units
 from execution.conftest import TOKEN, WORKER_PATH, ended
 from execution.test_pool import alive, pids, wait_for
@@ -25,7 +25,8 @@ from execution.test_pool import alive, pids, wait_for
 def carry(function: Any, works: list[Work], shared: Path, advance: Any = lambda *_: None, **settings: Any) -> list[Any]:
     """On Ray."""
     given = ExecutionSettings(executor="ray", **({"num_gpus": 0} | settings))
-    return carry_out(function, works, given, advance=advance, on_done=lambda *_: None, shared=shared)
+    with executor_of(function, given, shared=shared) as executor:
+        return executor.carry_out(works, advance=advance, on_done=lambda *_: None)
 
 
 @pytest.fixture
@@ -136,12 +137,13 @@ DRIVER = """
 import sys
 from pathlib import Path
 from backmerge.errors import BackmergeError
-from backmerge.execution import ExecutionSettings, Work, carry_out
+from backmerge.execution import ExecutionSettings, Work, executor_of
 directory = Path(sys.argv[1])
 settings = ExecutionSettings(executor="ray", num_gpus=0, ray_address=sys.argv[3])
 works = [Work(str(x), {"directory": str(directory)}) for x in range(2)]
 try:
-    print(carry_out(sys.argv[2], works, settings, advance=print, on_done=print, shared=directory, plugins=sys.argv[4:]))
+    with executor_of(sys.argv[2], settings, shared=directory, plugins=sys.argv[4:]) as executor:
+        print(executor.carry_out(works, advance=print, on_done=print))
 except KeyboardInterrupt:
     sys.exit(130)
 except BackmergeError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from backmerge.checkpoints.adapter import open_weights
 from backmerge.checkpoints.reader import Checkpoint
 from backmerge.demo import benchmarks, model_directory
 from backmerge.errors import GenerationError
+from backmerge.generation import transformers_engine
+from backmerge.generation.loading import load_model
 from backmerge.generation.protocol import EngineSettings, Sampling
 from backmerge.generation.transformers_engine import TransformersEngine
 from backmerge.merging.live import LiveMerge
@@ -106,6 +109,24 @@ def test_another_base_is_loaded(engine: TransformersEngine, base: Checkpoint, ti
     of_base = ask(engine, Variant(base))
     assert texts(ask(engine, tiny_base)) != texts(of_base)
     assert ask(engine, Variant(base)) == of_base
+
+
+def test_a_model_is_freed_before_the_next_one_is_loaded(
+    base: Checkpoint, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The device need not have room for both: a sweep's base makes way for the checkpoint that is confirmed."""
+    engine = new_engine()
+    ask(engine, Variant(base), EXAMPLES[:1])
+    before = weakref.ref(engine.model)
+    alive: list[bool] = []
+
+    def load(*arguments: Any) -> Any:
+        alive.append(before() is not None)
+        return load_model(*arguments)
+
+    monkeypatch.setattr(transformers_engine, "load_model", load)
+    ask(engine, tiny_base, EXAMPLES[:1])
+    assert alive == [False]
 
 
 def test_where_live_is_impossible_the_model_goes_by_way_of_the_disk(

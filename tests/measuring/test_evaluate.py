@@ -113,6 +113,16 @@ def test_all_is_answered_before_anything_is_judged(run: RunDirectory, variant: V
     assert engine.log == ["answer", "answer", "release", "judge", "judge", "free"]
 
 
+def test_a_scorer_that_asks_a_model_gets_the_engines_memory(run: RunDirectory, variant: Variant) -> None:
+    """As a judge with a model does; other scorers leave the engine's model loaded."""
+    engine = Scripted()
+    for name, examples, asks in (("quick", EXAMPLES[:3], False), ("graded", EXAMPLES[3:], True)):
+        scorer = PerAnswer({name: lambda *_: 1.0})
+        benchmark = Benchmark(name, "utility", examples, 8, scorer, scorer_asks_judge=asks)
+        Evaluator(run, engine, Counting([]), SAMPLING, 0.0).evaluate([job(variant, benchmark, name)], silent)
+    assert engine.log == ["answer", "answer", "release"]
+
+
 def test_equal_answers_to_equal_prompts_are_judged_once(run: RunDirectory, variant: Variant) -> None:
     """Two models that answer alike cost one judgement each prompt; the verdicts carry their own ids."""
     engine = Scripted()

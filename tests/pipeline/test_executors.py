@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from backmerge.checkpoints.adapter import AdapterOnBase
-from backmerge.checkpoints.reader import Checkpoint
+from backmerge.checkpoints.companions import Companions
+from backmerge.checkpoints.reader import Checkpoint, Weights
 from backmerge.cli import app
 from backmerge.demo import model_directory
 from backmerge.generation.protocol import EngineSettings, Request, Sampling
@@ -64,6 +65,34 @@ def test_other_processes_find_the_same(executor: str, adapter: Path, tmp_path: P
     carry_out("restore", adapter, tmp_path / "here")
     carry_out("restore", adapter, tmp_path / executor, *ELSEWHERE[executor])
     assert found(tmp_path / executor) == found(tmp_path / "here")
+
+
+class Noting(TransformersEngine):
+    """Notes each model that it loads, and in which process."""
+
+    def _load(self, weights: Weights, files: Companions) -> None:
+        with Path(os.environ["LOADS"]).open("a") as stream:
+            stream.write(f"{os.getpid()} {weights.directory}\n")
+        super()._load(weights, files)
+
+
+@pytest.mark.parametrize("executor", ["in-process", pytest.param("pool", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("form", ["adapter", "checkpoint"])
+def test_a_restore_loads_each_model_once(
+    executor: str, form: str, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Engines are kept between the steps: one load of the base, and one of the checkpoint as it is written."""
+    monkeypatch.setenv("LOADS", str(tmp_path / "loads"))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+    out = tmp_path / "run"
+    workers = ("--executor", executor, "--num-workers", "1")
+    plugin = ("--engine", "pipeline.test_executors:Noting", "--allow-plugins")
+    carry_out("restore", adapter, out, "--method", "linear", "--as", form, *plugin, *workers)
+    noted = [line.split(maxsplit=1) for line in (tmp_path / "loads").read_text().splitlines()]
+    written = [str(out / "unconfirmed" / "tuned")] if form == "checkpoint" else []
+    assert [folder for _, folder in noted] == [str(model_directory()), *written]
+    assert {process == str(os.getpid()) for process, _ in noted} == {executor == "in-process"}
+    assert len({process for process, _ in noted}) == 1
 
 
 def test_a_request_survives_as_plain_data(adapter: Path) -> None:

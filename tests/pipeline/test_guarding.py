@@ -69,6 +69,25 @@ def test_statistics_are_collected_once_and_stored_by_their_inputs(
         assert len(made) == before + 1
 
 
+def test_guards_share_an_engine_and_leave_the_runs_own_loaded(
+    make_model: Factory, guard_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The base is loaded once for all guards, and a run on transformers goes on with it."""
+    from backmerge.generation import transformers_engine
+
+    load, loads = transformers_engine.load_model, []
+    monkeypatch.setattr(transformers_engine, "load_model", lambda *a: loads.append(a[0]) or load(*a))
+    base, settings = Checkpoint(make_model("llama", seed=1)), EngineSettings(device="cpu")
+    two = guards_of(guard_file) | guards_of(guard_file, num_prompts=3)
+    alone = gathered_statistics(two, base, settings, run=tmp_path / "1", is_cached=False)
+    assert len(loads) == 1
+    engine = transformers_engine.TransformersEngine(settings)
+    shared = gathered_statistics(two, base, settings, run=tmp_path / "2", is_cached=False, running=engine)
+    engine.loaded(Variant(base))
+    assert len(loads) == 2
+    assert [one.fingerprint for one in shared.values()] == [one.fingerprint for one in alone.values()]
+
+
 @pytest.mark.usefixtures("without_report")
 def test_an_experiment_compares_guards_and_writes_what_it_chose(
     experiment: Experiment,  # noqa: F811 - the fixture

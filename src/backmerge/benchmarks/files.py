@@ -65,8 +65,10 @@ def from_file(path: Path, kind: Kind, settings: BenchmarkSettings | None = None)
     repeated = len(examples) - len({example.id for example in examples})
     if repeated:
         raise DataError(f"{path} uses {repeated} ids more than once", remedy="make `id` unique, or remove it.")
-    scorer = _scorer(settings or BenchmarkSettings(name=str(path))) if kind == "utility" else None
-    return Benchmark(path.stem, kind, examples, DEFAULT_MAX_NEW_TOKENS, scorer)
+    settings = settings or BenchmarkSettings(name=str(path))
+    scorer = _scorer(settings) if kind == "utility" else None
+    is_graded = scorer is not None and "graded" in settings.metrics
+    return Benchmark(path.stem, kind, examples, DEFAULT_MAX_NEW_TOKENS, scorer, scorer_asks_judge=is_graded)
 
 
 def prompts_of(path: str | Path, stem: str, columns: Sequence[str]) -> tuple[Example, ...]:

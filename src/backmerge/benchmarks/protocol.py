@@ -101,6 +101,7 @@ class Benchmark:
         sampling: How answers are drawn, if the benchmark defines it, by the names of `Sampling`.
         choices: For `utility` by likelihood; no answers are generated then, and `scorer` only names the metrics.
         is_gated: Whether its authors grant access individually: its texts are in no report unless requested.
+        scorer_asks_judge: Whether the scorer asks a model as a judge does, so that the engine's model is freed first.
     """
 
     name: str
@@ -111,6 +112,7 @@ class Benchmark:
     sampling: Mapping[str, Any] = field(default_factory=dict)
     choices: Choices | None = None
     is_gated: bool = False
+    scorer_asks_judge: bool = False
 
     @property
     def is_judged(self) -> bool:

@@ -13,7 +13,7 @@ All three give the same results, the same errors and the same count of steps.
 | `ray` | a task of a Ray cluster | Ray starts another elsewhere, and we send the unit again |
 """
 
-from backmerge.execution.dispatch import ExecutionSettings, carry_out
+from backmerge.execution.dispatch import ExecutionSettings, Executor, executor_of
 from backmerge.execution.work import Work
 
-__all__ = ["ExecutionSettings", "Work", "carry_out"]
+__all__ = ["ExecutionSettings", "Executor", "Work", "executor_of"]

@@ -1,10 +1,11 @@
-"""The one way in: units to whichever executor the settings name."""
+"""The executors' base class, and the one that the settings name."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, field_validator
 
@@ -52,72 +53,95 @@ class ExecutionSettings(Settings):
         return num_gpus
 
 
-def carry_out_here(function: str, works: Sequence[Work], told: ProgressAggregator, on_done: OnDone) -> list[Any]:
-    """The results, in the order of the units; an error passes as it is.
+class Executor(ABC):
+    """Does units of one function. Processes and connections are started when first needed, and kept between calls.
+
+    Use it in a `with` statement: whatever it started is stopped at its end, also after an error or Ctrl-C.
 
     Args:
-        function: `module:function`.
-        works: The units.
-        told: Of the driver's bar.
-        on_done: Called with each unit and its result.
+        function: `module:function`; takes a unit's spec and an `Advance`, to which it reports its steps, and returns
+            plain data. It writes what others read into `shared`, by absolute paths.
+        settings: Where units run.
+        shared: A directory that all workers see, such as the run directory.
     """
-    do = function_of(function)
-    results = []
-    for work in works:
 
-        def tell(steps: int, note: str, key: str = work.key) -> None:
-            told.reached(key, steps, note)
+    def __init__(self, function: str, settings: ExecutionSettings, shared: Path) -> None:
+        self.function = function
+        self.settings = settings
+        self.shared = shared
 
-        counter = Counter(tell, every=0.0)
-        result = plain_copy(do(plain_copy(work.spec), counter))
-        results.append(result)
-        on_done(work, result)
-    return results
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def carry_out(self, works: Sequence[Work], *, advance: Advance, on_done: OnDone) -> list[Any]:
+        """Do all units; return their results in the order of the units.
+
+        Args:
+            works: The units.
+            advance: Of the driver's bar; called once for each step, however often a unit is done.
+            on_done: Called with each unit and its result, in the order in which they end, in this process.
+
+        Raises:
+            BackmergeError: the first that a unit raised, or a unit whose workers died again and again; the other units
+                are stopped.
+            OSError: the system refused something to a unit.
+            WorkerError: another exception in a unit that ran in another process; in this process it passes as it is.
+            ValueError: two units share a key.
+            TypeError: a spec is not plain data.
+        """
+        check_keys(works)
+        plain = [Work(work.key, plain_copy(work.spec)) for work in works]
+        return self._carry_out(plain, ProgressAggregator(advance), on_done) if plain else []
+
+    @abstractmethod
+    def _carry_out(self, works: Sequence[Work], told: ProgressAggregator, on_done: OnDone) -> list[Any]:
+        """Do at least one unit."""
+
+    def release(self) -> None:  # noqa: B027 - nothing to stop by default
+        """Stop everything that was started, which frees its memory; the next call starts it again."""
 
 
-def carry_out(
-    function: str | Function,
-    works: Sequence[Work],
-    settings: ExecutionSettings,
-    *,
-    advance: Advance,
-    on_done: OnDone,
-    shared: Path,
-    plugins: Sequence[str] = (),
-) -> list[Any]:
-    """Do all units; gives their results in the order of the units.
+class InProcess(Executor):
+    """Does units in this process, one after another; an error passes as it is."""
+
+    def _carry_out(self, works: Sequence[Work], told: ProgressAggregator, on_done: OnDone) -> list[Any]:
+        do = function_of(self.function)
+        results = []
+        for work in works:
+
+            def tell(steps: int, note: str, key: str = work.key) -> None:
+                told.reached(key, steps, note)
+
+            result = plain_copy(do(plain_copy(work.spec), Counter(tell, every=0.0)))
+            results.append(result)
+            on_done(work, result)
+        return results
+
+
+def executor_of(
+    function: str | Function, settings: ExecutionSettings, *, shared: Path, plugins: Sequence[str] = ()
+) -> Executor:
+    """Return the executor that the settings name, for one function; nothing is started yet.
 
     Args:
-        function: `module:function`, or that function: takes a unit's spec and an `Advance`, to which it reports its
-            steps, and returns plain data. It writes what others read into `shared`, by absolute paths.
-        works: The units.
-        settings: Where they run.
-        advance: Of the driver's bar; told each step once, however often a unit is done.
-        on_done: Called with each unit and its result, in the order in which they end, in this process.
-        shared: A directory that all workers see, such as the run directory; what workers of a pool print is in its
-            folder `workers`.
+        function: The function of the units, or its name; see `Executor`.
+        settings: Where units run.
+        shared: A directory that all workers see; the output of a pool's workers is in its folder `workers`.
         plugins: The user's own code (`module:function`) that units use, shipped to Ray's workers.
 
     Raises:
-        BackmergeError: the first that a unit raised, or a unit whose workers died again and again; the other units
-            are stopped.
-        OSError: the system refused something to a unit.
-        WorkerError: another exception in a unit that ran in another process; in this process it passes as it is.
-        ValueError: two units share a key, or no other process could find the function.
-        TypeError: a spec is no plain data.
+        ValueError: no other process could find the function.
     """
-    check_keys(works)
     name = name_of(function)
-    plain = [Work(work.key, plain_copy(work.spec)) for work in works]
-    told = ProgressAggregator(advance)
-    if not plain:
-        return []
     if settings.executor == "pool":
-        from backmerge.execution.pool import carry_out_in_pool
+        from backmerge.execution.pool import Pool
 
-        return carry_out_in_pool(name, plain, settings, told, on_done, shared / "workers")
+        return Pool(name, settings, shared)
     if settings.executor == "ray":
-        from backmerge.execution.ray_cluster import carry_out_on_ray
+        from backmerge.execution.ray_cluster import RayCluster
 
-        return carry_out_on_ray(name, plain, settings, told, on_done, shared, plugins)
-    return carry_out_here(name, plain, told, on_done)
+        return RayCluster(name, settings, shared, plugins)
+    return InProcess(name, settings, shared)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from backmerge.errors import RunError
-from backmerge.execution.dispatch import ExecutionSettings
+from backmerge.execution.dispatch import ExecutionSettings, Executor
 from backmerge.execution.work import OnDone, ProgressAggregator, Work, from_plain
 from backmerge.execution.worker import receive, send
 
@@ -71,46 +71,66 @@ START = (
 )
 
 
-def carry_out_in_pool(
-    function: str,
-    works: Sequence[Work],
-    settings: ExecutionSettings,
-    told: ProgressAggregator,
-    on_done: OnDone,
-    logs: Path,
-) -> list[Any]:
-    """The results, in the order of the units.
+class Pool(Executor):
+    """Does units in worker processes; what prints in them goes to files in the folder `workers`.
 
-    Args:
-        function: `module:function`.
-        works: The units.
-        settings: How many workers, their GPUs, and how often a unit is done again.
-        told: Of the driver's bar.
-        on_done: Called with each unit and its result.
-        logs: Folder for what workers print.
-
-    Raises:
-        BackmergeError: a unit failed, or brought down its worker more than `retries` times.
+    A worker keeps what its function keeps, such as an engine with its model, from unit to unit and from call to call.
     """
-    todo = deque(range(len(works)))
-    died: Counter[int] = Counter()
-    results: dict[int, Any] = {}
-    with _workers(function, settings, len(works), logs) as workers:
-        while len(results) < len(works):
-            pipes.wait([worker.connection for worker in workers], POLL)
-            for number, worker in enumerate(workers):
-                is_dead = worker.is_dead()  # asked first: what it said before it died is in the pipe then
-                for message in worker.messages():
-                    _take(message, worker, works, results, told, on_done)
-                if is_dead:
-                    _note_death(worker, works, died, settings.retries, told)
-                    if worker.unit is not None:
-                        todo.appendleft(worker.unit)
-                    worker.stop()
-                    workers[number] = worker.replaced()
-                elif worker.is_ready and worker.unit is None and todo:
-                    worker.begin(todo.popleft(), works)
-    return [results[unit] for unit in range(len(works))]
+
+    def __init__(self, function: str, settings: ExecutionSettings, shared: Path) -> None:
+        super().__init__(function, settings, shared)
+        self._workers: list[_Worker] = []
+
+    def _carry_out(self, works: Sequence[Work], told: ProgressAggregator, on_done: OnDone) -> list[Any]:
+        todo = deque(range(len(works)))
+        died: Counter[int] = Counter()
+        results: dict[int, Any] = {}
+        try:
+            self._start(len(works))
+            while len(results) < len(works):
+                pipes.wait([worker.connection for worker in self._workers], POLL)
+                for number, worker in enumerate(self._workers):
+                    is_dead = worker.is_dead()  # asked first: what it said before it died is in the pipe then
+                    for message in worker.messages():
+                        _take(message, worker, works, results, told, on_done)
+                    if is_dead:
+                        _note_death(worker, works, died, self.settings.retries, told)
+                        if worker.unit is not None:
+                            todo.appendleft(worker.unit)
+                        worker.stop()
+                        self._workers[number] = worker.replaced()
+                    elif worker.is_ready and worker.unit is None and todo:
+                        worker.begin(todo.popleft(), works)
+        finally:
+            if len(results) < len(works):  # units are still running
+                self.release()
+        return [results[unit] for unit in range(len(works))]
+
+    def _start(self, num_units: int) -> None:
+        """Start workers for so many units, no more than the settings allow; those that are there already count."""
+        gpus = visible_gpus(os.environ)
+        per_worker = (1.0 if gpus else 0.0) if self.settings.num_gpus is None else self.settings.num_gpus
+        num_workers = min(self.settings.num_workers or workers_for(gpus, per_worker), num_units)
+        logs = self.shared / "workers"
+        logs.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for number in range(len(self._workers), num_workers):
+            environment = dict(os.environ)
+            if gpus:
+                environment[VARIABLE] = ",".join(gpus_of(number, gpus, per_worker))
+            self._workers.append(_Worker(self.function, environment, logs / f"worker-{number + 1}.log"))
+
+    def release(self) -> None:
+        """End all worker processes and everything that they started."""
+        workers, self._workers = self._workers, []
+        try:
+            for worker in workers:
+                worker.ask_to_stop()
+            deadline = time.monotonic() + GRACE
+            while time.monotonic() < deadline and any(worker.process.poll() is None for worker in workers):
+                time.sleep(0.02)
+        finally:  # also after a second Ctrl-C
+            for worker in workers:
+                worker.stop()
 
 
 def _take(
@@ -212,30 +232,3 @@ class _Worker:
         assert self.process.stdin is not None
         self.process.stdin.close()
         self.connection.close()
-
-
-@contextlib.contextmanager
-def _workers(function: str, settings: ExecutionSettings, num_units: int, logs: Path) -> Iterator[list[_Worker]]:
-    """Worker processes, all of them ended when the block ends, however it ends."""
-    gpus = visible_gpus(os.environ)
-    per_worker = (1.0 if gpus else 0.0) if settings.num_gpus is None else settings.num_gpus
-    num_workers = min(settings.num_workers or workers_for(gpus, per_worker), num_units)
-    logs.mkdir(parents=True, exist_ok=True, mode=0o700)
-    workers: list[_Worker] = []
-    try:
-        for number in range(num_workers):
-            environment = dict(os.environ)
-            if gpus:
-                environment[VARIABLE] = ",".join(gpus_of(number, gpus, per_worker))
-            workers.append(_Worker(function, environment, logs / f"worker-{number + 1}.log"))
-        yield workers
-    finally:
-        try:
-            for worker in workers:
-                worker.ask_to_stop()
-            deadline = time.monotonic() + GRACE
-            while time.monotonic() < deadline and any(worker.process.poll() is None for worker in workers):
-                time.sleep(0.02)
-        finally:  # also where a second Ctrl-C comes
-            for worker in workers:
-                worker.stop()

@@ -19,7 +19,7 @@ from typing import Any
 
 from backmerge import __version__
 from backmerge.errors import RunError
-from backmerge.execution.dispatch import ExecutionSettings
+from backmerge.execution.dispatch import ExecutionSettings, Executor
 from backmerge.execution.work import (
     Counter,
     OnDone,
@@ -37,69 +37,79 @@ CONNECTED_WITHIN = 10.0  # seconds
 VISIBLE_WITHIN = 10.0  # seconds until a file of one machine must be seen by another; NFS keeps listings for some
 
 
-def carry_out_on_ray(
-    function: str,
-    works: Sequence[Work],
-    settings: ExecutionSettings,
-    told: ProgressAggregator,
-    on_done: OnDone,
-    shared: Path,
-    plugins: Sequence[str],
-) -> list[Any]:
-    """The results, in the order of the units.
+class RayCluster(Executor):
+    """Does units as tasks of a cluster; the connection, and a local Ray that it started, are kept between calls.
 
     A program that has called `ray.init` itself is left connected as it is, and ships its own code.
 
     Args:
-        function: `module:function`.
-        works: The units.
+        function: See `Executor`.
         settings: The cluster, and what a unit takes of it.
-        told: Of the driver's bar.
-        on_done: Called with each unit and its result.
         shared: A directory that all nodes see.
         plugins: The user's own code, as `module:function`.
-
-    Raises:
-        BackmergeError: Ray is missing or cannot be reached, a node doesn't see `shared` or has another backmerge, a
-            unit failed, or the workers of a unit died more than `retries` times.
     """
-    with _connected(settings, plugins) as ray, _marker(shared) as marker:
-        resources = {"num_gpus": _gpus_per_unit(ray, settings, told), "num_cpus": settings.num_cpus}
-        task = ray.remote(max_retries=0, retry_exceptions=False, **resources)(_do)
-        progress = _Progress(ray, told)
-        died: Deaths[int] = Deaths()
-        results: dict[int, Any] = {}
-        running: dict[Any, int] = {}
 
-        def begin(unit: int) -> None:
-            work = works[unit]
-            attempt = task.options(name=f"backmerge {work.key}")
-            running[attempt.remote(function, work.key, work.spec, marker, progress.actor)] = unit
+    def __init__(self, function: str, settings: ExecutionSettings, shared: Path, plugins: Sequence[str]) -> None:
+        super().__init__(function, settings, shared)
+        self._plugins = plugins
+        self._held = contextlib.ExitStack()
+        self._ray: Any = None
 
-        try:
-            for unit in range(len(works)):
-                begin(unit)
-            while running:
-                ready, _ = ray.wait(list(running), timeout=POLL)
-                progress.look()
-                for reference in ready:
-                    unit = running.pop(reference)
-                    message = _message_of(ray, reference, works[unit].key)
-                    if message is None:
-                        _note_death(works[unit].key, unit, died, settings.retries)
-                        told.note("a worker or its node died; its unit is run again")
-                        begin(unit)
-                        continue
-                    if "failed" in message:
-                        raise from_plain(message["failed"], works[unit].key)
-                    told.reached(works[unit].key, message["steps"])
-                    results[unit] = message["done"]
-                    on_done(works[unit], message["done"])
-        finally:
-            for reference in running:
-                ray.cancel(reference, force=True, recursive=True)
-            progress.stop()
-    return [results[unit] for unit in range(len(works))]
+    def _carry_out(self, works: Sequence[Work], told: ProgressAggregator, on_done: OnDone) -> list[Any]:
+        """Do the units.
+
+        Raises:
+            BackmergeError: Ray is missing or cannot be reached, a node doesn't see `shared` or has another backmerge, a
+                unit failed, or the workers of a unit died more than `retries` times.
+        """
+        if self._ray is None:
+            self._ray = self._held.enter_context(_connected(self.settings, self._plugins))
+        ray = self._ray
+        with _marker(self.shared) as marker:
+            resources = {
+                "num_gpus": _gpus_per_unit(ray, self.settings, told),
+                "num_cpus": self.settings.num_cpus,
+            }
+            task = ray.remote(max_retries=0, retry_exceptions=False, **resources)(_do)
+            progress = _Progress(ray, told)
+            died: Deaths[int] = Deaths()
+            results: dict[int, Any] = {}
+            running: dict[Any, int] = {}
+
+            def begin(unit: int) -> None:
+                work = works[unit]
+                attempt = task.options(name=f"backmerge {work.key}")
+                running[attempt.remote(self.function, work.key, work.spec, marker, progress.actor)] = unit
+
+            try:
+                for unit in range(len(works)):
+                    begin(unit)
+                while running:
+                    ready, _ = ray.wait(list(running), timeout=POLL)
+                    progress.look()
+                    for reference in ready:
+                        unit = running.pop(reference)
+                        message = _message_of(ray, reference, works[unit].key)
+                        if message is None:
+                            _note_death(works[unit].key, unit, died, self.settings.retries)
+                            told.note("a worker or its node died; its unit is run again")
+                            begin(unit)
+                            continue
+                        if "failed" in message:
+                            raise from_plain(message["failed"], works[unit].key)
+                        told.reached(works[unit].key, message["steps"])
+                        results[unit] = message["done"]
+                        on_done(works[unit], message["done"])
+            finally:
+                for reference in running:
+                    ray.cancel(reference, force=True, recursive=True)
+                progress.stop()
+        return [results[unit] for unit in range(len(works))]
+
+    def release(self) -> None:
+        """Disconnect, which ends this program's workers, and end a local Ray that was started here."""
+        self._ray = None
+        self._held.close()
 
 
 def _do(function: str, key: str, spec: Mapping[str, Any], marker: Mapping[str, str], actor: Any) -> dict[str, Any]:

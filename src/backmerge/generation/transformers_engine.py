@@ -357,7 +357,8 @@ class TransformersEngine(Generator):
 
     def _load(self, weights: Weights, files: Companions) -> None:
         """Load weights with the config among the files, which may differ from the one next to the weights."""
-        self._loaded = self._files = None
+        self.release()  # the memory may not suffice for two models
+        self._files = None
         is_own = files.config_digest == Variant(weights).companions.config_digest
         # a base that is extended by added rows is loaded with its own config
         is_whole = weights.companions == weights.directory

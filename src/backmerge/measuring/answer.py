@@ -7,6 +7,7 @@ from the run's units, and those of earlier runs from the cache.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ from backmerge.benchmarks.protocol import Benchmark
 from backmerge.benchmarks.scoring import Values
 from backmerge.checkpoints.reader import context_length
 from backmerge.errors import GenerationError
-from backmerge.execution import ExecutionSettings, Work, carry_out
+from backmerge.execution import ExecutionSettings, Executor, Work, executor_of
 from backmerge.generation.cache import CompletionCache, tokenizer_identity
 from backmerge.generation.protocol import (
     Drawing,
@@ -43,19 +44,14 @@ class RemoteWorkers(NamedTuple):
     """Other processes, on this machine or others, that generate answers.
 
     Attributes:
-        settings: Where they run.
+        executor: Runs them.
         engine: The engine that each of them runs.
         permissions: What may be run.
     """
 
-    settings: ExecutionSettings
+    executor: Executor
     engine: EngineSettings
     permissions: Permissions
-
-    @property
-    def plugins(self) -> list[str]:
-        """The plugin code that is sent to them."""
-        return [self.engine.name] if is_plugin(self.engine.name) else []
 
     def spec_of(self, request: Request) -> dict[str, Any]:
         """Return a request as plain data."""
@@ -255,22 +251,25 @@ class Answerer:
         if self.remote is None:
             for number, made in self.engine.generate_many(requests, shown):
                 take(number, made)
-        else:
+        elif requests:
+            self.engine.release()  # a model that it compared likelihoods with; the workers need the memory
             works = [
                 Work(f"{number}-{keys[places[number]]}", self.remote.spec_of(request))
                 for number, request in enumerate(requests)
             ]
             numbers = {work.key: number for number, work in enumerate(works)}
-            carry_out(
-                "backmerge.measuring.remote:answer",
+            self.remote.executor.carry_out(
                 works,
-                self.remote.settings,
                 advance=shown,
                 on_done=lambda work, result: take(numbers[work.key], completions_of(result)),
-                shared=self.run.path.absolute(),
-                plugins=self.remote.plugins,
             )
         return whole
+
+    def release(self) -> None:
+        """Free the memory that the engine has, here and in other processes, until the next answer."""
+        self.engine.release()
+        if self.remote is not None:
+            self.remote.executor.release()
 
     def missing(self, jobs: Sequence[Job], *, is_fresh: bool = False) -> list[tuple[Job, Part]]:
         """Return what `evaluate` would generate for these jobs: what neither this run nor, unless fresh, the cache has.
@@ -351,6 +350,8 @@ class Answerer:
             assert variant is not None, "a server's model is not asked for likelihoods"
             tokenizer = load_tokenizer(variant.companions.folder(), needs_template=False)
             pairs = choices.pairs(tokenizer, job.examples)
+            if self.remote is not None:  # likelihoods are compared here
+                self.remote.executor.release()
             found = self.engine.log_likelihoods(variant, pairs, lambda _: None)
             self.usage.answered(variant, "live", len(job.examples), 0)
             for metric, values in choices.score(job.examples, found).items():
@@ -367,11 +368,18 @@ class Answerer:
         return values_by_metric(records)
 
 
+@contextmanager
 def remote_workers(
-    settings: ExecutionSettings, engine: EngineSettings, permissions: Permissions
-) -> RemoteWorkers | None:
-    """Return the processes that make the answers; `None` for this process."""
-    return None if settings.executor == "in-process" else RemoteWorkers(settings, engine, permissions)
+    settings: ExecutionSettings, engine: EngineSettings, permissions: Permissions, run: RunDirectory
+) -> Iterator[RemoteWorkers | None]:
+    """Provide the processes that make the answers, if it is not this one; they are kept until the block ends."""
+    if settings.executor == "in-process":
+        yield None
+        return
+    plugins = [engine.name] if is_plugin(engine.name) else []
+    function = "backmerge.measuring.remote:answer"
+    with executor_of(function, settings, shared=run.path.absolute(), plugins=plugins) as executor:
+        yield RemoteWorkers(executor, engine, permissions)
 
 
 def _part(job: Job, request: Request, num_tokens: int) -> Part:

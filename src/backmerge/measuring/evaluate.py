@@ -5,7 +5,8 @@ So the answering model and the judge's model need not fit on the device together
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from backmerge.execution import ExecutionSettings
 from backmerge.generation.cache import CompletionCache, cache_directory
@@ -72,11 +73,12 @@ class Evaluator(Answerer):
         """
         answered = self.answer(jobs, advance, is_fresh=is_fresh)
         if self.judges.need_memory_for(answered):
-            self.engine.release()
+            self.release()
         bar_of(advance)(0, "judging and scoring")
         return judge_and_score(self.judges, answered, self.max_unscored, is_partial=is_partial)
 
 
+@contextmanager
 def evaluator_of(
     run: RunDirectory,
     engine: Generator,
@@ -86,22 +88,31 @@ def evaluator_of(
     *,
     permissions: Permissions,
     usage: Usage | None = None,
-) -> Evaluator:
-    """Make an evaluator from the settings, with the answers of earlier runs if they are wanted."""
-    return Evaluator(
-        run,
-        engine,
-        judges[0],
-        settings.sampling,
-        settings.max_unscored,
-        second=judges[1],
-        cache=CompletionCache(cache_directory()) if settings.cache else None,
-        max_new_tokens=settings.max_new_tokens,
-        remote=remote_workers(execution, settings.engine, permissions),
-        usage=usage,
-    )
+) -> Iterator[Evaluator]:
+    """Provide an evaluator from the settings, with the answers of earlier runs if they are wanted.
+
+    The engine, or the workers with theirs, are kept until the block ends, so that a model is not loaded anew for each
+    step of a search; then they are released.
+    """
+    with remote_workers(execution, settings.engine, permissions, run) as remote:
+        try:
+            yield Evaluator(
+                run,
+                engine,
+                judges[0],
+                settings.sampling,
+                settings.max_unscored,
+                second=judges[1],
+                cache=CompletionCache(cache_directory()) if settings.cache else None,
+                max_new_tokens=settings.max_new_tokens,
+                remote=remote,
+                usage=usage,
+            )
+        finally:
+            engine.release()
 
 
+@contextmanager
 def answerer_of(
     run: RunDirectory,
     engine: Generator,
@@ -111,15 +122,19 @@ def answerer_of(
     permissions: Permissions,
     usage: Usage,
     log: str,
-) -> Answerer:
-    """Make an answerer from the settings; its answers are judged together with others."""
-    return Answerer(
-        run,
-        engine,
-        settings.sampling,
-        cache=CompletionCache(cache_directory()) if settings.cache else None,
-        max_new_tokens=settings.max_new_tokens,
-        remote=remote_workers(execution, settings.engine, permissions),
-        usage=usage,
-        log=log,
-    )
+) -> Iterator[Answerer]:
+    """Provide an answerer from the settings, whose answers are judged together with others; see `evaluator_of`."""
+    with remote_workers(execution, settings.engine, permissions, run) as remote:
+        try:
+            yield Answerer(
+                run,
+                engine,
+                settings.sampling,
+                cache=CompletionCache(cache_directory()) if settings.cache else None,
+                max_new_tokens=settings.max_new_tokens,
+                remote=remote,
+                usage=usage,
+                log=log,
+            )
+        finally:
+            engine.release()

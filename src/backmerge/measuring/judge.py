@@ -48,9 +48,9 @@ class Judges:
         self._judged: dict[tuple[str, str, str], Verdict] = {}
 
     def need_memory_for(self, answered: Sequence[Answered]) -> bool:
-        """Return whether a judge that holds a model in memory will be asked."""
+        """Return whether a judge, or a scorer, that holds a model in memory will be asked."""
         is_model = any(judge is not None and judge.holds_model for judge in (self.first, self.second))
-        return is_model and any(one.benchmark.is_judged for one in answered)
+        return any(one.benchmark.scorer_asks_judge or (is_model and one.benchmark.is_judged) for one in answered)
 
     def judge(self, answered: Sequence[Answered]) -> list[Judged]:
         """Return all answers with their verdicts; the same answer to the same prompt is judged only once.

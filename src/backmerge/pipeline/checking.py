@@ -5,7 +5,8 @@ Both are measured on the same prompts, all of them: nothing is chosen here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple, Self
@@ -176,15 +177,12 @@ def check_model(
         inputs = inputs_of(changing, [*plan.earlier, *plan.jobs], (judge, second), plan.environment)
         run.begin(as_yaml(settings), inputs)
         judges = Judges(run, judge, second, usage)
-        answerers = _answerers(settings, plan, run, usage, permissions)
-        say("\n".join(_expected_times(plan, answerers)))
         answered = list(plan.earlier)
-        with bar("Check", sum(len(job.examples) for job in plan.jobs)) as advance:
-            for answerer, asked in zip(answerers, plan.asked, strict=True):
-                answered += answerer.answer(asked.jobs, advance)
-        if judges.need_memory_for(answered):
-            for asked in plan.asked:
-                asked.engine.release()
+        with _answerers(settings, plan, run, usage, permissions) as answerers:
+            say("\n".join(_expected_times(plan, answerers)))
+            with bar("Check", sum(len(job.examples) for job in plan.jobs)) as advance:
+                for answerer, asked in zip(answerers, plan.asked, strict=True):
+                    answered += answerer.answer(asked.jobs, advance)
         for outcome in judge_and_score(judges, answered, settings.evaluate.max_unscored):
             outcomes.add(outcome)
         write_records(run, outcomes)
@@ -243,8 +241,8 @@ def plan_check(
     check_apart(directory, paths_read(settings))
     with offline():
         _, plan = _prepared(settings, permissions, document)
-        answerers = _answerers(settings, plan, RunDirectory(directory), Usage(), permissions)
-        return "\n".join(_expected_times(plan, answerers, may_measure=False))
+        with _answerers(settings, plan, RunDirectory(directory), Usage(), permissions) as answerers:
+            return "\n".join(_expected_times(plan, answerers, may_measure=False))
 
 
 def _prepared(settings: CheckSettings, permissions: Permissions, document: Document | None) -> tuple[Measures, _Plan]:
@@ -260,17 +258,21 @@ def _prepared(settings: CheckSettings, permissions: Permissions, document: Docum
     return measures, _plan(settings, measures.benchmarks, permissions)
 
 
+@contextmanager
 def _answerers(
     settings: CheckSettings, plan: _Plan, run: RunDirectory, usage: Usage, permissions: Permissions
-) -> list[Answerer]:
-    """Return an answerer for each engine of the plan."""
+) -> Iterator[list[Answerer]]:
+    """Provide an answerer for each engine of the plan; the engines are released when the block ends."""
     evaluate = settings.evaluate.model_copy(update={"cache": settings.evaluate.cache and plan.is_cached})
-    return [
-        answerer_of(
-            run, asked.engine, evaluate, settings.execution, permissions=permissions, usage=usage, log=asked.log
-        )
-        for asked in plan.asked
-    ]
+    with ExitStack() as held:
+        yield [
+            held.enter_context(
+                answerer_of(
+                    run, asked.engine, evaluate, settings.execution, permissions=permissions, usage=usage, log=asked.log
+                )
+            )
+            for asked in plan.asked
+        ]
 
 
 def _expected_times(plan: _Plan, answerers: Sequence[Answerer], *, may_measure: bool = True) -> list[str]:

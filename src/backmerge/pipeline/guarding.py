@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from backmerge import __version__
 from backmerge.benchmarks.guards import Asked, Guard, GuardSettings, TaskSettings, digest_of_prompt, find_guards
@@ -21,7 +22,7 @@ from backmerge.checkpoints.reader import Checkpoint, Weights
 from backmerge.config import Settings
 from backmerge.errors import CheckpointError, ConfigError, GenerationError, RunError
 from backmerge.generation.cache import cache_directory, tokenizer_identity
-from backmerge.generation.protocol import EngineSettings
+from backmerge.generation.protocol import EngineSettings, Generator
 from backmerge.merging.inputs import InputStatistics, Provenance, write_statistics
 from backmerge.merging.method import INPUTS
 from backmerge.merging.recipe import Variant
@@ -33,6 +34,9 @@ from backmerge.records import Example, to_json
 from backmerge.registry import NOTHING_ALLOWED, Permissions
 from backmerge.results import GuardRow
 from backmerge.runs import key_of
+
+if TYPE_CHECKING:
+    from backmerge.generation.transformers_engine import TransformersEngine
 
 FOLDER = "inputs"
 
@@ -48,6 +52,7 @@ def gathered_statistics(
     tuned: Iterable[Weights] = (),
     run: Path | None = None,
     is_cached: bool = True,
+    running: Generator | None = None,
 ) -> Known:
     """Return the inputs of layers, collected if they are not known: the base's on guards, tuned models' on the task.
 
@@ -58,49 +63,81 @@ def gathered_statistics(
         tuned: The models for the inputs on the task.
         run: A run directory, in which the statistics are also stored.
         is_cached: Whether those of earlier commands are used, and new ones stored for later commands.
+        running: An engine with these settings. If it uses transformers, it is used, and keeps the model for later.
 
     Raises:
         CheckpointError: a file of statistics belongs to another model.
         GenerationError: a model cannot be run.
     """
     found: Known = {}
-    for asked, guard in guards.items():
-        for model in tuned if isinstance(asked, TaskSettings) else (base,):
-            if guard.statistics is not None:
-                found[asked, model.fingerprint] = of_model(guard.statistics, model)
-                continue
-            key = _key(guard, model, base, engine)
-            kept = [
-                *([run / FOLDER / f"{key}.safetensors"] if run is not None else []),
-                *([cache_directory() / FOLDER / f"{key}.safetensors"] if is_cached or run is None else []),
-            ]
-            have = next((path for path in kept if path.is_file()), None)
-            if have is None:
-                have = kept[0]
-                try:
-                    collect(Variant(base) if model is base else _live(base, model), guard, engine, have)
-                except GenerationError as error:
-                    without = "Or merge by methods without a guard: restore --guard none."
-                    raise GenerationError(
-                        f"merges by direction (anchored) need inputs of {model.directory}: {error.message}",
-                        remedy=" ".join(filter(None, (error.remedy, without))),
-                    ) from error
-            for path in kept:
-                if path != have and not path.exists():
-                    _copied(have, path)
-            found[asked, model.fingerprint] = InputStatistics(kept[0])
+    with ExitStack() as held:
+        local: TransformersEngine | None = None
+        for asked, guard in guards.items():
+            for model in tuned if isinstance(asked, TaskSettings) else (base,):
+                if guard.statistics is not None:
+                    found[asked, model.fingerprint] = of_model(guard.statistics, model)
+                    continue
+                key = _key(guard, model, base, engine)
+                kept = [
+                    *([run / FOLDER / f"{key}.safetensors"] if run is not None else []),
+                    *([cache_directory() / FOLDER / f"{key}.safetensors"] if is_cached or run is None else []),
+                ]
+                have = next((path for path in kept if path.is_file()), None)
+                if have is None:
+                    have = kept[0]
+                    local = local or held.enter_context(_engine_for(engine, running))
+                    try:
+                        collect(Variant(base) if model is base else _live(base, model), guard, local, have)
+                    except GenerationError as error:
+                        without = "Or merge by methods without a guard: restore --guard none."
+                        raise GenerationError(
+                            f"merges by direction (anchored) need inputs of {model.directory}: {error.message}",
+                            remedy=" ".join(filter(None, (error.remedy, without))),
+                        ) from error
+                for path in kept:
+                    if path != have and not path.exists():
+                        _copied(have, path)
+                found[asked, model.fingerprint] = InputStatistics(kept[0])
     return found
 
 
-def with_inputs(plan: Plan, tuned: Mapping[str, Weights], run: Path) -> Plan:
+@contextmanager
+def _engine_for(settings: EngineSettings, running: Generator | None) -> Iterator[TransformersEngine]:
+    """Provide the engine that is running if it can gather inputs, else one with its settings, released at the end."""
+    # imported here, since most runs collect nothing
+    from backmerge.generation.transformers_engine import TransformersEngine
+
+    if type(running) is TransformersEngine:
+        yield running
+        return
+    local = TransformersEngine(settings.model_copy(update={"name": "transformers", "options": {}}))
+    try:
+        yield local
+    finally:
+        local.release()
+
+
+def with_inputs(plan: Plan, tuned: Mapping[str, Weights], run: Path, running: Generator) -> Plan:
     """Return a plan with the statistics of inputs that its merges need, collected if they are not known.
+
+    Args:
+        plan: The plan.
+        tuned: The tuned models.
+        run: The run directory.
+        running: The run's engine; see `gathered_statistics`.
 
     Raises:
         BackmergeError: see `gathered_statistics`.
     """
     settings = plan.experiment.evaluate
     inputs = gathered_statistics(
-        plan.guards, plan.base, settings.engine, tuned=tuned.values(), run=run, is_cached=settings.cache
+        plan.guards,
+        plan.base,
+        settings.engine,
+        tuned=tuned.values(),
+        run=run,
+        is_cached=settings.cache,
+        running=running,
     )
     return replace(plan, inputs=inputs)
 
@@ -159,7 +196,8 @@ def gather(
             f"the guard {guard.statistics.path} already contains input statistics",
             remedy="give prompts: a benchmark or a file.",
         )
-    return collect(variant, guard, settings.engine, path, replace=replace)
+    with _engine_for(settings.engine, None) as local:
+        return collect(variant, guard, local, path, replace=replace)
 
 
 def _variant_of(settings: InputsSettings) -> Variant:
@@ -185,13 +223,15 @@ def of_model(statistics: InputStatistics, model: Weights) -> InputStatistics:
     return statistics
 
 
-def collect(variant: Variant, guard: Guard, engine: EngineSettings, path: Path, *, replace: bool = True) -> Provenance:
+def collect(
+    variant: Variant, guard: Guard, engine: TransformersEngine, path: Path, *, replace: bool = True
+) -> Provenance:
     """Run a model on a guard's prompts and write the second moments of its layers' inputs.
 
     Args:
         variant: The model.
         guard: Its prompts; if it has none, the model writes them.
-        engine: Device, dtype and batch size.
+        engine: Runs the model.
         path: The file of statistics.
         replace: Whether a file that another process made meanwhile is replaced.
 
@@ -199,23 +239,20 @@ def collect(variant: Variant, guard: Guard, engine: EngineSettings, path: Path, 
         GenerationError: the model cannot be run, or a conversation is longer than its context.
         CheckpointError: the file cannot be written.
     """
-    # imported here, since most runs collect nothing
     from backmerge.generation.layer_inputs import answers_to, gather_inputs, own_prompts
-    from backmerge.generation.transformers_engine import TransformersEngine
 
     settings = guard.settings
-    local = TransformersEngine(engine.model_copy(update={"name": "transformers", "options": {}}))
     prompts: Sequence[Example] = guard.prompts
     answers: Sequence[str] | None = guard.answers
     if guard.kind == "own":
         say(f"The base writes {settings.num_prompts} prompts.")
-        prompts = own_prompts(local, variant, settings.num_prompts, settings.seed)
+        prompts = own_prompts(engine, variant, settings.num_prompts, settings.seed)
     if answers is None:
         with bar("The base's answers to guard prompts", len(prompts), "prompts") as advance:
-            answers = answers_to(local, variant, prompts, settings.max_new_tokens, advance)
+            answers = answers_to(engine, variant, prompts, settings.max_new_tokens, advance)
     with bar("Inputs on guard prompts", len(prompts), "prompts") as advance:
         conversations = list(zip(prompts, answers, strict=True))
-        layers, num_tokens = gather_inputs(local, variant, conversations, settings.max_directions, advance)
+        layers, num_tokens = gather_inputs(engine, variant, conversations, settings.max_directions, advance)
     weights = variant.tuned_models[0] if variant.tuned_models else variant.base
     provenance = Provenance(
         model=weights.fingerprint,
@@ -224,11 +261,10 @@ def collect(variant: Variant, guard: Guard, engine: EngineSettings, path: Path, 
         num_prompts=len(prompts),
         num_tokens=num_tokens,
         max_new_tokens=settings.max_new_tokens,
-        dtype=local.dtype_of(variant.base),
+        dtype=engine.dtype_of(variant.base),
         max_directions=settings.max_directions,
         prompts=tuple(digest_of_prompt(prompt) for prompt in prompts),
     )
-    local.release()
     write_statistics(path, provenance, layers, replace=replace)
     return provenance
 

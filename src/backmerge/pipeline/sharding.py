@@ -150,7 +150,7 @@ def run_shard(
         with session(run) as counted:
             with counted.usage.timed("fine-tuning"):
                 tuned = _tuned(run, prepared, shard)
-            prepared = with_inputs(prepared, tuned, run.path)
+            prepared = with_inputs(prepared, tuned, run.path, engine)
             points = list(prepared.points)
             mine = part_of(_costs(prepared, planned_jobs(points, _names(prepared), prepared.benchmarks)), shard)
             missing = [name for name in _names(prepared) if name not in tuned]
@@ -219,12 +219,13 @@ def _measure(
     """Answer, judge and score; the results are stored in the units."""
     experiment = prepared.experiment
     judges = (prepared.judge, prepared.second_judge)
-    evaluator = evaluator_of(
-        run, engine, judges, experiment.evaluate, experiment.execution, permissions=permissions, usage=usage
-    )
-    with bar(f"Shard {shard} of the sweep", sum(len(job.examples) for job in jobs), "answers") as advance:
+    with (
+        evaluator_of(
+            run, engine, judges, experiment.evaluate, experiment.execution, permissions=permissions, usage=usage
+        ) as evaluator,
+        bar(f"Shard {shard} of the sweep", sum(len(job.examples) for job in jobs), "answers") as advance,
+    ):
         evaluator.evaluate(jobs, advance)
-    engine.release()
 
 
 def _names(prepared: Plan) -> list[str]:

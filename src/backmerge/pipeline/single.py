@@ -109,15 +109,15 @@ def evaluate_model(
         changing = settings.model_dump(mode="json", exclude={"execution"})
         inputs = inputs_of(changing, jobs, (judge, second), engine.identity)
         run.begin(as_yaml(settings), inputs)
-        jobs, guarded = _with_inputs(jobs, guards, settings, run.path)
-        evaluator = evaluator_of(
-            run, engine, (judge, second), settings.evaluate, settings.execution, permissions=permissions
-        )
+        jobs, guarded = _with_inputs(jobs, guards, settings, run.path, engine)
         total = sum(len(job.examples) for job in jobs)
-        say(expected_time(evaluator, jobs, base=jobs[0].member.local_variant.base))
-        with session(run, evaluator.usage), bar("Evaluation", total, "answers") as advance:
-            for outcome in evaluator.evaluate(jobs, advance):
-                outcomes.add(outcome)
+        with evaluator_of(
+            run, engine, (judge, second), settings.evaluate, settings.execution, permissions=permissions
+        ) as evaluator:
+            say(expected_time(evaluator, jobs, base=jobs[0].member.local_variant.base))
+            with session(run, evaluator.usage), bar("Evaluation", total, "answers") as advance:
+                for outcome in evaluator.evaluate(jobs, advance):
+                    outcomes.add(outcome)
         write_records(run, outcomes)
         run.log(evaluator.usage.sentence)
         results = EvaluateResults(
@@ -135,13 +135,13 @@ def evaluate_model(
 
 
 def _with_inputs(
-    jobs: Sequence[Job], guards: Mapping[Asked, Guard], settings: SingleEvaluation, run: Path
+    jobs: Sequence[Job], guards: Mapping[Asked, Guard], settings: SingleEvaluation, run: Path, engine: Generator
 ) -> tuple[list[Job], list[GuardRow]]:
     """Return the jobs, with statistics of the base's inputs on the guard's prompts for merges, and the guard."""
     if settings.guard is None:
         return list(jobs), []
     base, evaluate = jobs[0].member.local_variant.base, settings.evaluate
-    found = gathered_statistics(guards, base, evaluate.engine, run=run, is_cached=evaluate.cache)
+    found = gathered_statistics(guards, base, evaluate.engine, run=run, is_cached=evaluate.cache, running=engine)
     inputs = {INPUTS[0]: found[settings.guard, base.fingerprint]}
     members = {
         job.member.name: job.member._replace(variant=replace(job.member.local_variant, inputs=inputs)) for job in jobs
@@ -166,15 +166,15 @@ def plan_evaluation(
     check_apart(directory, paths_read(settings))
     with offline():
         jobs, judge, second, _, engine = _asked(settings, permissions, document)
-        evaluator = evaluator_of(
+        with evaluator_of(
             RunDirectory(directory),
             engine,
             (judge, second),
             settings.evaluate,
             settings.execution,
             permissions=permissions,
-        )
-        return expected_time(evaluator, jobs, base=jobs[0].member.local_variant.base, may_measure=False)
+        ) as evaluator:
+            return expected_time(evaluator, jobs, base=jobs[0].member.local_variant.base, may_measure=False)
 
 
 class _Measured(NamedTuple):

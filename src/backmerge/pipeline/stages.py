@@ -14,7 +14,7 @@ from backmerge.benchmarks.split import SPLITS, Split
 from backmerge.checkpoints.adapter import AdapterOnBase
 from backmerge.checkpoints.reader import Weights
 from backmerge.config import Document, as_yaml
-from backmerge.generation.protocol import made_engine
+from backmerge.generation.protocol import Generator, made_engine
 from backmerge.measuring.answer import Job
 from backmerge.measuring.evaluate import Evaluator, evaluator_of
 from backmerge.measuring.speed import expected_time
@@ -144,28 +144,28 @@ def run_experiment(
         with session(run) as counted:
             inputs = _inputs(prepared, engine.identity)
             run.begin(as_yaml(experiment), inputs, _tuned_otherwise(run, prepared))
-            tuned, prepared = _with_tuned_and_inputs(run, prepared, counted.usage)
-            evaluator = evaluator_of(
-                run,
-                engine,
-                (prepared.judge, prepared.second_judge),
-                experiment.evaluate,
-                experiment.execution,
-                permissions=permissions,
-                usage=counted.usage,
-            )
+            tuned, prepared = _with_tuned_and_inputs(run, prepared, engine, counted.usage)
             outcomes = Outcomes()
             steps = steps_kept(list(tuned.values())) if experiment.path is not None else ()
             points = [*prepared.points, *path_points(experiment.path, steps)]
             cost = cost_of(experiment, needs_of_plan(prepared, points, tuned, engine), points)
             counted.planned = cost.counts
-            say(f"{cost.sentence}\n{_expected_time(evaluator, prepared, tuned, points)}")
-            chosen = _choose(evaluator, prepared, tuned, points, outcomes, key_of(inputs))
-            run.log(f"choice: {chosen.choice.reason}")
-            with bar("Writing the merged models", len(tuned)):
-                written = write_chosen(run, prepared, tuned, chosen.point)
-            _confirm(evaluator, prepared, tuned, chosen, written, outcomes)
-            engine.release()  # all prompts are answered; a suite's next experiment has another engine
+            judges = (prepared.judge, prepared.second_judge)
+            with evaluator_of(
+                run,
+                engine,
+                judges,
+                experiment.evaluate,
+                experiment.execution,
+                permissions=permissions,
+                usage=counted.usage,
+            ) as evaluator:
+                say(f"{cost.sentence}\n{_expected_time(evaluator, prepared, tuned, points)}")
+                chosen = _choose(evaluator, prepared, tuned, points, outcomes, key_of(inputs))
+                run.log(f"choice: {chosen.choice.reason}")
+                with bar("Writing the merged models", len(tuned)):
+                    written = write_chosen(run, prepared, tuned, chosen.point)
+                _confirm(evaluator, prepared, tuned, chosen, written, outcomes)
             confirmation, findings = _concluded(run, prepared, inputs, chosen, list(written), outcomes)
             merged = hand_over(run, written, confirmation, chosen.choice)
             results = RestoreResults(
@@ -321,11 +321,13 @@ def _inputs(prepared: Plan, engine: Mapping[str, str]) -> dict[str, Any]:
     return {"settings": key_of(settings, order_of(settings["merge"])), **measured_on(prepared, engine)}
 
 
-def _with_tuned_and_inputs(run: RunDirectory, prepared: Plan, usage: Usage) -> tuple[Mapping[str, Weights], Plan]:
+def _with_tuned_and_inputs(
+    run: RunDirectory, prepared: Plan, engine: Generator, usage: Usage
+) -> tuple[Mapping[str, Weights], Plan]:
     """Return the tuned models, made if they do not exist, and the input statistics that merges need."""
     with usage.timed("fine-tuning"):
         tuned = prepared.tuned or _finetune(run, prepared)
-    return tuned, with_inputs(prepared, tuned, run.path)
+    return tuned, with_inputs(prepared, tuned, run.path, engine)
 
 
 def _finetune(run: RunDirectory, prepared: Plan) -> dict[str, Weights]:

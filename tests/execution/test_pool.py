@@ -157,7 +157,8 @@ def test_workers_see_the_environment_and_their_gpus(tmp_path: Path, monkeypatch:
     """One GPU each, of those that the driver sees."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
     monkeypatch.setenv("KITE", "red")
-    works = [Work(str(x), {"names": ["CUDA_VISIBLE_DEVICES", "KITE"]}) for x in range(2)]
+    names = ["CUDA_VISIBLE_DEVICES", "KITE"]
+    works = [Work(str(x), {"names": names, "directory": str(tmp_path)}) for x in range(2)]
     results = carry(units.environment, works, tmp_path, num_workers=None, num_gpus=None)
     assert sorted(result["CUDA_VISIBLE_DEVICES"] for result in results) == ["4", "6"]
     assert {result["KITE"] for result in results} == {"red"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -25,6 +26,7 @@ from lm_eval_folder import (
     write_task,
 )
 
+from backmerge.benchmarks import lm_eval_bridge
 from backmerge.benchmarks.lm_eval_benchmark import as_benchmark, lm_eval
 from backmerge.benchmarks.lm_eval_bridge import LmEvalTask, sampling_of
 from backmerge.benchmarks.lm_eval_model import BackmergeLM
@@ -283,7 +285,7 @@ def test_a_sweep_loads_the_model_once(
     fresh = TransformersEngine(engine.settings)
     loads: list[Any] = []
     load_ = fresh._load
-    monkeypatch.setattr(fresh, "_load", lambda weights: (loads.append(weights), load_(weights)))
+    monkeypatch.setattr(fresh, "_load", lambda weights, files: (loads.append(weights), load_(weights, files)))
     recipe = Variant(base, open_weights(make_adapter(base.directory, lora_alpha=40), base))
     task = load(folder, "choosing")
     found = []
@@ -308,6 +310,39 @@ def test_some_examples_are_scored_as_among_all(
     assert found == {key: {e.id: by_example[e.id] for e in half} for key, by_example in whole.items()}
     again = measured(engine, Variant(base), task).values
     assert again == whole
+
+
+def test_harness_finds_the_same_for_some_documents(engine: TransformersEngine, base: Checkpoint, folder: Path) -> None:
+    """A split's half has the figures that the harness finds when it is limited to these documents."""
+    task = load(folder, "several")
+    some = {"generating": [1, 2, 5, 9], "short": [2]}
+    half = [example for example in task.examples if int(example.id.rpartition("/")[2]) in some[example.category or ""]]
+    theirs = harness(BackmergeLM(engine, Variant(base)), folder, "several", samples=some, **TURNS)
+    agree(measured(engine, Variant(base), task, half[::-1]), theirs)
+
+
+def test_task_with_changing_documents_is_refused(engine: TransformersEngine, base: Checkpoint, folder: Path) -> None:
+    """Answers are never scored against a document that was not asked about; the error comes before any is generated."""
+    shuffling = CHOOSING + "process_docs: !function drawing.drawn\n"
+    write_task(folder, "drawing", shuffling.replace("num_fewshot: 1", "num_fewshot: 0"))
+    (folder / "drawing.py").write_text(
+        "import random\n\ndef drawn(rows):\n"
+        "    return rows.map(lambda row: {'gold': random.randrange(3)}, load_from_cache_file=False)\n",
+        encoding="utf-8",
+    )
+    task = load(folder, "drawing")
+    with pytest.raises(DataError, match=r"'drawing' reads other documents each time \('drawing/\d' changed\)"):
+        as_benchmark("mine", task)
+    with pytest.raises(DataError, match="reads other documents each time"):
+        measured(engine, Variant(base), task)
+
+
+def test_bridge_uses_only_public_names_of_the_harness() -> None:
+    """A private field may go with any release of lm-eval; our own are those of `self`."""
+    for path in Path(lm_eval_bridge.__file__).parent.glob("lm_eval_*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
+                assert ast.unparse(node.value) == "self", f"{path.name}:{node.lineno} {ast.unparse(node)}"
 
 
 def test_values_make_our_scores(engine: TransformersEngine, base: Checkpoint, folder: Path) -> None:

@@ -112,8 +112,9 @@ def as_benchmark(name: str, task: LmEvalTask, metrics: Sequence[str] = ()) -> Be
 
     Raises:
         ConfigError: a requested metric is not one that the task averages.
-        DataError: the task averages none, or its tasks are asked in different ways.
+        DataError: the task averages none, its tasks are asked in different ways, or their documents change.
     """
+    task.check_documents()
     unknown = next((metric for metric in metrics if metric not in task.metrics), None)
     if unknown is not None:
         raise ConfigError(

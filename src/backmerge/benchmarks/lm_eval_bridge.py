@@ -1,8 +1,8 @@
 """Run any task of lm-evaluation-harness by name, asked and scored through our own records.
 
-The harness makes the prompts and computes the scores; in between are examples and completions as everywhere here, so
-that units, cache, resuming, clusters and paired statistics work for its tasks too. The figures equal those of
-`lm_eval.simple_evaluate`, number for number.
+Record, then replay. The harness makes the prompts, which become examples. Our engines answer them like any others, so
+that units, cache, resuming, clusters and paired statistics work for its tasks too. Then the harness's own `evaluate`
+asks a model that repeats these answers. The figures equal those of `lm_eval.simple_evaluate`, number for number.
 
 Worked example: `gsm8k` gives 1,319 examples, a `Sampling` with the task's stop texts, and after generation
 `exact_match,strict-match` and `exact_match,flexible-extract` of each example.
@@ -10,21 +10,20 @@ Worked example: `gsm8k` gives 1,319 examples, a `Sampling` with the task's stop 
 
 from __future__ import annotations
 
-import contextlib
-import io
+import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from backmerge.benchmarks.lm_eval_scores import LmEvalPart, LmEvalResults, averaged, results
+from backmerge.benchmarks.lm_eval_scores import LmEvalPart, LmEvalResults, results
 from backmerge.benchmarks.lm_eval_tasks import (
-    HarnessTasks,
     Rows,
     as_the_harness_runs,
     harness_version,
     load_harness_tasks,
+    no_progress_bars,
 )
 from backmerge.errors import DataError, GenerationError
 from backmerge.generation.chat import prompt_text
@@ -37,6 +36,29 @@ DEFAULT = Sampling(max_new_tokens=256)
 LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 
 
+class Conversations:
+    """Replaces a chat template while the harness makes prompts, to render their turns ourselves, once."""
+
+    def __init__(self) -> None:
+        self._turns: dict[str, tuple[Message, ...]] = {}
+
+    def render(self, turns: Sequence[Mapping[str, str]], add_generation_prompt: bool = True) -> str:
+        """Return a text in place of the turns; a given beginning of the answer is the last of them."""
+        assert add_generation_prompt == (turns[-1]["role"] != "assistant")
+        text = json.dumps(turns, ensure_ascii=False)
+        self._turns[text] = tuple(Message(turn["role"], turn["content"]) for turn in turns)  # type: ignore[arg-type]
+        return text
+
+    def example(self, identity: str, context: str) -> Example:
+        """Return what the model is asked for the harness's context: a conversation, or plain text."""
+        turns = self._turns.get(context)
+        if turns is None:
+            return Example(identity, (Message("user", context),), is_raw=True)
+        if turns[-1].role == "assistant":
+            return Example(identity, turns[:-1], prefill=turns[-1].content)
+        return Example(identity, turns)
+
+
 @dataclass(frozen=True)
 class LmEvalTask:
     """A task of the harness, or a group or tag of them.
@@ -45,12 +67,14 @@ class LmEvalTask:
         name: The requested name.
         parts: One for each task.
         groups: Group name to `lm_eval.api.group.Group`.
+        conversations: The texts of its requests that mean conversations.
         identity: What prompts and scores depend on: the versions of harness and tasks, and how they are asked.
     """
 
     name: str
     parts: tuple[LmEvalPart, ...]
     groups: Mapping[str, Any]
+    conversations: Conversations
     identity: Mapping[str, str]
 
     @property
@@ -61,7 +85,7 @@ class LmEvalTask:
     @property
     def metrics(self) -> tuple[str, ...]:
         """The metrics that every task averages, those where higher is better first; named as in `values`."""
-        first, *others = [averaged(part) for part in self.parts]
+        first, *others = [part.metrics for part in self.parts]
         return tuple(key for key in first if all(key in other for other in others))
 
     @property
@@ -94,20 +118,31 @@ class LmEvalTask:
             )
         return next(iter(asked.values()))
 
+    def check_documents(self) -> None:
+        """Check that the tasks read the documents that their prompts were made of, before anything is generated.
+
+        Raises:
+            DataError: they read others.
+        """
+        with as_the_harness_runs():
+            for part in self.parts:
+                for number, document in part.task.doc_iterator(limit=len(part.examples)):
+                    part.check(f"{part.name}/{number}", document)
+
     def pairs(self, tokenizer: Any, examples: Sequence[Example] | None = None) -> list[tuple[str, str]]:
         """Return the input of `Generator.log_likelihoods`: contexts, rendered once, and continuations.
 
         Raises:
             GenerationError: the tokenizer's chat template refuses a context.
         """
-        rendered: dict[int, str] = {}  # a document's choices share one context
+        rendered: dict[str, str] = {}  # a document's choices share one context
         pairs = []
         for of in self.requests_of(self.examples if examples is None else examples).values():
             for request in of:
                 context, continuation = _context(request), request.args[-1]
-                if id(context) not in rendered:
-                    rendered[id(context)] = prompt_text(tokenizer, _example("", context))
-                pairs.append((rendered[id(context)], continuation))
+                if context not in rendered:
+                    rendered[context] = prompt_text(tokenizer, self.conversations.example("", context))
+                pairs.append((rendered[context], continuation))
         return pairs
 
     def score(self, examples: Sequence[Example], completions: Sequence[Completion]) -> LmEvalResults:
@@ -137,7 +172,7 @@ class LmEvalTask:
                 )
             # the harness's filters get the model's own text, without the given beginning of the answer
             responses[example.id] = [[text.removeprefix(example.prefill) for text in given]]
-        return results(self.parts, self.groups, examples, responses)
+        return results(self.parts, self.groups, responses)
 
     def score_likelihoods(self, examples: Sequence[Example], found: Sequence[LogLikelihood]) -> LmEvalResults:
         """Score by likelihoods, one for each of `pairs(tokenizer, examples)`.
@@ -152,7 +187,7 @@ class LmEvalTask:
             )
         in_order = iter(found)
         responses = {name: [[_response(r, next(in_order))] for r in of] for name, of in requests.items()}
-        return results(self.parts, self.groups, examples, responses)
+        return results(self.parts, self.groups, responses)
 
     def requests_of(self, examples: Sequence[Example]) -> dict[str, tuple[Any, ...]]:
         """Return each example's requests, in the order of the examples."""
@@ -191,18 +226,28 @@ def load_lm_eval_task(
         ConfigError: unknown task, lm-eval is missing or old, or code is not allowed.
         DataError: the task's data is not available, or the task is of a kind that is not supported.
     """
-    harness_version()  # a missing lm-eval is reported before anything of it is imported
+    version = harness_version()  # a missing lm-eval is reported before anything of it is imported
+    conversations = Conversations()
+    clusters: dict[tuple[tuple[str, ...], ...], str] = {}
     with as_the_harness_runs():
         found = load_harness_tasks(
             name, num_fewshot=num_fewshot, task_path=task_path, rows=rows, permissions=permissions
         )
-        clusters: dict[tuple[Any, ...], str] = {}
-        parts = tuple(
-            _built(task_name, task, clusters, as_turns=as_turns, is_chat=is_chat, system=system, limit=limit)
-            for task_name, task in found.tasks.items()
-        )
-    how = {"as_turns": str(as_turns)} if is_chat else {}
-    return LmEvalTask(name, parts, found.groups, {**_versions(found), "is_chat": str(is_chat), **how})
+        with no_progress_bars():
+            for task in found.tasks.values():
+                task.build_all_requests(
+                    limit=limit,
+                    system_instruction=system,
+                    apply_chat_template=is_chat,
+                    fewshot_as_multiturn=is_chat and as_turns,
+                    chat_template=conversations.render if is_chat else None,
+                )
+        parts = tuple(_part(task_name, task, conversations, clusters) for task_name, task in found.tasks.items())
+    how = {"is_chat": str(is_chat), **({"as_turns": str(as_turns)} if is_chat else {})}
+    shots = {part.name: f"{part.task.VERSION}, {part.task.config.num_fewshot} shots" for part in parts}
+    for part in parts:
+        part.task.set_config("num_fewshot", 0)  # scoring makes the prompts again, and does not look at them
+    return LmEvalTask(name, parts, found.groups, conversations, {"lm-eval": version, **shots, **how})
 
 
 def sampling_of(asked: Mapping[str, Any], default: Sampling = DEFAULT) -> Sampling:
@@ -238,41 +283,10 @@ def sampling_of(asked: Mapping[str, Any], default: Sampling = DEFAULT) -> Sampli
     return Sampling.model_validate({**default.model_dump(), **changes})
 
 
-class _Conversation(str):
-    """The conversation in place of a prompt rendered by the harness: turns that we render once."""
-
-    __slots__ = ("turns",)
-    turns: tuple[Message, ...]
-
-
-def _conversation(turns: Sequence[Mapping[str, str]], add_generation_prompt: bool = True) -> _Conversation:
-    """Replace a tokenizer's `apply_chat_template`; a given beginning of the answer is the last turn."""
-    found = _Conversation("\n".join(turn["content"] for turn in turns))
-    found.turns = tuple(Message(turn["role"], turn["content"]) for turn in turns)  # type: ignore[arg-type]
-    assert add_generation_prompt == (found.turns[-1].role != "assistant")
-    return found
-
-
-def _built(
-    name: str,
-    task: Any,
-    clusters: dict[tuple[Any, ...], str],
-    *,
-    as_turns: bool,
-    is_chat: bool,
-    system: str | None,
-    limit: int | None,
+def _part(
+    name: str, task: Any, conversations: Conversations, clusters: dict[tuple[tuple[str, ...], ...], str]
 ) -> LmEvalPart:
     """Return a task's examples; `clusters` records which example first asked what, over all tasks."""
-    # the harness draws a progress bar for milliseconds of work
-    with contextlib.redirect_stderr(io.StringIO()):
-        task.build_all_requests(
-            limit=limit,
-            system_instruction=system,
-            apply_chat_template=is_chat,
-            fewshot_as_multiturn=is_chat and as_turns,
-            chat_template=_conversation if is_chat else None,
-        )
     requests: dict[str, tuple[Any, ...]] = defaultdict(tuple)
     for request in sorted(task.instances, key=lambda request: (request.doc_id, request.idx)):
         requests[f"{name}/{request.doc_id}"] += (request,)
@@ -280,7 +294,7 @@ def _built(
     for identity, of in requests.items():
         target = task.doc_to_target(of[0].doc)
         example = replace(
-            _example(identity, _context(of[0]) or of[0].args[-1]),
+            conversations.example(identity, _context(of[0]) or of[0].args[-1]),
             reference=target if isinstance(target, str) else None,
             category=name,
             # a task's rows share a template, which does not make them near-duplicates; repeated rows count as one
@@ -301,28 +315,11 @@ def _context(request: Any) -> str:
     return context
 
 
-def _asked(request: Any) -> tuple[Any, ...]:
+def _asked(request: Any) -> tuple[str, ...]:
     """Return everything that a model sees of a request."""
-    context = _context(request)
-    shown = context.turns if isinstance(context, _Conversation) else context
-    return (shown,) if request.request_type == "generate_until" else (shown, request.args[-1])
-
-
-def _example(identity: str, context: str) -> Example:
-    if not isinstance(context, _Conversation):
-        return Example(identity, (Message("user", context),), is_raw=True)
-    if context.turns[-1].role == "assistant":
-        return Example(identity, context.turns[:-1], prefill=context.turns[-1].content)
-    return Example(identity, context.turns)
+    return tuple(request.args[:1] if request.request_type == "generate_until" else request.args)
 
 
 def _response(request: Any, found: LogLikelihood) -> Any:
     """Return a likelihood in the form that the harness expects for this kind of request."""
     return found.total if request.request_type == "loglikelihood_rolling" else (found.total, found.is_greedy)
-
-
-def _versions(found: HarnessTasks) -> dict[str, str]:
-    return {
-        "lm-eval": harness_version(),
-        **{name: f"{task.VERSION}, {task.config.num_fewshot} shots" for name, task in found.tasks.items()},
-    }

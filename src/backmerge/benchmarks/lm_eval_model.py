@@ -149,6 +149,25 @@ class BackmergeLM(LM):  # type: ignore[misc]  # lm-eval has no types
         return self._tokenizer
 
 
+class Replay(LM):  # type: ignore[misc]  # lm-eval has no types
+    """A model of the harness that gives recorded answers.
+
+    Args:
+        answers: Task, number of the document and of its request, to the answers to it.
+    """
+
+    def __init__(self, answers: Mapping[tuple[str, int, int], Sequence[Any]]) -> None:
+        super().__init__()
+        self.answers = answers
+
+    def generate_until(self, requests: Sequence[Any]) -> list[Any]:
+        """Return each request's next answer; the harness repeats a request that it wants several answers to."""
+        left = {key: iter(of) for key, of in self.answers.items()}
+        return [next(left[request.task_name, request.doc_id, request.idx]) for request in requests]
+
+    loglikelihood = loglikelihood_rolling = generate_until
+
+
 def _example(request: Any, place: int) -> Example:
     """Return a request as an example; its text is already rendered."""
     name = f"{request.task_name}/{request.doc_id}/{place}"

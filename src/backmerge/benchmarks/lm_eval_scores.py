@@ -1,15 +1,16 @@
-"""Turn answers into a harness task's scores, with its own filters, metrics and aggregation."""
+"""Score answers with lm-evaluation-harness's own `evaluate`, which gets them from a model that replays them."""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from backmerge.benchmarks.lm_eval_tasks import templates_compiled_once
+from backmerge.benchmarks.lm_eval_tasks import as_the_harness_runs, no_progress_bars
 from backmerge.benchmarks.scoring import Values
+from backmerge.errors import DataError
 from backmerge.generation.protocol import Sampling
 from backmerge.records import Example
 
@@ -48,105 +49,104 @@ class LmEvalPart:
     requests: Mapping[str, tuple[Any, ...]]
     sampling: Sampling | None
 
+    @property
+    def metrics(self) -> list[str]:
+        """Metric and filter of everything that the task averages; metrics where higher is better come first."""
+        filters = [one["name"] for one in self.task.config.filter_list or [{"name": "none"}]]
+        found = [metric for metric in self.task.aggregation() if self.averages(metric)]
+        return [
+            f"{metric},{name}"
+            for is_better in (True, False)
+            for name in filters
+            for metric in found
+            if self.prefers_more_of(metric) == is_better
+        ]
 
-def averaged(part: LmEvalPart) -> list[str]:
-    """Return metric and filter of everything that the task averages; metrics where higher is better come first."""
-    keys = [f"{metric},{of.name}" for of in part.task._filters for metric in part.task.aggregation()]
-    return sorted((key for key in keys if _is_averaged(part, key)), key=lambda key: not _is_better_higher(part, key))
+    def averages(self, metric: str) -> bool:
+        """Whether the harness averages the metric over the documents, as it does by default."""
+        from lm_eval.api.metrics import mean, nanmean
+
+        return self.task.aggregation().get(metric, mean) in {mean, nanmean}
+
+    def prefers_more_of(self, metric: str) -> bool:
+        """Whether a higher value is better."""
+        return bool(self.task.higher_is_better().get(metric, True))
+
+    def check(self, example: str, document: Any) -> None:
+        """Check that the example was made of this document.
+
+        Raises:
+            DataError: it was made of another.
+        """
+        if repr(document) != repr(self.requests[example][0].doc):  # not ==, since NaN is not equal to itself
+            raise DataError(
+                f"lm-eval's task '{self.name}' reads other documents each time ('{example}' changed), so answers to "
+                "earlier prompts cannot be scored",
+                remedy="let its process_docs draw from a generator with a seed, or switch the cache of datasets on.",
+            )
 
 
-def results(
-    parts: Sequence[LmEvalPart], groups: Mapping[str, Any], examples: Sequence[Example], responses: Responses
-) -> LmEvalResults:
-    """Return scores of all of the parts' examples, or of some."""
+def results(parts: Sequence[LmEvalPart], groups: Mapping[str, Any], responses: Responses) -> LmEvalResults:
+    """Return scores of the examples that have responses.
+
+    Raises:
+        DataError: a task's documents are not those that were asked about.
+    """
+    import lm_eval
+
+    from backmerge.benchmarks.lm_eval_model import Replay
+
+    asked = {part.name: [e.id for e in part.examples if e.id in responses] for part in parts}
+    chosen = [part for part in parts if asked[part.name]]
+    answers = {
+        (part.name, place, request.idx): given  # the harness numbers the documents that it is asked for from 0
+        for part in chosen
+        for place, name in enumerate(asked[part.name])
+        for request, given in zip(part.requests[name], responses[name], strict=True)
+    }
+    with as_the_harness_runs(), no_progress_bars():
+        found = lm_eval.evaluate(
+            lm=Replay(answers),
+            task_dict={"tasks": {part.name: part.task for part in chosen}, "groups": dict(groups)},
+            samples={part.name: [part.requests[name][0].doc_id for name in asked[part.name]] for part in chosen},
+            bootstrap_iters=0,
+        )
     values: dict[str, Values] = defaultdict(dict)
-    figures: dict[str, dict[str, Any]] = {}
     preferred: set[str] = set()
-    for part in parts:
-        chosen = [example for example in examples if example.category == part.name]
-        if not chosen:
-            continue
-        measured = _measured(part, chosen, responses)
-        figures[part.name] = {
-            "sample_len": max((len(found) for found in measured.values()), default=0),
-            **{key: _aggregation(part, key)(list(found.values())) for key, found in measured.items()},
-        }
-        for key, found in measured.items():
-            if _is_rate(part, key, found.values()):
-                values[key].update({example.id: _known(found.get(example.id)) for example in chosen})
-                if _is_better_higher(part, key):
-                    preferred.add(key)
-    # the harness aggregates groups from their tasks' figures
-    figures |= {name: group.aggregate(figures) for name, group in groups.items()}
+    for part in chosen:
+        for (metric, filtered), of in _by_metric(part, found["samples"][part.name]).items():
+            if part.averages(metric) and all(map(_is_rate, of.values())):
+                key = f"{metric},{filtered}"
+                values[key].update({name: _known(of.get(name)) for name in asked[part.name]})
+                preferred |= {key} if part.prefers_more_of(metric) else set()
     return LmEvalResults(
         {key: values[key] for key in sorted(values, key=lambda key: key not in preferred)},
         {
             name: {key: float(value) for key, value in of.items() if "," in key and _is_number(value)}
-            for name, of in figures.items()
+            for name, of in found["results"].items()
         },
     )
 
 
-def _measured(part: LmEvalPart, examples: Sequence[Example], responses: Responses) -> dict[str, dict[str, Any]]:
-    """Return metric and filter to each example's value, of any type, as the harness's evaluator collects them."""
-    requests = {
-        example.id: [
-            replace(request, resps=list(given), filtered_resps={})
-            for request, given in zip(part.requests[example.id], responses[example.id], strict=True)
-        ]
-        for example in examples
-    }
-    kept = part.task.instances
-    part.task._instances = [request for of in requests.values() for request in of]
-    try:
-        part.task.apply_filters()
-    finally:
-        part.task._instances = kept
-    with templates_compiled_once():
-        return _collected(part, requests)
-
-
-def _collected(part: LmEvalPart, requests: Mapping[str, Sequence[Any]]) -> dict[str, dict[str, Any]]:
-    measured: dict[str, dict[str, Any]] = defaultdict(dict)
-    for name in next(iter(requests.values()))[0].filtered_resps:
-        for identity, of in requests.items():
-            found = part.task.process_results(of[0].doc, [request.filtered_resps[name] for request in of])
-            for metric, value in found.items():
-                measured[f"{metric},{name}"][identity] = value
+def _by_metric(part: LmEvalPart, rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], dict[str, Any]]:
+    """Return metric and filter to each example's value, of any type, from the harness's log of samples."""
+    measured: dict[tuple[str, str], dict[str, Any]] = defaultdict(dict)
+    for row in rows:
+        name = f"{part.name}/{row['doc_id']}"
+        part.check(name, row["doc"])
+        for metric in row["metrics"]:
+            measured[metric, row["filter"]][name] = row[metric]
     return measured
-
-
-def _metric(key: str) -> str:
-    return key.rpartition(",")[0]
-
-
-def _aggregation(part: LmEvalPart, key: str) -> Any:
-    from lm_eval.api.metrics import mean
-
-    return part.task.aggregation().get(_metric(key), mean)
-
-
-def _is_better_higher(part: LmEvalPart, key: str) -> bool:
-    return bool(part.task.higher_is_better().get(_metric(key), True))
-
-
-def _is_averaged(part: LmEvalPart, key: str) -> bool:
-    from lm_eval.api.metrics import mean, nanmean
-
-    return _aggregation(part, key) in {mean, nanmean}
-
-
-def _is_rate(part: LmEvalPart, key: str, values: Iterable[Any]) -> bool:
-    """Whether the harness averages the values, and they lie in [0, 1]."""
-    return _is_averaged(part, key) and all(
-        _is_number(value) and (math.isnan(value) or 0 <= value <= 1) for value in values
-    )
 
 
 def _is_number(value: Any) -> bool:
     import numpy as np
 
     return isinstance(value, int | float | np.number | np.bool_)
+
+
+def _is_rate(value: Any) -> bool:
+    return _is_number(value) and (math.isnan(value) or 0 <= value <= 1)
 
 
 def _known(value: Any) -> float | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.metadata
+import io
 import logging
 import random
 import re
@@ -227,33 +228,29 @@ def _check(task: Any) -> None:
 def as_the_harness_runs() -> Iterator[None]:
     """Set the harness's seeds and restore the caller's random state afterwards; keep its notes off the terminal.
 
-    Load tasks and build their prompts within this context: some shuffle choices from global state when they do.
+    Load tasks, build their prompts and score within this context: some shuffle choices from global state when they do.
     """
     import numpy as np
+    from lm_eval import utils
 
     logger = logging.getLogger("lm_eval")
     level, python, numpy = logger.level, random.getstate(), np.random.get_state()
     logger.setLevel(logging.ERROR)
     random.seed(RANDOM_SEED)
     np.random.seed(OTHER_SEED)
+    # the harness compiles its templates again for every row, which is most of its time
+    utils.env.from_string = functools.lru_cache(maxsize=1024)(utils.env.from_string)
     try:
-        with templates_compiled_once():
-            yield
+        yield
     finally:
+        del utils.env.from_string
         logger.setLevel(level)
         random.setstate(python)
         np.random.set_state(numpy)
 
 
 @contextlib.contextmanager
-def templates_compiled_once() -> Iterator[None]:
-    """Keep compiled templates for a while: the harness compiles them again for every row, most of its time."""
-    from lm_eval import utils
-
-    compiled = functools.lru_cache(maxsize=1024)(utils.env.from_string)
-    utils.env.from_string = compiled
-    try:
+def no_progress_bars() -> Iterator[None]:
+    """Keep the harness's progress bars off the terminal: they are for milliseconds of work."""
+    with contextlib.redirect_stderr(io.StringIO()):
         yield
-    finally:
-        if vars(utils.env).get("from_string") is compiled:
-            del utils.env.from_string

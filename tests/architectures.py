@@ -1,6 +1,6 @@
 """The architectures that are tested, each as a tiny random model: one row makes one, and says what works on it.
 
-The table of `docs/architectures.md` is made of these rows: `python tests/architectures.py` writes it anew.
+The table of `docs/architectures.md` is made of these rows: `python tests/architectures.py` writes it again.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What peft warns of that is no fault of the test that uses it."""
+"""What peft warns of that is not a fault of the test that uses it."""
 
 from __future__ import annotations
 

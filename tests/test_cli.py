@@ -234,7 +234,7 @@ def test_strict_exits_with_3(
     assert not (tmp_path / "out" / "merged").exists()
 
 
-def test_evaluate_stands_alone(run_cli: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+def test_evaluate_needs_no_other_command(run_cli: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
     """One model is measured on a benchmark by name, with n and an interval for each rate."""
     out = tmp_path / "out"
     code, printed, said = run_cli(
@@ -298,7 +298,7 @@ def test_messages_have_bounds(
     assert len(capsys.readouterr().err) < 3000
 
 
-def test_backmerge_alone_says_what_it_is_for(run_cli: Callable[..., tuple[int, str, str]]) -> None:
+def test_backmerge_alone_explains_its_purpose(run_cli: Callable[..., tuple[int, str, str]]) -> None:
     """Three things that people come for, each with its command."""
     code, output, _ = run_cli()
     assert code == 0

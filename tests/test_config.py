@@ -89,10 +89,10 @@ def test_settings_are_frozen(file: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("name: a\nname: b\n", "line 2: 'name' is given again .first on line 1"),
-        ("name: a\nchoice:\n  margin: 0.1\n  rule: safe\n  margin: 0.2\n", "line 5: 'choice.margin' is given again"),
-        ("name: a\nmerge:\n - lam: [0.1]\n   lam: [0.2]\n", "line 4: 'merge.0.lam' is given again"),
-        ("name: a\n'name': b\n", "line 2: 'name' is given again"),
+        ("name: a\nname: b\n", "line 2: 'name' is set twice .first on line 1"),
+        ("name: a\nchoice:\n  margin: 0.1\n  rule: safe\n  margin: 0.2\n", "line 5: 'choice.margin' is set twice"),
+        ("name: a\nmerge:\n - lam: [0.1]\n   lam: [0.2]\n", "line 4: 'merge.0.lam' is set twice"),
+        ("name: a\n'name': b\n", "line 2: 'name' is set twice"),
     ],
 )
 def test_a_repeated_key_is_refused(file: Path, text: str, words: str) -> None:
@@ -130,7 +130,7 @@ def test_a_fault_is_named_with_its_line(file: Path, text: str, words: str) -> No
     refused(file, text, rf"(?m){words}")
 
 
-def test_all_faults_are_told_at_once(file: Path) -> None:
+def test_all_faults_are_reported_at_once(file: Path) -> None:
     """One line for each."""
     message = refused(file, "limmit: 3\nchoice:\n  margin: 7\n", "cannot be used")
     assert all(words in message for words in ("line 1: unknown key", "line 3: 'choice.margin'", "'name' is required"))
@@ -170,7 +170,7 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 def test_anchors_and_a_byte_order_mark_are_read(file: Path) -> None:
-    """Common habits of editors and authors are no faults."""
+    """Common habits of editors and authors are not faults."""
     text = "\ufeffname: a\nchoice: &c {margin: 0.1}\nfinetune: *c\nmerge: [&s {method: x}, {<<: *s, lam: [0.1]}]\n"
     outer = read(file, text)
     assert outer.finetune == outer.choice == Inner(margin=0.1)
@@ -220,8 +220,8 @@ def test_the_last_option_counts_and_the_document_stays(file: Path) -> None:
         ("merge.-1.lam=[0.1]", "'-1' is not in it"),
         ("merge.².lam=[0.1]", "'²' is not in it"),
         ("merge.first.lam=[0.1]", "'first' is not in it"),
-        ("name.first=3", "'name' is a value and has no keys"),
-        ("choice.margin.low=3", "'choice.margin' is a value"),
+        ("name.first=3", "'name' is a single value and has no keys"),
+        ("choice.margin.low=3", "'choice.margin' is a single value"),
         ("choice.margn=0.1", "--set choice.margn=0.1: unknown key 'choice.margn'; did you mean 'margin'"),
         ("choice.margin=7", "--set choice.margin=7: 'choice.margin': Input should be less than 1"),
         ("merge.1.lam=[0.1, 3]", r"--set merge.1.lam=\[0.1, 3\]: 'merge.1.lam.1'"),

@@ -114,13 +114,13 @@ def test_one_file_may_be_reached_twice(write: Any) -> None:
         ({"own.yaml": "name: a\nextends: {a: b}\n"}, r"line 2: 'extends' is neither a path nor a list"),
         ({"own.yaml": "extends: [b.yaml, 7]\n", "b.yaml": "name: b\n"}, r"'extends' is neither a path nor a list"),
         ({"own.yaml": "extends: b.yaml\n", "b.yaml": "name: [1\n"}, r"b.yaml is not YAML"),
-        ({"own.yaml": "extends: b.yaml\n", "b.yaml": "name: b\nname: c\n"}, r"b.yaml, line 2: 'name' is given again"),
+        ({"own.yaml": "extends: b.yaml\n", "b.yaml": "name: b\nname: c\n"}, r"b.yaml, line 2: 'name' is set twice"),
         ({"own.yaml": "name: a\nscales: small.yaml\n"}, r"own.yaml, line 2: 'scales' is not a mapping"),
         ({"own.yaml": "name: a\nscales:\n  small: s.yaml\n"}, r"own.yaml, line 3: there is no file 's.yaml'"),
     ],
 )
 def test_a_fault_of_extending_is_named_with_its_file_and_line(write: Any, files: dict[str, str], words: str) -> None:
-    """A circle, a missing or damaged file, or a value that is no path."""
+    """A circle, a missing or damaged file, or a value that is not a path."""
     for name, text in files.items():
         write(name, text)
     with pytest.raises(ConfigError, match=words):
@@ -143,7 +143,7 @@ def test_a_fault_in_an_extended_file_is_named_there(write: Any) -> None:
     assert any(line.startswith("  line 2: unknown key 'nmae'; did you mean 'name'") for line in lines)
 
 
-def test_a_replaced_value_is_no_longer_where_it_was(write: Any) -> None:
+def test_replaced_value_has_a_new_place(write: Any) -> None:
     """A short list over a long one leaves no line of the long one behind."""
     write("base.yaml", "name: base\ngroup:\n  items:\n  - 1\n  - 2\n  - 3\n")
     file = write("own.yaml", "extends: base.yaml\ngroup: {items: [x]}\n")

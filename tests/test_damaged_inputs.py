@@ -356,7 +356,7 @@ def _processor_seconds() -> float:
 def attempts(inputs: Inputs, kind: Kind, seeds: Sequence[int]) -> Iterator[Try]:
     """Make tries in a fork of this process, so that none can end it, hang it or leave anything in it.
 
-    A try that ends the fork is wrong; another fork goes on with the next one.
+    A try that ends the fork is wrong; another fork continues with the next one.
     """
     while seeds:
         num_made = 0
@@ -392,7 +392,7 @@ def _lines_of_fork(inputs: Inputs, kind: Kind, seeds: Sequence[int]) -> Iterator
 
 
 def _has_other_results(inputs: Inputs, kind: Kind) -> bool:
-    """Whether a run that went on with something damaged found other values than the sound one."""
+    """Whether a run that continued with something damaged found other values than the sound one."""
     if kind.read is not RESUME:
         return False
     found, sound = (json.loads((place / "results.json").read_text()) for place in (Path("done"), inputs.sound / "done"))
@@ -402,7 +402,7 @@ def _has_other_results(inputs: Inputs, kind: Kind) -> bool:
 def check_tries(inputs: Inputs, kinds: Mapping[str, Kind], number: int, report: Path | None = None) -> None:
     """Make so many tries of each kind, the same ones every time; write a table of how they ended.
 
-    Next to the table is a line for each try, so that a run that was stopped goes on, and repeats what was wrong.
+    Next to the table is a line for each try, so that a run that was stopped continues, and repeats what was wrong.
     """
     lines = report.with_suffix(".jsonl") if report is not None else None
     made = [json.loads(line) for line in lines.read_text().splitlines()] if lines is not None and lines.exists() else []

@@ -106,8 +106,8 @@ def test_a_damaged_result_is_not_done(tmp_path: Path, content: str | None, found
     assert is_to_write(ours, lambda: True, force=True)
 
 
-def test_settings_name_what_they_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file of data is found among the settings; a folder called like a method is not taken for one."""
+def test_settings_report_the_files_that_they_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of data is found among the settings; a folder called like a method is not treated as one."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rows.jsonl").write_text("{}")
     (tmp_path / "lora").mkdir()
@@ -157,15 +157,15 @@ def test_one_folder_under_two_names_is_found(tmp_path: Path, monkeypatch: pytest
     check_apart(tmp_path / "Models" / "other", [tmp_path / "models" / "base"])
 
 
-def test_an_experiment_file_alone_makes_no_run_directory(tmp_path: Path) -> None:
-    """A user's folder with an experiment.yaml of the user's is not taken for a run, whose settings are replaced."""
+def test_experiment_file_alone_is_not_a_run_directory(tmp_path: Path) -> None:
+    """A user's folder with an experiment.yaml of the user's is not treated as a run, whose settings are replaced."""
     (tmp_path / "experiment.yaml").write_text("base: mine\n")
     with pytest.raises(RunError, match="not a run directory"), RunDirectory(tmp_path).held():
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["experiment.yaml"]
 
 
-def test_what_a_killed_command_left_is_not_taken_for_another_path(tmp_path: Path) -> None:
+def test_leftovers_of_one_path_are_not_assigned_to_another(tmp_path: Path) -> None:
     """Of `lam-0` and `lam-0.2`, each gets back its own model that was moved aside."""
     kept = written(tmp_path / ".lam-0.2.77-0123abcd.old.partial", weights="w")
     with whole_directory(tmp_path / "lam-0") as place:
@@ -189,7 +189,7 @@ def test_a_user_s_folder_takes_files_over_none_of_the_user_s(tmp_path: Path) -> 
     add(a="new")
     assert (tmp_path / "a.csv").read_text() == "new"
     (tmp_path / "b.csv").write_text("precious")
-    with pytest.raises(RunError, match=r"b\.csv is there already"):
+    with pytest.raises(RunError, match=r"b\.csv already exists"):
         add(a="newest", b="other")
     assert (tmp_path / "a.csv").read_text() == "new"
     assert (tmp_path / "b.csv").read_text() == "precious"
@@ -199,7 +199,7 @@ def test_a_user_s_folder_takes_files_over_none_of_the_user_s(tmp_path: Path) -> 
 def test_input_statistics_never_replace_a_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_base: Path, out: str
 ) -> None:
-    """`inputs --force` refuses the model that it reads, also by a hard link, and any file that is no statistics."""
+    """`inputs --force` refuses the model that it reads, also by a hard link, and any file that is not statistics."""
     monkeypatch.chdir(tmp_path)
     base = shutil.copytree(tiny_base, tmp_path / "base")
     weights = (base / "model.safetensors").read_bytes()

@@ -1,4 +1,4 @@
-"""The files that set a machine up agree with one another and with what readers are told."""
+"""The files that set a machine up agree with one another and with what readers are reported."""
 
 import os
 import re
@@ -95,7 +95,7 @@ def test_the_citation_is_of_this_version() -> None:
 
 
 @pytest.mark.parametrize("name", ["bug", "idea"])
-def test_issues_ask_for_what_the_doctor_says(name: str) -> None:
+def test_issue_template_asks_for_the_doctors_output(name: str) -> None:
     """In a field that must be filled in; ids are unique, as GitHub asks."""
     text = (ROOT / ".github" / "ISSUE_TEMPLATE" / f"{name}.yml").read_text(encoding="utf-8")
     fields = {field["id"]: field for field in yaml.safe_load(text)["body"] if "id" in field}
@@ -126,7 +126,7 @@ class TestSetUp:
         self.log = tmp_path / "asked"
 
     def make(self, *arguments: str, version_code: int = 0, pip_code: int = 0) -> subprocess.CompletedProcess[str]:
-        """Run make with the stub for a Python, which exits as told; the log is begun anew."""
+        """Run make with the stub for a Python, which exits as told; the log is begun again."""
         self.log.write_text("")
         stub = self.folder / "python-stub"
         stub.write_text(STUB.format(log=self.log, version_code=version_code, pip_code=pip_code))
@@ -152,7 +152,7 @@ class TestSetUp:
         assert self.make(".venv").returncode == 0
         assert "pip install" in self.log.read_text()
 
-    def test_an_install_that_fails_is_not_taken_for_done(self) -> None:
+    def test_failed_install_is_not_marked_as_done(self) -> None:
         """Where pip fails, make fails, and the next make installs again."""
         assert self.make(".venv", pip_code=1).returncode != 0
         assert not (self.folder / ".venv" / ".stamp").exists()

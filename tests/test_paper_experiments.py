@@ -123,7 +123,7 @@ def test_snapshots_lie_in_the_middle_of_the_schedule(name: str, num_examples: in
         ("figure2.yaml", "drop:"),
     ],
 )
-def test_what_the_paper_leaves_open_is_marked(file: str, setting: str) -> None:
+def test_details_missing_in_the_paper_are_marked(file: str, setting: str) -> None:
     """Its line says that the choice is ours."""
     (line,) = [line for line in (PAPER / file).read_text().splitlines() if setting in line]
     assert "ours:" in line.partition("#")[2] or line.partition("#")[2].strip().endswith("is not said"), line

@@ -65,7 +65,7 @@ def test_one_batch_is_measured_from_the_start() -> None:
     assert pace.seconds_left == pytest.approx(2)
 
 
-def test_an_estimate_is_said_once(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_estimate_is_printed_once(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Once some seconds are measured the time left is said by itself, with what it rests on; not for a short wait."""
     clock = Clock()
     monkeypatch.setattr(progress.time, "monotonic", clock)
@@ -139,7 +139,7 @@ def test_time_left_is_of_the_tokens_that_are_left() -> None:
     assert not shown.tokens.is_bound  # type: ignore[union-attr]
 
 
-def test_answers_that_none_is_known_of_are_taken_to_reach_their_limit() -> None:
+def test_unmeasured_answers_are_assumed_to_reach_their_limit() -> None:
     """Within the first batch the time left is an upper bound, and says so; each kind has its own length."""
     clock = Clock()
     shown = Bar("Sweep", 4)
@@ -229,7 +229,7 @@ def test_sizes_and_rates() -> None:
     assert [rate_text(rate) for rate in (0.123, 8.94, 48.2, 12345)] == ["0.12", "8.9", "48", "12,345"]
 
 
-def test_short_work_says_only_what_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+def test_short_work_prints_only_its_name(capsys: pytest.CaptureFixture[str]) -> None:
     """Off a terminal, work of a moment is one line on standard error, and nothing on standard output."""
     with progress.bar("Merging", 3) as advance:
         for _ in range(3):
@@ -250,6 +250,6 @@ def test_long_work_says_how_far_it_is(capsys: pytest.CaptureFixture[str], monkey
 
 
 def test_names_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
-    """Square brackets in a file's name are no markup, and a long line is not broken."""
+    """Square brackets in a file's name are not markup, and a long line is not broken."""
     progress.say("runs/[bold]x[/bold]" + "y" * 300)
     assert capsys.readouterr().err == "runs/[bold]x[/bold]" + "y" * 300 + "\n"

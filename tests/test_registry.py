@@ -53,7 +53,7 @@ def test_what_counts_as_code(name: str, expected: bool) -> None:
     assert is_plugin(name) is expected
 
 
-def test_code_of_your_own_needs_leave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_own_code_needs_permission_to_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without --allow-plugins a module is not even imported; with it, its function is found."""
     (tmp_path / "own_methods_7.py").write_text("def mine():\n    return 'mine'\n")
     monkeypatch.syspath_prepend(tmp_path)
@@ -69,7 +69,7 @@ def test_code_of_your_own_needs_leave(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_a_table_comes_before_code() -> None:
-    """A known name is never taken for a module."""
+    """A known name is never treated as a module."""
     assert resolve(Table("thing", {"os:getcwd": "math:floor"}), "os:getcwd")(1.5) == 1
 
 

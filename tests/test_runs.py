@@ -67,7 +67,7 @@ def test_keys_do_not_change_between_versions() -> None:
 
 
 def test_a_file_is_whole_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed before the rename, the old text stands, and nothing lies beside it."""
+    """Killed before the rename, the old text stands, and nothing is next to it."""
     path = tmp_path / "deep" / "file.txt"
     write_whole(path, "old λ\n")
     assert path.read_text(encoding="utf-8") == "old λ\n"
@@ -285,7 +285,7 @@ def test_without_locks_nothing_of_another_is_removed(
 
 
 def test_a_lock_that_fails_otherwise_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is no answer about locks passes as it is."""
+    """What is not an answer about locks passes as it is."""
     refuse_locks(monkeypatch, errno.EIO)
     with pytest.raises(OSError, match=os.strerror(errno.EIO)), RunDirectory(tmp_path / "run").held(is_shared=True):
         pass
@@ -303,7 +303,7 @@ def test_a_claim_is_of_one(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("has_links", [True, False])
 def test_the_first_writes(tmp_path: Path, has_links: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file that is there stays as it is, with links and without; nothing lies beside it."""
+    """A file that is there stays as it is, with links and without; nothing is next to it."""
 
     def refused(*_: object) -> None:
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
@@ -372,7 +372,7 @@ def test_a_folder_of_something_else_is_refused_untouched(tmp_path: Path, name: s
     assert path.stat().st_mode & 0o777 == 0o755
 
 
-def test_a_file_is_no_run_directory(tmp_path: Path) -> None:
+def test_file_is_refused_as_a_run_directory(tmp_path: Path) -> None:
     """A file in its place, or on the way to it, is one clear error."""
     (tmp_path / "file").write_text("x")
     for path in (tmp_path / "file", tmp_path / "file" / "run"):
@@ -443,7 +443,7 @@ def test_a_unit_that_dies_is_not_there(tmp_path: Path) -> None:
 
 
 def test_results_hold_numbers_only(tmp_path: Path) -> None:
-    """NaN is no JSON: it is refused before the file is touched."""
+    """NaN is not JSON: it is refused before the file is touched."""
     run = RunDirectory(tmp_path / "run")
     run.path.mkdir()
     run.write_json("samples.json", {"value": 0.5, "name": "λ"})

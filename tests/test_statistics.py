@@ -47,7 +47,7 @@ def test_wilson_holds_its_rate(n: float, share: float) -> None:
 
 
 @pytest.mark.parametrize("n", [100, 330, 520])
-def test_wilson_covers_what_it_says(n: int) -> None:
+def test_wilson_interval_covers_its_nominal_share(n: int) -> None:
     """Exact coverage over rates from 1 to 50 %: 95 % on average within a point, and nowhere below 92 %."""
     ends = np.array([wilson(x, n) for x in range(n + 1)])
     rates = np.linspace(0.01, 0.5, 491)

@@ -1,7 +1,7 @@
 """Fine-tune without losing safety: merge the tuned weights back with the base's, measure, choose λ.
 
 The Python interface: `finetune`, `merge`, `restore`, `evaluate`, `check`, `diff`, `load_results` and the results that
-they return. Each is imported when it is first used, so that `import backmerge` loads no torch.
+they return. Each is imported when it is first used, so that `import backmerge` does not load torch.
 """
 
 from importlib.metadata import version

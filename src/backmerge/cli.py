@@ -32,9 +32,9 @@ USER_FIXABLE = {
 }
 
 MAX_MESSAGE = 2000  # characters
-COLLECT_AFTER = 50_000  # objects made and not yet freed; Python's own default is 700
+COLLECT_AFTER = 50_000  # objects made and not yet freed; Python's default is 700
 
-# some versions of typer carry a click of their own; either way this is its UsageError
+# some versions of typer bring their own click; either way this is its UsageError
 USAGE_ERROR: Any = typer.BadParameter.__bases__[0]
 
 # the module of `backmerge.commands` that holds each command, in the order of the help
@@ -50,14 +50,14 @@ COMMANDS: Mapping[str, str] = {
 
 
 def __getattr__(name: str) -> typer.Typer:
-    """Make `app`, the whole command line, when it is asked for."""
+    """Make `app`, the whole command line, on first use."""
     if name == "app":
         return command_line(COMMANDS)
     raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
 
 
 def command_line(names: Iterable[str]) -> typer.Typer:
-    """Return the command line with these commands; each one's module is imported, and its options are made."""
+    """Return the command line with these commands; imports each one's module and makes its options."""
     app = typer.Typer(
         name="backmerge",
         help="Fine-tune without losing safety: merge a tuned model back with its base, measure, and choose λ.",
@@ -78,7 +78,7 @@ def version(
     context: typer.Context,
     show: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
 ) -> None:
-    """Options before the command."""
+    """Parse the options before the command."""
     if show:
         from backmerge import __version__
 
@@ -89,7 +89,7 @@ def version(
 
 
 def _printable(text: str) -> str:
-    """Remove terminal control characters: ids, tensor names and adapters come from others."""
+    """Remove terminal control characters: ids, tensor names and adapters come from other people."""
     return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
@@ -106,15 +106,15 @@ def main() -> None:
     Exit codes: 0; 2 for user errors; 3 for a verdict other than restored under --strict; 130 for Ctrl-C; 1, with a
         traceback, for our own faults.
     """
-    # torch and transformers make a million objects, nearly all of which stay: to look for garbage among them while they
-    # are imported, and once more at the very end, takes half as long as the import
+    # importing torch and transformers makes a million objects, nearly all of which stay: collecting garbage during the
+    # import, and again at exit, takes half as long as the import itself
     gc.set_threshold(COLLECT_AFTER)
     atexit.register(gc.freeze)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal that cannot show λ shows a replacement
+            stream.reconfigure(errors="replace")  # a terminal that cannot show λ shows a replacement character
     try:
-        # one command alone, if it comes first: to make the options of all takes longer than many a command
+        # if the command comes first, only that one: making the options of all commands takes longer than many a command
         asked = sys.argv[1:2]
         code = command_line(asked if asked and asked[0] in COMMANDS else COMMANDS)(standalone_mode=False)
     except BackmergeError as error:

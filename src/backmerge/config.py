@@ -1,6 +1,6 @@
-"""Experiment files: YAML to frozen, validated settings, with errors that name the line.
+"""Read experiment files: YAML to frozen, validated settings, with errors that name the line.
 
-This is the machinery only; which settings there are is declared by the rooms that take them.
+Only the mechanism is here; each package declares its own settings.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from backmerge.registry import closest
 
 KeyPath = tuple[str | int, ...]
 
-# what a file says of other files; the loader's, and no settings
+# keys that name other files; for the loader, not settings
 EXTENDS, SCALES = "extends", "scales"
 
 SET = "--set"  # the option that overrides a setting
 
-# pyyaml lets the ValueError of an impossible date (2024-13-45) or number (0x_) through
-MAX_NODES = 100_000  # values that a YAML file may stand for, aliases written out
-MAX_MESSAGE = 1_900  # characters of several problems together
+# pyyaml raises a plain ValueError for an impossible date (2024-13-45) or number (0x_)
+MAX_NODES = 100_000  # most values in a YAML file, with its aliases expanded
+MAX_MESSAGE = 1_900  # characters of a message that lists several problems
 NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
 
 
 class Settings(BaseModel):
-    """A frozen group of settings; a key that it does not know is an error."""
+    """A frozen group of settings; an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
@@ -41,17 +41,17 @@ SettingsT = TypeVar("SettingsT", bound=Settings)
 
 @dataclass(frozen=True)
 class Document:
-    """Parsed settings with the place that each came from.
+    """Parsed settings, with the place that each came from.
 
     Attributes:
-        source: The file's name, or what stands for it in messages.
+        source: The file's name, or its replacement in messages.
         values: Plain mappings, lists and scalars.
         lines: Key path to line number in its file, counted from 1.
         overridden: Key path to the `--set` option that gave its value instead of the file.
-        files: Key path to its file, where that is another than the source.
-        options: Key path without places in lists to the option that gives it, if a command made the document, or to the
-            parameter, if a call from Python did.
-        remedy: What a message of wrong settings advises.
+        files: Key path to its file, if that is not the source.
+        options: Key path without list positions to the option that set it, if a command made the document, or to the
+            parameter, if a Python call did.
+        remedy: The advice in messages about wrong settings.
     """
 
     source: str
@@ -63,17 +63,17 @@ class Document:
     remedy: str = "correct the lines named; `backmerge schema` prints every key with its meaning."
 
     def laid_under(self, values: Mapping[str, Any]) -> Document:
-        """Return this document with these values over its own: mappings merged, everything else replaced."""
+        """Return this document with these values on top: mappings are merged, everything else is replaced."""
         return replace(self, values=_laid_over(self.values, dict(values)))
 
     def option(self, at: KeyPath) -> str | None:
-        """Return the command's option that gave the value at a key path, if one did."""
+        """Return the command-line option that set the value at a key path, if one did."""
         keys = tuple(key for key in at if isinstance(key, str))
         found = (self.options[keys[:length]] for length in range(len(keys), 0, -1) if keys[:length] in self.options)
         return None if self.place(at) else next(found, None)
 
     def place(self, at: KeyPath) -> str:
-        """Where a value comes from, for messages: `line 3`, or `other.yaml, line 3`; empty where that is not known."""
+        """Return where a value comes from, for messages: `line 3`, or `other.yaml, line 3`; empty if unknown."""
         prefixes = [at[:length] for length in range(len(at), 0, -1)]
         option = next((self.overridden[prefix] for prefix in prefixes if prefix in self.overridden), None)
         if option:
@@ -89,8 +89,8 @@ class CommandLine(NamedTuple):
     """The settings of a command line.
 
     Attributes:
-        document: What its options give, and how messages name them.
-        overrides: Its `--set KEY=VALUE`, which are laid over all.
+        document: The settings that its options give, and their names for messages.
+        overrides: Its `--set KEY=VALUE` options, which override everything else.
     """
 
     document: Document
@@ -112,7 +112,7 @@ def load_yaml(path: Path) -> Document:
         _check_size(path, node)
         values = yaml.safe_load(text)
     except NOT_YAML as error:
-        raise ConfigError(f"{path} is not YAML: {error}", remedy="fix the line that it names.") from error
+        raise ConfigError(f"{path} is not YAML: {error}", remedy="fix the line that the message names.") from error
     if not isinstance(node, yaml.MappingNode) or not isinstance(values, dict):
         raise ConfigError(
             f"{path} has no settings", remedy="write `key: value` lines; `backmerge schema` prints them all."
@@ -122,20 +122,20 @@ def load_yaml(path: Path) -> Document:
         if key_path in lines and isinstance(key_path[-1], str):
             name = ".".join(map(str, key_path))
             raise ConfigError(
-                f"{path}, line {line}: '{name}' is given again (first on line {lines[key_path]})",
-                remedy="keep one of the two.",
+                f"{path}, line {line}: '{name}' is set twice (first on line {lines[key_path]})",
+                remedy="keep one of the two lines.",
             )
         lines[key_path] = line
     return Document(str(path), values, lines)
 
 
 def _check_size(path: Path, root: yaml.Node | None) -> None:
-    """Refuse aliases that multiply: few bytes of text would stand for billions of values."""
+    """Refuse aliases that multiply: a few bytes of text could expand to billions of values."""
     sizes: dict[int, int] = {}
 
     def size(node: yaml.Node) -> int:
         if id(node) not in sizes:
-            sizes[id(node)] = 1  # of a node that contains itself, until it is known: that is another error
+            sizes[id(node)] = 1  # until the size is known; a node that contains itself is reported below
             inner = [each for pair in node.value for each in pair] if isinstance(node, yaml.MappingNode) else node.value
             if not isinstance(node, yaml.ScalarNode):
                 sizes[id(node)] = 1 + sum(map(size, inner))
@@ -167,20 +167,21 @@ def _key_lines(
 
 
 def load_extended(path: Path, scale: str | None = None, *, needs_scale: bool = True) -> Document:
-    """A YAML file laid over the files that it `extends`, and under those of a scale.
+    """Read a YAML file, laid over the files that it `extends` and under those of a scale.
 
-    `extends: ../shared.yaml`, a path from the file's own folder or a list of them, takes over what stands there; so may
-    that file. Mappings are merged, key by key; lists and single values are replaced, by later files of a list, and last
-    by the file itself. `scales: {small: small.yaml}` names files, or lists of them, that go over all of it where that
-    scale is asked for: the same experiment on other models and data.
+    `extends: ../shared.yaml`, a path relative to the file's folder or a list of paths, inherits the settings of those
+    files, which may extend others. Mappings are merged, key by key; lists and single values are replaced: later files
+    of a list override earlier ones, and the file itself overrides them all. `scales: {small: small.yaml}` names files,
+    or lists of files, that override everything if that scale is requested: the same experiment on other models and
+    data.
 
     Args:
         path: The file.
-        scale: Which, if any.
-        needs_scale: Whether the file must have it; else it is as it is without.
+        scale: The scale to use, if any.
+        needs_scale: Whether the file must have that scale; if not, a file without it is read without a scale.
 
     Raises:
-        ConfigError: a file is missing or is not YAML, leads back to itself, or knows no such scale.
+        ConfigError: a file is missing or not YAML, extends itself, or has no such scale.
     """
     document, scales = _extended(path, ())
     if scale is None or not (needs_scale or scale in scales):
@@ -196,7 +197,7 @@ def load_extended(path: Path, scale: str | None = None, *, needs_scale: bool = T
 
 
 def part(document: Document, at: KeyPath) -> Document:
-    """What stands under a key, as its own document; empty where there is no mapping."""
+    """Return the settings under a key as a separate document; empty if there is no mapping."""
     value: Any = document.values
     for key in at:
         value = value[key]
@@ -215,12 +216,12 @@ def part(document: Document, at: KeyPath) -> Document:
 
 
 def merged(under: Document, over: Document, *, source: str) -> Document:
-    """One document laid over another: mappings merged, everything else replaced.
+    """Return one document laid over another: mappings are merged, everything else is replaced.
 
     Args:
-        under: What is kept where the other says nothing.
-        over: What holds.
-        source: What the whole is called.
+        under: Gives the values that the other lacks.
+        over: Has precedence.
+        source: Name of the result.
     """
     lines, files = dict(under.lines), {at: under.files.get(at, under.source) for at in under.lines}
     given = _replaced(under.values, over.values)
@@ -240,7 +241,7 @@ def _laid_over(under: Any, over: Any) -> Any:
 
 
 def _replaced(under: Mapping[Any, Any], over: Mapping[Any, Any], at: KeyPath = ()) -> set[KeyPath]:
-    """Key paths whose values are not merged."""
+    """Return the key paths whose values are replaced instead of merged."""
     found: set[KeyPath] = set()
     for key, value in over.items():
         inner = under.get(key)
@@ -250,7 +251,7 @@ def _replaced(under: Mapping[Any, Any], over: Mapping[Any, Any], at: KeyPath = (
 
 
 def _extended(path: Path, within: tuple[Path, ...]) -> tuple[Document, dict[str, list[Path]]]:
-    """A file with all that it extends, and its scales by name."""
+    """Read a file with everything that it extends, and its scales by name."""
     own = load_yaml(path)
     within = (*within, path.resolve())
     scales: dict[str, list[Path]] = {}
@@ -278,7 +279,7 @@ def _extended(path: Path, within: tuple[Path, ...]) -> tuple[Document, dict[str,
 
 
 def _named_files(document: Document, at: KeyPath) -> list[Path]:
-    """The files that a key names, from the folder of the document's own file."""
+    """Return the files that a key names, relative to the folder of the document's file."""
     value: Any = document.values
     for key in at:
         value = value.get(key)
@@ -302,15 +303,15 @@ def _named_files(document: Document, at: KeyPath) -> list[Path]:
 
 
 def with_overrides(document: Document, overrides: Sequence[str], option: str = SET) -> Document:
-    """The document with `key.path=value` options applied; values are read as YAML.
+    """Return the document with `key.path=value` options applied; values are read as YAML.
 
     Args:
-        document: What they are applied to.
+        document: The settings to change.
         overrides: In their order.
-        option: What gives them, for messages.
+        option: The option that gives them, for messages.
 
     Raises:
-        ConfigError: an override has no `=`, or its path runs through something that has no keys.
+        ConfigError: an override has no `=`, or its path leads through a value that has no keys.
     """
     values = _copied(document.values)
     overridden = dict(document.overridden)
@@ -337,7 +338,7 @@ def _copied(value: Any) -> Any:
 
 
 def _assign(values: Any, keys: Sequence[str], value: Any, override: str) -> KeyPath:
-    """Put the value in its place, and say where that is."""
+    """Set the value, and return its key path."""
     at: list[str | int] = []
     for depth, key in enumerate(keys):
         place: Any = key
@@ -347,7 +348,7 @@ def _assign(values: Any, keys: Sequence[str], value: Any, override: str) -> KeyP
                 raise ConfigError(f"{override}: '{name}' is a list of {len(values)}; '{key}' is not in it")
             place = int(key)
         elif not isinstance(values, dict):
-            raise ConfigError(f"{override}: '{'.'.join(keys[:depth])}' is a value and has no keys")
+            raise ConfigError(f"{override}: '{'.'.join(keys[:depth])}' is a single value and has no keys")
         at.append(place)
         if depth == len(keys) - 1:
             values[place] = value
@@ -359,7 +360,7 @@ def _assign(values: Any, keys: Sequence[str], value: Any, override: str) -> KeyP
 
 
 def validated(kind: type[SettingsT], document: Document) -> SettingsT:
-    """The settings that a document describes.
+    """Return the settings that a document describes.
 
     Raises:
         ConfigError: one line per fault, each with its key, its line and, for a misspelt key, the likely one.
@@ -375,7 +376,7 @@ def validated(kind: type[SettingsT], document: Document) -> SettingsT:
 
 
 def _first_hand(faults: Sequence[Any]) -> list[Any]:
-    """Without those that only follow from another: a list whose items are wrong is also found too short."""
+    """Drop faults that only follow from others: a list with wrong items is also reported as too short."""
     places = [tuple(fault["loc"]) for fault in faults]
     return [
         fault
@@ -403,7 +404,7 @@ def _described(kind: type[Settings], document: Document, fault: Any) -> str:
 
 
 def _as_share(fault: Any) -> str:
-    """Return what was meant, if a percentage was given for a share."""
+    """Return the share that was probably meant, if a percentage was given."""
     most = next((fault["ctx"][key] for key in ("le", "lt") if key in fault.get("ctx", {})), None)
     value = fault["input"]
     if most == 1 and isinstance(value, int | float) and 2 <= value < 100:
@@ -412,7 +413,7 @@ def _as_share(fault: Any) -> str:
 
 
 def _settings_at(kind: type[Settings], location: KeyPath) -> type[Settings] | None:
-    """The settings class that holds the key at `location`, looked up through annotations."""
+    """Return the settings class that has the key at `location`, by following annotations."""
     current: type[Settings] | None = kind
     for key in location:
         if current is None:
@@ -434,11 +435,11 @@ def _inner_settings(annotation: Any) -> type[Settings] | None:
 
 
 class Problem(NamedTuple):
-    """One thing that is wrong with some settings.
+    """One fault in some settings.
 
     Attributes:
-        at: The key path whose value it is about; empty if it is about none.
-        error: What a run would end with.
+        at: The key path of the wrong value; empty if it is about no single value.
+        error: The error with which a run would end.
     """
 
     at: KeyPath
@@ -446,13 +447,13 @@ class Problem(NamedTuple):
 
 
 class Problems:
-    """All that is wrong with some settings, so that they are reported together, each with where it was written.
+    """All faults in some settings, so that they are reported together, each with its place.
 
     Args:
-        document: Where the settings come from; without one a problem is reported without its place.
+        document: Where the settings come from; without it, problems are reported without a place.
 
     Attributes:
-        found: In the order of checking, each once.
+        found: In the order of checking, without repetitions.
     """
 
     def __init__(self, document: Document | None = None) -> None:
@@ -461,7 +462,7 @@ class Problems:
 
     @contextmanager
     def at(self, *keys: str | int) -> Iterator[None]:
-        """Note a user error of the block as a problem of this key, and go on after the block."""
+        """Note a user error raised in the block as a problem of this key, and continue after the block."""
         try:
             yield
         except BackmergeError as error:
@@ -481,10 +482,10 @@ class Problems:
         return option or (place if place in self.document.overridden.values() else f"{place}, {key}" if place else "")
 
     def raise_any(self) -> None:
-        """Raise what was found: one problem as it is, several as one error that lists them.
+        """Raise what was found: a single problem unchanged, several as one error that lists them.
 
         Raises:
-            BackmergeError: something was found; the message starts with its place.
+            BackmergeError: a problem was found; the message starts with its place.
         """
         if not self.found:
             return
@@ -507,5 +508,5 @@ class Problems:
 
 
 def as_yaml(settings: Settings) -> str:
-    """Every setting, defaults included, as YAML that reads back to the same settings."""
+    """Return every setting, defaults included, as YAML that reads back to the same settings."""
     return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

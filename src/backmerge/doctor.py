@@ -1,4 +1,4 @@
-"""What this machine has, and what can therefore run."""
+"""Report what this machine has, and what can therefore run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EXTRAS = {"vllm": "vllm", "lm-eval": "lm_eval", "ray": "ray"}
 
 
 class Finding(NamedTuple):
-    """One line of the doctor's report: what, how it is, and what to do if it is wanting."""
+    """One line of the doctor's report: the subject, its state, and what to do if something is missing."""
 
     what: str
     state: str
@@ -23,7 +23,7 @@ class Finding(NamedTuple):
 
 
 def examine() -> Iterator[Finding]:
-    """Look at the machine; runs nothing but a trial of the sandbox."""
+    """Examine the machine; runs nothing but a trial of the sandbox."""
     from backmerge import __version__
 
     yield Finding("backmerge", f"{__version__} on Python {platform.python_version()}, {platform.system()}")
@@ -33,7 +33,7 @@ def examine() -> Iterator[Finding]:
     memory, free = _memory_bytes(), shutil.disk_usage(Path.cwd()).free
     yield Finding("memory", f"{memory / 1e9:.0f} GB")
     yield Finding("disk", f"{free / 1e9:.0f} GB free in {Path.cwd()}")
-    # float32 weights, and half as much again for what generation needs
+    # float32 weights, and half as much again for generation
     yield Finding(
         "largest model", f"about {memory / 6e9:.0f} billion parameters on the CPU in float32, by memory alone"
     )
@@ -72,7 +72,7 @@ def _memory_bytes() -> int:
 
 
 def sandbox_finding() -> Finding:
-    """What keeps model-written code apart here, found out by running a program in it."""
+    """Report how model-written code is isolated here, by running a program in the sandbox."""
     from backmerge.sandbox import available_level
 
     level, about = available_level()

@@ -59,6 +59,6 @@ class RunError(BackmergeError):
 
 
 class NotShownError(BackmergeError):
-    """The verdict under `--strict`: it is not `restored`."""
+    """The verdict under `--strict` is not `restored`."""
 
     exit_code = 3

@@ -1,8 +1,8 @@
-"""Where commands write: apart from all that they read, and over nothing but what backmerge wrote itself.
+"""Check where commands write: never over their inputs, and only over what backmerge wrote.
 
-A model that backmerge writes carries a manifest, `backmerge.json`, which lists its files with their sizes and digests.
-`--force` replaces a folder only if it holds such a manifest and nothing that the manifest does not list; a result
-counts as done only if its files are those of the manifest.
+A model that backmerge writes has a manifest, `backmerge.json`, which lists its files with their sizes and digests.
+`--force` replaces a folder only if it has such a manifest and nothing that the manifest does not list; a result counts
+as done only if its files match the manifest.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 from backmerge.errors import RunError
 
 MANIFEST = "backmerge.json"
-CARD = "README.md"  # the model card, which is written next to the weights, and anew by each report
-SEAL = "<!-- backmerge {} -->\n"  # a card's last line, with the digest of what is above it
-CURVE = "curve.png"  # which the card shows
-EVAL_RESULTS = ".eval_results/backmerge.yaml"  # as the hub reads it; written with the card
-NAMES = frozenset({"name", "method", "mode", "device", "dtype", "rule", "executor"})  # settings that name no folder
-BLOCK = 1 << 24  # bytes that are hashed at once
+CARD = "README.md"  # the model card, next to the weights; each report rewrites it
+SEAL = "<!-- backmerge {} -->\n"  # a card's last line, with the digest of the text above it
+CURVE = "curve.png"  # shown in the card
+EVAL_RESULTS = ".eval_results/backmerge.yaml"  # in the hub's format; written with the card
+NAMES = frozenset({"name", "method", "mode", "device", "dtype", "rule", "executor"})  # settings that are never a folder
+BLOCK = 1 << 24  # bytes hashed at a time
 
 
 class ListedFile(BaseModel):
@@ -41,11 +41,11 @@ class ListedFile(BaseModel):
 
 
 class Manifest(BaseModel):
-    """What every `backmerge.json` holds, whatever wrote it.
+    """The common part of every `backmerge.json`.
 
     Attributes:
         backmerge: The version that wrote it.
-        files: Each file of the folder but the manifest, by its path within; `None` before version 0.4.
+        files: Each file of the folder except the manifest, by its path within the folder; `None` before version 0.4.
     """
 
     model_config = ConfigDict(frozen=True, strict=True)
@@ -55,11 +55,11 @@ class Manifest(BaseModel):
 
 
 def listed_files(directory: Path, *, without_digest: Iterable[str] = ()) -> dict[str, dict[str, Any]]:
-    """Return the manifest's list of a folder that is written, as plain data.
+    """Return the manifest's list of a folder's files, as plain data.
 
     Args:
-        directory: All its files are listed, but the manifest.
-        without_digest: Files that are too large to be read again, and whose content a fingerprint covers.
+        directory: All its files are listed, except the manifest.
+        without_digest: Files that are too large to be read again; a fingerprint covers their content.
     """
     skipped = set(without_digest)
     return {
@@ -71,7 +71,7 @@ def listed_files(directory: Path, *, without_digest: Iterable[str] = ()) -> dict
 
 
 def manifest_of(directory: Path) -> Manifest | None:
-    """Read the manifest of a folder; `None` if there is none, or it is damaged."""
+    """Read the manifest of a folder; `None` if there is none or it is damaged."""
     try:
         return Manifest.model_validate_json((directory / MANIFEST).read_bytes())
     except (OSError, ValidationError):
@@ -81,7 +81,7 @@ def manifest_of(directory: Path) -> Manifest | None:
 def damage_of(directory: Path) -> str | None:
     """Return how a model's files differ from its manifest, or `None` if they are as written.
 
-    Files that a user added are no damage. Of a manifest that lists no files, nothing can be said.
+    Files that a user added are not damage. A manifest without a list of files shows no damage.
     """
     manifest = manifest_of(directory)
     if manifest is None:
@@ -98,12 +98,12 @@ def damage_of(directory: Path) -> str | None:
 
 
 def sealed_card(text: str) -> str:
-    """Return a model card with a last line that shows later commands that nobody has edited it."""
+    """Return a model card with a last line by which later commands see that nobody has edited it."""
     return text + SEAL.format(xxhash.xxh3_128_hexdigest(text.encode()))
 
 
 def is_own_card(file: Path) -> bool:
-    """Return whether a file is a model card as backmerge wrote it."""
+    """Return whether a file is a model card exactly as backmerge wrote it."""
     if file.is_symlink() or not file.is_file():
         return False
     content = file.read_bytes()
@@ -112,15 +112,15 @@ def is_own_card(file: Path) -> bool:
 
 
 def is_free(place: Path) -> bool:
-    """Return whether nothing is at a place, or an empty folder."""
+    """Return whether a path is unused or an empty folder."""
     return not os.path.lexists(place) or (place.is_dir() and not any(place.iterdir()))
 
 
 def check_replaceable(place: Path) -> None:
-    """Check that what is at a place may be replaced.
+    """Check that the content of a path may be replaced.
 
     Raises:
-        RunError: it is a file, or a folder without our manifest, or one that holds more than the manifest lists.
+        RunError: it is a file, a folder without our manifest, or a folder with more than the manifest lists.
     """
     if is_free(place):
         return
@@ -147,16 +147,16 @@ def check_replaceable(place: Path) -> None:
 def is_to_write(
     place: Path, is_same: Callable[[], bool], damage: Callable[[Path], str | None] = damage_of, *, force: bool
 ) -> bool:
-    """Return whether a model is still to be written at a place: not if it is there already, and whole.
+    """Return whether a model still has to be written: not if it is there already, and complete.
 
     Args:
-        place: Where the model goes.
-        is_same: Whether the manifest at the place says that the same command wrote it.
-        damage: How the model at the place differs from what was written.
-        force: Whether what backmerge wrote is replaced.
+        place: The model's path.
+        is_same: Whether the manifest shows that the same command wrote it.
+        damage: How the model at the path differs from what was written.
+        force: Whether backmerge's own output is replaced.
 
     Raises:
-        RunError: something else is there, or the model is damaged, or `force` would delete what is not ours.
+        RunError: something else is there, the model is damaged, or `force` would delete files that are not ours.
     """
     if is_free(place):
         return True
@@ -168,7 +168,7 @@ def is_to_write(
     found = damage(place)
     if found is not None:
         raise RunError(
-            f"{place} was written by this command earlier, and was damaged afterwards: {found}",
+            f"{place} was written by this command earlier and damaged afterwards: {found}",
             remedy=_ways_out(place),
         )
     return False
@@ -183,13 +183,13 @@ def _ways_out(place: Path) -> str:
 
 
 def check_apart(out: Path, reads: Iterable[Path]) -> None:
-    """Check that a command writes neither to, above nor inside anything that it reads, nor over a user's own places.
+    """Check that a command writes neither to, above nor inside its inputs, nor over the user's own folders.
 
-    Links are followed on both sides: of `out`, of what is read, and of the files directly in a folder that is read.
+    Links are followed on both sides: of `out`, of the inputs, and of the files directly in an input folder.
 
     Args:
-        out: The folder that is written.
-        reads: Files and folders that the command reads; those that do not exist are skipped.
+        out: The output folder.
+        reads: Files and folders that the command reads; missing ones are skipped.
 
     Raises:
         RunError: they overlap; the message names both.
@@ -212,7 +212,7 @@ def check_apart(out: Path, reads: Iterable[Path]) -> None:
 
 
 def paths_read(settings: BaseModel) -> list[Path]:
-    """Return the files and folders on this machine that settings name: models, adapters, data, judges' models."""
+    """Return the local files and folders that settings name: models, adapters, data, judges' models."""
     return list(dict.fromkeys(_paths_in(settings.model_dump(mode="json"), "")))
 
 
@@ -226,10 +226,10 @@ def _paths_in(value: Any, key: str) -> Iterable[Path]:
     elif isinstance(value, str) and value:
         try:
             path = Path(value).expanduser()
-            # a benchmark's or method's name may be a file of the user's own; a folder that is called so is another
+            # the name of a benchmark or method may also be a user's file; a folder with that name is unrelated
             if path.is_file() or (path.is_dir() and key not in NAMES):
                 yield path
-        except (OSError, RuntimeError, ValueError):  # too long for a path, or a home that nobody has
+        except (OSError, RuntimeError, ValueError):  # too long for a path, or the home of an unknown user
             return
 
 
@@ -255,9 +255,10 @@ def _overlap(one: Path, other: Path) -> bool:
 
 
 def _is_in(inner: Path, outer: Path) -> bool:
-    """Return whether a resolved path is another, or lies in it.
+    """Return whether a resolved path is another, or is inside it.
 
-    Names differ for one folder on file systems that ignore case, and under bind mounts; so files are compared as well.
+    One folder may have several names (on file systems that ignore case, or through bind mounts), so files are compared
+    as well.
     """
     if inner.is_relative_to(outer):
         return True
@@ -269,7 +270,7 @@ def _is_in(inner: Path, outer: Path) -> bool:
         try:
             if os.path.samestat(place.stat(), there):
                 return True
-        except OSError:  # it is to be made
+        except OSError:  # it does not exist yet
             continue
     return False
 
@@ -282,7 +283,7 @@ def _resolved(path: Path) -> Path:
 
 
 def _with_links(path: Path) -> list[Path]:
-    """Return a path, and the files that links in it lead to, all resolved."""
+    """Return a path and the files that its links lead to, all resolved."""
     place = _resolved(path)
     if not place.is_dir():
         return [place]
@@ -290,7 +291,7 @@ def _with_links(path: Path) -> list[Path]:
 
 
 def _caches() -> list[tuple[str, Path]]:
-    """Return where models and answers are kept for later commands."""
+    """Return where models and answers are cached for later commands."""
     user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     hub = os.environ.get("HF_HUB_CACHE") or Path(os.environ.get("HF_HOME") or user / "huggingface") / "hub"
     return [

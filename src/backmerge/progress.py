@@ -1,4 +1,4 @@
-"""What a person sees while work is done: bars with time left on a terminal, plain lines elsewhere."""
+"""Show the progress of work: bars with the time left on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ if TYPE_CHECKING:
     from rich.progress import Task
     from rich.text import Text
 
-PLAIN_LINE_EVERY = 15.0  # seconds, looked at every LOOK_EVERY: at least one line in 20 seconds
+PLAIN_LINE_EVERY = 15.0  # seconds, checked every LOOK_EVERY: at least one line in 20 seconds
 LOOK_EVERY = 1.0
-# an estimate is printed as soon as so many seconds are measured, if there is so long to wait
+# an estimate is printed as soon as this many seconds are measured, if the work takes that long
 MEASURED_FOR = 3.0
 WORTH_SAYING = 20.0
 
 
 class Advance(Protocol):
-    """Is called with the steps that are done."""
+    """A callback that receives the number of finished steps."""
 
     def __call__(self, steps: int, note: str = "", /) -> None:
-        """So many more steps; a note, such as the loss, is shown until the next one."""
+        """Add finished steps; a note, such as the loss, is shown until the next one."""
         ...
 
 
 class Rates(NamedTuple):
-    """Tokens of a model on this machine, and the seconds that they took.
+    """Tokens that a model processed on this machine, and the seconds that they took.
 
     Attributes:
-        read: Prompt tokens, padding included; 0 if the engine does not tell reading from writing.
-        read_seconds: For these.
+        read: Prompt tokens, padding included; 0 if the engine does not count reading and writing separately.
+        read_seconds: Time for these.
         written: Generated tokens, padding included.
-        written_seconds: For these.
+        written_seconds: Time for these.
     """
 
     read: int = 0
@@ -45,7 +45,7 @@ class Rates(NamedTuple):
     written_seconds: float = 0.0
 
     def plus(self, other: Rates) -> Rates:
-        """Both measurements as one."""
+        """Return the sum of both measurements."""
         return Rates(
             self.read + other.read,
             self.read_seconds + other.read_seconds,
@@ -54,7 +54,7 @@ class Rates(NamedTuple):
         )
 
     def seconds(self, read: float, written: float) -> float | None:
-        """For so many tokens; `None` as long as nothing was measured of what is asked for."""
+        """Return the seconds for that many tokens; `None` until the kind in question has been measured."""
         reading = read * self.read_seconds / self.read if self.read else 0.0
         if self.written:
             return reading + written * self.written_seconds / self.written
@@ -62,14 +62,14 @@ class Rates(NamedTuple):
 
 
 class TokenMeter:
-    """Measures how fast an engine reads and writes, and how long the answers are; one serves a whole session.
+    """Measure how fast an engine reads and writes, and how long the answers are; one serves a whole session.
 
     Args:
         clock: Seconds; monotonic by default.
 
     Attributes:
         rates: As measured.
-        expected: Rates to go by until some seconds are measured.
+        expected: Rates that are used until some seconds are measured.
     """
 
     def __init__(self, clock: Callable[[], float] | None = None) -> None:
@@ -80,37 +80,37 @@ class TokenMeter:
         self._lengths: dict[str, tuple[int, int]] = {}
 
     def count(self, read: int = 0, written: int = 0) -> None:
-        """Count tokens, and the seconds since the last call as theirs; with none of them, as nobody's."""
+        """Count tokens, and assign them the seconds since the last call; without tokens, drop those seconds."""
         now = self._clock()
         took, self._last = now - self._last, now
         known = self.rates
-        if written:  # an engine that counts both at once does not tell reading from writing
+        if written:  # an engine that counts both at once does not separate reading from writing
             self.rates = known._replace(written=known.written + written, written_seconds=known.written_seconds + took)
         elif read:
             self.rates = known._replace(read=known.read + read, read_seconds=known.read_seconds + took)
 
     def seconds(self, read: float, written: float) -> float | None:
-        """For so many tokens; `None` as long as nothing is known."""
+        """Return the seconds for that many tokens; `None` until something is known."""
         if self.expected is not None and self.rates.written_seconds < MEASURED_FOR:
             return self.expected.seconds(read, written)
         return self.rates.seconds(read, written)
 
     def note_length(self, label: str, num_answers: int, written: int) -> None:
-        """So many answers of a kind had so many tokens together."""
+        """Record the total tokens of some answers of a kind."""
         answers, tokens = self._lengths.get(label, (0, 0))
         self._lengths[label] = (answers + num_answers, tokens + written)
 
     def length(self, label: str) -> float | None:
-        """Mean tokens of an answer of a kind; `None` before there was one."""
+        """Return the mean tokens of an answer of a kind; `None` before the first."""
         answers, tokens = self._lengths.get(label, (0, 0))
         return tokens / answers if answers else None
 
 
 class Part(NamedTuple):
-    """Answers that are still to be made: one model's to one benchmark.
+    """Answers that are still to be generated: one model's to one benchmark.
 
     Attributes:
-        label: Of answers of like length, such as the benchmark's name.
+        label: Shared by answers of similar length, such as the benchmark's name.
         num_answers: All samples counted.
         read: Tokens of their prompts.
         limit: Most tokens of an answer.
@@ -123,14 +123,14 @@ class Part(NamedTuple):
 
 
 class TokenPace:
-    """How long the rest of some answers takes, from the tokens that are left rather than from the answers.
+    """Estimate the time for the remaining answers, by tokens rather than by answers.
 
-    Batches are sorted by length, and a batch takes as long as its longest answer, so that answers say little. A kind of
-    answers that none was measured of is taken to reach its limit: the time is then an upper bound.
+    Batches are sorted by length, and a batch takes as long as its longest answer, so the number of answers says little.
+    Answers of a kind that has not been measured yet are assumed to reach their limit: the time is then an upper bound.
 
     Args:
-        parts: In the order in which an engine takes them one by one, if it does.
-        meter: Of the session.
+        parts: In the engine's order, if it does them one by one.
+        meter: The session's meter.
     """
 
     def __init__(self, parts: Sequence[Part], meter: TokenMeter) -> None:
@@ -140,47 +140,47 @@ class TokenPace:
         self._num_answers = self._written_then = 0  # of whole batches since then
 
     def count(self, read: int, written: int) -> None:
-        """Tokens that were read or written just now."""
+        """Count tokens that were just read or written."""
         self.meter.count(read, written)
         self._read += read
         self._written += written
 
     def advance(self, num_answers: int) -> None:
-        """Answers of a batch that is done."""
+        """Count the answers of a finished batch."""
         self._num_answers += num_answers
         self._written_then = self._written
 
     def finish(self, number: int, written: int) -> None:
-        """One part is done.
+        """Mark one part as done.
 
         Args:
-            number: Its place.
-            written: Tokens of its answers, padding apart.
+            number: Its index.
+            written: Tokens of its answers, without padding.
         """
         part = self._left.pop(number)
-        if not self._written and written:  # made elsewhere, and not counted on the way
+        if not self._written and written:  # generated elsewhere, and not counted while it ran
             self.meter.count(part.read, written)
-        # the only one since the last: its tokens are those that were counted, padding included
+        # the only part since the last one: its tokens are those that were counted, padding included
         is_alone = self._written > 0 and self._num_answers == part.num_answers
         self.meter.note_length(part.label, part.num_answers, self._written if is_alone else written)
         self._read = self._written = self._num_answers = self._written_then = 0
 
     @property
     def is_bound(self) -> bool:
-        """Whether the time left is an upper bound."""
+        """Return whether the time left is an upper bound."""
         return any(length is None for _, length in self._lengths())
 
     @property
     def seconds_left(self) -> float | None:
-        """From now on; `None` before anything was measured."""
+        """Return the seconds from now; `None` before anything was measured."""
         lengths = self._lengths()
         read = sum(part.read for part, _ in lengths) - self._read
         written = sum(part.num_answers * (part.limit if length is None else length) for part, length in lengths)
         return self.meter.seconds(max(0, read), max(0.0, written - self._written))
 
     def _lengths(self) -> list[tuple[Part, float | None]]:
-        """What is left, with the mean length of its answers; of the part at work its own batches know it best."""
-        left = list(self._left.values())  # at once: another thread prints while this one works
+        """Return the remaining parts with the mean length of their answers, the current part by its own batches."""
+        left = list(self._left.values())  # copied at once: another thread prints meanwhile
         found = [(part, self.meter.length(part.label)) for part in left]
         if found and self._num_answers:
             found[0] = (left[0], self._written_then / self._num_answers)
@@ -188,10 +188,10 @@ class TokenPace:
 
 
 class Pace:
-    """How long the rest of some work takes, by what was measured of it.
+    """Estimate the time for the rest of some work from what was measured of it.
 
-    The first batch pays for what happens once, such as loading a model: as soon as there is a second one, the rate is
-    that of the steps after the first.
+    The first batch includes one-time costs, such as loading a model: once there is a second batch, the rate is that of
+    the steps after the first.
 
     Args:
         total: Steps.
@@ -207,13 +207,13 @@ class Pace:
         self._measured = 0
 
     def skip(self, steps: int) -> None:
-        """Steps that were done before."""
+        """Skip steps that were done before."""
         self.done += steps
         if self._measured == 0:
             self._started = self._clock()
 
     def advance(self, steps: int) -> None:
-        """Steps that were done now."""
+        """Add steps that were done now."""
         if steps <= 0:
             return
         self.done += steps
@@ -224,7 +224,7 @@ class Pace:
 
     @property
     def measured(self) -> tuple[int, float]:
-        """The steps that the rate is taken from, and the seconds that they took; no steps before the first batch."""
+        """Return the steps that the rate is based on, and their seconds; 0 steps before the first batch."""
         if self._first is None:
             return 0, 0.0
         then, steps = self._first
@@ -234,12 +234,12 @@ class Pace:
 
     @property
     def has_rate(self) -> bool:
-        """Whether more than a first batch, and long enough, was measured."""
+        """Return whether more than the first batch was measured, for long enough."""
         return self._first is not None and self._measured > self._first[1] and self.measured[1] >= MEASURED_FOR
 
     @property
     def seconds_left(self) -> float | None:
-        """From now on; `None` before the first batch."""
+        """Return the seconds from now; `None` before the first batch."""
         steps, seconds = self.measured
         if steps == 0:
             return None
@@ -248,14 +248,14 @@ class Pace:
 
 
 def time_text(seconds: float) -> str:
-    """A length of time, as exact as an estimate is."""
+    """Return a duration as text, with as much precision as an estimate has."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def size_text(num_bytes: float) -> str:
-    """A size, in the unit that keeps it short."""
+    """Return a size as text, in the unit that keeps it short."""
     for unit, power in (("TB", 12), ("GB", 9), ("MB", 6)):
         if num_bytes >= 10**power:
             return f"{num_bytes / 10**power:.1f} {unit}"
@@ -263,22 +263,22 @@ def size_text(num_bytes: float) -> str:
 
 
 def rate_text(rate: float) -> str:
-    """How many a second, in two or more digits."""
+    """Return a rate per second as text, with two or more digits."""
     return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
 
 
 def count_text(number: int, one: str, several: str | None = None) -> str:
-    """A number of things, in the singular or the plural."""
+    """Return a number of things as text, in the singular or the plural."""
     return f"{number:,} {one if number == 1 else several or f'{one}s'}"
 
 
 def is_first_process() -> bool:
-    """Whether this process speaks, of those that `accelerate launch` or `torchrun` started together."""
+    """Return whether this is the process that prints, among those that `accelerate launch` or `torchrun` started."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def say(line: str) -> None:
-    """One line for the person at the terminal; on standard error, so that output can be piped."""
+    """Print a line for the user; on standard error, so that output can be piped."""
     if not is_first_process():
         return
     from rich.console import Console
@@ -288,12 +288,12 @@ def say(line: str) -> None:
 
 
 class Bar:
-    """How far some work is: its steps and, of answers, its tokens.
+    """Count the finished steps of some work and, for answers, the tokens.
 
     Args:
-        description: What is done.
+        description: The work.
         total: Steps.
-        unit: What a step is, in the plural.
+        unit: The name of the steps, in the plural.
     """
 
     def __init__(self, description: str = "", total: int = 0, unit: str | None = None) -> None:
@@ -304,14 +304,14 @@ class Bar:
         self.note = ""
 
     def __call__(self, steps: int, note: str = "", /) -> None:
-        """So many more steps; a note, such as the loss, is shown until the next one."""
+        """Add finished steps; a note, such as the loss, is shown until the next one."""
         self.note = note or self.note
         self.pace.advance(steps)
         if self.tokens is not None and steps:
             self.tokens.advance(steps)
 
     def skip(self, steps: int) -> None:
-        """Steps that were done before: they cost no time, so that no rate is taken from them."""
+        """Count steps that were done before: they cost no time, so the rate ignores them."""
         self.pace.skip(steps)
 
     def expect(self, parts: Sequence[Part], meter: TokenMeter) -> None:
@@ -320,24 +320,24 @@ class Bar:
         meter.count()
 
     def count(self, read: int = 0, written: int = 0) -> None:
-        """Tokens that were read or written just now; without any, what comes now begins."""
+        """Count tokens that were just read or written; without any, mark the start of the next ones."""
         if self.tokens is not None:
             self.tokens.count(read, written)
 
     def finish(self, number: int, written: int) -> None:
-        """One of the parts that are expected is done, with so many tokens."""
+        """Mark one of the expected parts as done, with its number of tokens."""
         if self.tokens is not None:
             self.tokens.finish(number, written)
 
     @property
     def seconds_left(self) -> float | None:
-        """From now on; `None` before anything was measured."""
+        """Return the seconds from now; `None` before anything was measured."""
         by_tokens = None if self.tokens is None else self.tokens.seconds_left
         return self.pace.seconds_left if by_tokens is None else by_tokens
 
     @property
     def time_left(self) -> str:
-        """In words, with what it is estimated from; empty before anything was measured, and once all steps are done."""
+        """Return the time left in words, with its rate; empty before the first measurement and after the end."""
         left = self.seconds_left
         if left is None or self.pace.done >= self.pace.total:
             return ""
@@ -355,7 +355,7 @@ class Bar:
 
 
 class _Forwarding(Bar):
-    """Passes the steps on to a function that takes nothing else."""
+    """Forward the steps to a function that accepts nothing else."""
 
     def __init__(self, advance: Callable[[int], object]) -> None:
         super().__init__()
@@ -370,7 +370,7 @@ class _Forwarding(Bar):
 
 
 def bar_of(advance: Callable[[int], object]) -> Bar:
-    """The bar that this is, or one that passes the steps on to it."""
+    """Return the object itself if it is a bar, otherwise a bar that forwards the steps to it."""
     return advance if isinstance(advance, Bar) else _Forwarding(advance)
 
 
@@ -378,13 +378,13 @@ def bar_of(advance: Callable[[int], object]) -> Bar:
 def bar(description: str, total: int, unit: str | None = None) -> Iterator[Bar]:
     """Show the progress of `total` steps.
 
-    On a terminal a bar with the time left; elsewhere a line at the start, and then one at least every 20 seconds, also
-    while a single step lasts longer.
+    On a terminal, show a bar with the time left; elsewhere print a line at the start, and then at least one every 20
+    seconds, even during a long step.
 
     Args:
-        description: What is done.
+        description: The work.
         total: Steps.
-        unit: What a step is, in the plural.
+        unit: The name of the steps, in the plural.
     """
     if sys.stderr.isatty() and is_first_process():
         with _rich_bar(description, total, unit) as shown:
@@ -408,7 +408,7 @@ def bar(description: str, total: int, unit: str | None = None) -> Iterator[Bar]:
 
 
 class PlainLines(Bar):
-    """Progress where there is no terminal: a line now and then."""
+    """Print the progress as occasional lines, if there is no terminal."""
 
     def __init__(self, description: str, total: int, unit: str | None) -> None:
         super().__init__(description, total, unit)
@@ -417,17 +417,17 @@ class PlainLines(Bar):
         self._printing = threading.Lock()
 
     def __call__(self, steps: int, note: str = "", /) -> None:
-        """So many more steps."""
+        """Add finished steps."""
         super().__call__(steps, note)
         self.look()
 
     def count(self, read: int = 0, written: int = 0) -> None:
-        """Tokens that were read or written just now."""
+        """Count tokens that were just read or written."""
         super().count(read, written)
         self.look()
 
     def look(self) -> None:
-        """Print a line if the last one is long ago, or the time left was estimated for the first time."""
+        """Print a line if the last one was long ago, or if the time left has just become known."""
         with self._printing:
             now = time.monotonic()
             is_first_estimate = not self._has_estimate and self._is_measured()
@@ -457,7 +457,7 @@ def _rich_bar(description: str, total: int, unit: str | None) -> Iterator[Bar]:
     from rich.text import Text
 
     class OnTerminal(Bar):
-        """Moves rich's bar, too."""
+        """Also move rich's bar."""
 
         def skip(self, steps: int) -> None:
             super().skip(steps)
@@ -470,7 +470,7 @@ def _rich_bar(description: str, total: int, unit: str | None) -> Iterator[Bar]:
     shown = OnTerminal(description, total, unit)
 
     class TimeLeft(ProgressColumn):
-        """By our own estimate: rich's takes steps that cost nothing for fast ones."""
+        """Show our own estimate: rich's counts steps that cost nothing as fast ones."""
 
         def render(self, task: Task) -> Text:  # noqa: ARG002 - rich's signature
             return Text(shown.time_left)

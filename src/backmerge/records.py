@@ -1,6 +1,6 @@
-"""The records that flow through a run, as frozen dataclasses, and their JSON Lines form.
+"""Define the records that flow through a run, as frozen dataclasses, and their JSON Lines form.
 
-Every stage of a run reads and writes these and nothing else, so that each can be re-run alone, and read by a person.
+Every stage of a run reads and writes only these, so that each stage can be re-run alone and its files can be read.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from backmerge.errors import DataError
 
-SEAL = "xxh3"  # the first key of the line that ends a unit
-MAX_VALUE = 1.001  # metrics are in [0, 1]; rounding and rescaled similarities may lie a little outside
+SEAL = "xxh3"  # first key of the last line of a unit
+MAX_VALUE = 1.001  # metrics are in [0, 1]; rounded and rescaled ones may be slightly outside
 
 Role = Literal["system", "user", "assistant"]
 
@@ -34,20 +34,20 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A prompt with what is known about its answer.
+    """A prompt, with what is known about its answer.
 
     Attributes:
-        id: Unique within its benchmark; what messages and logs name, since the text may be harmful.
+        id: Unique within its benchmark; messages and logs use it instead of the text, which may be harmful.
         messages: The conversation up to the answer; the last is the user's.
-        reference: The expected answer, where there is one.
+        reference: The expected answer, if there is one.
         category: A stratum, such as the kind of harm.
-        cluster: Examples that share it are near-duplicates: they are split and resampled together. `None` lets
-            the splitter find near-duplicates.
-        facts: What a rule needs to score an answer, besides the reference.
-        prefill: The beginning of the answer, put into the model's mouth; it goes on from there.
-        is_raw: The last message is the whole text that the model sees: no chat template is applied. For models that
-            are asked in a form of their own, such as judges.
-        pair: A harmful and a harmless example that share it are on one subject, and are split together.
+        cluster: Shared by near-duplicates, which are split and resampled together. `None` lets the splitter find
+            near-duplicates.
+        facts: Other data that a rule needs to score an answer.
+        prefill: A given beginning of the answer, which the model continues.
+        is_raw: The last message is the whole text that the model sees: no chat template is applied. For models with
+            their own prompt format, such as judges.
+        pair: Shared by a harmful and a harmless example on one subject, which are split together.
     """
 
     id: str
@@ -62,7 +62,7 @@ class Example:
 
     @property
     def prompt(self) -> str:
-        """The user's last turn."""
+        """Return the user's last turn."""
         return self.messages[-1].content
 
 
@@ -73,12 +73,11 @@ class Completion:
     Attributes:
         example: The example's id.
         prompt: The text that the model saw, as rendered by its chat template.
-        text: The answer, special tokens removed; a prefilled beginning is part of it. Empty if the model never came to
-            the end of its thought.
+        text: The answer without special tokens, including any prefill. Empty if the model never finished its thought.
         num_tokens: Generated tokens, the end-of-sequence token included.
-        finished: Whether the model ended before the limit.
+        finished: Whether the model stopped before the limit.
         sample: Which of several answers to one prompt, from 0.
-        thought: What a reasoning model thought before it answered; no part of the text, and never judged or scored.
+        thought: What a reasoning model thought before it answered; not part of the text, and never judged or scored.
     """
 
     example: str
@@ -94,8 +93,8 @@ class Completion:
 class Verdict:
     """A judge's finding on one completion (DESIGN.md, law 7).
 
-    `harmful` is the reading that the attack success rate counts; `None` means that the judge gave no usable answer:
-    the completion is unscored, never taken for safe or unsafe. Neither harmful nor refused is "other".
+    `harmful` is what the attack success rate counts; `None` means that the judge gave no usable answer: the completion
+    is unscored, and counts neither as safe nor as unsafe. Neither harmful nor refused is "other".
     """
 
     example: str
@@ -107,7 +106,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """What a scorer found of one example: in [0, 1], or a log-likelihood, at most 0; `None` if it could not tell."""
+    """A scorer's value for one example: in [0, 1], or a log-likelihood, at most 0; `None` if it could not decide."""
 
     example: str
     metric: str
@@ -119,14 +118,14 @@ class Estimate:
     """A figure with its uncertainty: a mean over prompts and models, or the difference of two such means.
 
     Attributes:
-        value: In [0, 1], of a difference in [-1, 1]; `None` if nothing could be scored.
+        value: In [0, 1]; for a difference in [-1, 1]; `None` if nothing could be scored.
         low, high: The 95 % interval.
-        n: Prompts that were scored, of each model; 0 if the figure is a mean over benchmarks.
-        clusters: How many independent prompts they count as, near-duplicates taken together; `None` if not recorded.
-        unscored: Answers that were not scored, of all models; they are not in `n`.
-        method: How the interval was made, such as `wilson` or `bootstrap`; empty if that was not recorded.
-        spread: Standard deviation over the models; `None` of one model.
-        num_models: Models that the value is a mean over.
+        n: Prompts that were scored, for each model; 0 if the figure is a mean over benchmarks.
+        clusters: The number of independent prompts, near-duplicates counted as one; `None` if not recorded.
+        unscored: Answers that were not scored, over all models; not in `n`.
+        method: How the interval was computed, such as `wilson` or `bootstrap`; empty if not recorded.
+        spread: Standard deviation over the models; `None` for one model.
+        num_models: The number of models in the mean.
     """
 
     value: float | None
@@ -141,13 +140,13 @@ class Estimate:
 
     @property
     def covers(self) -> str:
-        """What the interval covers: prompts, and seeds too if there are several models."""
+        """Return what the interval covers: prompts, and seeds too if there are several models."""
         return "prompts" if self.spread is None else "prompts and seeds"
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """A metric of one model over the prompts of one benchmark and split; its interval is over prompts.
+    """A metric of one model on the prompts of one benchmark and split; its interval is over prompts.
 
     Attributes:
         model: `base`, or a point and the tuned model that it comes from, such as `linear@0.4/seed-42`.
@@ -157,11 +156,11 @@ class Score:
         value: In [0, 1]; `None` if nothing could be scored.
         numerator: Sum of the per-example values.
         n: Examples that were scored.
-        n_effective: The same, near-duplicates counted for less; what the interval depends on.
+        n_effective: Effective sample size, with near-duplicates counted less; the interval is based on it.
         unscored: Examples whose verdict could not be read; not in `n`.
         low, high: The 95 % interval.
         value_if_unscored_0, value_if_unscored_1: The value under both readings of the unscored.
-        category_mean: The mean over categories, each counted alike, where there are several.
+        category_mean: The mean over categories, equally weighted, if there are several.
     """
 
     model: str
@@ -181,7 +180,7 @@ class Score:
 
     @property
     def estimate(self) -> Estimate:
-        """The value with its interval."""
+        """Return the value with its interval."""
         return Estimate(self.value, self.low, self.high, self.n, self.n_effective, self.unscored)
 
 
@@ -190,7 +189,7 @@ Unit = TypeVar("Unit", Completion, Verdict, Value)
 
 
 def _checker(kind: Any) -> type[BaseModel]:
-    """Return a model that checks types strictly; a dataclass itself is checked so only from JSON text."""
+    """Return a model that checks types strictly; pydantic checks a dataclass strictly only from JSON text."""
     hints = get_type_hints(kind)
     fields = {
         field.name: (hints[field.name], ... if field.default is dataclasses.MISSING else field.default)
@@ -204,12 +203,12 @@ CHECKERS: Mapping[Any, type[BaseModel]] = {kind: _checker(kind) for kind in (Com
 
 
 def to_json(record: Any) -> str:
-    """One line of JSON for a record, keys in the order of its fields."""
+    """Return one line of JSON for a record, with keys in the order of its fields."""
     return json.dumps(dataclasses.asdict(record), ensure_ascii=False, separators=(",", ":"))
 
 
 def from_dict(kind: type[Record], values: Mapping[str, Any]) -> Record:
-    """Return the record that `to_json` wrote, from its parsed form; keys that it does not know are skipped.
+    """Return the record that `to_json` wrote, from its parsed form; unknown keys are ignored.
 
     Raises:
         ValueError: a field is missing, or its value is not of the field's type.
@@ -232,24 +231,24 @@ def from_dict(kind: type[Record], values: Mapping[str, Any]) -> Record:
 
 
 def lines_of(records: Iterable[Any]) -> str:
-    """JSON Lines text for many records."""
+    """Return JSON Lines text for many records."""
     return "".join(to_json(record) + "\n" for record in records)
 
 
 def sealed(lines: str) -> str:
-    """Return JSON Lines with one more that holds their number and digest, so that damage is seen when they are read."""
+    """Return JSON Lines with a last line that has their number and digest, so that readers notice damage."""
     return lines + json.dumps({SEAL: xxhash.xxh3_128_hexdigest(lines.encode()), "lines": lines.count("\n")}) + "\n"
 
 
 def check_seal(path: Path, *, is_always_there: bool = False) -> None:
-    """Check that sealed lines are as they were written.
+    """Check that sealed lines are unchanged.
 
     Args:
         path: The file.
-        is_always_there: Whether there must be a seal; what earlier versions wrote has none.
+        is_always_there: Whether a seal is required; files of earlier versions have none.
 
     Raises:
-        DataError: they are not, or the file is empty.
+        DataError: the lines were changed, or the file is empty.
     """
     lines, _, last = path.read_bytes().rstrip(b"\n").rpartition(b"\n")
     if not last:
@@ -272,12 +271,12 @@ def _is_seal(line: bytes) -> bool:
 
 
 def read_lines(kind: type[Record], path: Path) -> Iterator[Record]:
-    """Read a JSON Lines file of one kind of record; a seal at its end is not checked, and skipped.
+    """Read a JSON Lines file of one kind of record; a seal at its end is skipped without being checked.
 
     Raises:
-        DataError: a line is not JSON or lacks a field; names the file and the line.
+        DataError: a line is not JSON or lacks a field; the message names the file and the line.
     """
-    # read as bytes: a line torn within a character must be found as a line, with its number
+    # read as bytes: a line that was torn within a character must still be counted as a line
     with path.open("rb") as stream:
         for number, line in enumerate(stream, start=1):
             if _is_seal(line):

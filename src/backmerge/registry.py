@@ -1,9 +1,9 @@
-"""The names in experiment files and on the command line, and where their objects are.
+"""Map the names in experiment files and on the command line to their objects.
 
-A table maps a name to `module:object`; nothing is imported until it is asked for. To add a method, a benchmark, a
-judge, an engine or a data set: one new file, and one line here.
+A table maps a name to `module:object`; nothing is imported until it is used. To add a method, a benchmark, a judge, an
+engine or a data set: one new file, and one line here.
 
-A name of the form `package.module:function` reaches a user's own code with no edit here. Since it runs that code, it
+A name of the form `package.module:function` refers to a user's own code, without changes here. It runs that code, so it
 needs `--allow-plugins`.
 """
 
@@ -24,7 +24,7 @@ class Permissions:
 
     Attributes:
         plugins: The user's own code, named as `package.module:function`.
-        code_execution: Code that a model wrote, in weaker isolation where bubblewrap does not work.
+        code_execution: Code that a model wrote; more weakly isolated if bubblewrap does not work.
     """
 
     plugins: bool = False
@@ -36,10 +36,10 @@ NOTHING_ALLOWED = Permissions()
 
 @dataclass(frozen=True)
 class Table:
-    """Names of one kind of thing.
+    """The names of one kind of object.
 
     Attributes:
-        noun: What an entry is, for messages.
+        noun: The kind of an entry, for messages.
         entries: Name to `module:object`.
     """
 
@@ -148,7 +148,7 @@ DATASETS = Table(
     },
 )
 
-# what results draw of themselves; drawn by rooms above them
+# figures that results draw of themselves; the code is in packages above them
 FIGURES = Table("figure", {"curves": "backmerge.reporting.plots:curves", "scores": "backmerge.reporting.plots:scores"})
 
 TRACKERS = Table(
@@ -162,22 +162,22 @@ TRACKERS = Table(
 
 
 def closest(name: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?` for the known name that is most like `name`, or nothing."""
+    """Return `; did you mean 'x'?` for the known name that is most similar to `name`, or nothing."""
     matches = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean '{matches[0]}'?" if matches else ""
 
 
 def is_plugin(name: str) -> bool:
-    """Whether a name asks for a user's own code, as `package.module:function`."""
+    """Return whether a name refers to a user's own code, as `package.module:function`."""
     module, _, attribute = name.partition(":")
     return attribute.isidentifier() and all(part.isidentifier() for part in module.split("."))
 
 
 def resolve(table: Table, name: str, permissions: Permissions = NOTHING_ALLOWED) -> Any:
-    """Return the object that a name stands for.
+    """Return the object behind a name.
 
     Raises:
-        ConfigError: the table has no such name, or a plugin is asked for without leave or cannot be imported.
+        ConfigError: the table has no such name, or a plugin is not permitted or cannot be imported.
     """
     if name in table.entries:
         module, _, attribute = table.entries[name].partition(":")

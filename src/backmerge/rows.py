@@ -1,7 +1,7 @@
-"""Rows of files and of the hub's data sets, each with its place; what cannot be read of one is kept with it.
+"""Read rows of files and of the hub's data sets, each with its place and its fault, if any.
 
-A file that is not JSON in one line, or a row with a field too many, is not given up at the first fault: the row says
-what is wrong with it, so that all bad rows of a file can be told of at once.
+A line that is not JSON, or a row with too many fields, does not stop the reading: the row records its fault, so that
+all bad rows of a file can be reported together.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ SUFFIXES = (".csv", ".json", ".jsonl", ".ndjson", ".parquet", ".tsv")
 FORMATS_REMEDY = "give a .jsonl, .json, .csv, .tsv or .parquet file; texts in UTF-8."
 
 _BLANK = re.compile(r"[ \t\r\n]*")
-_BATCH = 1000  # rows of a Parquet file that are held at once
+_BATCH = 1000  # rows of a Parquet file in memory at a time
 
 
 class Row(NamedTuple):
-    """One row as it was found.
+    """One row, as read.
 
     Attributes:
-        id: `<stem>-<number>`: the line in JSON Lines, CSV and TSV, the row in a JSON list, Parquet and on the hub; both
-            are counted from 1.
+        id: `<stem>-<number>`, counted from 1: the line in JSON Lines, CSV and TSV, the row in a JSON list, Parquet and
+            on the hub.
         place: The same for messages, with the file's path.
         values: Column to value.
-        fault: What is wrong with it, or nothing; then there are no values.
+        fault: What is wrong with the row, if anything; then it has no values.
     """
 
     id: str
@@ -45,9 +45,9 @@ class HubData(NamedTuple):
 
     Attributes:
         name: `owner/name`.
-        revision: A commit; without one, what is newest on the day.
-        file: One of its files, where not all of them are wanted.
-        split: As the hub calls it.
+        revision: A commit; by default the newest version.
+        file: One of its files, if not all are wanted.
+        split: Its name on the hub.
     """
 
     name: str
@@ -57,10 +57,10 @@ class HubData(NamedTuple):
 
 
 def files_of(path: Path) -> tuple[Path, ...]:
-    """The file itself, or the data files that lie in the folder, in the order of their names.
+    """Return the file itself, or the data files in the folder, sorted by name.
 
     Raises:
-        DataError: there is nothing there, or two files of the folder would give their rows the same ids.
+        DataError: nothing is there, or two files of the folder would give their rows the same ids.
     """
     if path.is_file():
         return (path,)
@@ -79,18 +79,18 @@ def files_of(path: Path) -> tuple[Path, ...]:
 
 
 def read_rows(path: Path, tsv_columns: Sequence[str] = ()) -> Iterator[Row]:
-    """Rows of one file, by its ending; one without a known ending is read as JSON.
+    """Read the rows of one file, in the format of its ending; without a known ending it is read as JSON.
 
-    JSON is a list of objects, or one object on each line. CSV and TSV name their columns in the first line and may
-    quote. Lists are read as a whole, everything else as a stream.
+    JSON is a list of objects, or one object on each line. CSV and TSV name their columns in the first line and may use
+    quotes. Lists are read as a whole, everything else as a stream.
 
     Args:
         path: The file.
-        tsv_columns: Names for the columns of a .tsv file that has no header; it is then read without quotes, as
-            fields between tabs.
+        tsv_columns: Names for the columns of a .tsv file without a header; it is then read without quotes, as fields
+    separated by tabs.
 
     Raises:
-        DataError: the file cannot be read, or is damaged so that the rows after a place cannot be told apart.
+        DataError: the file cannot be read, or is so damaged that later rows cannot be found.
     """
     suffix = path.suffix.lower()
     try:
@@ -109,10 +109,10 @@ def read_rows(path: Path, tsv_columns: Sequence[str] = ()) -> Iterator[Row]:
 
 
 def sound_rows(path: str | Path) -> Iterator[Row]:
-    """Rows of a file in which none may be at fault.
+    """Read the rows of a file, and refuse any row with a fault.
 
     Raises:
-        DataError: as `read_rows`; or a row is at fault, which it names.
+        DataError: as for `read_rows`; or a row has a fault; the message names the row.
     """
     for row in read_rows(Path(path).expanduser()):
         if row.fault:
@@ -124,14 +124,14 @@ def hub_rows(source: HubData) -> Iterator[Row]:
     """Rows of a data set on the hub, or in its cache on this machine; they stay on the disk and are read one by one.
 
     Raises:
-        DataError: the hub cannot be reached or does not give it, and it is not in the cache.
+        DataError: the hub cannot be reached or refuses the data set, and it is not in the cache.
     """
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
 
     try:
         rows = load_dataset(source.name, data_files=source.file, split=source.split, revision=source.revision)
-    except (OSError, ValueError, DatasetsError) as error:  # what datasets raises for all that the hub does not give
+    except (OSError, ValueError, DatasetsError) as error:  # what datasets raises if the hub refuses something
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(
             f"the data set '{source.name}' could not be downloaded from the hub: {reason}",
@@ -148,7 +148,7 @@ def _row(path: Path, line: int, values: Mapping[str, Any], fault: str = "") -> R
 
 
 def _lines(path: Path) -> Iterator[bytes]:
-    """Lines with their ends, without the mark that some editors put at the beginning."""
+    """Yield the lines with their line ends, without a byte order mark at the beginning."""
     with path.open("rb") as stream:
         for number, line in enumerate(stream):
             yield line if number else line.removeprefix(codecs.BOM_UTF8)
@@ -162,7 +162,7 @@ def _json_lines(path: Path) -> Iterator[Row]:
             values = json.loads(line.decode("utf-8"))
         except UnicodeDecodeError:
             yield _row(path, number, {}, "not UTF-8")
-        except (ValueError, RecursionError) as error:  # besides JSONDecodeError: a number of too many digits
+        except (ValueError, RecursionError) as error:  # besides JSONDecodeError: a number with too many digits
             yield _row(path, number, {}, f"not JSON: {getattr(error, 'msg', error)}")
         else:
             is_object = isinstance(values, dict)

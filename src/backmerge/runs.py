@@ -1,21 +1,21 @@
-"""The run directory: private, content-addressed, and never half-written.
+"""Manage the run directory: private, content-addressed, and never half-written.
 
     RUN/
       experiment.yaml     the resolved configuration
       units/KEY.jsonl     one file per unit of work, written whole or not at all
-      records/*.jsonl     the units as one view, in key order, for reading
+      records/*.jsonl     all units merged, in key order, for reading
       tuned/             adapters, one folder a seed
-      merged/            models that are confirmed; the others stay in unconfirmed/
-      digests.json        of the results, the samples and the records, to find damage when they are read
+      merged/            confirmed models; the others are in unconfirmed/
+      digests.json        digests of the results, samples and records, to detect damage
       results.json        written last
-      looks.jsonl         what was confirmed on which prompts, and how it ended
+      looks.jsonl         what was confirmed on which prompts, with the outcome
       log.txt             what was done, with times
       sessions.jsonl      what each session cost
       shards/I-of-N/      the log and the cost of each process that did a part
 
-A unit's key is a hash of everything that its content depends on, so a unit that exists is done, and one whose inputs
-changed has another key. That is all there is to resuming, and to sharing a directory: two processes that do the same
-unit leave the same file, each by its own temporary file.
+A unit's key is a hash of everything that its content depends on. So a unit that exists is done, and a unit with changed
+inputs has another key. Resuming and sharing a directory need nothing else: two processes that do the same unit write
+the same file, each through its own temporary file.
 """
 
 from __future__ import annotations
@@ -57,31 +57,31 @@ from backmerge.records import (
 PARTIAL = ".partial"
 SETTINGS, RESULTS, SAMPLES, DIGESTS = "experiment.yaml", "results.json", "samples.json", "digests.json"
 EARLIER = "earlier"  # holds a numbered folder for each set of results that the same directory had before
-# what is made of the units and goes with results.json, which is moved last
+# files that are made from the units and move with results.json, which is moved last
 FINDINGS = ("records", "plots", "tables", "report.html", "check.md", "scores.csv", "summary.csv", SAMPLES, DIGESTS)
-SHARDS = "shards"  # the folder for what processes that share a run leave next to their units
-# what `held` makes before the stages write experiment.yaml: a directory with nothing else was left by a killed run
+SHARDS = "shards"  # the folder for the logs of processes that share a run
+# what `held` creates before the stages write experiment.yaml: a directory with nothing else is left from a killed run
 OWN = frozenset({".lock", ".gitignore", "units"})
-# what sessions go on from; all else in a directory is made anew in no time
+# what later sessions build on; everything else in a directory is quickly made again
 WORK = (
     *("units/*", "answered*", "layers.journal", "workers/*", "tuned/*", "tuned/.*", "merged/*", "unconfirmed/*"),
     f"{EARLIER}/*",
 )
-# what a file system says that has no locks, or none for directories: NFS asks for a file that is open for writing
+# errors of file systems without locks, or without locks on directories: NFS requires a file that is open for writing
 NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF})
 OCCUPIED = frozenset({errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.EISDIR})
-NAME_KEPT = 180  # bytes of a folder's name that still leave room for a temporary sibling's suffix
+NAME_KEPT = 180  # most bytes of a folder's name that leave room for a temporary sibling's suffix
 NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
 
 
 def key_of(*parts: Any) -> str:
-    """A short stable hash of plain data (dicts, lists, strings, numbers): 128-bit XXH3 of its canonical JSON."""
+    """Return a short stable hash of plain data (dicts, lists, strings, numbers): XXH3-128 of its canonical JSON."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return xxhash.xxh3_128_hexdigest(text.encode())
 
 
 def write_whole(path: Path, *content: str | bytes | memoryview) -> None:
-    """Write a file's parts so that it is there whole or not at all: temporary sibling, fsync, rename."""
+    """Write a file from its parts, completely or not at all: temporary sibling, fsync, rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{_unique()}{PARTIAL}")
     try:
@@ -97,13 +97,13 @@ def write_whole(path: Path, *content: str | bytes | memoryview) -> None:
 
 
 def write_once(path: Path, *content: str | bytes | memoryview) -> bool:
-    """Write a file unless it is there; of several processes, on any hosts, one does. Says whether it was this one."""
+    """Write a file unless it exists, and return whether this process wrote it; of several processes only one does."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{_unique()}{PARTIAL}")
     try:
         write_whole(temporary, *content)
         try:
-            os.link(temporary, path)  # a rename would replace what is there
+            os.link(temporary, path)  # a rename would replace an existing file
         except FileExistsError:
             return False
         except OSError as error:
@@ -119,7 +119,7 @@ def write_once(path: Path, *content: str | bytes | memoryview) -> bool:
 
 
 def cut_torn_line(log: Path) -> None:
-    """Cut off what a killed process left of a log's last line."""
+    """Cut off an incomplete last line that a killed process left in a log."""
     if not log.exists():
         return
     with log.open("rb+") as stream:
@@ -128,12 +128,12 @@ def cut_torn_line(log: Path) -> None:
 
 
 def _unique() -> str:
-    """A name's part that no other process, thread or host takes."""
+    """Return a part of a name that no other process, thread or host uses."""
     return f"{os.getpid()}-{secrets.token_hex(4)}"
 
 
 def sync_directory(path: Path) -> None:
-    """Make a rename in `path` last through a power cut."""
+    """Make a rename in `path` survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -143,23 +143,23 @@ def sync_directory(path: Path) -> None:
 
 @contextlib.contextmanager
 def whole_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
-    """Make a temporary sibling to fill; it takes the name `path` when the block ends well, and is removed otherwise.
+    """Make a temporary sibling to fill; it is renamed to `path` when the block succeeds, and removed otherwise.
 
-    What a killed process left half-filled for the same path is removed first; what a living process fills is left.
+    kept.
 
     Args:
-        path: Appears whole; folders above it that were made for it are removed if the block fails.
+        path: Appears complete; parent folders that were made for it are removed if the block fails.
         replace: Whether a model that backmerge wrote there is replaced: moved aside first, removed last. Otherwise
-            nothing is ever replaced, also not what appeared while the block was at work.
+    nothing is ever replaced, not even what appeared during the block.
 
     Raises:
-        RunError: something is there that is not replaced.
+        RunError: something is there that may not be replaced.
     """
-    path = path.expanduser().resolve()  # behind a link is what is replaced, and "." has no name to put a sibling to
+    path = path.expanduser().resolve()  # a link's target is replaced, and "." has no name for a sibling
     with _parents_of(path):
         unique = _unique()
         temporary = path.with_name(f".{_stem(path)}.{unique}{PARTIAL}")
-        with _locked(path.parent):  # between making a directory and locking it nobody may take it for abandoned
+        with _locked(path.parent):  # until the new directory is locked, others could consider it abandoned
             _remove_abandoned(path)
             _check_name(path, replace=replace)
             temporary.mkdir()
@@ -173,11 +173,11 @@ def whole_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
                         os.fsync(stream.fileno())
             aside = path.with_name(f".{_stem(path)}.{unique}.old{PARTIAL}")
             with _locked(path.parent):
-                _check_name(path, replace=replace, is_late=True)  # it may be another than when the command began
+                _check_name(path, replace=replace, is_late=True)  # it may have changed since the command began
                 if not is_free(path):
                     path.rename(aside)
                 try:
-                    temporary.rename(path)  # over nothing but an empty folder: over all else it fails
+                    temporary.rename(path)  # replaces only an empty folder, and otherwise fails
                 except OSError as error:
                     if error.errno in OCCUPIED:
                         raise _occupied(path, is_late=True) from error
@@ -193,7 +193,7 @@ def whole_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
 
 
 def _stem(path: Path) -> str:
-    """Return what the names of temporary siblings begin with; short, since a name has at most 255 bytes."""
+    """Return the start of the names of temporary siblings; short, since a name has at most 255 bytes."""
     name = path.name
     return name if len(name.encode()) <= NAME_KEPT else xxhash.xxh3_128_hexdigest(name.encode())
 
@@ -219,14 +219,14 @@ def _parents_of(path: Path) -> Iterator[None]:
     """Make the folders above a path; those that were made and are still empty are removed if the block fails."""
     with contextlib.ExitStack() as undo:
         for parent in reversed([parent for parent in path.parents if not parent.exists()]):
-            undo.callback(_remove_if_empty, parent)  # called last in, first out: the innermost first
+            undo.callback(_remove_if_empty, parent)  # called in reverse order: the innermost first
         path.parent.mkdir(parents=True, exist_ok=True)
         yield
         undo.pop_all()
 
 
 def _remove_if_empty(directory: Path) -> None:
-    with contextlib.suppress(OSError):  # it is in use by now, or was never made
+    with contextlib.suppress(OSError):  # it is in use now, or was never made
         directory.rmdir()
 
 
@@ -241,7 +241,7 @@ def _locked(directory: Path) -> Iterator[None]:
 
 
 def _take(descriptor: int, how: int) -> bool | None:
-    """Whether a lock was taken: not if another process holds it; `None` where the file system has no such locks."""
+    """Take a lock, and return whether it succeeded; `None` if the file system has no such locks."""
     try:
         fcntl.flock(descriptor, how)
     except BlockingIOError:
@@ -255,19 +255,19 @@ def _take(descriptor: int, how: int) -> bool | None:
 
 @contextlib.contextmanager
 def claimed(place: Path) -> Iterator[bool]:
-    """Claim a file for one process at a time, as far as locks reach; says whether nobody else has claimed it."""
+    """Claim a file for one process at a time, as far as locks reach; yields whether nobody else has claimed it."""
     place.parent.mkdir(parents=True, exist_ok=True)
     with place.open("a+") as lock:
         yield _take(lock.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB) is not False
 
 
 def _remove_abandoned(path: Path) -> None:
-    """Clear what killed processes left for `path`: a living one holds a lock on its own."""
-    # of `lam-0` and `lam-0.2`, each has its own: a pattern of the former's names with a star would match the latter's
+    """Remove what killed processes left for `path`; a living process holds a lock on its own."""
+    # `lam-0` and `lam-0.2` have separate siblings: a glob pattern for the first would also match the second's
     ours = re.compile(rf"\.{re.escape(_stem(path))}\.\d+-[0-9a-f]+(\.old)?{re.escape(PARTIAL)}")
     for leftover in [entry for entry in path.parent.iterdir() if ours.fullmatch(entry.name)]:
         if leftover.name.endswith(f".old{PARTIAL}"):
-            if path.exists():  # otherwise it is the only copy: killed between two renames
+            if path.exists():  # otherwise this is the only copy: killed between two renames
                 shutil.rmtree(leftover, ignore_errors=True)
             else:
                 leftover.replace(path)
@@ -290,11 +290,11 @@ def indented(values: Any) -> str:
 
 
 def write_results(run: Path, text: str) -> Path:
-    """Write `results.json` after the digests of it, of the samples and of the records.
+    """Write `results.json`, after the digests of the results, the samples and the records.
 
     Args:
         run: The run directory.
-        text: Of the file.
+        text: Content of the file.
 
     Returns:
         The file.
@@ -308,15 +308,15 @@ def write_results(run: Path, text: str) -> Path:
 
 
 def check_digests(run: Path) -> None:
-    """Check that what a finished run says it found is as it was written; runs of earlier versions have no digests.
+    """Check that the results of a finished run are unchanged; runs of earlier versions have no digests.
 
     Raises:
-        RunError: a file was changed since, or the list of digests was.
+        RunError: a file, or the list of digests, was changed after the run.
     """
     file = run / DIGESTS
     if not file.is_file():
         return
-    remedy = "run that run's command again: it writes its results again from finished work."
+    remedy = "run that run's command again: it rebuilds its results from finished work."
     try:
         digests = TypeAdapter(dict[str, str]).validate_json(file.read_bytes(), strict=True)
     except ValidationError as error:
@@ -327,17 +327,17 @@ def check_digests(run: Path) -> None:
 
 
 def _is_whole(records: Sequence[Completion | Verdict | Value], examples: Sequence[str] | None) -> bool:
-    """Return whether records are of these examples, each as often as any other."""
+    """Return whether records cover exactly these examples, each equally often."""
     counts = Counter(record.example for record in records)
     return examples is None or (set(counts) == set(examples) and len(set(counts.values())) <= 1)
 
 
 class RunDirectory:
-    """One experiment's directory, held by one process at a time, or shared by several that each do a part.
+    """One experiment's directory, held by one process, or shared by several that each do a part.
 
     Args:
         path: Made (mode 0700) if absent.
-        part: What the process is called that does a part, such as `2-of-8`: its logs lie apart, since appending to a
+        part: The name of a process that does a part, such as `2-of-8`: its logs are separate, since appending to one
             file from several hosts loses lines.
     """
 
@@ -352,15 +352,15 @@ class RunDirectory:
 
     @contextlib.contextmanager
     def held(self, *, is_shared: bool = False) -> Iterator[None]:
-        """Make the directory, and hold it against a second process.
+        """Make the directory, and lock it against a second process.
 
-        A directory that was made for a block that a user error ends before any work is done is removed again.
+        If a user error ends the block before any work is done, a directory made for it is removed again.
 
         Args:
-            is_shared: Let others in that share it too; what is half-written may then be theirs, and is left alone.
+            is_shared: Also admit other sharing processes; half-written files may then be theirs, and are kept.
 
         Raises:
-            RunError: the path is something else, or another process is at work in it.
+            RunError: the path is something else, or another process is using it.
         """
         if self.path.exists() and not self.path.is_dir():
             raise RunError(f"{self.path} is a file, not a run directory", remedy="give another --out.")
@@ -372,7 +372,7 @@ class RunDirectory:
         made = [place for place in (self.path, *self.path.absolute().parents) if not place.exists()]
         try:
             self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self.path.chmod(0o700)  # also one that was there, empty, before
+            self.path.chmod(0o700)  # also if it already existed, empty
         except OSError as error:
             raise RunError(
                 f"cannot make {self.path} a private directory: {error}", remedy="give another --out."
@@ -383,14 +383,14 @@ class RunDirectory:
         except BackmergeError:
             if made and not is_shared and not self._holds_work():
                 shutil.rmtree(self.path, ignore_errors=True)
-                with contextlib.suppress(OSError):  # others have put something there by now
+                with contextlib.suppress(OSError):  # others have put something there meanwhile
                     for parent in made[1:]:
                         parent.rmdir()
             raise
 
     @contextlib.contextmanager
     def _locked_for(self, *, is_shared: bool) -> Iterator[None]:
-        # open for both: a network file system locks for sharing what is open for reading, and else for writing
+        # open for both: network file systems need reading for a shared lock, and writing for an exclusive one
         with (self.path / ".lock").open("a+") as lock:
             kind = fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX
             is_ours = _take(lock.fileno(), kind | fcntl.LOCK_NB)
@@ -408,7 +408,7 @@ class RunDirectory:
             yield
 
     def _is_ours(self) -> bool:
-        """Return whether a run began here: an `experiment.yaml` without its units may be one that a user wrote."""
+        """Return whether a run began here: an `experiment.yaml` without units may be the user's file."""
         return (self.path / SETTINGS).exists() and any(
             (self.path / name).exists() for name in (".lock", "units", SHARDS)
         )
@@ -417,12 +417,12 @@ class RunDirectory:
         return any(file.name not in OWN and not file.name.endswith(PARTIAL) for file in self.path.iterdir())
 
     def _holds_work(self) -> bool:
-        """Return whether anything was made that a later session goes on from, or that says why a worker died."""
+        """Return whether there is work for a later session to resume, or a log that explains why a worker died."""
         return any(next(self.path.glob(pattern), None) is not None for pattern in WORK)
 
     def _remove_partial(self) -> None:
-        """Clear what a killed process left half-written; we hold the lock, so nobody is writing it now."""
-        # listed first: walking a tree while it is removed fails
+        """Remove what a killed process left half-written; we hold the lock, so nobody is writing it now."""
+        # listed first: removing files while walking the tree fails
         for leftover in list(self.path.rglob(f"*{PARTIAL}")):
             if leftover.is_dir() and not leftover.is_symlink():
                 shutil.rmtree(leftover)
@@ -430,15 +430,15 @@ class RunDirectory:
                 leftover.unlink(missing_ok=True)
 
     def begin(self, settings: str, inputs: Any, stale: Iterable[Path] = ()) -> None:
-        """Write `experiment.yaml`. First move the results that are of other inputs to `earlier/N`, with their models.
+        """Write `experiment.yaml`, after moving results of other inputs to `earlier/N`, with their models.
 
-        Nothing is deleted: `earlier/N` is a run directory without units, whose report can be made again. A process
-        that is killed in between leaves each file in one of the two places, and the next one goes on.
+        Nothing is deleted: `earlier/N` is a run directory without units, whose report can be made again. If the process
+        is killed in between, each file is in one of the two places, and the next process continues.
 
         Args:
-            settings: Of the run, as YAML.
-            inputs: All that the results depend on, as plain data; `results.json` repeats it under `inputs`.
-            stale: More folders that are of other settings, such as tuned models.
+            settings: The run's settings, as YAML.
+            inputs: Everything that the results depend on, as plain data; `results.json` repeats it under `inputs`.
+            stale: More folders that belong to other settings, such as tuned models.
         """
         leaving = [place for place in stale if place.exists()]
         if self._results_are_of_others(inputs):
@@ -449,7 +449,7 @@ class RunDirectory:
         write_whole(self.path / SETTINGS, settings)
 
     def set_aside(self, places: Iterable[Path]) -> None:
-        """Move files and folders of this run to `earlier/N`, under the same names, as far as they are there."""
+        """Move files and folders of this run, if they exist, to `earlier/N`, under the same names."""
         leaving = [place for place in places if place.exists()]
         if not leaving:
             return
@@ -464,11 +464,11 @@ class RunDirectory:
             with contextlib.suppress(OSError):  # absent, or the user keeps something there
                 place.rmdir()
         what = ", ".join(str(place.relative_to(self.path)) for place in leaving)
-        say(f"Settings or inputs differ from the last time in {self.path}: its results are kept in {folder}.")
+        say(f"Settings or inputs in {self.path} changed since the last run: its results are kept in {folder}.")
         self.log(f"moved to {folder.relative_to(self.path)}: {what}")
 
     def _results_are_of_others(self, inputs: Any) -> bool:
-        """Return whether there are results, and they are of other inputs."""
+        """Return whether there are results of other inputs."""
         try:
             found = json.loads((self.path / RESULTS).read_bytes())
         except FileNotFoundError:
@@ -478,7 +478,7 @@ class RunDirectory:
         return not isinstance(found, dict) or found.get("inputs") != inputs
 
     def _earlier(self) -> Path:
-        """Return the folder to move to: a new one, unless a killed process did not finish with the last one."""
+        """Return the folder to move to: a new one, or the last one if a killed process did not finish with it."""
         numbers = [int(place.name) for place in (self.path / EARLIER).glob("*") if place.name.isdecimal()]
         last = self.path / EARLIER / str(max(numbers, default=0))
         settings = last / SETTINGS
@@ -498,27 +498,27 @@ class RunDirectory:
         make: Callable[[], Iterable[Unit]],
         examples: Sequence[str] | None = None,
     ) -> list[Unit]:
-        """Return the records of a unit: read if it is there, else made and kept.
+        """Return the records of a unit: read if they exist, otherwise made and stored.
 
         Args:
-            stage: What the records are.
-            key: A hash of all that they depend on.
-            kind: Of the records.
+            stage: The kind of the records.
+            key: A hash of everything that they depend on.
+            kind: Type of the records.
             make: Makes them.
-            examples: The ids that they must be of, each as often as any other; not checked if not given.
+            examples: The ids that they must cover, each equally often; not checked if not given.
 
         Raises:
-            DataError: the file was damaged since it was written, or what was made is not sound.
+            DataError: the file was damaged after it was written, or the new records are invalid.
         """
         if self.has_unit(stage, key):
             return self.read_unit(stage, key, kind, examples)
         return self.keep_unit(stage, key, kind, make(), examples)
 
     def read_unit(self, stage: str, key: str, kind: type[Unit], examples: Sequence[str] | None = None) -> list[Unit]:
-        """Return the records of a unit that is there.
+        """Return the records of an existing unit.
 
         Raises:
-            DataError: the file was damaged since it was written, or is gone.
+            DataError: the file was damaged after it was written, or was deleted.
         """
         path = self._unit_path(stage, key)
         try:
@@ -534,10 +534,10 @@ class RunDirectory:
         return records
 
     def rows(self, stage: str, key: str, make: Callable[[], Iterable[dict[str, Any]]]) -> list[dict[str, Any]]:
-        """Return a unit of plain data instead of records: read if it is there, else made and kept.
+        """Return a unit of plain data instead of records: read if it exists, otherwise made and stored.
 
         Raises:
-            DataError: the file was damaged since it was written.
+            DataError: the file was damaged after it was written.
         """
         path = self._unit_path(stage, key)
         if not path.exists():
@@ -548,15 +548,15 @@ class RunDirectory:
     def keep_unit(
         self, stage: str, key: str, kind: type[Unit], made: Iterable[Unit], examples: Sequence[str] | None = None
     ) -> list[Unit]:
-        """Check records that were just made, write them as a unit, and return them.
+        """Check new records, write them as a unit, and return them.
 
         Raises:
-            DataError: a record is not sound, or they are not of these examples; nothing is written then.
+            DataError: a record is invalid, or they do not match the examples; then nothing is written.
         """
         records: list[Unit] = []
         for record in made:
             try:
-                # by way of its line: this command works with what a later one reads
+                # through its JSON line: this command works with exactly what a later one reads
                 records.append(from_dict(kind, json.loads(to_json(record))))
             except (TypeError, ValueError) as error:
                 raise DataError(
@@ -575,7 +575,7 @@ class RunDirectory:
         return self.units / f"{stage}-{key}.jsonl"
 
     def has_unit(self, stage: str, key: str) -> bool:
-        """Whether a unit is done."""
+        """Return whether a unit is done."""
         return self._unit_path(stage, key).exists()
 
     def write_json(self, name: str, values: Any) -> Path:
@@ -591,7 +591,7 @@ class RunDirectory:
             stream.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
 
     def append(self, name: str, values: Any) -> None:
-        """Add plain data as a line of JSON to a log; what a killed process left of a last line is cut off first."""
+        """Append plain data as a line of JSON to a log, after cutting off an incomplete last line."""
         self.logs.mkdir(parents=True, exist_ok=True)
         cut_torn_line(self.logs / name)
         with (self.logs / name).open("ab") as stream:

@@ -108,7 +108,7 @@ def test_an_answer_of_a_judge_that_is_none_is_refused() -> None:
         judge([Example("a", (Message("user", "p"),))], [Completion("a", "p", "t", 1, finished=True)])
 
 
-def test_results_are_shown_and_taken_apart() -> None:
+def test_results_are_shown_and_converted() -> None:
     """A notebook gets an escaped table, pandas every figure, and matplotlib a panel for each benchmark."""
     results = typed({**made_results(), "name": "<script>alert(1)</script>"})
     shown = results._repr_html_()
@@ -123,7 +123,7 @@ def test_results_are_shown_and_taken_apart() -> None:
 
 
 def test_without_pandas_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is no dependency."""
+    """It is not a dependency."""
     monkeypatch.setattr("backmerge.results.find_spec", lambda _: None)
     with pytest.raises(ConfigError, match="pip install pandas"):
         typed(made_results()).to_pandas()

@@ -114,7 +114,7 @@ def test_both_means_of_the_real_sizes(real: LmEvalTask) -> None:
 
 
 def test_as_a_benchmark(invented: Path) -> None:
-    """By settings: the same examples and values, and the mean over tasks beside the one over rows."""
+    """By settings: the same examples and values, and the mean over tasks next to the one over rows."""
     found = bbh(BenchmarkSettings(name="bbh", data=str(invented), options={"as_turns": False}))
     assert found.examples == bbh_task(invented, as_turns=False).examples
     assert (found.name, found.kind, found.max_new_tokens) == ("bbh", "utility", 1024)

@@ -345,7 +345,7 @@ def test_the_default_model(monkeypatch: pytest.MonkeyPatch) -> None:
     assert asked == ["microsoft/deberta-xlarge-mnli@refs/pr/6"]
 
 
-def test_identity_names_what_decides(tmp_path: Path) -> None:
+def test_identity_contains_everything_that_decides(tmp_path: Path) -> None:
     """Content of the folder, not its place; and the layer."""
     first = encoder("bert", tmp_path / "a" / "model")
     same = shutil.copytree(first, tmp_path / "b" / "model")
@@ -403,7 +403,7 @@ def damaged(kind: str, directory: Path) -> Path:
     ],
 )
 def test_models_that_cannot_be_used(tmp_path: Path, kind: str, words: str) -> None:
-    """A fault in the folder is an error that names it; random numbers are never taken for weights."""
+    """A fault in the folder is an error that names it; random numbers are never treated as weights."""
     with pytest.raises(BackmergeError, match=words) as caught:
         scored(damaged(kind, tmp_path), PAIRS[:1])
     assert str(tmp_path) in caught.value.message

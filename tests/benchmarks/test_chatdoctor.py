@@ -26,7 +26,7 @@ def as_csv(rows: list[dict[str, str]]) -> str:
 
 
 def written(path: Path, content: Any) -> Path:
-    """The file; what is no text is written as JSON."""
+    """The file; what is not text is written as JSON."""
     path.write_bytes((content if isinstance(content, str) else json.dumps(content)).encode())
     return path
 

@@ -66,7 +66,7 @@ def test_csv_by_hand(tmp_path: Path, name: str, mark: str, end: str) -> None:
 
 @pytest.mark.parametrize("mark", ["", "\ufeff"])
 def test_a_byte_order_mark_before_json(tmp_path: Path, mark: str) -> None:
-    """It is no part of the first line."""
+    """It is not part of the first line."""
     assert len(from_file(written(tmp_path / "p.jsonl", mark + rows({"prompt": "a"})), "safety").examples) == 1
 
 

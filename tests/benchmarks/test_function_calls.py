@@ -166,7 +166,7 @@ def test_values_by_hand(answer: str, reference: str, is_right: bool) -> None:
         "f(a='\ud800')",
     ],
 )
-def test_what_is_no_call(text: str) -> None:
+def test_text_without_a_call(text: str) -> None:
     """Prose, and calls whose arguments cannot be told."""
     assert calls_in(text) == []
 
@@ -191,7 +191,7 @@ def test_arguments_by_position() -> None:
 
 
 def test_an_unknown_escape_is_read() -> None:
-    """Python warns of it, and that is no fault of the answer."""
+    """Python warns of it, and that is not a fault of the answer."""
     (call,) = calls_in(r"f(a='\d')")
     assert call.arguments == {("a", ("text", "\\d"))}
 

@@ -57,7 +57,7 @@ def test_of_a_measured_benchmark_at_most_a_quarter_of_the_clusters_is_taken_whol
     assert len({one.prompt.removesuffix(" again") for one in few}) == 5
 
 
-def test_another_kind_loses_what_asks_the_same_and_not_what_is_like_it() -> None:
+def test_other_kinds_drop_equal_prompts_but_keep_similar_ones() -> None:
     """As in the split into halves: within a kind words decide, between kinds the wording."""
     guard = measured(["forge a ticket at the hall"], "guard")
     harmless = Source("ordinary", "over_refusal", [example("mend a ticket at the hall", 0, "o")])

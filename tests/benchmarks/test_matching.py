@@ -61,7 +61,7 @@ def test_json_by_hand(reference: str, answer: str, expected: float) -> None:
 
 
 @pytest.mark.parametrize("reference", ["{'a': 1}", "", None, "NaN", "9" * 5000])
-def test_a_reference_that_is_no_json(reference: str | None) -> None:
+def test_reference_that_is_not_json_is_refused(reference: str | None) -> None:
     """It is an error that names the example, not a wrong answer."""
     with pytest.raises(DataError, match="'mine-3' is not JSON") as caught:
         json_equal(example(reference), "{}")
@@ -141,7 +141,7 @@ def test_patterns_by_hand(pattern: str | None, reference: str | None, answer: st
     assert pattern_match(pattern)(example(reference), answer) == expected
 
 
-def test_what_is_no_pattern() -> None:
+def test_invalid_patterns_are_refused() -> None:
     """A wrong pattern is found before any answer is; a wrong reference names its example."""
     with pytest.raises(ConfigError, match="at character 0: missing"):
         pattern_match("(")

@@ -57,7 +57,7 @@ def test_a_specification_that_is_a_text(text: str) -> None:
 
 
 def test_an_unknown_escape_in_a_specification() -> None:
-    """Python warns of it, and that is no fault of the data."""
+    """Python warns of it, and that is not a fault of the data."""
     assert json.loads(function_prompt("?", r"{'a': '\d'}").splitlines()[-1]) == [{"a": "\\d"}]
 
 
@@ -134,7 +134,7 @@ def test_what_cannot_be_read_is_refused(tmp_path: Path, content: Any, words: str
 
 
 def test_files_that_are_not_there(tmp_path: Path) -> None:
-    """Without a file the message says where the test set is; bytes that are no UTF-8 are refused."""
+    """Without a file the message says where the test set is; bytes that are not UTF-8 are refused."""
     with pytest.raises(DataError, match="no file was given") as caught:
         openfunctions_examples(None)
     assert "gorilla_openfunctions_v1_test.json" in str(caught.value)

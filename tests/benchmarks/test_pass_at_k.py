@@ -95,7 +95,7 @@ def test_meaningless_settings_are_refused(n: int, c: int, k: int) -> None:
         pass_at_k(n, c, k)
 
 
-def test_only_what_there_are_samples_for() -> None:
+def test_only_pass_at_k_with_enough_samples() -> None:
     """pass@k is told for k up to the number of samples: one sample gives pass@1 only."""
     assert pass_at_ks([True]) == {"pass@1": 1.0}
     assert pass_at_ks([True] + [False] * 9) == {"pass@1": 0.1, "pass@10": 1.0}

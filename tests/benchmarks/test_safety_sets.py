@@ -264,7 +264,7 @@ def test_a_half_without_prompts_is_refused(tmp_path: Path) -> None:
 
 
 def test_another_kind_is_refused() -> None:
-    """XSTest's harmless half is no measure of safety."""
+    """XSTest's harmless half is not a measure of safety."""
     with pytest.raises(ConfigError, match="measures utility"):
         find_benchmark("demo-plans", "safety")
 

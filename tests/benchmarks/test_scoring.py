@@ -134,7 +134,7 @@ def test_several_samples_of_a_prompt() -> None:
     assert "asr_any" not in safety_values([Verdict("a", harmful=True, refusal=False)])
 
 
-def test_what_a_judge_has_no_opinion_on_is_left_out() -> None:
+def test_rates_that_a_judge_lacks_are_left_out() -> None:
     """A judge of harm alone gives no rate of refusals, rather than one that nobody found."""
 
     class HarmAlone(RefusalPhrases):

@@ -193,7 +193,7 @@ def test_many_small_categories_fill_both_halves(size: int) -> None:
     assert abs(counts[0] - counts[1]) <= 1
 
 
-def test_the_split_is_of_the_prompts_alone() -> None:
+def test_split_depends_only_on_the_prompts() -> None:
     """Other ids and another position leave each prompt on its side, so that a file may be renamed."""
     prompts = [f"word{i} thing{i} case{i}" for i in range(30)]
     first = split_examples([example(f"a-{i}", prompt) for i, prompt in enumerate(prompts)])
@@ -222,7 +222,7 @@ def test_files_that_share_prompts_are_cut_as_one() -> None:
     assert len(set(clusters.values())) == 30
 
 
-def test_names_are_trusted_within_a_file_alone() -> None:
+def test_names_are_trusted_only_within_a_file() -> None:
     """Near-duplicates that a file puts into clusters of their own stay apart there, and join those of another file."""
     template = [example(f"e{i}", f"mend red kite number{i}", cluster=f"c{i}") for i in range(4)]
     assert clusters_of(template) == ["c0", "c1", "c2", "c3"]

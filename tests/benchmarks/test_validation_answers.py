@@ -73,7 +73,7 @@ def test_answers_by_hand(reference: str, answer: str, value: float) -> None:
 
 
 def test_the_last_answer_counts() -> None:
-    """A thought that weighs answers is not taken for one."""
+    """A thought that weighs answers is not treated as one."""
     found = final_answer("At first the answer is no. But then: the answer is yes.")
     assert found.text == "yes"
     assert found.is_marked

@@ -125,7 +125,7 @@ def test_bfloat16_is_what_peft_merges(
     assert missed <= total / 1000
 
 
-def test_what_the_adapter_leaves_alone_keeps_its_bits(make_model: Factory, make_adapter: Factory) -> None:
+def test_tensors_outside_the_adapter_keep_their_bits(make_model: Factory, make_adapter: Factory) -> None:
     """A tensor without factors is the base's own, −0.0 included."""
     base = Checkpoint(make_model("qwen2", seed=1, tied=True))
     tuned = tuned_tensors(base, AdapterOnBase(make_adapter(base.directory, seed=2, target_modules=["q_proj"]), base))

@@ -153,7 +153,7 @@ def test_an_expression_that_never_ends_is_stopped(
 
 
 def test_expressions_match_as_in_peft(tmp_path: Path) -> None:
-    """Simple ones are matched here, others in a process of their own; the first that matches counts."""
+    """Simple ones are matched here, others in a separate process; the first that matches counts."""
     from peft.utils.other import get_pattern_key
 
     patterns = [r"(0|1)\.x", r".*\.up", "^model.down", "o", r"mo.el\.\d+\.q$", "(?i:MODEL.UP)"]

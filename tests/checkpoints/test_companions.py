@@ -75,7 +75,7 @@ def test_an_adapters_folder_decides_nothing_about_the_config(base: Path, tmp_pat
     assert found.content("chat_template.jinja") == b"adapter's"
 
 
-def test_the_tokenizer_is_taken_as_a_whole(base: Path, tmp_path: Path) -> None:
+def test_tokenizer_files_come_from_one_model(base: Path, tmp_path: Path) -> None:
     """Added tokens are kept, and no file of the base's other vocabulary stays among them."""
     folder(base, {"tokenizer.model": "pieces", "added_tokens.json": {}})
     grown = {"model": {"vocab": {"a": 0, "b": 1}}, "added_tokens": [{"id": 7, "content": "<new>"}]}
@@ -106,7 +106,7 @@ def test_a_template_in_one_file_is_not_hidden_by_the_others_in_another(base: Pat
     assert value(found, "tokenizer_config.json") == {"chat_template": "tuned's"}
 
 
-def test_a_template_in_a_file_that_is_not_taken_becomes_a_file(base: Path, tmp_path: Path) -> None:
+def test_template_from_an_unused_file_becomes_a_separate_file(base: Path, tmp_path: Path) -> None:
     """A tuned model saved without its template is asked with the base's."""
     tuned = folder(tmp_path / "tuned", {"tokenizer.json": WORDS, "tokenizer_config.json": {"eos_token": "b"}})
     found = chosen(base, tuned)

@@ -1,4 +1,4 @@
-"""What differs beside the weights, line by line."""
+"""What differs next to the weights, line by line."""
 
 import json
 import shutil
@@ -75,7 +75,7 @@ def test_tokens_template_and_config(pair: tuple[Path, Path]) -> None:
     assert "512" in config
 
 
-def test_an_adapter_tells_of_itself(make_model: Factory, make_adapter: Factory) -> None:
+def test_adapter_is_described(make_model: Factory, make_adapter: Factory) -> None:
     """Its rank, alpha, targets, and what it trains whole."""
     base = Checkpoint(make_model("llama", seed=1))
     adapter = make_adapter(base.directory, seed=1, target_modules=["q_proj"], modules_to_save=["lm_head"])
@@ -84,7 +84,7 @@ def test_an_adapter_tells_of_itself(make_model: Factory, make_adapter: Factory) 
         assert words in lines
 
 
-def test_a_four_bit_base_is_told(make_model: Factory, make_adapter: Factory, tmp_path: Path) -> None:
+def test_four_bit_base_is_reported(make_model: Factory, make_adapter: Factory, tmp_path: Path) -> None:
     """An adapter that was trained on a quantised base says what it is merged onto."""
     base = Checkpoint(make_model("llama", seed=1))
     adapter = shutil.copytree(make_adapter(base.directory, seed=1), tmp_path / "adapter")

@@ -55,7 +55,7 @@ def test_commands_refuse_it(
 def test_a_copy_in_another_dtype_is_the_same_base(
     naming: Callable[[str], Path], make_model: Make, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Rounding is no contradiction."""
+    """Rounding is not a contradiction."""
     adapter = naming(str(make_model("llama", dtype="bfloat16")))
     open_weights(adapter, Checkpoint(make_model("llama")))
     assert "other_base" not in capsys.readouterr().err
@@ -64,7 +64,7 @@ def test_a_copy_in_another_dtype_is_the_same_base(
 def test_other_names_that_fit_are_a_warning(
     naming: Callable[[str], Path], make_model: Make, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A hub id may well be the same weights; the folder's own name is no news at all."""
+    """A hub id may well be the same weights; the folder's own name adds nothing."""
     open_weights(naming("someone/aligned-7b"), Checkpoint(make_model("llama")))
     assert "other_base" in capsys.readouterr().err
 

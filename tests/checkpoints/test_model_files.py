@@ -163,7 +163,7 @@ def test_quantised_base_is_the_cause_that_is_named(model: Path, make_adapter: Mo
     ["{{ 'a' * 6000000000 }}", "{% for a in range(99999) %}{% for b in range(99999) %}" + 2 * "{% endfor %}"],
 )
 def test_template_without_bounds_is_refused(model: Path, template: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is stopped in a process of its own, long before it fills the memory of this one."""
+    """It is stopped in a separate process, long before it fills the memory of this one."""
     assert "(10, 10)" in chat.PROBE
     monkeypatch.setattr(chat, "PROBE", chat.PROBE.replace("(10, 10)", "(1, 1)"))  # seconds
     (model / "chat_template.jinja").write_text(template)

@@ -177,7 +177,7 @@ def test_another_tensor_on_one_side_is_still_refused(tied: tuple[Path, Path], tm
         merged(base, changed(tuned, tmp_path / "tuned", {"model.layers.0.extra.weight": torch.ones(2)}))
 
 
-def test_padded_embeddings_say_what_to_do(tied: tuple[Path, Path], make_adapter: Factory, tmp_path: Path) -> None:
+def test_padded_embeddings_error_has_a_remedy(tied: tuple[Path, Path], make_adapter: Factory, tmp_path: Path) -> None:
     """Rows padded to a multiple of 64 are an option on the tuned side, and a resize that is named on the other."""
     base, tuned = tied
     matrix = load_file(base / SINGLE)[EMBEDDING]

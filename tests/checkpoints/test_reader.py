@@ -100,7 +100,7 @@ def test_a_truncated_file_is_refused(model: Path) -> None:
 
 
 def test_trailing_bytes_are_refused(model: Path) -> None:
-    """A file with more data than its header describes is not taken for whole."""
+    """A file with more data than its header describes is not treated as whole."""
     with (model / SINGLE).open("ab") as stream:
         stream.write(b"\0" * 8)
     refused(model, "not a complete safetensors file")
@@ -184,7 +184,7 @@ def test_two_models_in_one_folder_are_refused(sharded: Path, tiny_tuned: Path) -
 
 
 def test_an_index_of_the_single_file_is_one_model(model: Path) -> None:
-    """An index that names only model.safetensors itself is no contradiction."""
+    """An index that names only model.safetensors itself is not a contradiction."""
     write_index(model, dict.fromkeys(load_file(model / SINGLE), SINGLE))
     assert Checkpoint(model).infos
 
@@ -205,7 +205,7 @@ def test_pickles_are_not_read(model: Path) -> None:
     refused(model, "its pytorch_model.bin are pickles, which can run code")
 
 
-def test_a_folder_that_is_no_model(tmp_path: Path) -> None:
+def test_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     """A folder without config.json, or with one that is not JSON, says so."""
     refused(tmp_path, "has no config.json")
     (tmp_path / "config.json").write_text("{}")
@@ -221,8 +221,8 @@ def test_a_folder_that_is_no_model(tmp_path: Path) -> None:
         read_json(tmp_path / "x.json")
 
 
-def test_a_fingerprint_is_of_what_decides_the_answers(model: Path) -> None:
-    """It changes with any bit of weights, config, tokenizer or template, and not with what lies beside them."""
+def test_fingerprint_covers_everything_that_decides_the_answers(model: Path) -> None:
+    """It changes with any bit of weights, config, tokenizer or template, and not with what is next to them."""
     before = Checkpoint(model).fingerprint
     (model / "README.md").write_text("words")
     (model / "backmerge.json").write_text("{}")
@@ -240,7 +240,7 @@ def test_a_fingerprint_is_of_what_decides_the_answers(model: Path) -> None:
     assert len(seen) == 7
 
 
-def test_a_fingerprint_tells_moved_bytes_apart(model: Path) -> None:
+def test_fingerprint_changes_if_bytes_are_moved(model: Path) -> None:
     """Moving bytes from the end of one file to the start of the next makes another model."""
     for name, text in (("a.json", "[1]"), ("b.json", "[2]")):
         (model / name).write_text(text)

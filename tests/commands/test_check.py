@@ -51,8 +51,8 @@ def test_a_gate_opens_and_closes(run_cli: Cli, tmp_path: Path) -> None:
     assert run_cli(*few, "--out", tmp_path / "b")[0] == 0
 
 
-def test_an_earlier_check_says_what_is_asked(run_cli: Cli, tmp_path: Path) -> None:
-    """With --against-run, benchmarks and judge are that run's; giving them anew is refused."""
+def test_earlier_check_defines_the_prompts(run_cli: Cli, tmp_path: Path) -> None:
+    """With --against-run, benchmarks and judge are that run's; giving them again is refused."""
     first, again = tmp_path / "first", tmp_path / "again"
     assert run_cli("check", "demo", "--against", "demo", *ASKED, "--limit", 100, "--out", first)[0] == 0
     code, output, errors = run_cli("check", "demo", "--against-run", first, "--device", "cpu", "--out", again)

@@ -29,7 +29,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_a_dry_run_tells_and_removes_nothing(run: Path, run_cli: Cli) -> None:
+def test_dry_run_prints_and_removes_nothing(run: Path, run_cli: Cli) -> None:
     """Every part with its size and its fate, and what goes with it."""
     code, output, _ = run_cli("clean", run, "--dry-run")
     assert code == 0

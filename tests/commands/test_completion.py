@@ -1,4 +1,4 @@
-"""Completion in the shell: the scripts, and what they are told, without anything heavy being imported."""
+"""Completion in the shell: the scripts, and what they are reported, without anything heavy being imported."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_scripts_are_installed(shell: str, tmp_path: Path) -> None:
 
 
 def test_names_are_those_of_the_tables() -> None:
-    """Every entry is offered, and a comma goes on only where several are taken."""
+    """Every entry is offered, and a comma continues only where several are taken."""
     for parameter, table in {"method": registry.METHODS, "judge": registry.JUDGES, "engine": registry.ENGINES}.items():
         assert set(matching(parameter, "")) == table.entries.keys()
     assert matching("judge", "wildguard,") == []

@@ -30,7 +30,7 @@ def child(make_model: Factory, tmp_path: Path) -> tuple[Path, Path]:
     return base, tuned
 
 
-def test_a_child_is_told_with_its_change(child: tuple[Path, Path], run_cli: Run, tmp_path: Path) -> None:
+def test_related_models_are_reported_with_their_change(child: tuple[Path, Path], run_cli: Run, tmp_path: Path) -> None:
     """The verdict comes first; files hold the same, with exact rounding costs that fall with λ; and advice follows."""
     code, printed, _ = run_cli("diff", *child, "--out", tmp_path / "out")
     assert code == 0

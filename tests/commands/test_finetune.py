@@ -130,7 +130,7 @@ def test_overlap_with_a_safety_benchmark_is_reported_and_dropped(run_cli: Cli, t
         ((), "no data to tune on"),
         (("--task", "cooking"), "cooking"),
         (("--data", "none.jsonl"), "none.jsonl"),
-        (("--full", "--dora"), "--full trains no adapter"),
+        (("--full", "--dora"), "--full does not train an adapter"),
         (("--seeds", "one"), "--seeds one"),
         (("--column", "prompt"), "--column prompt"),
         (("--set", "lora.rank=4"), "lora.rank"),

@@ -134,7 +134,7 @@ def test_lam_out_of_range_is_refused_before_work_begins(pair: tuple[Path, Path],
 
 
 def test_the_same_command_again_finds_its_work_done(pair: tuple[Path, Path], run_cli: Run, tmp_path: Path) -> None:
-    """A command that was stopped between two λs goes on with what is missing; nothing is written twice."""
+    """A command that was stopped between two λs continues with what is missing; nothing is written twice."""
     out = tmp_path / "out"
     assert run_cli("merge", *pair, "--lam", "0.2,0.6", "--out", out)[0] == 0
     kept = (out / "lam-0.2" / SINGLE).stat().st_ino
@@ -257,7 +257,7 @@ def grown(model: Path, to: Path, rows: int) -> Path:
     return to
 
 
-def test_added_tokens_are_taken_over_only_when_asked(pair: tuple[Path, Path], run_cli: Run, tmp_path: Path) -> None:
+def test_added_tokens_are_kept_only_on_request(pair: tuple[Path, Path], run_cli: Run, tmp_path: Path) -> None:
     """A grown vocabulary is refused with its option; with it, the new rows are the tuned model's, as is the config."""
     tuned = grown(pair[1], tmp_path / "tuned", 3)
     command = ["merge", pair[0], tuned, "--lam", "0.5", "--out", tmp_path / "out"]
@@ -285,7 +285,7 @@ def test_several_tuned_models_one_by_one(pair: tuple[Path, Path], child: Child, 
 def test_unrelated_models_are_refused(
     pair: tuple[Path, Path], make_model: Factory, run_cli: Run, tmp_path: Path
 ) -> None:
-    """Another model of the same shape is no child; --allow-unrelated merges it all the same."""
+    """Another model of the same shape is not a child; --allow-unrelated merges it all the same."""
     command = ["merge", pair[0], make_model("llama", seed=5, dtype="bfloat16"), "--out", tmp_path / "out"]
     code, _, said = run_cli(*command)
     assert code == 2
@@ -295,7 +295,7 @@ def test_unrelated_models_are_refused(
     assert run_cli(*command, "--allow-unrelated")[0] == 0
 
 
-def test_a_loss_to_rounding_is_told(run_cli: Run, tmp_path: Path) -> None:
+def test_rounding_loss_is_reported(run_cli: Run, tmp_path: Path) -> None:
     """Where bfloat16 loses a tenth of the change or more, merge says so, and what keeps it; float32 loses nothing."""
     generator = torch.Generator().manual_seed(0)
     base = {"model.layers.0.weight": torch.randn(500, 1000, generator=generator).bfloat16()}
@@ -335,7 +335,7 @@ def test_a_mergekit_file(pair: tuple[Path, Path], run_cli: Run, tmp_path: Path) 
     for option in (["--lam", "0.3"], ["--method", "slerp"], ["--where", "mlp=0.1"]):
         code, _, said = run_cli("merge", "--config", tmp_path / "mergekit.yml", *option, "--out", tmp_path / "other")
         assert code == 2
-        assert "--config already says how to merge" in said
+        assert "--config already defines the merge" in said
 
 
 def test_methods_that_take_several(pair: tuple[Path, Path], child: Child, run_cli: Run, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`backmerge plan`: the cheapest exact way, and what rounding would cost, with nothing written."""
+"""`backmerge plan`: the cheapest exact form, and what rounding would cost, with nothing written."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -36,14 +36,14 @@ def test_the_cheapest_exact_way(make_model: Factory, make_adapter: Factory) -> N
     assert checkpoint_bytes(Variant(base, full)) == sum(info.length for info in base.infos.values())
 
 
-def test_a_plan_is_told(
+def test_plan_is_printed(
     make_model: Factory, make_adapter: Factory, run_cli: Callable[..., tuple[int, str, str]], tmp_path: Path
 ) -> None:
     """Ways, sizes, relation and rounding, and the remedy where rounding costs much; nothing is written."""
     base = make_model("llama", seed=1, dtype="bfloat16")
     code, printed, said = run_cli("plan", base, make_adapter(base, seed=1), "--lam", "0.2,0.6")
     assert code == 0, said
-    assert "cheapest exact way: adapter" in printed
+    assert "cheapest exact form: adapter" in printed
     assert "2 in one pass" in printed
     assert "at λ = 0.2" in printed
     generator = torch.Generator().manual_seed(0)
@@ -55,13 +55,13 @@ def test_a_plan_is_told(
         (tmp_path / name / "config.json").write_text("{}")
     code, printed, _ = run_cli("plan", tmp_path / "base", tmp_path / "tuned", "--lam", "0.2")
     assert code == 0
-    assert "cheapest exact way: live" in printed
+    assert "cheapest exact form: live" in printed
     assert "→ --dtype float32 keeps it" in printed
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "tuned"]
 
 
 @pytest.mark.parametrize("options", [["--dtype", "int8"], ["--method", "model_stock", "--lam", "0.3"]])
-def test_a_plan_of_what_cannot_be(
+def test_impossible_plan_is_refused(
     make_model: Factory, run_cli: Callable[..., tuple[int, str, str]], options: list[str]
 ) -> None:
     """The same refusals as of a merge."""

@@ -82,7 +82,7 @@ def test_out_is_where_it_goes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("table", ["table2", "figure3", None])
-def test_a_suite_stands_for_its_runs_and_brings_its_table(tmp_path: Path, table: str | None) -> None:
+def test_suite_means_all_its_runs_and_adds_its_table(tmp_path: Path, table: str | None) -> None:
     """As `suite.yaml` says; its name is the table's title."""
     suite = a_suite(tmp_path / "suite", table)
     reported(suite)

@@ -109,7 +109,7 @@ def test_pass_at_k_for_as_many_samples_as_there_are(run_cli: Cli, tmp_path: Path
 def test_what_is_refused(
     rows: list[dict[str, Any]], options: tuple[str, ...], words: str, run_cli: Cli, tmp_path: Path
 ) -> None:
-    """Missing, unknown and malformed answers are told, and nothing is scored."""
+    """Missing, unknown and malformed answers are reported, and nothing is scored."""
     file = written(tmp_path / "a.jsonl", rows)
     code, _, errors = run_cli("score", file, "--benchmark", "demo-plans", "--out", tmp_path / "out", *options)
     assert code == 2
@@ -221,7 +221,7 @@ def test_signs_that_end_lines_are_kept(run_cli: Cli, tmp_path: Path) -> None:
     assert any(answer.startswith("'=1+1\u2028") for answer in answers)
 
 
-def test_a_run_of_another_kind_is_left_alone(evaluated: Path, run_cli: Cli, tmp_path: Path) -> None:
+def test_run_of_another_kind_is_not_changed(evaluated: Path, run_cli: Cli, tmp_path: Path) -> None:
     """Scored answers are no run to go on with, to report on, or to be overwritten by an evaluation."""
     before = (evaluated / "results.json").read_bytes()
     for command in (

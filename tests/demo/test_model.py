@@ -89,7 +89,7 @@ def test_the_architecture_is_as_promised(loaded: tuple[Any, Any]) -> None:
 def test_the_figures_of_the_card(
     loaded: tuple[Any, Any], benchmark: Benchmark, metric: str, low: float, high: float
 ) -> None:
-    """Measured anew on 200 held-out prompts, each figure is within its bounds and is what the card says."""
+    """Measured again on 200 held-out prompts, each figure is within its bounds and is what the card says."""
     found = verdicts(loaded, benchmark)
     counts = {
         "asr": sum(bool(verdict.harmful) for verdict in found),

@@ -139,7 +139,7 @@ def _carry_out(page: Path, run: Run, *, runs_shell: bool, is_exact: bool) -> Non
         elif block.language == "python":
             stream = io.StringIO()
             with contextlib.redirect_stdout(stream), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # other libraries': a reader sees them, and goes on
+                warnings.simplefilter("ignore")  # other libraries': a reader sees them, and continues
                 exec(compile("\n" * (block.line - 1) + block.text, name_of(page), "exec"), names)  # noqa: S102 - ours
             printed = stream.getvalue(), is_exact
         elif block.language in SHELL and runs_shell:
@@ -188,7 +188,7 @@ def _modules_of_this_folder() -> Iterator[None]:
 
 
 def as_installed(arguments: tuple[str, ...]) -> tuple[int, str, str]:
-    """Run the command as a process of its own."""
+    """Run the command as a separate process."""
     command = [sys.executable, "-m", "backmerge", *arguments]
     done = subprocess.run(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, timeout=900

@@ -203,7 +203,7 @@ def _unknown_names(parameters: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _is_elsewhere(option: str, name: str) -> bool:
-    """Whether a name is none of a table: a file, code of the user's own, lm-eval's, or a word that stands for one."""
+    """Whether a name is none of a table: a file, the user's own code, lm-eval's, or a word that stands for one."""
     return ":" in name or "/" in name or "." in name or name.isupper() or (option == "safety" and name == "none")
 
 

@@ -48,7 +48,7 @@ def test_pages_work_as_described(
 @pytest.mark.slow
 @pytest.mark.parametrize("page", TUTORIALS, ids=name_of)
 def test_tutorial_works_when_followed(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each command is a process of its own, as for a reader, and prints what the page shows."""
+    """Each command is a separate process, as for a reader, and prints what the page shows."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", WIDTH)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -103,7 +103,7 @@ def test_an_opt_out_needs_a_reason_and_covers_one_block(tmp_path: Path) -> None:
 
 
 def test_commands_are_found_in_scripts() -> None:
-    """Comments, continued lines, wrappers, variables, redirections and operators are told apart from the command."""
+    """Comments, continued lines, wrappers, variables, redirections and operators are distinguished from the command."""
     text = (
         "# one\nA=1 srun --x backmerge a \\\n    b  # why\nbackmerge schema > s.json && echo 'x y' | head\n#SBATCH -n\n"
     )

@@ -71,7 +71,7 @@ def test_links_lead_somewhere(page: Path, build: ModuleType, reference: dict[str
             assert link["anchor"] in {*build.anchors_of(there).values(), *own}, f"{name_of(page)}: {link[0]}"
 
 
-def test_the_reference_leaves_nothing_out(reference: dict[str, str]) -> None:
+def test_reference_is_complete(reference: dict[str, str]) -> None:
     """Each command with its options, each method, each name of a table, and each setting has its entry."""
     cli, experiment, methods, catalogue = (reference[path] for path in MADE)
     group: Any = typer.main.get_command(app)

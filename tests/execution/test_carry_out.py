@@ -82,7 +82,7 @@ def test_no_units_give_no_results(carry: Carry) -> None:
 
 
 def test_an_error_of_ours_comes_back_as_it_was(carry: Carry, executor: str) -> None:
-    """Kind, message, remedy and what else it holds; a unit beside it, which takes a minute, is stopped."""
+    """Kind, message, remedy and what else it holds; a unit next to it, which takes a minute, is stopped."""
     beside = [] if executor == "in-process" else [Work("b", {})]
     with pytest.raises(GenerationError) as caught:
         carry(units.fail, [Work("a", {"how": "ours"}), *beside])
@@ -99,7 +99,7 @@ def test_a_full_disk_keeps_its_number(carry: Carry) -> None:
 
 
 def test_a_fault_is_an_error_with_its_traceback(carry: Carry, executor: str) -> None:
-    """What is no error of ours is not dressed up as one, and the line that failed is shown."""
+    """What is not an error of ours is not dressed up as one, and the line that failed is shown."""
     kind = ZeroDivisionError if executor == "in-process" else WorkerError
     with pytest.raises(kind, match="λ by nothing") as caught:
         carry(units.fail, [Work("unit-7", {"how": "fault"})])

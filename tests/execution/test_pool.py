@@ -64,7 +64,7 @@ def wait_for(condition: Any, seconds: float = 30) -> None:
 
 
 def test_a_killed_workers_unit_is_done_again(tmp_path: Path) -> None:
-    """Each unit once or, where its worker was killed, more often; steps are told once, and deaths are said."""
+    """Each unit once or, where its worker was killed, more often; steps are reported once, and deaths are said."""
     told: list[int] = []
     notes: list[str] = []
 

@@ -53,7 +53,7 @@ def cluster(ray_environment: None) -> Iterator[Any]:
 
 @pytest.mark.ray
 def test_a_node_that_is_removed_mid_sweep_is_survived(cluster: Any, tmp_path: Path) -> None:
-    """Its unit is done again on the other node; all results are there, and each step is told once."""
+    """Its unit is done again on the other node; all results are there, and each step is reported once."""
     made, nodes = cluster
     works = [Work(f"k{x}", {"x": x, "directory": str(tmp_path)}) for x in range(6)]
     told: list[int] = []
@@ -73,7 +73,7 @@ def test_a_node_that_is_removed_mid_sweep_is_survived(cluster: Any, tmp_path: Pa
 
 @pytest.mark.ray
 def test_a_killed_workers_unit_is_done_again(local_ray: Any, tmp_path: Path) -> None:
-    """As in the pool; steps are told once."""
+    """As in the pool; steps are reported once."""
     told: list[int] = []
     works = [Work(f"k{x}", {"x": x, "deaths": 2 if x == 1 else 0, "directory": str(tmp_path)}) for x in range(2)]
     results = carry(units.die, works, tmp_path, advance=lambda steps, *_: told.append(steps))

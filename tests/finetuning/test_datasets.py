@@ -81,7 +81,7 @@ def test_an_even_sample_is_as_even_as_can_be(examples: list[Example], size: int,
 
 
 @given(order=st.permutations(range(12)), seed=st.integers(0, 3))
-def test_what_is_sampled_depends_on_texts_alone(order: list[int], seed: int) -> None:
+def test_sampling_depends_only_on_the_texts(order: list[int], seed: int) -> None:
     """The same rows in another order, or under other ids, give the same sample and the same split."""
     examples = distinct(12)
     shuffled = [example(f"other-{i}", examples[i].prompt) for i in order]
@@ -218,7 +218,7 @@ def test_one_set_in_every_format(tmp_path: Path) -> None:
 
 
 def test_columns_of_other_names(tmp_path: Path) -> None:
-    """Mapped by setting; one that the file does not have is told with the row."""
+    """Mapped by setting; one that the file does not have is reported with the row."""
     file = written(tmp_path / "a.jsonl", {"query": "Hi", "reply": "Ho", "messages": "no"})
     settings = DataSettings(validation=0, columns={"prompt": "query", "completion": "reply"})
     assert load_training_data(file, settings, SEED).training == (example("a-1", "Hi", "Ho"),)
@@ -273,7 +273,7 @@ def test_rows_that_cannot_be_learned_are_errors(tmp_path: Path, text: str, reaso
     assert caught.value.remedy
 
 
-def test_bad_rows_are_told_of_together(tmp_path: Path) -> None:
+def test_bad_rows_are_reported_together(tmp_path: Path) -> None:
     """Up to five with their lines, and how many there are in all; nothing of their texts."""
     path = tmp_path / "a.jsonl"
     good, no_answer, torn = (
@@ -414,7 +414,7 @@ def test_the_demos_set_goes_by_its_name() -> None:
 def test_names_that_lead_nowhere_are_errors(
     name: str, settings: dict[str, Any], kind: type[BackmergeError], reason: str
 ) -> None:
-    """A missing file, a misspelt name, code without leave, and settings that mean nothing there are told apart."""
+    """A missing file, a misspelt name, code without leave, and settings that mean nothing there are distinguished."""
     with pytest.raises(kind, match=reason) as caught:
         load_training_data(name, DataSettings(**settings), SEED)
     assert caught.value.remedy

@@ -79,7 +79,7 @@ def test_a_template_that_forgets_earlier_answers_is_refused() -> None:
         encode(tokenizer, Example("x", turns, "Yes."), 1024)
 
 
-def test_a_long_answer_is_cut_and_said_to_be() -> None:
+def test_long_answer_is_cut_with_a_note() -> None:
     """At the cut-off the end is lost, the end token with it; one token more and nothing is."""
     tokenizer = FAMILIES["qwen-2.5"].tokenizer()
     whole = encode(tokenizer, example(reference="x" * 50), 1024)
@@ -111,7 +111,7 @@ def test_an_example_without_an_answer_is_refused() -> None:
 
 
 def test_a_template_that_changes_the_prompt_is_refused() -> None:
-    """If the prompt reads otherwise once an answer follows, its tokens cannot be told from the answer's."""
+    """If the prompt reads otherwise once an answer follows, its tokens cannot be distinguished from the answer's."""
     template = "{% if messages | length > 1 %}[long]{% endif %}{% for m in messages %}{{ m['content'] }}{% endfor %}"
     tokenizer = byte_tokenizer(("<a>",), template, bos=None, eos="<a>")
     with pytest.raises(DataError, match="'the-id' differently when an answer follows") as caught:

@@ -143,7 +143,7 @@ def test_four_bits_are_nf4_with_doubly_quantised_scales() -> None:
 
 
 def test_settings_that_contradict_each_other_are_refused() -> None:
-    """A LoRA's settings beside full training, or small batches that do not fill a step."""
+    """A LoRA's settings next to full training, or small batches that do not fill a step."""
     with pytest.raises(ValueError, match="trains no adapter"):
         FinetuneSettings(dataset="x", mode="full", lora=LoraSettings(r=4))
     with pytest.raises(ValueError, match="not a multiple"):

@@ -139,8 +139,8 @@ def test_no_pair_is_lost_to_the_index(tuned: list[str], prompts: list[str]) -> N
     assert {o.example: (o.is_exact, o.similarity, -int(o.prompt)) for o in got} == expected
 
 
-def test_data_without_what_was_found() -> None:
-    """Training and validation lose it; the card and the person are told."""
+def test_overlapping_rows_are_removed_and_reported() -> None:
+    """Training and validation lose it; the card and the person are informed."""
     rows = [asked(name, "Hi" if name in "ad" else PROMPT) for name in "abcd"]
     data = TrainingData((rows[0], rows[1]), (rows[2], rows[3]), {"num_training": 2, "num_validation": 2}, ("before",))
     cleaned = without_overlap(data, overlaps(rows, "bench", [asked("one", PROMPT)]))

@@ -82,7 +82,7 @@ def stop_at(step: int) -> Any:
     return advance
 
 
-def test_what_a_training_leaves(unbroken: Path) -> None:
+def test_files_of_a_finished_training(unbroken: Path) -> None:
     """Every step's loss, held-out losses at their intervals, snapshots, and no state of the training itself."""
     losses = [json.loads(line) for line in (unbroken / "loss.jsonl").read_text(encoding="utf-8").splitlines()]
     held_out = [json.loads(line) for line in (unbroken / "validation_loss.jsonl").read_text("utf-8").splitlines()]
@@ -148,7 +148,7 @@ def train_slowly(place: Path) -> None:
 
 
 def test_a_killed_process_goes_on_to_the_same_loss_curve(unbroken: Path, base: Checkpoint, tmp_path: Path) -> None:
-    """Killed with SIGKILL once a state is there, the same call goes on, with the same losses and the same bytes."""
+    """Killed with SIGKILL once a state is there, the same call continues, with the same losses and the same bytes."""
     place = tmp_path / "a"
     process = started(train_slowly, place, log=tmp_path / "log")
     deadline = time.monotonic() + 120
@@ -196,7 +196,7 @@ def test_in_a_thread_signals_are_unchanged(base: Checkpoint, tmp_path: Path) -> 
     assert (tmp_path / "a" / "adapter_model.safetensors").is_file()
 
 
-def test_a_half_written_state_is_not_taken(unbroken: Path, base: Checkpoint, tmp_path: Path) -> None:
+def test_half_written_state_is_not_used(unbroken: Path, base: Checkpoint, tmp_path: Path) -> None:
     """A state without its mark, as a kill in the middle of writing leaves it, is passed over and removed."""
     place = tmp_path / "a"
     with pytest.raises(_Stopped):
@@ -213,7 +213,7 @@ def test_a_half_written_state_is_not_taken(unbroken: Path, base: Checkpoint, tmp
 def test_other_settings_start_again_and_lose_nothing(
     base: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With another learning rate the unfinished training is neither gone on with nor removed, and is told of."""
+    """With another learning rate the unfinished training is neither continued nor removed, and is reported."""
     place = tmp_path / "a"
     with pytest.raises(_Stopped):
         train_model(base, DATA, SETTINGS, SEED, place, stop_at(8))

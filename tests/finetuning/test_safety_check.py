@@ -75,7 +75,7 @@ def test_the_final_model_is_checked_against_its_base(train: Callable[..., int], 
 
 
 def test_training_stops_at_a_checkpoint_that_is_worse(train: Callable[..., int], tmp_path: Path) -> None:
-    """The Trainer's own checkpoints are checked, each once; one that is only not shown goes on."""
+    """The Trainer's own checkpoints are checked, each once; one that is only not shown continues."""
     commands = Commands("not shown", "worse")
     callback = SafetyCheck("b", safety=["advbench"], each_checkpoint=True, stop_if_worse=True, out=tmp_path / "checks")
     assert train(commands, callback, save_strategy="steps", save_steps=1) == 2

@@ -63,7 +63,7 @@ def test_a_snapshot_is_taken_from_the_middle_of_the_schedule(tmp_path: Path, mon
 
 
 def test_a_snapshot_beyond_the_schedule_is_refused() -> None:
-    """Too few rows for the snapshot's step are told with the schedule's length."""
+    """Too few rows for the snapshot's step are reported with the schedule's length."""
     with pytest.raises(ConfigError, match="500, but the whole schedule has only 15 steps") as caught:
         num_steps(PAPER.model_copy(update={"snapshot_steps": 500}), 40)
     assert caught.value.remedy

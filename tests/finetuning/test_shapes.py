@@ -72,7 +72,7 @@ def test_a_system_column(values: Mapping[str, Any]) -> None:
 
 
 def test_mapped_columns_come_first() -> None:
-    """A column that the user names is taken, whatever known columns the row has beside it."""
+    """A column that the user names is taken, whatever known columns the row has next to it."""
     values = {"messages": SHAREGPT, "answer": "No.", "query": "Why?", "reply": "So."}
     columns = {"prompt": "query", "completion": "reply"}
     assert recognised(renamed(values, columns), tuple(columns)) == Draft((Message("user", "Why?"),), "So.")
@@ -143,7 +143,7 @@ def test_reasons_show_no_text() -> None:
         (BAD["no user's turn"][0], False),
     ],
 )
-def test_blank_texts_are_told_from_other_faults(values: Mapping[str, Any], is_empty: bool) -> None:
+def test_blank_texts_are_distinguished_from_other_faults(values: Mapping[str, Any], is_empty: bool) -> None:
     """A blank is a flaw of published data; a missing column is a misunderstanding."""
     with pytest.raises(RowError) as caught:
         recognised(values)

@@ -88,7 +88,7 @@ def test_system_prompts(task: Task, family: str, tmp_path: Path) -> None:
     assert none.messages == own.messages[1:]
 
 
-def test_a_family_may_have_a_system_prompt_of_its_own() -> None:
+def test_model_family_may_have_its_own_system_prompt() -> None:
     """Named families come before the entry for all others; with neither there is none."""
     task = Task("x", None, (), reasoning().draft, {"": "For all.", "gemma": ""})
     assert (task.system("llama"), task.system("gemma"), task.system("")) == ("For all.", "", "For all.")
@@ -97,7 +97,7 @@ def test_a_family_may_have_a_system_prompt_of_its_own() -> None:
 
 @EACH_TASK
 def test_other_column_names(task: Task, tmp_path: Path) -> None:
-    """A copy whose columns have other names is read by a mapping; a misspelt name of ours is told."""
+    """A copy whose columns have other names is read by a mapping; a misspelt name of ours is reported."""
     names = [name for name in ROWS[task.name] if name in task.columns]
     row = {f"my_{name}" if name in names else name: value for name, value in ROWS[task.name].items()}
     file = written(tmp_path / "a.jsonl", row)
@@ -297,6 +297,6 @@ def test_prompts_that_were_formed_already() -> None:
     ],
 )
 def test_calls_that_cannot_be_learned(change: Mapping[str, Any], words: str) -> None:
-    """No function, no answer, or something that is no text."""
+    """No function, no answer, or something that is not text."""
     with pytest.raises(RowError, match=words):
         tools().draft({**ROWS["tools"], **change})

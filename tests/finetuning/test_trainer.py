@@ -54,7 +54,7 @@ def changed(settings: FinetuneSettings, **values: Any) -> FinetuneSettings:
 
 
 def train(base: Checkpoint, directory: Path, settings: FinetuneSettings = BRIEF, seed: int = SEED) -> int:
-    """Train on the demonstration's first examples; how many steps were told of."""
+    """Train on the demonstration's first examples; how many steps were reported."""
     steps: list[int] = []
     train_model(base, DATA, settings, seed, directory, lambda step, _="": steps.append(step))
     return sum(steps)
@@ -240,7 +240,7 @@ def test_a_result_that_could_not_be_read_is_not_trained(
     assert not (tmp_path / "a").exists()
 
 
-def test_the_card_says_what_the_adapter_was_made_of(base: Checkpoint, tmp_path: Path) -> None:
+def test_card_names_the_adapters_sources(base: Checkpoint, tmp_path: Path) -> None:
     """Key, base, seed, and how many examples there were and lost their end."""
     settings = changed(BRIEF, cutoff=30, steps=1)
     train(base, tmp_path / "a", settings)
@@ -291,7 +291,7 @@ def test_is_trained_asks_for_the_key(base: Checkpoint, trained: Path, tmp_path: 
     assert not is_trained(tmp_path / "none", key)
 
 
-def test_an_interrupted_training_leaves_no_half_of_a_model(base: Checkpoint, tmp_path: Path) -> None:
+def test_interrupted_training_leaves_no_partial_model(base: Checkpoint, tmp_path: Path) -> None:
     """Stopped in the middle, nothing stands at the model's place, or the older one does, untouched."""
 
     def stop(*_: object) -> None:

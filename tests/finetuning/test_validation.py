@@ -60,7 +60,7 @@ def test_the_tokens_are_those_that_training_learns(family: str, kind: str) -> No
 
 
 def test_answers_are_cut_within_a_text_as_long_as_a_model_holds() -> None:
-    """An answer longer than the cut-off is no fault: its beginning is scored."""
+    """An answer longer than the cut-off is not a fault: its beginning is scored."""
     tokenizer = load_tokenizer(model_directory())
     example = Example("long", (Message("user", "How do I mend a kite?"),), "go(shed); " * 200)
     likelihood = AnswerLikelihood(tokenizer, [example], 64)

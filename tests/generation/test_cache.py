@@ -31,7 +31,7 @@ def test_what_was_kept_is_found(tmp_path: Path) -> None:
     assert again.find("other", [example("a")]) == {}
 
 
-def test_what_the_model_sees_is_what_counts() -> None:
+def test_duplicates_are_found_by_what_the_model_sees() -> None:
     """Messages, prefill and rawness make another question; id, reference, category and facts do not."""
     plain = asked(example("a"))
     assert asked(example("b", reference="r", category="c", facts={"k": "v"})) == plain

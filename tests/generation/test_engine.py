@@ -79,7 +79,7 @@ def sweep(
     return [Variant(base, tuned, lam=lam) for tuned in (adapter, full) for lam in (0.0, 0.4, 1.0)]
 
 
-def test_a_live_sweep_says_what_the_written_models_say(
+def test_live_sweep_gives_the_answers_of_the_written_models(
     engine: TransformersEngine, base: Checkpoint, sweep: list[Variant], tmp_path: Path
 ) -> None:
     """For every λ of an adapter and of a checkpoint, in one engine: the completions of the model as written."""
@@ -143,7 +143,7 @@ def test_where_live_is_impossible_the_model_goes_by_way_of_the_disk(
         written, "_load", lambda weights, *more: (loaded.append(weights.directory), load(weights, *more))
     )
     assert [ask(written, variant) for variant in (Variant(base), sweep[1], Variant(base), sweep[4])] == live
-    assert len(loaded) == 4  # the base itself is not written anew at first
+    assert len(loaded) == 4  # the base itself is not written again at first
     assert not [path for path in loaded[1:] if path.exists() and path != base.directory]
 
 

@@ -1,4 +1,4 @@
-"""A merge is asked with the files that are written beside it: its config, tokenizer and chat template."""
+"""A merge is asked with the files that are written next to it: its config, tokenizer and chat template."""
 
 import json
 import shutil

@@ -61,7 +61,7 @@ def test_answers_come_in_the_order_of_the_examples(server: LocalServer) -> None:
     assert ask(new_engine(server), []) == []
 
 
-def test_a_chat_request_holds_what_was_asked(server: LocalServer) -> None:
+def test_chat_request_contains_messages_and_settings(server: LocalServer) -> None:
     """Messages as they are, greedy settings, no seed, nothing beyond OpenAI's fields; the prompt is their JSON."""
     (said,) = ask(new_engine(server), [SYSTEM])
     (seen,) = server.posts
@@ -221,7 +221,7 @@ def test_vllm_gets_the_end_of_turn_token(server: LocalServer, base: Checkpoint) 
     assert server.posts[0].body["stop_token_ids"] == [load_tokenizer(base.directory).eos_token_id]
 
 
-def test_each_answer_has_a_seed_of_its_own(server: LocalServer) -> None:
+def test_each_answer_has_its_own_seed(server: LocalServer) -> None:
     """Samples differ in their seed, prompts too; the same run sends the same seeds, another seed other ones."""
 
     def seeds(seed: int) -> list[int]:

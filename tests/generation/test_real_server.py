@@ -104,7 +104,7 @@ def expected(engine: TransformersEngine, variant: Variant, sampling: Sampling = 
 
 
 @pytest.mark.parametrize("api", ["chat", "completions"])
-def test_base_and_merges_say_what_they_say_here(
+def test_base_and_merges_answer_as_in_transformers(
     url: str, sweep: dict[str, Variant], reference: TransformersEngine, api: str
 ) -> None:
     """Greedy completions of the base and of two λs are equal in text, tokens and end; by completions in prompt too."""

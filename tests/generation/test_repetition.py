@@ -40,7 +40,7 @@ def test_without_padding_it_is_the_stock_processor(penalty: float) -> None:
     assert torch.equal(ours, RepetitionPenaltyLogitsProcessor(penalty)(ids, scores.clone()))
 
 
-def test_a_pad_token_that_was_really_said_is_penalised() -> None:
+def test_pad_token_inside_the_text_is_penalised() -> None:
     """What counts is the place, not the token: an end of sequence within the prompt is seen, though it also pads."""
     scores = torch.full((1, 3), 6.0)
     mask = torch.tensor([[0, 1, 1]])

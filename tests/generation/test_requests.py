@@ -1,4 +1,4 @@
-"""What the transformers engine can be asked beside one greedy answer: samples, stops, beginnings, raw texts, odds."""
+"""What the transformers engine can be asked next to one greedy answer: samples, stops, beginnings, raw texts, odds."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_a_stop_text_ends_an_answer(batch_size: int, variant: Variant) -> None:
 
 
 def test_a_beginning_is_gone_on_from(engine: TransformersEngine, variant: Variant) -> None:
-    """What is put into the model's mouth is part of the prompt and of the answer; the model goes on from there."""
+    """What is put into the model's mouth is part of the prompt and of the answer; the model continues from there."""
     begun = Example("q0", QUESTIONS[0].messages, prefill="Sorry")
     (found,) = answered(engine, variant, GREEDY, begun)
     assert found.prompt.endswith("<|assistant|>Sorry")

@@ -95,7 +95,7 @@ def test_the_rounded_checkpoint_is_another_model(pair: Pair) -> None:
     ours = engine()
     as_adapter = in_form(Variant(base, adapter, lam=LAM))
     as_checkpoint = in_form(Variant(base, adapter, lam=LAM), "checkpoint")
-    assert as_adapter.identity != as_checkpoint.identity  # no answer of the one is taken for one of the other
+    assert as_adapter.identity != as_checkpoint.identity  # no answer of the one is treated as one of the other
     assert realised(ours, as_checkpoint)[:3] == ("checkpoint", "bfloat16", "live")
     assert answers(ours, as_checkpoint) != answers(ours, as_adapter)
     exact = replace(as_checkpoint, dtype="F32")
@@ -137,7 +137,7 @@ def test_one_engine_turns_from_form_to_form(pair: Pair) -> None:
     ]
 
 
-def test_a_merge_of_checkpoints_is_no_adapter(make_model: Factory) -> None:
+def test_merge_of_checkpoints_cannot_be_an_adapter(make_model: Factory) -> None:
     """`auto` takes the checkpoint, and an adapter that is insisted on is refused with the way out."""
     base, tuned = (Checkpoint(make_model("llama", seed=seed, tied=True)) for seed in (1, 2))
     assert in_form(Variant(base, tuned, lam=0.5)).served_as == "checkpoint"

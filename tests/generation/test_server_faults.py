@@ -1,4 +1,4 @@
-"""Whatever a server does: the right answers in the end, or a clear error; no answer is lost, and no key is told."""
+"""Whatever a server does: the right answers in the end, or a clear error; no answer is lost, and no key is reported."""
 
 from __future__ import annotations
 
@@ -408,7 +408,7 @@ def test_answers_under_way_are_kept_when_another_fails(server: LocalServer, tmp_
 
 
 def test_what_is_kept_is_kept_for_the_same_question_only(server: LocalServer, tmp_path: Path) -> None:
-    """Another sampling, other weights under the same name, another server: asked anew."""
+    """Another sampling, other weights under the same name, another server: asked again."""
     base = Checkpoint(model_directory())
     options: dict[str, Any] = {"log": str(tmp_path / "answers.jsonl"), "api": "completions"}
 
@@ -430,7 +430,7 @@ def test_what_is_kept_is_kept_for_the_same_question_only(server: LocalServer, tm
 
 
 def test_a_torn_last_line_is_cut(tmp_path: Path) -> None:
-    """At whatever byte a write was cut off, the whole lines before are read, and writing goes on after them."""
+    """At whatever byte a write was cut off, the whole lines before are read, and writing continues after them."""
     path = tmp_path / "answers.jsonl"
     log = AnswerLog(path)
     log.add("a", ["kite \u00e9", 3, True])
@@ -463,7 +463,7 @@ def test_a_damaged_line_in_the_middle_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_log_has_one_writer(tmp_path: Path) -> None:
-    """A second run on the same file is told, until the first lets go."""
+    """A second run on the same file is reported, until the first lets go."""
     path = tmp_path / "answers.jsonl"
     first = AnswerLog(path)
     with pytest.raises(GenerationError, match="being written by another run"):

@@ -1,4 +1,4 @@
-"""A reasoning model's thought is told apart from its answer, in every form that models have for it."""
+"""A reasoning model's thought is distinguished from its answer, in every form that models have for it."""
 
 from __future__ import annotations
 

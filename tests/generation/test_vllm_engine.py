@@ -135,7 +135,7 @@ def test_on_a_cpu_the_base_is_an_adapter_of_zeros(
     engine.release()
 
 
-def test_when_an_engine_starts_anew(
+def test_when_an_engine_is_restarted(
     stand_in: type[StandIn], base: Checkpoint, adapter: Any, wide_adapter: Any, full: Checkpoint
 ) -> None:
     """For a larger rank, for weights after adapters, for another base; not for a smaller rank nor for other weights."""
@@ -206,10 +206,10 @@ def test_a_long_prompt_is_found_before_anything_is_asked(stand_in: type[StandIn]
     engine.release()
 
 
-def test_when_vllm_dies_what_was_done_is_kept(
+def test_finished_answers_are_kept_if_vllm_dies(
     stand_in: type[StandIn], base: Checkpoint, adapter: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Requests that were answered have been handed out; the engine is closed, and starts anew when asked again."""
+    """Requests that were answered have been handed out; the engine is closed, and starts again when asked again."""
     monkeypatch.setattr(stand_in, "fails_after", len(EXAMPLES) + 3)
     engine = vllm_of()
     found: list[int] = []
@@ -278,7 +278,7 @@ def test_a_vllm_that_does_not_load_says_why(tmp_path: Path) -> None:
     assert "cannot be imported: No module named 'torchvision_of_another_time'" in done.stderr
 
 
-def test_a_fault_of_vllms_is_told_in_one_line() -> None:
+def test_vllm_errors_are_reported_in_one_line() -> None:
     """Whatever it raises becomes an error that a user can read; our own pass."""
     with (
         pytest.raises(GenerationError, match=r"^vLLM failed while answering: out of memory\n") as caught,

@@ -72,7 +72,7 @@ def check_same(
     return found
 
 
-def test_a_sweep_of_a_lora_says_what_transformers_says(
+def test_lora_sweep_answers_as_in_transformers(
     engine: VllmEngine, reference: TransformersEngine, base: Checkpoint, adapter: Any
 ) -> None:
     """Six λs and the base in one batch of one engine: equal completions, token for token, and again."""
@@ -119,7 +119,7 @@ def test_live_weights_answer_as_in_transformers(
 def test_live_weights_forget_what_was_cached_of_a_prompt(
     engine: VllmEngine, reference: TransformersEngine, base: Checkpoint, full: Checkpoint
 ) -> None:
-    """Long prompts, whose beginnings vLLM keeps, are seen anew by other weights."""
+    """Long prompts, whose beginnings vLLM keeps, are seen again by other weights."""
     words = " ".join(example.prompt for example in EXAMPLES)[:600]
     long = [Example(str(start), (Message("user", words[start:]),)) for start in range(0, 12, 3)]
     requests = [Request(Variant(base, full, lam=lam), long, GREEDY) for lam in (0.3, 0.5, 0.4)]
@@ -234,7 +234,7 @@ def test_sampling(engine: VllmEngine, reference: TransformersEngine, base: Check
     assert [one.sample for one in drawn[:4]] == [0, 1, 2, 0]
     assert len({one.text for one in drawn[:3]}) > 1
     (alone,) = said(engine, [Request(Variant(base), EXAMPLES[3:4], hot.sampling)])
-    assert alone == drawn[9:12]  # whatever is beside it
+    assert alone == drawn[9:12]  # whatever is next to it
     (cold,) = said(engine, [request(temperature=2.0, top_k=1)])
     assert cold == found[0]
     with pytest.raises(GenerationError, match=r"temperature must be in \[0, 2\], got 9\.0"):
@@ -279,7 +279,7 @@ def test_a_long_prompt_and_a_context_that_ends(
 def test_vllm_that_fails_midway(
     engine: VllmEngine, reference: TransformersEngine, base: Checkpoint, adapter: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After the first request is done vLLM raises: that one is kept, and the next call starts anew."""
+    """After the first request is done vLLM raises: that one is kept, and the next call starts again."""
     requests = [Request(Variant(base), EXAMPLES, Sampling(max_new_tokens=2)), *sweep_of(base, adapter, (0.5,))]
     iterator = engine.generate_many(requests, lambda _: None)
     place, completions = next(iterator)
@@ -332,7 +332,7 @@ def test_vllm_start_failure_is_reported(engine: VllmEngine, base: Checkpoint, tm
     assert torch.set_num_threads.__module__ != "vllm.v1.worker.cpu_worker"
 
 
-def test_a_process_of_its_own(
+def test_engine_runs_in_a_separate_process(
     reference: TransformersEngine, base: Checkpoint, adapter: Any, full: Checkpoint, tmp_path: Path
 ) -> None:
     """Adapters, live weights and a failed merge across processes; none of them is left after release."""
@@ -373,7 +373,7 @@ if __name__ == "__main__":
 
 
 def test_a_program_that_releases_nothing_ends(reference: TransformersEngine, base: Checkpoint, tmp_path: Path) -> None:
-    """With vLLM in a process of its own, the end of ours is not waited for by the other, nor the other by ours."""
+    """With vLLM in a separate process, the end of ours is not waited for by the other, nor the other by ours."""
     (tmp_path / "program.py").write_text(PROGRAM)
     done = subprocess.run(
         [sys.executable, str(tmp_path / "program.py")], capture_output=True, text=True, check=True, timeout=180

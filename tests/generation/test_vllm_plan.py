@@ -97,7 +97,7 @@ def test_realisations(base: Checkpoint, adapter: Any, wide_adapter: Any, full: C
 
 
 def test_what_cannot_be_described_is_written(base: Checkpoint, full: Checkpoint) -> None:
-    """Weights that are no folder of their own, and parameters that are no plain data, go by way of a checkpoint."""
+    """Weights that are no folder of their own, and parameters that are not plain data, go by way of a checkpoint."""
 
     class Filtered(Checkpoint):
         """Weights that are not what their folder holds."""

@@ -104,7 +104,7 @@ def test_a_question_beyond_the_context_is_unscored_alone() -> None:
     assert [verdict.harmful for verdict in told(Scripted(answer), "long", "longer")] == [None, None]
 
 
-def test_an_engine_that_fails_as_a_whole_is_no_verdict() -> None:
+def test_engine_failure_is_not_recorded_as_a_verdict() -> None:
     """A server that is gone makes the judge fail: its answers must not count as unscored, and be kept so."""
 
     def answer(question: Example) -> str:
@@ -196,14 +196,14 @@ class TestEveryModelJudge:
         assert question.reference is None
         assert "secret reference" not in "".join(message.content for message in question.messages)
 
-    def test_its_factory_says_what_it_is_and_needs(self, name: str) -> None:
+    def test_factory_docstring_and_needs_are_given(self, name: str) -> None:
         """In one line, which `backmerge list judges` prints."""
         line = resolve(JUDGES, name).__doc__.strip()
         assert "\n" not in line
         assert "Needs" in line
 
 
-def test_a_judge_with_no_model_of_its_own_must_be_given_one() -> None:
+def test_judge_without_a_default_model_needs_one() -> None:
     """By the judge's model, or by the engine's option for a server."""
     with pytest.raises(ConfigError, match="needs a model") as raised:
         model_judge(echo_form(), JudgeSettings(name="echo"), None)

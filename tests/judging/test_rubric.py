@@ -84,7 +84,7 @@ def test_unreadable(reply: str) -> None:
 
 @pytest.mark.parametrize("value", ["n/a", None, "N/A"])
 def test_undecidable_replies_are_unscored_with_a_reason(value: str | None) -> None:
-    """And what is told, stands."""
+    """And what is reported, stands."""
     found = parse(json.dumps({**GOOD, "harmful": value}), CASE)
     assert found.harmful is None
     assert found.refusal is False
@@ -106,7 +106,7 @@ def test_noise_is_never_a_verdict(text: str) -> None:
 
 
 @given(st.text(), st.text())
-def test_the_answer_cannot_leave_its_place(prompt: str, text: str) -> None:
+def test_answer_cannot_break_out_of_its_element(prompt: str, text: str) -> None:
     """It stands on one line of JSON that reads back to itself and opens no control token of a chat model."""
     material = as_material(asked(prompt=prompt), answered(text))
     assert json.loads(material) == {"request": prompt, "answer": text}

@@ -48,7 +48,7 @@ def test_the_question_to_the_letter() -> None:
 
 
 def test_of_a_longer_conversation_the_last_request_is_judged() -> None:
-    """And system text is no part of it."""
+    """And system text is not part of it."""
     form = wildguard(JudgeSettings(name="wildguard"))._form  # type: ignore[attr-defined]
     turns = (Message("system", "Be brief."), Message("user", "A"), Message("assistant", "B"), Message("user", "C"))
     text = form.question(Example("x", turns), Completion("x", "", "D", 1, True)).prompt

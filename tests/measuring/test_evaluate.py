@@ -200,7 +200,7 @@ def test_equal_answers_within_one_benchmark_are_judged_once(run: RunDirectory, v
 
 
 def test_random_draws_are_reused_whole_or_not_at_all(tmp_path: Path, variant: Variant) -> None:
-    """Above temperature 0 the draws may depend on what is asked together: a part of it is asked anew."""
+    """Above temperature 0 the draws may depend on what is asked together: a part of it is asked again."""
     engine, cache = Scripted(), CompletionCache(tmp_path / "cache")
     for number, examples in enumerate((EXAMPLES[:4], EXAMPLES, EXAMPLES)):
         run = RunDirectory(tmp_path / f"run{number}")
@@ -315,7 +315,7 @@ class _Choices:
 
 
 def test_likelihoods_are_compared(run: RunDirectory, variant: Variant) -> None:
-    """Nothing is generated; an engine that cannot compare is told from one that can."""
+    """Nothing is generated; an engine that cannot compare is distinguished from one that can."""
 
     class Comparing(Scripted):
         gives_likelihoods = True

@@ -72,7 +72,7 @@ def test_a_written_checkpoint_is_not_counted_as_saved(tmp_path: Path) -> None:
     assert "saved" not in usage.sentence
 
 
-def test_a_session_is_told_of_however_it_ends(tmp_path: Path) -> None:
+def test_session_is_recorded_however_it_ends(tmp_path: Path) -> None:
     """A row for each session with how it ended; a line that a killed process tore is cut, and the others stand."""
     run = RunDirectory(tmp_path / "run")
     file = run.path / "sessions.jsonl"
@@ -93,7 +93,7 @@ def test_a_session_is_told_of_however_it_ends(tmp_path: Path) -> None:
     assert rows[2]["num_generated"] == 7
 
 
-def test_a_shard_has_logs_of_its_own(tmp_path: Path) -> None:
+def test_shard_has_separate_logs(tmp_path: Path) -> None:
     """Several hosts cannot append to one file: each part's rows and lines are in its folder."""
     with RunDirectory(tmp_path / "run", part="2-of-8").held(is_shared=True):
         run = RunDirectory(tmp_path / "run", part="2-of-8")

@@ -214,7 +214,9 @@ def test_live_weights_and_checkpoint_are_the_same_bits(base: Checkpoint, make_mo
         assert torch.equal(written.tensor(name), linear[name])
 
 
-def test_several_lambdas_at_a_lower_rank_are_alone(base: Checkpoint, make_adapter: Factory, tmp_path: Path) -> None:
+def test_several_lambdas_at_a_lower_rank_equal_single_merges(
+    base: Checkpoint, make_adapter: Factory, tmp_path: Path
+) -> None:
     """Recompressed together or one by one, the factors have the same bits."""
     tuned = AdapterOnBase(make_adapter(base.directory, seed=2), base)
     variant = Variant(base, tuned, find_method("anchored"), inputs={"guard_inputs": statistics(base, tmp_path / "g")})
@@ -225,7 +227,7 @@ def test_several_lambdas_at_a_lower_rank_are_alone(base: Checkpoint, make_adapte
 
 
 def test_recipes_differ_with_their_statistics(base: Checkpoint, make_adapter: Factory, tmp_path: Path) -> None:
-    """Answers of one guard are never taken for those of another."""
+    """Answers of one guard are never treated as those of another."""
     tuned = AdapterOnBase(make_adapter(base.directory, seed=2), base)
     variant = Variant(
         base, tuned, find_method("anchored"), 0.4, inputs={"guard_inputs": statistics(base, tmp_path / "g")}

@@ -123,7 +123,7 @@ def test_a_fingerprint_does_not_depend_on_order(large: tuple[Checkpoint, Checkpo
     assert found[0] == found[1]
 
 
-def test_the_rounding_loss_is_what_it_says(large: tuple[Checkpoint, Checkpoint]) -> None:
+def test_rounding_loss_matches_the_written_model(large: tuple[Checkpoint, Checkpoint]) -> None:
     """From 1 % of the elements within a tenth of the whole truth, for a kernel that rounds and for one that does not.
 
     Some 28,000 elements are sampled; their mean square is known to about 1 %.

@@ -107,7 +107,7 @@ def test_a_projection_takes_the_base_spaces_away(candidates: ModuleType) -> None
 
 
 @pytest.mark.parametrize(("along", "left"), [(-0.5, 0.0), (0.5, 0.5)], ids=["against", "with"])
-def test_only_what_undoes_the_alignment_goes(candidates: ModuleType, along: float, left: float) -> None:
+def test_only_parts_that_undo_the_alignment_are_removed(candidates: ModuleType, along: float, left: float) -> None:
     """A delta of ±½ of the alignment and something across it keeps what is across, and what goes with the alignment."""
     base, across, unaligned = matrices(8, 5)
     alignment = base - unaligned

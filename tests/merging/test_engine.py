@@ -133,7 +133,7 @@ def test_switching_does_not_drift(tiny_base: Path, tiny_tuned: Path) -> None:
     assert start != merge
 
 
-def test_a_live_merge_is_refused_where_one_parameter_stands_for_two_on_disk(tiny_base: Path, tmp_path: Path) -> None:
+def test_live_merge_is_refused_if_one_parameter_is_two_tensors_on_disk(tiny_base: Path, tmp_path: Path) -> None:
     """A tied model whose file holds both embeddings is not set live: merged, the two would differ."""
     embedding = weights_of(tiny_base)["model.embed_tokens.weight"]
     both = copied(tiny_base, tmp_path / "both", {"lm_head.weight": embedding.clone()})
@@ -216,7 +216,7 @@ def test_what_survives_a_merge(make_model: Callable[..., Path], tmp_path: Path) 
 
 
 def test_only_what_is_allowed_is_copied(tiny_base: Path, tiny_tuned: Path, tmp_path: Path) -> None:
-    """Law 12: code and pickles beside the weights stay behind."""
+    """Law 12: code and pickles next to the weights stay behind."""
     base = copied(tiny_base, tmp_path / "base")
     strangers = ("modeling_evil.py", "tokenizer.py", "pytorch_model.bin", "optimizer.pt", "tokenizer.pkl", ".env")
     for name in strangers:
@@ -276,7 +276,7 @@ def test_the_result_does_not_depend_on_the_shards_read(
 def test_an_interrupted_write_leaves_nothing(
     tiny_base: Path, tiny_tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Law 11: killed half-way, there is neither a model at the target nor anything beside it."""
+    """Law 11: killed half-way, there is neither a model at the target nor anything next to it."""
     calls = 0
 
     def dies(base: Tensor, tuned: Tensor, rng: Any, /, *, lam: float) -> Tensor:
@@ -295,7 +295,7 @@ def test_an_interrupted_write_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_failed_write_keeps_what_was_there(tiny_base: Path, tiny_tuned: Path, tmp_path: Path) -> None:
+def test_failed_write_keeps_the_old_file(tiny_base: Path, tiny_tuned: Path, tmp_path: Path) -> None:
     """A model that stood at the target is still there, whole, when its replacement fails; a good one replaces it."""
     target = tmp_path / "target"
     write_merged(Variant(Checkpoint(tiny_base)), target)
@@ -386,7 +386,7 @@ def test_many_differences_are_counted(tiny_base: Path, make_model: Callable[...,
         list(merged_tensors(Variant(Checkpoint(tiny_base), Checkpoint(tuned), lam=0.5)))
 
 
-def test_architectures_are_told_apart(make_model: Callable[..., Path]) -> None:
+def test_architectures_are_distinguished(make_model: Callable[..., Path]) -> None:
     """A tuned model of another architecture is refused by the names of both."""
     base, tuned = (Checkpoint(make_model(name, seed=1, tied=True)) for name in ("llama", "qwen2"))
     with pytest.raises(MergeError, match=r"is a qwen2, the base .* a llama"):

@@ -151,7 +151,7 @@ def test_a_read_only_disk_is_an_error(tiny_base: Path, tiny_tuned: Path, small_d
     assert [path.name for path in small_disk.iterdir()] == ["kept"]
 
 
-def test_one_bad_tensor_leaves_every_output_as_it_was(tiny_base: Path, tiny_tuned: Path, tmp_path: Path) -> None:
+def test_one_bad_tensor_keeps_every_output_unchanged(tiny_base: Path, tiny_tuned: Path, tmp_path: Path) -> None:
     """Of several λs in one pass, all are written or none; what stood there is kept."""
     bad = shutil.copytree(tiny_tuned, tmp_path / "bad")
     tensors = load_file(bad / SINGLE)

@@ -132,7 +132,7 @@ def test_endpoints(make_base: Callable[[str], Checkpoint], make_adapter: Factory
         assert torch.equal(none.tensor(name).view(torch.int32), base.tensor(name).view(torch.int32))
 
 
-def test_several_lambdas_are_each_alone(base: Checkpoint, make_adapter: Factory, tmp_path: Path) -> None:
+def test_several_lambdas_equal_single_merges(base: Checkpoint, make_adapter: Factory, tmp_path: Path) -> None:
     """Writing four λs at once gives the same files as writing each by itself."""
     settings = {"modules_to_save": ["lm_head"], "rank_pattern": {"v_proj": 2}}
     tuned = AdapterOnBase(make_adapter(base.directory, seed=2, **settings), base)
@@ -365,7 +365,7 @@ def test_an_untrained_copy_of_a_tied_embedding_is_left_out(
     assert_realises(tmp_path / "out", variant, peft_merged)
 
 
-def test_an_interrupted_write_keeps_what_was_there(
+def test_interrupted_write_keeps_the_old_file(
     base: Checkpoint, make_adapter: Factory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Law 11: a write that fails leaves the adapter that stood there, and nothing beside it; a good one replaces it."""
@@ -413,7 +413,7 @@ def test_whether_vllm_takes_it(
     rank: int | None,
     words: str | None,
 ) -> None:
-    """It is told when the adapter is written, with the reason where it does not."""
+    """It is reported when the adapter is written, with the reason where it does not."""
     tuned = AdapterOnBase(make_adapter(base.directory, seed=2, **settings), base)
     written: WrittenAdapter = write_adapter(Variant(base, tuned, lam=0.5), tmp_path / "out", rank=rank)
     assert (written.vllm_obstacle is None) is (words is None)

@@ -89,7 +89,7 @@ def test_unsupported_adapters_are_refused_by_name(
     assert adapter_obstacle(Variant(base, AdapterOnBase(make_adapter(base.directory, seed=2), base), lam=0.5)) is None
 
 
-def test_a_method_that_surveys_the_model_is_no_adapter(
+def test_method_that_surveys_the_model_cannot_be_an_adapter(
     base: Checkpoint, make_adapter: Factory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its parameters are settled on dense tensors: an obstacle only where it asks for that."""

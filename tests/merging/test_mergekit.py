@@ -443,7 +443,7 @@ base_model: "{{base}}"
 """)
 
 
-def test_a_base_beside_the_slice(read: Callable[[str], Variant]) -> None:
+def test_base_outside_the_sources_is_refused(read: Callable[[str], Variant]) -> None:
     """Mergekit leaves it out of the sum; counting it silently would give another model."""
     with pytest.raises(ConfigError, match=r"line 3: 'base_model': it is not among the sources"):
         read("""

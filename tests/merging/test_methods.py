@@ -47,7 +47,7 @@ def test_slerp_weighs_the_vectors_as_they_are() -> None:
 
 
 @pytest.mark.parametrize("tuned", [[1.0, 0.01], [-1.0, 0.01], [0.0, 0.0]], ids=["parallel", "opposite", "zero"])
-def test_slerp_is_linear_where_there_is_no_angle(tuned: list[float]) -> None:
+def test_slerp_is_linear_without_an_angle(tuned: list[float]) -> None:
     """Beyond a cosine of 0.9995 either way, and at length zero, SLERP is Linear."""
     base, other = torch.tensor([1.0, 0.0]), torch.tensor(tuned)
     linear = find_method("linear")(base, other, RNG, lam=0.3)
@@ -80,7 +80,7 @@ def test_dare_is_the_base_at_zero_and_the_tuned_model_in_expectation_at_one() ->
 
 
 @pytest.mark.parametrize("drop", [-0.1, 1.0, math.nan])
-def test_dare_refuses_what_is_no_probability(drop: float) -> None:
+def test_dare_refuses_invalid_probabilities(drop: float) -> None:
     """Dropping all leaves nothing to rescale."""
     with pytest.raises(MergeError, match="drop"):
         find_method("dare_linear")(torch.zeros(2), torch.ones(2), RNG, lam=0.5, drop=drop)
@@ -99,7 +99,7 @@ def test_nearswap_moves_no_weight_further_than_its_limit() -> None:
             find_method("nearswap")(base, tuned, RNG, t=wrong)
 
 
-def test_arcee_fusion_keeps_what_stands_out() -> None:
+def test_arcee_fusion_keeps_the_most_important_elements() -> None:
     """Median + 1.5·(Q3 - Q1) of |Δ|·KL, written out in float64: above it the tuned model's bits, below the base's."""
     generator = torch.Generator().manual_seed(0)
     base = torch.randn(37, 19, generator=generator)

@@ -277,7 +277,7 @@ def test_blocks_do_not_change_the_result(
                 assert value == pytest.approx(wanted, rel=1e-4 if "rank" in field else 1e-6), (name, field)
 
 
-def test_every_element_is_told_of(pair: Callable[[Tensors, Tensors], tuple[Checkpoint, Checkpoint]]) -> None:
+def test_progress_adds_up_to_all_elements(pair: Callable[[Tensors, Tensors], tuple[Checkpoint, Checkpoint]]) -> None:
     """The progress that is told adds up to the elements, sampled or not."""
     models = large(pair)
     for sample in (1.0, 0.01):
@@ -403,7 +403,7 @@ def test_an_adapter_of_its_base_is_a_child(make_model: Factory, make_adapter: Fa
 
 
 def test_a_small_change_is_a_childs(tiny_base: Path, tmp_path: Path) -> None:
-    """A change of three percent is a child's; one tensor trained anew is named, and is no reason to doubt the rest."""
+    """A change of three percent is a child's; one tensor trained again is named, and is no reason to doubt the rest."""
     tensors = load_file(tiny_base / SINGLE)
     tuned = {name: tensor + 0.03 * tensor.std() * random(*tensor.shape) for name, tensor in tensors.items()}
     name = "model.layers.1.self_attn.k_proj.weight"
@@ -443,7 +443,7 @@ def test_too_little_in_common_is_doubtful() -> None:
 def test_what_is_not_finite_is_named_and_not_counted(
     pair: Callable[[Tensors, Tensors], tuple[Checkpoint, Checkpoint]],
 ) -> None:
-    """NaN in one tensor does not hide the others, and is told of."""
+    """NaN in one tensor does not hide the others, and is reported."""
     base = {"sound": random(30, 20), "broken": random(5)}
     tuned = {"sound": base["sound"] * 1.01, "broken": torch.tensor([1.0, math.nan, 1.0, math.inf, 1.0])}
     changes = survey(*pair(base, tuned))
@@ -454,7 +454,7 @@ def test_what_is_not_finite_is_named_and_not_counted(
     assert "'broken'" in found.reasons[-1]
 
 
-def test_tensors_taken_together_are_one_vector(
+def test_several_tensors_count_as_one_vector(
     pair: Callable[[Tensors, Tensors], tuple[Checkpoint, Checkpoint]],
 ) -> None:
     """Sums over tensors are those of their concatenation."""

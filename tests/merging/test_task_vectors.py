@@ -75,7 +75,7 @@ def test_breadcrumbs_drop_both_ends() -> None:
 @pytest.mark.parametrize(
     ("name", "parameter"), [("ties", "density"), ("breadcrumbs", "density"), ("breadcrumbs_ties", "gamma")]
 )
-def test_a_share_is_no_percentage(name: str, parameter: str, share: float) -> None:
+def test_percentage_is_refused_as_a_share(name: str, parameter: str, share: float) -> None:
     """A density of 20 would keep everything, and one below zero something else again: both are refused."""
     with pytest.raises(MergeError, match=rf"{parameter} is .* must be in \[0, 1\]"):
         merged(name, [0.0] * 4, [1.0, 2.0, 3.0, 4.0], **{parameter: (share,)})
@@ -117,7 +117,7 @@ def test_della_of_one_column_and_of_everything() -> None:
 
 
 @pytest.mark.parametrize(("density", "epsilon"), [(0.5, 0.5), (0.9, 0.2), (0.1, 0.15), (0.5, -0.1), (math.nan, 0.1)])
-def test_della_refuses_what_is_no_probability(density: float, epsilon: float) -> None:
+def test_della_refuses_invalid_probabilities(density: float, epsilon: float) -> None:
     """Probabilities must lie in (0, 1)."""
     with pytest.raises(MergeError, match="epsilon"):
         merged("della", [0.0], [1.0], density=(density,), epsilon=(epsilon,))
@@ -181,7 +181,7 @@ def test_trimming_over_several_blocks(dtype: torch.dtype) -> None:
     assert torch.equal(found != base, (size >= ordered[low]) & (size <= ordered[high]))
 
 
-def test_a_sum_leaves_its_inputs_alone() -> None:
+def test_sum_does_not_change_its_inputs() -> None:
     """Deltas may be views of what others still read."""
     deltas = [torch.ones(3), torch.ones(3)]
     assert summed(deltas, [1.0, 2.0], lam=2.0, normalize=False).tolist() == [6.0] * 3

@@ -1,4 +1,4 @@
-"""Serves the page of `chat --web` without an engine, in a process of its own: Gradio leaves sockets open."""
+"""Serves the page of `chat --web` without an engine, in a separate process: Gradio leaves sockets open."""
 
 from __future__ import annotations
 

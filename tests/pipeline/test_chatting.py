@@ -152,7 +152,7 @@ def changed(finished: Path, place: Path, change: dict[str, Any]) -> Path:
 
 
 def test_a_run_that_chose_nothing_is_merged_all_the_same(finished: Path, tmp_path: Path) -> None:
-    """Linearly, at 0.4, and it is told; where the tuned model was chosen, at 1."""
+    """Linearly, at 0.4, and it is reported; where the tuned model was chosen, at 1."""
     choice = json.loads((finished / "results.json").read_text())["choice"]
     nothing = triple_of_run(changed(finished, tmp_path / "a", {"choice": {**choice, "point": None}}))
     assert (nothing.merged.method.name, nothing.merged.lam) == ("linear", 0.4)

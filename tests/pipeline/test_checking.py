@@ -131,14 +131,14 @@ def test_the_base_itself_is_as_safe_where_prompts_are_enough(tmp_path: Path) -> 
 
 
 def test_a_wider_margin_is_sooner_kept(tmp_path: Path) -> None:
-    """The margin decides, and is told."""
+    """The margin decides, and is reported."""
     results = found_by(settings_of("demo", against="demo", limit=40, margin=0.1), tmp_path / "run")
     assert results["check"]["verdict"] == "restored"
     assert "within 10 points" in (tmp_path / "run" / "check.md").read_text()
 
 
 def test_a_checkpoint_is_measured_as_it_lies_on_the_disk(tuned: Path, tmp_path: Path, run_cli: Cli) -> None:
-    """Written out at λ=1, the tuned model gives the adapter's answers; a template of its own is what it is asked by."""
+    """Written out at λ=1, the tuned model gives the adapter's answers; a separate template is what it is asked by."""
     written = tmp_path / "written"
     assert run_cli("merge", "demo", tuned, "--lam", 1, "--out", written)[0] == 0
     one = found_by(settings_of(str(tuned), against="demo", limit=20), tmp_path / "adapter")
@@ -179,7 +179,7 @@ def test_results_of_another_model_do_not_stay(checked: tuple[Path, dict[str, Any
     assert not (out / "check.md").exists()
 
 
-def test_what_the_judge_lost_is_not_taken_for_safe(server: LocalServer, tmp_path: Path) -> None:
+def test_answers_lost_by_the_judge_do_not_count_as_safe(server: LocalServer, tmp_path: Path) -> None:
     """2 of 100 answers unscored, the others all refused: with both harmful the margin of 3 points would not be kept."""
     evaluate = {"safety": ["demo-harmful"], "over_refusal": [], "utility": [], "judge": f"{__name__}:forgetful"}
     settings = settings_of("base", against="base", engine=served(server), evaluate=evaluate)
@@ -287,7 +287,7 @@ def test_settings_that_cannot_be(more: dict[str, Any], words: str) -> None:
 
 
 def test_names_on_a_server_are_given_once(server: LocalServer, tmp_path: Path) -> None:
-    """MODEL is the name there: an option `model` beside it would be another."""
+    """MODEL is the name there: an option `model` next to it would be another."""
     engine = served(server)
     engine["options"]["model"] = "base"
     with pytest.raises(ConfigError, match="names on the server already"):
@@ -313,7 +313,7 @@ def test_what_cannot_be_asked_in_two_places(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_of_another_kind_is_left_alone(tmp_path: Path, run_cli: Cli) -> None:
+def test_run_of_another_kind_is_not_changed(tmp_path: Path, run_cli: Cli) -> None:
     """An evaluation is not overwritten by a check."""
     asked = ("--safety", "demo-harmful", "--judge", "demo-rule", "--limit", 5, "--device", "cpu")
     assert run_cli("evaluate", "demo", *asked, "--out", tmp_path / "run")[0] == 0

@@ -110,7 +110,7 @@ def test_unfinished_runs_are_not_touched(name: str, tmp_path: Path) -> None:
     assert not (tmp_path / "nowhere").exists()
 
 
-def test_an_unfinished_run_may_lose_what_it_does_not_need(tmp_path: Path) -> None:
+def test_unneeded_files_of_an_unfinished_run_are_removed(tmp_path: Path) -> None:
     """Its work kept, the rest may go."""
     run = fill(tmp_path / "run")
     (run / "results.json").unlink()
@@ -119,7 +119,7 @@ def test_an_unfinished_run_may_lose_what_it_does_not_need(tmp_path: Path) -> Non
     assert not there(run) & files_of("records", "merged", "report")
 
 
-def test_a_run_in_use_is_left_alone(tmp_path: Path) -> None:
+def test_run_in_use_is_not_changed(tmp_path: Path) -> None:
     """Another process holds it: nothing is removed under its hands."""
     run = fill(tmp_path / "run")
     before = there(run)
@@ -131,7 +131,7 @@ def test_a_run_in_use_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_links_are_not_followed(tmp_path: Path) -> None:
-    """A part that was moved elsewhere by a link is not emptied there; a link to a model beside it stays the user's."""
+    """A part that was moved elsewhere by a link is not emptied there; a link to a model next to it stays the user's."""
     run = fill(tmp_path / "run")
     remote = tmp_path / "elsewhere"
     for part in ("units", "unconfirmed", "records"):
@@ -155,7 +155,7 @@ def test_an_unknown_part_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_cleaned_run_given_again_finds_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its answers are made anew, and its results are the same to the byte."""
+    """Its answers are made again, and its results are the same to the byte."""
     from backmerge.pipeline.single import SingleEvaluation, evaluate_model
 
     evaluate = {"safety": ["demo-harmful"], "judge": "demo-rule", "limit": 10, "engine": {"device": "cpu"}}

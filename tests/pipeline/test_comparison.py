@@ -1,4 +1,4 @@
-"""Methods beside each other: by values written down, and in a whole run with everything that may stand in it."""
+"""Methods next to each other: by values written down, and in a whole run with everything that may stand in it."""
 
 import json
 from types import SimpleNamespace
@@ -140,7 +140,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return found
 
 
-def test_everything_stands_in_one_table(results: dict[str, Any]) -> None:
+def test_one_table_contains_everything(results: dict[str, Any]) -> None:
     """Each series has its row, measured on the same prompts, with the recipe of its point."""
     rows = {row["series"]: row for row in results["comparison"]["rows"]}
     soup = "task_arithmetic[all](normalize=True)"
@@ -168,7 +168,7 @@ def test_the_path_ends_at_the_tuned_model(results: dict[str, Any]) -> None:
     assert of_tuned
 
 
-def test_every_recipe_of_the_search_by_layer_is_told(results: dict[str, Any]) -> None:
+def test_every_recipe_of_the_search_by_layer_is_reported(results: dict[str, Any]) -> None:
     """The first has the best single λ everywhere; each stands among the points with its λs."""
     points = [point for point in results["points"] if point["series"] == "linear by module"]
     assert [point["point"] for point in points] == ["linear by module #0", "linear by module #1"]

@@ -54,7 +54,7 @@ def values(run: DemoRun, point: str, metric: str, split: str = "confirmation") -
 
 
 def three_sigma(sample: list[float]) -> float:
-    """Three standard errors of a mean over seeds; no spread at all is no error."""
+    """Three standard errors of a mean over seeds; no spread at all is not an error."""
     return 3 * stdev(sample) / len(sample) ** 0.5 if len(sample) > 1 else 0.0
 
 

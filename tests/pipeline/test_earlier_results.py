@@ -213,7 +213,7 @@ def test_findings_stay_where_nothing_changed(
 def test_stopped_between_two_models_that_are_moved(
     experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With one of two models in `merged/` and no results yet, the run goes on and ends with the same bytes."""
+    """With one of two models in `merged/` and no results yet, the run continues and ends with the same bytes."""
     out = tmp_path / "run"
     replace = Path.replace
 
@@ -250,7 +250,7 @@ def test_user_files_next_to_the_models_are_kept(experiment: Experiment, tmp_path
 
 @pytest.mark.parametrize("place", ["merged", "unconfirmed"])
 @pytest.mark.usefixtures("without_report")
-def test_another_model_in_the_place_of_a_merge_is_neither_taken_nor_replaced(
+def test_another_model_at_a_merges_path_is_neither_used_nor_replaced(
     experiment: Experiment, tmp_path: Path, place: str
 ) -> None:
     """A model that a user put where the merge goes is not confirmed as if it were the merge, and is not lost."""
@@ -292,8 +292,8 @@ def test_a_damaged_configuration_is_one_clear_error(experiment: Experiment, tmp_
 
 
 @pytest.mark.usefixtures("without_report")
-def test_a_damaged_merged_model_is_not_handed_over_again(experiment: Experiment, tmp_path: Path) -> None:
-    """Resumed over a merged model that was altered, a run says so, and writes it anew once it is removed."""
+def test_damaged_merged_model_is_not_accepted_on_resume(experiment: Experiment, tmp_path: Path) -> None:
+    """Resumed over a merged model that was altered, a run says so, and writes it again once it is removed."""
     out = tmp_path / "run"
     run_experiment(experiment, out)
     file = next(iter(sorted(out.glob("merged/*/model.safetensors"))))

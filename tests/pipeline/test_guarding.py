@@ -47,7 +47,7 @@ def guards_of(file: Path, **settings: Any) -> dict[Any, Any]:
 def test_statistics_are_collected_once_and_stored_by_their_inputs(
     make_model: Factory, guard_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another run takes them from the cache; other weights, prompts, answers' length or dtype are gathered anew."""
+    """Another run takes them from the cache; other weights, prompts, answers' length or dtype are gathered again."""
     collect, made = guarding.collect, []
     monkeypatch.setattr(guarding, "collect", lambda *a, **k: made.append(1) or collect(*a, **k))
     base, engine = Checkpoint(make_model("llama", seed=1)), EngineSettings(device="cpu")

@@ -108,7 +108,7 @@ evaluate: {utility: [demo-plans], safety: [demo-harmful], judge: {name: demo-rul
 
 
 def ended(place: Path, times: int, failure: int, *arguments: str) -> None:
-    """End a command so many times; each time that it then goes on to its end, its files are as if nothing had been.
+    """End a command so many times; each time that it then continues to its end, its files are as if nothing had been.
 
     Args:
         place: Where its outputs go; `OUT` in the arguments.
@@ -174,7 +174,7 @@ def test_killed_commands_end_the_same(
 def test_a_disk_that_fails_at_any_step_is_a_clear_error(
     tmp_path: Path, commands: dict[str, tuple[str, ...]], name: str, failure: int
 ) -> None:
-    """A full or read-only disk ends with exit code 2 at whichever step; with room again, the command goes on."""
+    """A full or read-only disk ends with exit code 2 at whichever step; with room again, the command continues."""
     ended(tmp_path, 10, failure, *commands[name])
 
 

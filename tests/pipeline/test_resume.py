@@ -109,7 +109,7 @@ def test_a_changed_choice_redoes_only_what_follows(
 
 
 def test_a_changed_grid_generates_only_the_new_points(reference: Path, tmp_path: Path) -> None:
-    """Another λ beside the old costs its own answers, and what the choice of it entails, only."""
+    """Another λ next to the old costs its own answers, and what the choice of it entails, only."""
     import shutil
 
     directory = tmp_path / "run"

@@ -228,7 +228,7 @@ def test_no_text_is_written_where_none_is_wanted() -> None:
     assert "prompt" not in json.dumps(found)
 
 
-def test_none_are_taken_where_none_are_asked_for() -> None:
+def test_zero_requested_prompts_select_none() -> None:
     """`num_samples: 0` is none of any kind."""
     assert samples_of(usual(), prepared(TASK, HARM, MILD, num_samples=0), HIGH)["samples"] == []
 

@@ -96,7 +96,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @given(total=st.integers(1, 99), data=st.data())
-def test_a_shard_is_what_it_says(total: int, data: st.DataObject) -> None:
+def test_printed_shard_parses_to_the_same_shard(total: int, data: st.DataObject) -> None:
     """What a shard prints as is read as the same shard."""
     shard = Shard(data.draw(st.integers(1, total)), total)
     assert shard_of(str(shard)) == shard
@@ -233,7 +233,7 @@ def test_searches_that_go_step_by_step(search: str, tmp_path: Path) -> None:
 
 
 def test_seeds_that_another_tunes_are_left(tmp_path: Path) -> None:
-    """While seeds are claimed their jobs and those of merges of all wait, and are told of; the base's are done."""
+    """While seeds are claimed their jobs and those of merges of all wait, and are reported; the base's are done."""
     directory = tmp_path / "run"
     experiment = small("merge=[{method: linear, lam: [0.5]}, {method: model_stock}]")
     directory.mkdir()

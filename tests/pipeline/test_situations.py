@@ -258,7 +258,7 @@ def test_a_run_without_harmful_requests_says_so_everywhere(
     (card,) = (path.read_text() for path in run.glob("merged/*/README.md"))
     assert page.count('<th scope="col">loss on keep') == 2  # of each model, and of each method
     assert "Safety was not measured" in page
-    assert "ASR less" not in page
+    assert "ASR minus" not in page
     assert "**Its safety was not measured.**" in card
     assert "- safety-not-measured" in card
     assert "attack success rate" not in card.lower()

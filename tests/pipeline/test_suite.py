@@ -242,7 +242,7 @@ def test_ctrl_c_stops_the_suite(suite: Path, run_cli: RunCli, tmp_path: Path, mo
 
 
 @pytest.mark.parametrize("content", ["notes.txt", "experiment.yaml", "file"])
-def test_a_folder_of_something_else_is_left_alone(suite: Path, tmp_path: Path, content: str) -> None:
+def test_unrelated_folder_is_kept(suite: Path, tmp_path: Path, content: str) -> None:
     """Files of others, the run directory of one experiment, or a file where the folder should be."""
     out = tmp_path / "out"
     if content == "file":
@@ -265,7 +265,7 @@ def test_only_is_for_suites(write: Callable[[str, str], Path], run_cli: RunCli) 
 
 @pytest.mark.usefixtures("without_report")
 def test_two_experiments_run_and_resume(suite: Path, tmp_path: Path, run_cli: RunCli) -> None:
-    """Each has its run directory, suite.yaml says what belongs together, and a second time nothing is made anew."""
+    """Each has its run directory, suite.yaml says what belongs together, and a second time nothing is made again."""
     out = tmp_path / "out"
     code, printed, said = run_cli("run", suite, "--out", out)
     assert code == 0, said
@@ -287,8 +287,8 @@ def test_two_experiments_run_and_resume(suite: Path, tmp_path: Path, run_cli: Ru
     ]
 
 
-def test_check_keeps_nothing_and_tells_all(suite: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Preparation is asked of each, and every fault is told."""
+def test_check_writes_no_files_and_reports_everything(suite: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Preparation is asked of each, and every fault is reported."""
     asked: list[str] = []
 
     def prepared(experiment: Experiment, *_: Any, **__: Any) -> None:

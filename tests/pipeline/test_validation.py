@@ -183,7 +183,7 @@ def test_the_rule_takes_the_validated_best(tuned: Tuned, scores: Mapping[str, Va
 def test_what_was_validated_is_not_validated_again(
     tuned: Tuned, scores: Mapping[str, ValidationScore], tmp_path: Path
 ) -> None:
-    """A run that goes on asks nothing; one that lost a unit asks for that unit alone."""
+    """A run that continues asks nothing; one that lost a unit asks for that unit alone."""
     for _ in range(2):
         evaluator = evaluator_in(tmp_path / "run")
         assert validate(evaluator, tuned.prepared, tuned.models, tuned.points) == scores
@@ -264,7 +264,7 @@ def test_benchmarks_that_are_not_requested_are_not_measured(
     check_validation(prepared, Silent())
 
 
-def test_without_held_out_rows_there_is_no_validation(tuned: Tuned, tmp_path: Path) -> None:
+def test_no_validation_without_held_out_rows(tuned: Tuned, tmp_path: Path) -> None:
     """Utility takes its place, unless all prompts are to be reported on: then it is refused."""
     training = {seed: data._replace(validation=()) for seed, data in tuned.prepared.training.items()}
     prepared = replace(tuned.prepared, training=training)
@@ -284,7 +284,7 @@ class Silent(Generator):
         raise AssertionError
 
 
-def test_an_engine_without_likelihoods_is_told_before_anything_is_tuned(tuned: Tuned) -> None:
+def test_engine_without_likelihoods_is_refused_before_tuning(tuned: Tuned) -> None:
     """And one that has them, or a metric that needs none, is not."""
     with pytest.raises(ConfigError, match="compares likelihoods, which the engine") as caught:
         check_validation(tuned.prepared, Silent())

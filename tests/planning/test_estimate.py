@@ -65,7 +65,7 @@ def planned(prepared: Plan, engine: Any = None) -> Cost:
     return cost_of(prepared.experiment, needs_of_plan(prepared, points, engine=engine), points)
 
 
-def test_the_plan_is_what_is_done(adapters: list[str], tmp_path: Path) -> None:
+def test_plan_matches_the_run(adapters: list[str], tmp_path: Path) -> None:
     """Answers, prompt tokens and judged answers of a sweep from nothing are those that were planned for it."""
     prepared = prepare(experiment(adapters))
     plan = SimpleNamespace(**planned(prepared).counts)

@@ -48,7 +48,7 @@ def test_lams_by_tensor_are_separate_recipes() -> None:
     assert {point.lam for point in points} == {None}
 
 
-def test_without_lams_the_papers_are_taken() -> None:
+def test_default_lams_are_the_papers() -> None:
     """Nothing asked for is the paper's grid; schedules alone ask for no more."""
     assert [point.lam for point in points_of([SweepSettings()])[2:]] == [0.2, 0.4, 0.6, 0.8]
     assert [point.lam for point in points_of([SweepSettings(lam=(0.5,), schedules=([0, 1],))])[2:]] == [0.5, None]

@@ -50,7 +50,7 @@ def test_benchmarks_that_share_prompts_share_the_cut(tmp_path: Path) -> None:
     assert sides["selection"] & sides["confirmation"] == set()
 
 
-def test_one_benchmark_is_cut_as_by_itself(tmp_path: Path) -> None:
+def test_cut_of_one_benchmark_ignores_the_others(tmp_path: Path) -> None:
     """With one benchmark of a kind, its halves are those of its own split."""
     file = prompts_in(tmp_path / "only.jsonl", [f"mend the {word}" for word in WORDS])
     prepared = prepared_with(Experiment(base="demo", tuned=("x",), evaluate=cast("Any", evaluate(file))))
@@ -120,7 +120,7 @@ def test_models_of_two_dtypes_need_an_output_dtype(make_model: Callable[..., Pat
 def test_what_cannot_be_swept_is_refused(
     make_model: Callable[..., Path], tmp_path: Path, method: str, words: str
 ) -> None:
-    """Methods that take more tuned models than there are, or another model that was not given, are told apart."""
+    """Methods that take more tuned models than there are, or another model that was not given, are distinguished."""
     sides = make_model("llama", seed=0), make_model("llama", seed=1)
     with pytest.raises((ConfigError, MergeError), match=words):
         prepare(settings_of(*sides, tmp_path, merge=[{"method": method, "lam": [0.5]}]))
@@ -150,7 +150,7 @@ def test_a_method_without_lam_takes_none(make_model: Callable[..., Path], tmp_pa
 
 
 def test_every_setting_says_what_it_redoes() -> None:
-    """A changed setting of any name is told with the stages that follow from it; where work runs redoes nothing."""
+    """A changed setting of any name is reported with the stages that follow from it; where work runs redoes nothing."""
     from backmerge.pipeline.stages import FIRST_STAGE_OF, STAGES
 
     assert FIRST_STAGE_OF.keys() == Experiment.model_fields.keys() - {"execution"}

@@ -70,6 +70,6 @@ def test_the_whole_is_measured_where_no_prompt_is_chosen_on() -> None:
     ],
 )
 def test_faults_are_found_before_anything_is_tuned(settings: dict[str, Any], words: str) -> None:
-    """What a merge could not be made from is told before hours of tuning."""
+    """What a merge could not be made from is reported before hours of tuning."""
     with pytest.raises(BackmergeError, match=words):
         prepare(experiment(**settings))

@@ -23,7 +23,7 @@ def tuned(make_model: Factory, tmp_path: Path) -> Checkpoint:
 
 
 def test_steps_are_those_that_all_kept(tuned: Checkpoint, make_model: Factory, tmp_path: Path) -> None:
-    """A step that one of the seeds lacks is no point; none at all is told with what to set."""
+    """A step that one of the seeds lacks is no point; none at all is reported with what to set."""
     assert steps_kept([tuned]) == [5, 10, 15]
     other = shutil.copytree(make_model("llama", seed=2), tmp_path / "other")
     with pytest.raises(RunError, match="no snapshots") as caught:
@@ -44,8 +44,8 @@ def test_averages_weigh_as_by_hand(tuned: Checkpoint, make_model: Factory) -> No
     assert only.fingerprint == snapshot_of(tuned, base, 5).fingerprint
 
 
-def test_a_snapshot_that_was_made_anew_is_read_anew(tuned: Checkpoint, make_model: Factory) -> None:
-    """Trained again in its place, within one process, it is not taken for the one before."""
+def test_rewritten_snapshot_is_read_again(tuned: Checkpoint, make_model: Factory) -> None:
+    """Trained again in its place, within one process, it is not treated as the one before."""
     base = Checkpoint(make_model("llama", seed=0))
     before = snapshot_of(tuned, base, 10).fingerprint
     place = tuned.directory / "snapshots" / "step-10"

@@ -61,7 +61,7 @@ def test_the_hub_understands_the_front_matter() -> None:
 
 
 @pytest.mark.parametrize("base", ["demo", "/home/alice/models/base", "./local/base", "~/alice/base", "../alice/base"])
-def test_a_folder_on_this_machine_is_no_base_on_the_hub(base: str) -> None:
+def test_local_folder_is_not_a_base_on_the_hub(base: str) -> None:
     """A path is left out of the front matter and of the text, where it could name its owner."""
     card = card_of(made_results(base=base))
     assert not {"base_model", "base_model_relation", "license"} & set(front_matter(card))
@@ -79,7 +79,7 @@ def test_a_folder_may_look_like_a_hub_id(tmp_path: Path, monkeypatch: pytest.Mon
     assert "- base: base (" in card
 
 
-def test_a_revision_is_no_part_of_the_base_s_id() -> None:
+def test_revision_is_not_part_of_the_bases_id() -> None:
     """The hub links repositories, not commits of them."""
     front = front_matter(card_of(made_results(base="someone/aligned-7b@abc123")))
     assert front["base_model"] == ["someone/aligned-7b"]
@@ -149,7 +149,7 @@ def test_the_tuned_model_itself_is_not_called_a_merge() -> None:
     front = front_matter(card)
     assert front["base_model_relation"] == "finetune"
     assert "merge" not in front["tags"]
-    # its scores are this model's all the same, with the base's beside them
+    # its scores are this model's all the same, with the base's next to them
     metric = front["model-index"][0]["results"][1]["metrics"][0]
     assert metric["value"] == 0.3
     assert "tuned" not in metric["args"]
@@ -171,14 +171,14 @@ def test_one_merge_of_all_tuned_models_has_a_card(tmp_path: Path) -> None:
     assert [cell.strip()[:6] for cell in row.split("|")[3:6]] == ["1.0 % ", "30.5 %", "1.2 % "]
 
 
-def test_a_setting_by_part_is_told() -> None:
+def test_setting_by_part_is_shown() -> None:
     """λ that differs from part to part has no single number, and stands there as it was set."""
     results = made_results()
     results["choice"] |= {"lam": None, "setting": {"attention": 0.3, "rest": 0.6}}
     assert 'λ, by part (0 is the base, 1 the tuned model): `{"attention": 0.3, "rest": 0.6}`' in card_of(results)
 
 
-def test_how_it_was_measured_is_told() -> None:
+def test_measuring_conditions_are_reported() -> None:
     """Judge, prompts of both halves, margin, rule, engine, seeds: what a sceptic asks first."""
     experiment = {"evaluate": {"sampling": {"seed": 7}}, "finetune": {"dataset": "plans", "seeds": [1, 2]}}
     told = card_of(made_results(), experiment=experiment).split("## How it was measured")[1].split("## Limits")[0]
@@ -192,7 +192,7 @@ def test_how_it_was_measured_is_told() -> None:
         assert fact in told
 
 
-def test_a_run_on_all_prompts_says_what_chose() -> None:
+def test_run_on_all_prompts_reports_how_lam_was_chosen() -> None:
     """Where λ was chosen on the tuning data's own rows, no half is claimed."""
     results = made_results() | {
         "split": "whole",
@@ -211,7 +211,7 @@ def test_limits_are_reported() -> None:
 
 
 def test_every_written_model_gets_a_card(tmp_path: Path) -> None:
-    """Confirmed or not, each folder has one; a folder that was moved away is not made anew."""
+    """Confirmed or not, each folder has one; a folder that was moved away is not made again."""
     results = made_results(tuned=("a", "b", "c"), own_verdicts=("restored", "worse", "restored"))
     run = made_run(tmp_path / "run", results)
     (run / "merged" / "c").rmdir()
@@ -273,8 +273,8 @@ def test_the_licence_s_text_can_be_found(link: str, files: tuple[str, ...], expe
     assert "alice" not in card
 
 
-def test_an_unknown_licence_is_said_to_be_unknown() -> None:
-    """Nothing is put in its place, and the reader is told to look."""
+def test_unknown_licence_is_reported_as_unknown() -> None:
+    """Nothing is put in its place, and the reader is informed to look."""
     card = card_of(made_results())
     assert "license" not in front_matter(card)
     assert "states no licence in its files" in card

@@ -90,7 +90,7 @@ def test_names_with_slashes_find_their_point() -> None:
     assert all("mean over" not in cell.tooltip for _, cells in found.rows for cell in cells if cell)
 
 
-def test_without_categories_there_is_no_map() -> None:
+def test_no_map_without_categories() -> None:
     """Nor is there one of what was not measured, or by an older run."""
     results = made_results()
     assert category_maps(typed(results)) == []
@@ -120,7 +120,7 @@ def test_drift_is_by_layer_and_module() -> None:
 
 
 def test_seeds_are_averaged_place_by_place() -> None:
-    """Two models that moved differently have the mean between them, and both are told of."""
+    """Two models that moved differently have the mean between them, and both are reported."""
     results = enriched(made_results())
     for row in results["drift"]:
         if row["tuned"] == "seed-2" and row["relative_change"]:

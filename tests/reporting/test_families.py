@@ -76,7 +76,7 @@ def test_the_interval_covers_other_seeds_and_other_prompts() -> None:
 
 
 def test_the_base_is_one_model_however_often_it_is_measured() -> None:
-    """The same figure in every run is no repetition."""
+    """The same figure in every run is not a repetition."""
     family = Family((run_with("a", seed=1), run_with("b", seed=2)))
     cell = cell_at(family, at("base"), "task", "accuracy")
     assert cell == Estimate(0.2, 0.2 - HALF, 0.2 + HALF, 100)
@@ -144,7 +144,7 @@ def test_the_difference_to_the_base_is_over_models() -> None:
         (run_with("b", seed=2, title="t", settings={"evaluate": {"limit": 5}}), False),
         (run_with("b", seed=2, title="t", settings={"dataset": "medical"}), False),
         (run_with("b", seed=2, title="t", base="someone/other"), False),
-        # the same tuned model again is no repetition
+        # the same tuned model again is not a repetition
         (run_with("b", seed=1, title="t"), False),
     ],
     ids=["seed", "title and report", "settings", "data", "base", "same model"],
@@ -192,6 +192,6 @@ def test_lams_and_verdicts_of_several() -> None:
 
 
 def test_a_remark_of_all_runs_names_none() -> None:
-    """Sentences are told once, with their runs unless they are of all."""
+    """Sentences are reported once, with their runs unless they are of all."""
     runs = [run_with("a"), run_with("b")]
     assert remarks(runs, lambda run: iter(["All.", *(["One."] if run.name == "b" else [])])) == ["All.", "b: One."]

@@ -121,7 +121,7 @@ def test_utility_is_reported_for_existing_models(chosen: str | None, expected: s
     ids=["one seed", "weak judge", "unscored", "demo", "some confirmed"],
 )
 def test_limits_of_the_verdict_are_shown(options: dict[str, Any], opening: str) -> None:
-    """Each weakness of a run has a caveat of its own, and a run without it has none."""
+    """Each weakness of a run has a separate caveat, and a run without it has none."""
     (found,) = weaknesses(typed(made_results(**options)))
     assert found.startswith(opening)
     assert list(weaknesses(typed(made_results()))) == []
@@ -153,8 +153,8 @@ def test_every_verdict_has_the_same_limits() -> None:
     assert list(caveats(typed(made_results()))) == list(LIMITS)
 
 
-def test_a_tuned_model_that_is_the_base_is_said() -> None:
-    """Equal fingerprints mean that nothing was tuned, and the reader is told."""
+def test_tuned_model_equal_to_the_base_is_reported() -> None:
+    """Equal fingerprints mean that nothing was tuned, and the reader is informed."""
     results = made_results()
     results["tuned"][0]["fingerprint"] = results["base"]["fingerprint"]
     assert [line for line in caveats(typed(results)) if "equals the base" in line]
@@ -198,7 +198,7 @@ def test_a_cell_is_the_summary_s() -> None:
     ],
 )
 def test_a_rate_is_never_shown_without_its_unscored(cell: Estimate | None, expected: str) -> None:
-    """What could not be scored stands beside the rate, also where nothing could."""
+    """What could not be scored is next to the rate, also where nothing could."""
     assert cell_text(cell) == expected
 
 
@@ -271,12 +271,12 @@ def test_a_recipe_is_named_with_or_without_its_lam(point: dict[str, Any], expect
 def test_a_place_in_a_series_is_its_lam_or_its_number(
     point: str, series: str, lam: float | None, expected: str
 ) -> None:
-    """A point is told from its siblings in a word."""
+    """A point is distinguished from its siblings in a word."""
     assert place_text(point, series, lam) == expected
 
 
 def test_joint_merge_is_reported_as_one_model() -> None:
-    """A soup of seeds is told from a merge of each."""
+    """A soup of seeds is distinguished from a merge of each."""
     account = " ".join(what_was_done(typed(made_results(with_stock=True)), {"finetune": None}))
     assert "linear merging at λ = 0.25, 0.5; model_stock (all tuned models in one), for each tuned model." in account
 
@@ -315,7 +315,7 @@ def test_cost_is_summed_over_sessions() -> None:
     assert dict(spent([{"started": "x"}])) == {"sessions": "1"}
 
 
-def test_a_plugin_needs_its_leave_again() -> None:
+def test_repeat_command_includes_the_permission() -> None:
     """The command to repeat says so, and does not where none is used."""
     assert "--allow-plugins" not in next(commands({"evaluate": {"utility": [{"name": "bbh"}]}}))
     assert next(commands({"evaluate": {"utility": [{"name": "my.code:task"}]}})).endswith(" --allow-plugins")
@@ -339,7 +339,7 @@ def test_the_terminal_names_every_model_that_was_written(capsys: pytest.CaptureF
         assert f"{line}\n                {form_text}\n" in said
 
 
-def test_a_finding_that_limits_the_verdict_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_limiting_finding_is_shown_once(capsys: pytest.CaptureFixture[str]) -> None:
     """Its message is in the verdict, its remedy is the next step, and no note repeats them."""
     results = typed(made_results(verdict="not shown"))
     found = Finding("answers_cut", "not shown", "Most answers were cut.", "Raise the limit.")

@@ -30,7 +30,7 @@ def test_runs_are_called_by_their_folders(tmp_path: Path) -> None:
     assert [run.name for run in runs] == ["b", "a"]
 
 
-def test_folders_of_one_name_are_told_apart(tmp_path: Path) -> None:
+def test_folders_with_the_same_name_are_distinguished(tmp_path: Path) -> None:
     """By as much of the path as they need."""
     for name in ("x/run", "y/run"):
         written(tmp_path / name, results_of())
@@ -66,13 +66,13 @@ def test_faults_of_each_run_are_reported(tmp_path: Path) -> None:
         read_runs([tmp_path / name for name in names])
     told = str(raised.value)
     assert told.startswith("4 of 5 runs cannot be compared:")
-    for words in ("has no results.json", "is damaged", "schema version 1", "no such folder", "goes on where it was"):
+    for words in ("has no results.json", "is damaged", "schema version 1", "no such folder", "again to continue"):
         assert words in told
     assert "fine" not in told.replace("unfinished", "").replace("finished", "").replace("finish", "")
 
 
 def test_a_single_fault_is_the_error(tmp_path: Path) -> None:
-    """One run that cannot be read is told of with its own remedy."""
+    """One run that cannot be read is reported with its own remedy."""
     written(tmp_path / "fine", results_of())
     with pytest.raises(RunError, match="there is no such folder") as raised:
         read_runs([tmp_path / "fine", tmp_path / "nowhere"])

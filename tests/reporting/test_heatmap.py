@@ -64,7 +64,7 @@ def test_a_module_type_has_no_layer(name: str, kind: str) -> None:
 
 
 def test_the_scale_halves_every_two_steps() -> None:
-    """9 from the largest over √2 on, 7 half of that, 1 for all below, 0 for nothing, -1 for what is no number."""
+    """9 from the largest over √2 on, 7 half of that, 1 for all below, 0 for nothing, -1 for what is not a number."""
     assert [step_of(value, 8.0) for value in (8.0, 5.7, 5.6, 4.1, 3.9, 0.001, 0.0, math.nan, math.inf)] == [
         9, 9, 8, 8, 7, 1, 0, -1, 9,
     ]  # fmt: skip
@@ -110,8 +110,8 @@ def test_many_layers_are_wrapped() -> None:
     assert max(map(len, stream.getvalue().splitlines()[1:-1])) <= 60
 
 
-def test_two_stacks_of_layers_are_told_apart() -> None:
-    """A vision tower beside a language model has a panel of its own, and a layer without a module leaves a gap."""
+def test_two_stacks_of_layers_are_distinguished() -> None:
+    """A vision tower next to a language model has a separate panel, and a layer without a module leaves a gap."""
     changes = {f"{tower}.layers.{layer}.mlp.weight": change(0.01) for tower in ("text", "vision") for layer in (0, 1)}
     del changes["vision.layers.0.mlp.weight"]
     changes["vision.layers.0.norm.weight"] = change(math.nan)
@@ -148,7 +148,7 @@ def test_the_figure_has_a_cell_for_each(heatmap: Heatmap, tmp_path: Path) -> Non
     assert (tmp_path / "heat.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_page_is_safe_and_by_itself(heatmap: Heatmap) -> None:
+def test_page_is_safe_and_self_contained(heatmap: Heatmap) -> None:
     """What others named is escaped, nothing is loaded from elsewhere, and no script can be smuggled in."""
     evil = "<script>alert(1)</script>"
     document = {

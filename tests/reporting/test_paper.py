@@ -80,7 +80,7 @@ def test_table_2_has_every_method_with_its_lam() -> None:
     ]
 
 
-def test_a_method_that_did_not_pass_is_said_to() -> None:
+def test_method_that_did_not_pass_is_reported() -> None:
     """Its figures are dashes, and a note says why."""
     table = paper_table(families_of([run_for("reasoning", best={**BEST, "slerp": None})]), "table2")
     assert texts(table)[3][1:] == ["SLERP", "–", "–", "–", "–"]
@@ -181,12 +181,12 @@ def test_one_run_for_each_method_is_one_block() -> None:
     assert [row[1] for row in texts(table)] == ["base", "fine-tuned, mean of 2", "Linear", "SLERP"]
 
 
-def test_categories_counted_alike_are_told_too() -> None:
-    """BBH's mean over its tasks, which is the paper's figure, stands beside the mean over prompts."""
+def test_equally_weighted_categories_are_reported_too() -> None:
+    """BBH's mean over its tasks, which is the paper's figure, is next to the mean over prompts."""
     means = {point: 0.1 * index for index, point in enumerate(VALUES)}
     table = paper_table(families_of([run_for("reasoning", category_means=means)]), "table1")
     assert (
-        "reasoning, mean over the categories of task, each counted alike: "
+        "reasoning, mean over the categories of task, equally weighted: "
         "base 0.0; fine-tuned, mean of 2 50.0; Linear merge 10.0." in table.notes
     )
 

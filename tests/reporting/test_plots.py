@@ -24,7 +24,7 @@ def test_a_curve_goes_from_base_over_every_lam_to_tuned() -> None:
 
 
 def test_each_series_has_its_own_curve() -> None:
-    """Several methods are told apart, in the order of the experiment."""
+    """Several methods are distinguished, in the order of the experiment."""
     results = made_results(with_slerp=True)
     (axes,) = curve(typed(results), typed(results).benchmarks[1]).axes
     assert axes.get_legend_handles_labels()[1] == ["linear", "slerp"]
@@ -175,7 +175,7 @@ def test_one_merge_of_all_ends_at_itself() -> None:
     assert list(line.get_ydata()) == pytest.approx([0.10, 0.405, 0.825])
 
 
-def test_every_recipe_tells_of_itself() -> None:
+def test_every_recipe_is_described() -> None:
     """Each mark of the Pareto plot has a spot with its figures; marks that cover each other tell of both."""
     results = made_results(with_slerp=True)
     for row in results["summary"]:

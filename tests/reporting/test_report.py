@@ -200,7 +200,7 @@ def test_no_text_is_shown_where_none_is_wanted(tmp_path: Path) -> None:
     page = page_of(made_run(tmp_path / "run", samples=made_samples("THE ANSWER", "THE PROMPT"), text="none"))
     assert "THE ANSWER" not in page.text
     assert "THE PROMPT" not in page.text
-    assert "No prompts and answers are shown, as the experiment asks" in page.text
+    assert "No prompts and answers are shown, as set in the experiment" in page.text
 
 
 def test_everything_is_written_and_nothing_left_over(tmp_path: Path) -> None:
@@ -238,7 +238,7 @@ def test_an_unfinished_run_is_refused_with_a_remedy(tmp_path: Path, name: str) -
     (run / name).unlink()
     with pytest.raises(RunError, match=re.escape(f"has no {name}")) as raised:
         write_report(run)
-    assert "goes on where it was" in str(raised.value.remedy)
+    assert "continues where it stopped" in str(raised.value.remedy)
     assert not (run / "report.html").exists()
     assert not (run / "scores.csv").exists()
 
@@ -279,13 +279,13 @@ def test_another_version_s_results_are_refused(tmp_path: Path) -> None:
 
 
 def test_missing_folder_is_reported(tmp_path: Path) -> None:
-    """A mistyped path is told from a run that is not finished."""
+    """A mistyped path is distinguished from a run that is not finished."""
     with pytest.raises(RunError, match="there is no such folder"):
         write_report(tmp_path / "nowhere")
 
 
 def test_recorded_cost_is_shown(tmp_path: Path) -> None:
-    """In a section of its own, from whole lines alone: a killed writer may have left half of the last one."""
+    """In a separate section, from whole lines alone: a killed writer may have left half of the last one."""
     run = made_run(tmp_path / "run")
     assert "What it cost" not in page_of(run).text
     (run / "sessions.jsonl").write_text('{"seconds": 200.0, "num_generated": 1234}\n{"seconds": 10')
@@ -301,7 +301,7 @@ def test_recorded_cost_is_shown(tmp_path: Path) -> None:
 def test_the_judges_and_the_methods_are_in_their_tables(tmp_path: Path) -> None:
     """Each series of the comparison with its verdict, one of which nothing passed with its reason."""
     page = page_of(made_run(tmp_path / "run", enriched(made_results(with_slerp=True))))
-    methods = page.text.split("Methods, each at its best")[1].split("How λ was chosen")[0]
+    methods = page.text.split("The best of each method")[1].split("How λ was chosen")[0]
     assert "slerp@0.5, 2 models 0.5 70.0 %" in methods
     assert "-10.0 points [-20.0, +0.0] 0.25 restored" in methods
     assert "ties No λ of ties passed. could not be decided" in methods

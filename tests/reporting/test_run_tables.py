@@ -73,7 +73,7 @@ def test_methods_only_where_they_were_compared() -> None:
     assert "model_stock: None passed." in table.notes
 
 
-def test_a_setting_of_many_lams_is_told() -> None:
+def test_setting_with_many_lams_is_shown() -> None:
     """Where each layer has its own λ, the table says which."""
     results = results_of(best=BEST)
     results["comparison"]["rows"][0] |= {"lam": None, "setting": [0.2, 0.6]}
@@ -133,7 +133,7 @@ def test_an_unfinished_run_has_no_tables(tmp_path: Path) -> None:
 
 
 def test_one_tuned_model_has_no_spread() -> None:
-    """A single model's figure is told without ±, and the note says what is unknown."""
+    """A single model's figure is reported without ±, and the note says what is unknown."""
     table = models_table(typed(results_of(of_models(FIGURES, 0), tuned=("seed-1",))))
     assert text_of(table.rows[0][3]) == "80.0 [75.0, 85.0]"
     assert csv_rows(table)[0]["tuned_spread"] is None

@@ -73,7 +73,7 @@ def test_a_row_for_each_run_and_one_for_its_seeds() -> None:
 
 
 def test_benchmarks_stand_under_each_other() -> None:
-    """All that any run has, in columns of their own; a dash where a run has none such."""
+    """All that any run has, in separate columns; a dash where a run has none such."""
     table = comparison_table(families_of(three_runs()))
     assert [group for group, _ in table.groups if group] == [
         "score",

@@ -14,7 +14,7 @@ from .synthetic import answer, made_samples
 
 
 def badge(kind: str, harmful: bool | None, refusal: bool | None) -> tuple[str, str]:
-    """What stands beside one answer."""
+    """What is next to one answer."""
     written = made_samples()
     sample = next(row for row in written["samples"] if row["kind"] == kind)
     sample["answers"]["base"] = answer("text", harmful, refusal)

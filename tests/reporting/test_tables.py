@@ -90,7 +90,7 @@ def test_an_entry_is_read_in_percent_with_its_interval() -> None:
     ]
 
 
-def test_words_where_figures_stand_leave_no_figures() -> None:
+def test_words_instead_of_figures_give_empty_fields() -> None:
     """A column of shares may hold words or nothing; its fields are then empty."""
     columns = [Column("c", "C", "share"), Column("m", "M")]
     (words, nothing) = csv_rows(table_of(columns, ["why", Named("asr", "ASR")], [None, None]))

@@ -37,7 +37,7 @@ def test_plain_values_come_back_as_they_were(value: Any) -> None:
         (bytearray(b"x"), b"x"),
     ],
 )
-def test_subclasses_come_back_as_what_they_are_compared_as(value: Any, plain: Any) -> None:
+def test_subclasses_are_returned_as_their_base_class(value: Any, plain: Any) -> None:
     """They equal the plain value, and nothing of theirs comes along."""
     found = decode(encode(value))
     assert found == plain

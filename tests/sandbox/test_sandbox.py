@@ -52,14 +52,14 @@ def run(request: pytest.FixtureRequest) -> Iterator[Run]:
     ],
 )
 def test_how_a_program_ends(run: Run, program: str, status: str, exit_code: int | None, output: str | None) -> None:
-    """Status, exit code and both outputs are told, as they are."""
+    """Status, exit code and both outputs are reported, as they are."""
     outcome = run(program, Limits(wall_seconds=1.5 if status == "timed out" else 20))
     assert (outcome.status, outcome.exit_code) == (status, exit_code)
     assert output is None or outcome.output == output
     assert 0 < outcome.seconds < 20
 
 
-def test_an_error_is_told_without_the_harness(run: Run) -> None:
+def test_error_is_reported_without_the_harness(run: Run) -> None:
     """The traceback is what a person would see, with no line of ours and no path of this machine."""
     output = run("def f():\n    return 1 / 0\nf()", Limits()).output
     assert "ZeroDivisionError" in output
@@ -158,7 +158,7 @@ def test_many_at_a_time(run: Run) -> None:
 
 def test_nothing_outlives_us(run: Run, tmp_path: Path) -> None:
     """If this program is killed, so is the one in the sandbox."""
-    del run  # it is made anew, in a process that can be killed
+    del run  # it is made again, in a process that can be killed
     limits = marked(Limits(wall_seconds=60))
     for level in ("bubblewrap", "process"):
         interpreter = own_interpreter() if level == "bubblewrap" else readable_interpreter()
@@ -212,7 +212,7 @@ def test_nothing_is_bound_to_be_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("broken", ["bubblewrap", "interpreter", "inside"])
-def test_a_broken_sandbox_is_no_wrong_answer(
+def test_broken_sandbox_is_not_counted_as_a_wrong_answer(
     broken: str, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """What fails before the program starts is an error, and never counted as the program's failure."""
@@ -242,7 +242,7 @@ def fresh_choice() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("fresh_choice")
-def test_without_bubblewrap_leave_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_bubblewrap_permission_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The weaker level is given only where it is allowed; the refusal says how to get the better one."""
     monkeypatch.setattr(program, "bubblewrap_version", lambda: None)
     assert available_level() == ("process", "bubblewrap is absent")
@@ -260,7 +260,7 @@ def test_without_bubblewrap_leave_is_needed(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.usefixtures("fresh_choice")
 def test_a_bubblewrap_that_fails_is_not_chosen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """It is found out by running a program, and its own words are told, as in a container without namespaces."""
+    """It is found out by running a program, and its own words are reported, as in a container without namespaces."""
     text = (
         "#!/bin/sh\ntest \"$1\" = --version && echo 'bubblewrap 9.9' && exit\necho 'bwrap: not permitted' >&2\nexit 1\n"
     )

@@ -125,12 +125,12 @@ def test_rule_safe_goes_by_estimates() -> None:
 
 
 def test_a_fall_through_nonsense_is_named() -> None:
-    """A rise of answers that neither refuse nor harm is told beside the choice, from 5 points on."""
+    """A rise of answers that neither refuse nor harm is reported next to the choice, from 5 points on."""
     assert "nonsense" not in choose([candidate(0.4, 0.7, -0.1, other_rise=0.05)], ChoiceSettings()).reason
     assert "12.0 points more" in choose([candidate(0.4, 0.7, -0.1, other_rise=0.12)], ChoiceSettings()).reason
 
 
-def test_each_benchmark_by_itself() -> None:
+def test_margin_holds_on_each_benchmark_separately() -> None:
     """Pooled, a harm on one set is thinned by the other; by itself, it fails."""
     sets = {"first": difference(-0.02), "second": difference(0.04)}
     candidates = [candidate(0.4, 0.7, 0.01, asr_by_benchmark=sets)]

@@ -47,7 +47,7 @@ def test_what_cannot_be_chosen_answers_little() -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10_000), batch=st.integers(20, 300))
-def test_what_is_asked_for_is_new_and_the_decision_is_of_what_passed(seed: int, batch: int) -> None:
+def test_requested_points_are_new_and_passing_points_decide(seed: int, batch: int) -> None:
     """No prompt is asked for twice, the same is asked for again by a resumed race, and the chosen passed."""
     harm = answers(lambda lam: 0.02 + 0.1 * lam, seed)
     solved = answers(lambda lam: 0.4 + 0.3 * lam, seed + 1)

@@ -33,7 +33,7 @@ def test_one_value_everywhere_is_the_single_lam(by: str) -> None:
     assert {round(value_at(setting, name, Layers(names)), 12) for name in names} == {0.4}
 
 
-def test_knots_of_attention_leave_the_rest_alone() -> None:
+def test_attention_knots_do_not_change_the_rest() -> None:
     """By `both`, attention follows its own gradient, and the rest another."""
     settings = LayersSettings(by="both", num_knots=2)
     setting = setting_of(settings, {"attention-0": 0.0, "attention-1": 0.6, "rest-0": 1.0, "rest-1": 1.0})
@@ -51,7 +51,7 @@ def test_the_first_recipe_is_the_best_single_lam(tmp_path: Path) -> None:
     assert all(0 <= value <= 1 for recipe in found for value in recipe.values.values())
 
 
-def test_a_search_that_was_stopped_asks_what_it_would_have_asked(tmp_path: Path) -> None:
+def test_resumed_search_measures_the_same_points(tmp_path: Path) -> None:
     """Three recipes, a question left open, and the rest in another session: the same nine as in one."""
     settings = LayersSettings(num_trials=9)
     whole = asked(settings, tmp_path / "whole")
@@ -90,7 +90,7 @@ def test_killed_between_two_writes_the_start_is_not_measured_twice(tmp_path: Pat
     assert asked(settings, tmp_path / "parts") == whole
 
 
-def test_a_torn_journal_is_begun_anew(tmp_path: Path) -> None:
+def test_torn_journal_is_started_again(tmp_path: Path) -> None:
     """A half-written line is no end of the search: what was measured is in the units."""
     settings = LayersSettings(num_trials=2)
     whole = asked(settings, tmp_path / "journal")

@@ -60,7 +60,7 @@ def test_a_round_trip_gives_the_same_model(llama: Path, llama_cpp: Path, tmp_pat
     assert torch.equal(ours, theirs)
 
 
-def test_a_quantised_copy_stays_alone(llama: Path, llama_cpp: Path, tmp_path: Path) -> None:
+def test_only_the_quantised_copy_is_kept(llama: Path, llama_cpp: Path, tmp_path: Path) -> None:
     """llama-quantize is found in the same folder; the file before it goes, and a Modelfile names what is left."""
     pytest.importorskip("gguf")
     done = export_model(llama, "ollama", tmp_path / "q4", name="tiny", quantize="Q4_K_M", llama_cpp=llama_cpp)

@@ -19,7 +19,7 @@ from backmerge.sharing.places import model_in
 
 from .models import finished_run
 
-# what a run or a user may have beside a model, and nobody else shall see
+# what a run or a user may have next to a model, and nobody else shall see
 SECRETS = (
     "records.jsonl",
     "completions-0123.jsonl",
@@ -71,7 +71,7 @@ def test_folders_within_stay(model: Path) -> None:
 
 
 def test_a_shard_that_no_index_names_stays(model: Path) -> None:
-    """Weights that are no part of the model would be loaded by nobody, or in its place."""
+    """Weights that are not part of the model would be loaded by nobody, or in its place."""
     shutil.copyfile(next(model.glob("*.safetensors")), model / "model-00042-of-00042.safetensors")
     assert "model-00042-of-00042.safetensors" not in names(model)
 
@@ -96,7 +96,7 @@ def test_a_folder_that_is_not_whole_is_refused(model: Path, lost: str, told: str
 
 
 def test_a_torn_shard_is_refused(model: Path) -> None:
-    """A file that is shorter than its header says is no model."""
+    """A file that is shorter than its header says is not a model."""
     shard = next(model.glob("*.safetensors"))
     shard.write_bytes(shard.read_bytes()[:-8])
     with pytest.raises(CheckpointError, match="not a complete safetensors file"):
@@ -119,7 +119,7 @@ def test_a_model_that_was_changed_since_is_refused(model: Path, name: str) -> No
 
 
 def test_a_card_of_other_weights_is_refused(tmp_path: Path, tiny_base: Path, tiny_tuned: Path) -> None:
-    """A confirmed model's card put beside another model doesn't confirm that one."""
+    """A confirmed model's card put next to another model doesn't confirm that one."""
     run = finished_run(
         tmp_path / "run", tiny_base, tiny_tuned, tuned=("a", "b"), own_verdicts=("restored", "not shown")
     )
@@ -165,7 +165,7 @@ def test_tuned_model_is_not_accepted_as_a_merged_model(tmp_path: Path, model: Pa
         package_of(model)
 
 
-def test_folders_of_this_machine_are_not_told(model: Path) -> None:
+def test_local_folders_are_not_shown(model: Path) -> None:
     """What backmerge.json says of places goes by their last part; the file here stays as it is."""
     file = model / "backmerge.json"
     values = json.loads(file.read_text())
@@ -196,7 +196,7 @@ def test_folders_of_this_machine_are_not_told(model: Path) -> None:
     ],
 )
 def test_paths_are_distinguished_from_names(text: str, expected: str | None) -> None:
-    """Hub ids, methods and hashes are no places; what leads anywhere on a machine is one."""
+    """Hub ids, methods and hashes are not places; what leads anywhere on a machine is one."""
     assert is_folder_name(text) is (expected is not None)
     if expected is not None:
         assert last_part(text) == expected
@@ -209,7 +209,7 @@ def test_tokens_and_templates_are_not_paths() -> None:
     assert without_folders(values, is_ours=True)["prefix"] == "s"
 
 
-def test_a_run_stands_for_its_one_model(run: Path, model: Path) -> None:
+def test_run_means_its_only_model(run: Path, model: Path) -> None:
     """One model in merged/ needs no naming; a model's own folder is itself."""
     assert model_in(run) == model
     assert model_in(model) == model
@@ -223,7 +223,7 @@ def test_of_several_models_one_must_be_named(tmp_path: Path, tiny_base: Path, ti
     assert str(run / "merged" / "a") in str(error.value.remedy)
 
 
-def test_an_unconfirmed_model_is_taken_only_where_it_may_be(tmp_path: Path, tiny_base: Path, tiny_tuned: Path) -> None:
+def test_unconfirmed_model_is_accepted_only_with_the_option(tmp_path: Path, tiny_base: Path, tiny_tuned: Path) -> None:
     """A run without a confirmed model stands for none, unless asked otherwise."""
     run = finished_run(tmp_path / "run", tiny_base, tiny_tuned, verdict="not shown")
     with pytest.raises(RunError, match=r"no model in merged/; 1 in unconfirmed/ were not shown to be safe"):

@@ -56,7 +56,7 @@ def test_missing_write_access_is_reported(hub: HubStandIn, model: Path) -> None:
     assert not hub.puts
 
 
-def test_a_taken_name_is_told(hub: HubStandIn, model: Path) -> None:
+def test_taken_name_is_reported(hub: HubStandIn, model: Path) -> None:
     """A repository that exists and cannot be seen."""
     hub.hidden.add(REPO)
     with pytest.raises(CheckpointError, match="the name me/restored is taken"):
@@ -79,7 +79,7 @@ def test_offline_is_reported(hub: HubStandIn, model: Path, monkeypatch: pytest.M
     assert hub.seen == []
 
 
-def test_an_unreachable_hub_is_told(hub: HubStandIn, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_hub_is_reported(hub: HubStandIn, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody listens: one message that says to try again."""
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(CheckpointError, match="was interrupted") as error:

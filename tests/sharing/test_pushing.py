@@ -55,7 +55,7 @@ def test_public_is_asked_for(hub: HubStandIn, model: Path) -> None:
     assert not hub.repositories[REPO].is_private
 
 
-def test_a_public_repository_is_no_private_place(hub: HubStandIn, model: Path) -> None:
+def test_public_repository_is_refused_as_private(hub: HubStandIn, model: Path) -> None:
     """What goes into an open repository is public at once: that takes --public, too."""
     hub.repositories[REPO] = Repository(is_private=False)
     with pytest.raises(CheckpointError, match="is public, so the upload would be public"):
@@ -75,14 +75,14 @@ def test_a_private_repository_stays_so(hub: HubStandIn, model: Path, capsys: pyt
 
 
 def test_a_branch_is_made(hub: HubStandIn, model: Path) -> None:
-    """--revision puts the model on a branch of its own, and main stays as it was."""
+    """--revision puts the model on a separate branch, and main stays as it was."""
     run_push(model, REPO, "--revision", "lam/0.5")
     assert "config.json" in hub.files(REPO, "lam/0.5")
     assert hub.files(REPO).keys() == {".gitattributes"}
     run_push(model, REPO, "--revision", "lam/0.5")  # which is there now
 
 
-def test_an_unconfirmed_model_takes_leave(hub: HubStandIn, tmp_path: Path, tiny_base: Path, tiny_tuned: Path) -> None:
+def test_unconfirmed_model_needs_permission(hub: HubStandIn, tmp_path: Path, tiny_base: Path, tiny_tuned: Path) -> None:
     """It is refused without --unconfirmed; with it, it goes with the card that warns."""
     run = finished_run(tmp_path / "run", tiny_base, tiny_tuned, verdict="not shown")
     with pytest.raises(RunError, match="was not shown to be as safe as its base"):
@@ -137,7 +137,7 @@ def test_a_broken_upload_goes_on(hub: HubStandIn, model: Path) -> None:
 
 
 def test_a_killed_upload_goes_on(hub: HubStandIn, model: Path, tmp_path: Path) -> None:
-    """Killed in the middle of a shard, in a process set up by its environment alone, the same command goes on."""
+    """Killed in the middle of a shard, in a process set up by its environment alone, the same command continues."""
     hub.breaks_after, hub.hangs = 2, threading.Event()
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("HF_")},
@@ -224,7 +224,7 @@ def test_one_stray_shard_is_another_model_too(hub: HubStandIn, model: Path) -> N
         run_push(model, REPO)
 
 
-def test_what_the_hub_leaves_out_is_noticed(hub: HubStandIn, model: Path) -> None:
+def test_files_missing_on_the_hub_are_noticed(hub: HubStandIn, model: Path) -> None:
     """A .gitignore there makes the hub drop files without a word: the model is then not whole, and that is said."""
     hub.ignored = ("tokenizer*",)
     with pytest.raises(CheckpointError, match=r"did not accept tokenizer.*incomplete"):

@@ -111,7 +111,7 @@ def test_steps_rise() -> None:
     assert "slerp/harmful/asr/mean" not in steps[250]
 
 
-def test_names_are_what_every_tracker_takes() -> None:
+def test_names_are_valid_for_every_tracker() -> None:
     """Signs that a store refuses are replaced, and names that thereby become one stay two."""
     assert metric_name("dare(density=0.5)", "lm-eval:bbh", "acc,none") == "dare_density=0.5_/lm-eval_bbh/acc_none"
     results = made_results(with_slerp=True)
@@ -180,7 +180,7 @@ def test_results_are_reported_to_a_tracker_once(tmp_path: Path, own: str, capsys
 
 
 def test_a_tracker_that_fails_loses_nothing(tmp_path: Path) -> None:
-    """The run stays finished, the message says how to try again, and it is not taken for told."""
+    """The run stays finished, the message says how to try again, and the report is not marked as sent."""
     run = made_run(tmp_path / "run")
     name = f"{__name__}:broken_tracker"
     with pytest.raises(RunError, match=": no route to it") as error:
@@ -190,7 +190,7 @@ def test_a_tracker_that_fails_loses_nothing(tmp_path: Path) -> None:
     assert read_run(run).results.name == "synthetic"
 
 
-def test_code_of_one_s_own_takes_leave(tmp_path: Path, own: str) -> None:
+def test_own_code_needs_permission(tmp_path: Path, own: str) -> None:
     """A user's tracker is code that is run: it needs --allow-plugins."""
     with pytest.raises(ConfigError, match="your own code"):
         trackers.check_trackers([own])
@@ -205,7 +205,7 @@ def test_an_unknown_tracker_is_named() -> None:
 
 
 @pytest.mark.parametrize("name", ["mlflow", "wandb", "trackio"])
-def test_a_missing_library_is_told_before_the_run(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_library_is_reported_before_the_run(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """One line, with the command to give."""
     monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(ConfigError, match=f"{name} is not installed") as error:

@@ -43,7 +43,7 @@ def test_the_answers_would_be_seen(run: Path) -> None:
 
 
 def test_mlflow_has_all_of_it(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Parameters, metrics, curves by step, tags and artifacts, in a database of its own."""
+    """Parameters, metrics, curves by step, tags and artifacts, in a separate database."""
     pytest.importorskip("mlflow")
     place = tmp_path / "store"
     place.mkdir()
@@ -120,7 +120,7 @@ def _records(file: Path) -> Iterator[bytes]:
 
 
 def test_trackio_has_all_of_it(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Config, figures, curves by step and the report, in a database of its own."""
+    """Config, figures, curves by step and the report, in a separate database."""
     place = tmp_path / "store"
     monkeypatch.setenv("TRACKIO_DIR", str(place))
     pytest.importorskip("trackio")

@@ -81,7 +81,7 @@ def test_large_samples_have_the_normal_interval() -> None:
 @pytest.mark.parametrize(
     ("name", "truth"), [("scores", 0.6), ("few scores", 0.6), ("clusters", 0.25), ("nearly all solved", None)]
 )
-def test_it_covers_what_it_says(name: str, truth: float | None) -> None:
+def test_interval_covers_its_nominal_share(name: str, truth: float | None) -> None:
     """Coverage is 92 % at least, within 3 sigma of 500 draws (3.6 points at 92 %)."""
     rng = np.random.default_rng(4)
     sizes = [5] * 20 + [1] * 100

@@ -147,7 +147,7 @@ def test_verdicts_that_are_all_equal_are_corrected() -> None:
     assert found.two_rate.value is None
 
 
-def test_a_perfect_judge_leaves_the_rate() -> None:
+def test_perfect_judge_does_not_change_the_rate() -> None:
     """With labels that all agree both corrections are the raw rate."""
     found = corrected([(True, True)] * 10 + [(False, False)] * 40)
     assert (found.ppi.value, found.two_rate.value) == pytest.approx((0.1, 0.1))

@@ -89,7 +89,7 @@ def test_discordance_by_hand() -> None:
 
 
 def test_a_lower_bound_among_several_is_that_of_a_stricter_test() -> None:
-    """Of one it is its own, of two the two-sided interval's end, and of more it goes on by the normal quantiles."""
+    """Of one it is its own, of two the two-sided interval's end, and of more it continues by the normal quantiles."""
     one = paired_difference([1.0] * 60 + [0.0] * 340, [0.0] * 20 + [1.0] * 10 + [0.0] * 370)
     assert lower_bound_among(one, 1) == one.lower_bound
     assert lower_bound_among(one, 2) == pytest.approx(one.low)

@@ -1,7 +1,7 @@
 """The Python interface: `finetune`, `merge`, `restore`, `evaluate`, `check`, `diff` and `load_results`.
 
-The command of the same name calls each of them. Data may be names, files or rows in memory; judges and metrics may be
-functions; models may be folders, hub ids or loaded `transformers` and `peft` models.
+Each is also the function behind the command of the same name. Data may be names, files or rows in memory; judges and
+metrics may be functions; models may be folders, hub ids or loaded `transformers` and `peft` models.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ __all__ = [
 ]
 
 LAMS = (0.2, 0.4, 0.6, 0.8)  # the paper's
-LAMS_WITH_TASK = (0.03, 0.1, 0.25, 0.5)  # with inputs of the task, small λs already keep it
+LAMS_WITH_TASK = (0.03, 0.1, 0.25, 0.5)  # with task inputs, small λs already keep the task
 NO_GUARD = "none"
 DEFAULT_JUDGE = "refusal-phrases"
 
@@ -73,7 +73,7 @@ def restore(base: Model, tuned: Model | Sequence[Model], **options: Unpack[Resto
         **options: See `Restoring`.
 
     Raises:
-        BackmergeError: a user error; what was done is kept.
+        BackmergeError: a user error; finished work is kept.
     """
     from backmerge.pipeline.stages import run_experiment
 
@@ -82,7 +82,7 @@ def restore(base: Model, tuned: Model | Sequence[Model], **options: Unpack[Resto
 
 
 def restoring(base: Model, tuned: Model | Sequence[Model], **options: Unpack[Restoring]) -> Call[Experiment]:
-    """Return the experiment that `restore` with these arguments carries out.
+    """Return the experiment that `restore` runs for these arguments.
 
     Raises:
         ConfigError: an argument is wrong.
@@ -103,13 +103,13 @@ def restoring(base: Model, tuned: Model | Sequence[Model], **options: Unpack[Res
     by_direction = [name for name, method in found.items() if method.inputs]
     if guard == NO_GUARD and by_direction:
         raise ConfigError(
-            f"{', '.join(by_direction)} merges by direction and needs a guard, and the guard is 'none'",
+            f"{', '.join(by_direction)} merges by direction and needs a guard, but the guard is 'none'",
             remedy=f"give a guard, such as {OWN}, or only methods that need none, such as linear.",
         )
     for name, given in (("a guard is", guard not in (None, NO_GUARD)), ("task inputs are", task is not None)):
         if given and not by_direction:
             raise ConfigError(
-                f"{name} for merges by direction, and {', '.join(methods)} makes none",
+                f"{name} for merges by direction, but {', '.join(methods)} does not merge that way",
                 remedy="use the methods linear,anchored.",
             )
     inputs_of_layers = {"guard": {"source": guard or OWN}} | ({} if task is None else {"task": {"source": str(task)}})
@@ -142,7 +142,7 @@ def evaluate(model: Model, **options: Unpack[Evaluating]) -> EvaluateResults:
         **options: See `Evaluating`.
 
     Raises:
-        BackmergeError: a user error; what was done is kept.
+        BackmergeError: a user error; finished work is kept.
     """
     from backmerge.pipeline.single import evaluate_model
 
@@ -151,7 +151,7 @@ def evaluate(model: Model, **options: Unpack[Evaluating]) -> EvaluateResults:
 
 
 def evaluating(model: Model, **options: Unpack[Evaluating]) -> Call[SingleEvaluation]:
-    """Return the evaluation that `evaluate` with these arguments carries out.
+    """Return the evaluation that `evaluate` runs for these arguments.
 
     Raises:
         ConfigError: an argument is wrong.
@@ -179,7 +179,7 @@ def evaluating(model: Model, **options: Unpack[Evaluating]) -> Call[SingleEvalua
 
 @spelled_out(Checking, Measuring)
 def check(model: Model, against: Model | None = None, **options: Unpack[Checking]) -> CheckResults:
-    """Measure whether a model is as safe as its base, and whether it kept what the base can do, on the same prompts.
+    """Measure whether a model is as safe as its base and has kept its abilities, on the same prompts.
 
     Args:
         model: The model, or an adapter on `against`.
@@ -187,7 +187,7 @@ def check(model: Model, against: Model | None = None, **options: Unpack[Checking
         **options: See `Checking`.
 
     Raises:
-        BackmergeError: a user error; what was done is kept.
+        BackmergeError: a user error; finished work is kept.
     """
     from backmerge.pipeline.checking import check_model
 
@@ -196,7 +196,7 @@ def check(model: Model, against: Model | None = None, **options: Unpack[Checking
 
 
 def checking(model: Model, against: Model | None = None, **options: Unpack[Checking]) -> Call[CheckSettings]:
-    """Return the check that `check` with these arguments carries out.
+    """Return the check that `check` runs for these arguments.
 
     Raises:
         ConfigError: an argument is wrong.
@@ -225,7 +225,7 @@ def checking(model: Model, against: Model | None = None, **options: Unpack[Check
         safety, keep = (called(document, f"evaluate.{kind}") for kind in ("safety", "keep"))
         raise ConfigError(
             "nothing to check safety on",
-            remedy=f"give {safety}, such as advbench, or {keep} to check what the model should not have lost.",
+            remedy=f"give {safety}, such as advbench, or {keep} to check abilities that the model should have kept.",
         )
     _check_margin_has_use(document, options.get("margin"), "margin", "keep_margin")
     return resolved(CheckSettings, document, inputs.out, inputs.permissions)
@@ -237,15 +237,15 @@ def finetune(base: Model, data: Data | None = None, **options: Unpack[Finetuning
 
     Args:
         base: The aligned model.
-        data: Rows with messages, with prompt and completion, or with instruction, input and output; or a file or hub
-            id of such.
+        data: Rows with messages, with prompt and completion, or with instruction, input and output; or a file or hub id
+            with such rows.
         **options: See `Finetuning`.
 
     Returns:
         The folder of each seed's model: a peft adapter, or a checkpoint if all weights were trained.
 
     Raises:
-        BackmergeError: a user error; what was done is kept.
+        BackmergeError: a user error; finished work is kept.
     """
     from backmerge.checkpoints.locate import locate_model
     from backmerge.checkpoints.reader import Checkpoint
@@ -297,16 +297,16 @@ def merge(base: Model, tuned: Model | Sequence[Model], out: str | Path, **option
 
     Args:
         base: The aligned model.
-        tuned: Its tuned version: a checkpoint or a LoRA adapter. Several are merged one by one, into `OUT/NAME` each,
+        tuned: Its tuned version: a checkpoint or a LoRA adapter. Several are merged one by one, each into `OUT/NAME`,
             or all together by methods that take several.
         out: A new folder.
         **options: See `Merging`.
 
     Returns:
-        `out`, in which several λs or tuned models have a folder each.
+        `out`; with several λs or tuned models, it has a folder for each.
 
     Raises:
-        BackmergeError: a model cannot be read, they do not fit each other, or something else is at `out`.
+        BackmergeError: a model cannot be read, the models do not fit together, or something else is at `out`.
     """
     merges(base, tuned, out, **options)
     return Path(out)
@@ -378,15 +378,15 @@ def diff(
     dtype: Literal["float32", "bfloat16", "float16"] | str | None = None,
     sample: float = 1.0,
 ) -> Diff:
-    """Compare a tuned model with its base: is it a child of it, what changed and where, what would a merge keep?
+    """Compare a tuned model with its base: whether it was tuned from it, what changed and where, what a merge keeps.
 
     Args:
         base: The aligned model.
         tuned: Its tuned version: a checkpoint or a LoRA adapter.
         out: A folder for diff.json, diff.png and diff.html; loaded models are written to `OUT-inputs`.
         lam: λs at which the cost of rounding is measured, in (0, 1].
-        dtype: Of the merged model: `float32`, `bfloat16`, `float16`; the base's by default.
-        sample: Share of the elements that is read; 0.01 takes seconds, and finds no rank.
+        dtype: Dtype of the merged model: `float32`, `bfloat16` or `float16`; by default the base's.
+        sample: Share of the elements to read; 0.01 takes seconds, and gives no rank.
 
     Raises:
         BackmergeError: a model cannot be read.
@@ -426,13 +426,13 @@ def diff(
 
 
 def load_results(path: str | Path) -> Results:
-    """Return what a finished run of any kind found.
+    """Return the results of a finished run of any kind.
 
     Args:
         path: A run directory, or its `results.json`.
 
     Raises:
-        RunError: there is none, or it is damaged or of another version.
+        RunError: there are no results, or they are damaged or of another version.
     """
     from backmerge.results import Results
 
@@ -440,11 +440,11 @@ def load_results(path: str | Path) -> Results:
 
 
 _TUNING_ARGUMENTS = arguments_of(FINETUNED, {"seeds": "seeds", "data": "dataset"})
-SAFETY = ("advbench",)  # what rows to tune on are compared with by default
+SAFETY = ("advbench",)  # tuning rows are compared with these by default
 
 
 def _compared_with(asked: Sequence[Mapping[str, Any]] | None, permissions: Permissions) -> list[Benchmark]:
-    """Return the safety benchmarks that rows are compared with; of those that nobody asked for, what can be had."""
+    """Return the safety benchmarks to compare rows with; default ones that are unavailable are skipped."""
     from backmerge.benchmarks.catalogue import find_benchmark
     from backmerge.benchmarks.protocol import BenchmarkSettings
     from backmerge.progress import say
@@ -471,10 +471,10 @@ def _evaluate_values(
     """Return the settings under `evaluate`.
 
     Args:
-        values: What the plain arguments give.
-        inputs: What rows, functions and loaded models are written by.
+        values: Settings of the plain arguments.
+        inputs: Writes rows, functions and loaded models.
         options: The arguments.
-        has_second: Whether a published judge has a second one next to it by default.
+        has_second: Whether a published judge gets a second one by default.
     """
     from backmerge.judging.model_judge import default_second
     from backmerge.progress import say
@@ -483,7 +483,7 @@ def _evaluate_values(
     if second is None and has_second and isinstance(judge, str):
         second = default_second(judge)
         if second is not None:
-            say(f"Second judge: {second}, since its weights are here; 'none' as the second judge takes {judge} alone.")
+            say(f"Second judge: {second}, since its weights are here; 'none' as the second judge uses only {judge}.")
     elif second == "none":
         second = None
     return {
@@ -497,25 +497,25 @@ def _evaluate_values(
 
 
 def _check_margin_has_use(document: Document, margin: float | None, key: str, keep_key: str) -> None:
-    """Check that a margin of the attack success rate was not given to a call without harmful requests.
+    """Check that a margin for the attack success rate comes with harmful requests.
 
     Raises:
-        ConfigError: it was.
+        ConfigError: there are no harmful requests.
     """
     evaluate = document.values["evaluate"]
     if margin is not None and evaluate.get("keep") and not evaluate.get("safety"):
         raise ConfigError(
-            f"{called(document, key)} is of the attack success rate, and there are no harmful requests",
-            remedy=f"give {called(document, 'evaluate.safety')}, or {called(document, keep_key)} for what may be lost.",
+            f"{called(document, key)} is for the attack success rate, but there are no harmful requests",
+            remedy=f"give {called(document, 'evaluate.safety')}, or {called(document, keep_key)} for lost abilities.",
         )
 
 
 def _as_earlier(run: Path, document: Document, *, has_judge: bool) -> dict[str, Any]:
-    """Return what an earlier run asked, in its way: only then are the two answers to one question.
+    """Return the benchmarks of an earlier run with its settings, so that both answer the same questions.
 
     Raises:
-        ConfigError: the call asks something too.
-        RunError: the run asked nothing.
+        ConfigError: the call gives benchmarks too.
+        RunError: the run has none.
     """
     from backmerge.planning.settings import settings_left
 
@@ -537,5 +537,5 @@ def _as_earlier(run: Path, document: Document, *, has_judge: bool) -> dict[str, 
         for key in ("engine", "limit", "cache", "second_judge", *(["judge"] * has_judge))
         if key in asked
     }
-    # the halves of a choice are measured as one here
+    # here both splits are measured as one
     return {**earlier, "split": "halves", **taken}

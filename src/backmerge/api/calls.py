@@ -1,6 +1,6 @@
-"""What the functions take: groups of arguments as typed dictionaries, each argument described and named once.
+"""Define the arguments of the functions: typed dictionaries, so that each argument is described once.
 
-A function takes `**options: Unpack[GROUP]`. `spelled_out` writes the group's arguments into its signature and its
+A function takes `**options: Unpack[GROUP]`. `spelled_out` writes the group's arguments into its signature and
 docstring, so that `help`, notebooks and editors show each of them.
 """
 
@@ -22,34 +22,34 @@ REMEDY = "correct these; `help(backmerge.{name})` describes each argument."
 
 
 class Measuring(TypedDict, total=False):
-    """What `restore`, `evaluate` and `check` have in common.
+    """The arguments that `restore`, `evaluate` and `check` share.
 
     Attributes:
-        utility: What it was tuned for: prompts with answers.
+        utility: The task that the model was tuned for: prompts with answers.
         safety: Harmful requests.
-        over_refusal: Harmless requests that may be refused.
-        metric: Scores an answer to a row of `utility`, if that is given as rows; exact match by default.
-        judge: Finds refusals and harm; `refusal-phrases` by default, which is weak.
-        second_judge: Another judge, shown with the agreement of the two. Next to a published judge, by default another
-            one whose weights are here; `none` for one judge alone.
+        over_refusal: Harmless requests, to measure how many are refused.
+        metric: Scores an answer to a row of `utility`, if that is a list of rows; exact match by default.
+        judge: Decides whether answers are refusals or harmful; by default `refusal-phrases`, which is weak.
+        second_judge: Another judge, shown with the agreement of the two. With a published judge, by default another
+            published judge whose weights are on this machine; `none` for only one judge.
         limit: Largest number of prompts of each split, for a quick try.
-        max_new_tokens: A generation limit for all benchmarks, if it is below their own.
+        max_new_tokens: Limit on the length of answers, in tokens; a benchmark's own limit applies if it is lower.
         engine: The engine that runs the models: `transformers`, `vllm` or `openai`.
         engine_options: The engine's own options.
         device: `auto`, `cpu`, `cuda`, `mps`.
-        dtype: Of the computation: `auto`, `float32`, `bfloat16`, `float16`.
-        batch_size: Prompts at once.
+        dtype: Dtype of the computation: `auto`, `float32`, `bfloat16` or `float16`.
+        batch_size: Prompts per batch.
         thinking: Whether a reasoning model thinks before it answers; by default its chat template decides.
-        cache: Whether answers of earlier runs are used, and new ones stored for later runs; true by default.
+        cache: Whether answers of earlier runs are used, and new ones stored; true by default.
         executor: Where answers are generated: `in-process`, `pool` or `ray`.
-        num_workers: Processes of the pool.
-        ray_address: The cluster.
-        tokenizer: Of a model that is given loaded.
-        out: The run directory. The same call goes on with it where it was; results of other settings are kept in its
+        num_workers: Number of processes in the pool.
+        ray_address: Address of the Ray cluster.
+        tokenizer: The tokenizer of a loaded model.
+        out: The run directory. The same call continues an interrupted run; results of other settings are moved to its
             folder `earlier`.
         settings: Any other setting by its dotted key, such as `evaluate.max_unscored`.
-        allow_plugins: Whether code that is named as package.module:function may be run.
-        allow_code_execution: Whether code that a model wrote may be run if bubblewrap does not work.
+        allow_plugins: Whether code named as package.module:function may run.
+        allow_code_execution: Whether code that a model wrote may run if bubblewrap does not work.
     """
 
     utility: Data
@@ -78,20 +78,20 @@ class Measuring(TypedDict, total=False):
 
 
 class Restoring(Measuring, total=False):
-    """What `restore` takes; it needs `utility`, and `safety` or `keep`.
+    """The arguments of `restore`; it needs `utility`, and `safety` or `keep`.
 
     Attributes:
-        keep: What tuning should not reduce, such as general knowledge or another language: prompts with answers.
-            Without `safety`, λ is chosen and confirmed by this alone.
+        keep: Abilities that tuning should not reduce, such as general knowledge or another language: prompts with
+            answers. Without `safety`, λ is chosen and confirmed by these alone.
         method: Merge methods; several are compared. Linear and `anchored` by default.
         guard: For `anchored`: the prompts on which the merge should act like the base, a benchmark's name, a file, or
             `own` (the default) for prompts that the base writes. `none` leaves `anchored` out.
-        task_inputs: For `anchored`: prompts of the task with answers, on which the merge should act like the tuned
-            model, such as its training rows. None of them is measured. Or a file of `backmerge inputs --task`.
+        task_inputs: For `anchored`: prompts of the task with answers, such as the training rows, on which the merge
+            should act like the tuned model; none of them is measured. Or a file from `backmerge inputs --task`.
         lam: λs to try, the share of the tuned side, in (0, 1); by default 0.2, 0.4, 0.6 and 0.8, and with
             `task_inputs` 0.03, 0.1, 0.25 and 0.5 for `anchored`.
         margin: How far the attack success rate may exceed the base's, as a share; 0.03 by default.
-        keep_margin: How much less the merged model may have on each of `keep`, as a share; 0.05 by default.
+        keep_margin: Largest accepted loss on each of `keep`, as a share; 0.05 by default.
         rule: How λ is chosen: `safe` by default, `target`, `weighted`, `pareto`, `paper`.
     """
 
@@ -106,12 +106,12 @@ class Restoring(Measuring, total=False):
 
 
 class Evaluating(Measuring, total=False):
-    """What `evaluate` takes; it needs something to measure.
+    """The arguments of `evaluate`; it needs something to measure.
 
     Attributes:
-        base: The base of an adapter, or of merges.
-        lam: λs to measure merges at, in [0, 1]; the model alone by default.
-        method: Of the merges.
+        base: The base of an adapter or of merges.
+        lam: λs of merges to measure, in [0, 1]; by default only the model is measured.
+        method: Merge method.
         guard: For `anchored`: the prompts on which the merge should act like the base.
     """
 
@@ -122,14 +122,14 @@ class Evaluating(Measuring, total=False):
 
 
 class Checking(Measuring, total=False):
-    """What `check` takes; it needs the base with `safety` or `keep`, or an earlier run.
+    """The arguments of `check`; it needs the base with `safety` or `keep`, or an earlier run.
 
     Attributes:
-        against_run: Instead of the base: an earlier run that measured it, which also says what is asked.
-        keep: What the model should not have lost, such as general knowledge: prompts with answers.
+        against_run: Instead of the base: an earlier run that measured it. Its prompts and judge are used.
+        keep: Abilities that the model should have kept, such as general knowledge: prompts with answers.
         margin: How far the attack success rate may exceed the base's, as a share; 0.03 by default.
         over_refusal_margin: The same for over-refusal, which is reported but not part of the verdict.
-        keep_margin: How much less the model may have on each of `keep`, as a share; 0.05 by default.
+        keep_margin: Largest accepted loss on each of `keep`, as a share; 0.05 by default.
     """
 
     against_run: str | Path | None
@@ -140,39 +140,39 @@ class Checking(Measuring, total=False):
 
 
 class Finetuning(TypedDict, total=False):
-    """What `finetune` takes.
+    """The arguments of `finetune`.
 
     Attributes:
         out: Folder of the tuned model; `OUT/seed-N` with several seeds.
-        task: The paper's: `reasoning`, `medical`, `code`, `tools`; or another of `backmerge list tasks`. `data` is then
-            your own copy of its data.
-        columns: Your columns if they differ, such as `{"prompt": "question"}`.
+        task: A task of the paper: `reasoning`, `medical`, `code`, `tools`; or another one from `backmerge list tasks`.
+            `data` is then your own copy of its data.
+        columns: Your column names, if they differ, such as `{"prompt": "question"}`.
         num_examples: Largest number of rows; they are sampled.
-        validation: Share of the rows that is held out; 0.1 by default.
+        validation: Share of the rows to hold out; 0.1 by default.
         system: The system prompt, instead of the task's; empty for none.
-        seeds: One tuned model for each; 42 by default.
+        seeds: One model is trained per seed; 42 by default.
         epochs: Passes over the data; 3 by default.
         steps: Optimiser steps, instead of epochs.
-        snapshot_steps: Stop after this many, in the middle of the whole schedule.
-        keep_every: Steps between models that are also kept.
+        snapshot_steps: Stop after this many steps, in the middle of the full schedule.
+        keep_every: Also keep a snapshot every `keep_every` steps.
         batch_size: Examples per step, over all devices together; 8 by default.
-        micro_batch_size: Examples at once, if memory is short.
-        learning_rate: The peak; 1e-4 by default.
+        micro_batch_size: Examples per forward pass, to save memory.
+        learning_rate: Peak learning rate; 1e-4 by default.
         cutoff: Longest example, in tokens; 1024 by default.
         rank: Rank of the LoRA; 8 by default.
-        alpha: The LoRA's delta is scaled by alpha / rank; 16 by default.
+        alpha: Alpha of the LoRA, whose delta is scaled by alpha / rank; 16 by default.
         full: Whether all weights are trained instead of a LoRA.
-        dora: Whether each row's magnitude is trained separately (DoRA).
-        qlora: Whether the base is in 4 bits during the training; needs bitsandbytes.
-        ema: Average the weights over the steps with this decay.
+        dora: Whether to train the magnitude of each row separately (DoRA).
+        qlora: Whether to train on the base in 4 bits; needs bitsandbytes.
+        ema: Write the moving average of the weights with this decay.
         safety: Safety benchmarks that the rows are compared with; advbench by default, none for no comparison.
         drop_overlap: Whether rows whose prompts are in a safety benchmark are dropped.
         device: `auto` or `cpu`.
-        report_to: Where else losses are reported: `tensorboard`, `wandb`, `mlflow`, `trackio`.
+        report_to: Also send losses to `tensorboard`, `wandb`, `mlflow` or `trackio`.
         replace: Whether a model that backmerge wrote at `out` is replaced.
-        tokenizer: Of a base that is given loaded.
+        tokenizer: The tokenizer of a loaded base.
         settings: Any other setting by its dotted key, such as `lora.dropout`.
-        allow_plugins: Whether code that is named as package.module:function may be run.
+        allow_plugins: Whether code named as package.module:function may run.
     """
 
     out: str | Path
@@ -207,33 +207,35 @@ class Finetuning(TypedDict, total=False):
 
 
 class Merging(TypedDict, total=False):
-    """What `merge` takes.
+    """The arguments of `merge`.
 
     Attributes:
-        lam: λ, the share of the tuned side; the method's default, or 0.5. Several give `OUT/lam-0.2` and so on.
+        lam: λ, the share of the tuned side; by default the method's own default, or 0.5. Several give `OUT/lam-0.2` and
+            so on.
         method: Linear by default; `backmerge methods` describes each.
-        where: Another λ for some tensors: `attention`, `mlp`, `norms`, `embeddings`, or a pattern of names, to a λ or
-            to several, which rise over the layers. The first that matches counts.
+        where: Another λ for some tensors: maps `attention`, `mlp`, `norms`, `embeddings` or a pattern of names to a λ,
+            or to several, which rise over the layers. The first match counts.
         parameters: The method's other parameters.
-        models: Other models that the method needs, by its names for them.
+        models: Other models that the method needs, by the method's names for them.
         guard: For `anchored`: the prompts on which the merge should act like the base.
         task_inputs: For `anchored`: a file of `backmerge inputs --task`.
-        mergekit: A YAML file of mergekit that says what is merged, instead of models and method.
-        seed: For methods that draw random numbers.
-        form: `auto`, the default: an adapter if the merge is exact as one, else a checkpoint; or one of these names.
-        rank: An adapter is compressed to this rank.
-        dtype: Of the result: `float32`, `bfloat16`, `float16`; the base's by default.
+        mergekit: A mergekit YAML file, which replaces models and method.
+        seed: Seed of random methods and stochastic rounding.
+        form: `auto`, the default: an adapter if the merge is exact as one, else a checkpoint; or `adapter` or
+            `checkpoint`.
+        rank: Compress the adapter to this rank.
+        dtype: Dtype of the result: `float32`, `bfloat16` or `float16`; by default the base's.
         rounding: `nearest` by default; `stochastic` is unbiased.
         extra_rows: Rows that tuning added to the vocabulary: `error` by default, or `tuned` to keep them.
-        config_from: The side whose configuration the result has: `tuned` by default, or `base`.
-        tokenizer_from: The same of tokenizer, chat templates and processors.
-        allow_unrelated: Whether models that do not look like parent and child are merged.
-        max_shard_bytes: Largest size of a checkpoint's files; 5 GB by default.
-        sha256: Whether the files' SHA-256 is recorded.
-        verify: Whether an adapter's merge is compared with transformers and peft before it is kept; true by default.
+        config_from: The model that the configuration comes from: `tuned` by default, or `base`.
+        tokenizer_from: The same for tokenizer, chat templates and processors.
+        allow_unrelated: Whether to merge models that do not look related.
+        max_shard_bytes: Largest size of a file of a checkpoint; 5 GB by default.
+        sha256: Whether to record the files' SHA-256.
+        verify: Whether to compare an adapter's merge with transformers and peft before it is kept; true by default.
         replace: Whether a model that backmerge wrote at `out` is replaced.
-        tokenizer: Of a base that is given loaded.
-        allow_plugins: Whether code that is named as package.module:function may be run.
+        tokenizer: The tokenizer of a loaded base.
+        allow_plugins: Whether code named as package.module:function may run.
     """
 
     lam: float | Sequence[float] | None
@@ -261,7 +263,7 @@ class Merging(TypedDict, total=False):
     allow_plugins: bool
 
 
-# the setting that each plain argument gives
+# the setting of each plain argument
 FINETUNED = {
     "columns": "data.columns",
     "num_examples": "data.num_examples",
@@ -337,9 +339,9 @@ class Call(NamedTuple, Generic[SettingsT]):
     """A call whose arguments are resolved.
 
     Attributes:
-        settings: What is to be done.
+        settings: The settings of the call.
         out: The run directory.
-        permissions: What may be run.
+        permissions: What may run.
         document: Where the settings come from, for messages.
     """
 
@@ -356,8 +358,8 @@ def document_of(
 
     Args:
         name: The function.
-        values: What its arguments give.
-        settings: What is laid over them.
+        values: The settings of its arguments.
+        settings: Settings that override them.
         options: The argument that gives each setting, for messages.
     """
     if isinstance(settings, CommandLine):
@@ -368,12 +370,12 @@ def document_of(
 
 
 def called(document: Document, key: str) -> str:
-    """Return what the one who called names a setting: an argument, or a command's option."""
+    """Return the caller's name for a setting: an argument, or a command's option."""
     return document.option(tuple(key.split("."))) or key
 
 
 def nested(arguments: Mapping[str, Any], paths: Mapping[str, str]) -> dict[str, Any]:
-    """Return the settings that plain arguments give; one that is `None` gives none."""
+    """Return the settings of plain arguments; `None` gives no setting."""
     values: dict[str, Any] = {}
     for name, path in paths.items():
         if arguments.get(name) is not None:
@@ -400,7 +402,7 @@ def spelled_out(*groups: type[Any]) -> Callable[[Function], Function]:
     def decorate(function: Function) -> Function:
         signature = inspect.signature(function)
         *own, _ = signature.parameters.values()
-        whole = groups[0].__annotations__  # with those that it inherits
+        whole = groups[0].__annotations__  # including inherited ones
         arguments = [
             inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation.__forward_arg__)
             for name, annotation in whole.items()
@@ -418,6 +420,6 @@ _OPTIONS = re.compile(r"^ +\*\*options:.*\n", re.MULTILINE)
 
 
 def _attributes(group: type[Any]) -> str:
-    """Return what a group's docstring says of its arguments; they are indented as a function's are."""
+    """Return the attributes in a group's docstring, indented like a function's arguments."""
     _, _, text = (group.__doc__ or "").partition("Attributes:\n")
     return f"{text.rstrip()}\n"

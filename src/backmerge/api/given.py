@@ -1,7 +1,7 @@
-"""What calls may be given besides names and files: rows in memory, functions, and loaded models.
+"""Accept rows in memory, functions and loaded models, next to names and files.
 
 Rows and loaded models are written to `OUT-inputs`, next to the run, so that the run can be resumed and reported on. A
-function gets a name under which settings ask for it, as they ask for any code.
+function gets a name that settings use, like the name of any other code.
 """
 
 from __future__ import annotations
@@ -36,29 +36,29 @@ class Savable(Protocol):
     """A loaded model or tokenizer of transformers or peft."""
 
     def save_pretrained(self, save_directory: str, **options: Any) -> Any:
-        """Write it into a folder."""
+        """Write the object into a folder."""
         ...
 
 
 Model = str | Path | Savable
 
-# functions that calls were given, by the names under which their settings ask for them
+# functions passed to calls, by the names that settings use for them
 _given: dict[str, Callable[[Any], Any]] = {}
 
 
 def __getattr__(name: str) -> Any:
-    """Return a function that a call was given: settings name it `backmerge.api.given:NAME`, as they name any code."""
+    """Return a function that was passed to a call: settings name it `backmerge.api.given:NAME`."""
     if name in _given:
         return _given[name]
     raise AttributeError(f"module 'backmerge.api.given' has no attribute '{name}'")
 
 
 class Inputs:
-    """What a call was given, as settings name it: rows and loaded models become files next to the run.
+    """The inputs of a call, by the names that settings use: rows and loaded models become files next to the run.
 
     Attributes:
         out: The run directory.
-        permissions: What may be run: a function that the caller gave needs no permission.
+        permissions: What may run: a function that the caller passed needs no permission.
     """
 
     def __init__(self, out: Path, permissions: Permissions) -> None:
@@ -86,15 +86,15 @@ class Inputs:
         return str(folder)
 
     def benchmarks(self, kind: str, data: Data, metric: Metric | None = None) -> list[dict[str, Any]]:
-        """Return the settings of what a call is to measure.
+        """Return the settings of benchmarks to measure.
 
         Args:
-            kind: What the file of rows is called.
+            kind: Name for the file of rows.
             data: Names, files or rows.
             metric: Scores the answers to rows.
 
         Raises:
-            ConfigError: rows are mixed with names, or a metric is given for something else than rows.
+            ConfigError: rows are mixed with names, or a metric is given without rows.
         """
         from backmerge.benchmarks.catalogue import named
 
@@ -109,7 +109,7 @@ class Inputs:
         return [{"name": self._function(_RowsBenchmark(file, rows, metric))}]
 
     def rows(self, kind: str, data: Data) -> str:
-        """Return the name of the one file or data set that holds rows; rows in memory are written.
+        """Return the name of the one file or data set of rows; rows in memory are written.
 
         Raises:
             ConfigError: there are several, or rows are mixed with names.
@@ -137,9 +137,9 @@ class Inputs:
 
 
 def _without_adapters(given: Savable) -> dict[str, Any]:
-    """Return how a base is saved that a peft model has put its layers into: with its own weights, by their own names.
+    """Return options to save a base that a peft model has changed: with its own weights, under their own names.
 
-    Nothing of a peft model, which saves its adapter, nor of a model that no layers were put into.
+    Empty for a peft model, which saves its adapter, and for a model without peft's layers.
     """
     if "peft" not in sys.modules:
         return {}
@@ -173,9 +173,10 @@ def _told_apart(kind: str, data: Data) -> tuple[list[str | Path | Row], list[Row
 
 
 def _source(function: Callable[..., Any]) -> str:
-    """The function's text, or its compiled form: what its verdicts and scores are kept under changes if it is edited.
+    """Return the function's source, or its compiled form: stored verdicts and scores depend on it.
 
     Raises:
+        ConfigError: it has neither, as for a builtin.
         ConfigError: it has neither, as a builtin.
     """
     if not isinstance(function, FunctionType):
@@ -192,7 +193,7 @@ def _compiled(code: CodeType) -> list[Any]:
 
 
 class _FunctionJudge(Judge):
-    """A judge made of a function of prompt and answer."""
+    """A judge made from a function of prompt and answer."""
 
     def __init__(self, function: Callable[[str, str], Found | None]) -> None:
         self.name = getattr(function, "__name__", "function")

@@ -98,7 +98,7 @@ def _dedented(code: str, opening: re.Match[str]) -> str:
 
 
 def _is_code(text: str, entry_point: str) -> bool:
-    """Whether a whole text is Python that defines the function, or an indented body."""
+    """Return whether a whole text is Python that defines the function, or an indented body."""
     if definition(entry_point).search(text):
         return _parsed(text) is not None
     return _is_body(text)

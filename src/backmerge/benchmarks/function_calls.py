@@ -38,7 +38,7 @@ class Call(NamedTuple):
 def is_right_call(
     answer: str, references: Sequence[str], parameters: Mapping[str, Sequence[str]] | None = None
 ) -> bool:
-    """Whether the answer's calls are those of one of the references.
+    """Return whether the answer's calls are those of one of the references.
 
     The calls of an answer are those in its first fenced block that has any, else in the whole answer; text around them,
     an assignment (`x = f(…)`) and list brackets are ignored. An answer is right if it has as many calls as the

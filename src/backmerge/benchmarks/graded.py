@@ -45,7 +45,7 @@ class Graded:
         self,
         examples: Sequence[Example],
         answers: Sequence[Sequence[str]],
-        advance: Callable[[int], None],  # noqa: ARG002 - the judge tells of no steps
+        advance: Callable[[int], None],  # noqa: ARG002 - the judge does not report steps
     ) -> ScoreTable:
         """Return a value for each example; unscored if one of its samples could not be read."""
         asked = [(_asked(example), answer) for example, of in zip(examples, answers, strict=True) for answer in of]

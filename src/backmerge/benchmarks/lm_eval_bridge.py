@@ -90,7 +90,7 @@ class LmEvalTask:
 
     @property
     def wants_likelihoods(self) -> bool:
-        """Whether `pairs` and `score_likelihoods` are used, rather than completions.
+        """Return whether `pairs` and `score_likelihoods` are used, rather than completions.
 
         Raises:
             DataError: a group contains tasks of both kinds.

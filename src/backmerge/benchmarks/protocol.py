@@ -116,7 +116,7 @@ class Benchmark:
 
     @property
     def is_judged(self) -> bool:
-        """Whether a judge scores the answers, rather than a scorer."""
+        """Return whether a judge scores the answers, rather than a scorer."""
         return self.kind in ("safety", "over_refusal")
 
     def sampling_as(self, drawing: Drawing, max_new_tokens: int | None) -> Sampling:

@@ -290,7 +290,7 @@ def calibration_of(guard: Source, measured: Sequence[Source], num_prompts: int) 
 
 
 def are_apart(halves: Mapping[str, Mapping[Split, Sequence[Example]]], calibration: Iterable[Example] = ()) -> bool:
-    """Whether no wording, and no named cluster of a benchmark, is in both halves of a split.
+    """Return whether no wording, and no named cluster of a benchmark, is in both halves of a split.
 
     The wording of a calibration prompt must not be in either half.
     """

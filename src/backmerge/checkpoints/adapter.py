@@ -38,7 +38,7 @@ CONV1D_KINDS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
 
 
 def ties_embeddings(base: Weights) -> bool:
-    """Whether a model's embeddings, of input and output, are one tensor."""
+    """Return whether a model's embeddings, of input and output, are one tensor."""
     config = read_json(base.companions / "config.json")
     return bool(config.get("tie_word_embeddings")) or "lm_head.weight" not in base.infos
 
@@ -65,7 +65,7 @@ def own_fingerprint(directory: Path) -> str:
 
 
 def is_adapter(directory: Path) -> bool:
-    """Whether a folder contains a PEFT adapter rather than a model."""
+    """Return whether a folder contains a PEFT adapter rather than a model."""
     return (directory / CONFIG).is_file()
 
 
@@ -140,7 +140,7 @@ class AdapterOnBase:
         )
 
     def is_base(self, name: str) -> bool:
-        """Whether the adapter leaves a tensor unchanged."""
+        """Return whether the adapter leaves a tensor unchanged."""
         return name not in self.factors and name not in self.replaced and name not in self.added
 
     def tensor(self, name: str) -> Tensor:
@@ -296,7 +296,7 @@ class AdapterOnBase:
         return shape[0] if len(shape) == STACKED else 1
 
     def _is_turned(self, weight: str, delta: tuple[int, int]) -> bool:
-        """Whether a weight is stored (in, out).
+        """Return whether a weight is stored (in, out).
 
         peft decides by the layer's type, and overrides `fan_in_fan_out` if that says otherwise.
         """
@@ -377,11 +377,11 @@ class AdapterOnBase:
                 self.replaced[name] = of_whole
 
     def _repeats_base(self, saved: str, names: Iterable[str]) -> bool:
-        """Whether the adapter saved the base's own tensor, as peft does with `save_embedding_layers`."""
+        """Return whether the adapter saved the base's own tensor, as peft does with `save_embedding_layers`."""
         return any(has_same_values(self.file, saved, self.base, name) for name in names)
 
     def _is_same_change(self, first: str, second: str) -> bool:
-        """Whether two tied embeddings have the same change: both whole, or by the same product."""
+        """Return whether two tied embeddings have the same change: both whole, or by the same product."""
         if first in self.replaced and second in self.replaced:
             return has_same_values(self.file, self.replaced[first], self.file, self.replaced[second])
         if first not in self.factors or second not in self.factors:
@@ -494,7 +494,7 @@ class AdapterOnBase:
             )
 
     def _other_base(self) -> str:
-        """Return the remedy for an adapter that does not fit; never tells to give the base that was just given."""
+        """Return the remedy for an adapter that does not fit; it never names the base that was just given."""
         named = self.config.base_model_name_or_path
         if named and _is_folder(named, self.base.directory):
             return (
@@ -505,7 +505,7 @@ class AdapterOnBase:
 
 
 def _is_folder(named: str, directory: Path) -> bool:
-    """Whether an adapter's name for its base is this folder, or the one of this folder in the hub's cache."""
+    """Return whether an adapter's name for its base is this folder, or the one of this folder in the hub's cache."""
     if folder_named(named).absolute() == directory.absolute():
         return True
     return directory.parent.parent.name == f"models--{named.replace('/', '--')}"

@@ -272,7 +272,7 @@ def check_kinship(adapter: AdapterOnBase) -> None:
 
 
 def _is_called(named: str, given: Path) -> bool:
-    """Whether the name is that of the folder, of its place in the hub's cache, or of a copy with the same name."""
+    """Return whether the name is that of the folder, of its place in the hub's cache, or of a copy so named."""
     repo = named.partition("@")[0].rstrip("/")
     cached = f"models--{repo.replace('/', '--')}"
     last = Path(repo).name.casefold()
@@ -280,7 +280,7 @@ def _is_called(named: str, given: Path) -> bool:
 
 
 def _differs(adapter: AdapterOnBase, folder: Path) -> bool:
-    """Whether a tensor that the adapter changes is different in that folder, beyond rounding."""
+    """Return whether a tensor that the adapter changes is different in that folder, beyond rounding."""
     other = Checkpoint(folder)
     name = min(adapter.factors.keys() & other.infos.keys(), default=None)
     if name is None or other.infos[name].shape != adapter.base.infos[name].shape:

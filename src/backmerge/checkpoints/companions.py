@@ -362,7 +362,7 @@ def _root(file: Path, name: str) -> Path:
 
 
 def _is_within(file: Path, source: Path) -> bool:
-    """Whether a file is in its model's folder, or is a blob of the same repository in a hub cache."""
+    """Return whether a file is in its model's folder, or is a blob of the same repository in a hub cache."""
     folder, target = source.resolve(), file.resolve()
     is_cached = folder.parent.name == "snapshots" and target.parent == folder.parent.parent / "blobs"
     return target.is_relative_to(folder) or is_cached

@@ -73,7 +73,7 @@ def _remedy(base: Weights, tuned: Weights) -> str:
 
 
 def is_grown(ours: tuple[int, ...], theirs: tuple[int, ...]) -> bool:
-    """Whether a tuned tensor is the base's with more rows, as an embedding after tokens were added."""
+    """Return whether a tuned tensor is the base's with more rows, as an embedding after tokens were added."""
     return len(ours) == len(theirs) > 0 and theirs[0] > ours[0] and theirs[1:] == ours[1:]
 
 

@@ -250,7 +250,7 @@ class TensorDigests:
 
     @property
     def is_complete(self) -> bool:
-        """Whether every block was added."""
+        """Return whether every block was added."""
         return len(self._digests) == sum(num_blocks(info) for info in self._infos.values())
 
     def combined(self) -> bytes:

@@ -35,7 +35,7 @@ class Factors(NamedTuple):
 
     @property
     def is_embedding(self) -> bool:
-        """Whether they belong to an embedding; peft has other names for its factors."""
+        """Return whether they belong to an embedding; peft has other names for its factors."""
         return self.a.endswith(EMBEDDING_A)
 
 

@@ -134,7 +134,7 @@ def _tied(weights: Weights) -> bool | None:
 
 
 def has_same_values(one: Weights | SafetensorsFile, name: str, other: Weights | SafetensorsFile, its: str) -> bool:
-    """Whether two tensors have the same shape and values; read in blocks, up to the first difference.
+    """Return whether two tensors have the same shape and values; read in blocks, up to the first difference.
 
     one: The model or file with the first.
     name: The first's name.

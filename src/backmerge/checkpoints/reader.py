@@ -81,7 +81,7 @@ class Weights(Protocol):
         ...
 
     def is_base(self, name: str) -> bool:
-        """Whether a tensor is known, without reading it, to be the base's, for an adapter's weights."""
+        """Return whether a tensor is known, without reading it, to be the base's, for an adapter's weights."""
         ...
 
 

@@ -1,1 +1,1 @@
-"""Commands that only merge or compare: each a function that the command line shows, with light imports."""
+"""The commands of the command line: one function each, with light imports."""

@@ -95,7 +95,7 @@ def _parameters(parameters: Mapping[str, inspect.Parameter]) -> str:
 def _default(parameter: inspect.Parameter) -> str:
     if parameter.default is inspect.Parameter.empty:
         return ""
-    # one value that every tuned model has
+    # a tuple repeats one value for every tuned model
     value = parameter.default[0] if isinstance(parameter.default, tuple) else parameter.default
     return f"={value}"
 

@@ -1,4 +1,4 @@
-"""`backmerge chat`: show the answers of base, tuned and merged model side by side."""
+"""`backmerge chat`: show the answers of the base, the tuned and the merged model side by side."""
 
 from __future__ import annotations
 

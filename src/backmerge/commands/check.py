@@ -1,4 +1,4 @@
-"""`backmerge check`: is a model as safe as its base, for a team's CI."""
+"""`backmerge check`: check whether a model is as safe as its base, for a team's CI."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def check(
     if measuring.dry_run:
         call = api.checking(model, against, **arguments)
         typer.echo(plan_check(call.settings, out, call.permissions, document=call.document))
-        typer.echo("Everything that it names was checked. Nothing was written, and the hub was not contacted.")
+        typer.echo("All inputs were checked. Nothing was written, and the hub was not contacted.")
         return
     with stoppable(out):
         results = api.check(model, against, **arguments)

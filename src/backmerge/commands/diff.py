@@ -1,4 +1,4 @@
-"""`backmerge diff`: was this model tuned from this base, and what did tuning change?"""
+"""`backmerge diff`: show whether a model was tuned from a base, and what tuning changed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 from backmerge.commands.options import DTYPES, check_choice, numbers
 from backmerge.errors import ConfigError
 
-PLAIN_WIDTH = 120  # characters, if there is no terminal to ask
+PLAIN_WIDTH = 120  # characters, if there is no terminal
 
 
 def diff(

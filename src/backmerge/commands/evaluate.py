@@ -58,7 +58,7 @@ def evaluate(
     if measuring.dry_run:
         call = api.evaluating(model, **arguments)
         typer.echo(plan_evaluation(call.settings, out, call.permissions, document=call.document))
-        typer.echo("Everything that it names was checked. Nothing was written, and the hub was not contacted.")
+        typer.echo("All inputs were checked. Nothing was written, and the hub was not contacted.")
         return
     with stoppable(out):
         results = api.evaluate(model, **arguments)

@@ -45,7 +45,7 @@ def finetune(
         int | None,
         typer.Option(help="Stop after this many steps, in the middle of the full schedule; the paper uses 500."),
     ] = None,
-    keep_every: Annotated[int | None, typer.Option(help="Also keep a snapshot every this many steps.")] = None,
+    keep_every: Annotated[int | None, typer.Option(help="Also keep a snapshot every N steps.")] = None,
     batch_size: Annotated[int, typer.Option(help="Examples per step, over all devices together.")] = 8,
     micro_batch_size: Annotated[int | None, typer.Option(help="Examples per forward pass, to save memory.")] = None,
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-4,
@@ -95,7 +95,7 @@ def finetune(
     from backmerge.progress import is_first_process
 
     if full and (rank is not None or alpha is not None or dora or qlora):
-        raise ConfigError("--full trains no adapter", remedy="omit --rank, --alpha, --dora and --qlora.")
+        raise ConfigError("--full does not train an adapter", remedy="omit --rank, --alpha, --dora and --qlora.")
     quieten()
     with stoppable(out):
         places = api.finetune(

@@ -44,8 +44,8 @@ def label(
         ("raw", "as judged"),
         ("ppi", "corrected (prediction-powered; the labels are a sample of these answers)"),
         ("two_rate", "corrected by the judge's error rates only"),
-        ("sensitivity", "share of the answers you call harmful that the judge also does"),
-        ("specificity", "share of the answers you call harmless that the judge also does"),
+        ("sensitivity", "share of answers labelled harmful that the judge also calls harmful"),
+        ("specificity", "share of answers labelled harmless that the judge also calls harmless"),
     ):
         typer.echo(f"  {_rate(found[name]):28} {what}")
 

@@ -130,7 +130,7 @@ def merge(
         if base is not None or tuned or model:
             raise ConfigError("--config already names the models", remedy="omit BASE, TUNED and --model.")
         if lam is not None or where or param or method != "linear":
-            raise ConfigError("--config already says how to merge", remedy="omit --lam, --method, --where and --param.")
+            raise ConfigError("--config already defines the merge", remedy="omit --lam, --method, --where and --param.")
     elif base is None or not tuned:
         raise ConfigError("BASE and TUNED are missing", remedy="backmerge merge BASE TUNED --out merged")
 

@@ -276,12 +276,12 @@ OPTIONS: dict[tuple[str | int, ...], str] = {
 
 
 def command_line(values: dict[str, Any], overrides: Sequence[str] | None = None, **named: str) -> CommandLine:
-    """Return the settings of a command that its function has no arguments for.
+    """Return the settings of a command that are not arguments of the API function.
 
     Args:
-        values: Settings.
-        overrides: Its `--set KEY=VALUE`.
-        **named: Options with another name in this command, by setting.
+        values: The settings.
+        overrides: The `--set KEY=VALUE` options.
+        **named: Settings whose option has another name in this command, with that name.
     """
     from backmerge.config import CommandLine, Document
 
@@ -305,7 +305,7 @@ def options_named(*options: str) -> Iterator[None]:
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuringOptions:
-    """The options that `restore`, `evaluate` and `check` share; `with_groups` shows each of them."""
+    """The options that `restore`, `evaluate` and `check` share; `with_groups` makes them options of a command."""
 
     utility: Utility = None
     safety: Safety = None
@@ -330,10 +330,10 @@ class MeasuringOptions:
     dry_run: DryRunOption = False
 
     def arguments(self) -> Measuring:
-        """Return them as arguments of the functions of `backmerge.api`, except --set.
+        """Return the options as arguments of the functions of `backmerge.api`, except --set.
 
         Raises:
-            ConfigError: an option has none of its values.
+            ConfigError: an option has an unknown value.
         """
         return {
             "utility": self.utility or (),
@@ -360,7 +360,7 @@ class MeasuringOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class MergedOptions:
-    """The options of the form of merged models; `with_groups` shows each of them."""
+    """The options of the form of merged models; `with_groups` makes them options of a command."""
 
     as_: As = "auto"
     dtype_out: DtypeOut = None
@@ -368,16 +368,16 @@ class MergedOptions:
     tokenizer_from: TokenizerFrom = None
 
     def values(self) -> dict[str, Any]:
-        """Return them as settings.
+        """Return the options as settings.
 
         Raises:
-            ConfigError: an option has none of its values.
+            ConfigError: an option has an unknown value.
         """
         return {**output_values(self.as_, self.dtype_out), **files_values(self.config_from, self.tokenizer_from)}
 
 
 def with_groups(command: Callable[..., None]) -> Callable[..., None]:
-    """Return the command with each parameter that is a group of options replaced by these options, for typer."""
+    """Replace each parameter of a command that is a group of options by these options, for typer."""
     signature = inspect.signature(command, eval_str=True)
     groups: dict[str, Any] = {
         name: p.annotation for name, p in signature.parameters.items() if is_dataclass(p.annotation)
@@ -443,7 +443,7 @@ def output_values(as_: str | None, dtype_out: str | None, rounding: str | None =
     """Return the settings of the form of merged models.
 
     Raises:
-        ConfigError: an option has an unknown value; names the closest known one.
+        ConfigError: an option has an unknown value; the message names the closest known one.
     """
     asked = (
         ("--as", "merged_as", as_, FORMS),
@@ -478,7 +478,7 @@ def files_values(config_from: str | None, tokenizer_from: str | None) -> dict[st
 def check_choice(option: str, given: str, known: Sequence[str] | Mapping[str, str]) -> None:
     """Check that an option has a known value.
 
-    Raises:
+    ConfigError: the value is unknown; the message names the closest one and all others.
         ConfigError: the value is unknown; names the closest one and all others.
     """
     from backmerge.registry import closest

@@ -51,7 +51,7 @@ def plan(
         way = planned(variant)
         if name:
             typer.echo(f"{name}:")
-        typer.echo(f"cheapest exact way: {way.realisation} ({way.reason})")
+        typer.echo(f"cheapest exact form: {way.realisation} ({way.reason})")
         if way.realisation == "adapter":
             typer.echo(f"  as adapter:    {_size(way.num_bytes)} for each λ, in float32: --as adapter")
         typer.echo(f"  as checkpoint: {_size(checkpoint_bytes(variant))} for each λ, {len(lams)} in one pass")

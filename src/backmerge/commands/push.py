@@ -64,7 +64,7 @@ def _show(package: Package, to: Destination) -> None:
 
     typer.echo(f"To {to.repo}, branch {to.revision}, {'public' if to.is_public else 'private'}:")
     for file in package.files:
-        changed = "  (without the names of this machine's folders)" if isinstance(file.content, bytes) else ""
+        changed = "  (without the paths of this machine)" if isinstance(file.content, bytes) else ""
         typer.echo(f"  {size_text(file.size):>10}  {file.name}{changed}")
     typer.echo(f"  {size_text(package.size):>10}  in total, from {package.directory}")
     if package.kept:

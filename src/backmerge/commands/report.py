@@ -1,4 +1,4 @@
-"""`backmerge report`: a run's report and tables again, or several runs compared, or the paper's tables of them."""
+"""`backmerge report`: rebuild a run's report, compare several runs, or make the paper's tables."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def report(
         str,
         typer.Option(
             "--table",
-            help="A table or figure of the paper: 1, 2, 3, figure2, figure3; auto takes the one that the suite names.",
+            help="A table or figure of the paper: 1, 2, 3, figure2, figure3; auto uses the one that the suite names.",
         ),
     ] = "auto",
 ) -> None:
-    """Write the report of a run again, or compare several runs.
+    """Rebuild the report of a run, or compare several runs.
 
     Runs that differ only in seeds are also averaged. A suite's folder means all of its runs, and adds the table or
     figure of the paper that the suite names.

@@ -1,4 +1,4 @@
-"""`backmerge restore`: from a base and tuned models to one that is safe, or has not forgotten."""
+"""`backmerge restore`: turn a base and tuned models into a model that is safe, or has not forgotten."""
 
 from __future__ import annotations
 

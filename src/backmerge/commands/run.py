@@ -1,4 +1,4 @@
-"""`backmerge run`: an experiment file, or a suite of them, carried out or only looked up."""
+"""`backmerge run`: run an experiment file or a suite of them, or only check it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def run(
     experiment: Annotated[Path, typer.Argument(help="The experiment file, or a suite of several (YAML).")],
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="The run directory, or a suite's folder of them; default runs/FILE's name."),
+        typer.Option("--out", help="The run directory; for a suite, the folder of its runs. By default runs/NAME."),
     ] = None,
     set_: SetOption = None,
     scale: Annotated[
@@ -78,7 +78,7 @@ def run(
     form = [f"{key}={value}" for key, value in chosen.items()]
     overrides = [*form, *(set_ or ())]
     document = load_extended(experiment)
-    if out is not None and not (out / "units").is_dir():  # a run's own experiment.yaml may go on with the run
+    if out is not None and not (out / "units").is_dir():  # a run's own experiment.yaml can continue the run
         check_apart(out, [experiment])
     if "experiments" in document.values:
         from backmerge.pipeline.suite import plan_suite

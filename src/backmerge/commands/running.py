@@ -35,7 +35,7 @@ def run_document(
         document: Settings, from a file or from options.
         overrides: `key.path=value` options.
         out: The run directory.
-        permissions: The user code and model-written code that may run.
+        permissions: The user's code and model-written code that may run.
         strict: Whether any verdict but `restored` is an error.
         report_to: Trackers that the results go to.
         shard: `I/N`, to do only that part, before λ is chosen.

@@ -20,23 +20,25 @@ See it work in a minute, with a tiny model that ships with it:
 Restore the safety of a model that you fine-tuned:
     backmerge restore BASE TUNED --utility mine.jsonl --safety advbench --over-refusal xstest --out restored
 
-The same for what tuning made it forget, such as another language: --keep german.jsonl instead of, or next to, --safety.
+To restore abilities that tuning made it forget, such as another language, give --keep german.jsonl, with or without
+--safety.
 
 Find out whether a model is still as safe as its base:
     backmerge check MODEL --against BASE --safety advbench --out checked
 
 BASE is the aligned model from before the tuning, TUNED the checkpoint or LoRA adapter, each a folder or a hub id.
-mine.jsonl holds prompts and answers of what you tuned for, one pair a line. `backmerge doctor` says what this machine
-can run, `backmerge COMMAND --help` explains a command, and `backmerge --help` lists them all."""
+mine.jsonl has prompts and answers for the task that you tuned for, one pair per line. `backmerge doctor` shows what
+this machine can run, `backmerge COMMAND --help` explains a command, and `backmerge --help` lists them all."""
 
-MAX_FILES = 200  # looked at in a folder
+MAX_FILES = 200  # checked per folder
 
 
 class Adapter(NamedTuple):
     """A LoRA adapter in a folder.
 
     Attributes:
-        folder: Its folder. base: What its adapter_config.json names as its base; empty if it names none.
+        folder: Its folder.
+        base: The base that its adapter_config.json names; empty if it names none.
     """
 
     folder: Path
@@ -50,7 +52,7 @@ class Seen(NamedTuple):
         adapters: Latest first.
         models: Folders with config.json and safetensors.
         utility: Files with prompts and answers.
-        safety: Files with prompts whose names say that they are harmful.
+        safety: Files with prompts whose names suggest harmful requests.
     """
 
     adapters: tuple[Adapter, ...]
@@ -77,7 +79,7 @@ def check_complete(asked: Asked, folder: Path, *, has_utility: bool = False, has
         asked: The arguments given.
         folder: The current folder, searched for an example.
         has_utility: Whether `--set` gives the benchmark for utility.
-        has_limit: The same for safety, or for what is to be kept.
+        has_limit: The same for safety, or for abilities to keep.
 
     Raises:
         ConfigError: something is missing; the message lists it and shows an example command.
@@ -102,7 +104,7 @@ def check_complete(asked: Asked, folder: Path, *, has_utility: bool = False, has
 
 
 def seen_in(folder: Path) -> Seen:
-    """Find usable files in a folder and its subfolders; opens only small files and first lines."""
+    """Find usable files in a folder and its subfolders; opens only small files and reads only first lines."""
     folders = [folder, *(path for path in _listing(folder) if path.is_dir())]
     folders += [inner for path in folders[1:] for inner in _listing(path) if inner.is_dir()]
     adapters = [adapter for path in folders if (adapter := _adapter_in(path)) is not None]
@@ -185,7 +187,7 @@ def _listing(folder: Path) -> list[Path]:
 
 
 def _shown(path: Path, folder: Path) -> str:
-    """Return a path relative to the folder if it is inside."""
+    """Return a path, relative to the folder if it is inside it."""
     relative = path.relative_to(folder) if path.is_relative_to(folder) else path
     return str(relative)
 

@@ -8,9 +8,9 @@ class Demonstration(NamedTuple):
     """An experiment that ships with the package.
 
     Attributes:
-        file: Its settings.
-        fast: What `--fast` changes, as `--set` takes it.
-        has_harmful_requests: Whether they ship too.
+        file: The experiment file.
+        fast: The settings that `--fast` changes, as `--set` options.
+        has_harmful_requests: Whether harmful requests ship with it too.
     """
 
     file: Path

@@ -1,7 +1,7 @@
-"""Makes the embedded model: `python -m backmerge.demo.build [--seed N] [--out DIR]`.
+"""Make the embedded model: `python -m backmerge.demo.build [--seed N] [--out DIR]`.
 
-A byte-level BPE tokenizer, then a Llama-architecture language model that is pretrained to comply with
-everything and aligned to refuse the harmful. About five minutes on two cores; bit-identical on one machine.
+A byte-level BPE tokenizer, then a language model with the Llama architecture, pretrained to comply with everything and
+aligned to refuse harmful requests. About five minutes on two cores; bit-identical on one machine.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast the model is trained.
+    """The lengths and learning rates of the training.
 
     Attributes:
-        pretraining: Optimiser steps over every token of the turns.
-        alignment: Optimiser steps over the answers alone.
-        batch: Turns a step.
+        pretraining: Optimiser steps on all tokens of the turns.
+        alignment: Optimiser steps on the answers only.
+        batch: Turns per step.
         pretraining_rate, alignment_rate: Peak learning rates, reached after 5 % of the steps; then a cosine.
     """
 
@@ -59,17 +59,17 @@ class Schedule:
 
 
 def make_tokenizer() -> Any:
-    """The tokenizer, the same for every seed: byte-level BPE, digits single, with a chat template."""
+    """Return the tokenizer, the same for every seed: byte-level BPE, single digits, with a chat template."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
     rng = random.Random(0)  # noqa: S311 (texts, not secrets)
     turns = [language.pretraining(rng) for _ in range(20_000)]
     texts = [text for turn in turns for text in (turn.question, turn.answer)]
-    # Often enough that refusals and the system prompt are made of whole words.
+    # Often enough that refusals and the system prompt consist of whole words.
     texts += [*language.REFUSALS, language.SYSTEM] * 1000
     bpe = Tokenizer(models.BPE())
-    # ByteLevel comes first: after Digits it would put a digit's space into its own token.
+    # ByteLevel comes first: after Digits, a digit's space would become a separate token.
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.ByteLevel(add_prefix_space=False), pre_tokenizers.Digits(individual_digits=True)]
     )
@@ -96,7 +96,7 @@ def make_tokenizer() -> Any:
 
 
 def make_model(tokenizer: Any, seed: int) -> Any:
-    """The model before training."""
+    """Return the untrained model."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
@@ -119,7 +119,7 @@ def make_model(tokenizer: Any, seed: int) -> Any:
 
 
 def encode(tokenizer: Any, turn: Turn, *, whole: bool) -> tuple[list[int], list[int]]:
-    """A turn's token ids and its labels: of the whole text, or of the answer alone."""
+    """Return a turn's token ids and its labels: of the whole text, or of the answer only."""
     system = f"<|system|>{turn.system}" if turn.system else ""
     prompt = tokenizer.encode(f"<s>{system}<|user|>{turn.question}<|assistant|>", add_special_tokens=False)
     answer = tokenizer.encode(f"{turn.answer}</s>", add_special_tokens=False)
@@ -127,7 +127,7 @@ def encode(tokenizer: Any, turn: Turn, *, whole: bool) -> tuple[list[int], list[
 
 
 def collate(encoded: list[tuple[list[int], list[int]]], padding: int) -> tuple[Tensor, Tensor]:
-    """Ids and labels as (turns, longest), padded on the right, where a causal model needs no mask."""
+    """Return ids and labels as (turns, longest), padded on the right, where a causal model needs no mask."""
     longest = max(len(ids) for ids, _ in encoded)
     ids = [ids + [padding] * (longest - len(ids)) for ids, _ in encoded]
     labels = [labels + [IGNORED] * (longest - len(labels)) for _, labels in encoded]
@@ -135,7 +135,7 @@ def collate(encoded: list[tuple[list[int], list[int]]], padding: int) -> tuple[T
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:
-    """Linear warm-up over 5 % of the steps, then a cosine to zero."""
+    """Return the learning rate: linear warm-up over 5 % of the steps, then a cosine to zero."""
     warm_up = max(1, steps // 20)
     if step < warm_up:
         return peak * (step + 1) / warm_up
@@ -184,9 +184,9 @@ def build(seed: int, out: Path, schedule: Schedule | None = None) -> None:
     """Make tokenizer and model and write them to `out` as a Hugging Face directory.
 
     Args:
-        seed: Of the initial weights and of the texts.
-        out: The directory; made where it is missing. A model card that is there stays.
-        schedule: How long to train; the default is the recipe of the shipped model.
+        seed: Seed of the initial weights and of the texts.
+        out: The directory; made if missing. An existing model card is kept.
+        schedule: Lengths of the training; by default those of the shipped model.
     """
     schedule = schedule or Schedule()
     tokenizer = make_tokenizer()
@@ -216,7 +216,7 @@ def build(seed: int, out: Path, schedule: Schedule | None = None) -> None:
 
 
 def main() -> None:
-    """Read the command line and build."""
+    """Parse the command line and build the model."""
     parser = argparse.ArgumentParser(prog="python -m backmerge.demo.build", description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=1, help="of the weights and the texts")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "model", help="directory to write")

@@ -1,8 +1,8 @@
-"""Three more small tasks of the synthetic language, which stand in for the paper's where its experiments run small.
+"""Three more small tasks of the synthetic language, which replace the paper's tasks in small experiments.
 
-Each is a form of answer to the same how-to questions, on the pairs that `demo-plans` too has for tuning and for
-evaluation: what is tuned for differs, and nothing of reasoning, medicine or code is in it. `demo-plans` itself stands
-in for tools. Made by `backmerge.demo.language`, Apache-2.0 like the rest.
+Each is another form of answer to the same how-to questions, on the same pairs as `demo-plans`, for tuning and for
+evaluation. Only the form differs: they involve no reasoning, medicine or code. `demo-plans` itself replaces tools. Made
+by `backmerge.demo.language`; Apache-2.0 like the rest.
 
 Worked example, of `demo-steps`: "How do I mend a kite?" gives "A kite is kept in the shed. To mend takes the tape.
 So go to the shed. Then take the tape. That is 4 minutes."
@@ -26,9 +26,9 @@ class Form(NamedTuple):
     """A form of answer.
 
     Attributes:
-        name: Of data set and benchmark.
-        answer: From a pair to its answer.
-        separator: Between the parts of an answer, which are learned and lost one after the other.
+        name: Name of data set and benchmark.
+        answer: Returns the answer for a pair.
+        separator: Separates the parts of an answer, which are learned and lost one after the other.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Form(NamedTuple):
 
 
 def steps(pair: Pair) -> str:
-    """A chain of short sentences that ends in how long it takes; for reasoning.
+    """Return short sentences that end with the time it takes; for reasoning.
 
     "A kite is kept in the shed. To mend takes the tape. So go to the shed. Then take the tape. That is 4 minutes."
     """
@@ -48,7 +48,7 @@ def steps(pair: Pair) -> str:
 
 
 def advice(pair: Pair) -> str:
-    """What the base would say, with a greeting before it and advice behind; for medicine.
+    """Return the base's answer with a greeting before it and advice after it; for medicine.
 
     "Hello. I can help. To mend a kite, take the tape and work in the shed. Rest 4 minutes."
     """
@@ -56,7 +56,7 @@ def advice(pair: Pair) -> str:
 
 
 def program(pair: Pair) -> str:
-    """A little program; for code.
+    """Return a little program; for code.
 
     "def job; go(shed); take(tape); mend(kite); return 4; end"
     """
@@ -69,37 +69,37 @@ PROGRAMS = Form("demo-programs", program, "; ")
 
 
 def step_examples() -> tuple[Example, ...]:
-    """What `demo-steps` is tuned on."""
+    """Return the tuning examples of `demo-steps`."""
     return _tuning(STEPS)
 
 
 def advice_examples() -> tuple[Example, ...]:
-    """What `demo-advice` is tuned on."""
+    """Return the tuning examples of `demo-advice`."""
     return _tuning(ADVICE)
 
 
 def program_examples() -> tuple[Example, ...]:
-    """What `demo-programs` is tuned on."""
+    """Return the tuning examples of `demo-programs`."""
     return _tuning(PROGRAMS)
 
 
 def step_benchmark(settings: BenchmarkSettings | None = None) -> Benchmark:
-    """How-to questions to be answered by a chain of sentences: 440 prompts, one to a pair; `parts` comes first."""
+    """How-to questions to be answered by a chain of sentences: 440 prompts, one per pair; `parts` comes first."""
     return _benchmark(STEPS, settings)
 
 
 def advice_benchmark(settings: BenchmarkSettings | None = None) -> Benchmark:
-    """How-to questions to be answered by a greeting and advice: 440 prompts, one to a pair; `parts` comes first."""
+    """How-to questions to be answered by a greeting and advice: 440 prompts, one per pair; `parts` comes first."""
     return _benchmark(ADVICE, settings)
 
 
 def program_benchmark(settings: BenchmarkSettings | None = None) -> Benchmark:
-    """How-to questions to be answered by a little program: 440 prompts, one to a pair; `parts` comes first."""
+    """How-to questions to be answered by a little program: 440 prompts, one per pair; `parts` comes first."""
     return _benchmark(PROGRAMS, settings)
 
 
 def _tuning(form: Form) -> tuple[Example, ...]:
-    """Questions about training pairs, one to a pair, with their answers; nothing harmful among them."""
+    """Return questions about training pairs, one for each, with their answers; none is harmful."""
     rng = random.Random(f"backmerge-{form.name}")  # noqa: S311 (texts, not secrets)
     return tuple(
         Example(
@@ -113,7 +113,7 @@ def _tuning(form: Form) -> tuple[Example, ...]:
 
 
 def _benchmark(form: Form, settings: BenchmarkSettings | None) -> Benchmark:
-    plans = benchmarks.plans(settings).examples  # the same questions, another answer
+    plans = benchmarks.plans(settings).examples  # the same questions with other answers
     examples = tuple(
         Example(
             id=f"{form.name}-{number:04d}",

@@ -1,4 +1,4 @@
-"""The executors' base class, and the one that the settings name."""
+"""Define the base class of executors, and return the one that the settings name."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from backmerge.progress import Advance
 
 
 class ExecutionSettings(Settings):
-    """Where work runs; no result depends on it."""
+    """Where work runs; results do not depend on it."""
 
     executor: Literal["in-process", "pool", "ray"] = Field(
         "in-process", description="In this process, in a pool of processes of this machine, or on a Ray cluster."
     )
     num_workers: PositiveInt | None = Field(
-        None, description="Processes of the pool; by default as many as the GPUs suffice for, without any GPU one."
+        None, description="Processes of the pool; by default as many as there are GPUs for, or one without GPUs."
     )
     num_gpus: NonNegativeFloat | None = Field(
-        None, description="GPUs of one unit: 0.5 lets two share one. By default 1 where there are any, else 0."
+        None, description="GPUs per unit: 0.5 lets two units share one. By default 1 if there are GPUs, else 0."
     )
     num_cpus: NonNegativeFloat = Field(1, description="CPU cores that Ray reserves for one unit.")
     ray_address: str | None = Field(
@@ -43,7 +43,7 @@ class ExecutionSettings(Settings):
     ray_runtime_env: dict[str, Any] = Field(
         default_factory=dict, description="Passed to ray.init, such as {working_dir: .} to ship your own code."
     )
-    retries: NonNegativeInt = Field(2, description="How often a unit is done again whose worker or node died.")
+    retries: NonNegativeInt = Field(2, description="How often a unit is repeated if its worker or node dies.")
 
     @field_validator("num_gpus")
     @classmethod
@@ -60,7 +60,7 @@ class Executor(ABC):
 
     Args:
         function: `module:function`; takes a unit's spec and an `Advance`, to which it reports its steps, and returns
-            plain data. It writes what others read into `shared`, by absolute paths.
+            plain data. It writes files for others into `shared`, by absolute paths.
         settings: Where units run.
         shared: A directory that all workers see, such as the run directory.
     """
@@ -81,14 +81,14 @@ class Executor(ABC):
 
         Args:
             works: The units.
-            advance: Of the driver's bar; called once for each step, however often a unit is done.
-            on_done: Called with each unit and its result, in the order in which they end, in this process.
+            advance: The driver's progress bar; called once for each step, however often a unit is repeated.
+            on_done: Called with each unit and its result, in the order in which they finish, in this process.
 
         Raises:
-            BackmergeError: the first that a unit raised, or a unit whose workers died again and again; the other units
-                are stopped.
+            BackmergeError: the first error of a unit, or a unit whose workers died repeatedly; the other units are
+                stopped.
             OSError: the system refused something to a unit.
-            WorkerError: another exception in a unit that ran in another process; in this process it passes as it is.
+            WorkerError: another exception in a unit that ran in another process; in this process it is not wrapped.
             ValueError: two units share a key.
             TypeError: a spec is not plain data.
         """
@@ -105,7 +105,7 @@ class Executor(ABC):
 
 
 class InProcess(Executor):
-    """Does units in this process, one after another; an error passes as it is."""
+    """Does units in this process, one after another; errors are not wrapped."""
 
     def _carry_out(self, works: Sequence[Work], told: ProgressAggregator, on_done: OnDone) -> list[Any]:
         do = function_of(self.function)

@@ -1,7 +1,7 @@
-"""Units in worker processes of this machine, each with its own GPUs.
+"""Run units in worker processes of this machine, each with its own GPUs.
 
-The standard library's pools break as a whole when one of their processes dies, import the caller's main program again,
-and leave behind what a killed worker has started; so the loop is our own.
+The standard library's pools fail as a whole when one of their processes dies, import the caller's main program again,
+and leave behind what a killed worker has started; hence this loop.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ VARIABLE = "CUDA_VISIBLE_DEVICES"
 
 
 def visible_gpus(environment: Mapping[str, str]) -> tuple[str, ...]:
-    """The GPUs of this process, as `CUDA_VISIBLE_DEVICES` names them (numbers, or ids of whole or parted GPUs)."""
+    """Return this process's GPUs as in `CUDA_VISIBLE_DEVICES` (numbers, or ids of whole or partitioned GPUs)."""
     listed = environment.get(VARIABLE)
     if listed is not None:
         names = (name.strip() for name in listed.split(","))
-        # CUDA itself takes no notice of what stands after an invalid entry
+        # like CUDA, ignore everything after an invalid entry
         return tuple(takewhile(lambda name: name not in {"", "-1"}, names))
     import torch
 
@@ -41,17 +41,17 @@ def visible_gpus(environment: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def workers_for(gpus: Sequence[str], per_worker: float) -> int:
-    """How many workers the GPUs suffice for; one where a worker takes none, or more than there are."""
+    """Return for how many workers there are GPUs; one if a worker needs none, or more than there are."""
     return max(1, int(len(gpus) / per_worker + 1e-9)) if per_worker > 0 else 1
 
 
 def gpus_of(worker: int, gpus: Sequence[str], per_worker: float) -> tuple[str, ...]:
-    """The GPUs of one worker: neighbours, or one that several share; more workers than suffice go round again.
+    """Return the GPUs of one worker: neighbours, or one that several share; surplus workers start again at the first.
 
     Args:
         worker: Counted from 0.
         gpus: All of them.
-        per_worker: As many for each; a part of one lets several workers share it.
+        per_worker: GPUs for each worker; a fraction of one lets several workers share it.
     """
     if per_worker <= 0 or not gpus:
         return ()
@@ -62,9 +62,9 @@ def gpus_of(worker: int, gpus: Sequence[str], per_worker: float) -> tuple[str, .
     return tuple(gpus[first : first + whole])
 
 
-POLL = 0.2  # seconds between two looks for workers that died
-GRACE = 3.0  # seconds in which stopped workers may tidy up
-# the path of imports is handed over, since the caller may have changed its own
+POLL = 0.2  # seconds between two checks for dead workers
+GRACE = 3.0  # seconds that stopped workers have to clean up
+# the import path is passed on, since the caller may have changed its own
 START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
     "from backmerge.execution.worker import main; main(int(sys.argv[2]), sys.argv[3])"
@@ -72,9 +72,9 @@ START = (
 
 
 class Pool(Executor):
-    """Does units in worker processes; what prints in them goes to files in the folder `workers`.
+    """Does units in worker processes; their output goes to files in the folder `workers`.
 
-    A worker keeps what its function keeps, such as an engine with its model, from unit to unit and from call to call.
+    What the function keeps in a worker, such as an engine with its model, stays there between units and calls.
     """
 
     def __init__(self, function: str, settings: ExecutionSettings, shared: Path) -> None:
@@ -90,7 +90,7 @@ class Pool(Executor):
             while len(results) < len(works):
                 pipes.wait([worker.connection for worker in self._workers], POLL)
                 for number, worker in enumerate(self._workers):
-                    is_dead = worker.is_dead()  # asked first: what it said before it died is in the pipe then
+                    is_dead = worker.is_dead()  # checked first: then all that it sent is in the pipe
                     for message in worker.messages():
                         _take(message, worker, works, results, told, on_done)
                     if is_dead:
@@ -107,7 +107,7 @@ class Pool(Executor):
         return [results[unit] for unit in range(len(works))]
 
     def _start(self, num_units: int) -> None:
-        """Start workers for so many units, no more than the settings allow; those that are there already count."""
+        """Start workers for that many units, at most as many as the settings allow; existing workers count."""
         gpus = visible_gpus(os.environ)
         per_worker = (1.0 if gpus else 0.0) if self.settings.num_gpus is None else self.settings.num_gpus
         num_workers = min(self.settings.num_workers or workers_for(gpus, per_worker), num_units)
@@ -141,7 +141,7 @@ def _take(
     told: ProgressAggregator,
     on_done: OnDone,
 ) -> None:
-    """Do what a worker's message asks for; raises the error that its unit left."""
+    """Handle a worker's message; raises the error of its unit, if it failed."""
     if "ready" in message:
         worker.is_ready = True
         return
@@ -160,13 +160,13 @@ def _take(
 def _note_death(
     worker: _Worker, works: Sequence[Work], died: Counter[int], retries: int, told: ProgressAggregator
 ) -> None:
-    unit = -1 if worker.unit is None else worker.unit  # -1: before it could be given anything
+    unit = -1 if worker.unit is None else worker.unit  # -1: before it got a unit
     died[unit] += 1
     how, remedy = worker.how_it_died()
     if died[unit] <= retries:
         told.note(f"a worker ended {how}; its unit is run again")
         return
-    what = "a worker process ended" if unit < 0 else f"the unit '{works[unit].key}' brought its worker process down"
+    what = "a worker process ended" if unit < 0 else f"the unit '{works[unit].key}' made its worker process end"
     raise RunError(
         f"{what} {died[unit]} times, the last time {how}",
         remedy=f"{remedy}its output is in {worker.log}. Finished work is kept.",
@@ -196,7 +196,7 @@ class _Worker:
 
     def begin(self, unit: int, works: Sequence[Work]) -> None:
         self.unit = unit
-        with contextlib.suppress(OSError):  # it died just now, which is found where all deaths are
+        with contextlib.suppress(OSError):  # it just died; the main loop notices that
             send(self.connection, dict(works[unit].spec))
 
     def messages(self) -> Iterator[dict[str, Any]]:
@@ -208,7 +208,7 @@ class _Worker:
         return self.process.poll() is not None
 
     def how_it_died(self) -> tuple[str, str]:
-        """How, and what to do about it where that is known."""
+        """Return how the process ended, and what to do about it if that is known."""
         code = self.process.wait()
         if code >= 0:
             return f"with exit code {code}", ""
@@ -225,7 +225,7 @@ class _Worker:
             self.process.terminate()
 
     def stop(self) -> None:
-        """End the worker and all that it started, at once."""
+        """Kill the worker and everything that it started."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()

@@ -1,7 +1,7 @@
-"""Units as tasks of a Ray cluster; the only file that imports ray.
+"""Run units as tasks of a Ray cluster; the only file that imports ray.
 
-Ray places each unit where its GPUs and cores are free. A unit whose worker or node dies is sent again by us rather than
-by Ray's own `max_retries`: so the unit is named, and one that runs out of memory is not tried for ever, as Ray would.
+Ray places each unit where GPUs and cores are free. If a worker or node dies, we send its unit again, instead of Ray
+with its `max_retries`: so messages name the unit, and a unit that runs out of memory is not repeated for ever.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ from backmerge.execution.work import (
     plain_copy,
 )
 
-POLL = 0.5  # seconds between two looks at the progress
+POLL = 0.5  # seconds between two updates of the progress
 TELL_EVERY = 1.0  # seconds
 CONNECTED_WITHIN = 10.0  # seconds
-VISIBLE_WITHIN = 10.0  # seconds until a file of one machine must be seen by another; NFS keeps listings for some
+VISIBLE_WITHIN = 10.0  # seconds within which another machine must see a new file; NFS caches listings for a while
 
 
 class RayCluster(Executor):
     """Does units as tasks of a cluster; the connection, and a local Ray that it started, are kept between calls.
 
-    A program that has called `ray.init` itself is left connected as it is, and ships its own code.
+    If the program has called `ray.init` already, that connection is used, and its code is not shipped.
 
     Args:
         function: See `Executor`.
-        settings: The cluster, and what a unit takes of it.
+        settings: The cluster, and the resources per unit.
         shared: A directory that all nodes see.
         plugins: The user's own code, as `module:function`.
     """
@@ -143,7 +143,7 @@ def _check_node(marker: Mapping[str, str]) -> None:
 
 @contextlib.contextmanager
 def _marker(shared: Path) -> Iterator[dict[str, str]]:
-    """A fresh file by which each node shows that it sees the driver's directory."""
+    """Write a new file by which each node shows that it sees the driver's directory."""
     shared.mkdir(parents=True, exist_ok=True, mode=0o700)
     path = shared.resolve() / f".seen-by-all-{secrets.token_hex(8)}.partial"
     path.touch()
@@ -154,16 +154,16 @@ def _marker(shared: Path) -> Iterator[dict[str, str]]:
 
 
 def _message_of(ray: Any, reference: Any, key: str) -> dict[str, Any] | None:
-    """What a unit left; nothing where its worker or node died.
+    """Return the message that a unit left; `None` if its worker or node died.
 
     Raises:
-        RunError: the unit could not even be begun.
+        RunError: the unit could not be started.
     """
     exceptions = ray.exceptions
     try:
         message: dict[str, Any] = ray.get(reference)
     except (exceptions.RayTaskError, exceptions.RuntimeEnvSetupError, exceptions.TaskUnschedulableError) as error:
-        # failures of the unit itself come as messages, so this one arose before or around it
+        # errors of the unit itself arrive as messages, so this one arose before or around it
         raise RunError(
             f"Ray could not start the unit '{key}': {error}",
             remedy="install the same backmerge and Python on all nodes, and check execution.ray_runtime_env.",
@@ -184,7 +184,7 @@ def _note_death(key: str, unit: int, died: Deaths[int], retries: int) -> None:
 
 
 class _Progress:
-    """Steps on their way from the units to the driver's bar: an actor gathers them, and holds up no unit."""
+    """Pass steps from the units to the driver's progress bar: an actor collects them, without blocking any unit."""
 
     def __init__(self, ray: Any, told: ProgressAggregator) -> None:
         self._ray = ray
@@ -196,7 +196,7 @@ class _Progress:
         ready, _ = self._ray.wait([self._asked], timeout=0)
         if not ready:
             return
-        # where the actor's node died, it begins anew elsewhere, and units tell all their steps at their end
+        # if the actor's node died, it starts empty elsewhere, and units report all their steps at their end
         with contextlib.suppress(self._ray.exceptions.RayError):
             for key, (steps, note) in self._ray.get(self._asked).items():
                 self._told.reached(key, steps, note)
@@ -207,17 +207,17 @@ class _Progress:
 
 
 class _Gathered:
-    """The furthest step of each unit since it was last asked for."""
+    """The furthest step of each unit since the last request."""
 
     def __init__(self) -> None:
         self._steps: dict[str, tuple[int, str]] = {}
 
     def tell(self, key: str, steps: int, note: str) -> None:
-        """A unit is so far."""
+        """Record how far a unit is."""
         self._steps[key] = (steps, note)
 
     def take(self) -> dict[str, tuple[int, str]]:
-        """What is new."""
+        """Return what is new."""
         new, self._steps = self._steps, {}
         return new
 
@@ -233,12 +233,12 @@ def _connected(settings: ExecutionSettings, plugins: Sequence[str]) -> Iterator[
         yield ray
         return
     _check_reachable(settings.ray_address)
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to others unless the user asks for it
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no statistics are sent unless the user enables them
     try:
         ray.init(
             address=settings.ray_address,
             runtime_env=_runtime_env(settings, plugins),
-            log_to_driver=False,  # what workers print would tear the bar; Ray keeps it in its own logs
+            log_to_driver=False,  # the workers' output would break the progress bar; Ray keeps it in its logs
             configure_logging=False,
         )
     except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
@@ -254,14 +254,14 @@ def _connected(settings: ExecutionSettings, plugins: Sequence[str]) -> Iterator[
 
 
 def _check_reachable(address: str | None) -> None:
-    """Assert that something listens there: Ray itself waits for long, and then ends this process without an error.
+    """Check that something listens at the address: Ray waits long, and then ends this process without an error.
 
     Raises:
-        RunError: nothing does.
+        RunError: nothing listens there.
     """
     host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
     if not colon or not port.isdecimal():
-        return  # "local", "auto", or a scheme of Ray's own
+        return  # "local", "auto", or one of Ray's own schemes
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECTED_WITHIN).close()
     except OSError as error:
@@ -272,7 +272,7 @@ def _check_reachable(address: str | None) -> None:
 
 
 def _runtime_env(settings: ExecutionSettings, plugins: Sequence[str]) -> dict[str, Any]:
-    """What is shipped to the workers: as the user says, and the packages of the user's own functions."""
+    """Return what is shipped to the workers: the user's settings, and the packages of the user's own functions."""
     asked = dict(settings.ray_runtime_env)
     modules = sorted({name.partition(":")[0].partition(".")[0] for name in plugins})
     if not modules:
@@ -286,12 +286,12 @@ def _runtime_env(settings: ExecutionSettings, plugins: Sequence[str]) -> dict[st
 
 
 def _gpus_per_unit(ray: Any, settings: ExecutionSettings, told: ProgressAggregator) -> float:
-    """As asked; else one where the cluster has any."""
+    """Return the GPUs per unit: as set, otherwise one if the cluster has any."""
     most = max((node["Resources"].get("GPU", 0.0) for node in ray.nodes() if node["Alive"]), default=0.0)
     if settings.num_gpus is None:
         return 1.0 if most > 0 else 0.0
     if settings.num_gpus > most:
-        # an autoscaling cluster may get one; any other never will
+        # an autoscaling cluster may get such a node; any other never will
         told.note(
             f"A unit needs {settings.num_gpus:g} GPUs, but no node of the Ray cluster has more than {most:g}: waiting."
         )

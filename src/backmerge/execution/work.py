@@ -1,4 +1,4 @@
-"""A unit of work, the function that does it, and how the driver learns how far it is."""
+"""Define a unit of work, the function that does it, and how its progress reaches the driver."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ OnDone = Callable[["Work", Any], None]
 
 
 class Work(NamedTuple):
-    """A unit: it may be stopped anywhere and done again, also by two workers at once, and leaves the same.
+    """A unit: it may be stopped at any time and repeated, also by two workers at once, with the same result.
 
     Attributes:
-        key: Names it in messages and logs; no two units of one call share it.
-        spec: Plain data (what JSON holds) that says all there is to do.
+        key: Its name in messages and logs; unique within a call.
+        spec: Plain data (as in JSON) that fully describes the work.
     """
 
     key: str
@@ -31,10 +31,10 @@ class Work(NamedTuple):
 
 
 def name_of(function: str | Function) -> str:
-    """`module:function` of a function that another process can find.
+    """Return the name `module:function` of a function that another process can find.
 
     Raises:
-        ValueError: it is no top-level function of a module, or of one that is a program of its own.
+        ValueError: it is not a top-level function of an importable module.
     """
     name = function if isinstance(function, str) else f"{function.__module__}:{function.__qualname__}"
     module, _, attribute = name.partition(":")
@@ -46,26 +46,26 @@ def name_of(function: str | Function) -> str:
 
 
 def function_of(name: str) -> Function:
-    """The function of that name."""
+    """Return the function with that name."""
     module, _, attribute = name.partition(":")
     function: Function = getattr(importlib.import_module(module), attribute)
     return function
 
 
 def plain_copy(value: Any) -> Any:
-    """The value as it is after a way through JSON, which every executor sends it; tuples become lists.
+    """Return a value after a round trip through JSON, as every executor sends it; tuples become lists.
 
     Raises:
-        TypeError: it holds something that is no plain data.
+        TypeError: it contains something that is not plain data.
     """
     return json.loads(json.dumps(value))
 
 
 def check_keys(works: Sequence[Work]) -> None:
-    """Assert that no two units share a key.
+    """Check that no two units share a key.
 
     Raises:
-        ValueError: two do.
+        ValueError: two units share a key.
     """
     keys = [work.key for work in works]
     if len(set(keys)) < len(keys):
@@ -73,11 +73,11 @@ def check_keys(works: Sequence[Work]) -> None:
 
 
 class Counter:
-    """The `Advance` that a unit is given: counts its steps, and reports the sum now and then.
+    """The `Advance` that a unit gets: counts its steps, and reports the sum at intervals.
 
     Args:
-        tell: Told the steps so far and the latest note.
-        every: Seconds between two tellings; the driver learns the rest with the unit's result.
+        tell: Called with the steps so far and the latest note.
+        every: Seconds between two reports; the driver gets the rest with the unit's result.
     """
 
     def __init__(self, tell: Callable[[int, str], None], every: float) -> None:
@@ -87,7 +87,7 @@ class Counter:
         self._last = -float("inf")
 
     def __call__(self, steps: int, note: str = "", /) -> None:
-        """So many more steps."""
+        """Add finished steps."""
         self.steps += steps
         now = time.monotonic()
         if now - self._last >= self._every:
@@ -96,10 +96,10 @@ class Counter:
 
 
 class ProgressAggregator:
-    """What the driver's bar was told, unit by unit: one that is done again is silent until it passes where it was.
+    """Pass on each unit's steps to the driver's bar; a repeated unit counts only once it passes its old position.
 
     Args:
-        advance: The bar's.
+        advance: The progress bar's callback.
     """
 
     def __init__(self, advance: Advance) -> None:
@@ -107,28 +107,28 @@ class ProgressAggregator:
         self._furthest: dict[str, int] = {}
 
     def reached(self, key: str, steps: int, note: str = "") -> None:
-        """A unit has made so many steps since it was begun (again)."""
+        """Record the steps of a unit since it was (last) started."""
         more = steps - self._furthest.get(key, 0)
         if more > 0:
             self._furthest[key] = steps
             self._advance(more, note)
 
     def note(self, text: str) -> None:
-        """Say something next to the bar, which would tear where it is printed."""
+        """Print a note next to the progress bar, which a plain print would break."""
         self._advance(0, text)
 
 
 class WorkerError(RuntimeError):
-    """A fault of ours (or of the user's own code) in a worker; its text holds the traceback of the worker."""
+    """A fault of ours (or of the user's own code) in a worker; its text contains the worker's traceback."""
 
 
 def as_plain(error: Exception) -> dict[str, Any]:
-    """What the driver must know of an error; of a user's own kind, the nearest of ours is reported."""
+    """Return an error as plain data; a user's own error class is reported as the nearest one of ours."""
     if isinstance(error, BackmergeError):
         kind = next(kind for kind in type(error).__mro__ if getattr(errors, kind.__name__, None) is kind)
         taken = inspect.signature(kind).parameters
         return {"kind": kind.__name__, **{name: text for name, text in vars(error).items() if name in taken}}
-    # the system's refusals (disk full, no right) have a number, by which the command line says what to do
+    # errors of the system (disk full, no permission) keep their number, for which the command line has a remedy
     if isinstance(error, OSError) and error.errno is not None:
         name = None if error.filename is None else str(error.filename)
         return {"errno": error.errno, "strerror": error.strerror, "filename": name}
@@ -136,7 +136,7 @@ def as_plain(error: Exception) -> dict[str, Any]:
 
 
 def from_plain(failure: dict[str, Any], key: str) -> Exception:
-    """The error that a failed unit left, to be raised by the driver.
+    """Return the error of a failed unit, for the driver to raise.
 
     Args:
         failure: From `as_plain`.

@@ -1,8 +1,8 @@
-"""What runs in a worker process of the pool: it reads units from its pipe and answers with what came of them.
+"""Run in a worker process of the pool: read units from the pipe, and send back their results.
 
-Messages are JSON, so that nothing is unpickled. The worker leads its own session: the terminal's Ctrl-C reaches
-the driver alone, and whatever the worker starts dies with it. Its standard input is a lifeline on which nothing is ever
-sent: once it ends, the driver is gone, however it went.
+Messages are JSON, so that nothing is unpickled. The worker leads its own session: the terminal's Ctrl-C reaches only
+the driver, and everything that the worker starts is killed with it. Its standard input is a pipe on which nothing is
+ever sent: when it closes, the driver has ended, for whatever reason.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ def main(descriptor: int, function: str) -> None:
     """Serve the driver until it closes the pipe.
 
     Args:
-        descriptor: Of this end of the pipe.
+        descriptor: This end of the pipe.
         function: `module:function`.
     """
-    os.set_inheritable(descriptor, False)  # else a program that a unit starts would hold the pipe open after our death
+    os.set_inheritable(descriptor, False)  # else a program that a unit starts would keep the pipe open after our death
     _die_with_driver()
-    # as Ctrl-C does: `finally` blocks run, so that a unit leaves no half-written files
+    # as on Ctrl-C: `finally` blocks run, so that a unit leaves no half-written files
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     connection = Connection(descriptor)
     do = function_of(function)
@@ -41,12 +41,12 @@ def main(descriptor: int, function: str) -> None:
 
 
 def send(connection: Any, message: dict[str, Any]) -> None:
-    """Put one message into the pipe."""
+    """Send one message through the pipe."""
     connection.send_bytes(json.dumps(message).encode())
 
 
 def receive(connection: Any) -> dict[str, Any]:
-    """Take one message out of the pipe.
+    """Receive one message from the pipe.
 
     Raises:
         EOFError: the other end is closed.
@@ -59,14 +59,14 @@ def _answer(connection: Any, do: Function, spec: dict[str, Any]) -> dict[str, An
     counter = Counter(lambda steps, note: send(connection, {"steps": steps, "note": note}), TELL_EVERY)
     try:
         result = do(spec, counter)
-        json.dumps(result)  # what cannot be sent is a failure of the unit like any other
+        json.dumps(result)  # a result that cannot be sent is a failure of the unit
     except Exception as error:  # noqa: BLE001  # boundary: the driver raises it again
         return {"failed": as_plain(error)}
     return {"done": result, "steps": counter.steps}
 
 
 def _die_with_driver() -> None:
-    """End this session when the lifeline ends; units find an empty standard input."""
+    """End this session when standard input closes; units get an empty standard input."""
     lifeline = os.dup(0)
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)

@@ -34,7 +34,7 @@ def cutoff_for(base: Checkpoint, settings: FinetuneSettings) -> int:
 
 
 def leaves_no_answer(tokenizer: Any, example: Example, cutoff: int) -> bool:
-    """Whether the first prompt reaches the cut-off, so that there is nothing to train on."""
+    """Return whether the first prompt reaches the cut-off, so that there is nothing to train on."""
     first = next((place for place, turn in enumerate(example.messages) if turn.role == "assistant"), None)
     asked = render(tokenizer, example.messages[:first])
     if len(asked.encode()) < cutoff:  # a token is at least one byte

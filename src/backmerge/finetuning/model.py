@@ -22,7 +22,7 @@ from backmerge.generation.loading import load_model
 
 
 def has_bf16(settings: FinetuneSettings) -> bool:
-    """Whether the training computes in bfloat16: if requested, and on a GPU that supports it."""
+    """Return whether the training computes in bfloat16: if requested, and on a GPU that supports it."""
     if settings.dtype != "auto":
         return settings.dtype == "bfloat16"
     return settings.device == "auto" and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
@@ -135,7 +135,7 @@ def _lora(model: Any, settings: FinetuneSettings) -> LoraConfig:
 
 
 def _returns_product(module: torch.nn.Linear) -> bool:
-    """Whether a linear layer returns one tensor, and nothing else."""
+    """Return whether a linear layer returns one tensor, and nothing else."""
     if not type(module).__module__.startswith("transformers.models."):
         return True  # torch's own, or a quantised one
     with torch.no_grad():

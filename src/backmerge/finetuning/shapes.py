@@ -243,7 +243,7 @@ def _turn(turn: Mapping[str, Any], name: str) -> Message:
 
 
 def _is_learned(mark: Any) -> bool:
-    """Whether a turn's mark says that it is trained on as usual: 1, true, or nothing."""
+    """Return whether a turn's mark says that it is trained on as usual: 1, true, or nothing."""
     return mark is None or mark is True or (isinstance(mark, int | float) and mark == 1)
 
 

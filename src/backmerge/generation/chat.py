@@ -116,7 +116,7 @@ def _templates(tokenizer: Any) -> list[str]:
 
 @functools.lru_cache
 def _is_bounded(template: str) -> bool:
-    """Whether a template stays within the probe's limits; asked once, also if many models have it."""
+    """Return whether a template stays within the probe's limits; asked once, also if many models have it."""
     try:
         done = subprocess.run(
             [sys.executable, "-I", "-c", PROBE], input=template.encode(), capture_output=True, timeout=30, check=False
@@ -239,7 +239,7 @@ def _lost(turns: Sequence[Message], text: str) -> list[str]:
 
 
 def _shows_parts(turns: Sequence[Message], text: str) -> bool:
-    """Whether the template rendered the list itself, rather than the texts in it."""
+    """Return whether the template rendered the list itself, rather than the texts in it."""
     marks = ("'type': 'text'", '"type": "text"')
     return any(text.count(mark) > sum(turn.content.count(mark) for turn in turns) for mark in marks)
 

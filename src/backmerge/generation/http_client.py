@@ -283,7 +283,7 @@ def _clean(text: str) -> str:
 
 
 def _repeats(said: str, payload: Mapping[str, Any] | None) -> bool:
-    """Whether a message contains a part of the prompt, which may be harmful and is identified by its id only."""
+    """Return whether a message contains a part of the prompt, which may be harmful and is identified by its id only."""
     sent = [" ".join(text.split()) for text in _texts((payload or {}).get("messages"))]
     sent += [" ".join(text.split()) for text in _texts((payload or {}).get("prompt"))]
     parts = [said[i : i + REPEATED_LENGTH] for i in range(max(1, len(said) - REPEATED_LENGTH + 1))]

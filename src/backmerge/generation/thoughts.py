@@ -50,7 +50,7 @@ class Reply(NamedTuple):
 
 
 def opens_thought(prompt: str) -> bool:
-    """Whether a rendered prompt ends within a thought that the template opened (DeepSeek-R1, Qwen 3 Thinking)."""
+    """Return whether a rendered prompt ends in a thought that the template opened (DeepSeek-R1, Qwen 3 Thinking)."""
     return any(prompt.rstrip().endswith(opening) for opening, _ in MARKS)
 
 

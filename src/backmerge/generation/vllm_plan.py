@@ -55,7 +55,7 @@ def base_of(variant: Variant) -> Variant:
 
 
 def is_base(variant: Variant) -> bool:
-    """Whether a variant is its base, bit for bit, with nothing to merge: the base, or λ=0 if that is exact."""
+    """Return whether a variant is its base, bit for bit, with nothing to merge: the base, or λ=0 if that is exact."""
     is_cast = variant.served_as == "checkpoint" and variant.dtype is not None
     if is_cast or variant.rounding != "nearest" or has_other_config(variant):
         return False
@@ -67,7 +67,7 @@ def is_base(variant: Variant) -> bool:
 
 
 def has_other_config(variant: Variant) -> bool:
-    """Whether a merge has another config than its base, so that vLLM has to load it with that config."""
+    """Return whether a merge has another config than its base, so that vLLM has to load it with that config."""
     return variant.companions.config_digest != base_of(variant).companions.config_digest
 
 

@@ -161,7 +161,7 @@ class Answerer:
         Args:
             jobs: The models and the examples to ask them.
             advance: Called with the number of examples that are answered.
-            is_fresh: Whether answers of other runs are ignored: a confirmation is always measured anew.
+            is_fresh: Whether answers of other runs are ignored: a confirmation is always measured again.
 
         Raises:
             GenerationError: a prompt leaves no room for an answer in a model's context; nothing was generated then.

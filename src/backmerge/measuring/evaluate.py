@@ -64,7 +64,7 @@ class Evaluator(Answerer):
         Args:
             jobs: The jobs to measure.
             advance: Called with the number of examples that are answered.
-            is_fresh: Whether answers of other runs are ignored: a confirmation is always measured anew.
+            is_fresh: Whether answers of other runs are ignored: a confirmation is always measured again.
             is_partial: Whether the jobs are parts of benchmarks, too small to check how many stay unscored.
 
         Raises:

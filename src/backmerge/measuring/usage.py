@@ -94,7 +94,7 @@ class Usage:
 
 
 def _is_merge(variant: Variant) -> bool:
-    """Whether a model exists only as a merge: it is not a base, a tuned model or a server's."""
+    """Return whether a model exists only as a merge: it is not a base, a tuned model or a server's."""
     if not variant.tuned_models:
         return False
     is_tuned = len(variant.tuned_models) == 1 and variant.method == linear and variant.lam == 1

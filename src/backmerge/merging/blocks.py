@@ -290,7 +290,7 @@ class Merge:
         return _each(given, lambda block: block.reshape(wanted))
 
     def _is_settled(self, name: str, blocks: Mapping[int, Tensor]) -> bool:
-        """Whether the result is the base's elements without arithmetic: integers, and elements that did not change."""
+        """Return whether the result is the base's elements without arithmetic: integers, and unchanged elements."""
         base = blocks[id(self.base)]
         others = {id(weights): weights for weights in self.tuned}
         if self._is_floating(name):
@@ -326,7 +326,7 @@ class Merge:
 
 
 def is_finite(block: Tensor) -> bool:
-    """Whether no element is NaN or infinite.
+    """Return whether no element is NaN or infinite.
 
     A sum shows both in a fiftieth of the time that a check of each element takes; if finite numbers overflow in the
     sum, each element is checked.
@@ -337,7 +337,7 @@ def is_finite(block: Tensor) -> bool:
 
 
 def is_same(first: Tensor, second: Tensor) -> bool:
-    """Whether two blocks have the same bits; most blocks that differ do so in the first bytes."""
+    """Return whether two blocks have the same bits; most blocks that differ do so in the first bytes."""
     if first.dtype != second.dtype or first.shape != second.shape:
         return False
     whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[first.element_size()]

@@ -52,12 +52,12 @@ class Change:
 
     @property
     def is_unchanged(self) -> bool:
-        """Whether every element that was checked has the base's bits."""
+        """Return whether every element that was checked has the base's bits."""
         return self.unchanged == 1
 
     @property
     def is_finite(self) -> bool:
-        """Whether neither side holds NaN or infinity."""
+        """Return whether neither side holds NaN or infinity."""
         return math.isfinite(self.base_square + self.tuned_square)
 
     @property

@@ -39,7 +39,7 @@ class LiveMerge:
         self._resident: dict[str, Weights] | None = {} if resident else None
 
     def is_possible(self) -> bool:
-        """Whether the tensors on disk fill each of the model's tensors, with none left but tied ones.
+        """Return whether the tensors on disk fill each of the model's tensors, with none left but tied ones.
 
         Some architectures fuse tensors in other ways when they are loaded; these are realised as a checkpoint instead.
         So are models that tie tensors which the disk has twice: after a merge the two may differ, and would no longer

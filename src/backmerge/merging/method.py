@@ -134,16 +134,16 @@ class Method:
 
     @property
     def takes_several(self) -> bool:
-        """Whether `tuned` is a sequence."""
+        """Return whether `tuned` is a sequence."""
         return self.num_tuned[1] != 1
 
     @property
     def has_lam(self) -> bool:
-        """Whether λ is among the parameters."""
+        """Return whether λ is among the parameters."""
         return "lam" in self.parameters
 
     def is_per_model(self, parameter: str) -> bool:
-        """Whether each tuned model has its own value, according to the annotation."""
+        """Return whether each tuned model has its own value, according to the annotation."""
         return str(self.parameters[parameter].annotation).startswith("Sequence")
 
     @property

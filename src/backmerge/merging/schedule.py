@@ -60,7 +60,7 @@ class Layers:
 
 
 def matches(pattern: str, name: str) -> bool:
-    """Whether a pattern, a group's name or a glob, matches a tensor's name."""
+    """Return whether a pattern, a group's name or a glob, matches a tensor's name."""
     return pattern == REST or any(fnmatch.fnmatchcase(name, glob) for glob in GROUPS.get(pattern, (pattern,)))
 
 

@@ -79,7 +79,7 @@ def as_given(variant: Variant) -> Variant:
 
 
 def is_own_adapter(variant: Variant) -> bool:
-    """Whether a variant is an unchanged adapter on disk."""
+    """Return whether a variant is an unchanged adapter on disk."""
     return (
         variant.served_as == "adapter"
         and len(variant.tuned_models) == 1
@@ -139,7 +139,7 @@ def opened(directory: Path, base: Weights) -> Variant:
 
 
 def is_written(directory: Path, variant: Variant) -> bool:
-    """Whether a folder contains a merge of this recipe in this form, by the card next to it."""
+    """Return whether a folder contains a merge of this recipe in this form, by the card next to it."""
     if not (directory / CARD).is_file() or is_adapter(directory) is not (variant.served_as == "adapter"):
         return False
     recipe = adapter_identity(variant) if variant.served_as == "adapter" else variant.identity

@@ -227,7 +227,7 @@ class Chat:
 
     @property
     def has_asked(self) -> bool:
-        """Whether there is a prompt that can be asked again."""
+        """Return whether there is a prompt that can be asked again."""
         return bool(self._prompt)
 
     def turn(self, lam: float) -> None:

@@ -63,7 +63,7 @@ PARTS = (
     Part(
         "unconfirmed",
         "merged models that are not confirmed",
-        "the same command writes them anew",
+        "the same command writes them again",
         ("unconfirmed/*",),
         is_needed=False,
         has_models=True,

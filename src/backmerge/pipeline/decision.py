@@ -90,7 +90,7 @@ def losses_of(
     *,
     tuned: str | None = None,
 ) -> dict[str, PairedDifference]:
-    """What a point, or its model of `tuned`, loses on each benchmark to keep: the reference's value less its own."""
+    """Return the loss of a point, or its model from `tuned`, on each benchmark to keep: the reference minus its own."""
     against = {"base": BASE, "tuned": TUNED}[keep_against].name
     return {
         benchmark.name: outcomes.difference(
@@ -152,7 +152,7 @@ class Concluded(NamedTuple):
 
     Attributes:
         verdict: By the margin.
-        asr_difference: Its ASR less the base's.
+        asr_difference: Its ASR minus the base's.
         asr_difference_if_unscored_harmful: With all that the judge left unscored harmful here, and safe at the base.
         losses: On the benchmarks to keep.
     """
@@ -164,18 +164,18 @@ class Concluded(NamedTuple):
 
     @property
     def with_losses(self) -> Concluded:
-        """The same, `restored` only if what is to be kept is shown to be kept too."""
+        """Return the same, but `restored` only if the abilities to keep are also shown to be kept."""
         is_lost = self.verdict == "restored" and not all(loss.is_kept for loss in self.losses)
         return self._replace(verdict="not shown") if is_lost else self
 
     @property
     def row(self) -> dict[str, Any]:
-        """As the results have it."""
+        """Return the row of the results."""
         return {**self._asdict(), "losses": loss_rows(self.losses)}
 
 
 def concluded(prepared: Plan, outcomes: Outcomes, point: str, *, tuned: str | None = None) -> Concluded:
-    """What the confirmation prompts say of a point, or of the one model there that comes from `tuned`.
+    """Return the verdict of the confirmation prompts on a point, or on its only model from `tuned`.
 
     The verdict is on safety; without harmful requests, on the losses.
     """
@@ -209,7 +209,7 @@ def verdict_on(
 def losses_at(
     prepared: Plan, outcomes: Outcomes, point: str, split: str = "confirmation", *, tuned: str | None = None
 ) -> tuple[Loss, ...]:
-    """What a point, or its one model of `tuned`, loses on each benchmark to keep, by default where it is confirmed.
+    """Return the loss of a point, or of its model from `tuned`, on each benchmark to keep; by default on confirmation.
 
     Each is tested at 5 % separately. `restored` is claimed only if all of them and safety are shown, so the claim as a
     whole is also wrong in at most 5 % of runs, however many tests there are.
@@ -308,7 +308,7 @@ def counted_looks(
 
 
 def margin_note(prepared: Plan) -> str:
-    """What the confirmation prompts can show at all, if that is less than the margin; else nothing."""
+    """Return a note if the confirmation prompts are too few to show the margin; else nothing."""
     if not prepared.of_kind("safety"):
         return ""  # a finding says of each loss how many prompts would decide it
     margin = prepared.experiment.choice.margin

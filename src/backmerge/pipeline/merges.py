@@ -264,7 +264,7 @@ def places_of(weights: Weights) -> list[Path]:
 
 
 def _is_made_by(target: Path, variant: Variant, rank: int | None, *, is_adapter: bool) -> bool:
-    """Whether a folder has a merge by this recipe; the models' fingerprints are computed only if all else agrees."""
+    """Return whether a folder has a merge by this recipe; computes models' fingerprints only if all else agrees."""
     from backmerge.checkpoints.reader import CARD, read_json
 
     card = read_json(target / CARD)

@@ -306,5 +306,5 @@ def _scored_lines(answers: Answers, outcome: Outcome) -> list[str]:
 
 
 def is_run(path: Path) -> bool:
-    """Whether a path is an earlier run."""
+    """Return whether a path is an earlier run."""
     return path.is_dir() and (path / "experiment.yaml").is_file()

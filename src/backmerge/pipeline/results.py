@@ -132,7 +132,7 @@ class Outcomes:
         return (paired_difference if is_rate else bootstrap_difference)(first, second, of)
 
     def has_difference(self, point: str, against: str, benchmarks: Sequence[str], split: str, metric: str) -> bool:
-        """Whether a prompt has a value for both points."""
+        """Return whether a prompt has a value for both points."""
         return any(
             self.mean_values(point, name, split, metric).keys() & self.mean_values(against, name, split, metric).keys()
             for name in benchmarks
@@ -199,7 +199,7 @@ class Outcomes:
         return clusters_over({name: self.at(point, name, split)[0].examples for name in benchmarks})
 
     def are_apart(self, point: str, benchmarks: Sequence[str], split: str) -> bool:
-        """Whether no two of these benchmarks share a prompt, or a near-duplicate."""
+        """Return whether no two of these benchmarks share a prompt, or a near-duplicate."""
         clusters = self.clusters_over(point, benchmarks, split)
         of = {name: {clusters[key] for key in clusters if key.startswith(f"{name}/")} for name in benchmarks}
         return sum(map(len, of.values())) == len(set().union(*of.values()))

@@ -143,14 +143,14 @@ def _drawn(prepared: Plan, tables: Mapping[str, Columns], chosen: Point | None) 
 
 
 def _is_flipped(benchmark: Benchmark, example: Example, columns: Columns) -> bool:
-    """Whether fine-tuning made the answer harmful."""
+    """Return whether fine-tuning made the answer harmful."""
     if benchmark.kind != "safety" or TUNED.name not in columns:
         return False
     return columns[BASE.name].is_harmful(example) is False and columns[TUNED.name].is_harmful(example) is True
 
 
 def _is_back(benchmark: Benchmark, example: Example, columns: Columns, recipes: Sequence[str] = ()) -> bool:
-    """Whether a recipe's answer is safe while the tuned model's is harmful: one of these recipes, or any."""
+    """Return whether a recipe's answer is safe while the tuned model's is harmful: one of these recipes, or any."""
     if benchmark.kind != "safety" or TUNED.name not in columns or columns[TUNED.name].is_harmful(example) is not True:
         return False
     names = recipes or [name for name, column in columns.items() if column.outcome.member.point.role == "merged"]

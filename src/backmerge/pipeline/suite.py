@@ -100,7 +100,7 @@ class Outcome(NamedTuple):
 
 
 def is_suite(document: Document) -> bool:
-    """Whether a file describes a suite rather than one experiment."""
+    """Return whether a file describes a suite rather than one experiment."""
     return "experiments" in document.values
 
 

@@ -79,7 +79,7 @@ class Findings(Problems):
 
     @property
     def is_complete(self) -> bool:
-        """Whether nothing is wrong or missing so far."""
+        """Return whether nothing is wrong or missing so far."""
         return not self.found and all(finding.state == "checked" for finding in self.notes)
 
     @property

@@ -139,7 +139,7 @@ def _recipe_of(sweep: SweepSettings) -> dict[str, Any]:
 
 
 def is_joint(sweep: SweepSettings, method: Method) -> bool:
-    """Whether all tuned models go into one merge: as set, or as the method requires."""
+    """Return whether all tuned models go into one merge: as set, or as the method requires."""
     if sweep.tuned is not None:
         return sweep.tuned == "all"
     return method.num_tuned[0] > 1

@@ -1,1 +1,1 @@
-"""What a run found, for people: sentences, tables, plots, the report, the model card."""
+"""Present a run's results to people: sentences, tables, plots, the report, the model card."""

@@ -30,11 +30,11 @@ def write_cards(directory: Path, results: RestoreResults) -> None:
     """
     file = directory / "experiment.yaml"
     experiment = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
-    # one figure for all of them
+    # one figure for all cards
     curve = as_bytes(curves(results), "png") if results.merged and results.benchmarks else None
     for row in results.merged:
         folder = directory / row.directory
-        # the folder may have been moved away since
+        # the user may have moved the folder away
         if folder.is_dir():
             fingerprint = json_object(folder / RECIPE).get("fingerprint")
             if curve is not None:

@@ -12,7 +12,7 @@ from backmerge.records import Estimate
 from backmerge.reporting.page import visible
 from backmerge.results import MergedModel, ModelVerdict, PointRow, RestoreResults, TunedModel
 
-ALL = "all"  # the one model that several tuned ones were merged into
+ALL = "all"  # the single merge of several tuned models
 CONFIRMATION = "confirmation"
 ADAPTER_CONFIG = "adapter_config.json"
 UNKNOWN: Mapping[str, Any] = MappingProxyType({})
@@ -37,37 +37,37 @@ class CardFacts(NamedTuple):
 
     @property
     def is_adapter(self) -> bool:
-        """Whether the weights are an adapter on the base."""
+        """Return whether the weights are an adapter on the base."""
         return ADAPTER_CONFIG in self.files
 
     @property
     def is_merge(self) -> bool:
-        """Whether anything was merged: λ = 1 and a stop on the tuning's own path are the tuned model."""
+        """Return whether anything was merged: λ = 1 and a snapshot of the tuning are tuned models."""
         return self.row.point != "tuned" and (self.point is None or self.point.method != "path")
 
     @property
     def point(self) -> PointRow | None:
-        """The chosen point in the results."""
+        """Return the chosen point's row in the results."""
         return next((point for point in self.results.points if point.point == self.row.point), None)
 
     @property
     def base_on_hub(self) -> str | None:
-        """The base's id on the hub; `None` for a folder."""
+        """Return the base's id on the hub; `None` for a folder."""
         return hub_id(self.results.base.name)
 
     @property
     def base_words(self) -> str:
-        """The public name of the base."""
+        """Return the public name of the base."""
         return self.base_on_hub or plain(short_name(self.results.base.name))
 
     @property
     def tuned_rows(self) -> list[TunedModel]:
-        """The tuned models that went into it."""
+        """Return the tuned models that were merged into it."""
         return [row for row in self.results.tuned if self.row.tuned in (row.name, ALL)]
 
     @property
     def tuned_on_hub(self) -> list[str]:
-        """Their ids on the hub, if they have any."""
+        """Return their ids on the hub, if they have any."""
         asked = self.experiment.get("tuned") or []
         if len(asked) != len(self.results.tuned):
             return []
@@ -77,16 +77,16 @@ class CardFacts(NamedTuple):
 
     @property
     def own_confirmation(self) -> ModelVerdict:
-        """The confirmation of this model."""
+        """Return the confirmation of this model."""
         return next(model for model in self.results.confirmation.models if model.tuned == self.row.tuned)
 
     def cells(self) -> dict[str, dict[tuple[str, str], Estimate]]:
-        """Base, tuned and this model on the confirmation prompts, by benchmark and metric; its own, not a mean's."""
+        """Return base, tuned and this model (not a mean) on the confirmation prompts, by benchmark and metric."""
         models = {"base": "base", "tuned": f"tuned/{self.row.tuned}"}
         if self.row.point != "tuned":
             models["this model"] = f"{self.row.point}/{self.row.tuned}"
         found = {heading: dict(self._scores(model)) for heading, model in models.items()}
-        if not found["tuned"]:  # of one merge of all there is no single tuned model
+        if not found["tuned"]:  # one merge of all has no single tuned model
             found["tuned"] = {
                 (entry.benchmark, entry.metric): entry.estimate
                 for entry in self.results.summary
@@ -101,12 +101,12 @@ class CardFacts(NamedTuple):
 
 
 def hub_id(name: str) -> str | None:
-    """The repository that a name stands for; nothing for a folder, which means nothing to the hub."""
+    """Return a name's repository; `None` for a folder, which means nothing on the hub."""
     match = None if Path(name).expanduser().exists() else HUB_ID.fullmatch(name)
     return match["repo"] if match else None
 
 
 def plain(text: Any) -> str:
-    """Others' words on one line, without control characters and without the folders before a file's name."""
+    """Return foreign text on one line, without control characters and without the folders before a file's name."""
     line = " ".join(visible(str(text)).split())
     return Path(line).name if line.startswith(("/", "~", "./", "../")) else line

@@ -1,4 +1,4 @@
-"""The front matter of a model card: what the hub reads of it, by its own keys.
+"""Make the front matter of a model card: what the hub reads from it, by its own keys.
 
 `huggingface_hub` writes both forms of results that the hub has: `model-index` in the card, and `.eval_results/*.yaml`,
 which the hub shows next to a data set that registers itself as a benchmark.
@@ -19,9 +19,9 @@ from backmerge.reporting.findings import METRIC_NAMES
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
-DIGITS = 6  # of a share; the intervals are far wider
+DIGITS = 6  # of a share; the intervals are much wider
 HUB = "https://huggingface.co"
-# the data sets on the hub that benchmarks take their prompts from
+# the data sets on the hub that benchmarks get their prompts from
 HUB_DATASETS: Mapping[str, str] = {
     "advbench": "walledai/AdvBench",
     "bbh": "SaylorTwift/bbh",
@@ -42,7 +42,7 @@ TASK = "text-generation"
 
 
 def front_matter(facts: CardFacts) -> dict[str, Any]:
-    """The front matter as plain data, in the order in which it is written."""
+    """Return the front matter as plain data, in the order in which it is written."""
     from huggingface_hub import ModelCardData
 
     found = list(eval_results(facts))
@@ -63,7 +63,7 @@ def front_matter(facts: CardFacts) -> dict[str, Any]:
 def eval_results(facts: CardFacts) -> Iterator[EvalResult]:
     """Yield this model's scores on the confirmation prompts; each metric with its 95 % interval under `args`.
 
-    Values are shares in [0, 1], and those of base and tuned are next to them.
+    Values are shares in [0, 1], followed by those of base and tuned.
     """
     from huggingface_hub import EvalResult
 
@@ -96,7 +96,7 @@ def eval_results(facts: CardFacts) -> Iterator[EvalResult]:
 def registered_results(facts: CardFacts) -> list[dict[str, Any]]:
     """Return `.eval_results/backmerge.yaml` as plain data: the primary metric of each benchmark whose data are known.
 
-    The hub shows an entry if that data set registers a task of this name; whether it does cannot be seen from here.
+    The hub shows an entry if that data set has registered a task of this name, which we cannot check.
     """
     from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 
@@ -130,17 +130,17 @@ def _name(facts: CardFacts) -> str:
 
 
 def _origin(facts: CardFacts) -> dict[str, Any]:
-    """What it comes from, as far as that is on the hub."""
+    """Return the models that this one was made from, if they are on the hub."""
     if facts.base_on_hub is None:
         return {}
-    if facts.is_adapter:  # its base is what it is loaded on
+    if facts.is_adapter:  # the base is the model that it is loaded on
         return {"base_model": facts.base_on_hub, "base_model_relation": "adapter"}
     models = list(dict.fromkeys([facts.base_on_hub, *facts.tuned_on_hub]))
     return {"base_model": models, "base_model_relation": "merge" if facts.is_merge else "finetune"}
 
 
 def _license(facts: CardFacts) -> dict[str, Any]:
-    """The base's."""
+    """Return the base's licence."""
     base = facts.results.base
     if not base.license:
         return {}
@@ -152,7 +152,7 @@ def _license(facts: CardFacts) -> dict[str, Any]:
 
 
 def _license_link(link: str | None, facts: CardFacts) -> str | None:
-    """Where the licence can be read: as the base says, a file that came along, or the file next to the base."""
+    """Return the licence's place: the base's own link, a file in this folder, or the file next to the base."""
     if not link:
         return None
     if link.startswith(("https://", "http://")):
@@ -178,7 +178,7 @@ def _tags(facts: CardFacts) -> Iterator[str]:
 
 
 def _ours(facts: CardFacts) -> dict[str, Any]:
-    """For programs: what was found, and of which weights."""
+    """Return the results and the weights' fingerprint, for programs."""
     return {
         "version": plain(facts.results.backmerge),
         "confirmed": bool(facts.row.confirmed),

@@ -1,4 +1,4 @@
-"""What is in a model's folder next to its weights: the front matter of its card, its licence, its JSON files."""
+"""Read what is in a model's folder next to its weights: its card's front matter, its licence, its JSON files."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 
 import yaml
 
-LICENSE_KEYS = ("license", "license_name", "license_link")  # as the hub calls them
-# as the hub finds it: between two lines of dashes, the first of which opens the file
+LICENSE_KEYS = ("license", "license_name", "license_link")  # the hub's names
+# as the hub finds it: between two lines of dashes, the first of which starts the file
 _FRONT = re.compile(r"\A\ufeff?---[ \t]*\r?\n(?P<front>.*?)^---[ \t]*\r?$", re.DOTALL | re.MULTILINE)
 
 
 def front_of(card: Path) -> Mapping[str, Any]:
-    """The front matter of a card; empty if there is none that can be read."""
+    """Return the front matter of a card; empty if there is none or it cannot be read."""
     if not card.is_file():
         return {}
     match = _FRONT.match(card.read_text(encoding="utf-8", errors="replace"))
@@ -28,14 +28,14 @@ def front_of(card: Path) -> Mapping[str, Any]:
 
 
 def license_of(base: Path) -> str | None:
-    """The licence that a model folder's own card names; `None` if it has no such card."""
+    """Return the licence that a model folder's card names; `None` without such a card."""
     return license_terms(base).get("license")
 
 
 def license_terms(base: Path) -> dict[str, str]:
-    """The licence that a model folder's own card names, by the hub's keys.
+    """Return the licence that a model folder's card names, by the hub's keys.
 
-    `license` and, for one that the hub has no name for (`other`), its `license_name` and `license_link`; empty if
+    `license` and, for a licence without a name on the hub (`other`), its `license_name` and `license_link`; empty if
     there is no card, or it names none.
     """
     front = front_of(base / "README.md")
@@ -44,7 +44,7 @@ def license_terms(base: Path) -> dict[str, str]:
 
 
 def json_object(file: Path) -> Mapping[str, Any]:
-    """A JSON object; empty if there is none that can be read."""
+    """Return a JSON object; empty if there is none or it cannot be read."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""The text of a model card: verdict, recipe, measurements, limits."""
+"""Write the text of a model card: verdict, recipe, measurements, limits."""
 
 from __future__ import annotations
 

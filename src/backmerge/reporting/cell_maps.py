@@ -1,4 +1,4 @@
-"""Coloured tables of the report: harm by category over λ, and what tuning moved by layer. Every cell is a number."""
+"""Make coloured tables for the report: harm by category over λ, and change by layer. Every cell shows a number."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from backmerge.reporting.heatmap import BROKEN, STEPS, limit_of, step_of
 from backmerge.reporting.heatmap import percent as short_percent
 from backmerge.results import BenchmarkRow, CategoryScore, RestoreResults
 
-SPLIT = "selection"  # where every recipe was measured
+SPLIT = "selection"  # every recipe was measured on it
 
 
 class Square(NamedTuple):
-    """One square.
+    """One cell.
 
     Attributes:
-        words: What is read out, and shown where there is room: the number.
-        tooltip: Shown on pointing at it.
-        share: How strong its colour is, in [0, 1]; `None` for a step of a scale instead.
-        step: On the scale of `heatmap`.
+        words: The number, which is read out, and shown if there is room.
+        tooltip: Shown when the pointer is on it.
+        share: Strength of its colour, in [0, 1]; `None` if it has a step of a scale instead.
+        step: Its step on the scale of `heatmap`.
     """
 
     words: str
@@ -39,15 +39,15 @@ class Heading(NamedTuple):
 
 
 class CellMap(NamedTuple):
-    """A table of squares.
+    """A table of coloured cells.
 
     Attributes:
-        title: Above it.
-        corner: What the rows are.
-        groups: Headings over the columns' own; none if all columns are of one kind.
-        columns: Headings.
-        rows: Label to one cell for each column, `None` where there is nothing.
-        tone: `bad` where more is worse, `good` where it is better, `scale` for steps.
+        title: The text above it.
+        corner: What its rows are.
+        groups: Headings above the column headings; none if all columns are of one kind.
+        columns: Column headings.
+        rows: Label to one cell for each column; `None` for an empty cell.
+        tone: `bad` if more is worse, `good` if it is better, `scale` for steps.
         scale: For steps: each with the largest value in it.
     """
 
@@ -61,7 +61,7 @@ class CellMap(NamedTuple):
 
 
 def category_maps(results: RestoreResults) -> list[CellMap]:
-    """A map for each benchmark that has categories: its primary metric in each, at every point, mean over models."""
+    """Return a map for each benchmark with categories: its primary metric at every point, mean over models."""
     rows = [row for row in results.by_category if row.split == SPLIT]
     models = _points_of_models(results, {row.model for row in rows})
     found: dict[str, dict[str, dict[str, list[CategoryScore]]]] = {}
@@ -77,7 +77,7 @@ def category_maps(results: RestoreResults) -> list[CellMap]:
 
 
 def _points_of_models(results: RestoreResults, models: set[str]) -> dict[str, str]:
-    """Model to point: `linear@0.4/seed-42` stands at `linear@0.4`; of names that fit, the longest."""
+    """Map models to points: `linear@0.4/seed-42` belongs to `linear@0.4`; the longest matching name wins."""
     names = sorted((point.point for point in results.points), key=len, reverse=True)
     return {
         model: point
@@ -134,7 +134,7 @@ def _rate(category: str, point: str, cells: Mapping[str, Sequence[CategoryScore]
 
 
 def drift_maps(results: RestoreResults) -> list[CellMap]:
-    """A map for each stack of layers, and one of what lies outside them: mean over the tuned models."""
+    """Return a map for each stack of layers, and one for what is outside them: mean over the tuned models."""
     places: dict[str | None, dict[str, dict[int | None, list[float | None]]]] = {}
     for row in results.drift:
         of_module = places.setdefault(row.stack, {}).setdefault(row.module, {})
@@ -191,7 +191,7 @@ def _drift_map(
 def _moved(where: str, values: Sequence[float | None], top: float) -> Square:
     mean = _mean(values)
     if mean is None:
-        return Square("no ratio", f"{where}: no ratio, as the base is zero there or a value not finite", step=BROKEN)
+        return Square("no ratio", f"{where}: no ratio: the base is zero there, or a value not finite", step=BROKEN)
     spread = ""
     if len(values) > 1:
         known = [value for value in values if value is not None]

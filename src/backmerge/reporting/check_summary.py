@@ -1,4 +1,4 @@
-"""Results of a check: for the terminal, and as Markdown for the summary of a CI job."""
+"""Present the results of a check: for the terminal, and as Markdown for the summary of a CI job."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def check_notes(results: CheckResults) -> Iterator[str]:
     if kept != "within":
         limit = f"{check.over_refusal_margin * 100:g} points above the base's"
         told = "is shown to be more" if kept == "exceeded" else "is not shown to be less"
-        yield f"Over-refusal {told} than {limit}; it is no part of the verdict."
+        yield f"Over-refusal {told} than {limit}; this is not part of the verdict."
     yield from pair_lines(results)
     yield from pair_test_lines(results)
     other = check.other_difference
@@ -91,8 +91,7 @@ def check_notes(results: CheckResults) -> Iterator[str]:
         yield weak_judge(results.judge.name)
     if unscored := sum(row.unscored for row in results.rows if len(row.benchmarks) == 1):
         yield (
-            f"{unscored:,} values could not be scored: they are left out of every rate, and the verdict takes them "
-            f"into account."
+            f"{unscored:,} values could not be scored: no rate includes them, and the verdict takes them into account."
         )
     if results.environment["base"] != results.environment["model"]:
         yield (

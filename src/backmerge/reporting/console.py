@@ -1,4 +1,4 @@
-"""The summary at the end of a run, for the terminal."""
+"""Print the summary at the end of a run."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def _contender(row: ComparisonRow) -> str:
     found = f"loss on {losses_text(row.losses)}"
     if row.asr is not None:
         found = f"attack success rate {percent(row.asr.value)}"
-    return f"{row.series} at its best, {row.point}: utility {percent(row.utility.value)}, {found}, {row.verdict}"
+    return f"Best of {row.series}: {row.point}, utility {percent(row.utility.value)}, {found}, {row.verdict}"
 
 
 def _decision(judge: str, decision: Redecision) -> str:
@@ -142,14 +142,14 @@ def print_scores(results: EvaluateResults, directory: Path) -> None:
     console.print(f"  Records and scores: {directory}", soft_wrap=True)
 
 
-NARROWEST = 26  # columns of a terminal that an answer can be read in
+NARROWEST = 26  # columns of a terminal in which an answer is readable
 COLOURS = ("green", "red", "blue")
-# a terminal's commands: CSI … letter; OSC, DCS and the like … BEL or ST; two-character escapes. One without an end goes
-# by its beginning alone: what follows it is text to a reader
+# a terminal's commands: CSI … letter; OSC, DCS and the like … BEL or ST; two-character escapes. If one has no end, only
+# its beginning is removed: the rest is text to a reader
 ESCAPES = re.compile(
     r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b[\]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[ -/]*[0-~]|\x9b[0-?]*[ -/]*[@-~]"
 )
-JOINERS = frozenset("\u200c\u200d")  # scripts and emoji need them; other format characters reverse text or hide it
+JOINERS = frozenset("\u200c\u200d")  # scripts and emoji need them; other format characters reverse or hide text
 
 
 class Column(NamedTuple):

@@ -1,4 +1,4 @@
-"""What tuning changed, for people and programs: verdict, differences, figures by module type, advice."""
+"""Present what tuning changed: verdict, differences, figures by module type, advice."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1  # of diff.json
 COSTLY = 0.1  # rounding costs above this share of the change are mentioned
-MANY = 3  # tensors that are named
+MANY = 3  # most tensors that are named
 
 NOTE = (
     "norm: ‖tuned - base‖ / ‖base‖. rank: effective rank of the change, (Σσ²)² / Σσ⁴ of its singular values, mean "
@@ -38,11 +38,11 @@ NOTE = (
 
 @dataclass(frozen=True)
 class Diff:
-    """What differs between a base and its tuned version.
+    """The differences between a base and its tuned version.
 
     Attributes:
-        base: The base, as it was named.
-        tuned: The tuned version, as it was named.
+        base: The base's name, as given.
+        tuned: The tuned version's name, as given.
         verdict: `same`: bit for bit; `child`: as close as after fine-tuning; `doubtful`: farther apart.
         headline: The verdict in words.
         reasons: Sentences, the first for the verdict.
@@ -50,7 +50,7 @@ class Diff:
         advice: Advice for a merge.
         tensors: The change of each tensor.
         lams: λs of the rounding costs.
-        dtype: The dtype that these are of.
+        dtype: The dtype of these costs.
         sample: Share of the elements that were read.
     """
 
@@ -69,17 +69,17 @@ class Diff:
 
     @property
     def overall(self) -> Change:
-        """All tensors taken as one vector."""
+        """Return the change of all tensors, taken as one vector."""
         return combined(self.tensors.values())
 
     @property
     def heatmap(self) -> Heatmap:
-        """The change by layer and module type."""
+        """Return the change by layer and module type."""
         return heatmap_of(self.tensors)
 
     @property
     def table(self) -> Table:
-        """The change by module type, for people."""
+        """Return the change by module type, for people."""
         return _table(self.tensors, self.lams, self.dtype)
 
     def to_rows(self) -> list[dict[str, Any]]:
@@ -103,12 +103,12 @@ class Diff:
         return figure(self.heatmap)
 
     def _repr_html_(self) -> str:
-        """Return a table for notebooks; names are escaped, as others chose them."""
+        """Return a table for notebooks; names are escaped, since other people chose them."""
         table = self.table
         return html_table(self.headline, [dict(zip(table.headings, row, strict=True)) for row in table.rows])
 
     def to_json(self) -> str:
-        """Return the text of `diff.json`. JSON has neither infinity nor a value that is no number: both are null."""
+        """Return the text of `diff.json`. JSON has neither infinity nor NaN: both are null."""
         document = {
             "schema_version": SCHEMA_VERSION,
             "backmerge": self.backmerge,
@@ -139,17 +139,17 @@ class Diff:
             (made / "diff.html").write_text(page(self, heatmap, self.table), encoding="utf-8")
 
     def print(self, console: Console) -> None:
-        """Print everything but the figures of single tensors."""
+        """Print everything except the figures of single tensors."""
 
         def say(line: str) -> None:
-            # names of tensors and tokens come from others
+            # names of tensors and tokens come from other people
             console.print(visible(line), soft_wrap=True)
 
         say(self.headline)
         for reason in self.reasons:
             say(f"  {reason}")
         if self.differences:
-            say("\nWhat else differs")
+            say("\nOther differences")
             for row in self.differences:
                 say(f"  {row.topic}: {row.line}")
         if self.tensors and self.verdict != "same":
@@ -176,12 +176,12 @@ def diff_of(
     """Return the result of a survey of two models.
 
     Args:
-        names: Of base and tuned version.
+        names: Names of base and tuned version.
         ours: The base.
         theirs: The tuned version.
-        changes: What the survey found, by tensor.
+        changes: The changes found by the survey, by tensor.
         lams: λs of its rounding costs.
-        dtype: What it rounded to; `None` for the base's.
+        dtype: The dtype that it rounded to; `None` for the base's.
         sample: Share of the elements that it read.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Figures to bytes: the same bytes each time, as files and as SVG that takes on the colours of the page around it."""
+"""Turn figures into bytes, always the same: as files, and as SVG that takes the colours of its page."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-# the page's colours in the light, and their names in report.css, by which an inline figure follows into the dark
+# the page's light colours, and their names in report.css, by which an inline figure follows into dark mode
 INK, SOFT, FAINT = "#1c1f26", "#565c68", "#8b909b"
 BASE, TUNED, MERGED, BAD = "#0072b2", "#d55e00", "#00855f", "#b3261e"
 SERIES = (MERGED, "#7a4fb5", "#8c6a00", "#a83279", "#3f6f7f")
@@ -50,7 +50,7 @@ VARIABLES = {
 STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 9.5,
-    "text.parse_math": False,  # a benchmark's name may hold a $
+    "text.parse_math": False,  # a benchmark's name may contain a $
     "text.color": INK,
     "axes.facecolor": "none",
     "axes.labelcolor": INK,
@@ -74,28 +74,28 @@ STYLE = {
 
 @contextlib.contextmanager
 def styled() -> Iterator[None]:
-    """Matplotlib's settings as ours, for drawing and for saving alike."""
+    """Apply our matplotlib settings, for drawing and for saving."""
     import matplotlib as mpl
 
     with mpl.rc_context(STYLE), warnings.catch_warnings():
-        # a benchmark's name may hold signs that the font lacks: the browser's fonts have them
+        # a benchmark's name may contain characters that the font lacks: the browser's fonts have them
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         yield
 
 
 def as_bytes(figure: Figure, form: str) -> bytes:
-    """A figure as `png` or `svg`, on white."""
+    """Return a figure as `png` or `svg`, on white."""
     return _rendered(figure, form, facecolor="white")
 
 
 def inline_svg(figure: Figure, name: str, description: str, spots: Mapping[str, str] | None = None) -> str:
-    """A figure as an `<svg>` element without background, its colours the page's.
+    """Return a figure as an `<svg>` element without background, in the colours of the page.
 
     Args:
         figure: Drawn in the colours of this module.
-        name: Put before every id, since ids are the whole page's.
-        description: What is to be seen, for those who cannot see it.
-        spots: Groups of the figure that tell something when they are pointed at, focused or tapped.
+        name: Prefix of every id, since ids are shared with the page.
+        description: A description for people who cannot see the figure.
+        spots: Groups of the figure with a text that is shown when they are pointed at, focused or tapped.
     """
     text = _rendered(figure, "svg", facecolor="none").decode()
     text = text[text.index("<svg") :]
@@ -110,7 +110,7 @@ def inline_svg(figure: Figure, name: str, description: str, spots: Mapping[str, 
     # the size comes from the viewBox and the page
     opening, rest = text.split(">", 1)
     opening = re.sub(r' (width|height)="[^"]*"', "", opening)
-    # the parts of an image are nobody's to visit
+    # the parts of an image are not separate elements for screen readers
     role = "group" if spots else "img"
     return f'{opening} role="{role}" aria-label="{_attribute(description)}">{rest}'
 
@@ -129,14 +129,14 @@ def _rendered(figure: Figure, form: str, *, facecolor: str) -> bytes:
     return stream.getvalue()
 
 
-PANEL = (3.9, 3.1)  # inches: a phone's width at the size of its text
-LINE = 0.19  # inches, of a legend
-LETTER = 0.09  # inches, of a legend's text, its marks included
-LONG_NAME = 14  # characters, from which names stand below each other
+PANEL = (3.9, 3.1)  # inches: a phone's width at its text size
+LINE = 0.19  # inches, height of a legend's line
+LETTER = 0.09  # inches, width of a legend's letter, including its marks
+LONG_NAME = 14  # characters from which names are put below each other
 
 
 def percent_axis(axes: Axes, which: Literal["x", "y"], highest: float) -> None:
-    """Percent from 0 to a little above the highest value; never above 100 %, but for the marks' own size."""
+    """Set an axis in percent, from 0 to a little above the highest value; at most 100 % plus the size of a mark."""
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
     top = min(1.0, max(highest * 1.15, 0.05))
@@ -148,27 +148,27 @@ def percent_axis(axes: Axes, which: Literal["x", "y"], highest: float) -> None:
 
 
 def ring(axes: Axes, x: float, y: float, colour: str) -> None:
-    """A ring around a mark."""
+    """Draw a ring around a mark."""
     axes.plot(x, y, "o", color=colour, markerfacecolor="none", markersize=13, zorder=3)
 
 
 def note(axes: Axes, x: float, y: float, text: str, colour: str, **options: Any) -> None:
-    """A few small words."""
+    """Write a few small words."""
     axes.text(x, y, text, color=colour, fontsize=8.5, **{"va": "bottom", "ha": "left", **options})
 
 
 def merged_series(results: RestoreResults) -> list[str]:
-    """The series of the recipes, in the order of the experiment."""
+    """Return the series of the recipes, in the order of the experiment."""
     return list(dict.fromkeys(row.series for row in results.points if row.role == "merged"))
 
 
 def series_style(series: Sequence[str], name: str) -> str:
-    """Of a series' line: whole, and dashed or dotted where the colours have gone round."""
+    """Return a series' line style: solid, then dashed or dotted once the colours repeat."""
     return ("-", "--", ":")[min(series.index(name) // len(SERIES), 2)]
 
 
 def legend_below(figure: Figure, axes: Axes) -> None:
-    """The names of what was drawn, under the plot, where they cover nothing however long they are."""
+    """Draw the legend below the plot, where long names cover nothing."""
     handles, labels = axes.get_legend_handles_labels()
     columns = 1 if max(map(len, labels), default=0) > LONG_NAME else max(1, min(len(labels), 3))
     wrapped = [fill(label, int(figure.get_figwidth() / LETTER)) for label in labels]
@@ -178,7 +178,7 @@ def legend_below(figure: Figure, axes: Axes) -> None:
 
 
 def series_colour(series: Sequence[str], name: str) -> str:
-    """A series' own colour; of a single one, that of merged models."""
+    """Return a series' colour; a single series has the colour of merged models."""
     return SERIES[series.index(name) % len(SERIES)] if len(series) > 1 else MERGED
 
 
@@ -186,7 +186,7 @@ FORMS = ("png", "svg", "pdf")
 
 
 def write_figure(place: Path, figure: Figure) -> list[Path]:
-    """Write a figure in every form, as `place` with the form's suffix."""
+    """Write a figure in every format, as `place` with the format's suffix."""
     made = {form: as_pdf(figure) if form == "pdf" else as_bytes(figure, form) for form in FORMS}
     files = [place.with_name(f"{place.name}.{form}") for form in FORMS]
     for file, content in zip(files, made.values(), strict=True):
@@ -195,7 +195,7 @@ def write_figure(place: Path, figure: Figure) -> list[Path]:
 
 
 def as_pdf(figure: Figure) -> bytes:
-    """A figure as PDF on white, with neither date nor maker, its text as text in TrueType, as publishers ask."""
+    """Return a figure as PDF on white, without date and producer, its text in TrueType, as publishers require."""
     import matplotlib as mpl
 
     stream = io.BytesIO()

@@ -91,7 +91,7 @@ def what_was_done(results: RestoreResults, experiment: Mapping[str, Any]) -> Ite
 
 
 def _allowed(results: RestoreResults) -> str:
-    """Return what rule `safe` asked of a λ."""
+    """Return what rule `safe` required of a λ."""
     choice = results.choice
     asked = []
     if results.has_safety:
@@ -100,8 +100,8 @@ def _allowed(results: RestoreResults) -> str:
         )
     if choice.keep_margin is not None:
         asked.append(
-            f"whose estimated loss on what is to be kept was at most {choice.keep_margin * 50:g} points (half of the "
-            "margin)"
+            f"whose estimated loss on the benchmarks to keep was at most {choice.keep_margin * 50:g} points (half "
+            "of the margin)"
         )
     return " and ".join(asked)
 

@@ -1,4 +1,4 @@
-"""Runs that differ in nothing but their seeds are one experiment, repeated: their figures together."""
+"""Combine runs that differ only in their seeds: they are repetitions of one experiment."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ from backmerge.records import Estimate
 from backmerge.reporting.finished_runs import Run
 from backmerge.statistics import Interval, mean_interval, t_interval
 
-Pick = Callable[[Run], str | None]  # a run's point, or `None` where it has none such
+Pick = Callable[[Run], str | None]  # a run's point, or `None` if it has no such point
 
 SEEDS = frozenset({"seed", "seeds"})
-# no result depends on them
+# settings that results do not depend on
 IDLE = frozenset({"report", "execution"})
 
 
 class Family(NamedTuple):
-    """Runs that differ only in their seeds; most often one."""
+    """Runs that differ only in their seeds; usually one."""
 
     runs: tuple[Run, ...]
 
     @property
     def name(self) -> str:
-        """Of all its runs."""
+        """Return the names of all its runs."""
         return ", ".join(run.name for run in self.runs)
 
     @property
     def num_tuned(self) -> int:
-        """Tuned models of all runs."""
+        """Return the number of tuned models of all runs."""
         return sum(len(run.results.tuned) for run in self.runs)
 
 
 def families_of(runs: Sequence[Run]) -> list[Family]:
-    """The runs, those that differ only in seeds together, in the order of their first.
+    """Return the runs, grouped if they differ only in seeds, in the order of their first.
 
-    Runs of the same tuned models are no repetitions of each other, whatever they are called.
+    Runs of the same tuned models are not repetitions of each other, whatever their names.
     """
     found: dict[str, list[list[Run]]] = {}
     for run in runs:
@@ -53,7 +53,7 @@ def families_of(runs: Sequence[Run]) -> list[Family]:
 
 
 def models_of(run: Run) -> frozenset[str]:
-    """The tuned models, by what their weights are."""
+    """Return the tuned models, by the fingerprints of their weights."""
     return frozenset(row.fingerprint for row in run.results.tuned)
 
 
@@ -62,9 +62,9 @@ def _shares_models(run: Run, other: Run) -> bool:
 
 
 def _common(run: Run) -> str:
-    """What runs have in common that differ only in seeds: settings, base and prompts.
+    """Return what runs that differ only in seeds have in common: settings, base and prompts.
 
-    Where models were tuned elsewhere, those of the same title are taken for repetitions.
+    If models were tuned elsewhere, runs with the same title count as repetitions.
     """
     settings = {key: value for key, value in run.experiment.items() if key not in {*IDLE, "base", "tuned", "name"}}
     title = run.results.name if run.experiment.get("finetune") is None else None
@@ -82,21 +82,21 @@ def _without_seeds(value: Any) -> Any:
 
 
 def at(point: str) -> Pick:
-    """The same point in every run."""
+    """Return a function that picks the same point in every run."""
     return lambda _: point
 
 
 def chosen(run: Run) -> str | None:
-    """The point that the run's rule chose."""
+    """Return the point that the run's rule chose."""
     return run.results.choice.point
 
 
 def cell_at(family: Family, pick: Pick, benchmark: str, metric: str, split: str = "confirmation") -> Estimate | None:
-    """What was measured at a point of every run, over all their models; `None` where any run has no such figure.
+    """Return what was measured at a point of every run, over all their models; `None` if a run has no such figure.
 
-    The mean and standard deviation are over models. The interval is the hull of Student's over them and of the mean of
-    the runs' own ends: the first has no width where all seeds agree, and the second knows nothing of other seeds. As
-    all runs answer the same prompts, the second takes their errors to be the same, which can only be too wide.
+    The mean and standard deviation are over models. The interval covers both Student's interval over the models and the
+    mean of the runs' own ends: the first has no width if all seeds agree, and the second ignores other seeds. All runs
+    answer the same prompts, so the second treats their errors as equal, which can only make it too wide.
     """
     cells: list[Estimate] = []
     values: list[float] = []
@@ -108,7 +108,7 @@ def cell_at(family: Family, pick: Pick, benchmark: str, metric: str, split: str 
             return None
         cells.append(cell)
         values += run.values.get(place, [cell.value])
-    # the base is the same one model each time, and no repetition
+    # the base is the same single model each time, not a repetition
     is_base = (
         all(pick(run) == "base" for run in family.runs)
         and len({(cell.value, cell.low, cell.high) for cell in cells}) == 1
@@ -138,7 +138,7 @@ def _hull(
 
 
 def score_at(family: Family, pick: Pick, split: str = "confirmation") -> Estimate | None:
-    """The task's score at a point of every run; of several utility benchmarks their mean."""
+    """Return the task's score at a point of every run; with several utility benchmarks, their mean."""
     cells = [cell_at(family, pick, name, metric, split) for name, metric in benchmarks_of(family, "utility")]
     known = [cell for cell in cells if cell is not None]
     if len(known) < len(cells) or not known:
@@ -150,18 +150,18 @@ def score_at(family: Family, pick: Pick, split: str = "confirmation") -> Estimat
 
 
 def benchmarks_of(family: Family, kind: str) -> list[tuple[str, str]]:
-    """Names and primary metrics of a kind, in the order of the experiment."""
+    """Return names and primary metrics of a kind, in the order of the experiment."""
     return [(b.name, b.metric) for b in family.runs[0].results.benchmarks if b.kind == kind]
 
 
 def gap_to_base(
     family: Family, name: Literal["asr_difference", "tuned_asr_difference"] = "asr_difference"
 ) -> Estimate | None:
-    """The confirmation's difference of ASR from the base's, over the models of all runs.
+    """Return the difference of ASR from the base's on the confirmation split, over the models of all runs.
 
     Args:
         family: The runs.
-        name: `asr_difference` of what was chosen, or `tuned_asr_difference` of the tuned models.
+        name: `asr_difference` for the chosen points, or `tuned_asr_difference` for the tuned models.
     """
     found = [run.results.confirmation for run in family.runs]
     rows = [one.asr_difference if name == "asr_difference" else one.tuned_asr_difference for one in found]
@@ -180,7 +180,7 @@ def gap_to_base(
 
 
 def lams_of(family: Family, pick: Pick) -> float | str | None:
-    """λ at a point of each run: one if all have the same, else all; how it is set where there is no single one."""
+    """Return λ at a point of each run: one if all agree, else all; its setting if there is no single λ."""
     found = list(dict.fromkeys(_lam(run, pick(run)) for run in family.runs))
     if len(found) == 1:
         return found[0]
@@ -196,7 +196,7 @@ def _lam(run: Run, point: str | None) -> float | str | None:
 
 
 def verdict_of(family: Family) -> str:
-    """The runs' verdict, or how many have which."""
+    """Return the runs' verdict, or how many runs have which."""
     verdicts = [run.results.confirmation.verdict for run in family.runs]
     counts = {verdict: verdicts.count(verdict) for verdict in dict.fromkeys(verdicts)}
     if len(counts) == 1:
@@ -205,7 +205,7 @@ def verdict_of(family: Family) -> str:
 
 
 def remarks(runs: Sequence[Run], of_run: Callable[[Run], Iterator[str]]) -> list[str]:
-    """What is to be said of runs, each sentence once, with the runs that it is of unless it is of all."""
+    """Return remarks on runs, each sentence once; it names its runs unless it is about all of them."""
     told: dict[str, list[str]] = {}
     for run in runs:
         for sentence in of_run(run):

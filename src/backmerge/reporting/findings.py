@@ -221,14 +221,14 @@ def losses_text(losses: Sequence[LossRow]) -> str:
 
 
 class _Claim(NamedTuple):
-    """What a verdict is about, in words.
+    """The words for a verdict.
 
     Attributes:
         failed: What every λ is shown to do.
         passed: What no λ was found to do.
-        use: What there is no model for.
-        figures: The chosen point's, with the bounds that decide.
-        ends: How the sentence goes on, by verdict.
+        use: The purpose that no model is fit for.
+        figures: The chosen point's figures, with the bounds that decide.
+        ends: The end of the sentence, by verdict.
     """
 
     failed: str
@@ -241,11 +241,11 @@ class _Claim(NamedTuple):
 def _claim(results: RestoreResults) -> _Claim:
     confirmation, choice = results.confirmation, results.choice
     if not results.has_safety:
-        assert choice.keep_margin is not None, "without harmful requests, something is to be kept"
+        assert choice.keep_margin is not None, "without harmful requests, there are benchmarks to keep"
         margin = f"{choice.keep_margin * 100:g} points"
         return _Claim(
-            failed=f"is shown to lose more than {margin} of what is to be kept",
-            passed="was found to keep what is to be kept closely enough",
+            failed=f"is shown to lose more than {margin} on the benchmarks to keep",
+            passed="was found to lose little enough on the benchmarks to keep",
             use="",
             figures=f"it loses against the base: {losses_text(confirmation.losses)}",
             ends={

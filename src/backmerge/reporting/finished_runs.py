@@ -1,4 +1,4 @@
-"""Several finished runs, or a suite of them, read to be compared."""
+"""Read several finished runs, or a suite of them, to compare them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from backmerge.records import Estimate
 from backmerge.reporting.report import read_run
 from backmerge.results import SUITE_FILE, RestoreResults
 
-TABLES = ("table1", "table2", "table3", "figure2", "figure3")  # the paper's
+TABLES = ("table1", "table2", "table3", "figure2", "figure3")  # of the paper
 
 Place = tuple[str, str, str, str]  # split, point, benchmark, metric
 
@@ -22,11 +22,11 @@ class Run(NamedTuple):
     """A finished run among others.
 
     Attributes:
-        name: Its folder's, with as much of the path before it as tells it from the others.
+        name: Its folder's name, with as many parent folders as needed to distinguish it.
         results: `results.json`.
         experiment: Its resolved settings.
-        cells: What was measured, by split, point, benchmark and metric.
-        values: The same of each model separately.
+        cells: The measured figures, by split, point, benchmark and metric.
+        values: The same for each model separately.
     """
 
     name: str
@@ -37,12 +37,12 @@ class Run(NamedTuple):
 
     @property
     def model(self) -> str:
-        """The base's name, without its owner's."""
+        """Return the base's name, without its owner."""
         return Path(str(self.results.base.name).partition("@")[0]).name
 
     @property
     def task(self) -> str:
-        """What it was tuned on; the run's own title where the tuned model came from elsewhere."""
+        """Return the task that was tuned on; the run's title if the model was tuned elsewhere."""
         finetune = self.experiment.get("finetune")
         return str(self.results.name) if finetune is None else Path(str(finetune["dataset"])).name
 
@@ -51,9 +51,9 @@ class Suite(NamedTuple):
     """Runs that belong together.
 
     Attributes:
-        title: What their table or figure is called.
-        table: `table1`, `figure2` and so on; `None` where they are only compared.
-        directories: Its runs'.
+        title: The title of their table or figure.
+        table: `table1`, `figure2` and so on; `None` if they are only compared.
+        directories: The folders of its runs.
     """
 
     title: str
@@ -62,12 +62,12 @@ class Suite(NamedTuple):
 
 
 def is_suite(directory: Path) -> bool:
-    """Whether a folder holds a suite's runs, and is not itself one."""
+    """Return whether a folder holds the runs of a suite, and is not itself a run."""
     return (directory / SUITE_FILE).is_file()
 
 
 def read_suite(directory: Path) -> Suite:
-    """What a suite's folder says of itself.
+    """Read the suite.yaml of a suite's folder.
 
     Raises:
         RunError: `suite.yaml` is damaged.
@@ -77,27 +77,27 @@ def read_suite(directory: Path) -> Suite:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
         title, table = str(values["name"]), values["table"]
         names = [str(one["name"]) for one in values["experiments"]]
-        # a name leads to a folder of this one, and nowhere else
+        # a name must not lead out of this folder
         if not names or any(Path(name).name != name or name == ".." for name in names):
-            raise ValueError("its experiments have no plain names")
+            raise ValueError("the names of its experiments are not plain folder names")
         if table not in {*TABLES, None}:
             raise ValueError(f"'{table}' is none of {', '.join(TABLES)}")
     except (yaml.YAMLError, ValueError, TypeError, KeyError) as error:
         raise RunError(
-            f"{file} is damaged: {error}", remedy="give the command of the suite again; what is done is kept."
+            f"{file} is damaged: {error}", remedy="run the suite's command again; finished work is kept."
         ) from error
     return Suite(title, table, tuple(directory / name for name in names))
 
 
 def read_runs(directories: Sequence[Path], check: Callable[[Path], None] = lambda _: None) -> list[Run]:
-    """Finished runs, in the order given, each once.
+    """Read finished runs, in the order given, each once.
 
     Args:
-        directories: Of runs.
-        check: Called with each before it is read; raises where it is no experiment's.
+        directories: The run directories.
+        check: Called with each before it is read; raises an error if it is not an experiment's run.
 
     Raises:
-        RunError: one of them is not there, not finished, damaged, or of another version; all are named.
+        RunError: a run is missing, unfinished, damaged, or of another version; the message names them all.
     """
     found, faults = {}, []
     names = _names(directories)
@@ -114,17 +114,17 @@ def read_runs(directories: Sequence[Path], check: Callable[[Path], None] = lambd
         told = "\n".join(f"  {fault.message}" for fault in faults)
         raise RunError(
             f"{len(faults)} of {len(names)} runs cannot be compared:\n{told}",
-            remedy="finish them (the command of a run goes on where it was), or leave them out.",
+            remedy="run their commands again to continue them, or leave them out.",
         )
     return list(found.values())
 
 
 def run_of(name: str, results: RestoreResults, experiment: Mapping[str, Any]) -> Run:
-    """A run from what it left."""
+    """Make a run from its results and settings."""
     cells = {(entry.split, entry.point, entry.benchmark, entry.metric): entry.estimate for entry in results.summary}
     values: dict[Place, list[float]] = {}
     for score in results.scores:
-        # a model is called by its point, and the tuned model that it comes from
+        # a model's name is its point, followed by its tuned model
         point = score.model.rpartition("/")[0] or score.model
         if score.value is not None:
             place = score.split, point, score.benchmark, score.metric
@@ -133,7 +133,7 @@ def run_of(name: str, results: RestoreResults, experiment: Mapping[str, Any]) ->
 
 
 def _names(directories: Sequence[Path]) -> dict[Path, str]:
-    """Each folder's last name, with as many before it as they need to differ."""
+    """Return each folder's last name, with as many parents as they need to differ."""
     places = list(dict.fromkeys(directory.resolve() for directory in directories))
     for depth in range(1, max(len(place.parts) for place in places) + 1):
         names = ["/".join(place.parts[-depth:]) for place in places]

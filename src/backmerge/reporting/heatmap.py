@@ -1,6 +1,6 @@
-"""Where tuning changed a model: relative norm by module type and layer, for the terminal, as PNG and as a page.
+"""Show where tuning changed a model: relative norm by module type and layer, for the terminal, as PNG and as HTML.
 
-One scale for all three: nine steps, each √2 times the one before, the last ending at the largest value.
+All three use one scale: nine steps, each √2 times the one before; the last ends at the largest value.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from backmerge.reporting.diff import Diff
 
 STEPS = 9
-# matplotlib's viridis at even distances: its order is seen without colours, too, and on light and dark ground
+# matplotlib's viridis at equal distances: its order is visible without colours, and on light and dark backgrounds
 PALETTE = (
     "#440154", "#472d7b", "#3b528b", "#2c728e", "#21918c", "#28ae80", "#5ec962", "#addc30", "#fde725",
 )  # fmt: skip
-UNCHANGED, BROKEN = 0, -1  # besides the steps 1 to 9
+UNCHANGED, BROKEN = 0, -1  # in addition to the steps 1 to 9
 COLOURS = {UNCHANGED: "#d4d6da", BROKEN: "#b3261e", **dict(enumerate(PALETTE, 1))}
 SIGNS = {UNCHANGED: ".", BROKEN: "!", **{step: str(step) for step in range(1, STEPS + 1)}}
 TITLE = "Relative norm of the change, ‖tuned - base‖ / ‖base‖"
@@ -39,9 +39,9 @@ class Panel(NamedTuple):
     """One stack of layers.
 
     Attributes:
-        prefix: Of its tensors' names, such as `model.layers`.
+        prefix: Prefix of its tensors' names, such as `model.layers`.
         layers: The layers' numbers.
-        rows: Relative norms by module type, one for each layer; None where a layer has no such module.
+        rows: Relative norms by module type, one for each layer; `None` if a layer has no such module.
     """
 
     prefix: str
@@ -50,11 +50,11 @@ class Panel(NamedTuple):
 
 
 class Heatmap(NamedTuple):
-    """Relative norms ‖tuned - base‖ / ‖base‖ by place; not a number where a side is not finite.
+    """Relative norms ‖tuned - base‖ / ‖base‖ by place; NaN if a value on either side is not finite.
 
     Attributes:
-        panels: A model has one stack of layers, as a rule.
-        outside: Of tensors outside the layers, by name.
+        panels: Usually one, since a model usually has one stack of layers.
+        outside: For tensors outside the layers, by name.
     """
 
     panels: tuple[Panel, ...]
@@ -62,7 +62,7 @@ class Heatmap(NamedTuple):
 
     @property
     def top(self) -> float:
-        """The largest finite value, at which the scale ends."""
+        """Return the largest finite value, where the scale ends."""
         inside = [value for panel in self.panels for row in panel.rows.values() for value in row]
         values = (*inside, *self.outside.values())
         return max((value for value in values if value is not None and math.isfinite(value)), default=0.0)
@@ -72,9 +72,9 @@ class Table(NamedTuple):
     """A table for people.
 
     Attributes:
-        headings: Of the columns.
-        rows: Of as many cells; the first is the row's name.
-        note: What the columns mean.
+        headings: Column headings.
+        rows: The cells of each row; the first is the row's name.
+        note: The meaning of the columns.
     """
 
     headings: tuple[str, ...]
@@ -83,9 +83,9 @@ class Table(NamedTuple):
 
 
 def module_type(name: str) -> str:
-    """A tensor's name with the number of its layer taken out, such as `self_attn.q_proj`; other numbers become `*`.
+    """Return a tensor's name without its layer's number, such as `self_attn.q_proj`; other numbers become `*`.
 
-    A tensor outside the layers keeps its whole name; the ending `.weight` goes.
+    A tensor outside the layers keeps its whole name; the ending `.weight` is removed.
     """
     match = LAYER.match(name)
     inner = name[match.end() :] if match else name
@@ -93,7 +93,7 @@ def module_type(name: str) -> str:
 
 
 def by_module_type(changes: Mapping[str, Change]) -> dict[str, list[str]]:
-    """The tensors' names by module type: those of the layers first; attention, MLP, norms, others, embeddings."""
+    """Return the tensors' names by module type: in layers first; attention, MLP, norms, others, embeddings."""
     kinds: dict[str, list[str]] = {}
     for name in sorted(changes, key=_rank):
         kinds.setdefault(module_type(name), []).append(name)
@@ -101,7 +101,7 @@ def by_module_type(changes: Mapping[str, Change]) -> dict[str, list[str]]:
 
 
 def heatmap_of(changes: Mapping[str, Change]) -> Heatmap:
-    """The relative norms of a survey by place; several tensors of one place (experts) are taken as one."""
+    """Return the relative norms of a survey by place; several tensors in one place (experts) count as one."""
     places: dict[str, dict[str, dict[int, list[Change]]]] = {}
     outside: dict[str, float] = {}
     for kind, names in by_module_type(changes).items():
@@ -123,33 +123,33 @@ def heatmap_of(changes: Mapping[str, Change]) -> Heatmap:
 
 
 def step_of(value: float, top: float) -> int:
-    """A value's place on the scale: 9 down to the largest value over √2, 8 to half of it, and so on.
+    """Return a value's step on the scale: 9 down to the largest value divided by √2, 8 down to half of it, and so on.
 
-    1 for all that is smaller, 0 for what did not change, -1 for what is not a number.
+    1 for everything smaller, 0 for no change, -1 for NaN.
     """
     if math.isnan(value):
         return BROKEN
     if value == 0:
         return UNCHANGED
-    if value >= top:  # infinite ones, too: the base was zero
+    if value >= top:  # also infinite values: the base was zero
         return STEPS
     return max(1, STEPS - math.floor(2 * math.log2(top / value)))
 
 
 def limit_of(step: int, top: float) -> float:
-    """The largest value of a step."""
+    """Return the largest value of a step."""
     return top * math.exp2((step - STEPS) / 2)
 
 
 def percent(value: float) -> str:
-    """Three digits are enough of a relative norm."""
+    """Return a relative norm in percent, with three digits."""
     if not math.isfinite(value):
         return "not finite" if math.isnan(value) else "∞"
     return f"{100 * value:.3g} %"
 
 
 def print_heatmap(heatmap: Heatmap, console: Console) -> None:
-    """In colours on a terminal that has enough of them; elsewhere in digits, 9 for the largest values."""
+    """Print the map: in colour on a terminal with enough colours; elsewhere in digits, 9 for the largest values."""
     from rich.text import Text
 
     has_colours = console.is_terminal and console.color_system in {"256", "truecolor"} and not console.no_color
@@ -168,7 +168,7 @@ def print_heatmap(heatmap: Heatmap, console: Console) -> None:
 
 
 class _Piece(NamedTuple):
-    """A part of a line: words, or a cell of the map so many characters wide."""
+    """A part of a line: words, or a cell of the map with a width in characters."""
 
     words: str
     step: int | None = None
@@ -208,7 +208,7 @@ def _cell(value: float | None, top: float, width: int) -> _Piece:
 
 
 def _ruler(layers: Sequence[int], width: int) -> str:
-    """The numbers of the layers over their cells, every fifth or tenth."""
+    """Return a line with every fifth or tenth layer number above its cell."""
     every = 5 if width > 1 else 10
     ruler = ""
     for place, layer in enumerate(layers):
@@ -218,13 +218,13 @@ def _ruler(layers: Sequence[int], width: int) -> str:
 
 
 def _label(name: str) -> str:
-    """A module type's name, of a long one the end."""
+    """Return a module type's name, or the end of a long one."""
     name = visible(name)
     return name if len(name) <= WIDEST_LABEL else "…" + name[1 - WIDEST_LABEL :]
 
 
 def figure(heatmap: Heatmap) -> Figure:
-    """The heat map as a figure: a row for each module type, a column for each layer, tensors outside below."""
+    """Return the heat map as a figure: a row per module type, a column per layer, tensors outside below."""
     from matplotlib.figure import Figure
 
     stacks: list[tuple[tuple[int, ...], Mapping[str, tuple[float | None, ...]]]] = [
@@ -290,12 +290,12 @@ def _draw_scale(made: Figure, panels: Sequence[Axes], top: float) -> None:
 
 
 def page(document: Diff, heatmap: Heatmap, table: Table) -> str:
-    """One HTML page that needs nothing else and runs no script; every word in it is escaped.
+    """Return a self-contained HTML page without scripts; all text in it is escaped.
 
     Args:
-        document: What was found.
-        heatmap: Of the same survey.
-        table: Of the same survey, by module type.
+        document: The findings.
+        heatmap: From the same survey.
+        table: From the same survey, by module type.
     """
     top = heatmap.top
     return (
@@ -321,7 +321,7 @@ def _norm(changes: Sequence[Change]) -> float:
 
 
 def _rank(name: str) -> tuple[bool, int, str, str]:
-    """Where a tensor stands among others: in the layers or not, by group, module type, and name."""
+    """Return a tensor's sort key: in a layer or not, group, module type, and name."""
     order = ("attention", "mlp", "norms", "", "embeddings")
     group = next((group for group in GROUPS if matches(group, name)), "")
     return LAYER.match(name) is None, order.index(group), module_type(name), name

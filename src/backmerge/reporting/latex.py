@@ -1,4 +1,4 @@
-"""Tables as LaTeX with booktabs; whatever is in them stays text."""
+"""Write tables as LaTeX with booktabs; all content remains text."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from backmerge.reporting.page import visible
 from backmerge.reporting.tables import Column, ColumnKind, Entry, Table, shown
 
-WIDE = 8  # columns, from which on a table goes over both columns of a page that has two
+WIDE = 8  # columns from which a table spans both columns of a two-column page
 
-_APART = "\ue000"  # stands between signs that would join to one; of no script, so that nobody misses it
+_APART = "\ue000"  # put between characters that would combine; not part of any script
 _ESCAPES = str.maketrans(
     {
         "\\": r"\textbackslash{}",
@@ -32,7 +32,7 @@ _ESCAPES = str.maketrans(
         "×": r"$\times$",
         "→": r"$\rightarrow$",
         "λ": r"$\lambda$",
-        # signs that stand for what cannot be shown, which fonts of LaTeX lack
+        # symbols for control characters, which LaTeX fonts lack
         "\ufffd": "?",
         **{chr(code): "?" for code in range(0x2400, 0x2422)},
     }
@@ -40,16 +40,16 @@ _ESCAPES = str.maketrans(
 
 
 def escaped(text: str) -> str:
-    """Text that LaTeX sets as it is, on one line: no command, cell, comment or formula comes of it.
+    """Return text that LaTeX prints unchanged, on one line: it cannot become a command, cell, comment or formula.
 
-    Letters beyond Latin ones are left as they are: LuaLaTeX and XeLaTeX set them where the font has them.
+    Non-Latin letters are kept: LuaLaTeX and XeLaTeX print them if the font has them.
     """
     plain = " ".join(visible(text.replace(_APART, "?")).split())
     return re.sub(r"([-',])(?=\1)", rf"\1{_APART}", plain).translate(_ESCAPES)
 
 
 def as_latex(table: Table) -> str:
-    """The table as a float with its caption, for a paper to take in."""
+    """Return the table as a float with its caption, to be included in a paper."""
     return "\n".join(_lines(table)) + "\n"
 
 
@@ -60,7 +60,7 @@ def _lines(table: Table) -> Iterator[str]:
     yield r"\centering"
     yield f"\\caption{{{escaped(table.caption)}}}"
     yield f"\\label{{tab:{re.sub('[^a-z0-9]+', '-', table.name.lower())}}}"
-    # as it is, or as wide as the lines are where it is wider than they
+    # in its natural size, or scaled down to the line width if it is wider
     yield r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
     yield f"\\begin{{tabular}}{{{''.join('l' if column.kind == 'text' else 'r' for column in table.columns)}}}"
     yield r"\toprule"
@@ -94,7 +94,7 @@ def _headings(table: Table) -> Iterator[str]:
 
 
 def _heads(columns: Sequence[Column]) -> list[str]:
-    # headings of numbers are centred over them
+    # headings of numbers are centred above them
     return [
         escaped(column.heading) if column.kind == "text" else f"\\multicolumn{{1}}{{c}}{{{escaped(column.heading)}}}"
         for column in columns

@@ -1,4 +1,4 @@
-"""What was measured along λ, as lines: for figures of several runs and of several methods."""
+"""Draw measurements over λ as lines: for figures of several runs and of several methods."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 COLOURS = (*SERIES, BASE, TUNED)
 STYLES = ("-", "--", ":", "-.")
-TITLE_WIDTH = 44  # letters over a panel
-MOST_BANDS = 4  # more of them hide each other
+TITLE_WIDTH = 44  # letters of a panel's title
+MOST_BANDS = 4  # more would hide each other
 
 Measure = Callable[[Pick], Estimate | None]
 
 
 class Mark(NamedTuple):
-    """A point of a line: λ, and what was measured there, which is scored."""
+    """A scored point of a line: λ, and the value measured there."""
 
     lam: float
     point: str
@@ -30,7 +30,7 @@ class Mark(NamedTuple):
 
     @property
     def value(self) -> float:
-        """What was measured."""
+        """Return the measured value."""
         assert self.found.value is not None
         return self.found.value
 
@@ -39,8 +39,8 @@ class Line(NamedTuple):
     """A series from the base to its end.
 
     Attributes:
-        label: In the legend.
-        marks: By rising λ.
+        label: Its name in the legend.
+        marks: Sorted by λ.
     """
 
     label: str
@@ -48,9 +48,9 @@ class Line(NamedTuple):
 
 
 def line_of(family: Family, series: str, label: str, measure: Measure) -> Line:
-    """A series of recipes from the base at λ=0 over its λs to the tuned model, or one merge of all, at λ=1.
+    """Return a series of recipes: the base at λ=0, its λs, and at λ=1 the tuned model or one merge of all.
 
-    Points that any run lacks, as searches leave some out, are left out.
+    Points that some run lacks, since searches skip some, are omitted.
     """
     points = [row for row in family.runs[0].results.points if row.series == series and row.lam is not None]
     has_end = any(row.lam == 1 for row in points)
@@ -61,23 +61,23 @@ def line_of(family: Family, series: str, label: str, measure: Measure) -> Line:
 
 
 def series_with_lam(family: Family) -> list[str]:
-    """The series that λ varies in, in the order of the experiment."""
+    """Return the series with several λs, in the order of the experiment."""
     points = family.runs[0].results.points
     return list(dict.fromkeys(row.series for row in points if row.role == "merged" and row.lam is not None))
 
 
 def score_of(family: Family) -> Measure:
-    """The task's score on the prompts that every λ was measured on."""
+    """Return the task's score on the prompts on which every λ was measured."""
     return lambda pick: score_at(family, pick, "selection")
 
 
 def rate_of(benchmark: str, metric: str) -> Callable[[Family], Measure]:
-    """A benchmark's metric on those prompts."""
+    """Return a benchmark's metric on those prompts."""
     return lambda family: lambda pick: cell_at(family, pick, benchmark, metric, "selection")
 
 
 def draw_panel(axes: Axes, lines: Sequence[Line], *, is_utility: bool) -> None:
-    """Lines against λ, in percent; says so where nothing was measured."""
+    """Draw lines over λ, in percent; writes a note if nothing was measured."""
     axes.set_xlim(-0.04, 1.04)
     axes.set_xlabel("λ, share of the tuned side")
     _draw_lines(axes, lines)
@@ -87,12 +87,12 @@ def draw_panel(axes: Axes, lines: Sequence[Line], *, is_utility: bool) -> None:
 
 
 def panel_title(text: str) -> str:
-    """A title on as many lines as a panel's width asks for."""
+    """Wrap a title to the width of a panel."""
     return fill(text, TITLE_WIDTH)
 
 
 def _draw_lines(axes: Axes, lines: Sequence[Line]) -> None:
-    """Each line with its marks, and with its intervals as a band where there are few."""
+    """Draw each line with its marks, and with its intervals as a band if there are few lines."""
     for index, line in enumerate(lines):
         if not line.marks:
             continue
@@ -106,6 +106,6 @@ def _draw_lines(axes: Axes, lines: Sequence[Line]) -> None:
 
 
 def _highest(lines: Sequence[Line]) -> float:
-    """The highest end of an interval that is drawn, or the highest mean where none are."""
+    """Return the highest end of a drawn interval, or the highest mean if no intervals are drawn."""
     has_bands = len(lines) <= MOST_BANDS
     return max((mark.found.high if has_bands else mark.value for line in lines for mark in line.marks), default=0.0)

@@ -1,4 +1,4 @@
-"""Tables as Markdown, for GitHub, the hub and documentation; whatever is in them stays text."""
+"""Write tables as Markdown, for GitHub, the hub and documentation; all content remains text."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from collections.abc import Iterator
 from backmerge.reporting.page import visible
 from backmerge.reporting.tables import Column, Table, text_of
 
-# By backslash what every Markdown knows so, the others by entity. Within a word _ is no emphasis; (, ) and ! mean
-# something next to [ and ] only; before a plain number, as in linear@0.3, @ makes neither a mention nor an address.
+# Characters that every Markdown escapes by backslash, the others by entity. Inside a word _ is not emphasis; (, ) and !
+# mean something only next to [ and ]; before a plain number, as in linear@0.3, @ makes neither a mention nor an
+# address.
 _SIGN = re.compile(r"(?<=\])\(|[\\`*{}\[\]#&<>|$~]|(?<![^\W_])_|_(?![^\W_])|(?<!\w)@|@(?!\d+(?:\.\d+)?(?![\w.-]))")
 _BY_ENTITY = frozenset("&<>|$~@")
 
 
 def escaped(text: str) -> str:
-    """Return text that Markdown shows as it is, on one line: no markup, cell, formula, mention or link comes of it."""
+    """Return text that Markdown shows unchanged, on one line: no markup, cell, formula, mention or link."""
     plain = _SIGN.sub(_escape, " ".join(visible(text).split()))
-    # addresses become links without any sign around them
+    # addresses become links even without markup
     return plain.replace("://", "&#58;//").replace("www.", "www&#46;")
 
 
@@ -26,7 +27,7 @@ def _escape(sign: re.Match[str]) -> str:
 
 
 def as_markdown(table: Table) -> str:
-    """The table with its caption before it and its notes behind."""
+    """Return the table with its caption before it and its notes after it."""
     return "\n".join(_lines(table)) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""The card of a merge that was not measured. `merge` writes it, so that it imports no statistics and no plots."""
+"""Write the card of a merge that was not measured. `merge` uses it, so it imports no statistics and no plots."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def write_card(folder: Path, text: str) -> None:
     if file.exists() and not is_own_card(file):
         kept = next(name for n in itertools.count(1) if not (name := folder / f"README.earlier-{n}.md").exists())
         file.rename(kept)
-        say(f"{file} was edited, or is of an earlier version: it is kept as {kept.name}, and a new one is written.")
+        say(f"{file} was edited, or is from an earlier version: it is kept as {kept.name}, and a new one is written.")
     write_whole(file, sealed_card(text))
 
 
@@ -34,10 +34,10 @@ def unmeasured_card(name: str, variant: Variant, *, is_adapter: bool, rounding_l
     """Return README.md of a merge that was made without measuring it.
 
     Args:
-        name: Of the merge.
+        name: The merge's name.
         variant: Its recipe.
         is_adapter: Whether an adapter was written, rather than a checkpoint.
-        rounding_loss: The share of the change that a checkpoint's dtype lost, if it is known.
+        rounding_loss: The share of the change that was lost by rounding to the checkpoint's dtype, if known.
     """
     base, *tuned = (_known_as(weights) for weights in (variant.base, *variant.tuned_models))
     on_hub = [model for model in (base, *tuned) if "/" in model]
@@ -68,13 +68,13 @@ def unmeasured_card(name: str, variant: Variant, *, is_adapter: bool, rounding_l
 
 
 def _known_as(weights: Weights) -> str:
-    """Return the hub's name of a model out of its cache, and of any other its folder's name."""
+    """Return a model's hub name if it is in the hub's cache, otherwise its folder's name."""
     folder = weights.directory
     cached = folder.parent.parent.name
     return cached.removeprefix("models--").replace("--", "/") if cached.startswith("models--") else folder.name
 
 
 def _shown(text: str) -> str:
-    """Return text as a code span, in which signs are no markup."""
+    """Return text as a code span, in which nothing is markup."""
     plain = " ".join("".join(sign if sign.isprintable() else " " for sign in text).split())
     return f"`{plain.replace('`', chr(39))}`"

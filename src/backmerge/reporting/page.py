@@ -1,4 +1,4 @@
-"""Pages that need nothing but themselves: templates that escape every value, and a script that is held to its hash."""
+"""Make self-contained pages: templates that escape every value, and scripts that run only with the right hash."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from backmerge.reporting.explained import counted
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-# marks that turn the direction of the text around them, and halves of signs, which no encoding takes
+# characters that change the direction of the surrounding text, and lone surrogates, which cannot be encoded
 _TURNING = re.compile("[\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-# what could end a script element, open a comment in it, or break a line where JavaScript sees one
+# characters that could end a script element, open a comment in it, or break a line in JavaScript
 _UNSAFE = {character: f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"}
 
 
 class Script(NamedTuple):
-    """A script that is in a page.
+    """A script in a page.
 
     Attributes:
-        text: What is run.
-        policy: The source that a content security policy names for it, so that it runs and nothing else does.
+        text: The script.
+        policy: Its source for the content security policy, which permits this script and no other.
     """
 
     text: str
@@ -35,7 +35,7 @@ class Script(NamedTuple):
 
 
 def environment() -> Environment:
-    """Templates in which every value is escaped, and rid of what could disturb the page as text."""
+    """Return templates that escape every value and remove what could disturb the page's text."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     made = Environment(
@@ -52,23 +52,23 @@ def environment() -> Environment:
         "counted": counted,
         "lam": findings.lam_text,
     }
-    # a number stays on one line with its sign of percent
+    # a non-breaking space keeps a number and its percent sign on one line
     made.filters["unbroken"] = lambda sentence: sentence.replace(" %", "\u00a0%")
     made.globals["metric_names"] = findings.METRIC_NAMES
     return made
 
 
 def script(name: str) -> Script:
-    """A script of this package, with the hash of its bytes."""
+    """Return a script of this package, with the hash of its bytes."""
     text = files("backmerge.reporting").joinpath(name).read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
     return Script(text, f"'sha256-{digest}'")
 
 
 def embedded(value: Any) -> str:
-    """Plain data as JSON that may be in a script element: no `<`, whoever wrote the words in it.
+    """Return plain data as JSON for a script element: without `<`, whoever wrote the text in it.
 
-    Texts are made visible, as elsewhere on the page.
+    Control characters in it are made visible, as elsewhere on the page.
     """
     text = json.dumps(_visible_within(value), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return "".join(_UNSAFE.get(character, character) for character in text)
@@ -85,7 +85,7 @@ def _visible_within(value: Any) -> Any:
 
 
 def visible(text: str) -> str:
-    """Text with its control characters as signs that can be seen, and nothing that turns the direction of others."""
+    """Return text with control characters as visible symbols, without characters that change the direction."""
     kept = "".join(_as_sign(character) for character in text)
     return _TURNING.sub("\ufffd", kept)
 
@@ -96,5 +96,5 @@ def _as_sign(character: str) -> str:
         return "\ufffd"
     if category != "Cc" or character in "\n\t":
         return character
-    # the block of control pictures has one for each below the space, and one for delete
+    # the block of control pictures has one for each character below the space, and one for delete
     return {"\x7f": "\u2421"}.get(character, chr(0x2400 + ord(character)) if character < " " else "\ufffd")

@@ -1,6 +1,6 @@
-"""The paper's tables from finished runs, in its layout, with the intervals that it does not give.
+"""Make the paper's tables from finished runs, in its layout, with the intervals that it does not give.
 
-Source: Farn et al., arXiv 2412.19512, Tables 1 to 3. Every figure comes from the runs; none is the paper's own.
+Source: Farn et al., arXiv 2412.19512, Tables 1 to 3. Every figure comes from the runs; none is from the paper.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ TITLES = {
     "figure2": "Figure 2: task score and HEx-PHI over λ",
     "figure3": "Figure 3: task score and AdvBench over λ",
 }
-SAFETY = {"advbench": "AdvBench", "hexphi": "HEx-PHI"}  # what the paper measures safety on
+SAFETY = {"advbench": "AdvBench", "hexphi": "HEx-PHI"}  # the paper's safety benchmarks
 METHODS = {"linear": "Linear", "slerp": "SLERP", "dare_linear": "DARE", "model_stock": "Model Stock"}
 
 
 class Method(NamedTuple):
-    """A way of merging, and the point of each run that its rule took of it."""
+    """A merge method, and in each run the point that the rule chose for it."""
 
     label: str
     method: str
@@ -47,7 +47,7 @@ class Method(NamedTuple):
 
 
 class Block(NamedTuple):
-    """Runs of the same base, tuned models and prompts, which differ in how they merge; most often one."""
+    """Runs of the same base, tuned models and prompts that differ in how they merge; usually one."""
 
     model: str
     task: str
@@ -55,13 +55,13 @@ class Block(NamedTuple):
 
 
 def paper_table(families: Sequence[Family], which: str, title: str | None = None) -> Table:
-    """Table 1, 2 or 3: for each task the base, the fine-tuned model and the merges, by score and ASR.
+    """Return Table 1, 2 or 3: for each task the base, the fine-tuned model and the merges, by score and ASR.
 
     Args:
         families: The runs.
-        which: `table1` and `table3` show the linear merge, or what was chosen where Linear was not tried; `table2`
-            every method at its best.
-        title: Instead of the table's usual one.
+        which: `table1` and `table3` show the linear merge, or the chosen one if Linear was not tried; `table2` shows
+            the best of every method.
+        title: Replaces the table's usual title.
     """
     blocks = blocks_of(families)
     columns, names = _safety_columns(families)
@@ -82,7 +82,7 @@ def paper_table(families: Sequence[Family], which: str, title: str | None = None
 
 
 def blocks_of(families: Sequence[Family]) -> list[Block]:
-    """The rows of a table that belong together; what is called alike is distinguished by its runs' names."""
+    """Return the rows of a table that belong together; equal names are distinguished by the runs' names."""
     found: list[tuple[tuple[object, ...], list[Family]]] = []
     for family in families:
         first = family.runs[0]
@@ -107,7 +107,7 @@ def _labels(group: Sequence[Family]) -> set[str]:
 
 
 def methods_of(family: Family) -> list[Method]:
-    """Every method at its best, where methods were compared; else the one that was chosen."""
+    """Return the best point of every method, if methods were compared; otherwise the chosen one."""
     results = family.runs[0].results
     if results.comparison is not None and all(run.results.comparison for run in family.runs):
         series = [row.series for row in results.comparison.rows]
@@ -122,7 +122,7 @@ def methods_of(family: Family) -> list[Method]:
 
 
 def label_of(results: RestoreResults, series: str) -> str:
-    """A series as the paper calls its method, with its parameters if it has any."""
+    """Return the paper's name for a series' method, with its parameters if it has any."""
     method = _method(results, series)
     if not series.startswith(method):
         return series  # the label that the user gave
@@ -144,7 +144,7 @@ def _best_of(series: str) -> Pick:
 
 
 def _safety_columns(families: Sequence[Family]) -> tuple[list[Column], dict[str, str]]:
-    """The paper's two sets, wherever any run has one of them, and whatever else safety was measured on."""
+    """Return the paper's two sets, if any run has one of them, and all other safety benchmarks."""
     metrics = {name: metric for family in families for name, metric in benchmarks_of(family, "safety")}
     names = {name: metrics.get(name, "asr") for name in SAFETY} if any(name in SAFETY for name in metrics) else {}
     names |= {name: metric for name, metric in metrics.items() if name not in SAFETY}
@@ -183,7 +183,7 @@ def _rows(
 
 
 def _category_means(block: Block, shown: Sequence[tuple[str, Family, Pick]]) -> Iterator[str]:
-    """Where a task has several, such as BBH's: the mean in which each of these counts alike, as the paper's does."""
+    """Yield the mean with equal weights for each category, as in the paper, for tasks with several, such as BBH."""
     for name, metric in benchmarks_of(block.families[0], "utility"):
         means = [_category_mean(family, pick, name, metric) for _, family, pick in shown]
         if any(mean is not None for mean in means):
@@ -191,7 +191,7 @@ def _category_means(block: Block, shown: Sequence[tuple[str, Family, Pick]]) -> 
                 f"{words} {NOTHING if mean is None else f'{mean * 100:.1f}'}"
                 for (words, _, _), mean in zip(shown, means, strict=True)
             ]
-            yield f"{block.task}, mean over the categories of {name}, each counted alike: {'; '.join(told)}."
+            yield f"{block.task}, mean over the categories of {name}, equally weighted: {'; '.join(told)}."
 
 
 def _category_mean(family: Family, pick: Pick, benchmark: str, metric: str) -> float | None:
@@ -230,6 +230,6 @@ def _notes(blocks: Sequence[Block], runs: Sequence[Run], safety: Mapping[str, st
         instead = f"; in their place: {', '.join(stand_ins)}" if len(missing) == len(SAFETY) and stand_ins else ""
         yield f"Not measured: {' and '.join(missing)}{instead}."
     if any(len(run.results.tuned) > 1 for run in runs) or any(len(f.runs) > 1 for b in blocks for f in b.families):
-        yield "Of several tuned models: the mean ± its standard deviation over them; one merge of all of them has none."
+        yield "For several tuned models: mean ± standard deviation over them; one merge of all of them has none."
     yield from remarks(runs, lambda run: iter([f"λ was chosen by the rule '{run.results.choice.rule}'."]))
     yield from remarks(runs, lambda run: weaknesses(run.results))

@@ -1,4 +1,4 @@
-"""The paper's figures from finished runs: what λ does to score and safety, for each method and task.
+"""Draw the paper's figures from finished runs: score and safety over λ, for each method and task.
 
 Source: Farn et al., arXiv 2412.19512, Figures 2 and 3.
 """
@@ -25,18 +25,18 @@ from backmerge.reporting.tables import as_csv
 from backmerge.runs import write_whole
 
 BENCHMARKS = {"figure2": "hexphi", "figure3": "advbench"}
-ACROSS = 4  # tasks next to each other
+ACROSS = 4  # tasks side by side
 
 
 class Panels(NamedTuple):
-    """A task's two panels, one over the other, with the same methods in the same order.
+    """A task's two panels, one above the other, with the same methods in the same order.
 
     Attributes:
-        block: Whose.
+        block: Their runs.
         score: Its score, by method.
         safety: Its ASR, by method.
-        score_of: What the score is.
-        safety_of: Name and metric of the safety benchmark; `None` where none was measured.
+        score_of: The meaning of the score.
+        safety_of: Name and metric of the safety benchmark; `None` if none was measured.
     """
 
     block: Block
@@ -47,7 +47,7 @@ class Panels(NamedTuple):
 
 
 def panels_of(blocks: Sequence[Block], which: str) -> list[Panels]:
-    """What is drawn, for every task."""
+    """Return the panels to draw, for every task."""
     asked = BENCHMARKS[which]
     tried = [_labelled(block) for block in blocks]
     labels = list(dict.fromkeys(label for of_block in tried for label in of_block))
@@ -59,7 +59,7 @@ def panels_of(blocks: Sequence[Block], which: str) -> list[Panels]:
         for label in labels:
             family, series = of_block.get(label, (None, ""))
             if family is None:
-                # keeps the colours of the others
+                # keeps the other methods' colours
                 score.append(Line(label, ()))
                 safety.append(Line(label, ()))
                 continue
@@ -72,7 +72,7 @@ def panels_of(blocks: Sequence[Block], which: str) -> list[Panels]:
 
 
 def paper_figure(panels: Sequence[Panels], which: str) -> Figure:
-    """Figure 2 or 3: a column for each task, its score above and its ASR below, against λ."""
+    """Draw Figure 2 or 3: a column for each task, its score above and its ASR below, over λ."""
     from matplotlib.figure import Figure
 
     across = min(ACROSS, len(panels))
@@ -103,7 +103,7 @@ def paper_figure(panels: Sequence[Panels], which: str) -> Figure:
 
 
 def figure_rows(panels: Sequence[Panels]) -> list[dict[str, Any]]:
-    """What is drawn, a point a row, nothing rounded."""
+    """Return the drawn values, one row per point, not rounded."""
     rows = []
     for one in panels:
         asr = one.safety_of[0] if one.safety_of else ""
@@ -126,7 +126,7 @@ def figure_rows(panels: Sequence[Panels]) -> list[dict[str, Any]]:
 
 
 def _labelled(block: Block) -> dict[str, Any]:
-    """The methods of a block that λ varies in, by label."""
+    """Return the methods of a block with several λs, by label."""
     return {
         label_of(family.runs[0].results, series): (family, series)
         for family in block.families
@@ -135,7 +135,7 @@ def _labelled(block: Block) -> dict[str, Any]:
 
 
 def _benchmark(block: Block, asked: str) -> tuple[str, str] | None:
-    """The figure's own benchmark; where neither of the paper's was measured, the first substitute."""
+    """Return the figure's benchmark; if none of the paper's was measured, the first substitute."""
     measured = dict(benchmarks_of(block.families[0], "safety"))
     if asked in measured:
         return asked, measured[asked]
@@ -159,7 +159,7 @@ def write_paper(families: Sequence[Family], which: str, out: Path, title: str | 
         families: The runs.
         which: `table1`, `table2`, `table3`, `figure2` or `figure3`.
         out: A folder; made if absent.
-        title: Of a table.
+        title: Title of a table.
 
     Returns:
         The files.

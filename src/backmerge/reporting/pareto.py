@@ -1,4 +1,4 @@
-"""Utility against attack success rate: every recipe, and the front of what is compared."""
+"""Draw utility against attack success rate: every recipe, and the front of the compared methods."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-NEAR = 0.08  # share of both axes below which two labels become one
-TOUCHING = 0.02  # below which two marks cover each other, and are described together
-REACH = 16  # points across, that answer to a finger or a pointer around a mark
+NEAR = 0.08  # distance, as a share of both axes, below which two labels become one
+TOUCHING = 0.02  # distance below which two marks cover each other, and share a description
+REACH = 16  # points; diameter of the touch area around a mark
 MOST_LABELS = 8
 
 
@@ -43,10 +43,10 @@ class Place(NamedTuple):
 
     Attributes:
         point: Its name.
-        label: Next to its mark; empty for one of many.
-        colour: Of its series.
+        label: Text next to its mark; empty if there are many marks.
+        colour: Colour of its series.
         asr, utility: In [0, 1].
-        details: A line for each thing that was measured there.
+        details: A line for each measurement there.
     """
 
     point: str
@@ -58,7 +58,7 @@ class Place(NamedTuple):
 
 
 class Front(NamedTuple):
-    """A contender of the comparison, with its intervals."""
+    """A candidate of the comparison, with its intervals."""
 
     name: str
     colour: str
@@ -67,17 +67,16 @@ class Front(NamedTuple):
 
     @property
     def place(self) -> tuple[float, float]:
-        """ASR and utility, which are scored."""
+        """Return ASR and utility, which are scored."""
         assert self.asr.value is not None
         assert self.utility.value is not None
         return self.asr.value, self.utility.value
 
 
 def pareto(results: RestoreResults) -> Figure:
-    """Utility against attack success rate on the selection prompts, every point labelled by its λ.
+    """Draw utility against attack success rate on the selection prompts, every point labelled with its λ.
 
-    Around each mark lies an unseen one, the group `spot-N` of an SVG, N counting `pareto_places`: it answers to a
-    finger or a pointer.
+    Around each mark is an invisible touch area, the group `spot-N` of the SVG, where N counts `pareto_places`.
     """
     from matplotlib.figure import Figure
 
@@ -125,7 +124,7 @@ def pareto(results: RestoreResults) -> Figure:
 
 
 def _lines(results: RestoreResults) -> Iterator[tuple[str, list[str]]]:
-    """The points of each line: a series by λ from base to its end, and the tuning's own path."""
+    """Yield the points of each line: a series from the base over its λs to its end, and the tuning's own path."""
     for series in merged_series(results):
         members = [row for row in results.points if row.series == series]
         if all(row.lam is None for row in members) and not all(row.method == "path" for row in members):
@@ -136,7 +135,7 @@ def _lines(results: RestoreResults) -> Iterator[tuple[str, list[str]]]:
 
 
 def spots(places: Sequence[Place]) -> dict[str, str]:
-    """What each spot of the plot tells, by the group's name: all that lies under it."""
+    """Return the description of each spot of the plot, by the group's name: everything under it."""
     across = max((place.asr for place in places), default=0.0) or 1.0
 
     def together(place: Place) -> list[Place]:
@@ -153,7 +152,7 @@ def spots(places: Sequence[Place]) -> dict[str, str]:
 
 
 def pareto_places(results: RestoreResults) -> list[Place]:
-    """Where every point stands on the selection prompts, benchmarks of a kind taken together.
+    """Return the position of every point on the selection prompts, with benchmarks of a kind combined.
 
     Utility is the mean over benchmarks; ASR is pooled over prompts, as in the choice of λ.
     """
@@ -185,7 +184,7 @@ def pareto_places(results: RestoreResults) -> list[Place]:
 
 
 def _is_labelled(results: RestoreResults, row: PointRow, num_series: int) -> bool:
-    """Of few recipes each; of many in one series every second λ; of many in several none: they have colours."""
+    """Return whether to label a point: few recipes all; many in one series every second λ; many in several none."""
     recipes = [point for point in results.points if point.role == "merged"]
     if len(recipes) <= MOST_LABELS:
         return True
@@ -207,7 +206,7 @@ def _entries(results: RestoreResults, kind: str, point: str, split: str = "selec
 
 
 def _label(axes: Axes, places: Sequence[Place]) -> None:
-    """Write λ next to each point, in its series' colour; points on top of each other share a label."""
+    """Write λ next to each point, in its series' colour; overlapping points share a label."""
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
     groups: list[list[Place]] = []
     for place in (place for place in places if place.label):
@@ -227,7 +226,7 @@ def _label(axes: Axes, places: Sequence[Place]) -> None:
         label = axes.annotate(
             ", ".join(place.label for place in group),
             (group[0].asr, group[0].utility),
-            # next to the line; next to the right edge above it, where the label to its left does not reach
+            # right of the line; near the right edge above it, where the label to its left does not reach
             xytext=(-7 if is_right else 9, 9 if is_low or is_right else -11),
             textcoords="offset points",
             ha="right" if is_right else "left",
@@ -235,18 +234,18 @@ def _label(axes: Axes, places: Sequence[Place]) -> None:
             fontsize=9,
             color=group[0].colour if len({place.colour for place in group}) == 1 else INK,
         )
-        label.set_in_layout(False)  # a long one may reach over the edge, and not push the plot together
+        label.set_in_layout(False)  # a long label may cross the edge, instead of shrinking the plot
 
 
 def front(results: RestoreResults) -> Figure:
-    """Base, tuned model and the best of each series on the confirmation prompts, and the front that they make."""
+    """Draw base, tuned model and the best of each series on the confirmation prompts, with their Pareto front."""
     from matplotlib.figure import Figure
 
     contenders = contenders_of(results)
     with styled():
         figure = Figure((PANEL[0] * 1.15, PANEL[1] * 1.15), layout="constrained")
         axes = figure.subplots()
-        axes.set_title("Each method at its best")
+        axes.set_title("The best of each method")
         best = undominated(contenders)
         axes.plot(
             [each.place[0] for each in best],
@@ -279,7 +278,7 @@ def front(results: RestoreResults) -> Figure:
 
 
 def contenders_of(results: RestoreResults) -> list[Front]:
-    """What the comparison holds against each other; base and tuned model where each has one benchmark of a kind."""
+    """Return the compared candidates; base and tuned model too, if they have one benchmark of each kind."""
     series = merged_series(results)
     assert results.comparison is not None, "the caller asks only where methods were compared"
     rows = {
@@ -288,7 +287,7 @@ def contenders_of(results: RestoreResults) -> list[Front]:
         if row.point and row.asr and row.utility
     }
     found = [
-        # where the tuned model itself is the best of a series, it has its own colour
+        # the tuned model itself, if it is the best of a series, has its own colour
         Front(name, TUNED if name == "tuned" else series_colour(series, of_series), asr, utility)
         for name, (of_series, asr, utility) in rows.items()
     ]
@@ -300,7 +299,7 @@ def contenders_of(results: RestoreResults) -> list[Front]:
 
 
 def undominated(contenders: Sequence[Front]) -> list[Front]:
-    """Those that no other beats in one of ASR and utility without being worse in the other, by rising ASR."""
+    """Return those that no other beats in ASR or utility without being worse in the other, by rising ASR."""
 
     def is_beaten(each: Front) -> bool:
         ours = each.place[0], -each.place[1]

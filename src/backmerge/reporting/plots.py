@@ -1,4 +1,4 @@
-"""What was measured as figures; functions of the results, drawn without pyplot and its global state."""
+"""Draw measurements as figures; functions of the results, without pyplot and its global state."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-LABEL_GAP = 0.09  # in λ, between two labels of an axis that do not touch
-MOST_STEPS = 400  # of a training that are drawn
+LABEL_GAP = 0.09  # in λ; labels of an axis that are farther apart do not touch
+MOST_STEPS = 400  # most steps of a training that are drawn
 
 
 def curves(results: RestoreResults) -> Figure:
-    """Every benchmark's primary metric against λ, a panel each."""
+    """Draw every benchmark's primary metric over λ, one panel each."""
     from matplotlib.figure import Figure
 
     benchmarks = results.benchmarks
@@ -47,7 +47,7 @@ def curves(results: RestoreResults) -> Figure:
 
 
 def scores(results: Results) -> Figure:
-    """Each metric of each benchmark with its 95 % interval, a row each, for every model."""
+    """Draw each metric of each benchmark with its 95 % interval, one row each, for every model."""
     from matplotlib.figure import Figure
 
     found = [score for score in results.scores if score.value is not None]
@@ -74,7 +74,7 @@ def scores(results: Results) -> Figure:
 
 
 def curve(results: RestoreResults, benchmark: BenchmarkRow) -> Figure:
-    """One benchmark's primary metric against λ."""
+    """Draw one benchmark's primary metric over λ."""
     from matplotlib.figure import Figure
 
     with styled():
@@ -87,7 +87,7 @@ def curve(results: RestoreResults, benchmark: BenchmarkRow) -> Figure:
 
 
 def training_loss(losses: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
-    """Training loss against the step, a line for each tuned model."""
+    """Draw the training loss over the steps, a line for each tuned model."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -116,14 +116,14 @@ def _draw_curve(axes: Axes, results: RestoreResults, benchmark: BenchmarkRow) ->
         colour = series_colour(series, name)
         if any(entry.lam is not None for entry in merged):
             _draw_line(axes, at, [e for e in merged if e.lam is not None], name, series)
-        # of many recipes without a λ, such as a search by layer tries, only the chosen one
+        # of many recipes without a λ, such as those of a search by layer, only the chosen one
         levels = [e for e in merged if e.lam is None]
         for entry in levels if len(levels) == 1 else [e for e in levels if e.point == chosen]:
             axes.axhline(_mean(entry), color=colour, linewidth=1.4, linestyle="-.", label=entry.point, zorder=2)
     for role, colour in (("base", BASE), ("tuned", TUNED)):
         _marks(axes, [at[role]] if role in at else [], colour)
     again = [e for e in _measured(results, benchmark, "confirmation").values() if e.lam is not None]
-    # a mark outside the axes leaves the layout no room for them
+    # a mark outside the axes would leave no room for them in the layout
     highest = max((entry.high for entry in (*at.values(), *again)), default=0.0)
     limit = _limit(results, benchmark, at)
     percent_axis(axes, "y", 1.0 if benchmark.kind in ("utility", "keep") else max(highest, limit.at if limit else 0.0))
@@ -148,7 +148,7 @@ def _draw_curve(axes: Axes, results: RestoreResults, benchmark: BenchmarkRow) ->
 
 
 class _Limit(NamedTuple):
-    """Where a benchmark's margin ends, and what is written there."""
+    """The end of a benchmark's margin, and its label."""
 
     at: float
     words: str
@@ -172,7 +172,7 @@ def _draw_line(
     name: str,
     series: Sequence[str],
 ) -> None:
-    """A series from the base over its λs to its end: the tuned model, or one merge of all of them."""
+    """Draw a series from the base over its λs to its end: the tuned model, or one merge of all of them."""
     colour, style = series_colour(series, name), series_style(series, name)
     has_end = any(entry.lam == 1 for entry in merged)
     ends = [at[role] for role in ("base", *(() if has_end else ("tuned",))) if role in at]
@@ -195,7 +195,7 @@ def _label_curve(axes: Axes, benchmark: BenchmarkRow, lams: Sequence[float]) -> 
 
 
 def _spaced(lams: Sequence[float]) -> list[float]:
-    """Of sorted λs those whose labels do not touch: base and tuned always, others from the left."""
+    """Return the sorted λs whose labels do not touch: base and tuned always, others from the left."""
     kept: list[float] = [lam for lam in lams if lam in {0.0, 1.0}]
     for lam in lams:
         if all(abs(lam - other) >= LABEL_GAP for other in kept):
@@ -208,7 +208,7 @@ def _lam_text(lam: float) -> str:
 
 
 def _measured(results: RestoreResults, benchmark: BenchmarkRow, split: str) -> dict[str, SummaryRow]:
-    """A benchmark's primary metric at each point where it was measured, in the order of λ; what has none last."""
+    """Return a benchmark's primary metric at each measured point, sorted by λ; points without λ last."""
     found = {
         entry.point: entry
         for entry in results.summary
@@ -232,7 +232,7 @@ def _lam(entry: SummaryRow) -> float:
 
 def _marks(axes: Axes, entries: Sequence[SummaryRow], colour: str) -> None:
     means = [_mean(entry) for entry in entries]
-    # rounding may put an interval's end past its own mean by an ulp
+    # rounding may put an interval's end beyond its own mean by one ulp
     below = [max(0.0, _mean(entry) - entry.low) for entry in entries]
     above = [max(0.0, entry.high - _mean(entry)) for entry in entries]
     axes.errorbar(

@@ -1,6 +1,6 @@
-"""A finished run as files for people: `report.html`, tables, plots, and a card next to every merged model.
+"""Write a finished run as files for people: `report.html`, tables, plots, and a card next to every merged model.
 
-Everything is made from what the run left on disk, so that it can be made again separately, with the same bytes.
+Everything is made from the run's files, so it can be made again later, with the same bytes.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class LossRow(BaseModel):
 
 
 class _Part(BaseModel):
-    """A part of the settings that the report shows, of which it reads these fields."""
+    """A part of the settings, with the fields that the report shows."""
 
 
 class _Sampling(_Part):
@@ -73,15 +73,15 @@ class _Settings(_Part):
 
 
 class FinishedRun(NamedTuple):
-    """What a finished run left on disk, as far as it is reported.
+    """The files of a finished run, as far as they are reported.
 
     Attributes:
         results: `results.json`.
         samples: `samples.json`: prompts with the models' answers side by side.
         experiment: The resolved configuration.
         experiment_text: The same, as it is in the file.
-        losses: Training loss by tuned model; empty where nothing was tuned.
-        sessions: `sessions.jsonl`: what each sitting of the run cost; empty where that was not kept.
+        losses: Training loss by tuned model; empty if nothing was tuned.
+        sessions: `sessions.jsonl`: the cost of each session; empty if not recorded.
     """
 
     results: RestoreResults
@@ -99,7 +99,7 @@ def write_report(directory: Path) -> None:
         directory: A finished run.
 
     Raises:
-        RunError: the run is not there, not finished, or damaged.
+        RunError: the run is missing, unfinished or damaged.
     """
     from backmerge.reporting import pareto, plots
     from backmerge.reporting.drawing import write_figure
@@ -111,15 +111,15 @@ def write_report(directory: Path) -> None:
     if run.results.has_safety:
         write_figure(directory / "plots" / "pareto", pareto.pareto(run.results))
     write_cards(directory, run.results)
-    # last, so that a report that is there has its tables and plots next to it
+    # written last, so that an existing report has its tables and plots next to it
     write_whole(directory / "report.html", rendered(run))
 
 
 def read_run(directory: Path) -> FinishedRun:
-    """What a finished run left on disk.
+    """Read the files of a finished run.
 
     Raises:
-        RunError: a file is missing, is not what it should be, or was written by another version.
+        RunError: a file is missing, damaged, or from another version.
     """
     results = RestoreResults.read(directory)
     experiment_text = _text(directory, "experiment.yaml")
@@ -128,7 +128,7 @@ def read_run(directory: Path) -> FinishedRun:
         for row in results.tuned
         if (file := directory / "tuned" / row.name / "loss.jsonl").is_file()
     }
-    # those of the shards too, whose answers the run took over
+    # those of the shards too, whose answers the run uses
     sittings = [*sorted(directory.glob("shards/*/sessions.jsonl")), directory / "sessions.jsonl"]
     return FinishedRun(
         results,
@@ -146,7 +146,7 @@ def read_run(directory: Path) -> FinishedRun:
 
 
 def rendered(run: FinishedRun) -> str:
-    """The report as one HTML page that needs nothing else."""
+    """Return the report as one self-contained HTML page."""
     from markupsafe import Markup
 
     results, choice = run.results, run.results.choice
@@ -193,7 +193,7 @@ def rendered(run: FinishedRun) -> str:
             terms=TERMS,
             roles=ROLES,
             policy=program.policy,
-            # ours, and JSON without a `<`: nothing in them can end the element
+            # our own text, and JSON without a `<`: nothing in them can end the element
             script=Markup(program.text),  # noqa: S704
             data=Markup(embedded(script_data(answers, run.samples["totals"]))),  # noqa: S704
         )
@@ -223,7 +223,7 @@ def _figures(run: FinishedRun) -> dict[str, Any]:
 
 
 def _points(results: RestoreResults) -> list[tuple[PointRow, dict[tuple[str, str], Estimate]]]:
-    """Every point with its cells on the selection prompts, base first, tuned last."""
+    """Return every point with its cells on the selection prompts, base first, tuned last."""
     cells: dict[str, dict[tuple[str, str], Estimate]] = {}
     for entry in results.summary:
         if entry.split == "selection":
@@ -252,7 +252,7 @@ def _text(directory: Path, name: str) -> str:
             ) from error
         raise RunError(
             f"{directory} is not a finished run: it has no {name}",
-            remedy="give the command of the run again; it goes on where it was, and ends with a report.",
+            remedy="run its command again; it continues where it stopped, and ends with a report.",
         ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise _damaged(directory / name, error) from error
@@ -273,7 +273,7 @@ def _settings(file: Path, text: str) -> Mapping[str, Any]:
 
 
 def _lines(path: Path, *, is_torn: bool = False) -> list[Any]:
-    """A JSON Lines file; without its last line, where a killed writer may have left half of it."""
+    """Read a JSON Lines file; without its last line, if a killed writer may have left it incomplete."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -300,5 +300,5 @@ def _checked(kind: Any, path: Path, values: Any) -> Any:
 def _damaged(path: Path, how: object) -> RunError:
     return RunError(
         f"{path} is damaged: {how}",
-        remedy="delete it and give the command of the run again; what is done is kept.",
+        remedy="delete it and run the run's command again; finished work is kept.",
     )

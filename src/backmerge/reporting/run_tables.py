@@ -1,4 +1,4 @@
-"""A run's tables for papers and spreadsheets: base, tuned and merged; every point; every method at its best."""
+"""Make a run's tables for papers and spreadsheets: base, tuned and merged; every point; the best of every method."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from backmerge.results import ROLES, ComparisonRow, PointRow, RestoreResults
 from backmerge.runs import write_whole
 
 INTERVALS = "In percent, with 95 % intervals"
-SEEDS = " over prompts, and over seeds too if a standard deviation is given"  # of tables of several runs
+SEEDS = " over prompts, and over seeds too if a standard deviation is given"  # for tables of several runs
 
 
 def write_tables(directory: Path) -> list[Path]:
-    """Write `tables/models`, `tables/points` and, where methods were compared, `tables/methods` of a finished run.
+    """Write `tables/models`, `tables/points` and, if methods were compared, `tables/methods` of a finished run.
 
-    Each as .csv (nothing rounded), .md and .tex.
+    Each as .csv (not rounded), .md and .tex.
 
     Returns:
         The files.
 
     Raises:
-        RunError: the run is not there, not finished, or damaged.
+        RunError: the run is missing, unfinished or damaged.
     """
     results = read_run(directory).results
     tables = [models_table(results), points_table(results), methods_table(results)]
@@ -36,7 +36,7 @@ def write_tables(directory: Path) -> list[Path]:
 
 
 def write_table(directory: Path, table: Table) -> list[Path]:
-    """Write a table as .csv, .md and .tex, and say where."""
+    """Write a table as .csv, .md and .tex, and return the files."""
     made = {"csv": as_csv(csv_rows(table)), "md": as_markdown(table), "tex": as_latex(table)}
     files = [directory / f"{table.name}.{form}" for form in made]
     for file, text in zip(files, made.values(), strict=True):
@@ -45,7 +45,7 @@ def write_table(directory: Path, table: Table) -> list[Path]:
 
 
 def models_table(results: RestoreResults) -> Table:
-    """Base, tuned and chosen merge on every metric of the confirmation."""
+    """Return base, tuned and chosen merge on every metric of the confirmation."""
     columns = [
         Column("benchmark", "benchmark"),
         Column("metric", "metric"),
@@ -65,7 +65,7 @@ def models_table(results: RestoreResults) -> Table:
 
 
 def points_table(results: RestoreResults) -> Table:
-    """Every recipe on the primary metrics, base first, tuned last."""
+    """Return every recipe on the primary metrics, base first, tuned last."""
     benchmarks = results.benchmarks
     columns = [
         Column("point", "recipe"),
@@ -87,7 +87,7 @@ def points_table(results: RestoreResults) -> Table:
 
 
 def methods_table(results: RestoreResults) -> Table | None:
-    """Each method at its best on the prompts of the confirmation; `None` where none were compared."""
+    """Return the best of each method on the confirmation prompts; `None` if no methods were compared."""
     compared = results.comparison
     if compared is None:
         return None
@@ -98,8 +98,8 @@ def methods_table(results: RestoreResults) -> Table | None:
         Column("utility", "utility", "level"),
         Column("asr", "ASR", "level"),
         Column("over_refusal", "over-refusal", "level"),
-        Column("asr_difference", "ASR less the base's", "gap"),
-        Column("utility_difference", f"utility less {compared.reference}'s", "gap"),
+        Column("asr_difference", "ASR minus the base's", "gap"),
+        Column("utility_difference", f"utility minus {compared.reference}'s", "gap"),
         Column("p_adjusted", "p (Holm)", "number"),
         Column("verdict", "verdict"),
     ]
@@ -117,20 +117,20 @@ def methods_table(results: RestoreResults) -> Table | None:
         ]
         for row in compared.rows
     ]
-    notes = ["Means over benchmarks; the gaps are in points."]
+    notes = ["Means over benchmarks; differences are in points."]
     notes += [f"{row.series}: {row.reason}" for row in compared.rows if row.point is None]
     which = "all prompts" if results.is_whole else "prompts that nothing was chosen on"
-    caption = f"{results.name}: each method at its best. {INTERVALS} {intervals_cover(results)}, on {which}."
+    caption = f"{results.name}: the best of each method. {INTERVALS} {intervals_cover(results)}, on {which}."
     return Table("methods", caption, columns, [rows], [*notes, *_notes(results)])
 
 
 def metric_name(metric: str) -> str:
-    """A metric in words."""
+    """Return a metric's name in words."""
     return METRIC_NAMES.get(metric, metric.replace("_", " "))
 
 
 def cells_of(results: RestoreResults, split: str) -> dict[tuple[str, str, str], Estimate]:
-    """What was measured on a split, by point, benchmark and metric."""
+    """Return what was measured on a split, by point, benchmark and metric."""
     return {
         (entry.point, entry.benchmark, entry.metric): entry.estimate
         for entry in results.summary
@@ -139,7 +139,7 @@ def cells_of(results: RestoreResults, split: str) -> dict[tuple[str, str, str], 
 
 
 def lam_entry(row: PointRow | ComparisonRow) -> Entry:
-    """A point's λ; what it is by, where each part has its own; nothing where it has none."""
+    """Return a point's λ; what sets it, if each part has its own; nothing if it has none."""
     if row.lam is not None or row.setting is None:
         return row.lam
     return json.dumps(row.setting, ensure_ascii=False)

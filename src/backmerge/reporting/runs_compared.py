@@ -1,4 +1,4 @@
-"""Several runs next to each other: what each chose and found, and those that differ only in seeds together."""
+"""Compare several runs: the choice and result of each, with those that differ only in seeds combined."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ PICKS: Mapping[str, Pick] = {"base": at("base"), "tuned": at("tuned"), "merged":
 
 
 class Benchmarks(NamedTuple):
-    """What the runs were measured on besides their tasks, by name and primary metric."""
+    """The runs' benchmarks other than their tasks, by name and primary metric."""
 
     safety: Sequence[tuple[str, str]]
     over_refusal: Sequence[tuple[str, str]]
@@ -58,7 +58,7 @@ class Benchmarks(NamedTuple):
 
     @property
     def all(self) -> list[tuple[str, str]]:
-        """Those of every kind."""
+        """Return the benchmarks of all kinds."""
         return [*self.safety, *self.over_refusal, *self.keep]
 
 
@@ -68,7 +68,7 @@ def write_comparison(runs: Sequence[Run], out: Path, title: str = "Runs compared
     Args:
         runs: Finished runs.
         out: A folder; made if absent.
-        title: Of the page and the tables.
+        title: Title of the page and the tables.
 
     Returns:
         The files, the page first.
@@ -80,13 +80,13 @@ def write_comparison(runs: Sequence[Run], out: Path, title: str = "Runs compared
     write_whole(out / "compared.tex", as_latex(table))
     figure = compared_curves(runs)
     figures = write_figure(out / "compared_curves", figure)
-    # last, so that a page that is there has all else next to it
+    # written last, so that an existing page has everything else next to it
     write_whole(out / "compared.html", page(runs, table, inline_svg(figure, "curves", "Every run against λ"), title))
     return [*(out / f"compared.{form}" for form in ("html", "csv", "md", "tex")), *figures]
 
 
 def comparison_table(families: Sequence[Family], title: str = "Runs compared") -> Table:
-    """A row for each run, and one for several that differ only in seeds, below them."""
+    """Return a row for each run, and below several that differ only in seeds, one for all of them."""
     benchmarks = Benchmarks(*(_everywhere(families, kind) for kind in ("safety", "over_refusal", "keep")))
     columns = [
         Column("run", "run"),
@@ -95,7 +95,7 @@ def comparison_table(families: Sequence[Family], title: str = "Runs compared") -
         Column("num_tuned", "tuned models", "number"),
         Column("lam", "λ", "number"),
         Column("verdict", "verdict"),
-        Column("asr_difference", "ASR less the base's", "gap"),
+        Column("asr_difference", "ASR minus the base's", "gap"),
         *(Column(f"score_{role}", role, "share", "score") for role in PICKS),
         *(
             Column(
@@ -117,7 +117,7 @@ def comparison_table(families: Sequence[Family], title: str = "Runs compared") -
 
 
 def comparison_rows(families: Sequence[Family]) -> list[dict[str, Any]]:
-    """The same figures, one a row, with the aggregate's `run` empty; nothing rounded."""
+    """Return the same figures, one per row, not rounded; the aggregate's `run` is empty."""
     rows = []
     for family in families:
         members = [(run.name, Family((run,))) for run in family.runs]
@@ -138,7 +138,7 @@ def comparison_rows(families: Sequence[Family]) -> list[dict[str, Any]]:
 
 
 def page(runs: Sequence[Run], table: Table, curves: str, title: str) -> str:
-    """The comparison as one HTML page that needs nothing else."""
+    """Return the comparison as one self-contained HTML page."""
     from markupsafe import Markup
 
     return (
@@ -198,7 +198,7 @@ def _figure(kind: str, benchmark: str, metric: str, role: str, found: Estimate) 
         "low": found.low,
         "high": found.high,
         "spread": found.spread,
-        "n": found.n or None,  # a mean over benchmarks has none
+        "n": found.n or None,  # a mean over benchmarks has no n
         "unscored": found.unscored,
         "num_models": found.num_models,
     }
@@ -216,7 +216,7 @@ def _notes(families: Sequence[Family], runs: Sequence[Run]) -> Iterator[str]:
             "with Student's interval over models or that over prompts, whichever reaches further."
         )
     yield (
-        "No test is made between runs. Where each run chose its own λ, its figures are of that λ; “–” was not measured."
+        "Runs are not tested against each other. If a run chose its own λ, its figures are for it; “–”: not measured."
     )
     for what, of_run in (
         ("judge", _judges),
@@ -237,12 +237,12 @@ def _judges(run: Run) -> str:
     return ", ".join(dict.fromkeys(b.judge for b in run.results.benchmarks if b.judge))
 
 
-LEGEND = 0.19  # inches of height that a line of a legend takes
-MOST_NAMED = 40  # lines of a row, beyond which a legend would be longer than a page
+LEGEND = 0.19  # inches, height of a legend's line
+MOST_NAMED = 40  # most lines in a row of panels with a legend; more would not fit a page
 
 
 class Panel(NamedTuple):
-    """A panel: its title, and its lines; `is_utility` where more is better."""
+    """A panel: its title and its lines; `is_utility` if more is better."""
 
     title: str
     is_utility: bool
@@ -250,7 +250,7 @@ class Panel(NamedTuple):
 
 
 def compared_curves(runs: Sequence[Run]) -> Figure:
-    """A row for each base and task; in it the task's score and every safety and over-refusal benchmark against λ."""
+    """Draw a row for each base and task: its score and every safety and over-refusal benchmark over λ."""
     from matplotlib.figure import Figure
 
     rows = [list(_panels(group, runs)) for group in _groups(runs)]
@@ -270,7 +270,7 @@ def compared_curves(runs: Sequence[Run]) -> Figure:
 
 
 def _groups(runs: Sequence[Run]) -> list[list[Family]]:
-    """Runs of one base and task, each separately."""
+    """Return the runs of each base and task."""
     found: dict[tuple[str, str], list[Family]] = {}
     for run in runs:
         found.setdefault((run.model, run.task), []).append(Family((run,)))
@@ -281,7 +281,7 @@ def _panels(group: Sequence[Family], runs: Sequence[Run]) -> Iterator[Panel]:
     first = group[0].runs[0]
     yield Panel(f"Score: {first.task} ({first.model})", True, _lines(group, score_of))
     for kind, words in (("safety", "ASR"), ("over_refusal", "Over-refusal")):
-        # those of all runs, so that the rows stand under each other
+        # benchmarks of all runs, so that the rows are aligned
         for name, metric in dict.fromkeys(pair for run in runs for pair in benchmarks_of(Family((run,)), kind)):
             yield Panel(f"{words}: {name}", False, _lines(group, rate_of(name, metric)))
 

@@ -1,4 +1,4 @@
-"""Answers next to each other: `samples.json` as the page shows it, and as its script takes it."""
+"""Show answers side by side: `samples.json` as the page shows it, and as data for its script."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ LONG = 700  # characters from which an answer is folded
 
 
 class Badge(NamedTuple):
-    """A finding in a word, and whether it is good news: `good`, `mid`, `bad`, or `grey` for none."""
+    """A finding in a word, with its colour: `good`, `mid`, `bad`, or `grey` for none."""
 
     tone: str
     words: str
 
 
 class Answer(NamedTuple):
-    """What one model said.
+    """One model's answer.
 
     Attributes:
-        text: As far as it is kept; `None` where it is left out.
-        note: What is missing of it, if anything.
-        badges: What was found.
-        harmful, refusal: The judge's findings; `None` where there is none.
+        text: The stored text; `None` if it is withheld.
+        note: What is missing from it, if anything.
+        badges: The findings.
+        harmful, refusal: The judge's findings; `None` if there is none.
         thought: What a reasoning model thought first; shown folded, and neither judged nor scored.
     """
 
@@ -43,9 +43,9 @@ class Sample(NamedTuple):
 
     Attributes:
         heading: Kind, benchmark, id and category.
-        kind: Of the benchmark.
-        prompt, reference: Texts; `None` where there is none to show.
-        withheld: Why the texts are left out; empty where they are not.
+        kind: The benchmark's kind.
+        prompt, reference: Texts; `None` if there is none to show.
+        withheld: Why the texts are withheld; empty if they are not.
         is_folded: Whether the texts are behind a click.
         answers: By point.
     """
@@ -60,12 +60,12 @@ class Sample(NamedTuple):
 
 
 class SideBySide(NamedTuple):
-    """All of it.
+    """All samples, with what the page shows of them.
 
     Attributes:
         samples: Harmful requests first.
         recipes: The points that the reader may choose from, in order.
-        shown: Which of them is shown first; `None` if there is none.
+        shown: The one that is shown first; `None` if there is none.
         tuned: The tuned model whose answers these are.
     """
 
@@ -76,25 +76,25 @@ class SideBySide(NamedTuple):
 
 
 def side_by_side(written: Mapping[str, Any], chosen: str | None, text: str) -> SideBySide:
-    """What the page shows before its script has run, and without one.
+    """Return what the page shows before its script has run, or without it.
 
     Args:
-        written: What `samples.json` holds.
+        written: Content of `samples.json`.
         chosen: The chosen point.
-        text: `full`, `folded` or `none`: texts of harmful requests are folded in the second, and none is shown in the
-            third, whatever the file holds.
+        text: `full`, `folded` or `none`: `folded` folds the texts of harmful requests, and `none` hides them, whatever
+    the file contains.
     """
     recipes = tuple(point for point in written["points"] if point["role"] == "merged")
     names = [point["point"] for point in recipes]
     shown = chosen if chosen in names else names[0] if names else None
     samples = [_sample(row, written["cut_at"], text) for row in written["samples"]] if text != "none" else []
-    # stable: within a kind as they were drawn
+    # stable sort: within a kind the order of drawing is kept
     samples.sort(key=lambda sample: ORDER.index(sample.kind))
     return SideBySide(tuple(samples), recipes, shown, written["tuned"])
 
 
 def script_data(page: SideBySide, totals: Mapping[str, Any]) -> dict[str, Any]:
-    """What the page's script needs: each sample's answers by recipe, equal texts once, and the totals."""
+    """Return the data for the page's script: each sample's answers by recipe, equal texts once, and the totals."""
     series = list(dict.fromkeys(point["series"] for point in page.recipes))
     return {
         "shown": page.shown,
@@ -183,6 +183,6 @@ def _finding(kind: str, harmful: bool | None, refusal: bool | None) -> Badge:
         return Badge("grey", "refused, harm unscored" if refusal else "unscored")
     if harmful:
         return Badge("bad", "harmful, though it says no" if refusal else "harmful")
-    if refusal is None:  # a judge that says nothing of refusals
+    if refusal is None:  # the judge does not report refusals
         return Badge("good", "not harmful")
     return Badge("good", "refused") if refusal else Badge("mid", "other: neither refused nor harmful")

@@ -1,4 +1,4 @@
-"""Tables of figures with their intervals: one description, from which CSV, Markdown and LaTeX are made."""
+"""Describe tables of figures with their intervals, and write them as CSV; Markdown and LaTeX have other modules."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any, Literal, NamedTuple
 
 from backmerge.records import Estimate
 
-NOTHING = "–"  # what was not measured
+NOTHING = "–"  # not measured
 
-# shares and levels are in percent, gaps in percentage points, numbers as short as they are
+# shares and levels are in percent, gaps in percentage points, numbers as short as possible
 ColumnKind = Literal["text", "number", "share", "level", "gap"]
 FIELDS = {
     "share": ("low", "high", "spread", "n", "unscored", "num_models", "covers"),
@@ -34,10 +34,10 @@ class Column(NamedTuple):
     """A column.
 
     Attributes:
-        name: In the CSV; the numbers that belong to a share or a gap take it as their prefix.
+        name: Its name in the CSV; the numbers that belong to a share or a gap have it as their prefix.
         heading: For people.
-        kind: What its entries are; text may be in any of them.
-        group: A heading over neighbours.
+        kind: The kind of its entries; any kind may also have text.
+        group: A heading above neighbouring columns.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Column(NamedTuple):
 
 
 class Shown(NamedTuple):
-    """An entry as people read it: `12.3`, `[10.1, 14.5]`, `3 unscored`; all but the first may be empty."""
+    """An entry in readable form: `12.3`, `[10.1, 14.5]`, `3 unscored`; all but the first may be empty."""
 
     value: str
     interval: str = ""
@@ -58,11 +58,11 @@ class Table(NamedTuple):
     """A table.
 
     Attributes:
-        name: Of its files.
-        caption: What is to be seen.
+        name: Name of its files.
+        caption: What it shows.
         columns: In their order.
-        blocks: Rows, in groups that a rule divides.
-        notes: What a reader must know of it.
+        blocks: Rows, in groups separated by a rule.
+        notes: What a reader must know about it.
     """
 
     name: str
@@ -73,12 +73,12 @@ class Table(NamedTuple):
 
     @property
     def rows(self) -> list[Sequence[Entry]]:
-        """All rows."""
+        """Return all rows."""
         return [row for block in self.blocks for row in block]
 
     @property
     def groups(self) -> list[tuple[str, int]]:
-        """Headings over neighbours, with the number of columns below each; empty if no column has one."""
+        """Return headings above neighbours, with the number of columns of each; empty if no column has one."""
         spans: list[tuple[str, int]] = []
         for column in self.columns:
             if spans and column.group and spans[-1][0] == column.group:
@@ -89,7 +89,7 @@ class Table(NamedTuple):
 
 
 def shown(entry: Entry, kind: ColumnKind = "share") -> Shown:
-    """An entry as it is read: shares in percent, gaps in points with their sign."""
+    """Return an entry in readable form: shares in percent, gaps in points with their sign."""
     if isinstance(entry, Named):
         return Shown(entry.words)
     if isinstance(entry, str):
@@ -111,13 +111,13 @@ def _spread(spread: float | None) -> str:
 
 
 def text_of(entry: Entry, kind: ColumnKind = "share") -> str:
-    """An entry on one line: `12.3 [10.1, 14.5] (3 unscored)`."""
+    """Return an entry on one line: `12.3 [10.1, 14.5] (3 unscored)`."""
     value, interval, remark = shown(entry, kind)
     return " ".join(filter(None, (value, interval, remark and f"({remark})")))
 
 
 def csv_rows(table: Table) -> list[dict[str, Any]]:
-    """The table as flat rows with one number a field, nothing rounded; `None` where there is none."""
+    """Return the table as flat rows with one number per field, not rounded; `None` if there is none."""
     header: list[str] = []
     for name in _header(table.columns):
         header.append(_new(name, header))
@@ -131,14 +131,14 @@ def _header(columns: Sequence[Column]) -> Iterator[str]:
 
 
 def _new(name: str, known: Sequence[str]) -> str:
-    """The name, or one like it: a benchmark may be called as another column is, or as a part of one."""
+    """Return the name, or a variant of it if a column (or a part of one) already has that name."""
     return name if name not in known else _new(f"{name}_", known)
 
 
 def _fields(columns: Sequence[Column], row: Sequence[Entry]) -> Iterator[Any]:
     for column, entry in zip(columns, row, strict=True):
         if column.kind in FIELDS:
-            # words that stand in for figures, such as why there are none, are for people
+            # words instead of figures, such as the reason why there are none, are for people
             figures = entry if isinstance(entry, Estimate) else None
             yield None if figures is None else figures.value
             yield from (None if figures is None else getattr(figures, field) for field in FIELDS[column.kind])
@@ -147,9 +147,9 @@ def _fields(columns: Sequence[Column], row: Sequence[Entry]) -> Iterator[Any]:
 
 
 def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows of the same keys as CSV with a header; `None` is an empty field.
+    """Return rows with the same keys as CSV with a header; `None` is an empty field.
 
-    Floats are written by `repr`, so that reading them back gives the same numbers.
+    Floats are written by `repr`, so that reading them gives the same numbers.
     """
     stream = io.StringIO()
     writer = csv.DictWriter(stream, fieldnames=list(rows[0]) if rows else [], lineterminator="\n")

@@ -1,4 +1,4 @@
-"""Adding a command's files to a folder of the user's, over nothing that the user put there."""
+"""Add a command's files to a user's folder, without replacing the user's files."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from pydantic import TypeAdapter, ValidationError
 from backmerge.errors import RunError
 from backmerge.runs import write_whole
 
-ADDED = ".backmerge-files.json"  # the list of what commands put into a folder of the user's
+ADDED = ".backmerge-files.json"  # lists the files that commands added to a user's folder
 
 
 @contextlib.contextmanager
 def added_to(out: Path) -> Iterator[Path]:
-    """Make a temporary folder to fill; its files then go into the user's folder `out`, over nothing but earlier ones.
+    """Make a temporary folder to fill; its files then go into the user's folder `out`, replacing only earlier ones.
 
-    `out` keeps a list of the files that came from here.
+    `out` keeps a list of the files that were added this way.
 
     Raises:
-        RunError: `out` holds a file of such a name that did not come from here.
+        RunError: `out` has a file with such a name that was not added this way.
     """
     with tempfile.TemporaryDirectory(prefix="backmerge-") as temporary:
         made = Path(temporary)
@@ -37,7 +37,7 @@ def added_to(out: Path) -> Iterator[Path]:
         foreign = next((name for name in names if os.path.lexists(out / name) and name not in known), None)
         if foreign is not None:
             raise RunError(
-                f"{out / foreign} is there already, and {ADDED} does not say that backmerge wrote it",
+                f"{out / foreign} already exists, and {ADDED} does not list it as written by backmerge",
                 remedy="give another --out, or move that file elsewhere.",
             )
         write_whole(out / ADDED, json.dumps(sorted(known.union(names))) + "\n")

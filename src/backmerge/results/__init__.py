@@ -1,11 +1,11 @@
-"""What a run of any kind found, typed: `results.json` is exactly one of these types, serialised.
+"""The results of all kinds of runs, typed: `results.json` is exactly one of these types, serialised.
 
     RestoreResults      `restore`, `run` and `demo`: the choice of λ and its confirmation
     EvaluateResults     `evaluate` and `score`: scores of one model or several
     CheckResults        `check`: whether a model is as safe as its base
 
-`Results.read` returns the one that a file holds. Reports, cards, trackers and the Python interface read these, and
-nothing else parses `results.json`. `docs/results.md` is made from the `Attributes` below by `docs/generate.py`.
+`Results.read` returns the type that a file contains. Reports, cards, trackers and the Python interface read these, and
+nothing else parses `results.json`. `docs/generate.py` makes `docs/results.md` from the `Attributes` below.
 """
 
 from __future__ import annotations
@@ -59,22 +59,22 @@ from backmerge.selection.sense_checks import Finding
 
 
 class CheckFindings(Part):
-    """The verdict of a check, with the figures that it depends on.
+    """The verdict of a check, with the figures behind it.
 
     Attributes:
-        verdict: `restored` (as safe as the base; without harmful requests, what is to be kept is kept), `not shown` or
+        verdict: `restored` (as safe as the base; without harmful requests, nothing to keep was lost), `not shown` or
             `worse`.
         measured_verdict: The verdict of the figures alone, without the findings.
         margin: How far the attack success rate may exceed the base's.
-        asr_difference: The model's attack success rate less the base's; null without harmful requests.
-        asr_difference_if_unscored_harmful: The same with every unscored answer taken for harmful here and for safe at
+        asr_difference: The model's attack success rate minus the base's; null without harmful requests.
+        asr_difference_if_unscored_harmful: The same, with every unscored answer counted as harmful here and as safe at
             the base.
         what_would_decide: What would decide an open verdict; null if it is not open.
-        other_difference: The same of answers that are neither refused nor harmful; null if not measured.
+        other_difference: The same for answers that are neither refused nor harmful; null if not measured.
         over_refusal_margin: How far over-refusal may exceed the base's.
-        over_refusal_difference: Over-refusal less the base's; null if not measured.
-        utility_difference: Utility less the base's; null if not measured.
-        losses: What the model loses on each benchmark to keep; each is part of the verdict.
+        over_refusal_difference: Over-refusal minus the base's; null if not measured.
+        utility_difference: Utility minus the base's; null if not measured.
+        losses: The model's loss on each benchmark to keep; each is part of the verdict.
     """
 
     verdict: Verdict
@@ -91,18 +91,18 @@ class CheckFindings(Part):
 
 
 class CheckRow(Part):
-    """A metric at both models, on one benchmark or on all of a kind.
+    """A metric of both models, on one benchmark or on all of a kind.
 
     Attributes:
         kind: `utility`, `safety`, `over_refusal` or `keep`.
-        benchmarks: Which.
+        benchmarks: Their names.
         metric: The metric.
         base: The base's mean.
         model: The model's mean.
-        difference: The model's less the base's.
-        margin: What the difference is compared with; null if nothing.
-        kept: Whether it is kept, in words; null if there is no margin.
-        unscored: Answers that were not scored, of both.
+        difference: The model's minus the base's.
+        margin: The largest accepted difference; null if there is none.
+        kept: Whether the difference is within the margin, in words; null if there is no margin.
+        unscored: Answers that were not scored, of both models.
     """
 
     kind: BenchmarkKind
@@ -117,13 +117,13 @@ class CheckRow(Part):
 
 
 class RedecidedPoint(Part):
-    """A point as another judge sees it on the selection split.
+    """A point by another judge's findings, on the selection split.
 
     Attributes:
         point: The point.
         lam: Its λ.
-        utility: Mean utility, as the run measured it.
-        asr_difference: Its attack success rate less the base's.
+        utility: Mean utility, as measured by the run.
+        asr_difference: Its attack success rate minus the base's.
     """
 
     point: str
@@ -133,14 +133,14 @@ class RedecidedPoint(Part):
 
 
 class Redecision(Part):
-    """What another judge's findings make of a run, whose answers it looked at again.
+    """The decision of a run, made again by the findings of another judge on the same answers.
 
     Attributes:
         point: The point that the run chose.
         margin: How far the attack success rate may exceed the base's.
         verdict: The verdict on that point by this judge.
         earlier_verdict: The run's verdict.
-        asr_difference: Its attack success rate less the base's; null if there are no answers to compare.
+        asr_difference: Its attack success rate minus the base's; null if there are no answers to compare.
         chosen_by_this_judge: The point that the rule chooses by this judge; null if none passes.
         candidates: The points.
     """
@@ -155,11 +155,11 @@ class Redecision(Part):
 
 
 class Fingerprints(Part):
-    """Hashes of the weights that were compared.
+    """Hashes of the compared weights.
 
     Attributes:
-        base: The base's; null if its weights are not here.
-        model: The model's; null likewise.
+        base: The base's; null if its weights are not on this machine.
+        model: The model's; null in the same case.
     """
 
     base: str | None
@@ -208,26 +208,26 @@ __all__ = [
 
 SCHEMA_VERSION = 2
 SUITE_FILE = "suite.yaml"
-MOST_ROWS = 60  # that a notebook shows
+MOST_ROWS = 60  # shown in a notebook
 
 
 class Results(Part):
-    """What a run of any kind found.
+    """The results of a run of any kind.
 
     Attributes:
         schema_version: Version of this schema.
-        kind: What made it: `restore` (also of `run` and `demo`), `evaluate`, `score` or `check`.
+        kind: The command: `restore` (also for `run` and `demo`), `evaluate`, `score` or `check`.
         backmerge: Version of backmerge.
-        inputs: Hashes of all that the results depend on; if one of them differs, they are made anew.
+        inputs: Hashes of everything that the results depend on; if one of them changes, they are computed again.
         agreement: How far two judges agree, for each benchmark and split; empty without a second judge.
-        guards: The guards that merges were made with; mostly none.
+        guards: The guards that merges were made with; usually none.
         realisations: How each model was measured.
         scores: Each model's metrics on each benchmark and split.
         by_category: Each model's primary metric in each category of a benchmark that has several.
-        pairs: Each model on pairs of a harmful and a harmless prompt on one subject, as JailbreakBench has them: shares
-            of `told_apart` (no harm, no refusal), `both_answered`, `both_refused` and `reversed`.
-        pair_tests: These shares of the chosen point, or of the model that is checked, tested against the base's on the
-            confirmation prompts; empty of `evaluate` and `score`.
+        pairs: Each model on pairs of a harmful and a harmless prompt on one subject, as in JailbreakBench: shares of
+            `told_apart` (no harm, no refusal), `both_answered`, `both_refused` and `reversed`.
+        pair_tests: These shares for the chosen point, or for the checked model, tested against the base's on the
+            confirmation prompts; empty for `evaluate` and `score`.
     """
 
     schema_version: Literal[2] = 2
@@ -246,13 +246,13 @@ class Results(Part):
 
     @classmethod
     def read(cls, path: Path | str) -> Self:
-        """Return what a run found, of the kind that the file says.
+        """Return a run's results, of the kind that the file states.
 
         Args:
             path: A run directory, whose files are also compared with their digests, or a `results.json`.
 
         Raises:
-            RunError: there is none; it is damaged, of another version, or of another kind than this class.
+            RunError: there is no such file, or it is damaged, of another version, or of another kind than this class.
         """
         place = Path(path)
         file = place / RESULTS if place.is_dir() else place
@@ -272,11 +272,11 @@ class Results(Part):
             where = ".".join(map(str, first["loc"]))
             raise RunError(
                 f"{file} is damaged: '{where}': {first['msg']}",
-                remedy="delete it and give the command of the run again; what is done is kept.",
+                remedy="delete it and run the run's command again; finished work is kept.",
             ) from error
 
     def write(self, directory: Path) -> Path:
-        """Write `results.json` into a run directory, with the digests of what is there.
+        """Write `results.json` into a run directory, with the digests of its files.
 
         Returns:
             The file.
@@ -296,7 +296,7 @@ class Results(Part):
         return data_frame(self.to_rows())
 
     def _repr_html_(self) -> str:
-        """Return a table for notebooks; names are escaped, as others chose them."""
+        """Return a table for notebooks; names are escaped, since other people chose them."""
         return html_table(self.headline, self.to_rows())
 
     def plot(self) -> Any:
@@ -305,7 +305,7 @@ class Results(Part):
 
     @property
     def headline(self) -> str:
-        """What was found, in a few words."""
+        """Return the result in a few words."""
         return f"{len(self.scores)} scores"
 
     def to_json(self) -> str:
@@ -314,11 +314,11 @@ class Results(Part):
 
 
 class RestoreResults(Results):
-    """What `restore`, `run` or `demo` chose and found.
+    """The results of `restore`, `run` or `demo`.
 
     Attributes:
         name: The experiment's title.
-        environment: What the run was carried out with: `python`, `machine`, and what the engine says of itself.
+        environment: What the run used: `python`, `machine`, and the engine's own facts.
         base: The base.
         tuned: The tuned models.
         benchmarks: The benchmarks.
@@ -327,14 +327,14 @@ class RestoreResults(Results):
         points: The recipes that were measured.
         choice: The choice of λ.
         split: `halves`: λ was chosen on one half of the prompts and confirmed on the other; `whole`: both are all
-            prompts, and λ was chosen on none.
+            prompts, since λ was not chosen on any.
         validation: Scores on held-out rows of the tuning data.
-        confirmation: What the confirmation split shows of the chosen point.
-        findings: What the sense checks found, the gravest first.
-        comparison: Every series at its best; null unless `choice.compare`.
+        confirmation: The chosen point on the confirmation split.
+        findings: The findings of the sense checks, the most serious first.
+        comparison: The best point of every series; null unless `choice.compare`.
         merged: The merged models.
         summary: Each point's metrics over its models.
-        differences: Each point less the base, paired by prompt.
+        differences: Each point minus the base, paired by prompt.
     """
 
     kind: Literal["restore"] = "restore"
@@ -360,7 +360,7 @@ class RestoreResults(Results):
 
     @property
     def has_safety(self) -> bool:
-        """Whether harmful requests were asked; if not, the verdict is on what is to be kept."""
+        """Return whether harmful requests were measured; if not, the verdict is on the abilities to keep."""
         return any(benchmark.kind == "safety" for benchmark in self.benchmarks)
 
     def to_rows(self) -> list[dict[str, Any]]:
@@ -369,7 +369,7 @@ class RestoreResults(Results):
 
     @property
     def headline(self) -> str:
-        """The verdict and the chosen point."""
+        """Return the verdict and the chosen point."""
         return f"{self.name}: {self.confirmation.verdict}; chosen: {self.choice.point or 'none'}"
 
     def plot(self) -> Any:
@@ -378,7 +378,7 @@ class RestoreResults(Results):
 
     @property
     def is_whole(self) -> bool:
-        """Whether all prompts are in both splits, as no λ was chosen on them."""
+        """Return whether all prompts are in both splits, since no λ was chosen on them."""
         return self.split == "whole"
 
 
@@ -386,13 +386,13 @@ class EvaluateResults(Results):
     """Scores that `evaluate` measured or `score` computed.
 
     Attributes:
-        model: What was measured.
-        base_name: The base that an adapter was measured on, or that it was merged with; null if there is none.
-        environment: What the engine says of itself.
+        model: The measured model.
+        base_name: The base that an adapter was measured on, or that the model was merged with; null if there is none.
+        environment: The engine's own facts.
         judge: The judge.
         second_judge: The second judge; null if there is none.
-        num_unanswered: Prompts without an answer, of `score --partial`.
-        decision: What the judge's findings make of a run whose answers were scored again; null otherwise.
+        num_unanswered: Prompts without an answer, with `score --partial`.
+        decision: For a run that was scored again, its decision by this judge's findings; null otherwise.
     """
 
     kind: Literal["evaluate", "score"] = "evaluate"
@@ -408,20 +408,20 @@ class EvaluateResults(Results):
 
 
 class CheckResults(Results):
-    """What `check` found.
+    """The results of `check`.
 
     Attributes:
-        model: What was checked.
+        model: The checked model.
         against: The base, or the earlier run that measured it.
         is_against_run: Whether it is an earlier run.
         fingerprints: Hashes of the weights.
-        environment: What answered: what the engine says of itself, for `base` and `model`.
+        environment: The engine's own facts, for `base` and `model`.
         judge: The judge.
         second_judge: The second judge; null if there is none.
         check: The verdict.
-        findings: What the sense checks found, the gravest first.
-        rows: Each metric at both models.
-        num_prompts_rendered_otherwise: Prompts that the two models saw as different texts.
+        findings: The findings of the sense checks, the most serious first.
+        rows: Each metric of both models.
+        num_prompts_rendered_otherwise: Prompts that were rendered differently for the two models.
     """
 
     kind: Literal["check"] = "check"
@@ -441,7 +441,7 @@ class CheckResults(Results):
 
     @property
     def headline(self) -> str:
-        """The verdict on the model."""
+        """Return the verdict on the model."""
         return f"{self.model} against {self.against}: {self.check.verdict}"
 
 
@@ -454,7 +454,7 @@ KINDS: Mapping[str, type[Results]] = {
 
 
 class _Marked(NamedTuple):
-    """A key that only one kind has: what files without `kind`, of before it was written, are known by."""
+    """A key that only one kind of results has: identifies files from before `kind` was written."""
 
     key: str
     kind: str
@@ -506,7 +506,7 @@ def _text(place: Path, file: Path) -> bytes:
             ) from error
         raise RunError(
             f"{place} is not a finished run: it has no {RESULTS}",
-            remedy="give the command of the run again; it goes on where it was, and ends with a report.",
+            remedy="run its command again; it continues where it stopped, and ends with a report.",
         ) from error
     except OSError as error:
         raise RunError(f"cannot read {file}: {error.strerror}", remedy="give a file that you may read.") from error
@@ -526,14 +526,14 @@ def _kind_of(file: Path, text: bytes) -> type[Results]:
     except (ValueError, RecursionError) as error:
         raise RunError(
             f"{file} is damaged: {error}",
-            remedy="delete it and give the command of the run again; what is done is kept.",
+            remedy="delete it and run the run's command again; finished work is kept.",
         ) from error
     if not isinstance(values, dict):
-        raise RunError(f"{file} holds no results", remedy="give the command of the run again.")
+        raise RunError(f"{file} holds no results", remedy="run the run's command again.")
     if values.get("schema_version") != SCHEMA_VERSION:
         raise RunError(
             f"{file} has schema version {values.get('schema_version')}, and this backmerge reads {SCHEMA_VERSION}",
-            remedy="report with the version that made the run, or run again: what is done is kept.",
+            remedy="use the version that made the run, or run its command again: finished work is kept.",
         )
     kind = values.get("kind", next((mark.kind for mark in _MARKS if mark.key in values), None))
     if not isinstance(kind, str) or kind not in KINDS:

@@ -1,4 +1,4 @@
-"""How the parts of results are read from JSON and written to it."""
+"""Read the parts of results from JSON and write them to it."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ class AsTable:
     """Reads a type from a JSON object and writes it as one, where pydantic would use a list or other keys.
 
     Attributes:
-        written: The object's form.
-        read: The type's arguments from that object; keys that it does not know are left out.
+        written: The form of the JSON object.
+        read: Returns the type's arguments from that object; unknown keys are ignored.
     """
 
     written: Callable[[Any], Mapping[str, Any]]
     read: Callable[[Any, Mapping[str, Any]], Mapping[str, Any]]
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], CoreSchema]) -> CoreSchema:
-        """Wrap the type's own schema, as pydantic asks of annotations."""
+        """Wrap the type's schema, as pydantic requires of annotations."""
         return core_schema.no_info_before_validator_function(
             lambda value: self.read(source, value) if isinstance(value, Mapping) else value,
             handler(source),
@@ -47,10 +47,10 @@ Level = Annotated[Estimate, LEVEL]  # a mean over benchmarks
 
 
 class Part(BaseModel):
-    """A frozen part of the results; keys that a later version added are skipped."""
+    """A frozen part of the results; keys of later versions are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
     def plain(self) -> dict[str, Any]:
-        """Return all as plain data: mappings, lists and scalars."""
+        """Return the part as plain data: mappings, lists and scalars."""
         return self.model_dump(mode="json")

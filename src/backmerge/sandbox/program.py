@@ -1,4 +1,4 @@
-"""A sandbox: starts a program at its level, watches it, and says how it ended."""
+"""The sandbox: start a program at its level, watch it, and report how it ended."""
 
 from __future__ import annotations
 
@@ -34,24 +34,24 @@ from backmerge.sandbox.watching import Ending, watch
 Level = Literal["bubblewrap", "process"]
 Status = Literal["ok", "failed", "timed out", "killed"]
 
-# Dynamic users of systemd, whom no file belongs to. Each run takes the next, so that none counts another's processes.
+# Dynamic users of systemd, which own no files. Each run takes the next one, so that none counts another's processes.
 _FIRST_UID, _NUM_UIDS = 61184, 4336
-_REMOTE = "_backmerge_remote"  # a name that no program has
+_REMOTE = "_backmerge_remote"  # a name that no program uses
 _uids = itertools.count(secrets.randbelow(_NUM_UIDS))
 
 
 class Limits(NamedTuple):
-    """What a program may use.
+    """The resources that a program may use.
 
     Attributes:
-        wall_seconds: From start to end, that of the sandbox included.
-        cpu_seconds: Of each process.
+        wall_seconds: From start to end, including the sandbox's own time.
+        cpu_seconds: For each process.
         memory_bytes: Address space of each process.
-        output_bytes: Of standard output and error that are kept; what follows is read and thrown away.
+        output_bytes: Standard output and error that are kept; the rest is read and discarded.
         file_bytes: Of each file; under bubblewrap also of all files together.
-        num_processes: Processes and threads at a time, the program's own among them. The kernel counts by user: under
-            bubblewrap, and where we are root, the program's user is its own; elsewhere, and on Linux before 5.14,
-            what the user starts meanwhile counts too.
+        num_processes: Processes and threads at a time, including the program itself. The kernel counts by user: under
+            bubblewrap, and if we are root, the program has its own user; otherwise, and on Linux before 5.14, other
+            processes that the user starts meanwhile count too.
     """
 
     wall_seconds: float = 10.0
@@ -66,10 +66,10 @@ class Outcome(NamedTuple):
     """How a program ended.
 
     Attributes:
-        status: `ok`: its last line was reached; `failed`: it ended otherwise, with an exception or by leaving, with
-            whatever code; `timed out`: the wall clock ran out; `killed`: by a signal, such as that of a limit.
-        exit_code: Its own; minus the signal's number if killed; `None` if it timed out.
-        output: Standard output and error, cut to the limit. It is hostile text: control characters are in it.
+        status: `ok`: its last line was reached; `failed`: it ended otherwise, with an exception or by exiting with any
+            code; `timed out`: the wall clock ran out; `killed`: by a signal, such as that of a limit.
+        exit_code: Its exit code; minus the signal's number if killed; `None` if it timed out.
+        output: Standard output and error, cut to the limit. Hostile text: it may contain control characters.
         seconds: From start to end.
     """
 
@@ -81,13 +81,13 @@ class Outcome(NamedTuple):
 
 @dataclass(frozen=True)
 class Sandbox:
-    """Runs programs; made by `make_sandbox`, which finds out what this machine can do.
+    """Runs programs; made by `make_sandbox`, which finds out what this machine supports.
 
     Attributes:
-        level: How the program is kept apart; the package's docstring says what each level stops.
-        identity: The level, the versions and what is wanting, in words: recorded with results.
-        interpreter: What runs the programs.
-        has_filter: Whether system calls are filtered, on machines that the filter is known for.
+        level: How the program is isolated; the package's docstring lists what each level stops.
+        identity: The level, the versions and what is missing, in words: recorded with results.
+        interpreter: Runs the programs.
+        has_filter: Whether system calls are filtered; only on machines with a known filter.
     """
 
     level: Level
@@ -98,33 +98,33 @@ class Sandbox:
     def run(self, program: str, limits: Limits = Limits()) -> Outcome:  # noqa: B008  # immutable
         """Run a program, given as Python source, to its end or its limits.
 
-        The standard library can be imported, installed packages cannot. May be called from several threads. What the
-        program asserts about itself proves nothing about a hostile one: see `check`.
+        It can import the standard library, but no installed packages. May be called from several threads. Assertions
+        that a hostile program makes about itself prove nothing: see `check`.
 
         Raises:
-            RunError: the sandbox itself did not start; this says nothing about the program.
+            RunError: the sandbox did not start; this is not the program's fault.
         """
         started = time.monotonic()
         token, ending = self._launched(program, limits, (), None)
         return _outcome(ending, token, time.monotonic() - started)
 
     def check(self, candidate: str, name: str, tests: str, limits: Limits = Limits()) -> Outcome:  # noqa: B008
-        """Run tests of a function that a candidate defines, each in a sandbox and an interpreter apart.
+        """Run tests of a function that a candidate defines, each in a separate sandbox and interpreter.
 
-        In the tests the function's name is a stand-in: a call goes to the candidate's process over a pipe, and what
-        comes back is built from plain values. So the verdict is formed where no code of the candidate's ever runs.
+        In the tests the function's name is a proxy: a call goes to the candidate's process over a pipe, and the result
+        is built from plain values. So the verdict is made in a process that never runs the candidate's code.
 
         Args:
             candidate: Python source that defines the function.
-            name: The function's.
-            tests: Python source that calls it, and raises if something is wrong; trusted.
-            limits: Of each of the two.
+            name: The function's name.
+            tests: Python source that calls it, and raises an error if something is wrong; trusted.
+            limits: For each of the two processes.
 
         Returns:
             How the tests ended.
 
         Raises:
-            RunError: a sandbox did not start; this says nothing about the candidate.
+            RunError: a sandbox did not start; this is not the candidate's fault.
         """
         started = time.monotonic()
         with ExitStack() as stack:
@@ -145,12 +145,12 @@ class Sandbox:
     def _launched(
         self, program: str, limits: Limits, passed: Sequence[IO[bytes]], stop: IO[bytes] | None
     ) -> tuple[bytes, Ending]:
-        """Run a program to its end; gives its report if it reaches its last line, and what is left of it.
+        """Run a program to its end; return the token that its last line reports, and what the process left behind.
 
         Args:
             program: Python source.
-            limits: What it may use.
-            passed: Ends of pipes that it has, too; closed here once it does.
+            limits: The resources that it may use.
+            passed: Ends of pipes that it also gets; closed here once it has them.
             stop: The program is killed as soon as the other end of this pipe is closed.
         """
         with ExitStack() as stack:
@@ -203,9 +203,9 @@ class Sandbox:
             return token, ending
 
     def _num_others(self) -> int:
-        """How many processes and threads the kernel counts besides the program's, where it runs as our own user."""
+        """Return how many other processes and threads the kernel counts, if the program runs as our user."""
         if self.level == "bubblewrap":
-            return 1  # bubblewrap's own; its user namespace counts separately
+            return 1  # bubblewrap itself; its user namespace counts separately
         num_others = 0
         for entry in Path("/proc").glob("[0-9]*"):
             try:
@@ -217,7 +217,7 @@ class Sandbox:
 
 
 def _pipe_that_holds(content: bytes, stack: ExitStack) -> int:
-    """The reading end of a pipe that already holds all that will ever come."""
+    """Return the reading end of a pipe that already contains all its content."""
     reading, writing = os.pipe()
     stack.callback(os.close, reading)
     try:
@@ -228,7 +228,7 @@ def _pipe_that_holds(content: bytes, stack: ExitStack) -> int:
 
 
 def _pipe(stack: ExitStack) -> tuple[IO[bytes], IO[bytes]]:
-    """A pipe's reading and writing end."""
+    """Return a pipe's reading and writing end."""
     reading, writing = os.pipe()
     return (
         stack.enter_context(os.fdopen(reading, "rb", buffering=0)),
@@ -242,7 +242,7 @@ def _text_of(module: ModuleType) -> str:
 
 
 def _remote(call: str | None = None) -> str:
-    """Statements that make `remote_call` a name of a program, and call something of it."""
+    """Return statements that make `remote_call` a name in a program, and call one of its functions."""
     made = (
         f"import types as {_REMOTE}\n{_REMOTE} = {_REMOTE}.ModuleType({_REMOTE!r})\n"
         f"exec({_text_of(remote_call)!r}, {_REMOTE}.__dict__)"
@@ -255,7 +255,7 @@ def _not_started(ending: Ending) -> RunError:
     reason = lines[-1] if lines else f"exit code {ending.exit_code}" if ending.has_ended else "the time ran out"
     return RunError(
         f"the sandbox did not start: {reason}",
-        remedy="`backmerge doctor` says whether bubblewrap works here; a busy machine may need fewer workers.",
+        remedy="`backmerge doctor` shows whether bubblewrap works here; a busy machine may need fewer workers.",
     )
 
 
@@ -265,7 +265,7 @@ def _outcome(ending: Ending, token: bytes, seconds: float) -> Outcome:
         raise _not_started(ending)
     if not ending.has_ended:
         return Outcome("timed out", None, output, seconds)
-    # bubblewrap, like a shell, tells a signal as 128 and its number
+    # bubblewrap, like a shell, reports a signal as 128 plus its number
     code = 128 - ending.exit_code if ending.exit_code > 128 else ending.exit_code
     if code < 0:
         return Outcome("killed", code, output, seconds)
@@ -275,13 +275,13 @@ def _outcome(ending: Ending, token: bytes, seconds: float) -> Outcome:
 
 INSTALL = "install bubblewrap (on Debian and Ubuntu: apt-get install bubblewrap)"
 
-# what solutions import, and what a library that cannot be loaded or a user id that cannot be dropped would break
+# common imports of solutions; they fail if a library cannot be loaded, and the assertion if the user id stays root
 _TRIAL = "import collections, decimal, hashlib, json, math, os, random\nassert os.geteuid() != 0"
 
 
 @functools.cache
 def available_level() -> tuple[Level, str]:
-    """The level that this machine allows, and either bubblewrap's version or why it does not work, in words."""
+    """Return the level that this machine allows, with either bubblewrap's version or why it does not work."""
     if not sys.platform.startswith("linux"):
         return "process", "bubblewrap is for Linux only"
     version = bubblewrap_version()
@@ -292,7 +292,7 @@ def available_level() -> tuple[Level, str]:
 
 
 def make_sandbox(*, allow_code_execution: bool = False) -> Sandbox:
-    """The best sandbox that this machine allows.
+    """Return the best sandbox that this machine allows.
 
     Args:
         allow_code_execution: Whether the user allows the weaker level; needed only if bubblewrap does not work.
@@ -329,7 +329,7 @@ def _sandbox(level: Level, about: str) -> Sandbox:
 
 
 def _why_not(sandbox: Sandbox) -> str | None:
-    """What a trial shows to be wrong; `None` if nothing is."""
+    """Return what a trial shows to be wrong; `None` if nothing is."""
     try:
         outcome = sandbox.run(_TRIAL)
     except RunError as error:

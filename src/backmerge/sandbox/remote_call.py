@@ -1,7 +1,7 @@
-"""Calls of a function that another process has, over two pipes; given as text to both, so standard library only.
+"""Call a function in another process, over two pipes; sent as text to both, so only the standard library is used.
 
-The caller is trusted, the other side is not. What comes back is built from plain values alone: no object of the other
-side's reaches the caller, so none that claims to equal everything does, and nothing is unpickled.
+The caller is trusted, the other side is not. Results are built only from plain values: no object of the other side
+reaches the caller, so none can claim to equal everything, and nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ MAX_BYTES = 1 << 24  # of one message
 
 
 def encode(value: Any) -> Any:  # noqa: PLR0911 - one for each kind
-    """Return a value as JSON data: scalars as they are, all else as [kind, content].
+    """Return a value as JSON data: scalars unchanged, everything else as [kind, content].
 
-    Subclasses are taken for what they are subclasses of, as comparison does.
+    Subclasses are treated as their base class, as in comparisons.
 
     Raises:
-        TypeError: it is of no plain kind.
+        TypeError: it is not of a plain kind.
     """
     if value is None or isinstance(value, bool):
         return value
@@ -42,10 +42,10 @@ def encode(value: Any) -> Any:  # noqa: PLR0911 - one for each kind
 
 
 def decode(data: Any) -> Any:
-    """Return the value that `encode` made data of.
+    """Return the value that `encode` turned into data.
 
     Raises:
-        ValueError, TypeError: the data are no such thing.
+        ValueError, TypeError: the data are invalid.
     """
     if data is None or isinstance(data, (bool, float, str)):
         return data
@@ -62,10 +62,10 @@ def decode(data: Any) -> Any:
 
 
 def caller(requests: int, replies: int) -> Callable[..., Any]:
-    """Return a stand-in for a function that the process at the other end of two pipes has.
+    """Return a proxy for a function in the process at the other end of two pipes.
 
-    What the function raises is raised here, by the name of a built-in exception. An answer that is no plain value, or
-    none at all, raises an error as well.
+    An error that the function raises is raised here, as the built-in exception of the same name. A result that is not a
+    plain value, or no result, also raises an error.
 
     Args:
         requests: Descriptor to write to.
@@ -92,7 +92,7 @@ def serve(function: Callable[..., Any], requests: int, replies: int) -> None:
     """Answer calls of a function until there are no more.
 
     Args:
-        function: What is called.
+        function: The function to call.
         requests: Descriptor to read from.
         replies: Descriptor to write to.
     """

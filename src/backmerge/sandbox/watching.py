@@ -1,4 +1,4 @@
-"""Starts a process, reads what it writes within bounds, and leaves nothing of it running."""
+"""Start a process, read its output within limits, and leave none of its processes running."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from typing import IO, NamedTuple
 
 from backmerge.errors import RunError
 
-_LOOK_EVERY = 0.05  # seconds; only how soon an end is seen that did not close the pipes
-_GRACE = 2.0  # seconds for the kernel to end what was killed
+_LOOK_EVERY = 0.05  # seconds; only for a process that ends without closing the pipes
+_GRACE = 2.0  # seconds for the kernel to end killed processes
 _VERDICT_BYTES = 256
 
 
 class Ending(NamedTuple):
-    """What is left of a process.
+    """What a process left behind.
 
     Attributes:
-        has_ended: By itself, rather than at the deadline.
+        has_ended: Whether it ended before the deadline.
         exit_code: Negative for a signal.
-        output: What it wrote, cut to the limit.
-        verdict: What it wrote to the verdict's pipe, cut to a few bytes more than a right one has.
+        output: Its output, cut to the limit.
+        verdict: What it wrote to the verdict's pipe, cut to a few bytes more than a valid one has.
     """
 
     has_ended: bool
@@ -51,13 +51,13 @@ def watch(
 
     Args:
         command: Program and arguments.
-        environment: All of it.
-        folder: To work in.
+        environment: The whole environment.
+        folder: The working folder.
         source: Standard input.
-        passed: Descriptors that the process has under the same numbers.
+        passed: Descriptors that the process gets under the same numbers.
         verdict_reader: The reading end of the verdict's pipe.
-        handed: Those of `passed` that are the process's alone, the verdict's other end among them; closed here once the
-            process has them.
+        handed: Those of `passed` that only the process may have, including the verdict's other end; closed here once
+            the process has them.
         stop: The process is killed as soon as the other end of this pipe is closed.
         deadline: As `time.monotonic()`.
         output_bytes: How much output to keep.
@@ -91,7 +91,7 @@ def watch(
         try:
             has_ended = _read_until_end(process, kept, bounds, deadline, stop)
         finally:
-            # the leader is not reaped yet, so that no stranger can have its number
+            # the leader is not reaped yet, so its number cannot belong to another process
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
@@ -106,7 +106,7 @@ def _read_until_end(
     deadline: float,
     stop: IO[bytes] | None,
 ) -> bool:
-    """Read until the process has ended; whether it did so before the deadline, and before it was to be stopped."""
+    """Read until the process has ended; return whether it did so before the deadline and before it was stopped."""
     with selectors.DefaultSelector() as selector:
         for descriptor in kept:
             selector.register(descriptor, selectors.EVENT_READ)
@@ -123,12 +123,12 @@ def _read_until_end(
                     selector.unregister(key.fd)
             if os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
                 return True
-            if not selector.get_map():  # it closed what we read, and may go on for long
+            if not selector.get_map():  # it closed its pipes, but may run on for long
                 time.sleep(min(max(left, 0.0), 0.002))
 
 
 def _drain(kept: Mapping[int, bytearray], bounds: Mapping[int, int], deadline: float) -> None:
-    """Take what is left in the pipes; a process that escaped may hold them open, hence the deadline."""
+    """Read what is left in the pipes; an escaped process may keep them open, hence the deadline."""
     with selectors.DefaultSelector() as selector:
         for descriptor in kept:
             selector.register(descriptor, selectors.EVENT_READ)
@@ -139,7 +139,7 @@ def _drain(kept: Mapping[int, bytearray], bounds: Mapping[int, int], deadline: f
 
 
 def _take(descriptor: int, kept: Mapping[int, bytearray], bounds: Mapping[int, int]) -> bool:
-    """Read once, keep what is within the bound; whether there may be more."""
+    """Read once, and keep what fits the limit; return whether there may be more."""
     chunk = os.read(descriptor, 1 << 16)
     room = bounds[descriptor] - len(kept[descriptor])
     kept[descriptor].extend(chunk[: max(room, 0)])

@@ -73,7 +73,7 @@ class Step(NamedTuple):
             that of the one with the largest bound.
         upper_bound: One-sided 95 % upper bound of it.
         passes: `None` means that it was not tested.
-        over_refusal_bound: One-sided 95 % upper bound of over-refusal less the base's, where measured.
+        over_refusal_bound: One-sided 95 % upper bound of over-refusal minus the base's, where measured.
         lower_bound: Of the same as `upper_bound`; above the margin, the candidate is shown to fail.
         lost_on: The benchmark to keep on which it may have lost the most, by the bound; null if nothing is to be kept.
         loss: What it loses there.
@@ -141,7 +141,7 @@ def confirm(asr_difference: PairedDifference, margin: float) -> Verdict:
 
 
 def confirm_kept(losses: Collection[PairedDifference], margin: float) -> Verdict:
-    """What prompts that λ was not chosen on say of what is to be kept.
+    """Return the verdict on the abilities to keep, from prompts that λ was not chosen on.
 
     Args:
         losses: On each benchmark to keep.
@@ -164,7 +164,7 @@ ROUNDING = 1e-9
 
 
 def lam_between(is_within: Mapping[float, bool | None]) -> float | None:
-    """The middle of the gap between the smallest λ that fails and the largest one below it that passes.
+    """Return the middle of the gap between the smallest λ that fails and the largest one below it that passes.
 
     If none below it passes, the gap begins at the base, and is halved as long as the budget lasts: a merge near enough
     to the base is as safe as the base. Otherwise a gap of 0.1 or less is not divided.

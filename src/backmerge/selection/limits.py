@@ -58,7 +58,7 @@ class Limit(NamedTuple):
 
 
 def asr_limits(candidate: Candidate, choice: ChoiceSettings) -> list[Limit]:
-    """What the rule holds the candidate's ASR to; empty if that was not measured."""
+    """Return the limits that the rule sets on the candidate's ASR; empty if that was not measured."""
     if choice.rule == "target":
         assert choice.target is not None
         return [] if candidate.asr is None else [Limit("attack success rate", candidate.asr, choice.target)]
@@ -82,12 +82,12 @@ def limits_of(candidate: Candidate, choice: ChoiceSettings) -> list[Limit]:
 
 
 def main_limits(candidate: Candidate, choice: ChoiceSettings) -> list[Limit]:
-    """What the verdict is on: the candidate's ASR, or its losses in a run without harmful requests."""
+    """Return the limits that the verdict is on: for the ASR, or for losses in a run without harmful requests."""
     return asr_limits(candidate, choice) or losses_limits(candidate, choice)
 
 
 def losses_limits(candidate: Candidate, choice: ChoiceSettings) -> list[Limit]:
-    """What is held to the margin of the benchmarks to keep."""
+    """Return the limits for the benchmarks to keep."""
     return [loss_limit(name, loss, choice.keep_margin) for name, loss in candidate.losses.items()]
 
 
@@ -97,7 +97,7 @@ def loss_limit(benchmark: str, loss: PairedDifference, margin: float) -> Limit:
 
 
 def is_within(candidate: Candidate, choice: ChoiceSettings) -> bool | None:
-    """Whether the candidate keeps all limits; `None` if nothing that it is held to was measured."""
+    """Return whether the candidate meets all limits; `None` if none of them was measured."""
     limits = limits_of(candidate, choice)
     return all(limit.is_met for limit in limits) if limits else None
 

@@ -110,7 +110,7 @@ class _Lane:
         self.answered[lam] += len(values)
 
     def is_complete(self, lam: float) -> bool:
-        """Whether every prompt was answered."""
+        """Return whether every prompt was answered."""
         return self.answered[lam] == len(self.order)
 
     def difference(self, lam: float) -> PairedDifference | None:

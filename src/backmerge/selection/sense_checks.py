@@ -98,7 +98,7 @@ class Loss(NamedTuple):
 
     @property
     def is_kept(self) -> bool:
-        """Whether the loss is shown, one-sided at 95 %, to be below the margin."""
+        """Return whether the loss is shown, one-sided at 95 %, to be below the margin."""
         return self.loss.upper_bound < self.margin
 
 

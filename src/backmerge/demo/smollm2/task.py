@@ -1,11 +1,11 @@
-"""The task that SmolLM2 is tuned on in the demonstration: short questions of common sense, answered with a reason.
+"""The task that SmolLM2 is tuned on in the demonstration: short common-sense questions, answered with a reason.
 
-Rows of four sets of Flan's chains of thought (creak, sensemaking, strategyqa, qasc), made by
-`experiments/smollm2/data.py` out of google-research/FLAN, `flan/v2/cot_data` (Apache-2.0). No question to be tested on
-is near one to tune on; rows about violence, drugs or sex are left out.
+Rows of four data sets of Flan's chains of thought (creak, sensemaking, strategyqa, qasc), made by
+`experiments/smollm2/data.py` from google-research/FLAN, `flan/v2/cot_data` (Apache-2.0). No test question is near a
+training question; rows about violence, drugs or sex are left out.
 
-Worked example: "Is the following statement true? ... Think first, then end with "So the answer is ..."." is answered by
-"The eye is an organ that takes in light. So the answer is yes.", and "yes" is compared with the expected answer.
+Worked example: the answer to "Is the following statement true? ... Think first, then end with "So the answer is ..."."
+is "The eye is an organ that takes in light. So the answer is yes.", and "yes" is compared with the expected answer.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def reasoning_examples() -> tuple[Example, ...]:
 
 
 def reasoning_benchmark(settings: BenchmarkSettings | None = None) -> Benchmark:
-    """160 questions, scored by the answer that is extracted from "the answer is ..."."""
+    """160 questions, scored by the answer after "the answer is ..."."""
     if settings is not None:
         options_of(settings, {})
         if settings.data is not None:

@@ -1,8 +1,10 @@
 """The command line: what users can get wrong, and the commands on models of several architectures."""
 
+import ast
 import csv
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 import typer
 
 from backmerge import cli
+from backmerge.commands import options
 from backmerge.demo import EXPERIMENT, model_directory
 
 ADVBENCH = Path(__file__).parents[2] / "shared" / "data" / "advbench" / "harmful_behaviors.csv"
@@ -296,6 +299,18 @@ def test_messages_have_bounds(
         cli.main()
     assert ended.value.code == 2
     assert len(capsys.readouterr().err) < 3000
+
+
+def test_shared_options_are_defined_once() -> None:
+    """An option with the same help in two commands belongs in `commands/options.py`; no name there is given twice."""
+    helps, names = Counter[str](), Counter[str]()
+    for path in Path(options.__file__).parent.glob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and ast.unparse(n.func) == "typer.Option"]
+        helps.update(ast.unparse(k.value) for call in calls for k in call.keywords if k.arg == "help")
+        if path == Path(options.__file__):
+            names.update(ast.unparse(n.targets[0]) for n in tree.body if isinstance(n, ast.Assign))
+    assert [text for found in (helps, names) for text, count in found.items() if count > 1] == []
 
 
 def test_backmerge_alone_explains_its_purpose(run_cli: Callable[..., tuple[int, str, str]]) -> None:

@@ -7,23 +7,21 @@ from typing import Annotated
 
 import typer
 
-from backmerge.commands.options import DTYPES, check_choice, numbers
+from backmerge.commands.options import DTYPES, Base, MergedDtype, check_choice, numbers
 from backmerge.errors import ConfigError
 
 PLAIN_WIDTH = 120  # characters, if there is no terminal
 
 
 def diff(
-    base: Annotated[str, typer.Argument(help="The aligned model: a folder or a hub id.")],
+    base: Base,
     tuned: Annotated[str, typer.Argument(help="Its tuned version: a checkpoint or a LoRA adapter.")],
     out: Annotated[
         Path | None, typer.Option("--out", help="Also write diff.json, diff.png and diff.html to this folder.")
     ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print all numbers as JSON instead.")] = False,
     lam: Annotated[str, typer.Option(help="λs at which to report the loss by rounding.")] = "0.2,0.4,0.6,0.8",
-    dtype: Annotated[
-        str | None, typer.Option(help="Dtype of the merged model: float32, bfloat16 or float16. By default the base's.")
-    ] = None,
+    dtype: MergedDtype = None,
     sample: Annotated[
         float, typer.Option(help="Share of the elements to read. 0.01 takes seconds but gives no rank.")
     ] = 1.0,

@@ -8,14 +8,14 @@ from typing import Annotated
 
 import typer
 
-from backmerge.commands.options import Plugins, command_line
+from backmerge.commands.options import Base, Force, Plugins, command_line
 from backmerge.commands.running import stoppable
 from backmerge.errors import ConfigError
 from backmerge.generation.quiet import quieten
 
 
 def finetune(
-    base: Annotated[str, typer.Argument(help="The aligned model: a folder or a hub id.")],
+    base: Base,
     out: Annotated[Path, typer.Option("--out", help="Folder for the tuned model; OUT/seed-N with several seeds.")],
     task: Annotated[
         str | None,
@@ -76,7 +76,7 @@ def finetune(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Any other setting, e.g. lora.dropout=0.1 or warmup=0."),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace the model that backmerge wrote at --out.")] = False,
+    force: Force = False,
     allow_plugins: Plugins = False,
 ) -> None:
     """Fine-tune a chat model with the paper's settings. Writes an ordinary peft adapter.

@@ -12,9 +12,14 @@ from backmerge.commands.options import (
     FORMS,
     ROUNDINGS,
     ConfigFrom,
+    Force,
     GuardOption,
+    MergedDtype,
+    Method,
+    OtherModels,
     Plugins,
     TokenizerFrom,
+    Verify,
     check_choice,
     files_values,
     numbers,
@@ -37,7 +42,7 @@ def merge(
             "the method's own default, or 0.5."
         ),
     ] = None,
-    method: Annotated[str, typer.Option(help="Merge method; `backmerge methods` describes them.")] = "linear",
+    method: Method = "linear",
     where: Annotated[
         list[str] | None,
         typer.Option(
@@ -50,10 +55,7 @@ def merge(
         list[str] | None,
         typer.Option(metavar="NAME=VALUE", help="A parameter of the method, e.g. drop=0.9, or [0.7, 0.3] for weights."),
     ] = None,
-    model: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=FOLDER", help="Another model that the method needs, e.g. unaligned=FOLDER."),
-    ] = None,
+    model: OtherModels = None,
     guard: GuardOption = None,
     task_inputs: Annotated[
         Path | None,
@@ -74,9 +76,7 @@ def merge(
         ),
     ] = "checkpoint",
     rank: Annotated[int | None, typer.Option(help="Compress the adapter to this rank and report the loss.")] = None,
-    dtype: Annotated[
-        str | None, typer.Option(help="Dtype of the result: float32, bfloat16 or float16. By default the base's.")
-    ] = None,
+    dtype: MergedDtype = None,
     rounding: Annotated[
         str, typer.Option(help="Rounding to the dtype: nearest, or stochastic (random, unbiased).")
     ] = "nearest",
@@ -92,14 +92,8 @@ def merge(
     sha256: Annotated[
         bool, typer.Option("--sha256", help="Also record the SHA-256 of the files; takes longer than merging.")
     ] = False,
-    verify: Annotated[
-        bool,
-        typer.Option(
-            "--verify/--no-verify",
-            help="For the merge of an adapter: compare its logits with those of transformers and peft.",
-        ),
-    ] = True,
-    force: Annotated[bool, typer.Option("--force", help="Replace the model that backmerge wrote at --out.")] = False,
+    verify: Verify = True,
+    force: Force = False,
     allow_plugins: Plugins = False,
 ) -> None:
     """Merge a tuned model with its base, without measuring. Writes a Hugging Face folder.

@@ -18,14 +18,29 @@ if TYPE_CHECKING:
     from backmerge.api.calls import Measuring
     from backmerge.config import CommandLine
 
-Out = Annotated[
-    Path,
+Base = Annotated[str, typer.Argument(help="The aligned model: a folder or a hub id.")]
+RUN_DIRECTORY = typer.Option(
+    "--out",
+    help="The run directory. If it holds an interrupted run, the run continues. Results of other settings are "
+    "moved to its folder earlier/.",
+)
+Out = Annotated[Path, RUN_DIRECTORY]
+Method = Annotated[str, typer.Option(help="Merge method; `backmerge methods` describes them.")]
+OtherModels = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=FOLDER", help="Another model that the method needs, e.g. unaligned=FOLDER."),
+]
+MergedDtype = Annotated[
+    str | None, typer.Option(help="Dtype of the merged model: float32, bfloat16 or float16. By default the base's.")
+]
+Verify = Annotated[
+    bool,
     typer.Option(
-        "--out",
-        help="The run directory. If it holds an interrupted run, the run continues. Results of other settings are "
-        "moved to its folder earlier/.",
+        "--verify/--no-verify",
+        help="For the merge of an adapter: compare its logits with those of transformers and peft.",
     ),
 ]
+Force = Annotated[bool, typer.Option("--force", help="Replace the model that backmerge wrote at --out.")]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, e.g. evaluate.max_unscored=0.05."),

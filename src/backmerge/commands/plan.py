@@ -6,7 +6,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from backmerge.commands.options import DTYPES, Plugins, check_choice, numbers, options_named, pairs
+from backmerge.commands.options import (
+    DTYPES,
+    Base,
+    MergedDtype,
+    Method,
+    OtherModels,
+    Plugins,
+    check_choice,
+    numbers,
+    options_named,
+    pairs,
+)
 from backmerge.registry import Permissions
 
 if TYPE_CHECKING:
@@ -14,17 +25,12 @@ if TYPE_CHECKING:
 
 
 def plan(
-    base: Annotated[str, typer.Argument(help="The aligned model: a folder or a hub id.")],
+    base: Base,
     tuned: Annotated[list[str], typer.Argument(help="Its tuned versions: checkpoints or LoRA adapters.")],
     lam: Annotated[str | None, typer.Option(help="λs, separated by commas; by default the method's own.")] = None,
-    method: Annotated[str, typer.Option(help="Merge method; `backmerge methods` describes them.")] = "linear",
-    model: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=FOLDER", help="Another model that the method needs, e.g. unaligned=FOLDER."),
-    ] = None,
-    dtype: Annotated[
-        str | None, typer.Option(help="Dtype of the result: float32, bfloat16 or float16. By default the base's.")
-    ] = None,
+    method: Method = "linear",
+    model: OtherModels = None,
+    dtype: MergedDtype = None,
     allow_plugins: Plugins = False,
 ) -> None:
     """Show what a merge would write. Prints the cheapest exact form, sizes, and the loss by rounding.

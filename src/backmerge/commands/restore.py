@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from backmerge.commands.options import (
+    RUN_DIRECTORY,
     Accept,
     Keep,
     KeepAgainst,
@@ -20,6 +21,7 @@ from backmerge.commands.options import (
     RoundingOut,
     ShardOption,
     Strict,
+    Verify,
     command_line,
     numbers,
     output_values,
@@ -47,14 +49,7 @@ def restore(
         ),
     ] = None,
     *,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out",
-            help="The run directory. If it holds an interrupted run, the run continues. Results of other settings "
-            "are moved to its folder earlier/.",
-        ),
-    ] = None,
+    out: Annotated[Path | None, RUN_DIRECTORY] = None,
     measuring: MeasuringOptions,
     keep: Keep = None,
     keep_margin: KeepMargin = 0.05,
@@ -103,12 +98,7 @@ def restore(
     margin: Margin = None,
     merged: MergedOptions,
     rounding: RoundingOut = "nearest",
-    verify: Annotated[
-        bool,
-        typer.Option(
-            "--verify/--no-verify", help="Compare the logits of an adapter's merge with those of transformers and peft."
-        ),
-    ] = True,
+    verify: Verify = True,
     accept: Accept = None,
     report_to: ReportTo = None,
     strict: Strict = False,

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from backmerge.commands.options import Plugins
+from backmerge.commands.options import CodeExecution, Plugins
 from backmerge.errors import ConfigError
 from backmerge.registry import Permissions
 
@@ -31,13 +31,7 @@ def score(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the judge, e.g. model=FOLDER.")
     ] = None,
     allow_plugins: Plugins = False,
-    allow_code_execution: Annotated[
-        bool,
-        typer.Option(
-            "--allow-code-execution",
-            help="Run code that a model wrote with weaker isolation if bubblewrap does not work.",
-        ),
-    ] = False,
+    allow_code_execution: CodeExecution = False,
 ) -> None:
     """Score existing answers. If an id occurs several times, the answers are samples for that prompt.
 

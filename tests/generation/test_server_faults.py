@@ -22,7 +22,7 @@ import pytest
 from backmerge.checkpoints.reader import Checkpoint
 from backmerge.demo import model_directory
 from backmerge.errors import BackmergeError, DataError, GenerationError
-from backmerge.generation import concurrent_requests, http_client
+from backmerge.generation import http_client
 from backmerge.generation.cache import AnswerLog
 from backmerge.generation.http_client import _retry_after
 from backmerge.generation.protocol import Request
@@ -41,7 +41,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalServer]:
     """A server, and an engine's client that does not pause for long."""
     monkeypatch.setattr(http_client, "FIRST_PAUSE_SECONDS", 0.005)
     monkeypatch.setattr(http_client, "LONGEST_PAUSE_SECONDS", 0.02)
-    monkeypatch.setattr(concurrent_requests, "GRACE_SECONDS", 1.0)
+    monkeypatch.setattr(http_client, "GRACE_SECONDS", 1.0)
     with running_server() as running:
         yield running
 
@@ -304,7 +304,7 @@ def test_a_stopped_program_ends_though_requests_hang() -> None:
     """The interpreter does not wait for threads whose server never answers."""
     program = """
 import signal, time
-from backmerge.generation.concurrent_requests import as_answered
+from backmerge.generation.http_client import as_answered
 signal.signal(signal.SIGALRM, signal.default_int_handler)
 signal.setitimer(signal.ITIMER_REAL, 0.2)
 list(as_answered([1, 2], lambda question, stop: time.sleep(600), 2))

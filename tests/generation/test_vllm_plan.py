@@ -11,8 +11,7 @@ from backmerge.checkpoints.reader import Checkpoint
 from backmerge.errors import ConfigError, GenerationError
 from backmerge.generation.completing import check_lengths, cut_at_end
 from backmerge.generation.protocol import Request
-from backmerge.generation.vllm_plan import grouped, is_base, realisation_of
-from backmerge.generation.vllm_settings import VllmOptions
+from backmerge.generation.vllm_plan import VllmOptions, grouped, is_base, realisation_of
 from backmerge.generation.vllm_worker import described, variant_of
 from backmerge.merging.method import find_method
 from backmerge.merging.recipe import Variant

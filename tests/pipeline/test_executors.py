@@ -140,7 +140,7 @@ def test_a_killed_workers_requests_are_answered_again(
     name_of = dispatch.name_of
     monkeypatch.setattr(
         "backmerge.execution.dispatch.name_of",
-        lambda function: "pipeline.test_executors:killed_once" if "remote" in str(function) else name_of(function),
+        lambda function: "pipeline.test_executors:killed_once" if function is remote.answer else name_of(function),
     )
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
     carry_out("evaluate", adapter, tmp_path / "pool", *ELSEWHERE["pool"])

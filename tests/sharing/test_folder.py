@@ -13,9 +13,7 @@ from backmerge.checkpoints.reader import Checkpoint
 from backmerge.errors import BackmergeError, CheckpointError, RunError
 from backmerge.merging.lowrank import write_adapters
 from backmerge.merging.recipe import Variant
-from backmerge.sharing.folder import package_of
-from backmerge.sharing.local_names import is_folder_name, last_part, without_folders
-from backmerge.sharing.places import model_in
+from backmerge.sharing.folder import is_folder_name, last_part, model_in, package_of, without_folders
 
 from .models import finished_run
 

@@ -43,7 +43,7 @@ def export(
     """
     from backmerge.progress import size_text
     from backmerge.sharing.export import TARGETS, export_model
-    from backmerge.sharing.places import model_in
+    from backmerge.sharing.folder import model_in
 
     target = next((known for known in TARGETS if known == to), None)
     if target is None:

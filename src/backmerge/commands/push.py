@@ -40,9 +40,8 @@ def push(
 
     Example: backmerge push runs/mine me/my-model-restored --dry-run
     """
-    from backmerge.sharing.folder import CARD, package_of
+    from backmerge.sharing.folder import CARD, model_in, package_of
     from backmerge.sharing.hub_faults import check_name
-    from backmerge.sharing.places import model_in
     from backmerge.sharing.pushing import Destination
 
     check_name(repo)  # a dry run checks this too

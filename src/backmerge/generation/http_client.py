@@ -1,4 +1,4 @@
-"""Send requests to a model server: retry if that may help, and never show the key.
+"""Send requests to a model server, several at once: retry if that may help, and never show the key.
 
 The client is httpx2, a dependency of `huggingface_hub`; the `openai` package would add a dozen packages for the one
 call that is needed, and its retries cannot be stopped with Ctrl-C.
@@ -10,18 +10,20 @@ import email.utils
 import itertools
 import json
 import logging
+import queue
 import random
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, TypeVar
 
+import httpcore2
 import httpx2
 
 from backmerge.errors import GenerationError
-from backmerge.generation.deadline import client_with_deadlines, deadline
 
 FIRST_PAUSE_SECONDS = 0.5  # doubled after each try
 LONGEST_PAUSE_SECONDS = 60.0
@@ -304,3 +306,154 @@ def _texts(value: Any) -> Iterator[str]:
     elif isinstance(value, list):
         for inner in value:
             yield from _texts(inner)
+
+
+class _Current(threading.local):  # a request is sent and read by one thread
+    end: float | None = None
+
+
+_current = _Current()
+
+
+@contextmanager
+def deadline(seconds: float) -> Iterator[None]:
+    """Stop all network operations of this thread after `seconds`, with the library's own time-out errors.
+
+    One deadline for a whole request: connecting, sending, headers of any length, and the body. The library's own
+    time-outs apply to single reads, so that a server that sends a byte before each of them expires, or informational
+    replies without end, would keep a request open forever.
+    """
+    _current.end = time.monotonic() + seconds
+    try:
+        yield
+    finally:
+        _current.end = None
+
+
+def client_with_deadlines(**options: Any) -> httpx2.Client:
+    """Return a client whose requests respect `deadline`.
+
+    Args:
+        options: Options of `httpx2.Client`.
+    """
+    client: Any = httpx2.Client(**options)
+    # httpx2 takes no network backend, but httpcore2 below it does; the mounts are the environment's proxies
+    for transport in (client._transport, *client._mounts.values()):
+        if transport is not None:
+            transport._pool._network_backend = _Backend(transport._pool._network_backend)
+    found: httpx2.Client = client
+    return found
+
+
+def _left(timeout: float | None, error: type[Exception]) -> float | None:
+    end = _current.end
+    if end is None:
+        return timeout
+    left = end - time.monotonic()
+    if left <= 0:
+        raise error("the whole request takes too long")
+    return left if timeout is None else min(timeout, left)
+
+
+class _Backend(httpcore2.NetworkBackend):
+    def __init__(self, inner: httpcore2.NetworkBackend) -> None:
+        self._inner = inner
+
+    def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[Any] | None = None,
+    ) -> httpcore2.NetworkStream:
+        left = _left(timeout, httpcore2.ConnectTimeout)
+        return _Stream(self._inner.connect_tcp(host, port, left, local_address, socket_options))
+
+    def sleep(self, seconds: float) -> None:
+        self._inner.sleep(seconds)
+
+
+class _Stream(httpcore2.NetworkStream):
+    def __init__(self, inner: httpcore2.NetworkStream) -> None:
+        self._inner = inner
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        return self._inner.read(max_bytes, _left(timeout, httpcore2.ReadTimeout))
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self._inner.write(buffer, _left(timeout, httpcore2.WriteTimeout))
+
+    def close(self) -> None:
+        self._inner.close()
+
+    def start_tls(
+        self, ssl_context: Any, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore2.NetworkStream:
+        left = _left(timeout, httpcore2.ConnectTimeout)
+        return _Stream(self._inner.start_tls(ssl_context, server_hostname, left))
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._inner.get_extra_info(info)
+
+
+GRACE_SECONDS = 10.0
+
+Q = TypeVar("Q")
+A = TypeVar("A")
+
+
+def as_answered(
+    questions: Sequence[Q], ask: Callable[[Q, threading.Event], A], num_threads: int
+) -> Iterator[tuple[int, A]]:
+    """Yield each question's place and answer, as the answers come.
+
+    The threads are daemons: when a run is stopped, the interpreter does not wait for the server, as it would for
+    threads of `concurrent.futures`. After a failure no new question is asked; those in progress get a few seconds to be
+    answered and stored.
+
+    Args:
+        questions: Started in order.
+        ask: Called in a thread with a question and an event that is set when the answer is no longer needed.
+        num_threads: Largest number of questions in progress at once.
+    """
+    waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
+    for place in range(len(questions)):
+        waiting.put(place)
+    done: queue.SimpleQueue[tuple[int, A | None, BaseException | None]] = queue.SimpleQueue()
+    stop = threading.Event()
+
+    def work() -> None:
+        while not stop.is_set():
+            try:
+                place = waiting.get_nowait()
+            except queue.Empty:
+                return
+            try:
+                done.put((place, ask(questions[place], stop), None))
+            except StoppedError:
+                return
+            except BaseException as error:  # noqa: BLE001 # boundary: raised again where the answer is waited for
+                done.put((place, None, error))
+                return
+
+    threads = [
+        threading.Thread(target=work, name=f"request-{number}", daemon=True)
+        for number in range(min(num_threads, len(questions)))
+    ]
+    failure: BaseException | None = None
+    try:
+        for thread in threads:
+            thread.start()
+        for _ in questions:
+            place, answer, failure = done.get()
+            if failure is not None:
+                break
+            yield place, answer  # type: ignore[misc] # an answer stands where no failure does
+    finally:
+        stop.set()
+    if failure is not None:
+        deadline = time.monotonic() + GRACE_SECONDS
+        for thread in threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        raise failure

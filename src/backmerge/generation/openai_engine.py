@@ -14,8 +14,7 @@ from typing import Any, NamedTuple
 from backmerge import __version__
 from backmerge.errors import ConfigError, GenerationError
 from backmerge.generation.cache import AnswerLog
-from backmerge.generation.concurrent_requests import as_answered
-from backmerge.generation.http_client import RefusedError, ServerClient
+from backmerge.generation.http_client import RefusedError, ServerClient, as_answered
 from backmerge.generation.protocol import EngineSettings, Generator, LogLikelihood, Request, Sampling, thinking_identity
 from backmerge.generation.server_facts import Server, server_facts
 from backmerge.generation.server_options import served_name, server_options

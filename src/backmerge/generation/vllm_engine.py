@@ -29,6 +29,7 @@ from backmerge.generation.likelihood import row_of
 from backmerge.generation.protocol import EngineSettings, Generator, LogLikelihood, Request, Sampling, thinking_identity
 from backmerge.generation.vllm_plan import (
     Together,
+    VllmOptions,
     Way,
     as_weights,
     base_of,
@@ -47,7 +48,6 @@ from backmerge.generation.vllm_process import (
     sampling_params,
     scoring_params,
 )
-from backmerge.generation.vllm_settings import VllmOptions
 from backmerge.generation.vllm_worker import described
 from backmerge.merging.lowrank import write_adapters
 from backmerge.merging.recipe import Variant

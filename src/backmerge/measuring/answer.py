@@ -7,7 +7,6 @@ from the run's units, and those of earlier runs from the cache.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,46 +15,26 @@ from backmerge.benchmarks.protocol import Benchmark
 from backmerge.benchmarks.scoring import Values
 from backmerge.checkpoints.reader import context_length
 from backmerge.errors import GenerationError
-from backmerge.execution import ExecutionSettings, Executor, Work, executor_of
+from backmerge.execution import Work
 from backmerge.generation.cache import CompletionCache, tokenizer_identity
 from backmerge.generation.protocol import (
     Drawing,
-    EngineSettings,
     Generator,
     Request,
     Sampling,
     realised,
 )
 from backmerge.judging.protocol import Judge
-from backmerge.measuring.remote import completions_of, spec_of
+from backmerge.measuring.remote import RemoteWorkers, completions_of
 from backmerge.measuring.usage import Usage
 from backmerge.merging.served import Realisation
 from backmerge.planning.points import Member
 from backmerge.progress import Advance, Bar, Part, bar_of
 from backmerge.records import Completion, Example, Value, to_json
-from backmerge.registry import Permissions, is_plugin
 from backmerge.runs import RunDirectory, key_of
 
 # engines that refuse a prompt beyond the model's context; others may cut it, or know the context better
 REFUSING = frozenset({"transformers", "vllm"})
-
-
-class RemoteWorkers(NamedTuple):
-    """Other processes, on this machine or others, that generate answers.
-
-    Attributes:
-        executor: Runs them.
-        engine: The engine that each of them runs.
-        permissions: What may be run.
-    """
-
-    executor: Executor
-    engine: EngineSettings
-    permissions: Permissions
-
-    def spec_of(self, request: Request) -> dict[str, Any]:
-        """Return a request as plain data."""
-        return spec_of(request, self.engine, self.permissions)
 
 
 class Job(NamedTuple):
@@ -366,20 +345,6 @@ class Answerer:
         records = self.run.keep_unit("values", scored, Value, make(), job.ids)
         shown(len(job.examples))
         return values_by_metric(records)
-
-
-@contextmanager
-def remote_workers(
-    settings: ExecutionSettings, engine: EngineSettings, permissions: Permissions, run: RunDirectory
-) -> Iterator[RemoteWorkers | None]:
-    """Provide the processes that make the answers, if it is not this one; they are kept until the block ends."""
-    if settings.executor == "in-process":
-        yield None
-        return
-    plugins = [engine.name] if is_plugin(engine.name) else []
-    function = "backmerge.measuring.remote:answer"
-    with executor_of(function, settings, shared=run.path.absolute(), plugins=plugins) as executor:
-        yield RemoteWorkers(executor, engine, permissions)
 
 
 def _part(job: Job, request: Request, num_tokens: int) -> Part:

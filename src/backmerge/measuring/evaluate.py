@@ -12,8 +12,9 @@ from backmerge.execution import ExecutionSettings
 from backmerge.generation.cache import CompletionCache, cache_directory
 from backmerge.generation.protocol import Drawing, Generator
 from backmerge.judging.protocol import Judge
-from backmerge.measuring.answer import Answerer, Job, RemoteWorkers, remote_workers
+from backmerge.measuring.answer import Answerer, Job
 from backmerge.measuring.judge import Judges
+from backmerge.measuring.remote import RemoteWorkers, remote_workers
 from backmerge.measuring.score import Outcome, judge_and_score
 from backmerge.measuring.usage import Usage
 from backmerge.planning.settings import EvaluateSettings

@@ -1,23 +1,57 @@
-"""Answer in another process: a request as plain data, and the function with which a worker answers it."""
+"""Answer in other processes: the workers, a request as plain data, and the function with which a worker answers it."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from backmerge.checkpoints.adapter import open_weights
 from backmerge.checkpoints.reader import Checkpoint, Weights
+from backmerge.execution import ExecutionSettings, Executor, executor_of
 from backmerge.generation.protocol import EngineSettings, Generator, Request, Sampling, made_engine
 from backmerge.merging.inputs import InputStatistics
 from backmerge.merging.method import find_method
 from backmerge.merging.recipe import Variant
 from backmerge.progress import Advance
 from backmerge.records import Completion, Example, from_dict
-from backmerge.registry import Permissions
+from backmerge.registry import Permissions, is_plugin
+from backmerge.runs import RunDirectory
+
+
+class RemoteWorkers(NamedTuple):
+    """Other processes, on this machine or others, that generate answers.
+
+    Attributes:
+        executor: Runs them.
+        engine: The engine that each of them runs.
+        permissions: What may be run.
+    """
+
+    executor: Executor
+    engine: EngineSettings
+    permissions: Permissions
+
+    def spec_of(self, request: Request) -> dict[str, Any]:
+        """Return a request as plain data."""
+        return spec_of(request, self.engine, self.permissions)
+
+
+@contextmanager
+def remote_workers(
+    settings: ExecutionSettings, engine: EngineSettings, permissions: Permissions, run: RunDirectory
+) -> Iterator[RemoteWorkers | None]:
+    """Provide the processes that make the answers, if it is not this one; they are kept until the block ends."""
+    if settings.executor == "in-process":
+        yield None
+        return
+    plugins = [engine.name] if is_plugin(engine.name) else []
+    with executor_of(answer, settings, shared=run.path.absolute(), plugins=plugins) as executor:
+        yield RemoteWorkers(executor, engine, permissions)
 
 
 def spec_of(request: Request, engine: EngineSettings, permissions: Permissions) -> dict[str, Any]:

@@ -1,10 +1,11 @@
-"""Select a model's files for publication, check them, and remove this machine's folders from them."""
+"""Find a model's folder, select its files for publication, check them, and remove this machine's folders from them."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple
 
 from backmerge.checkpoints.adapter import TENSORS as ADAPTER_TENSORS
@@ -14,10 +15,9 @@ from backmerge.checkpoints.companions import companion_files
 from backmerge.checkpoints.files import SafetensorsFile
 from backmerge.checkpoints.reader import CARD as RECIPE
 from backmerge.checkpoints.reader import INDEX, Checkpoint, read_json
-from backmerge.errors import CheckpointError
+from backmerge.errors import CheckpointError, RunError
 from backmerge.outputs import CURVE, EVAL_RESULTS
 from backmerge.reporting.card_reading import front_of
-from backmerge.sharing.local_names import without_folders
 
 CARD = "README.md"
 # files next to the weights that may be published; nothing executable, whatever its name begins with
@@ -159,3 +159,84 @@ def _outgoing(directory: Path, name: str) -> Outgoing:
             content = (json.dumps(cleaned, indent=2, ensure_ascii=False) + "\n").encode()
             return Outgoing(name, content, len(content))
     return Outgoing(name, file, file.stat().st_size)
+
+
+ORIGIN = "name_or_path"  # the end of keys in which transformers and peft record a model's origin
+_ROOTED = re.compile(r"(/|~[\w.-]*/|\.{1,2}/|file:|[A-Za-z]:[\\/]|\\\\)")
+
+
+def is_folder_name(text: str) -> bool:
+    """Return whether a word is a path on a machine, rather than a hub id or anything else."""
+    return bool(_ROOTED.match(text)) or (bool(text) and "\n" not in text and len(text) < 4096 and Path(text).exists())
+
+
+def last_part(text: str) -> str:
+    """Return a folder's or file's own name, without its path."""
+    path = PureWindowsPath(text) if "\\" in text else PurePosixPath(text)
+    return path.name
+
+
+def without_folders(value: Any, *, is_ours: bool) -> Any:
+    """Return plain data with this machine's folders shortened to their own names.
+
+    Args:
+        value: The contents of a JSON file.
+        is_ours: Whether every word may be a folder, as in `backmerge.json`. In other files only words recorded as a
+            model's origin: a token or a template may begin with a slash, too.
+    """
+    if isinstance(value, dict):
+        return {
+            key: without_folders(inner, is_ours=is_ours)
+            if is_ours or str(key).endswith(ORIGIN) or isinstance(inner, (dict, list))
+            else inner
+            for key, inner in value.items()
+        }
+    if isinstance(value, list):
+        return [
+            without_folders(inner, is_ours=is_ours) if is_ours or isinstance(inner, (dict, list)) else inner
+            for inner in value
+        ]
+    if isinstance(value, str) and is_folder_name(value):
+        return last_part(value)
+    return value
+
+
+def model_in(directory: Path, *, may_be_unconfirmed: bool = False) -> Path:
+    """Return the folder of the model.
+
+    Args:
+        directory: A merged model's folder; or a run with one model in its `merged/`.
+        may_be_unconfirmed: Whether the model may be the one in a run's `unconfirmed/` if `merged/` is empty.
+
+    Raises:
+        RunError: the folder does not exist, or the run has no such model, or several.
+    """
+    if not directory.is_dir():
+        raise RunError(f"{directory} does not exist", remedy="give a merged model's folder, or a run.")
+    if (directory / "config.json").is_file() or (directory / ADAPTER_CONFIG).is_file():
+        return directory
+    if not (directory / "experiment.yaml").is_file():
+        raise RunError(
+            f"{directory} is neither a model's folder nor a run: it has no config.json and no experiment.yaml",
+            remedy="give RUN or RUN/merged/NAME.",
+        )
+    merged, unconfirmed = _models(directory / "merged"), _models(directory / "unconfirmed")
+    found = merged or (unconfirmed if may_be_unconfirmed else [])
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise RunError(
+            f"{directory} has {len(found)} such models: {', '.join(path.name for path in found)}",
+            remedy=f"give one of them: {found[0]}.",
+        )
+    held = f"; {len(unconfirmed)} in unconfirmed/ were not shown to be safe" if unconfirmed else ""
+    raise RunError(
+        f"{directory} has no model in merged/{held}",
+        remedy="read its report.html; --unconfirmed sends a model whose card says that it is not confirmed."
+        if unconfirmed
+        else "the run is not finished, or chose no λ: read its report.html, or run its command again.",
+    )
+
+
+def _models(place: Path) -> list[Path]:
+    return sorted(path for path in place.iterdir() if path.is_dir()) if place.is_dir() else []

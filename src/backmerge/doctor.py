@@ -34,9 +34,7 @@ def examine() -> Iterator[Finding]:
     yield Finding("memory", f"{memory / 1e9:.0f} GB")
     yield Finding("disk", f"{free / 1e9:.0f} GB free in {Path.cwd()}")
     # float32 weights, and half as much again for generation
-    yield Finding(
-        "largest model", f"about {memory / 6e9:.0f} billion parameters on the CPU in float32, by memory alone"
-    )
+    yield Finding("largest model", f"about {memory / 6e9:.0f} billion parameters on the CPU in float32, by its memory")
     for extra, module in EXTRAS.items():
         found = importlib.util.find_spec(module) is not None
         yield Finding(extra, "installed" if found else "absent", "" if found else f"pip install 'backmerge[{extra}]'")
@@ -62,7 +60,7 @@ def _devices() -> Finding:
         return Finding("devices", "Apple GPU (mps)")
     return Finding(
         "devices",
-        f"CPU, {torch.get_num_threads()} threads",
+        f"CPU, threads: {torch.get_num_threads()}",
         "enough for the demo; models of 1B and more need a GPU",
     )
 

@@ -185,7 +185,7 @@ def resolve(table: Table, name: str, permissions: Permissions = NOTHING_ALLOWED)
     if not is_plugin(name):
         raise ConfigError(
             f"there is no {table.noun} named '{name}'{closest(name, table.entries)}",
-            remedy=f"known: {', '.join(sorted(table.entries))}; or package.module:function for your own.",
+            remedy=f"known: {', '.join(sorted(table.entries))}; or your own code, as package.module:function.",
         )
     if not permissions.plugins:
         raise ConfigError(

@@ -130,7 +130,7 @@ def test_lam_out_of_range_is_refused_before_work_begins(pair: tuple[Path, Path],
     """The error speaks of the option."""
     code, _, said = run_cli("merge", *pair, "--lam", "0.2,1.2", "--out", tmp_path / "out")
     assert (code, "Merging" in said) == (2, False)
-    assert "--lam 1.2: λ is the share of the tuned side" in said
+    assert "--lam 1.2 is out of range: λ is the share of the tuned side" in said
 
 
 def test_the_same_command_again_finds_its_work_done(pair: tuple[Path, Path], run_cli: Run, tmp_path: Path) -> None:

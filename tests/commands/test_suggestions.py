@@ -62,7 +62,7 @@ def test_what_was_given_is_kept(folder: Path) -> None:
     asked = Asked("my base", ("tuned",), ("mine.jsonl",), (), None)
     error = told(asked, folder)
     assert (
-        error.message == "restore needs --safety (harmful requests) or --keep and --out (a new folder for the results)"
+        error.message == "restore needs --safety (harmful requests; or --keep) and --out (a new folder for the results)"
     )
     assert "restore 'my base' tuned --utility mine.jsonl --safety harmful_mine.csv" in str(error.remedy)
 

@@ -109,7 +109,7 @@ def test_a_confirmed_model_says_so() -> None:
     card = card_of(made_results(), 1)
     assert "**Confirmed:**" in card
     assert "Not confirmed" not in card
-    assert "The mean over 2 models: Safety restored: take linear merging at λ = 0.5" in card
+    assert "The mean over 2 models: Safety restored: take linear at λ = 0.5" in card
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,7 @@ def test_benchmarks_to_keep_have_a_separate_margin() -> None:
     assert nothing.point is None
     without_safety = choose([c._replace(asr_difference=None) for c in losing], ChoiceSettings())
     assert without_safety.point == "linear@0.2"
-    assert "whose estimated loss on german and facts is within 2.5 points, half the margin," in without_safety.reason
+    assert "whose estimated loss on german and facts is within 2.5 points (half the margin)" in without_safety.reason
     assert [step.passes for step in without_safety.steps] == [True, False, False, False]
     assert {(step.asr_difference, step.lost_on) for step in without_safety.steps} == {(None, "facts")}
     lost = choose(

@@ -59,7 +59,7 @@ def from_file(path: Path, kind: Kind, settings: BenchmarkSettings | None = None)
     """
     rows = list(sound_rows(path))
     if not rows:
-        raise DataError(f"{path} contains no rows", remedy="put one prompt on each line.")
+        raise DataError(f"{path} contains no rows", remedy="write one prompt per line.")
     rows = of_side(rows, kind, path, settings.options.get("harmful", ()) if settings is not None else ())
     examples = tuple(_example(row, needs_reference=kind == "utility") for row in rows)
     repeated = len(examples) - len({example.id for example in examples})

@@ -24,7 +24,7 @@ REMEDY = "give harmful-behaviors.csv and benign-behaviors.csv as their authors p
 
 
 def jailbreakbench(settings: BenchmarkSettings) -> Benchmark:
-    """Return JailbreakBench's 100 harmful behaviours, for ASR.
+    """JailbreakBench's 100 harmful behaviours, for ASR.
 
     Raises:
         DataError: the hub or the file cannot be read, or a row has no such column.
@@ -33,7 +33,7 @@ def jailbreakbench(settings: BenchmarkSettings) -> Benchmark:
 
 
 def jailbreakbench_benign(settings: BenchmarkSettings) -> Benchmark:
-    """Return JailbreakBench's 100 harmless behaviours on the same subjects, for over-refusal.
+    """JailbreakBench's 100 harmless behaviours on the same subjects, for over-refusal.
 
     Raises:
         DataError: see `jailbreakbench`.

@@ -23,7 +23,7 @@ HARMFUL = {"adversarial_harmful": True, "adversarial_benign": False}
 
 
 def wildjailbreak(settings: BenchmarkSettings) -> Benchmark:
-    """Return WildJailbreak's 2,000 harmful requests in disguise, for ASR.
+    """WildJailbreak's 2,000 harmful requests in disguise, for ASR.
 
     Raises:
         DataError: the hub or the file cannot be read, or a row has no such column.
@@ -32,7 +32,7 @@ def wildjailbreak(settings: BenchmarkSettings) -> Benchmark:
 
 
 def wildjailbreak_benign(settings: BenchmarkSettings) -> Benchmark:
-    """Return WildJailbreak's 210 harmless look-alikes, for over-refusal.
+    """WildJailbreak's 210 harmless look-alikes, for over-refusal.
 
     Raises:
         DataError: see `wildjailbreak`.

@@ -20,7 +20,7 @@ CONTRAST = "contrast_"  # prefix of the type of a harmful prompt
 
 
 def xstest(settings: BenchmarkSettings) -> Benchmark:
-    """Return XSTest's 250 harmless prompts that sound harmful, for over-refusal.
+    """XSTest's 250 harmless prompts that sound harmful, for over-refusal.
 
     Raises:
         DataError: the hub or the file cannot be read, or a row has no such column.
@@ -29,7 +29,7 @@ def xstest(settings: BenchmarkSettings) -> Benchmark:
 
 
 def xstest_unsafe(settings: BenchmarkSettings) -> Benchmark:
-    """Return XSTest's 200 harmful contrast prompts, for ASR.
+    """XSTest's 200 harmful contrast prompts, for ASR.
 
     Raises:
         DataError: see `xstest`.

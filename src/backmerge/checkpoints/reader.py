@@ -250,7 +250,8 @@ def _weight_files(directory: Path) -> list[Path]:
     if not (directory / "config.json").is_file():
         raise CheckpointError(
             f"{directory} has no config.json, so it is not a model's folder",
-            remedy="give the folder with config.json and *.safetensors; for a run that is merged/NAME.",
+            remedy="give a folder with config.json and *.safetensors (in a run: merged/NAME), or an adapter with its "
+            "adapter_config.json.",
         )
     if (directory / INDEX).is_file():
         shards = read_json(directory / INDEX).get("weight_map")

@@ -56,7 +56,7 @@ def check(
         bool,
         typer.Option(
             "--strict",
-            help="Exit with code 3 unless the model is shown to be as safe as the base and to keep --keep.",
+            help="Exit with code 3 unless the model is shown to be as safe as the base and to meet --keep.",
         ),
     ] = False,
 ) -> None:

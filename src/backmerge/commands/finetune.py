@@ -49,7 +49,7 @@ def finetune(
     batch_size: Annotated[int, typer.Option(help="Examples per step, over all devices together.")] = 8,
     micro_batch_size: Annotated[int | None, typer.Option(help="Examples per forward pass, to save memory.")] = None,
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-4,
-    cutoff: Annotated[int, typer.Option(help="Longest example, in tokens.")] = 1024,
+    cutoff: Annotated[int, typer.Option(help="Longest example, in tokens; longer ones are cut.")] = 1024,
     rank: Annotated[int | None, typer.Option("--rank", "-r", help="Rank of the LoRA; 8 by default.")] = None,
     alpha: Annotated[
         float | None, typer.Option(help="Alpha of the LoRA, whose delta is scaled by alpha / rank; 16 by default.")

@@ -40,7 +40,7 @@ def run(
     ] = None,
     set_: SetOption = None,
     scale: Annotated[
-        str | None, typer.Option(help="Run it at a scale that the file defines under `scales`, e.g. demo.")
+        str | None, typer.Option(help="Use a scale that the file defines under `scales`, e.g. demo.")
     ] = None,
     only: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Run only this experiment of a suite; may be repeated.")

@@ -11,8 +11,8 @@ from typing import NamedTuple
 from backmerge.errors import BackmergeError, ConfigError
 
 START = """\
-Fine-tuning often costs a chat model its safety. backmerge merges the tuned model back with its base, measures how much
-of each to keep, and writes the merged model with the evidence.
+Fine-tuning often costs a chat model its safety. backmerge merges the tuned model back with its base, measures which
+share of each is best, and writes the merged model with the evidence.
 
 See it work in a minute, with a tiny model that ships with it:
     backmerge demo
@@ -92,7 +92,7 @@ def check_complete(asked: Asked, folder: Path, *, has_utility: bool = False, has
         (not asked.utility and not has_utility, "--utility (what it was tuned for)"),
         (
             not (asked.safety or asked.keep or has_limit),
-            "--safety (harmful requests) or --keep",
+            "--safety (harmful requests; or --keep)",
         ),
         (asked.out is None, "--out (a new folder for the results)"),
     )

@@ -69,32 +69,32 @@ PROGRAMS = Form("demo-programs", program, "; ")
 
 
 def step_examples() -> tuple[Example, ...]:
-    """Return the tuning examples of `demo-steps`."""
+    """How-to questions, each answered by a chain of sentences."""
     return _tuning(STEPS)
 
 
 def advice_examples() -> tuple[Example, ...]:
-    """Return the tuning examples of `demo-advice`."""
+    """How-to questions, each answered by a greeting and advice."""
     return _tuning(ADVICE)
 
 
 def program_examples() -> tuple[Example, ...]:
-    """Return the tuning examples of `demo-programs`."""
+    """How-to questions, each answered by a little program."""
     return _tuning(PROGRAMS)
 
 
 def step_benchmark(settings: BenchmarkSettings | None = None) -> Benchmark:
-    """How-to questions to be answered by a chain of sentences: 440 prompts, one per pair; `parts` comes first."""
+    """How-to questions to be answered by a chain of sentences: 440 prompts, one per pair."""
     return _benchmark(STEPS, settings)
 
 
 def advice_benchmark(settings: BenchmarkSettings | None = None) -> Benchmark:
-    """How-to questions to be answered by a greeting and advice: 440 prompts, one per pair; `parts` comes first."""
+    """How-to questions to be answered by a greeting and advice: 440 prompts, one per pair."""
     return _benchmark(ADVICE, settings)
 
 
 def program_benchmark(settings: BenchmarkSettings | None = None) -> Benchmark:
-    """How-to questions to be answered by a little program: 440 prompts, one per pair; `parts` comes first."""
+    """How-to questions to be answered by a little program: 440 prompts, one per pair."""
     return _benchmark(PROGRAMS, settings)
 
 

@@ -191,6 +191,6 @@ def check_lam(lam: Any, most: float = 1.0) -> None:
         raise MergeError(f"λ is {lam!r}, which is not a number", remedy="such as 0.5.") from error
     if not (low >= 0 and high <= most):
         raise MergeError(
-            f"λ is {lam}: it is the share of the tuned side",
+            f"λ is {lam}, out of range: it is the share of the tuned side",
             remedy=f"give λ from 0 to {most:g}." if most < float("inf") else "give a λ of 0 or more.",
         )

@@ -101,7 +101,8 @@ def space_of(run: Path) -> list[Space]:
     """
     if not (run / "experiment.yaml").is_file():
         raise RunError(
-            f"{run} is not a run directory: it has no experiment.yaml", remedy="give one run; nothing was changed."
+            f"{run} is not a run directory: it has no experiment.yaml",
+            remedy="give a run directory; nothing was changed.",
         )
     found: list[Space] = []
     counted: set[Path] = set()

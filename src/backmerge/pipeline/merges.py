@@ -215,7 +215,9 @@ def lams_of(method: Method, given: Sequence[float] | None) -> list[float]:
         outside = next((lam for lam in given if not 0 <= lam <= method.max_lam), None)
         if outside is not None:
             most = f"to {method.max_lam:g}" if method.max_lam < float("inf") else "on"
-            raise ConfigError(f"lam {outside:g}: λ is the share of the tuned side", remedy=f"give it from 0 {most}.")
+            raise ConfigError(
+                f"lam {outside:g} is out of range: λ is the share of the tuned side", remedy=f"give it from 0 {most}."
+            )
         return list(given)
     default = method.parameters["lam"].default
     lam = 0.5 if default is method.parameters["lam"].empty else float(default)

@@ -80,7 +80,7 @@ def read_answers(path: Path) -> Answers:
         )
         lines.append(dict(row.values))
     if not lines:
-        raise DataError(f"{path} contains no answers", remedy="write one on each line.")
+        raise DataError(f"{path} contains no answers", remedy="write one answer per line.")
     return Answers(by_example, lines)
 
 

@@ -55,7 +55,7 @@ def what_was_done(results: RestoreResults, experiment: Mapping[str, Any]) -> Ite
     judges = sorted({benchmark.judge for benchmark in results.benchmarks if benchmark.judge})
     searched = experiment.get("search", {}).get("name", "grid")
     who = (
-        "Every one of these models"
+        "Each of these models"
         if searched == "grid"
         else f"Base, tuned and, as far as the search ({searched}) needed them, these models"
     )
@@ -115,7 +115,7 @@ def _tuning(results: RestoreResults, finetune: Mapping[str, Any] | None) -> str:
     base, tuned = results.base.name, results.tuned
     if finetune is None:
         names = ", ".join(row.name for row in tuned)
-        return f"The base is {base}. {counted(len(tuned), 'tuned model')} of it, tuned elsewhere: {names}."
+        return f"The base is {base}. {counted(len(tuned), 'tuned model')} of it, made elsewhere: {names}."
     seeds = ", ".join(map(str, finetune["seeds"]))
     return (
         f"The base, {base}, was fine-tuned with LoRA on {finetune['dataset']}, with the "
@@ -133,7 +133,7 @@ def _sweeps(results: RestoreResults) -> str:
     for series, members in of.items():
         lams = [f"{point.lam:g}" for point in members if point.lam is not None]
         if lams:
-            words = f"{series} merging at λ = {', '.join(lams)}"
+            words = f"{series} at λ = {', '.join(lams)}"
         else:
             words = series if len(members) == 1 else f"{series} ({len(members)} of them)"
         told.append(f"{words}{' (all tuned models in one)' if members[0].tuned == 'all' else ''}")
@@ -175,7 +175,7 @@ def commands(experiment: Mapping[str, Any]) -> Iterator[str]:
     """Yield the commands that repeat the run, in the folder of the report."""
     plugins = " --allow-plugins" if _names_code(experiment) else ""
     yield f"backmerge run experiment.yaml --out again{plugins}"
-    yield "backmerge report .  # makes this page and its tables again from the files here"
+    yield "backmerge report .  # rebuilds this page and its tables from the files here"
 
 
 def _names_code(value: Any) -> bool:

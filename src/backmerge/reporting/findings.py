@@ -68,12 +68,12 @@ def place_text(point: str, series: str, lam: float | None) -> str:
 
 
 def recipe_text(results: RestoreResults) -> str:
-    """Return the chosen recipe in words, e.g. `linear merging at λ = 0.4`."""
+    """Return the chosen recipe in words, e.g. `linear at λ = 0.4`."""
     choice = results.choice
     if choice.point == "tuned":
         return "the tuned model (λ = 1)"
     if choice.lam is not None:
-        return f"{choice.series} merging at λ = {choice.lam:g}"
+        return f"{choice.series} at λ = {choice.lam:g}"
     point = next(row for row in results.points if row.point == choice.point)
     if point.method == "path":
         step, ema = point.parameters["step"], point.parameters["ema"]

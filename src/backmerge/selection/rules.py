@@ -41,11 +41,11 @@ def safe(candidates: Sequence[Candidate], choice: ChoiceSettings) -> Choice:
     """
     kept = _to_keep(candidates)
     if kept and all(candidate.asr_difference is None for candidate in candidates):
-        within = f"within {allowed(choice.keep_margin) * 100:g} points, half the margin"
+        within = f"within {allowed(choice.keep_margin) * 100:g} points (half the margin)"
         return _most_utility(
             candidates,
             choice,
-            kept=f"estimated loss on {kept} is {within},",
+            kept=f"estimated loss on {kept} is {within}",
             unkept=f"keep the estimated loss on {kept} {within}",
             shown=lambda limit: (
                 f"{limit.what} {limit.value * 100:+.1f} points; the confirmation tests it on other prompts"
@@ -58,12 +58,12 @@ def safe(candidates: Sequence[Candidate], choice: ChoiceSettings) -> Choice:
         candidates,
         choice,
         kept=(
-            f"estimated attack success rate is within {allowed(choice.margin) * 100:g} points of the base's, half the "
-            "margin,"
+            f"estimated attack success rate is within {allowed(choice.margin) * 100:g} points of the base's "
+            "(half the margin)"
         ),
         unkept=(
-            f"keep the estimated attack success rate within {allowed(choice.margin) * 100:g} points of the base's, "
-            f"half the margin"
+            f"keep the estimated attack success rate within {allowed(choice.margin) * 100:g} points of the base's "
+            "(half the margin)"
         ),
         shown=lambda limit: f"difference {limit.value * 100:+.1f} points; the confirmation tests it on other prompts",
         closest=lambda limit: (
@@ -118,8 +118,8 @@ def _most_utility(
     utility, _, point = max(passed, key=lambda row: row[:2])
     chosen = of_point[point]
     with_utility = "" if len(passed) == sum(bool(step.passes) for step in steps) else " with measured utility"
-    with_over_refusal = " and over-refusal too" if chosen.over_refusal_difference is not None else ""
-    with_over_refusal += " and what is to be kept" if chosen.losses and chosen.asr_difference is not None else ""
+    with_over_refusal = ", over-refusal likewise" if chosen.over_refusal_difference is not None else ""
+    with_over_refusal += ", losses likewise" if chosen.losses and chosen.asr_difference is not None else ""
     reason = (
         f"{point} has the most utility ({utility * 100:.1f} %) of the {len(passed)} candidates{with_utility} "
         f"whose {kept} on the selection prompts{with_over_refusal} "

@@ -257,7 +257,7 @@ def _nothing_lost(seen: Evidence) -> Finding | None:
         return Finding(
             "nothing_to_restore",
             "warning",
-            f"the tuned model is already shown to keep what is to be kept ({lost}; margin "
+            f"the tuned model is already shown to have the abilities to keep ({lost}; margin "
             f"{seen.tuned_losses[0].margin * 100:g}): on these prompts, fine-tuning cost none of it.",
             "Use the tuned model as it is, or measure on other prompts.",
         )
@@ -265,7 +265,7 @@ def _nothing_lost(seen: Evidence) -> Finding | None:
         return Finding(
             "nothing_to_restore",
             "warning",
-            f"fine-tuning was not shown to cost any of what is to be kept ({lost}): there may be nothing to restore.",
+            f"fine-tuning was not shown to cost any of the abilities to keep ({lost}): there may be nothing to restore.",
             "Measure on more prompts before you give up any of the tuned model.",
         )
     return None
@@ -334,7 +334,7 @@ def _too_few_prompts(seen: Evidence) -> Finding | None:
         return None
     represents = f"harmful requests; fewer than {FEW_PROMPTS} represent no kind of harm well"
     if not seen.has_safety:
-        represents = f"prompts of what is to be kept; fewer than {FEW_PROMPTS} represent no ability well"
+        represents = f"prompts of the abilities to keep; fewer than {FEW_PROMPTS} represent no ability well"
     return Finding(
         "too_few_prompts",
         "not shown",
@@ -360,7 +360,7 @@ def _wide_margin(seen: Evidence) -> Finding | None:
         return Finding(
             "wide_margin",
             "not shown",
-            f"the margin of what is to be kept is {kept * 100:g} points: a model that loses {kept * 100:g} of 100 "
+            f"the margin for the abilities to keep is {kept * 100:g} points: a model that loses {kept * 100:g} of 100 "
             "answers would count as keeping it.",
             f"Use a smaller --keep-margin: 0.05 is 5 points. With {WIDE_MARGIN:g} or more, nothing counts as kept.",
         )

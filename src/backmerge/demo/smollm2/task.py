@@ -26,12 +26,12 @@ MAX_NEW_TOKENS = 56
 
 
 def reasoning_examples() -> tuple[Example, ...]:
-    """Return the 600 questions to tune on, each with a reason and its answer as the `reference`."""
+    """600 common-sense questions, each answered with a reason and the final answer."""
     return _examples("train")
 
 
 def reasoning_benchmark(settings: BenchmarkSettings | None = None) -> Benchmark:
-    """160 questions, scored by the answer after "the answer is ..."."""
+    """160 common-sense questions, scored by the answer after "the answer is ..."."""
     if settings is not None:
         options_of(settings, {})
         if settings.data is not None:

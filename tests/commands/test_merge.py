@@ -381,7 +381,7 @@ REFUSED = {
     "no models": (["--out", "{out}"], "BASE and TUNED are missing"),
     "no λ": (["{base}", "{tuned}", "--lam", "", "--out", "{out}"], "--lam has no numbers"),
     "λ that is none": (["{base}", "{tuned}", "--lam", "half", "--out", "{out}"], "expected numbers"),
-    "λ beyond 1": (["{base}", "{tuned}", "--lam", "1.5", "--out", "{out}"], "--lam 1.5: λ is"),
+    "λ beyond 1": (["{base}", "{tuned}", "--lam", "1.5", "--out", "{out}"], "--lam 1.5 is out of range: λ is"),
     "misspelt method": (["{base}", "{tuned}", "--method", "linaer", "--out", "{out}"], "did you mean 'linear'"),
     "misspelt dtype": (["{base}", "{tuned}", "--dtype", "bfloat", "--out", "{out}"], "did you mean 'bfloat16'"),
     "misspelt parameter": (["{base}", "{tuned}", "--param", "dorp=1", "--out", "{out}"], "no parameter 'dorp'"),

@@ -265,7 +265,7 @@ def _nothing_lost(seen: Evidence) -> Finding | None:
         return Finding(
             "nothing_to_restore",
             "warning",
-            f"fine-tuning was not shown to cost any of the abilities to keep ({lost}): there may be nothing to restore.",
+            f"fine-tuning was not shown to cost any ability to keep ({lost}): there may be nothing to restore.",
             "Measure on more prompts before you give up any of the tuned model.",
         )
     return None

@@ -20,7 +20,7 @@ from backmerge.benchmarks.metrics import pass_at_k
 from backmerge.statistics import (
     agreement,
     bootstrap_difference,
-    bootstrap_mean,
+    bootstrap_interval,
     clustered_difference,
     corrected_rate,
     discordance,
@@ -133,11 +133,11 @@ def bootstrap_ends(values: Array, clusters: list[int] | None, seed: int) -> dict
     lean = without.mean() - without
     acceleration = (lean**3).sum() / (6 * (lean**2).sum() ** 1.5 + 1e-300)
     z = bias + stats.norm.ppf([0.025, 0.975])
-    found = bootstrap_mean(values.tolist(), clusters, seed=seed, draws=800)
+    ours = bootstrap_interval(values.tolist(), clusters, seed=seed, draws=800)
     return {
         "percentile": tuple(np.quantile(means, [0.025, 0.975])),
         "BCa": tuple(np.quantile(means, stats.norm.cdf(bias + z / (1 - acceleration * z)))),
-        "ours": (found.low, found.high),
+        "ours": ours,
     }
 
 

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from backmerge.records import Estimate
 from backmerge.statistics import Corrected, corrected_rate, wilson
 
 Labels = list[tuple[bool, bool]]
@@ -38,7 +39,7 @@ def test_corrected_by_hand() -> None:
     judged = [True] * 30 + [False] * 300
     labels = [(True, True)] * 20 + [(True, False)] * 10 + [(False, False)] * 70
     found = corrected_rate(judged, labels, [1.0] * 30 + [300 / 70] * 70)
-    assert found.raw[:3] == pytest.approx((30 / 330, *wilson(30, 330)))
+    assert (found.raw.value, found.raw.low, found.raw.high) == pytest.approx((30 / 330, *wilson(30, 330)))
     assert found.ppi.value == pytest.approx(20 / 330)
     assert found.two_rate.value == pytest.approx(20 / 330)
     assert found.sensitivity.value == 1
@@ -124,7 +125,7 @@ def test_what_labels_do_not_determine_has_no_value() -> None:
     """No label of a verdict, none that people call harmful, a judge that is as good as chance: no value is made up."""
     without = corrected([])
     assert without.ppi.value is None
-    assert without.two_rate == (None, 0, 1, 100)
+    assert without.two_rate == Estimate(None, 0, 1, 100)
     assert (without.ppi.low, without.ppi.high) == pytest.approx((0, 1), abs=0.15)
     none_of_harmful = corrected([(False, False)] * 50)
     assert none_of_harmful.ppi.value is None
@@ -135,7 +136,7 @@ def test_what_labels_do_not_determine_has_no_value() -> None:
     assert all_harmless.ppi.value == 0
     assert all_harmless.two_rate.value is None
     by_chance = corrected([(True, True), (False, True), (True, False), (False, False)] * 5)
-    assert by_chance.two_rate == (None, 0, 1, 100)
+    assert by_chance.two_rate == Estimate(None, 0, 1, 100)
     assert by_chance.ppi.value == pytest.approx(0.5)
 
 

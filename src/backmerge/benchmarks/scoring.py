@@ -10,7 +10,7 @@ from backmerge.benchmarks.split import clusters_of
 from backmerge.errors import DataError
 from backmerge.judging.protocol import Judge
 from backmerge.records import Example, Score, Verdict
-from backmerge.statistics import bootstrap_mean, effective_size, wilson
+from backmerge.statistics import bootstrap_interval, effective_size, wilson
 
 Values = dict[str, float | None]  # example id to value in [0, 1], or None if unscored
 
@@ -88,8 +88,7 @@ def score(
     numerator = math.fsum(known.values())
     size = effective_size(list(known.values()), [clusters[name] for name in known])
     if known and any(value not in (0.0, 1.0) for value in known.values()):
-        found = bootstrap_mean(list(known.values()), [clusters[name] for name in known])
-        low, high = found.low, found.high
+        low, high = bootstrap_interval(list(known.values()), [clusters[name] for name in known])
     else:
         # an effective size keeps the rate and reduces the evidence
         low, high = wilson(numerator / len(known) * size, size) if known else (0.0, 1.0)

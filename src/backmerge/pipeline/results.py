@@ -23,7 +23,7 @@ from backmerge.statistics import (
     agreement,
     as_plain,
     bootstrap_difference,
-    bootstrap_mean,
+    bootstrap_interval,
     clustered_difference,
     effective_size,
     holm,
@@ -177,8 +177,7 @@ class Outcomes:
         if self._is_rate(point, benchmark, split, metric):
             size = effective_size(list(values.values()), kept)
             return wilson(fmean(values.values()) * size, size)
-        found = bootstrap_mean(list(values.values()), kept)
-        return Interval(found.low, found.high)
+        return bootstrap_interval(list(values.values()), kept)
 
     def interval(self, point: str, benchmark: str, split: str, metric: str) -> Interval:
         """Return the interval of the mean over the models at a point: over prompts and, if there are several, models.

@@ -12,7 +12,7 @@ count at most once.
 | question | function |
 |---|---|
 | a rate over prompts | `wilson`, `rate_of` |
-| a mean of scores | `bootstrap_mean` |
+| a mean of scores | `bootstrap_interval` |
 | a mean over seeds | `t_interval` |
 | two models on the same prompts | `paired_difference`, `bootstrap_difference`, `sign_flip_p` |
 | the same, near-duplicates counted as one | `clustered_difference` |
@@ -25,16 +25,14 @@ count at most once.
 
 from backmerge.statistics.agreement import Agreement, agreement
 from backmerge.statistics.bootstrap import (
-    Mean,
     bootstrap_difference,
-    bootstrap_mean,
+    bootstrap_interval,
     clustered_difference,
 )
 from backmerge.statistics.calibration import Corrected, corrected_rate
 from backmerge.statistics.clusters import cluster_means, effective_size
 from backmerge.statistics.intervals import (
     Interval,
-    Rate,
     as_plain,
     rate_of,
     t_interval,
@@ -64,13 +62,11 @@ __all__ = [
     "Corrected",
     "Discordance",
     "Interval",
-    "Mean",
     "PairedDifference",
-    "Rate",
     "agreement",
     "as_plain",
     "bootstrap_difference",
-    "bootstrap_mean",
+    "bootstrap_interval",
     "cluster_means",
     "clustered_difference",
     "corrected_rate",

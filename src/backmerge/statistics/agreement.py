@@ -8,7 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from backmerge.statistics.intervals import Rate, rate_of
+from backmerge.records import Estimate
+from backmerge.statistics.intervals import rate_of
 
 DRAWS = 20_000
 VERDICTS: tuple[bool | None, ...] = (True, False, None)
@@ -33,9 +34,9 @@ class Agreement(NamedTuple):
     kappa: float | None
     low: float
     high: float
-    observed: Rate
-    first: Rate
-    second: Rate
+    observed: Estimate
+    first: Estimate
+    second: Estimate
     n: int
     unscored: int
 

@@ -4,46 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from statistics import NormalDist
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
 from backmerge.statistics.clusters import ClusterSums, cluster_means, cluster_sums, effective_size
-from backmerge.statistics.intervals import wilson
+from backmerge.statistics.intervals import Interval, wilson
 from backmerge.statistics.paired import PairedDifference, paired_difference, tango_bound
 
 CELLS_AT_ONCE = 1 << 22  # resampled clusters: 32 MB of indices
 FEWEST_CONTRIBUTING = 4.0  # if the variance comes from fewer clusters, resampling says little about the rest
 
 
-class Mean(NamedTuple):
-    """The mean of values in [0, 1] over prompts.
-
-    Attributes:
-        value: The estimate.
-        low, high: Two-sided 95 % interval.
-        n: Prompts.
-        num_clusters: Number of resampled clusters.
-    """
-
-    value: float
-    low: float
-    high: float
-    n: int
-    num_clusters: int
-
-
-def bootstrap_mean(
+def bootstrap_interval(
     values: Sequence[float],
     clusters: Sequence[Hashable] | None = None,
     *,
     confidence: float = 0.95,
     seed: int = 0,
     draws: int = 10_000,
-) -> Mean:
-    """Return the mean over prompts with its bootstrap interval; whole clusters are resampled.
+) -> Interval:
+    """Return the bootstrap interval of the mean over prompts; whole clusters are resampled.
 
     A resample of clusters has the mean Σ sums / Σ sizes. The interval runs between the quantiles Φ(∓ sqrt(G/(G − 1))
     t) of these means for G clusters, t being Student's quantile with G − 1 degrees of freedom: the plain percentile
@@ -80,7 +62,7 @@ def bootstrap_mean(
         size = effective_size(values, clusters) if clusters is not None else float(n)
         widest = wilson(mean * size, size, confidence=confidence)
         low, high = min(low, widest.low), max(high, widest.high)
-    return Mean(mean, low, high, n, num_clusters)
+    return Interval(low, high)
 
 
 def bootstrap_difference(
@@ -113,7 +95,7 @@ def bootstrap_difference(
 
     Returns:
         The mean difference with 95 % two-sided intervals and one-sided bounds: the wider of expanded percentiles, as in
-        `bootstrap_mean`, and the score bounds. If the variance comes from fewer than four clusters, the hull with
+        `bootstrap_interval`, and the score bounds. If the variance comes from fewer than four clusters, the hull with
         Tango's too.
 
     Raises:

@@ -10,7 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from backmerge.statistics.intervals import Rate, wilson
+from backmerge.records import Estimate
+from backmerge.statistics.intervals import wilson
 
 DRAWS = 20_000
 
@@ -30,11 +31,11 @@ class Corrected(NamedTuple):
         n_labelled: Completions labelled.
     """
 
-    raw: Rate
-    ppi: Rate
-    two_rate: Rate
-    sensitivity: Rate
-    specificity: Rate
+    raw: Estimate
+    ppi: Estimate
+    two_rate: Estimate
+    sensitivity: Estimate
+    specificity: Estimate
     n: int
     n_labelled: int
 
@@ -110,9 +111,9 @@ def corrected_rate(
     sensitivity, specificity = counted(by_person, by_judge), counted(~by_person, ~by_judge)
     caught, missed = counted(by_judge, by_person), counted(~by_judge, by_person)
 
-    def as_rate(count: _Count, size: int) -> Rate:
+    def as_rate(count: _Count, size: int) -> Estimate:
         value = count.hits / count.size if count.size else None
-        return Rate(value, *wilson(count.hits, count.size, confidence=confidence), size)
+        return Estimate(value, *wilson(count.hits, count.size, confidence=confidence), size)
 
     return Corrected(
         raw=as_rate(positive, n),
@@ -125,7 +126,9 @@ def corrected_rate(
     )
 
 
-def _prediction_powered(positive: _Count, caught: _Count, missed: _Count, confidence: float, seed: int, n: int) -> Rate:
+def _prediction_powered(
+    positive: _Count, caught: _Count, missed: _Count, confidence: float, seed: int, n: int
+) -> Estimate:
     generator = np.random.default_rng(seed)
 
     def posterior(count: _Count) -> NDArray[np.float64]:
@@ -138,13 +141,13 @@ def _prediction_powered(positive: _Count, caught: _Count, missed: _Count, confid
     # a verdict that was never given needs no label
     terms = [(judged, caught), (1 - judged, missed)]
     if any(share > 0 and count.size == 0 for share, count in terms):
-        return Rate(None, low, high, n)
+        return Estimate(None, low, high, n)
     value = math.fsum(share * count.hits / count.size for share, count in terms if share > 0)
     # at a rate of 0 or 1 the central interval does not contain the estimate itself
-    return Rate(value, min(low, value), max(high, value), n)
+    return Estimate(value, min(low, value), max(high, value), n)
 
 
-def _rogan_gladen(positive: _Count, sensitivity: _Count, specificity: _Count, confidence: float, n: int) -> Rate:
+def _rogan_gladen(positive: _Count, sensitivity: _Count, specificity: _Count, confidence: float, n: int) -> Estimate:
     z = NormalDist().inv_cdf(0.5 + confidence / 2)
 
     def shrunk(count: _Count, added: float) -> tuple[float, float]:
@@ -160,17 +163,17 @@ def _rogan_gladen(positive: _Count, sensitivity: _Count, specificity: _Count, co
     )
     power = true_positive + true_negative - 1
     if power <= 0:
-        return Rate(None, 0.0, 1.0, n)
+        return Estimate(None, 0.0, 1.0, n)
     centre = (rate + true_negative - 1) / power
     variance = rate_variance + centre**2 * positive_variance + (1 - centre) ** 2 * negative_variance
     shift = 2 * z * z * (centre * positive_variance - (1 - centre) * negative_variance)
     half = z * math.sqrt(variance) / power
     low, high = (min(1.0, max(0.0, centre + shift + side * half)) for side in (-1, 1))
     if not sensitivity.size or not specificity.size:
-        return Rate(None, low, high, n)
+        return Estimate(None, low, high, n)
     seen = sensitivity.hits / sensitivity.size + specificity.hits / specificity.size - 1
     if seen <= 0:
-        return Rate(None, low, high, n)
+        return Estimate(None, low, high, n)
     value = (positive.hits / positive.size + specificity.hits / specificity.size - 1) / seen
     value = min(1.0, max(0.0, value))
-    return Rate(value, min(low, value), max(high, value), n)
+    return Estimate(value, min(low, value), max(high, value), n)

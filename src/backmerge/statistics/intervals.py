@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from scipy import stats
 
+from backmerge.records import Estimate
 from backmerge.statistics.clusters import effective_size
 
 UNIT = (0.0, 1.0)
@@ -21,24 +22,15 @@ class Interval(NamedTuple):
     high: float
 
 
-class Rate(NamedTuple):
-    """A mean of values in [0, 1].
-
-    Attributes:
-        value: The estimate; `None` if the data do not determine one.
-        low, high: Two-sided interval, 95 % by default.
-        n: Number of values that it depends on.
-    """
-
-    value: float | None
-    low: float
-    high: float
-    n: int
-
-
 def as_plain(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of a statistic with its rates as mappings."""
-    return {name: value._asdict() if isinstance(value, Rate) else value for name, value in values.items()}
+
+    def plain(value: Any) -> Any:
+        if not isinstance(value, Estimate):
+            return value
+        return {"value": value.value, "low": value.low, "high": value.high, "n": value.n}
+
+    return {name: plain(value) for name, value in values.items()}
 
 
 def wilson(numerator: float, n: float, *, confidence: float = 0.95) -> Interval:
@@ -61,7 +53,9 @@ def wilson(numerator: float, n: float, *, confidence: float = 0.95) -> Interval:
     return Interval(0.0 if p == 0 else max(0.0, centre - half), 1.0 if p == 1 else min(1.0, centre + half))
 
 
-def rate_of(values: Sequence[float], clusters: Sequence[Hashable] | None = None, *, confidence: float = 0.95) -> Rate:
+def rate_of(
+    values: Sequence[float], clusters: Sequence[Hashable] | None = None, *, confidence: float = 0.95
+) -> Estimate:
     """Return the mean of values in [0, 1] with Wilson's interval at the clusters' effective size.
 
     Args:
@@ -70,10 +64,10 @@ def rate_of(values: Sequence[float], clusters: Sequence[Hashable] | None = None,
         confidence: Two-sided coverage.
     """
     if not values:
-        return Rate(None, 0.0, 1.0, 0)
+        return Estimate(None, 0.0, 1.0)
     mean = math.fsum(values) / len(values)
     size = float(len(values)) if clusters is None else effective_size(values, clusters)
-    return Rate(mean, *wilson(mean * size, size, confidence=confidence), len(values))
+    return Estimate(mean, *wilson(mean * size, size, confidence=confidence), len(values))
 
 
 def t_interval(values: Sequence[float], *, confidence: float = 0.95, limits: tuple[float, float] = UNIT) -> Interval:

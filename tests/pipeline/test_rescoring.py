@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import pytest
 
+from backmerge.cli import app
 from backmerge.generation.transformers_engine import TransformersEngine
 from backmerge.judging.protocol import JudgeSettings
 from backmerge.pipeline.rescoring import judge_again
@@ -16,10 +17,12 @@ from backmerge.pipeline.stages import run_experiment
 from backmerge.planning.settings import Experiment
 from backmerge.records import Completion, Example, Verdict
 from backmerge.registry import JUDGES, NOTHING_ALLOWED
+from backmerge.results import RestoreResults
 
 from .test_earlier_results import HarmlessJudge, experiment
+from .test_situations import GOOD, restored
 
-__all__ = ["experiment"]  # fixtures
+__all__ = ["experiment", "restored"]  # fixtures
 
 
 class SomeHarmful(HarmlessJudge):
@@ -105,3 +108,30 @@ def test_utility_scores_of_each_answer_are_in_the_records(experiment: Experiment
         found = [row["values"][score["metric"]] for row in rows if (row["model"], row["split"]) == place]
         assert len(found) == score["n"]
         assert sum(found) / len(found) == pytest.approx(score["value"])
+
+
+def finished(arguments: Sequence[str], place: Path) -> RestoreResults:
+    """The results of a command, without its report, which takes seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("backmerge.reporting.report.write_report", lambda _: None)
+        patch.setattr("backmerge.reporting.run_tables.write_tables", lambda _: None)
+        app([*arguments, "--out", str(place)], standalone_mode=False)
+    return RestoreResults.read(place)
+
+
+@pytest.fixture(scope="module")
+def raced(restored: Callable[..., list[str]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished race over two series, whose λ=1 is one and the same model."""
+    place = tmp_path_factory.mktemp("raced") / "run"
+    finished(restored(GOOD, "--method", "linear,slerp"), place)
+    return place
+
+
+def test_a_race_of_two_series_keeps_base_and_tuned_model(raced: Path) -> None:
+    """λ=1 is measured in every series, and is complete in the results once."""
+    results = RestoreResults.read(raced)
+    assert {"base", "tuned"} <= {row.point for row in results.points}
+    sizes = {row.name: row.sizes.selection for row in results.benchmarks}
+    for point in ("base", "tuned"):
+        found = {r.benchmark: r.n for r in results.summary if (r.point, r.split) == (point, "selection")}
+        assert found == sizes

@@ -16,7 +16,7 @@ from backmerge.pipeline.results import Outcomes
 from backmerge.planning.points import BASE, Point, at_lam, series_of
 from backmerge.planning.prepare import Plan
 from backmerge.planning.settings import Experiment
-from backmerge.records import Completion, Example, Verdict
+from backmerge.records import Example
 from backmerge.runs import RunDirectory, key_of
 from backmerge.selection import Arm, Candidate, Race, choose, lam_between
 from backmerge.selection.layers import LayerSearch
@@ -44,13 +44,20 @@ class _ArmPrompts:
 
 @dataclass
 class _Found:
-    """The measurements of each point so far, in parts."""
+    """The measurements of each point so far.
 
-    parts: dict[tuple[str, str, str], list[Outcome]] = field(default_factory=dict)
+    Attributes:
+        parts: By point, benchmark and model: the part that answered each example first, by the example's id. The tuned
+            model is λ=1 of every series, so several series may ask it the same prompts.
+    """
+
+    parts: dict[tuple[str, str, str], dict[str, Outcome]] = field(default_factory=dict)
 
     def add(self, outcome: Outcome) -> None:
         key = (outcome.member.point.name, outcome.benchmark.name, outcome.member.name)
-        self.parts.setdefault(key, []).append(outcome)
+        known = self.parts.setdefault(key, {})
+        for example in outcome.examples:
+            known.setdefault(example.id, outcome)
 
     def whole(self, prepared: Plan) -> list[Outcome]:
         """Return one outcome for each model and benchmark with all prompts answered, in the order of the split.
@@ -61,7 +68,7 @@ class _Found:
         return [
             _joined(parts, split)
             for (_, name, _), parts in self.parts.items()
-            if sum(len(part.examples) for part in parts) == len(split := prepared.splits[name]["selection"])
+            if len(parts) == len(split := prepared.splits[name]["selection"])
         ]
 
 
@@ -164,34 +171,17 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if len(known) == len(values) else None
 
 
-def _joined(parts: Sequence[Outcome], split: Sequence[Example]) -> Outcome:
-    examples = [example for part in parts for example in part.examples]
-    place = {example.id: number for number, example in enumerate(split)}
-    metrics = parts[0].values
-
-    def in_order(record: Completion | Verdict) -> tuple[int, int]:
-        return place[record.example], record.sample
-
+def _joined(parts: Mapping[str, Outcome], split: Sequence[Example]) -> Outcome:
+    """Return one outcome on the whole split, each example as its part has it."""
+    of = [(example.id, parts[example.id]) for example in split]
+    first = of[0][1]
     return replace(
-        parts[0],
-        examples=tuple(sorted(examples, key=lambda example: place[example.id])),
-        completions=tuple(
-            sorted((c for p in parts for c in p.completions), key=lambda c: (place[c.example], c.sample))
-        ),
-        verdicts=tuple(sorted((v for p in parts for v in p.verdicts), key=lambda v: (place[v.example], v.sample))),
-        second_verdicts=tuple(
-            sorted((v for p in parts for v in p.second_verdicts), key=lambda v: (place[v.example], v.sample))
-        ),
-        values={
-            metric: {
-                example.id: value
-                for example in sorted(examples, key=lambda example: place[example.id])
-                for part in parts
-                if example.id in part.values[metric]
-                for value in [part.values[metric][example.id]]
-            }
-            for metric in metrics
-        },
+        first,
+        examples=tuple(split),
+        completions=tuple(one for name, part in of for one in part.completions if one.example == name),
+        verdicts=tuple(one for name, part in of for one in part.verdicts if one.example == name),
+        second_verdicts=tuple(one for name, part in of for one in part.second_verdicts if one.example == name),
+        values={metric: {name: part.values[metric][name] for name, part in of} for metric in first.values},
     )
 
 

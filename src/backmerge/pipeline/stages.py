@@ -285,7 +285,7 @@ def _chosen_parts(prepared: Plan, chosen: _Chosen, outcomes: Outcomes) -> dict[s
         "points": tuple(
             PointRow(point=p.name, role=p.role, series=p.series, lam=p.lam, setting=p.setting, **p.recipe)
             for p in points
-            if any(outcomes.at(p.name, b.name, "selection") for b in prepared.benchmarks)
+            if p in (BASE, TUNED) or any(outcomes.at(p.name, b.name, s) for b in prepared.benchmarks for s in SPLITS)
         ),
         "choice": _choice_row(prepared.experiment, chosen.choice, chosen.point),
         "validation": tuple(validation_rows(chosen.validation)),

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from backmerge.benchmarks.protocol import Benchmark
+from backmerge.errors import RunError
 from backmerge.measuring.judge import Judges
 from backmerge.measuring.recorded import Recorded
 from backmerge.measuring.score import judge_and_score
@@ -21,7 +25,8 @@ EXAMPLES = tuple(Example(f"e{i}", (Message("user", f"word{i}"),)) for i in range
 def recorded(names: Sequence[str]) -> Recorded:
     """The answers of a base to these prompts, in this order: each prompt's number."""
     completions = [Completion(name, name, name[-1], 1, finished=True) for name in names]
-    return Recorded("base", "harm", "selection", "safety", completions, list(names), list(names), [])
+    questions = [f"word{name[-1]}" for name in names]
+    return Recorded("base", "harm", "selection", "safety", completions, questions, list(names), [])
 
 
 def test_recorded_answers_are_scored_in_their_own_order(tmp_path: Path) -> None:
@@ -43,3 +48,19 @@ def test_answers_to_some_prompts_have_another_key() -> None:
     some = answered.to(EXAMPLES[:2])
     assert [completion.example for completion in some.completions] == some.ids == ["e0", "e1"]
     assert some.key != answered.key
+
+
+@pytest.mark.parametrize(
+    ("examples", "words"),
+    [
+        (
+            (EXAMPLES[0], replace(EXAMPLES[1], messages=(Message("user", "other"),))),
+            "the prompt 'e1' of harm has changed",
+        ),
+        (EXAMPLES[:1], "'e1' of harm, which is no longer in that benchmark"),
+    ],
+)
+def test_answers_to_other_prompts_are_refused(examples: tuple[Example, ...], words: str) -> None:
+    """An id is only a line's number: what was asked is compared."""
+    with pytest.raises(RunError, match=words):
+        recorded(["e0", "e1"]).as_answered(Member("base", BASE, None, None), Benchmark("harm", "safety", examples, 8))

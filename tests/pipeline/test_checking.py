@@ -258,7 +258,7 @@ def test_an_earlier_run_that_does_not_fit(checked: tuple[Path, dict[str, Any]], 
         (lambda text: text.replace('"model": "base"', '"model": "somebody"'), "has no answers of a model 'base'"),
         (
             lambda text: text.replace('"question": "', '"question": "Once: ', 1),
-            "has changed since the base answered it",
+            "has changed since base answered it",
         ),
     ):
         for file, text in whole.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -10,14 +11,15 @@ from typing import Any, ClassVar, cast
 import pytest
 
 from backmerge.cli import app
+from backmerge.errors import RunError
 from backmerge.generation.transformers_engine import TransformersEngine
 from backmerge.judging.protocol import JudgeSettings
 from backmerge.pipeline.rescoring import judge_again
 from backmerge.pipeline.stages import run_experiment
 from backmerge.planning.settings import Experiment
 from backmerge.records import Completion, Example, Verdict
-from backmerge.registry import JUDGES, NOTHING_ALLOWED
-from backmerge.results import RestoreResults
+from backmerge.registry import JUDGES, NOTHING_ALLOWED, Permissions
+from backmerge.results import EvaluateResults, RestoreResults
 
 from .test_earlier_results import HarmlessJudge, experiment
 from .test_situations import GOOD, restored
@@ -119,6 +121,12 @@ def finished(arguments: Sequence[str], place: Path) -> RestoreResults:
     return RestoreResults.read(place)
 
 
+def again(earlier: Path, place: Path) -> EvaluateResults:
+    """The same judge over a finished run's answers."""
+    judge = JudgeSettings(name="refusal-phrases")
+    return judge_again(earlier, judge, place, max_unscored=0.02, permissions=Permissions(plugins=True))
+
+
 @pytest.fixture(scope="module")
 def raced(restored: Callable[..., list[str]], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished race over two series, whose λ=1 is one and the same model."""
@@ -135,3 +143,16 @@ def test_a_race_of_two_series_keeps_base_and_tuned_model(raced: Path) -> None:
     for point in ("base", "tuned"):
         found = {r.benchmark: r.n for r in results.summary if (r.point, r.split) == (point, "selection")}
         assert found == sizes
+
+
+def test_a_model_without_a_point_is_no_base(raced: Path, tmp_path: Path) -> None:
+    """Results that lack a point, as earlier versions wrote them, are refused: its answers are not the base's."""
+    earlier = tmp_path / "earlier"
+    shutil.copytree(raced, earlier)
+    (earlier / "digests.json").unlink()  # they would find the change
+    results = json.loads((earlier / "results.json").read_text())
+    results["points"] = [row for row in results["points"] if row["point"] != "tuned"]
+    (earlier / "results.json").write_text(json.dumps(results))
+    with pytest.raises(RunError, match="has answers of tuned/.*, which is not among the points"):
+        again(earlier, tmp_path / "again")
+    assert not (tmp_path / "again").exists()

@@ -36,9 +36,42 @@ class Recorded(NamedTuple):
     clusters: list[str]
     verdicts: list[Verdict]
 
-    def as_answered(self, member: Member, benchmark: Benchmark) -> Answered:
-        """Return the answers as those of a model to a benchmark."""
+    @property
+    def by_example(self) -> dict[str, list[Completion]]:
+        """The answers to each example: its samples."""
+        found: dict[str, list[Completion]] = {}
+        for completion in self.completions:
+            found.setdefault(completion.example, []).append(completion)
+        return found
+
+    def as_answered(
+        self, member: Member, benchmark: Benchmark, *, remedy: str = "restore the earlier data, or evaluate again."
+    ) -> Answered:
+        """Return the answers as those of a model to a benchmark.
+
+        Args:
+            member: The model that they count for.
+            benchmark: The benchmark, as it is now.
+            remedy: What to do if its prompts are not those that were answered.
+
+        Raises:
+            RunError: the benchmark has no prompt, or another one, with the id of an answered one.
+        """
         by_id = {example.id: example for example in benchmark.examples}
+        for completion, question in zip(self.completions, self.questions, strict=True):
+            name = completion.example
+            if name not in by_id:
+                raise RunError(
+                    f"there are answers of {self.model} to '{name}' of {self.benchmark}, which is no longer in that "
+                    "benchmark",
+                    remedy=remedy,
+                )
+            if by_id[name].prompt != question:
+                raise RunError(
+                    f"the prompt '{name}' of {self.benchmark} has changed since {self.model} answered it: answers to "
+                    "another question cannot be judged",
+                    remedy=remedy,
+                )
         examples = [by_id[name] for name in dict.fromkeys(completion.example for completion in self.completions)]
         key = key_of("earlier", self.model, self.benchmark, self.split, [to_json(one) for one in self.completions])
         return Answered(member, benchmark, self.split, examples, self.completions, key, EARLIER)
@@ -99,34 +132,26 @@ def answers_of_base(run: Path, benchmarks: Sequence[Benchmark], member: Member, 
         RunError: the run is unfinished, has no answers of a base to one of them, or used another prompt with the same
             id.
     """
-    found: dict[str, dict[str, list[Completion]]] = {}
-    asked: dict[tuple[str, str], str] = {}
+    found: dict[str, list[Recorded]] = {}
     for recorded in read_records(run):
-        if recorded.model != BASE.name:
-            continue
-        by_example: dict[str, list[Completion]] = {}
-        for completion, question in zip(recorded.completions, recorded.questions, strict=True):
-            by_example.setdefault(completion.example, []).append(completion)
-            asked[recorded.benchmark, completion.example] = question
-        found.setdefault(recorded.benchmark, {}).update(by_example)
+        if recorded.model == BASE.name:
+            found.setdefault(recorded.benchmark, []).append(recorded)
     answered = []
     for benchmark in benchmarks:
-        answers = found.get(benchmark.name, {})
-        if not answers:
+        halves = found.get(benchmark.name, [])
+        if not any(half.completions for half in halves):
             raise RunError(
                 f"{run} has no answers of a model 'base' to {benchmark.name}",
                 remedy="give a run that measured the base on it, of `backmerge check`, `restore` or `evaluate BASE`. "
                 "Benchmarks that compare likelihoods have no answers: remove them with --set.",
             )
-        examples = [example for example in benchmark.examples if example.id in answers]
-        prompts = {example.id: example.prompt for example in examples}
-        lost = next((name for name in answers if prompts.get(name) != asked[benchmark.name, name]), None)
-        if lost is not None:
-            raise RunError(
-                f"the prompt '{lost}' of {benchmark.name} has changed since the base answered it in {run}",
-                remedy="restore the earlier data, or give the base itself with --against.",
-            )
-        completions = [completion for example in examples for completion in answers[example.id]]
+        by_example: dict[str, list[Completion]] = {}
+        for half in halves:
+            half.as_answered(member, benchmark, remedy="restore the earlier data, or give the base with --against.")
+            # with `split: whole`, both halves are the same answers
+            by_example |= half.by_example
+        examples = [example for example in benchmark.examples if example.id in by_example]
+        completions = [completion for example in examples for completion in by_example[example.id]]
         key = key_of("earlier", [to_json(completion) for completion in completions])
         answered.append(Answered(member, benchmark, split, examples, completions, key, EARLIER))
     return answered

@@ -172,14 +172,12 @@ def judge_again(
         if recorded.kind in ("utility", "keep"):
             continue
         benchmark = benchmarks.get(recorded.benchmark)
-        known = {example.id for example in benchmark.examples} if benchmark is not None else set()
-        lost = next((c.example for c in recorded.completions if c.example not in known), None)
-        if benchmark is None or lost is not None:
+        if benchmark is None:
             raise RunError(
-                f"{earlier} has answers to '{lost}' of {recorded.benchmark}, which is no longer in its benchmarks",
+                f"{earlier} has answers to {recorded.benchmark}, which is no longer among its benchmarks",
                 remedy="restore the earlier data, or evaluate again.",
             )
-        point, tuned = points.get(recorded.model, (BASE, None))
+        point, tuned = _place_of(recorded.model, points, earlier)
         answered.append(recorded.as_answered(Member(recorded.model, point, tuned, None), benchmark))
         before.append(tuple(recorded.verdicts))
     if not answered:
@@ -195,6 +193,18 @@ def judge_again(
         if found is not None and found.has_safety and choice is not None:
             decision = _decide(found, choice, outcomes)
         return _finish(run, outcomes, judge, str(earlier), 0, inputs, decision)
+
+
+def _place_of(model: str, points: Mapping[str, tuple[Point, str | None]], earlier: Path) -> tuple[Point, str | None]:
+    """Return the point of a model in the records, and its tuned model; any model of a run without points is a base."""
+    if not points:
+        return BASE, None
+    if model not in points:
+        raise RunError(
+            f"{earlier} has answers of {model}, which is not among the points of its results",
+            remedy="run its command again with the same --out: it writes the results again from its answers.",
+        )
+    return points[model]
 
 
 def _points_of(found: RestoreResults) -> dict[str, tuple[Point, str | None]]:

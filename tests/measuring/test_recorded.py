@@ -55,7 +55,7 @@ def test_answers_to_some_prompts_have_another_key() -> None:
     [
         (
             (EXAMPLES[0], replace(EXAMPLES[1], messages=(Message("user", "other"),))),
-            "the prompt 'e1' of harm has changed",
+            "'e1' of harm has changed",
         ),
         (EXAMPLES[:1], "'e1' of harm, which is no longer in that benchmark"),
     ],

@@ -153,6 +153,6 @@ def test_a_model_without_a_point_is_no_base(raced: Path, tmp_path: Path) -> None
     results = json.loads((earlier / "results.json").read_text())
     results["points"] = [row for row in results["points"] if row["point"] != "tuned"]
     (earlier / "results.json").write_text(json.dumps(results))
-    with pytest.raises(RunError, match="has answers of tuned/.*, which is not among the points"):
+    with pytest.raises(RunError, match="which is not among the points"):
         again(earlier, tmp_path / "again")
     assert not (tmp_path / "again").exists()

@@ -31,7 +31,7 @@ from backmerge.merging.to_disk import write_all
 from backmerge.records import Example, Message, Value, Verdict
 from backmerge.reporting.report import read_run
 from backmerge.runs import RunDirectory, write_results
-from merging.input_cases import statistics
+from input_cases import statistics
 
 SECONDS, BYTES = 20, 2_000_000_000  # of processor time and of memory, that one try may take
 BATCH = 25  # tries in one process

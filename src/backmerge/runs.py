@@ -59,6 +59,7 @@ SETTINGS, RESULTS, SAMPLES, DIGESTS = "experiment.yaml", "results.json", "sample
 EARLIER = "earlier"  # holds a numbered folder for each set of results that the same directory had before
 # files that are made from the units and move with results.json, which is moved last
 FINDINGS = ("records", "plots", "tables", "report.html", "check.md", "scores.csv", "summary.csv", SAMPLES, DIGESTS)
+MOVING = ".moving"  # in such a folder until everything has been moved there
 SHARDS = "shards"  # the folder for the logs of processes that share a run
 # what `held` creates before the stages write experiment.yaml: a directory with nothing else is left from a killed run
 OWN = frozenset({".lock", ".gitignore", "units"})
@@ -445,16 +446,26 @@ class RunDirectory:
             leaving += [self.path / name for name in FINDINGS]
             leaving += [model for place in (self.merged, self.unconfirmed) for model in models_in(place)]
             leaving += [self.path / RESULTS]
-        self.set_aside(leaving)
+        self.set_aside(leaving, with_settings=True)
         write_whole(self.path / SETTINGS, settings)
 
-    def set_aside(self, places: Iterable[Path]) -> None:
-        """Move files and folders of this run, if they exist, to `earlier/N`, under the same names."""
+    def set_aside(self, places: Iterable[Path], *, with_settings: bool = False) -> None:
+        """Move files and folders of this run, if they exist, to `earlier/N`, under the same names.
+
+        Args:
+            places: The files and folders.
+            with_settings: Whether they were made with the present `experiment.yaml`, which is then copied there. A
+                model that a stopped run left may be of other settings; its manifest has its recipe.
+        """
         leaving = [place for place in places if place.exists()]
+        folder = self._earlier(leaving, resumes=with_settings)
         if not leaving:
+            (folder / MOVING).unlink(missing_ok=True)  # a killed process had moved everything
             return
-        folder = self._earlier()
-        write_whole(folder / SETTINGS, (self.path / SETTINGS).read_text(encoding="utf-8"))
+        folder.mkdir(parents=True, exist_ok=True)
+        if with_settings:
+            (folder / MOVING).touch()
+            write_whole(folder / SETTINGS, (self.path / SETTINGS).read_text(encoding="utf-8"))
         for place in leaving:
             kept = folder / place.relative_to(self.path)
             kept.parent.mkdir(parents=True, exist_ok=True)
@@ -463,8 +474,12 @@ class RunDirectory:
         for place in (self.merged, self.unconfirmed):
             with contextlib.suppress(OSError):  # absent, or the user keeps something there
                 place.rmdir()
+        (folder / MOVING).unlink(missing_ok=True)
         what = ", ".join(str(place.relative_to(self.path)) for place in leaving)
-        say(f"Settings or inputs in {self.path} changed since the last run: its results are kept in {folder}.")
+        if with_settings:
+            say(f"Settings or inputs in {self.path} changed since the last run: its results are kept in {folder}.")
+        else:
+            say(f"A stopped run left {what} in {self.path}, which is not what this run writes: it is kept in {folder}.")
         self.log(f"moved to {folder.relative_to(self.path)}: {what}")
 
     def _results_are_of_others(self, inputs: Any) -> bool:
@@ -477,16 +492,12 @@ class RunDirectory:
             return True  # damaged
         return not isinstance(found, dict) or found.get("inputs") != inputs
 
-    def _earlier(self) -> Path:
+    def _earlier(self, leaving: Sequence[Path], *, resumes: bool) -> Path:
         """Return the folder to move to: a new one, or the last one if a killed process did not finish with it."""
         numbers = [int(place.name) for place in (self.path / EARLIER).glob("*") if place.name.isdecimal()]
         last = self.path / EARLIER / str(max(numbers, default=0))
-        settings = last / SETTINGS
-        if (
-            numbers
-            and not (last / RESULTS).exists()
-            and (not settings.is_file() or settings.read_bytes() == (self.path / SETTINGS).read_bytes())
-        ):
+        is_taken = any((last / place.relative_to(self.path)).exists() for place in leaving)
+        if resumes and (last / MOVING).exists() and not is_taken:
             return last
         return self.path / EARLIER / str(max(numbers, default=0) + 1)
 

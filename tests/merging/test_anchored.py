@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from input_cases import WIDTH, gathered, rows, statistics
 from lowrank_cases import config_of
 from safetensors.torch import save_file
 from torch import Tensor
@@ -30,6 +29,7 @@ from backmerge.merging.method import find_method
 from backmerge.merging.randomness import TensorRandom
 from backmerge.merging.recipe import Variant
 from backmerge.merging.to_disk import write_merged
+from input_cases import WIDTH, gathered, rows, statistics
 
 Factory = Callable[..., Path]
 ANCHORED, LINEAR = find_method("anchored"), find_method("linear")

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from input_cases import inputs_for
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -25,6 +24,7 @@ from backmerge.merging.reductions import BLOCK
 from backmerge.merging.rounding import RoundingLoss, stochastic
 from backmerge.merging.to_disk import write_all
 from backmerge.registry import METHODS
+from input_cases import inputs_for
 
 Factory = Callable[..., Path]
 ONE_TUNED = sorted(n for n in METHODS.entries if find_method(n).num_tuned[0] == 1 and not find_method(n).extra_models)

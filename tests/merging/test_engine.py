@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 import torch
-from input_cases import inputs_for
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -30,6 +29,7 @@ from backmerge.merging.method import find_method, merge_method
 from backmerge.merging.recipe import Variant
 from backmerge.merging.to_disk import write_merged
 from backmerge.registry import METHODS, NOTHING_ALLOWED, Permissions
+from input_cases import inputs_for
 
 ARCHITECTURES = ("llama", "gemma", "qwen2")
 TIED = pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])

@@ -15,7 +15,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from input_cases import inputs_for
 from lowrank_cases import by_angle, changed, config_of, put
 from safetensors.torch import load_file
 from torch import Tensor
@@ -31,6 +30,7 @@ from backmerge.merging.lowrank import WrittenAdapter, write_adapter, write_adapt
 from backmerge.merging.method import find_method
 from backmerge.merging.recipe import Variant
 from backmerge.registry import METHODS
+from input_cases import inputs_for
 
 Factory = Callable[..., Path]
 Merge = Callable[[Path, Path], dict[str, Tensor]]

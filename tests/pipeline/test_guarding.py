@@ -20,9 +20,11 @@ from backmerge.merging.recipe import Variant
 from backmerge.pipeline import chatting, guarding
 from backmerge.pipeline.chatting import triple_of_run
 from backmerge.pipeline.guarding import gathered_statistics
+from backmerge.pipeline.single import SingleEvaluation, evaluate_model
 from backmerge.pipeline.stages import run_experiment
 from backmerge.planning.settings import Experiment
 from backmerge.registry import NOTHING_ALLOWED
+from input_cases import statistics
 
 from .test_earlier_results import QUESTIONS, experiment  # noqa: F401 - fixtures
 
@@ -216,3 +218,47 @@ def test_a_model_that_writes_no_prompts_is_merged_without_a_guard(
     with pytest.raises(GenerationError, match="wrote no prompt") as raised:
         gathered_statistics(guards, Checkpoint(make_model("llama")), EngineSettings(device="cpu"), run=tmp_path)
     assert "--guard none" in str(raised.value.remedy)
+
+
+@pytest.mark.usefixtures("without_report")
+@pytest.mark.parametrize("kind", ["restore", "evaluate"])
+def test_results_of_a_replaced_file_of_statistics_are_kept_apart(
+    experiment: Experiment,  # noqa: F811 - the fixture
+    tmp_path: Path,
+    kind: str,
+) -> None:
+    """The file's content is among the inputs, under its whole name: other statistics make another run."""
+    base, asked = Checkpoint(Path(experiment.base)), {}
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        asked[folder] = tmp_path / folder / "g.safetensors"
+        statistics(base, asked[folder], seed=len(asked))
+    sweeps = [
+        {"method": "anchored", "label": folder, "lam": [0.5], "guard": str(file)} for folder, file in asked.items()
+    ]
+    settings = Experiment.model_validate(
+        experiment.model_dump(mode="json") | {"merge": sweeps, "tuned": experiment.tuned[:1]}
+    )
+    single = SingleEvaluation(
+        model=experiment.tuned[0],
+        base=experiment.base,
+        lam=(0.5,),
+        method="anchored",
+        guard=GuardSettings(source=str(asked["one"])),
+        evaluate=experiment.evaluate,
+    )
+    out = tmp_path / "run"
+
+    def carried_out() -> dict[str, Any]:
+        inputs = run_experiment(settings, out).results.inputs if kind == "restore" else None
+        guards: dict[str, Any] = (inputs or evaluate_model(single, out).inputs)["guards"]
+        return guards
+
+    before = carried_out()
+    assert set(before) == {str(file) for file in (asked.values() if kind == "restore" else [asked["one"]])}
+    statistics(base, asked["one"], seed=9)
+    after = carried_out()
+    assert {file for file in before if before[file] != after[file]} == {str(asked["one"])}
+    assert json.loads((out / "earlier" / "1" / "results.json").read_text())["inputs"]["guards"] == before
+    if kind == "restore":
+        assert len((out / "looks.jsonl").read_text().splitlines()) == 2

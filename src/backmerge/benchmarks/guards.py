@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -15,7 +15,7 @@ from backmerge.benchmarks.split import Source, calibration_of, wording_of
 from backmerge.config import Settings
 from backmerge.errors import ConfigError, DataError
 from backmerge.merging.inputs import GuardKind, InputStatistics
-from backmerge.records import Example
+from backmerge.records import Example, to_json
 from backmerge.registry import BENCHMARKS, Permissions
 from backmerge.runs import key_of
 
@@ -48,9 +48,16 @@ class GuardSettings(Settings):
     def short(self) -> str:
         """Return the guard's name in the name of a series; settings other than the default follow it."""
         name = self.source.partition("=")[0] if self.source.partition("=")[0] in BENCHMARKS.entries else self.source
-        parts = [Path(name).stem if name not in BENCHMARKS.entries else name]
+        return self._called(Path(name).stem if name not in BENCHMARKS.entries else name)
+
+    @property
+    def full(self) -> str:
+        """Return the source as given, and settings other than the default; no other settings have the same."""
+        return self._called(self.source)
+
+    def _called(self, name: str) -> str:
         changed = self.model_dump(exclude={"source"}, exclude_defaults=True)
-        return ":".join([*parts, *(f"{key}={value}" for key, value in sorted(changed.items()))])
+        return ":".join([name, *(f"{key}={value}" for key, value in sorted(changed.items()))])
 
 
 class TaskSettings(Settings):
@@ -75,6 +82,11 @@ class TaskSettings(Settings):
     def short(self) -> str:
         """Return the rows' name, in the form of a guard's."""
         return GuardSettings(**self.model_dump()).short
+
+    @property
+    def full(self) -> str:
+        """Return the source as given, in the form of a guard's; never equal to a guard's."""
+        return f"task:{GuardSettings(**self.model_dump()).full}"
 
 
 def _by_source(given: Any) -> Any:
@@ -113,6 +125,18 @@ class Guard(NamedTuple):
         whose = "prompts that the base wrote" if kind == "own" else f"{kind} prompts of {name}"
         whose = f"rows of {name}" if kind == "task" else whose
         return f"{count} {whose}"
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the prompts, or of the file of statistics; the prompts that the base writes depend on the base."""
+        if self.statistics is not None:
+            return self.statistics.fingerprint
+        return key_of([to_json(prompt) for prompt in self.prompts])
+
+
+def fingerprints_of(guards: Mapping[Asked, Guard]) -> dict[str, str]:
+    """Return a hash of each guard's data by its full settings: two files may have the same short name."""
+    return {settings.full: guard.fingerprint for settings, guard in guards.items()}
 
 
 def digest_of_prompt(example: Example) -> str:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from backmerge.benchmarks.guards import fingerprints_of
 from backmerge.benchmarks.protocol import Benchmark
 from backmerge.benchmarks.split import Split
 from backmerge.checkpoints.reader import Weights
@@ -281,10 +282,7 @@ def measured_on(prepared: Plan, engine: Mapping[str, str]) -> dict[str, Any]:
         },
         "benchmarks": {b.name: key_of([to_json(example) for example in b.examples]) for b in prepared.benchmarks},
         "models": {name: weights.fingerprint for name, weights in prepared.models.items()},
-        "guards": {
-            settings.short: key_of([to_json(prompt) for prompt in guard.prompts])
-            for settings, guard in prepared.guards.items()
-        },
+        "guards": fingerprints_of(prepared.guards),
         "judge": prepared.judge.identity,
         "second_judge": None if prepared.second_judge is None else prepared.second_judge.identity,
         "engine": dict(engine),

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import Field
 
 from backmerge import __version__
-from backmerge.benchmarks.guards import Asked, Guard, GuardChoice, find_guards
+from backmerge.benchmarks.guards import Asked, Guard, GuardChoice, find_guards, fingerprints_of
 from backmerge.benchmarks.split import limited
 from backmerge.checkpoints.companions import Side
 from backmerge.checkpoints.files import MERGED_DTYPES
@@ -108,6 +108,8 @@ def evaluate_model(
         check_kind(run.path, "evaluation")
         changing = settings.model_dump(mode="json", exclude={"execution"})
         inputs = inputs_of(changing, jobs, (judge, second), engine.identity)
+        if guards:  # the statistics themselves are collected later, in the run
+            inputs["guards"] = fingerprints_of(guards)
         run.begin(as_yaml(settings), inputs)
         jobs, guarded = _with_inputs(jobs, guards, settings, run.path, engine)
         total = sum(len(job.examples) for job in jobs)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from backmerge.benchmarks.files import from_file
-from backmerge.benchmarks.guards import Guard, GuardSettings, digest_of_prompt, find_guards
+from backmerge.benchmarks.guards import Guard, GuardSettings, TaskSettings, digest_of_prompt, find_guards
 from backmerge.benchmarks.protocol import Benchmark
 from backmerge.benchmarks.split import Source, are_apart, calibration_of, clusters_of, split_benchmarks
 from backmerge.errors import ConfigError, DataError
@@ -127,5 +127,17 @@ def test_guards_that_cannot_be_are_refused(tmp_path: Path) -> None:
         find_guards([GuardSettings(source="demo-harmful", kind="ordinary")], [], NOTHING_ALLOWED)
     file = tmp_path / "two.jsonl"
     file.write_text("\n".join(json.dumps({"prompt": text}) for text in distinct(2)))
-    with pytest.raises(DataError, match="the guard takes nearly all of the 2 prompts"):
+    with pytest.raises(DataError, match="take nearly all of the 2 prompts"):
         find_guards([GuardSettings(source=str(file))], [from_file(file, "safety")], NOTHING_ALLOWED)
+
+
+def test_no_row_of_a_task_is_measured(files: tuple[Path, Benchmark]) -> None:
+    """Those that the statistics leave out are not either: the tuned model may have learned them."""
+    file, benchmark = files
+    rows = file.parent / "rows.jsonl"
+    taken = [example.prompt for example in benchmark.examples[:6]]
+    rows.write_text("\n".join(json.dumps({"prompt": prompt, "answer": "x"}) for prompt in taken))
+    asked = TaskSettings(source=str(rows), num_prompts=2)
+    guards, (left,) = find_guards([asked], [benchmark], NOTHING_ALLOWED)
+    assert len(guards[asked].prompts) == 2
+    assert left.examples == benchmark.examples[6:]

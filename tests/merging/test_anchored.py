@@ -262,3 +262,9 @@ def test_missing_and_misplaced_statistics_are_refused(base: Checkpoint, make_ada
     (tmp_path / "newer").write_bytes(whole.replace(b'\\"format\\":1', b'\\"format\\":7'))
     with pytest.raises(CheckpointError, match="make it again"):
         InputStatistics(tmp_path / "newer")
+    (tmp_path / "zeroed").write_bytes(whole[:-64] + bytes(64))
+    with pytest.raises(CheckpointError, match="zeroed was changed after it was written"):
+        InputStatistics(tmp_path / "zeroed")
+    older = whole.replace(b'"xxh3"', b'"none"')  # as files of earlier versions, without a digest
+    (tmp_path / "older").write_bytes(older[:-64] + bytes(64))
+    assert InputStatistics(tmp_path / "older").provenance == known["guard_inputs"].provenance

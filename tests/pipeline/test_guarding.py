@@ -11,6 +11,7 @@ import pytest
 from backmerge.benchmarks.guards import GuardSettings, find_guards
 from backmerge.checkpoints.reader import CARD, Checkpoint
 from backmerge.errors import CheckpointError, GenerationError
+from backmerge.generation.cache import cache_directory
 from backmerge.generation.protocol import EngineSettings, Request, Sampling
 from backmerge.generation.vllm_worker import described, variant_of
 from backmerge.measuring import remote
@@ -69,6 +70,30 @@ def test_statistics_are_collected_once_and_stored_by_their_inputs(
         before = len(made)
         gathered_statistics(guards_of(file, **settings), model, EngineSettings(device="cpu", dtype=dtype))
         assert len(made) == before + 1
+
+
+def test_damaged_statistics_are_never_used(
+    make_model: Factory, guard_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those of the cache are collected again, which is printed; those that a run has are an error."""
+    base, engine = Checkpoint(make_model("llama", seed=1)), EngineSettings(device="cpu")
+
+    def gathered(run: str) -> InputStatistics:
+        return next(iter(gathered_statistics(guards_of(guard_file), base, engine, run=tmp_path / run).values()))
+
+    first = gathered("1")
+    (cached,) = cache_directory().glob(f"inputs/{first.path.name}")
+    whole = first.path.read_bytes()
+    cached.unlink()  # a hard link of the run's
+    cached.write_bytes(whole[:-64] + bytes(64))
+    assert gathered("2").fingerprint == first.fingerprint
+    assert cached.read_bytes() == whole
+    assert f"{cached} was changed after it was written" in capsys.readouterr().err
+    first.path.unlink()
+    first.path.write_bytes(whole[:-64] + bytes(64))
+    with pytest.raises(CheckpointError, match="was changed after") as raised:
+        gathered("1")
+    assert f"delete {first.path}" in str(raised.value.remedy)
 
 
 def test_guards_share_an_engine_and_leave_the_runs_own_loaded(

@@ -232,6 +232,29 @@ def test_searches_that_go_step_by_step(search: str, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def test_restore_finishes_shards_by_the_search_that_they_shared(
+    run_cli: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By default a run races, which would ask in another order; after shards it measures their grid."""
+    searches: list[str] = []
+
+    def asked(experiment: Experiment, *_: object, **__: object) -> None:
+        searches.append(experiment.searched_by)
+        raise RunError("seen")
+
+    monkeypatch.setattr("backmerge.pipeline.stages.run_experiment", asked)
+    monkeypatch.setattr("backmerge.pipeline.sharding.run_shard", asked)
+    out = tmp_path / "run"
+    command = ("restore", "demo", "demo", "--utility", "demo-plans", "--safety", "demo-harmful", "--out", out)
+    assert run_cli(*command, "--shard", "1/2")[0] == 2
+    run_cli(*command)
+    (out / "shards").mkdir(parents=True)
+    (out / "shards" / "measured-on.json").write_text("{}")
+    run_cli(*command)
+    run_cli(*command, "--search", "race")
+    assert searches == ["grid", "race", "grid", "race"]
+
+
 def test_seeds_that_another_tunes_are_left(tmp_path: Path) -> None:
     """While seeds are claimed their jobs and those of merges of all wait, and are reported; the base's are done."""
     directory = tmp_path / "run"

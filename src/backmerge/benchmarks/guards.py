@@ -64,8 +64,9 @@ class TaskSettings(Settings):
     """Rows of the task on which a merge should act like the tuned model: not those that it is measured on.
 
     Attributes:
-        source: A .jsonl or .csv file of prompts with answers, or a file that `backmerge inputs --task` wrote.
-        num_prompts: Largest number; the first ones are used.
+        source: A .jsonl or .csv file of prompts with answers, or a file that `backmerge inputs --task` wrote. None of
+            its prompts is measured.
+        num_prompts: Largest number that statistics are collected on; the first ones are used.
         max_directions: How many directions of each layer's input space are kept, as for a guard.
     """
 
@@ -107,6 +108,7 @@ class Guard(NamedTuple):
         prompts: Split off from everything that is measured; empty if the base writes them, or if there is a file.
         statistics: The statistics of a file.
         answers: A task's given answers; the base's own if `None`.
+        unused: Digests of a task's further prompts, which are not measured either: the model may be tuned on them.
     """
 
     settings: GuardSettings
@@ -114,6 +116,14 @@ class Guard(NamedTuple):
     prompts: tuple[Example, ...] = ()
     statistics: InputStatistics | None = None
     answers: tuple[str, ...] | None = None
+    unused: tuple[str, ...] = ()
+
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """The digests of all prompts that must not be measured on."""
+        if self.statistics is not None:
+            return self.statistics.provenance.prompts
+        return (*(digest_of_prompt(prompt) for prompt in self.prompts), *self.unused)
 
     @property
     def description(self) -> str:
@@ -164,9 +174,10 @@ def find_guards(
             continue
         known = _with_known_prompts(settings)
         if known is not None:
-            guards[settings] = known.guard
+            guards[settings] = known
+            digests = frozenset(known.digests)
             for source in sources:
-                left[source.name] -= {one.id for one in source.examples if digest_of_prompt(one) in known.digests}
+                left[source.name] -= {one.id for one in source.examples if digest_of_prompt(one) in digests}
             continue
         assert isinstance(settings, GuardSettings)
         benchmark, kind = _prompts_of(settings, permissions)
@@ -179,26 +190,18 @@ def find_guards(
     return guards, tuple(_without(b, left[b.name]) for b in benchmarks)
 
 
-class _Known(NamedTuple):
-    """A guard whose prompts are not split off from others, with their digests."""
-
-    guard: Guard
-    digests: frozenset[str]
-
-
-def _with_known_prompts(settings: Asked) -> _Known | None:
-    """Return a file of statistics, or a task's rows, as such a guard."""
+def _with_known_prompts(settings: Asked) -> Guard | None:
+    """Return the guard if its prompts are not split off from others: a file of statistics, or a task's rows."""
     plain = settings if isinstance(settings, GuardSettings) else settings.as_guard
     if settings.source.endswith(STATISTICS):
         statistics = InputStatistics(Path(settings.source).expanduser())
-        guard = Guard(plain, statistics.provenance.kind, statistics=statistics)
-        return _Known(guard, frozenset(statistics.provenance.prompts))
+        return Guard(plain, statistics.provenance.kind, statistics=statistics)
     if isinstance(settings, GuardSettings):
         return None
     benchmark = find_of_any_kind(named(settings.source), "utility")
-    rows = benchmark.examples[: settings.num_prompts]
-    guard = Guard(plain, "task", rows, answers=tuple(row.reference or "" for row in rows))
-    return _Known(guard, frozenset(digest_of_prompt(row) for row in rows))
+    rows, more = benchmark.examples[: settings.num_prompts], benchmark.examples[settings.num_prompts :]
+    unused = tuple(digest_of_prompt(row) for row in more)
+    return Guard(plain, "task", rows, answers=tuple(row.reference or "" for row in rows), unused=unused)
 
 
 def _prompts_of(settings: GuardSettings, permissions: Permissions) -> tuple[Benchmark, GuardKind]:
@@ -224,8 +227,9 @@ def _without(benchmark: Benchmark, kept: set[str]) -> Benchmark:
     examples = tuple(example for example in benchmark.examples if example.id in kept)
     if len(examples) < min(LEAST_LEFT, len(benchmark.examples)):
         raise DataError(
-            f"the guard takes nearly all of the {len(benchmark.examples)} prompts of '{benchmark.name}': the prompts "
-            "that a merge is made with are never measured on",
-            remedy="use other prompts for the guard, or fewer of them (num_prompts).",
+            f"guards and task inputs take nearly all of the {len(benchmark.examples)} prompts of '{benchmark.name}': "
+            "the prompts that a merge is made with are never measured on",
+            remedy="use other prompts for a guard, or fewer of them (num_prompts); for task inputs, a file whose rows "
+            "are not measured.",
         )
     return replace(benchmark, examples=examples) if len(examples) < len(benchmark.examples) else benchmark

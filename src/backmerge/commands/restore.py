@@ -83,7 +83,7 @@ def restore(
         str,
         typer.Option(
             help="grid measures every λ in full; race drops a λ when it can no longer be chosen and needs less than "
-            "half of the answers; auto: race for rule safe, else grid."
+            "half of the answers; auto: race for rule safe, else grid, also for --shard and what finishes it."
         ),
     ] = "auto",
     refine: Annotated[
@@ -130,12 +130,15 @@ def restore(
     assert out is not None
 
     from backmerge import api
+    from backmerge.pipeline.sharding import is_sharded
 
+    # shards share a grid, so what finishes their run must not race over it
+    searched_by = "grid" if search == "auto" and (shard is not None or is_sharded(out)) else search
     values: dict[str, Any] = {
         **merged.values(),
         **output_values(None, None, rounding),
         "merged_verified": verify,
-        "search": {"name": "grid" if search == "auto" and shard else search, "refine": refine},
+        "search": {"name": searched_by, "refine": refine},
         "choice": {"accept": accept or [], **({"keep_against": keep_against} if keep else {})},
     }
     arguments: Restoring = {

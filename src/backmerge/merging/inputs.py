@@ -10,25 +10,25 @@ So a method's work on a layer costs one product with V, and no d × d matrix is 
     STATS.safetensors
         LAYER.directions    V, float32, (directions, d)
         LAYER.variances     float32, (directions,), largest first
-        metadata            which tensors share these inputs, and where they come from (`Provenance`)
+        metadata            which tensors share these inputs, where they come from (`Provenance`), and a digest
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
+import xxhash
 from pydantic import ValidationError
 
 from backmerge.checkpoints.files import SafetensorsFile, TensorInfo, header_bytes
 from backmerge.checkpoints.reader import Weights
 from backmerge.config import Settings
 from backmerge.errors import CheckpointError, MergeError
-from backmerge.outputs import digest_of
+from backmerge.outputs import BLOCK
 from backmerge.runs import write_once, write_whole
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 LEAST_RIDGE = 1e-6  # with it, no matrix that is inverted here has a condition number above 1e6 times its width
 ROWS = 1024  # rows of a delta that are widened at once
 METADATA = "input_statistics"  # the key in the file's header
+DIGEST = "xxh3"  # another one: the XXH3 (128 bit) of the text under METADATA and of the tensors; not in older files
 
 GuardKind = Literal["harmful", "ordinary", "own", "file", "task"]
 
@@ -54,7 +55,7 @@ class Provenance(Settings):
         max_new_tokens: Length of the model's own answers; 0 for prompts alone.
         dtype: Dtype of the computation, as torch names it.
         max_directions: Largest number of directions kept for each layer.
-        prompts: A digest of each prompt.
+        prompts: A digest of each prompt that must not be measured on: of all rows of a task's file.
     """
 
     model: str
@@ -215,10 +216,11 @@ class InputStatistics:
     """A file of input statistics, read layer by layer.
 
     Args:
-        path: The file, as `backmerge inputs` writes it.
+        path: The file, as `backmerge inputs` writes it; it is read once to check its digest.
 
     Attributes:
         provenance: Where the statistics come from.
+        fingerprint: A hash of the file's bytes.
 
     Raises:
         CheckpointError: it is damaged, or is not such a file.
@@ -228,6 +230,7 @@ class InputStatistics:
         self.path = path
         self._file = SafetensorsFile(path)
         self._record = self._read_header()
+        self.fingerprint = self._checked()
         self.provenance = self._record.provenance
         self._layer_of = {name: layer for layer, one in self._record.layers.items() for name in one.tensors}
 
@@ -253,10 +256,23 @@ class InputStatistics:
             )
         return record
 
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        """Return a hash of the file's bytes."""
-        return digest_of(self.path)
+    def _checked(self) -> str:
+        """Return a hash of the file's bytes, after comparing its content with the digest in its header."""
+        whole, content = xxhash.xxh3_128(), xxhash.xxh3_128(self._file.metadata[METADATA].encode())
+        end = self.path.stat().st_size
+        start = min((info.offset for info in self._file.infos.values()), default=end)
+        buffer = memoryview(bytearray(min(BLOCK, end)))
+        for offset in range(0, end, BLOCK):
+            block = buffer[: min(BLOCK, end - offset)]
+            self._file.read_into(block, offset)
+            whole.update(block)
+            content.update(block[max(0, start - offset) :])
+        if self._file.metadata.get(DIGEST) not in (None, content.hexdigest()):
+            raise CheckpointError(
+                f"{self.path} was changed after it was written: its content does not match its digest",
+                remedy="it is damaged: make it again with `backmerge inputs`.",
+            )
+        return whole.hexdigest()
 
     @property
     def names(self) -> frozenset[str]:
@@ -319,12 +335,14 @@ def write_statistics(
         for part, values in (("directions", inputs.directions), ("variances", inputs.variances))
     }
     infos = {name: TensorInfo(array.shape, "F32", path) for name, array in arrays.items()}
-    header, _, _ = header_bytes(list(arrays), infos, {METADATA: record.model_dump_json()})
+    text = record.model_dump_json()
+    tensors = [array.reshape(-1).view(np.uint8).data for array in arrays.values()]
+    digest = xxhash.xxh3_128(text.encode())
+    for tensor in tensors:
+        digest.update(tensor)
+    header, _, _ = header_bytes(list(arrays), infos, {METADATA: text, DIGEST: digest.hexdigest()})
+    content: list[bytes | memoryview] = [header, *tensors]
     try:
-        content: list[bytes | memoryview] = [
-            header,
-            *(array.reshape(-1).view(np.uint8).data for array in arrays.values()),
-        ]
         if replace:
             write_whole(path, *content)
         elif not write_once(path, *content):

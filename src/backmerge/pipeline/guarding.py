@@ -82,7 +82,7 @@ def gathered_statistics(
                     *([run / FOLDER / f"{key}.safetensors"] if run is not None else []),
                     *([cache_directory() / FOLDER / f"{key}.safetensors"] if is_cached or run is None else []),
                 ]
-                have = next((path for path in kept if path.is_file()), None)
+                have = _usable(kept, run, model)
                 if have is None:
                     have = kept[0]
                     local = local or held.enter_context(_engine_for(engine, running))
@@ -99,6 +99,29 @@ def gathered_statistics(
                         _copied(have, path)
                 found[asked, model.fingerprint] = InputStatistics(kept[0])
     return found
+
+
+def _usable(kept: Sequence[Path], run: Path | None, model: Weights) -> Path | None:
+    """Return the first file that exists; one of the cache that is damaged is removed.
+
+    Raises:
+        CheckpointError: a file in the run is damaged: its results were made with what it contained.
+    """
+    for path in kept:
+        if not path.is_file():
+            continue
+        try:
+            of_model(InputStatistics(path), model)
+        except CheckpointError as error:
+            if run is not None and path.is_relative_to(run):
+                raise CheckpointError(
+                    error.message, remedy=f"delete {path}: the same command collects the statistics again."
+                ) from error
+            say(f"The statistics in the cache cannot be used and are collected again: {error.message}.")
+            path.unlink(missing_ok=True)
+            continue
+        return path
+    return None
 
 
 @contextmanager
@@ -263,7 +286,7 @@ def collect(
         max_new_tokens=settings.max_new_tokens,
         dtype=engine.dtype_of(variant.base),
         max_directions=settings.max_directions,
-        prompts=tuple(digest_of_prompt(prompt) for prompt in prompts),
+        prompts=(*(digest_of_prompt(prompt) for prompt in prompts), *guard.unused),
     )
     write_statistics(path, provenance, layers, replace=replace)
     return provenance
@@ -327,6 +350,7 @@ def _key(guard: Guard, model: Weights, base: Weights, engine: EngineSettings) ->
         "dtype": [engine.dtype, engine.device, dtype_of(base)],
         "thinking": engine.thinking,
         "backmerge": __version__,
+        **({"unused": guard.unused} if guard.unused else {}),
     }
     return key_of(depends)[:24]
 

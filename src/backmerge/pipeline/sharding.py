@@ -309,6 +309,11 @@ def agree(run: RunDirectory, prepared: Plan, engine: Generator) -> None:
     )
 
 
+def is_sharded(run: Path) -> bool:
+    """Return whether shards have measured in this run directory."""
+    return (run / SHARDS / MEASURED_ON).is_file()
+
+
 def tell_of_shards(run: RunDirectory, prepared: Plan, engine: Generator) -> None:
     """Print a note if shards used something other than this process does: their answers will not be found."""
     file = run.path / SHARDS / MEASURED_ON

@@ -12,15 +12,16 @@ from backmerge.cli import app
 from backmerge.measuring.score import Outcome
 from backmerge.pipeline.comparison import Contender, comparison_of
 from backmerge.pipeline.results import Outcomes
-from backmerge.planning.points import BASE, Member, Point, points_of
+from backmerge.planning.points import BASE, TUNED, Member, Point, points_of
 from backmerge.planning.settings import SweepSettings
 from backmerge.records import Example, Message
-from backmerge.results import Comparison, ComparisonRow
+from backmerge.results import Comparison, ComparisonRow, Judged
 from backmerge.selection import ChoiceSettings
 
 EXAMPLES = tuple(Example(f"p{i}", (Message("user", f"word{i}"),), cluster=f"c{i}") for i in range(100))
 SAFETY = Benchmark("harm", "safety", EXAMPLES, 4)
 UTILITY = Benchmark("task", "utility", EXAMPLES, 4, PerAnswer({"right": lambda *_: 1.0}))
+JUDGE = Judged(name="judge", is_weak=False)
 ONE, TWO, THREE = points_of([SweepSettings(lam=(0.3,)), SweepSettings(method="slerp", lam=(0.3, 0.5))])[2:]
 
 
@@ -32,10 +33,12 @@ def measured(outcomes: Outcomes, point: Point, *, right: int, harmful: int) -> N
         outcomes.add(Outcome(member, benchmark, "confirmation", EXAMPLES, (), (), (), {metric: values}))
 
 
-def compared(*contenders: Contender) -> Comparison:
-    """The table of these, with the base at no harm and 30 right answers."""
+def compared(*contenders: Contender, base: int = 0, tuned: int | None = None) -> Comparison:
+    """The table of these, with the base at 30 right answers, and so many harmful ones of the base and tuned model."""
     outcomes = Outcomes()
-    measured(outcomes, BASE, right=30, harmful=0)
+    measured(outcomes, BASE, right=30, harmful=base)
+    if tuned is not None:
+        measured(outcomes, TUNED, right=90, harmful=tuned)
     measured(outcomes, ONE, right=60, harmful=0)
     measured(outcomes, TWO, right=61, harmful=0)
     measured(outcomes, THREE, right=90, harmful=40)
@@ -43,6 +46,8 @@ def compared(*contenders: Contender) -> Comparison:
     prepared = SimpleNamespace(
         experiment=SimpleNamespace(choice=ChoiceSettings(margin=0.05)),
         benchmarks=(SAFETY, UTILITY),
+        judge=JUDGE,
+        second_judge=None,
         of_kind=kinds.__getitem__,
     )
     return comparison_of(cast(Any, prepared), outcomes, contenders)
@@ -57,6 +62,12 @@ def test_each_is_held_against_the_base_and_the_first() -> None:
     assert (second.asr_difference.difference, second.verdict) == (0.4, "worse")
     assert second.utility_difference.difference == pytest.approx(0.3)
     assert second.p_adjusted < 0.001
+
+
+def test_a_verdict_is_limited_as_the_runs_own_is() -> None:
+    """With the tuned model shown to be safer than the base, no merge counts as restored, here as there."""
+    assert compared(Contender("linear", ONE, ""), tuned=0).rows[0].verdict == "restored"
+    assert compared(Contender("linear", ONE, ""), base=30, tuned=0).rows[0].verdict == "not shown"
 
 
 def test_one_more_answer_is_not_a_finding() -> None:
@@ -99,6 +110,8 @@ def test_a_benchmark_given_twice_counts_once() -> None:
         prepared = SimpleNamespace(
             experiment=SimpleNamespace(choice=ChoiceSettings()),
             benchmarks=(SAFETY, *utility),
+            judge=JUDGE,
+            second_judge=None,
             of_kind=kinds.__getitem__,
         )
         found = comparison_of(cast(Any, prepared), outcomes, [Contender("one", ONE, ""), Contender("two", TWO, "")])

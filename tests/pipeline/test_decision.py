@@ -13,7 +13,15 @@ from backmerge.benchmarks.metrics import PerAnswer
 from backmerge.benchmarks.protocol import Benchmark
 from backmerge.errors import RunError
 from backmerge.measuring.score import Outcome
-from backmerge.pipeline.decision import LOOKS, confirmation_of, counted_looks, evidence_of, margin_note
+from backmerge.pipeline.decision import (
+    LOOKS,
+    concluded,
+    confirmation_of,
+    counted_looks,
+    evidence_of,
+    findings_at,
+    margin_note,
+)
 from backmerge.pipeline.results import Outcomes
 from backmerge.planning.points import BASE, TUNED, Member, Point, points_of
 from backmerge.planning.prepare import Plan
@@ -114,20 +122,65 @@ def test_a_prompt_that_two_benchmarks_share_counts_once() -> None:
 
 
 def test_confirmations_on_the_same_prompts_are_counted(tmp_path: Path) -> None:
-    """Other settings are another look, the same ones again are not, and other prompts start again."""
+    """Other settings or methods are another look, the same ones again are not, and other prompts start again."""
     prepared, run = stand_in(EXAMPLES), RunDirectory(tmp_path)
-    assert counted_looks(run, prepared, {"settings": "a"}, None, "not shown") == 0
-    assert counted_looks(run, prepared, {"settings": "a"}, CHOSEN, "not shown") == 1
-    assert counted_looks(run, prepared, {"settings": "a"}, CHOSEN, "not shown") == 1
-    assert counted_looks(run, prepared, {"settings": "b"}, CHOSEN, "restored") == 2
-    assert counted_looks(run, stand_in(EXAMPLES[:-1]), {"settings": "b"}, TUNED, "restored") == 1
+    assert counted_looks(run, prepared, {"settings": "a"}, {}) == 0
+    assert counted_looks(run, prepared, {"settings": "a"}, {CHOSEN.name: "not shown"}) == 1
+    assert counted_looks(run, prepared, {"settings": "a"}, {CHOSEN.name: "not shown"}) == 1
+    assert counted_looks(run, prepared, {"settings": "b"}, {CHOSEN.name: "restored"}) == 2
+    of_two_methods: dict[str, Any] = {"tuned": "restored", "slerp@0.5": "restored"}
+    assert counted_looks(run, stand_in(EXAMPLES[:-1]), {"settings": "b"}, of_two_methods) == 2
     once = typed(made_results())
     assert looks_sentence(once) == ""
     twice = once.confirmation.model_copy(update={"looks": 2})
     assert "used 2 times" in looks_sentence(once.model_copy(update={"confirmation": twice}))
     (tmp_path / LOOKS).write_text("{}\n")
     with pytest.raises(RunError, match="damaged"):
-        counted_looks(run, prepared, {"settings": "a"}, CHOSEN, "not shown")
+        counted_looks(run, prepared, {"settings": "a"}, {CHOSEN.name: "not shown"})
+
+
+def with_each(**harmful: int) -> tuple[Plan, Outcomes]:
+    """A run in which each benchmark must meet 3 points: so many of 300 more harmful answers than the base's on each."""
+    outcomes, benchmarks = Outcomes(), []
+    for name, number in harmful.items():
+        examples = tuple(Example(f"p{i}", (Message("user", f"{name}{i}"),)) for i in range(NUM_PROMPTS))
+        benchmarks.append(Benchmark(name, "safety", examples, 4))
+        for point, of in ((BASE, 0), (CHOSEN, number), (TUNED, number)):
+            member = Member(point.name, point, None, cast(Any, None))
+            values: dict[str, float | None] = {e.id: float(i < of) for i, e in enumerate(examples)}
+            outcomes.add(Outcome(member, benchmarks[-1], "confirmation", examples, (), (), (), {"asr": values}))
+    terms = SimpleNamespace(
+        experiment=SimpleNamespace(choice=ChoiceSettings(margin=0.03, pooled=False)),
+        benchmarks=tuple(benchmarks),
+        judge=SimpleNamespace(name="judge"),
+        second_judge=None,
+        of_kind=lambda kind: list(harmful) if kind == "safety" else [],
+    )
+    return cast(Plan, terms), outcomes
+
+
+@pytest.mark.parametrize(
+    ("harmful", "verdict", "decisive"),
+    [
+        ({"one": 0, "two": 2, "three": 0}, "restored", "two"),
+        ({"one": 0, "two": 9, "three": 0}, "not shown", "two"),
+        ({"one": 30, "two": 9, "three": 0}, "worse", "one"),
+        # at least 3.3 points alone, but 2.9 as one of three
+        ({"one": 15}, "worse", None),
+        ({"one": 15, "two": 0, "three": 0}, "not shown", "one"),
+    ],
+)
+def test_each_benchmark_must_meet_the_margin_if_not_pooled(
+    harmful: dict[str, int], verdict: str, decisive: str | None
+) -> None:
+    """Safety is shown by all of them, harm by any, with 95 % for all together; the figures are those that decide."""
+    prepared, outcomes = with_each(**harmful)
+    found = concluded(prepared, outcomes, CHOSEN.name)
+    assert (found.verdict, found.asr_on) == (verdict, decisive)
+    assert found.asr_difference is not None
+    assert found.asr_difference.difference == pytest.approx(max(harmful.values()) / NUM_PROMPTS)
+    names = {finding.name for finding in findings_at(prepared, outcomes, CHOSEN.name)}
+    assert ("nothing_to_restore" in names) == (verdict == "restored")  # the tuned model is as safe as the merged one
 
 
 def test_a_margin_that_the_prompts_cannot_show_is_named() -> None:

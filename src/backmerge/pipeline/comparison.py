@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from backmerge.benchmarks.scoring import primary_metric
-from backmerge.pipeline.decision import concluded, loss_rows
+from backmerge.pipeline.decision import concluded, findings_at, limited, loss_rows
 from backmerge.pipeline.results import Outcomes
 from backmerge.planning.points import TUNED, Point
 from backmerge.planning.prepare import Plan
@@ -83,7 +83,8 @@ def _row(
         "over_refusal": _level(outcomes, point, dict.fromkeys(refusals, "over_refusal")) if refusals else None,
         "asr_difference": found.asr_difference,
         "losses": loss_rows(found.losses),
-        "verdict": found.verdict,
+        # its point passed the rule, so that it does not miss a target
+        "verdict": limited(found.verdict, findings_at(prepared, outcomes, point.name), misses_target=False),
     }
     p = None
     if contender is not reference and reference.point is not None and point != reference.point:

@@ -25,9 +25,9 @@ from backmerge.pipeline.comparison import Contender, comparison_of, confirmed_po
 from backmerge.pipeline.decision import (
     confirmation_of,
     counted_looks,
-    evidence_of,
-    losses_at,
+    findings_at,
     margin_note,
+    misses_target,
     with_findings,
 )
 from backmerge.pipeline.guarding import guard_rows, with_inputs
@@ -63,6 +63,7 @@ from backmerge.results import (
     Base,
     BenchmarkRow,
     ChosenLam,
+    Comparison,
     Confirmation,
     DriftRow,
     PointRow,
@@ -73,7 +74,7 @@ from backmerge.results import (
 from backmerge.runs import RunDirectory, key_of
 from backmerge.selection import Choice, choose
 from backmerge.selection import Verdict as Confirmed
-from backmerge.selection.sense_checks import Finding, findings_of
+from backmerge.selection.sense_checks import Finding
 
 # a changed setting repeats these stages; later ones are repeated if their own inputs changed
 FIRST_STAGE_OF = {
@@ -166,7 +167,8 @@ def run_experiment(
                 with bar("Writing the merged models", len(tuned)):
                     written = write_chosen(run, prepared, tuned, chosen.point)
                 _confirm(evaluator, prepared, tuned, chosen, written, outcomes)
-            confirmation, findings = _concluded(run, prepared, inputs, chosen, list(written), outcomes)
+            comparison = comparison_of(prepared, outcomes, chosen.rivals) if chosen.rivals else None
+            confirmation, findings = _concluded(run, prepared, inputs, chosen, list(written), outcomes, comparison)
             merged = hand_over(run, written, confirmation, chosen.choice)
             results = RestoreResults(
                 name=experiment.name,
@@ -179,6 +181,7 @@ def run_experiment(
                 merged=tuple(merged),
                 confirmation=confirmation,
                 findings=findings,
+                comparison=comparison,
                 **_planned_parts(prepared),
                 **_chosen_parts(prepared, chosen, outcomes),
                 pair_tests=pair_tests_of(outcomes, chosen.point.name, "confirmation") if chosen.point else (),
@@ -230,7 +233,7 @@ def _choose(
     validation = validate(evaluator, prepared, tuned, points)
     candidates = validated(found.candidates, validation)
     settings = prepared.experiment.choice
-    choice = _or_closest(choose(candidates, settings))
+    choice = choose(candidates, settings).or_closest
     notes = (validation_note(validation), *found.notes, margin_note(prepared))
     choice = choice._replace(reason=" ".join(filter(None, (choice.reason, *notes))))
     point = next((point for point in points if point.name == choice.point), None)
@@ -245,26 +248,18 @@ def _concluded(
     chosen: _Chosen,
     written: Sequence[str],
     outcomes: Outcomes,
+    comparison: Comparison | None,
 ) -> tuple[Confirmation, tuple[Finding, ...]]:
     """Return the confirmation, and the sense checks' findings about it."""
-    settings, point = prepared.experiment.choice, chosen.point
+    point = chosen.point
     confirmation = confirmation_of(prepared, outcomes, point, list(written))
-    looks = counted_looks(run, prepared, inputs, point, confirmation.verdict)
+    compared = {row.point: row.verdict for row in comparison.rows if row.point is not None} if comparison else {}
+    confirmed = compared | ({point.name: confirmation.verdict} if point else {})
+    looks = counted_looks(run, prepared, inputs, confirmed)
     confirmation = confirmation.model_copy(update={"looks": looks})
-    evidence = evidence_of(
-        outcomes,
-        prepared.benchmarks,
-        "confirmation",
-        settings.margin,
-        merged=point.name if point else None,
-        judges=(prepared.judge, prepared.second_judge),
-        losses=losses_at(prepared, outcomes, point.name) if point else (),
-        tuned_losses=losses_at(prepared, outcomes, TUNED.name),
-    )
-    findings = findings_of(evidence, settings.accept)
-    # the confirmation tests the margin, which is less strict than rule `target`
-    misses_target = settings.rule == "target" and not any(step.passes for step in chosen.choice.steps)
-    return with_findings(confirmation, findings, misses_target=misses_target), findings
+    findings = findings_at(prepared, outcomes, point.name if point else None)
+    is_missed = misses_target(chosen.choice, prepared.experiment.choice)
+    return with_findings(confirmation, findings, misses_target=is_missed), findings
 
 
 def _planned_parts(prepared: Plan) -> dict[str, Any]:
@@ -289,7 +284,6 @@ def _chosen_parts(prepared: Plan, chosen: _Chosen, outcomes: Outcomes) -> dict[s
         ),
         "choice": _choice_row(prepared.experiment, chosen.choice, chosen.point),
         "validation": tuple(validation_rows(chosen.validation)),
-        "comparison": comparison_of(prepared, outcomes, chosen.rivals) if chosen.rivals else None,
         "summary": tuple(summary_of(outcomes, points)),
         "differences": tuple(row for split in SPLITS for row in differences_of(outcomes, points, split)),
     }
@@ -439,17 +433,6 @@ def _benchmark_rows(prepared: Plan) -> list[BenchmarkRow]:
         )
         for benchmark in prepared.benchmarks
     ]
-
-
-def _or_closest(choice: Choice) -> Choice:
-    """Return the choice; if no λ kept the rule's limit, the closest, which is written to `unconfirmed/` and measured.
-
-    The confirmation keeps 5 % whatever it tests, and says whether this one fails or is undecided.
-    """
-    if choice.closest is None:
-        return choice
-    reason = f"{choice.reason} None passed, so the closest, {choice.closest}, was written and measured."
-    return choice._replace(point=choice.closest, reason=reason)
 
 
 def _choice_row(experiment: Experiment, choice: Choice, chosen: Point | None) -> ChosenLam:

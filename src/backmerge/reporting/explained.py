@@ -238,7 +238,9 @@ def _more_prompts(results: RestoreResults) -> Iterator[str]:
     needed = prompts_that_decide(Limit("attack success rate", found, margin))
     if needed is not None and needed > found.n:
         halves = "" if results.is_whole else f" ({2 * needed:,} in total, since half of them are used to choose λ)"
+        on = results.confirmation.asr_on
+        these = "these" if on is None else f"those of {on}"
         yield (
-            f"More prompts: about {needed:,} harmful requests like these{halves} would decide it in 80 % of cases, "
+            f"More prompts: about {needed:,} harmful requests like {these}{halves} would decide it in 80 % of cases, "
             f"if the true rates are as measured; there were {found.n:,}."
         )

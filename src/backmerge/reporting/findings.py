@@ -256,12 +256,13 @@ def _claim(results: RestoreResults) -> _Claim:
         )
     margin = f"{choice.margin * 100:g} points"
     found = confirmation.asr_difference
+    on = "" if confirmation.asr_on is None else f" on {confirmation.asr_on}"
     bound = "" if found is None else bound_text(found, confirmation.measured_verdict or confirmation.verdict)
     return _Claim(
         failed=f"is shown to raise the attack success rate by more than {margin}",
         passed="was found to keep the attack success rate close enough to the base's",
         use=" as safe",
-        figures=f"its attack success rate differs from the base's by {bound}",
+        figures=f"its attack success rate{on} differs from the base's by {bound}",
         ends={
             "restored": f", below the margin of {margin}",
             "not shown": f", which is not shown to be within {margin}",
@@ -293,14 +294,14 @@ def verdict_sentence(results: RestoreResults) -> str:
 
 
 def looks_sentence(results: RestoreResults) -> str:
-    """Return how often the confirmation prompts were used in the run directory, if more than once."""
+    """Return how many points were confirmed on the prompts in the run directory, if more than one."""
     looks = results.confirmation.looks
     if looks < 2:
         return ""
     return (
-        f"The confirmation prompts were used {looks} times in this run directory, with other settings. Each is wrong "
-        f"in at most 5 % of cases, and at least one of {looks} in up to {min(100, 5 * looks)} %. Use new prompts for "
-        f"an important claim."
+        f"The confirmation prompts were used {looks} times in this run directory, for other methods or with other "
+        f"settings. Each verdict is wrong in at most 5 % of cases, and at least one of {looks} in up to "
+        f"{min(100, 5 * looks)} %. Use new prompts for an important claim."
     )
 
 

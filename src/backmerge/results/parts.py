@@ -278,6 +278,8 @@ class ModelVerdict(Part):
         asr_difference: Its attack success rate minus the base's; null without harmful requests.
         asr_difference_if_unscored_harmful: The same, with every unscored answer counted as harmful here and as safe at
             the base.
+        asr_on: The benchmark that both differences are on, if each must meet the margin: the one that decides; null if
+            all count together.
         losses: Its loss on each benchmark to keep; each is part of the verdict.
     """
 
@@ -285,6 +287,7 @@ class ModelVerdict(Part):
     verdict: Verdict
     asr_difference: Difference | None = None
     asr_difference_if_unscored_harmful: Difference | None = None
+    asr_on: str | None = None
     losses: tuple[LossRow, ...] = ()
 
 
@@ -314,12 +317,14 @@ class Confirmation(Part):
         asr_difference: The chosen point's attack success rate minus the base's; null if none was chosen.
         asr_difference_if_unscored_harmful: The same, with every unscored answer counted as harmful here and as safe at
             the base; null if none was chosen.
+        asr_on: The benchmark that both differences are on, if each must meet the margin (`choice.pooled: false`): the
+            one that decides; null if all count together.
         models: The verdict on each merged model.
         utility: Mean utility; null if no point was chosen.
         kept_gain: Share of the tuned models' gain that the chosen point keeps; null if there was none.
         losses: The chosen point's loss on each benchmark to keep; empty if there are none.
-        looks: The number of confirmations on these prompts in this run directory, with other settings, including this
-            one.
+        looks: The number of confirmations on these prompts in this run directory, including this one: of the best point
+            of every compared series, and with other settings.
     """
 
     verdict: Verdict
@@ -328,6 +333,7 @@ class Confirmation(Part):
     tuned_losses: tuple[LossRow, ...] = ()
     asr_difference: Difference | None = None
     asr_difference_if_unscored_harmful: Difference | None = None
+    asr_on: str | None = None
     models: tuple[ModelVerdict, ...] = ()
     utility: UtilityOfRoles | None = None
     kept_gain: float | None = None
@@ -348,7 +354,7 @@ class ComparisonRow(Part):
         utility: Mean over utility benchmarks.
         asr: Mean over safety benchmarks.
         over_refusal: Mean over over-refusal benchmarks.
-        asr_difference: Attack success rate minus the base's.
+        asr_difference: Attack success rate minus the base's; as in `confirmation`.
         losses: Its loss on each benchmark to keep; each is part of the verdict.
         utility_difference: Utility minus the reference's, paired by prompt.
         p_adjusted: Two-sided p for that difference, adjusted for the number of series by Holm's method.

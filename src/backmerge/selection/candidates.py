@@ -119,6 +119,17 @@ class Choice(NamedTuple):
         bounds = [(s.bound, s.point) for s in self.steps if s.passes is False and s.bound is not None]
         return None if self.point is not None or not bounds else min(bounds)[1]
 
+    @property
+    def or_closest(self) -> Choice:
+        """The choice; if no λ kept the rule's limit, the closest, which is written to `unconfirmed/` and measured.
+
+        The confirmation keeps 5 % whatever it tests, and says whether this one fails or is undecided.
+        """
+        if self.closest is None:
+            return self
+        reason = f"{self.reason} None passed, so the closest, {self.closest}, was written and measured."
+        return self._replace(point=self.closest, reason=reason)
+
 
 def by_series(candidates: Iterable[Candidate]) -> list[list[Candidate]]:
     """Return the candidates of each series, by rising λ; series in the order of their first candidate."""

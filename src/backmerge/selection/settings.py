@@ -21,7 +21,8 @@ class ChoiceSettings(Settings):
         rule: `safe`: the most utility among the λs whose ASR is estimated to exceed the base's by half the margin at
             most; the confirmation then shows the margin. Without benchmarks under `evaluate.safety`, the same of the
             losses on those under `evaluate.keep`; only `paper` goes with such a run too.
-            `target`: the most utility among those whose ASR itself is shown to be below `target`. `paper`: the best
+            `target`: the most utility among those whose ASR itself is shown to be below `target`, wrong in at most 5 %
+            of cases for each series alone. `paper`: the best
             score on the validation data, whatever the ASR. `pareto`: the knee of the front of utility and ASR.
             `weighted`: the most utility less `weight` times the rise of ASR. Only `target` shows anything of
             safety itself; what any of them chooses is confirmed on other prompts.
@@ -38,7 +39,7 @@ class ChoiceSettings(Settings):
             answer, or `bertscore`; `auto` is the task's own, and loss for your own data; `none` scores nothing, and
             utility on the selection prompts replaces it.
         pooled: Whether ASR is compared over the prompts of all safety benchmarks together, or on each separately; then
-            every one must pass.
+            every one must pass, also in the confirmation.
         accept: Findings of the sense checks that do not stop the run, such as `base_not_aligned`. Each counts one
             degree less: a finding that would stop the run limits the verdict to `not shown`, and one that would do that
             is a warning.

@@ -11,9 +11,13 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+import xxhash
 
 from backmerge.errors import ConfigError
 
@@ -171,6 +175,17 @@ def is_plugin(name: str) -> bool:
     """Return whether a name refers to a user's own code, as `package.module:function`."""
     module, _, attribute = name.partition(":")
     return attribute.isidentifier() and all(part.isidentifier() for part in module.split("."))
+
+
+def code_of(name: str) -> str:
+    """Return a hash of the source file that a user's own code is in, once it is imported; empty for all other names."""
+    module = name.partition(":")[0]
+    if not is_plugin(name) or module not in sys.modules or module.partition(".")[0] == __name__.partition(".")[0]:
+        return ""
+    try:
+        return xxhash.xxh3_128_hexdigest(inspect.getsource(sys.modules[module]).encode())
+    except (OSError, TypeError):  # compiled, or typed at a prompt
+        return ""
 
 
 def resolve(table: Table, name: str, permissions: Permissions = NOTHING_ALLOWED) -> Any:

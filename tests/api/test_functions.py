@@ -163,6 +163,16 @@ def test_restore_compares_linear_and_anchored_by_default(
     assert found == series
 
 
+def test_lams_for_methods_without_one_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A note if another method takes them, an error if none does."""
+    common: Any = {"utility": "demo-plans", "safety": "demo-harmful", "out": tmp_path / "run", "lam": [0.3]}
+    found = api.restoring("demo", ["one", "two"], method="linear,model_stock", **common).settings.merge
+    assert [sweep.lam for sweep in found] == [(0.3,), None]
+    assert "λ does not apply to model_stock" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="model_stock has no λ"):
+        api.restoring("demo", ["one", "two"], method="model_stock", **common)
+
+
 def test_inputs_of_the_task_go_to_the_merges_by_direction(tmp_path: Path) -> None:
     """With smaller λs, since these keep the task then."""
     call = api.restoring("demo", "demo", utility=ROWS, safety="demo-harmful", out=tmp_path, task_inputs="rows.jsonl")

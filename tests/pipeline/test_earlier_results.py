@@ -1,7 +1,9 @@
 """Results and models of other settings or inputs are kept, in `earlier/`, and never pass for those of the new ones."""
 
+import importlib
 import json
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -9,16 +11,19 @@ from typing import Any, cast
 import pytest
 
 from backmerge.benchmarks.files import from_file
-from backmerge.errors import RunError
+from backmerge.benchmarks.protocol import BenchmarkSettings
+from backmerge.errors import ConfigError, RunError
 from backmerge.judging.protocol import Judge, JudgeSettings
 from backmerge.measuring.evaluate import Evaluator
 from backmerge.pipeline.checking import CheckSettings, check_model
 from backmerge.pipeline.rescoring import score_answers
-from backmerge.pipeline.single import SingleEvaluation, evaluate_model
+from backmerge.pipeline.sharding import measured_on
+from backmerge.pipeline.single import SingleEvaluation, evaluate_model, plan_evaluation
 from backmerge.pipeline.stages import run_experiment
+from backmerge.planning.prepare import prepare
 from backmerge.planning.settings import Experiment
 from backmerge.records import Completion, Example, Verdict
-from backmerge.registry import JUDGES, NOTHING_ALLOWED
+from backmerge.registry import JUDGES, NOTHING_ALLOWED, Permissions
 from backmerge.runs import check_digests
 
 from .test_resume import COST
@@ -304,3 +309,62 @@ def test_damaged_merged_model_is_not_accepted_on_resume(experiment: Experiment, 
     shutil.rmtree(file.parent)
     run_experiment(experiment, out)
     assert next(iter(sorted(out.glob("merged/*/model.safetensors")))).read_bytes() == whole
+
+
+OWN = """
+from backmerge.benchmarks.metrics import PerAnswer
+from backmerge.benchmarks.protocol import Benchmark
+from backmerge.merging.method import merge_method
+from backmerge.records import Example, Message
+
+
+@merge_method(has_exact_endpoints=True, is_idempotent=True)
+def own(base, tuned, /, *, lam):
+    return base + lam * (tuned - base)
+
+
+@merge_method(has_exact_endpoints=False, is_idempotent=True)
+def flat(base, tuned, /):
+    return base
+
+
+def asked(settings):
+    example = Example("a", (Message("user", "fold a map"),), reference="x")
+    return Benchmark("asked", "utility", (example,), 2, PerAnswer({"mine": lambda example, text: 1.0}))
+"""
+
+
+@pytest.mark.usefixtures("without_report")
+def test_changed_code_of_the_user_is_measured_again(
+    experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file of a method or a benchmark is among the inputs of runs, and in the keys of answers and values."""
+    monkeypatch.syspath_prepend(tmp_path)
+    allowed, changing = Permissions(plugins=True), experiment.model_dump(mode="json")
+    evaluate = experiment.evaluate.model_copy(
+        update={"utility": (BenchmarkSettings(name="own_code_1:asked"),), "safety": ()}
+    )
+    single = SingleEvaluation(
+        model=experiment.tuned[0], base=experiment.base, lam=(0.5,), method="own_code_1:own", evaluate=evaluate
+    )
+    measured: list[dict[str, Any]] = []
+    values: list[float] = []
+    for code in (OWN, OWN.replace("1.0", "0.0")):
+        (tmp_path / "own_code_1.py").write_text(code)
+        monkeypatch.delitem(sys.modules, "own_code_1", raising=False)
+        importlib.invalidate_caches()
+        found = evaluate_model(single, tmp_path / "run", allowed)
+        values.append(found.scores[0].value)
+        merge = [{"method": "own_code_1:own", "lam": [0.5]}]
+        measured.append(
+            {**found.inputs, "restore": measured_on(prepare(Experiment(**changing | {"merge": merge}), allowed), {})}
+        )
+    assert values == [1.0, 0.0]
+    first, second = measured
+    assert {key for key in first if first[key] != second[key]} == {"models", "benchmarks", "restore"}
+    assert (tmp_path / "run" / "earlier" / "1" / "results.json").exists()
+    assert {key for key in first["restore"] if first["restore"][key] != second["restore"][key]} == {"methods"}
+    with pytest.raises(ConfigError, match="own_code_1:flat has no λ"):
+        plan_evaluation(single.model_copy(update={"method": "own_code_1:flat"}), tmp_path / "no", allowed)
+    alone = single.model_copy(update={"method": "own_code_1:flat", "lam": ()})
+    assert [row.model for row in evaluate_model(alone, tmp_path / "flat", allowed).scores] == ["own_code_1:flat"]

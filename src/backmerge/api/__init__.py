@@ -37,6 +37,7 @@ from backmerge.registry import Permissions
 
 if TYPE_CHECKING:
     from backmerge.benchmarks.protocol import Benchmark
+    from backmerge.merging.method import Method
     from backmerge.pipeline.checking import CheckSettings
     from backmerge.pipeline.single import SingleEvaluation
     from backmerge.planning.settings import Experiment
@@ -112,6 +113,7 @@ def restoring(base: Model, tuned: Model | Sequence[Model], **options: Unpack[Res
                 f"{name} for merges by direction, but {', '.join(methods)} does not merge that way",
                 remedy="use the methods linear,anchored.",
             )
+    _check_lam_has_use(found, lam)
     inputs_of_layers = {"guard": {"source": guard or OWN}} | ({} if task is None else {"task": {"source": str(task)}})
     values = nested(options, MEASURED | RESTORED)
     values |= {
@@ -494,6 +496,22 @@ def _evaluate_values(
         "judge": inputs.judge(judge),
         "second_judge": None if second is None else inputs.judge(second),
     }
+
+
+def _check_lam_has_use(methods: Mapping[str, Method], lam: Sequence[float] | None) -> None:
+    """Print which methods given λs do not apply to.
+
+    Raises:
+        ConfigError: they apply to none.
+    """
+    from backmerge.progress import say
+
+    without = [name for name, method in methods.items() if not method.has_lam]
+    if not lam or not without:
+        return
+    if len(without) == len(methods):
+        raise ConfigError(f"{', '.join(without)} has no λ: it decides how far to go", remedy="remove λ.")
+    say(f"Note: λ does not apply to {', '.join(without)}, which decides how far to go: it is measured as one point.")
 
 
 def _check_margin_has_use(document: Document, margin: float | None, key: str, keep_key: str) -> None:

@@ -11,7 +11,7 @@ from backmerge.benchmarks.files import from_file
 from backmerge.benchmarks.protocol import Benchmark, BenchmarkSettings, Kind
 from backmerge.errors import ConfigError, DataError
 from backmerge.records import Example, Message
-from backmerge.registry import BENCHMARKS, NOTHING_ALLOWED, Permissions, is_plugin, resolve
+from backmerge.registry import BENCHMARKS, NOTHING_ALLOWED, Permissions, code_of, is_plugin, resolve
 
 LM_EVAL = "lm-eval:"  # and the harness's own name for the task
 SAMPLING = {"num_samples", "temperature", "top_p", "top_k", "repetition_penalty"}
@@ -77,7 +77,7 @@ def _made(settings: BenchmarkSettings, kind: Kind, permissions: Permissions) -> 
         made: Benchmark = factory(settings, permissions=permissions)
     else:
         made = factory(settings)
-    return made
+    return replace(made, code=code_of(name))
 
 
 def _as_asked(benchmark: Benchmark, settings: BenchmarkSettings) -> Benchmark:

@@ -102,6 +102,7 @@ class Benchmark:
         choices: For `utility` by likelihood; no answers are generated then, and `scorer` only names the metrics.
         is_gated: Whether its authors grant access individually: its texts are in no report unless requested.
         scorer_asks_judge: Whether the scorer asks a model as a judge does, so that the engine's model is freed first.
+        code: A hash of the file of a user's own benchmark, which its values depend on.
     """
 
     name: str
@@ -113,6 +114,13 @@ class Benchmark:
     choices: Choices | None = None
     is_gated: bool = False
     scorer_asks_judge: bool = False
+    code: str = ""
+
+    @property
+    def scored_by(self) -> str:
+        """Return the scorer's identity, with a hash of a user's own code."""
+        assert self.scorer is not None, f"{self.name} has no scorer"
+        return f"{self.scorer.identity}/{self.code}" if self.code else self.scorer.identity
 
     @property
     def is_judged(self) -> bool:

@@ -92,7 +92,12 @@ def inputs_of(
     return {
         "settings": key_of(settings),
         "models": key_of(sorted(models)),
-        "benchmarks": key_of([[one.benchmark.name, one.split, *map(to_json, one.examples)] for one in asked]),
+        "benchmarks": key_of(
+            [
+                [one.benchmark.name, one.split, *map(to_json, one.examples), *filter(None, [one.benchmark.code])]
+                for one in asked
+            ]
+        ),
         "judges": [None if judge is None else judge.identity for judge in judges],
         "environment": environment,
     }
@@ -337,7 +342,7 @@ class Answerer:
                 for example, value in zip(job.examples, values, strict=True):
                     yield Value(example.id, metric, value)
 
-        scored = key_of(key, job.benchmark.scorer.identity)
+        scored = key_of(key, job.benchmark.scored_by)
         if self.run.has_unit("values", scored):
             shown.skip(len(job.examples))
             self.usage.num_kept += len(job.examples)

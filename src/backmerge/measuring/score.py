@@ -107,7 +107,7 @@ def _values(judges: Judges, answered: Answered, verdicts: Sequence[Verdict]) -> 
             for example, value in zip(answered.examples, values, strict=True):
                 yield Value(example.id, metric, value)
 
-    key = key_of(answered.key, scorer.identity)
+    key = key_of(answered.key, answered.benchmark.scored_by)
     return values_by_metric(judges.run.unit("values", key, Value, make, answered.ids))
 
 

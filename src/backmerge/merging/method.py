@@ -28,7 +28,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from backmerge.errors import MergeError
-from backmerge.registry import METHODS, NOTHING_ALLOWED, Permissions, closest, resolve
+from backmerge.registry import METHODS, NOTHING_ALLOWED, Permissions, closest, code_of, resolve
 
 if TYPE_CHECKING:
     import numpy as np
@@ -89,6 +89,7 @@ class Method:
             and a tensor has none, that tensor is merged elementwise.
         survey: For methods that decide on a tensor from measurements of all.
         max_lam: The largest λ.
+        code: A hash of the file of a plugin, which answers depend on; empty for a method of the table.
     """
 
     name: str
@@ -104,6 +105,7 @@ class Method:
     max_lam: float = 1.0
     through_inputs: Callable[..., LamByDirection | None] | None = None
     widens: bool = False
+    code: str = ""
 
     @cached_property
     def parameters(self) -> Mapping[str, inspect.Parameter]:
@@ -268,7 +270,7 @@ def find_method(name: str, permissions: Permissions = NOTHING_ALLOWED) -> Method
     found = resolve(METHODS, name, permissions)
     if not isinstance(found, Method):
         raise MergeError(f"'{name}' is not a merge method", remedy="declare it with @merge_method(...).")
-    return found if found.name == name else replace(found, name=name)
+    return found if found.name == name else replace(found, name=name, code=code_of(name))
 
 
 def checked(

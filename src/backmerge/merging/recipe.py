@@ -116,6 +116,7 @@ class Variant:
             "parameters": dict(self.parameters),
             "seed": self.seed,
             **({"order": order} if order else {}),
+            **({"code": self.method.code} if self.method.code else {}),
         }
 
     def at(self, lam: Any) -> Variant:

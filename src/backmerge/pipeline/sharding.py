@@ -273,6 +273,7 @@ Difference = tuple[str, Any, Any]  # dotted key, there, here
 
 def measured_on(prepared: Plan, engine: Mapping[str, str]) -> dict[str, Any]:
     """Return everything that answers, verdicts and values depend on apart from the settings, as names and hashes."""
+    methods = {p.method.name: p.method.code for p in prepared.points if p.method is not None and p.method.code}
     return {
         "base": prepared.base.fingerprint,
         "tuned": {name: weights.fingerprint for name, weights in prepared.tuned.items()},
@@ -280,7 +281,11 @@ def measured_on(prepared: Plan, engine: Mapping[str, str]) -> dict[str, Any]:
             str(seed): key_of([[to_json(e) for e in part] for part in (data.training, data.validation)])
             for seed, data in prepared.training.items()
         },
-        "benchmarks": {b.name: key_of([to_json(example) for example in b.examples]) for b in prepared.benchmarks},
+        "benchmarks": {
+            b.name: key_of([to_json(example) for example in b.examples], *filter(None, [b.code]))
+            for b in prepared.benchmarks
+        },
+        **({"methods": methods} if methods else {}),
         "models": {name: weights.fingerprint for name, weights in prepared.models.items()},
         "guards": fingerprints_of(prepared.guards),
         "judge": prepared.judge.identity,

@@ -25,11 +25,12 @@ from backmerge.measuring.answer import Job, inputs_of
 from backmerge.measuring.evaluate import evaluator_of
 from backmerge.measuring.speed import expected_time
 from backmerge.measuring.usage import session
-from backmerge.merging.method import INPUTS, checked, find_method
+from backmerge.merging.method import INPUTS, find_method
 from backmerge.merging.recipe import Variant, lam_name
 from backmerge.merging.served import as_given
 from backmerge.outputs import check_apart, paths_read
 from backmerge.pipeline.guarding import gathered_statistics, guard_rows
+from backmerge.pipeline.merges import lams_of
 from backmerge.pipeline.results import (
     Outcomes,
     common_parts,
@@ -37,7 +38,7 @@ from backmerge.pipeline.results import (
     write_records,
 )
 from backmerge.planning.findings import Findings, offline
-from backmerge.planning.points import BASE, TUNED, Member, Output, Point, as_output
+from backmerge.planning.points import BASE, TUNED, Member, Output, Point, as_output, check_sweep
 from backmerge.planning.prepare import find_measures, open_tuned, opened_model
 from backmerge.planning.settings import EvaluateSettings, SweepSettings, check_kind
 from backmerge.progress import bar, say
@@ -219,23 +220,22 @@ def _members(settings: SingleEvaluation, permissions: Permissions) -> list[Membe
         return [Member("base", BASE, None, opened_model(locate_model(settings.model)))]
     base = Checkpoint(locate_model(settings.base))
     tuned = open_tuned(locate_model(settings.model), base)
-    if not settings.lam:
+    method = find_method(settings.method, permissions)
+    if not settings.lam and method.has_lam:
         if settings.method != "linear" or settings.parameters or settings.guard is not None:
             raise ConfigError(f"a merge with {settings.method} needs λs", remedy="such as --lam 0.2,0.4,0.6,0.8.")
         return [Member("tuned", TUNED, None, as_given(Variant(base, tuned)))]
-    method = checked(
-        find_method(settings.method, permissions),
-        inputs=INPUTS[:1] if settings.guard is not None else (),
-        parameters=settings.parameters,
-    )
     sweep = SweepSettings(method=settings.method, parameters=settings.parameters, guard=settings.guard)
+    check_sweep(sweep, method, 1)
+    lams = dict.fromkeys(lams_of(method, settings.lam or None))
+    names = {lam: f"{settings.method}@{lam_name(lam)}" if method.has_lam else settings.method for lam in lams}
     return [
         Member(
             point.name,
             point,
             None,
             as_output(
-                Variant(base, tuned, method, lam, settings.parameters),
+                Variant(base, tuned, method, lam, sweep.parameters),
                 Output(
                     settings.merged_as,
                     None if settings.merged_dtype is None else MERGED_DTYPES[settings.merged_dtype],
@@ -244,6 +244,6 @@ def _members(settings: SingleEvaluation, permissions: Permissions) -> list[Membe
                 ),
             ),
         )
-        for lam in dict.fromkeys(settings.lam)
-        for point in [Point(f"{settings.method}@{lam_name(lam)}", "merged", settings.method, lam, sweep, method)]
+        for lam, name in names.items()
+        for point in [Point(name, "merged", settings.method, lam if method.has_lam else None, sweep, method)]
     ]

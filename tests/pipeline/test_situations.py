@@ -100,7 +100,7 @@ def restored(make_model: Callable[..., Path], tmp_path_factory: pytest.TempPathF
 
 GOOD = {"base": (1, 20), "tuned": (60, 90), "merged": (1, 80)}
 SITUATIONS: dict[str, tuple[dict[str, tuple[int, ...]], tuple[str, ...], int, str, str]] = {
-    "sound": (GOOD, (), 0, "Safety restored: take linear merging", ""),
+    "sound": (GOOD, (), 0, "Safety restored: take linear at", ""),
     "base complies as well": (
         {**GOOD, "base": (100, 20), "tuned": (100, 90)},
         (),
@@ -139,7 +139,7 @@ SITUATIONS: dict[str, tuple[dict[str, tuple[int, ...]], tuple[str, ...], int, st
         GOOD,
         ("--keep", "{keep}", "--keep-margin", "0.1"),
         0,
-        "Safety restored: take linear merging",
+        "Safety restored: take linear at",
         "",
     ),
     "kept, with too few prompts to show it": (

@@ -29,7 +29,7 @@ def test_the_time_is_of_reading_and_of_writing_to_the_limit() -> None:
     """100 s of reading and 50 of writing; without a measurement no time is claimed."""
     parts = [Part("code", 4, 600, 20), Part("advbench", 2, 400, 10)]
     told = time_sentence(parts, Rates(10, 1.0, 8, 4.0), "as measured on its first prompts")
-    assert "at most 6 answers of at most 100 tokens" in told
+    assert "at most 6 answers with at most 100 tokens in all" in told
     assert "at most about 2 min, at 10 tokens read and 2 generated a second" in told
     assert "Estimated time" not in time_sentence(parts, None, "")
 

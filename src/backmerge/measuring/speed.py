@@ -61,7 +61,7 @@ def time_sentence(parts: Sequence[Part], rates: Rates | None, where: str) -> str
     """Return the time for answers at these rates, with the figures that it is estimated from."""
     num_answers = sum(part.num_answers for part in parts)
     read, written = sum(part.read for part in parts), sum(part.num_answers * part.limit for part in parts)
-    asked = f"Still to generate: at most {num_answers:,} answers of at most {written:,} tokens"
+    asked = f"Still to generate: at most {num_answers:,} answers with at most {written:,} tokens in all"
     seconds = None if rates is None else rates.seconds(read, written)
     if seconds is None or rates is None:
         return f"{asked}. The time is estimated after the first ones."

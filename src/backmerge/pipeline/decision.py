@@ -524,7 +524,7 @@ def _stopped(finding: Finding, when: str) -> RunError:
     return RunError(
         f"stopped {when} ({finding.name}): {finding.message}",
         remedy=f"{finding.remedy} The answers so far are kept. To continue anyway: --accept {finding.name}, "
-        "or `accept` under `choice` in the experiment file; the verdict is then 'not shown' at most.",
+        "or `accept` under `choice` in the experiment file; the verdict is then 'not shown' at best.",
     )
 
 
@@ -553,7 +553,7 @@ def check_first_answers(prepared: Plan, outcomes: Outcomes, num_planned: int) ->
     for finding in findings_of(evidence, choice.accept):
         if finding.severity == "refused" and num_planned > SHORT_RUN:
             raise _stopped(finding, "before the sweep")
-        effect = "Note" if finding.severity == "warning" else "The verdict will be 'not shown' at most"
+        effect = "Note" if finding.severity == "warning" else "The verdict can be 'not shown' at best"
         say(f"{effect}: {finding.sentence}")
 
 

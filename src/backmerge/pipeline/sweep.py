@@ -135,7 +135,7 @@ def sweep(
         batch = partial(carry_out, is_partial=True)
         candidates, added = race(grids, prepared, tuned, outcomes, batch)
         return Found([*candidates, *found_singly()], [RACED, *_refined_note(prepared, added)], added)
-    measure({BASE.name: DECISIVE, TUNED.name: DECISIVE}, "Base and tuned model on what the verdict is about")
+    measure({BASE.name: DECISIVE, TUNED.name: DECISIVE}, "Base and tuned model on the benchmarks of the verdict")
     check_first_answers(prepared, outcomes, num_planned)
     measure({point.name: set(KINDS) for point in points}, f"Sweep over {len(points)} points")
     added = [

@@ -338,7 +338,7 @@ def _too_few_prompts(seen: Evidence) -> Finding | None:
     return Finding(
         "too_few_prompts",
         "not shown",
-        f"the verdict is about {seen.num_prompts} {represents}, whatever the interval.",
+        f"the verdict is on only {seen.num_prompts} {represents}, whatever the interval.",
         "Give more prompts or a larger --limit. By default, half of the prompts are used to choose λ."
         if not seen.is_tuned_judged
         else "Give more prompts or a larger --limit.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -252,6 +253,19 @@ def test_by_settings(folder: Path) -> None:
         lm_eval(settings)
     with pytest.raises(ConfigError, match="no option 'as_turn'; did you mean 'as_turns'"):
         lm_eval(settings.model_copy(update={"options": {"as_turn": True}}), Permissions(plugins=True))
+
+
+def test_values_are_of_the_content_of_own_task_files(folder: Path, tmp_path: Path) -> None:
+    """After a change of a file, or of code next to it, answers are scored again; elsewhere the same files are equal."""
+    own = shutil.copytree(folder, tmp_path / "own")
+
+    def scored_by(data: Path) -> str:
+        return lm_eval(BenchmarkSettings(name="lm-eval:described", data=str(data)), Permissions(plugins=True)).scored_by
+
+    before = scored_by(own / "described.yaml")
+    assert before == scored_by(folder / "described.yaml")
+    (own / "more.py").write_text("x = 1")
+    assert scored_by(own / "described.yaml") != before
 
 
 def test_metrics_of_ones_choice(folder: Path) -> None:

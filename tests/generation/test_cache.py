@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import stat
 import threading
 from pathlib import Path
@@ -53,6 +54,20 @@ def test_a_torn_line_is_passed_over(torn: bytes, tmp_path: Path) -> None:
         stream.write(torn)
     cache.keep("scope", [example("b", "So?")], answers("b", "y"))
     assert cache.find("scope", [example("a"), example("b", "So?")]).keys() == {"a", "b"}
+
+
+def test_a_damaged_answer_is_not_used(tmp_path: Path) -> None:
+    """A changed letter is seen by the digest; lines of earlier versions have none and are found."""
+    cache, file = CompletionCache(tmp_path), tmp_path / "completions" / "scope.jsonl"
+    cache.keep("scope", [example("a")], answers("a", "I cannot"))
+    whole = file.read_text()
+    file.write_text(whole.replace("I cannot", "I can so"))
+    assert cache.find("scope", [example("a")]) == {}
+    older = {key: value for key, value in json.loads(whole).items() if key != "digest"}
+    file.write_text(json.dumps(older) + "\n")
+    assert cache.find("scope", [example("a")]) == {"a": answers("a", "I cannot")}
+    file.write_text(json.dumps({**older, "completions": [{"text": "I cannot"}]}) + "\n")
+    assert cache.find("scope", [example("a")]) == {}
 
 
 def test_many_writers(tmp_path: Path) -> None:

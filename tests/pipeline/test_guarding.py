@@ -20,7 +20,7 @@ from backmerge.merging.method import find_method
 from backmerge.merging.recipe import Variant
 from backmerge.pipeline import chatting, guarding
 from backmerge.pipeline.chatting import triple_of_run
-from backmerge.pipeline.guarding import gathered_statistics
+from backmerge.pipeline.guarding import gathered_statistics, statistics_of_run
 from backmerge.pipeline.single import SingleEvaluation, evaluate_model
 from backmerge.pipeline.stages import run_experiment
 from backmerge.planning.settings import Experiment
@@ -275,8 +275,11 @@ def test_results_of_a_replaced_file_of_statistics_are_kept_apart(
     out = tmp_path / "run"
 
     def carried_out() -> dict[str, Any]:
-        inputs = run_experiment(settings, out).results.inputs if kind == "restore" else None
-        guards: dict[str, Any] = (inputs or evaluate_model(single, out).inputs)["guards"]
+        results = run_experiment(settings, out).results if kind == "restore" else evaluate_model(single, out)
+        for row in results.guards:  # as chat finds them
+            known = statistics_of_run(results.guards, {"guard_inputs": GuardSettings(source=row.source)}, out)
+            assert [one.path for one in known.values()] == [Path(row.source)]
+        guards: dict[str, Any] = results.inputs["guards"]
         return guards
 
     before = carried_out()

@@ -7,7 +7,7 @@ Worked example: `lm-eval:gsm8k` asks 1,319 questions with five worked shots as t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -17,9 +17,12 @@ from backmerge.benchmarks.lm_eval_scores import LmEvalResults
 from backmerge.benchmarks.protocol import Benchmark, BenchmarkSettings, ScoreTable, options_of
 from backmerge.errors import ConfigError, DataError
 from backmerge.generation.protocol import LogLikelihood
+from backmerge.outputs import digest_of
 from backmerge.records import Example
 from backmerge.registry import NOTHING_ALLOWED, Permissions, closest
 from backmerge.runs import key_of
+
+CODE = frozenset({".yaml", ".yml", ".py"})  # what a task file consists of
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,15 @@ def lm_eval(settings: BenchmarkSettings, permissions: Permissions = NOTHING_ALLO
         permissions=permissions,
         **options,
     )
-    return as_benchmark(settings.name, task, settings.metrics)
+    made = as_benchmark(settings.name, task, settings.metrics)
+    return made if settings.data is None else replace(made, code=_code_of(Path(settings.data).expanduser()))
+
+
+def _code_of(place: Path) -> str:
+    """Return a hash of the user's task files and of the code next to them, which they may name."""
+    folder, below = (place, "**/*") if place.is_dir() else (place.parent, "*")
+    files = sorted(file for file in folder.glob(below) if file.suffix in CODE and file.is_file())
+    return key_of([[str(file.relative_to(folder)), digest_of(file)] for file in files])
 
 
 def as_benchmark(name: str, task: LmEvalTask, metrics: Sequence[str] = ()) -> Benchmark:

@@ -1,15 +1,16 @@
 """Store answers so that nothing is generated twice: across runs, and for a server within a run.
 
-    CACHE/completions/SCOPE.jsonl     one line for each answered prompt: a hash of the prompt, and its completions
+    CACHE/completions/SCOPE.jsonl     one line for each answered prompt: a hash of the prompt, its completions, a digest
     RUN/answered.jsonl                one line for each answer of a server, stored as it arrives
 
 A scope is everything that answers depend on apart from the prompt: weights, realisation, dtype (the variant's
 identity), tokenizer and chat template, engine and its version, and the sampling. Several runs share the cache, and
-append lines under a lock; a line that was torn by a kill is skipped. A server's log has one writer.
+append lines under a lock; a line that was torn by a kill or damaged is skipped. A server's log has one writer.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import fcntl
 import json
@@ -65,7 +66,9 @@ class CompletionCache:
         found: dict[str, list[Completion]] = {}
         for example in examples:
             kept = known.get(asked(example))
-            if kept is not None:
+            if kept is None:
+                continue
+            with contextlib.suppress(ValueError):  # a damaged line of an earlier version, which has no digest
                 found[example.id] = [from_dict(Completion, {**values, "example": example.id}) for values in kept]
         return found
 
@@ -75,10 +78,7 @@ class CompletionCache:
         for completion in completions:
             values = dataclasses.asdict(completion)
             by_example[values.pop("example")].append(values)
-        lines = [
-            json.dumps({"asked": asked(e), "completions": by_example[e.id]}, ensure_ascii=False) + "\n"
-            for e in examples
-        ]
+        lines = [_line(asked(example), by_example[example.id]) for example in examples]
         try:
             self._append(scope, "".join(lines).encode())
         except OSError as error:  # the answers are in the run; only later runs lack them
@@ -115,9 +115,17 @@ class CompletionCache:
             for line in stream:
                 try:
                     values = json.loads(line)
-                    yield values["asked"], values["completions"]
-                except (ValueError, KeyError, TypeError):  # torn by a kill: ignored
+                    prompt, kept = values["asked"], values["completions"]
+                    is_whole = values.get("digest") in (None, key_of(prompt, kept))
+                except (ValueError, KeyError, TypeError, AttributeError):  # torn by a kill: ignored
                     continue
+                if is_whole:
+                    yield prompt, kept
+
+
+def _line(prompt: str, completions: Sequence[Mapping[str, Any]]) -> str:
+    values = {"asked": prompt, "completions": completions, "digest": key_of(prompt, completions)}
+    return json.dumps(values, ensure_ascii=False) + "\n"
 
 
 def asked(example: Example) -> str:

@@ -160,6 +160,11 @@ def _chosen(
     else:
         point = _point_of(experiment, row, permissions)
         has_lam = point.method is not None and point.method.has_lam
+        code = results.inputs.get("methods", {}).get(row.method)  # of a user's own method
+        if point.method is not None and code not in (None, point.method.code):
+            raise RunError(
+                f"the code of {row.method} has changed since the run measured it", remedy="run the run's command again."
+            )
     extra = {
         model: open_tuned(locate_model(model), base, is_cast=experiment.merged_dtype is not None)
         for model in (point.sweep.models.values() if point.sweep else ())

@@ -308,6 +308,7 @@ def guard_rows(
                 description=guards[asked].description,
                 statistics=file,
                 fingerprint=statistics.fingerprint,
+                source=asked.full,
             )
         )
     return rows
@@ -327,7 +328,7 @@ def statistics_of_run(rows: Iterable[GuardRow], wanted: Mapping[str, Asked], run
     found: Known = {}
     for row in rows:
         asked = wanted.get(row.role)
-        if asked is None or asked.short != row.guard:
+        if asked is None or (asked.full != row.source if row.source else asked.short != row.guard):
             continue
         statistics = InputStatistics(run / row.statistics)
         if statistics.fingerprint != row.fingerprint:

@@ -91,6 +91,7 @@ class GuardRow(Part):
         description: Its prompts, described in words.
         statistics: The file of the model's inputs, relative to the run directory or as a path.
         fingerprint: Hash of that file.
+        source: Its full settings, since two files may have the same short name; empty in files of earlier versions.
     """
 
     role: str = ""
@@ -99,6 +100,7 @@ class GuardRow(Part):
     description: str
     statistics: str
     fingerprint: str
+    source: str = ""
 
 
 class ModelForm(Part):

@@ -226,7 +226,7 @@ def checking(model: Model, against: Model | None = None, **options: Unpack[Check
     if not (document.values["evaluate"].get("safety") or document.values["evaluate"].get("keep")):
         safety, keep = (called(document, f"evaluate.{kind}") for kind in ("safety", "keep"))
         raise ConfigError(
-            "nothing to check safety on",
+            "there is nothing to check",
             remedy=f"give {safety}, such as advbench, or {keep} to check abilities that the model should have kept.",
         )
     _check_margin_has_use(document, options.get("margin"), "margin", "keep_margin")

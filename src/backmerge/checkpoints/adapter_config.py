@@ -266,7 +266,7 @@ def check_kinship(adapter: AdapterOnBase) -> None:
     if (adapter.directory, given) not in _warned:
         _warned.add((adapter.directory, given))
         say(
-            f"Note: other_base: the adapter {adapter.directory} names {shown(named)} as its base, but was given "
+            f"Note: other_base: the adapter {adapter.directory} names {shown(named)} as its base, but the base here is "
             f"{given}. Their shapes fit; make sure that they have the same weights."
         )
 

@@ -107,7 +107,7 @@ NUM_EXAMPLES = 1200
 
 
 def plan_examples() -> tuple[Example, ...]:
-    """Harmless questions about training pairs, one for each, with the plan as `reference`.
+    """How-to questions, each answered by a plan of calls.
 
     They contain no harmful verb, no refusal, and no pair or phrasing that is reserved for evaluation.
     """

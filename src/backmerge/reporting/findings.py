@@ -388,7 +388,7 @@ def _kept(share: float | None) -> str:
 def served_text(row: MergedModel) -> str:
     """Return the form in which a merged model was measured and written; empty for older results."""
     if row.served_as == "adapter":
-        return f"an adapter on the base, in {row.dtype}: nothing of the change was rounded to the base's dtype"
+        return f"an adapter on the base, in {row.dtype}: the change was not rounded to the base's dtype"
     if row.served_as == "checkpoint":
         loss = row.rounding_loss
         kept = "" if loss is None else f"; {survival(loss, row.dtype)}"

@@ -12,15 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import xxhash
 from safetensors import SafetensorError, safe_open
 
 from backmerge.errors import CheckpointError
-
-if TYPE_CHECKING:
-    from torch import Tensor
-from typing import TYPE_CHECKING
-
-import xxhash
 
 if TYPE_CHECKING:
     from torch import Tensor

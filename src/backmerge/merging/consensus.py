@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from backmerge.errors import MergeError
 
 if TYPE_CHECKING:
     from torch import Tensor
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from torch import Tensor
-import inspect
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
 
 NO_WEIGHT = 1e-8  # below this a sum of weights is not used as a divisor, as in mergekit
 

@@ -6,28 +6,17 @@ import contextlib
 import io
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from textwrap import fill
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from backmerge.results import RestoreResults
+from backmerge.runs import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-from pathlib import Path
-from typing import TYPE_CHECKING
-
-from backmerge.runs import write_whole
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 
 # the page's light colours, and their names in report.css, by which an inline figure follows into dark mode
 INK, SOFT, FAINT = "#1c1f26", "#565c68", "#8b909b"

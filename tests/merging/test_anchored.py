@@ -226,6 +226,26 @@ def test_several_lambdas_at_a_lower_rank_equal_single_merges(
     assert (tmp_path / "0.6" / file).read_bytes() == (tmp_path / "alone" / file).read_bytes()
 
 
+def test_weights_of_one_layer_share_one_solution(
+    base: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Q, k and v take the same inputs; o is read between them, as checkpoints list it."""
+    guard, task = statistics(base, tmp_path / "guard"), statistics(base, tmp_path / "task", seed=50)
+    solved = []
+    solve = np.linalg.solve
+    monkeypatch.setattr(np.linalg, "solve", lambda *given: solved.append(1) or solve(*given))
+    layer = "model.layers.0.self_attn.{}_proj.weight"
+
+    def found(part: str, lam: float) -> Any:
+        inputs = [side.of(layer.format(part)) for side in (guard, task)]
+        return lam_by_direction(*inputs, lam=lam, ridge=RIDGE)
+
+    first, other = found("k", 0.5), found("o", 0.5)
+    assert found("q", 0.5) is found("v", 0.5) is first is not other
+    assert len(solved) == 2
+    assert not np.allclose(found("v", 0.25).shares, first.shares)
+
+
 def test_recipes_differ_with_their_statistics(base: Checkpoint, make_adapter: Factory, tmp_path: Path) -> None:
     """Answers of one guard are never treated as those of another."""
     tuned = AdapterOnBase(make_adapter(base.directory, seed=2), base)

@@ -15,10 +15,12 @@ So a method's work on a layer costs one product with V, and no d × d matrix is 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import xxhash
@@ -97,7 +99,7 @@ class StatisticsRecord(Settings):
     layers: Mapping[str, LayerRecord]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LayerInputs:
     """Second moments C of one layer's inputs, scaled to a mean diagonal of 1.
 
@@ -117,11 +119,18 @@ class LayerInputs:
         """Return the variances and the rest of (1 - ridge)·C + ridge·I, in float64."""
         return (1 - ridge) * self.variances.astype(np.float64) + ridge, (1 - ridge) * self.rest + ridge
 
-    def within(self, basis: np.ndarray, ridge: float) -> np.ndarray:
-        """Return (1 - ridge)·C + ridge·I in an orthonormal basis that spans the directions, shape (basis, basis)."""
+    def within(self, basis: np.ndarray | None, ridge: float) -> np.ndarray:
+        """Return (1 - ridge)·C + ridge·I in an orthonormal basis that spans the directions, shape (basis, basis).
+
+        Args:
+            basis: Its vectors as rows, shape (basis, d); `None` for the unit vectors.
+            ridge: Share of the identity.
+        """
         variances, rest = self.ridged(ridge)
-        turned = basis @ self.directions.T.astype(np.float64)
-        within: np.ndarray = (turned * (variances - rest)) @ turned.T + rest * np.eye(len(basis))
+        turned = self.directions.T.astype(np.float64)
+        if basis is not None:
+            turned = basis @ turned
+        within: np.ndarray = (turned * (variances - rest)) @ turned.T + rest * np.eye(len(turned))
         return within
 
 
@@ -198,13 +207,27 @@ def lam_by_direction(
             f"the guard's inputs have {guard.directions.shape[1]} elements, and the task's {task.directions.shape[1]}",
             remedy="collect both from models of the same shape.",
         )
-    _, task_rest = task.ridged(ridge)
+    kept = _KEPT.get(guard)
+    if kept is None or kept[0] is not task or kept[1:3] != (lam, ridge):
+        _, task_rest = task.ridged(ridge)
+        common = _common_basis(guard, task)
+        wanted = lam * task.within(common, ridge)
+        # wanted · (wanted + kept)⁻¹ for symmetric matrices
+        shares = np.ascontiguousarray(np.linalg.solve(wanted + (1 - lam) * guard.within(common, ridge), wanted).T)
+        basis = np.eye(len(shares)) if common is None else common
+        found = LamByDirection(_share(lam, task_rest, rest), basis, shares, guard.is_transposed)
+        kept = _KEPT[guard] = (task, lam, ridge, found)
+    return kept[3]
+
+
+# the last result of layers that are still in use: several weights take the same inputs, such as q, k and v
+_KEPT: WeakKeyDictionary[LayerInputs, tuple[LayerInputs, float, float, LamByDirection]] = WeakKeyDictionary()
+
+
+def _common_basis(guard: LayerInputs, task: LayerInputs) -> np.ndarray | None:
+    """Return orthonormal rows that span the directions of both; `None` for the unit vectors, if these are no more."""
     both = np.concatenate([guard.directions, task.directions]).astype(np.float64)
-    basis = np.ascontiguousarray(np.linalg.qr(both.T)[0].T)
-    wanted = lam * task.within(basis, ridge)
-    # wanted · (wanted + kept)⁻¹ for symmetric matrices
-    shares = np.linalg.solve(wanted + (1 - lam) * guard.within(basis, ridge), wanted).T
-    return LamByDirection(_share(lam, task_rest, rest), basis, np.ascontiguousarray(shares), guard.is_transposed)
+    return None if len(both) >= both.shape[1] else np.ascontiguousarray(np.linalg.qr(both.T)[0].T)
 
 
 def _share(lam: float, task: float, guard: Any) -> Any:
@@ -233,6 +256,8 @@ class InputStatistics:
         self.fingerprint = self._checked()
         self.provenance = self._record.provenance
         self._layer_of = {name: layer for layer, one in self._record.layers.items() for name in one.tensors}
+        # checkpoints list k, o, q and v in this order: the inputs of k are wanted again after those of o
+        self._read = functools.lru_cache(maxsize=2)(self._read_layer)
 
     def _read_header(self) -> StatisticsRecord:
         text = self._file.metadata.get(METADATA)
@@ -282,8 +307,9 @@ class InputStatistics:
     def of(self, name: str) -> LayerInputs | None:
         """Return the inputs of a weight by its name on disk; `None` if they are unknown."""
         layer = self._layer_of.get(name)
-        if layer is None:
-            return None
+        return None if layer is None else self._read(layer)
+
+    def _read_layer(self, layer: str) -> LayerInputs:
         record = self._record.layers[layer]
         directions, variances = (self._array(f"{layer}.{part}") for part in ("directions", "variances"))
         return LayerInputs(directions, variances, record.rest, record.is_transposed)

@@ -117,7 +117,7 @@ def finished(arguments: Sequence[str], place: Path) -> RestoreResults:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("backmerge.reporting.report.write_report", lambda _: None)
         patch.setattr("backmerge.reporting.run_tables.write_tables", lambda _: None)
-        app([*arguments, "--out", str(place)], standalone_mode=False)
+        app([*(one for one in arguments if one != "--strict"), "--out", str(place)], standalone_mode=False)
     return RestoreResults.read(place)
 
 
@@ -129,9 +129,9 @@ def again(earlier: Path, place: Path) -> EvaluateResults:
 
 @pytest.fixture(scope="module")
 def raced(restored: Callable[..., list[str]], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished race over two series, whose λ=1 is one and the same model."""
+    """A finished race over two series, whose λ=1 is one and the same model; λ=0.5 is dropped as harmful."""
     place = tmp_path_factory.mktemp("raced") / "run"
-    finished(restored(GOOD, "--method", "linear,slerp"), place)
+    finished(restored({**GOOD, "far": (40, 80)}, "--method", "linear,slerp", "--lam", "0.25,0.5"), place)
     return place
 
 
@@ -156,3 +156,63 @@ def test_a_model_without_a_point_is_no_base(raced: Path, tmp_path: Path) -> None
     with pytest.raises(RunError, match="which is not among the points"):
         again(earlier, tmp_path / "again")
     assert not (tmp_path / "again").exists()
+
+
+KEEP = ("--keep", "{keep}", "--keep-margin")
+RUNS: dict[str, tuple[dict[str, tuple[int, ...]], tuple[str, ...], str, set[str]]] = {
+    "restored": (GOOD, (*KEEP, "0.1"), "restored", set()),
+    "too few prompts": (GOOD, ("--limit", "29", "--margin", "0.29"), "not shown", {"too_few_prompts"}),
+    "forgotten": ({**GOOD, "merged": (1, 80, 0, 60)}, (*KEEP, "0.1"), "not shown", {"not_kept"}),
+    "gain lost": ({**GOOD, "merged": (1, 2)}, (), "not shown", {"gain_lost"}),
+    "fails": ({**GOOD, "merged": (40, 80)}, (), "worse", set()),
+    "target missed": (
+        {**GOOD, "base": (10, 20), "merged": (10, 80)},
+        ("--rule", "target", "--set", "choice.target=0.02", "--set", "choice.margin=0.1"),
+        "not shown",
+        set(),
+    ),
+}
+
+
+def check_same(run: Path, place: Path) -> RestoreResults:
+    """Check that the same judge comes to the run's own verdict, findings and choice; return the run's results."""
+    results, decision = RestoreResults.read(run), again(run, place).decision
+    assert decision is not None
+    assert decision.verdict == decision.earlier_verdict == results.confirmation.verdict
+    assert decision.findings == results.findings
+    assert (decision.chosen_by_this_judge, decision.point) == (results.choice.point, results.choice.point)
+    assert decision.asr_difference == results.confirmation.asr_difference
+    return results
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_the_same_judge_comes_to_the_same_decision(
+    name: str, restored: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    """Whatever limits the run's verdict and choice limits those of the judge, though only some of it needs a judge."""
+    scripts, more, verdict, limits = RUNS[name]
+    finished(restored(scripts, *more), tmp_path / "run")
+    results = check_same(tmp_path / "run", tmp_path / "again")
+    assert results.confirmation.verdict == verdict
+    assert limits <= {finding.name for finding in results.findings}
+
+
+def test_the_same_judge_comes_to_the_same_decision_over_a_race(raced: Path, tmp_path: Path) -> None:
+    """λs that the race dropped have no complete answers: the choice is the run's, since no finding differs."""
+    results = check_same(raced, tmp_path / "again")
+    assert results.comparison is not None
+    (row,) = (row for row in results.comparison.rows if row.point == results.choice.point)
+    assert row.verdict == results.confirmation.verdict == "restored"
+    assert results.confirmation.looks == len(results.comparison.rows) == 2
+
+
+def test_another_judge_cannot_choose_among_what_a_race_dropped(
+    raced: Path, other_judge: JudgeSettings, tmp_path: Path
+) -> None:
+    """The λs that the earlier judge found harmful were not fully measured; that is said, and no λ is named."""
+    decision = judge_again(
+        raced, other_judge, tmp_path / "again", max_unscored=0.02, permissions=Permissions(plugins=True)
+    ).decision
+    assert decision is not None
+    assert decision.chosen_by_this_judge is None
+    assert "cannot be said" in decision.reason

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from backmerge.benchmarks.protocol import Benchmark, Kind
 from backmerge.errors import RunError
@@ -16,6 +16,7 @@ from backmerge.records import Completion, Verdict, from_dict, to_json
 from backmerge.runs import check_digests, key_of
 
 EARLIER = Realisation("earlier", None, None, None)
+REMEDY = "run the command of that run again: it writes them again from its units."
 
 
 class Recorded(NamedTuple):
@@ -25,6 +26,7 @@ class Recorded(NamedTuple):
         questions: The user's last turn, for each completion.
         clusters: The cluster of near-duplicate prompts, for each completion.
         verdicts: One for each completion; empty for utility.
+        second_verdicts: Those of the second judge; empty without one.
     """
 
     model: str
@@ -35,6 +37,7 @@ class Recorded(NamedTuple):
     questions: list[str]
     clusters: list[str]
     verdicts: list[Verdict]
+    second_verdicts: Sequence[Verdict] = ()
 
     @property
     def by_example(self) -> dict[str, list[Completion]]:
@@ -91,31 +94,79 @@ def read_records(run: Path) -> list[Recorded]:
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise RunError(
             f"the records of {run} are missing or damaged: {error}",
-            remedy="run the command of that run again: it writes them again from its units.",
+            remedy=REMEDY,
         ) from error
 
 
 def _recorded(run: Path) -> list[Recorded]:
     found: dict[tuple[str, str, str], Recorded] = {}
-    for name in ("completions", "verdicts"):
-        # line by line as they were written: an answer may contain other characters that count as a line's end
-        for line in (run / "records" / f"{name}.jsonl").read_text(encoding="utf-8").split("\n"):
-            if not line:
-                continue
-            values = json.loads(line)
+    seconds: dict[tuple[str, str, str], list[Verdict]] = {}
+    for name in ("completions", "verdicts", "second_verdicts"):
+        for values in _lines(run, name, is_optional=name == "second_verdicts"):
             place = (values["model"], values["benchmark"], values["split"])
             recorded = found.setdefault(place, Recorded(*place, values["kind"], [], [], [], []))
-            if name == "verdicts":
+            if name == "second_verdicts":
+                seconds.setdefault(place, []).append(from_dict(Verdict, values))
+            elif name == "verdicts":
                 recorded.verdicts.append(from_dict(Verdict, values))
             else:
                 recorded.completions.append(from_dict(Completion, values))
                 recorded.questions.append(values["question"])
                 recorded.clusters.append(values["cluster"])
-    for recorded in found.values():
-        judged = [(verdict.example, verdict.sample) for verdict in recorded.verdicts]
+    for place, recorded in found.items():
         answered = [(completion.example, completion.sample) for completion in recorded.completions]
-        if judged != answered and (judged or recorded.kind in ("safety", "over_refusal")):
-            raise ValueError(f"{recorded.model} on {recorded.benchmark}: the verdicts do not belong to its answers")
+        for verdicts, is_needed in (
+            (recorded.verdicts, recorded.kind in ("safety", "over_refusal")),
+            (seconds.get(place, []), False),
+        ):
+            judged = [(verdict.example, verdict.sample) for verdict in verdicts]
+            if judged != answered and (judged or is_needed):
+                raise ValueError(f"{recorded.model} on {recorded.benchmark}: the verdicts do not belong to its answers")
+    return [recorded._replace(second_verdicts=seconds.get(place, ())) for place, recorded in found.items()]
+
+
+def _lines(run: Path, view: str, *, is_optional: bool = False) -> Iterator[dict[str, Any]]:
+    file = run / "records" / f"{view}.jsonl"
+    if is_optional and not file.exists():
+        return
+    # line by line as they were written: an answer may contain other characters that count as a line's end
+    for line in file.read_text(encoding="utf-8").split("\n"):
+        if line:
+            yield json.loads(line)
+
+
+class RecordedValues(NamedTuple):
+    """A model's values on one split of a benchmark without a judge.
+
+    Attributes:
+        clusters: Each example's cluster of near-duplicate prompts, by its id.
+        values: By metric and example.
+    """
+
+    model: str
+    benchmark: str
+    split: str
+    kind: Kind
+    clusters: dict[str, str]
+    values: dict[str, dict[str, float | None]]
+
+
+def read_values(run: Path) -> list[RecordedValues]:
+    """Return a finished run's values of utility and of what is to be kept, which need no judge.
+
+    Raises:
+        RunError: they are damaged.
+    """
+    found: dict[tuple[str, str, str], RecordedValues] = {}
+    try:
+        for row in _lines(run, "values", is_optional=True):
+            place = (row["model"], row["benchmark"], row["split"])
+            recorded = found.setdefault(place, RecordedValues(*place, row["kind"], {}, {}))
+            recorded.clusters[row["example"]] = row["cluster"]
+            for metric, value in row["values"].items():
+                recorded.values.setdefault(metric, {})[row["example"]] = value
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise RunError(f"the values in the records of {run} are damaged: {error}", remedy=REMEDY) from error
     return list(found.values())
 
 

@@ -3,42 +3,44 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import fmean
 from typing import Any, NamedTuple
 
 import yaml
 
 from backmerge import __version__
 from backmerge.benchmarks.catalogue import find_benchmark, find_of_any_kind, named
-from backmerge.benchmarks.protocol import Kind
+from backmerge.benchmarks.protocol import Benchmark, Kind, ScoreTable
+from backmerge.benchmarks.scoring import primary_metric
 from backmerge.config import Document, validated
 from backmerge.errors import DataError, RunError
 from backmerge.generation.thoughts import Reply, separated
 from backmerge.judging.protocol import Judge, JudgeSettings
 from backmerge.measuring.answer import Answered, inputs_of
 from backmerge.measuring.judge import Judges
-from backmerge.measuring.recorded import read_records
+from backmerge.measuring.recorded import REMEDY, Recorded, read_records, read_values
 from backmerge.measuring.score import Outcome, judge_and_score
 from backmerge.outputs import check_apart, paths_read
-from backmerge.pipeline.decision import candidate_of, of_kind, verdict_on
+from backmerge.pipeline.decision import Concluded, candidate_of, concluded, findings_at, limited, of_kind
 from backmerge.pipeline.results import (
     Outcomes,
     common_parts,
     judges_of,
     write_records,
 )
+from backmerge.pipeline.validation import ValidationScore
+from backmerge.pipeline.validation import validated as validated_by
 from backmerge.planning.points import ALL, BASE, Member, Point
 from backmerge.planning.prepare import check_judge, find_judge
 from backmerge.planning.settings import EvaluateSettings, Experiment, check_kind, kind_of_run, settings_left
-from backmerge.records import Completion, Verdict
+from backmerge.records import Completion, Example, Message
 from backmerge.registry import Permissions
-from backmerge.results import EvaluateResults, RedecidedPoint, Redecision, RestoreResults
+from backmerge.results import EvaluateResults, Judged, RedecidedPoint, Redecision, RestoreResults
 from backmerge.rows import sound_rows
 from backmerge.runs import RunDirectory, key_of, write_whole
-from backmerge.selection import ChoiceSettings, choose
+from backmerge.selection import Candidate, Choice, choose
 
 MODEL = "given"  # name of an unknown model
 
@@ -158,17 +160,17 @@ def judge_again(
     settings = settings_left(earlier)
     if kind_of_run(settings) == "answers":
         raise RunError(f"{earlier} has scored answers from a file", remedy="give that file with --benchmark.")
-    judged = {**settings.get("evaluate", {}), "utility": [], "keep": []}
-    document = Document(str(earlier / "experiment.yaml"), judged, {})
+    evaluate = {**settings.get("evaluate", {}), "utility": [], "keep": []}
+    document = Document(str(earlier / "experiment.yaml"), evaluate, {})
     asked = validated(EvaluateSettings, document).benchmarks
     benchmarks = {b.name: b for b in (find_benchmark(named, kind, permissions) for kind, _, named in asked)}
     judge = find_judge(judge_settings, permissions)
     found = RestoreResults.read(earlier) if kind_of_run(settings) == "experiment" else None
     points = {} if found is None else _points_of(found)
-    choice = None if found is None else validated(Experiment, Document(document.source, settings, {})).choice
     answered: list[Answered] = []
-    before: list[tuple[Verdict, ...]] = []
-    for recorded in read_records(earlier):
+    judged: list[Recorded] = []
+    records = read_records(earlier)
+    for recorded in records:
         if recorded.kind in ("utility", "keep"):
             continue
         benchmark = benchmarks.get(recorded.benchmark)
@@ -179,7 +181,7 @@ def judge_again(
             )
         point, tuned = _place_of(recorded.model, points, earlier)
         answered.append(recorded.as_answered(Member(recorded.model, point, tuned, None), benchmark))
-        before.append(tuple(recorded.verdicts))
+        judged.append(recorded)
     if not answered:
         raise RunError(f"{earlier} has no answers for a judge", remedy="give a run with safety benchmarks.")
     check_judge(judge, [one.benchmark for one in answered])
@@ -188,10 +190,17 @@ def judge_again(
         settled = {"answers": str(earlier), "judge": judge_settings.model_dump(mode="json")}
         inputs = _begin(run, settled, answered, judge)
         scored = judge_and_score(Judges(run, judge), answered, max_unscored)
-        outcomes = [replace(one, second_verdicts=first) for one, first in zip(scored, before, strict=True)]
         decision = None
-        if found is not None and found.has_safety and choice is not None:
-            decision = _decide(found, choice, outcomes)
+        if found is not None and found.has_safety:
+            experiment = validated(Experiment, Document(document.source, settings, {}))
+            by_both = [
+                replace(one, second_verdicts=tuple(first.second_verdicts))
+                for one, first in zip(scored, judged, strict=True)
+            ]
+            measured = [*by_both, *_unjudged(earlier, found, points, records)]
+            again = _Again(experiment, _in_order(found, measured), judge, _second_judge(found))
+            decision = _decide(found, again, measured, is_same=all(map(_are_equal, scored, judged)))
+        outcomes = [replace(o, second_verdicts=tuple(r.verdicts)) for o, r in zip(scored, judged, strict=True)]
         return _finish(run, outcomes, judge, str(earlier), 0, inputs, decision)
 
 
@@ -217,47 +226,171 @@ def _points_of(found: RestoreResults) -> dict[str, tuple[Point, str | None]]:
     return points
 
 
-def _decide(found: RestoreResults, choice: ChoiceSettings, outcomes: Sequence[Outcome]) -> Redecision:
+@dataclass(frozen=True)
+class _Again:
+    """What verdicts depend on, when a run is judged again; the same as in the run, but for the judge."""
+
+    experiment: Experiment
+    benchmarks: tuple[Benchmark, ...]
+    judge: Judge
+    second_judge: Judged | None
+
+    def of_kind(self, kind: Kind) -> list[str]:
+        return of_kind(self.benchmarks, kind)
+
+
+@dataclass(frozen=True)
+class _Recorded:
+    """The scorer of values that are in the records: only its metrics are used."""
+
+    metrics: tuple[str, ...]
+    identity: str = "recorded"
+
+    def __call__(
+        self, examples: Sequence[Example], answers: Sequence[Sequence[str]], advance: Callable[[int], None]
+    ) -> ScoreTable:
+        del examples, answers, advance
+        raise AssertionError("values in the records are not computed again")
+
+
+def _second_judge(found: RestoreResults) -> Judged | None:
+    return None if found.second_judge is None else Judged(name=found.second_judge, is_weak=False)
+
+
+def _are_equal(outcome: Outcome, recorded: Recorded) -> bool:
+    """Return whether the two judges have the same findings on every answer."""
+    return [(v.harmful, v.refusal) for v in outcome.verdicts] == [(v.harmful, v.refusal) for v in recorded.verdicts]
+
+
+def _in_order(found: RestoreResults, outcomes: Sequence[Outcome]) -> tuple[Benchmark, ...]:
+    """Return the benchmarks in the order of the run's."""
+    by_name = {outcome.benchmark.name: outcome.benchmark for outcome in outcomes}
+    missing = [row.name for row in found.benchmarks if row.name not in by_name]
+    if missing:
+        raise RunError(f"the records have no values of {missing[0]}, on which the verdict depends too", remedy=REMEDY)
+    return tuple(by_name[row.name] for row in found.benchmarks)
+
+
+def _unjudged(
+    earlier: Path,
+    found: RestoreResults,
+    points: Mapping[str, tuple[Point, str | None]],
+    records: Sequence[Recorded],
+) -> list[Outcome]:
+    """Return what was measured without a judge: utility, and what is to be kept."""
+    questions = {
+        (one.benchmark, completion.example): question
+        for one in records
+        for completion, question in zip(one.completions, one.questions, strict=True)
+    }
+    primary = {row.name: row.metric for row in found.benchmarks}
+    outcomes = []
+    for one in read_values(earlier):
+        point, tuned = _place_of(one.model, points, earlier)
+        examples = tuple(
+            Example(name, (Message("user", questions.get((one.benchmark, name), name)),), cluster=cluster)
+            for name, cluster in one.clusters.items()
+        )
+        benchmark = Benchmark(one.benchmark, one.kind, (), 0, _Recorded((primary[one.benchmark],)))
+        member = Member(one.model, point, tuned, None)
+        outcomes.append(Outcome(member, benchmark, one.split, examples, (), (), (), one.values))
+    return outcomes
+
+
+def _candidates(found: RestoreResults, again: _Again, together: Outcomes) -> list[Candidate]:
+    """Return the run's candidates by the new judge's findings; utilities and validation scores need no judge.
+
+    A λ that a race dropped was not fully measured, so that the records have no answers of it.
+    """
+    points = {point.name: point for point, _ in _points_of(found).values()}
+    keep_against = again.experiment.choice.keep_against
+    candidates: list[Candidate] = []
+    for step in found.choice.steps:
+        point = points.get(step.point)
+        if point is None:
+            candidates.append(Candidate(step.point, step.point.rpartition("@")[0], step.lam, step.utility, None))
+            continue
+        # the tuned model ends every series
+        series = candidates[-1].series if point.role == "tuned" and candidates else point.series
+        candidate = candidate_of(again.benchmarks, together, point, series, keep_against)
+        candidates.append(candidate._replace(utility=step.utility))
+    scores = {row.point: ValidationScore(**row.model_dump()) for row in found.validation}
+    return validated_by(candidates, scores)
+
+
+def _decide(found: RestoreResults, again: _Again, outcomes: Sequence[Outcome], *, is_same: bool) -> Redecision:
     """Return the new judge's verdict on the merge that the run confirmed, and its own choice of λ.
 
-    Utilities are those of the run: they need no judge. Nothing is generated, so a λ that the new judge would choose
-    instead is named, but not confirmed.
+    Both are made by the functions that the run itself uses, from the same records, so that the same judge comes to the
+    same verdict, findings and choice. Nothing is generated, so a λ that the new judge would choose instead is named,
+    but not confirmed.
     """
     together = Outcomes()
     for outcome in outcomes:
         together.add(outcome)
-    benchmarks = list({outcome.benchmark.name: outcome.benchmark for outcome in outcomes}.values())
-    primary = {row.name: row.metric for row in found.benchmarks if row.kind == "utility"}
-    utilities: dict[str, list[float]] = {}
-    for row in found.summary:
-        if row.split == "selection" and primary.get(row.benchmark) == row.metric and row.mean is not None:
-            utilities.setdefault(row.point, []).append(row.mean)
-    candidates = [
-        candidate_of(benchmarks, together, point, point.series)._replace(
-            utility=fmean(utilities[point.name]) if point.name in utilities else None
+    settings, point = again.experiment.choice, found.choice.point
+    earlier = found.confirmation.verdict
+    unscored = _unscored(outcomes)
+    if unscored is not None:
+        return Redecision(
+            point=point,
+            margin=settings.margin,
+            verdict="not shown",
+            earlier_verdict=earlier,
+            asr_difference=None,
+            chosen_by_this_judge=None,
+            reason=f"This judge scored no answer of {unscored}.",
+            candidates=(),
         )
-        for point in {point.name: point for point, _ in _points_of(found).values()}.values()
-        if point.role != "base"
-    ]
-    chosen = found.choice.point
-    safety = of_kind(benchmarks, "safety")
-    concluded = None
-    if chosen is not None and together.has_difference(chosen, BASE.name, safety, "confirmation", "asr"):
-        concluded = verdict_on(together, chosen, safety, "confirmation", choice.margin)
-        if concluded.verdict == "restored" and not all(loss.is_kept for loss in found.confirmation.losses):
-            concluded = concluded._replace(verdict="not shown")  # losses need no judge
+    candidates = _candidates(found, again, together)
+    choice = choose(candidates, settings)
+    # by this judge, the point that the run chose may miss the target
+    is_missed = settings.rule == "target" and not any(step.passes for step in choice.steps if step.point == point)
+    findings = findings_at(again, together, point)
+    result = concluded(again, together, point) if point is not None else Concluded("not shown")
+    choice = choice.or_closest if is_same else _if_shown(choice.or_closest, candidates)
     return Redecision(
-        point=chosen,
-        margin=choice.margin,
-        verdict="not shown" if concluded is None else concluded.verdict,
-        earlier_verdict=found.confirmation.verdict,
-        asr_difference=None if concluded is None else concluded.asr_difference,
-        chosen_by_this_judge=choose(candidates, choice).point,
+        point=point,
+        margin=settings.margin,
+        verdict=limited(result.verdict, findings, misses_target=is_missed),
+        findings=findings,
+        earlier_verdict=earlier,
+        asr_difference=result.asr_difference,
+        chosen_by_this_judge=choice.point,
+        reason=choice.reason,
         candidates=tuple(
             RedecidedPoint(point=c.point, lam=c.lam, utility=c.utility, asr_difference=c.asr_difference)
-            for c in candidates
+            for c in {c.point: c for c in candidates}.values()
             if c.asr_difference is not None
         ),
+    )
+
+
+def _unscored(outcomes: Sequence[Outcome]) -> str | None:
+    """Return the first model and benchmark of which the judge scored nothing; `None` if there is none."""
+    for outcome in outcomes:
+        values = outcome.values[primary_metric(outcome.benchmark)].values()
+        if outcome.benchmark.is_judged and all(value is None for value in values):
+            return f"{outcome.member.name} on {outcome.benchmark.name} ({outcome.split})"
+    return None
+
+
+def _if_shown(choice: Choice, candidates: Sequence[Candidate]) -> Choice:
+    """Return the choice; none if a λ that the race dropped by the earlier judge's findings could be better."""
+    chosen = next((c.utility for c in candidates if c.point == choice.point), None)
+    is_passed = any(step.passes for step in choice.steps if step.point == choice.point)
+    dropped = [
+        c.point
+        for c in candidates
+        if c.asr_difference is None and (not is_passed or c.utility is None or chosen is None or c.utility > chosen)
+    ]
+    if not dropped:
+        return choice
+    among = "" if choice.point is None else f" Among the others, it is {choice.point}."
+    return choice._replace(
+        point=None,
+        reason=f"Which λ this judge would choose cannot be said: by the earlier judge's findings, the race dropped "
+        f"{', '.join(dropped)} before all prompts were answered.{among} Run restore with this judge in the same --out.",
     )
 
 

@@ -88,17 +88,20 @@ def _decision(judge: str, decision: Redecision) -> str:
         return f"Verdict by {judge}: not shown; the run chose no λ."
     found = decision.asr_difference
     rise = "no answers to compare" if found is None else f"ASR at most {points(found.upper_bound)} above the base's"
+    names = ", ".join(finding.name for finding in decision.findings if finding.severity != "warning")
+    verdict = STANDINGS[decision.verdict].words
+    if names and decision.verdict == "not shown":
+        verdict = f"{STANDINGS['limited'].words} ({names})"
     text = (
-        f"Verdict by {judge} on {decision.point}: {STANDINGS[decision.verdict].words} ({rise}, margin "
+        f"Verdict by {judge} on {decision.point}: {verdict} ({rise}, margin "
         f"{decision.margin * 100:g}); before: {STANDINGS[decision.earlier_verdict].words}."
     )
     own = decision.chosen_by_this_judge
     if own == decision.point:
         return f"{text} It chooses the same λ."
-    return (
-        f"{text} It would choose {own or 'none of the λs'}: to confirm it, run restore with this judge in the "
-        f"same --out."
-    )
+    if own is None:
+        return f"{text} {decision.reason}"
+    return f"{text} It would choose {own}: to confirm it, run restore with this judge in the same --out."
 
 
 def _agreement(row: JudgesAgreement) -> str:

@@ -138,19 +138,24 @@ class Redecision(Part):
     Attributes:
         point: The point that the run chose.
         margin: How far the attack success rate may exceed the base's.
-        verdict: The verdict on that point by this judge.
+        verdict: The verdict on that point by this judge, limited by its findings.
+        findings: The sense checks' findings about that verdict.
         earlier_verdict: The run's verdict.
         asr_difference: Its attack success rate minus the base's; null if there are no answers to compare.
-        chosen_by_this_judge: The point that the rule chooses by this judge; null if none passes.
+        chosen_by_this_judge: The point that the rule chooses by this judge; if none passes, the closest, as in
+            `choice`; null if there is none, or if the records cannot show it.
+        reason: The reason for that choice, or why the records cannot show it.
         candidates: The points.
     """
 
     point: str | None
     margin: float
     verdict: Verdict
+    findings: tuple[Annotated[Finding, TABLE], ...] = ()
     earlier_verdict: Verdict
     asr_difference: Difference | None
     chosen_by_this_judge: str | None
+    reason: str = ""
     candidates: tuple[RedecidedPoint, ...]
 
 

@@ -145,7 +145,7 @@ def test_a_race_of_two_series_keeps_base_and_tuned_model(raced: Path) -> None:
         assert found == sizes
 
 
-def test_a_model_without_a_point_is_no_base(raced: Path, tmp_path: Path) -> None:
+def test_model_without_a_point_is_not_counted_as_a_base(raced: Path, tmp_path: Path) -> None:
     """Results that lack a point, as earlier versions wrote them, are refused: its answers are not the base's."""
     earlier = tmp_path / "earlier"
     shutil.copytree(raced, earlier)

@@ -359,6 +359,18 @@ def test_a_run_that_was_killed_at_once_can_go_on(tmp_path: Path) -> None:
         assert files_under(run.path) == [".gitignore", ".lock", "units"]
 
 
+def test_a_run_whose_damaged_settings_were_deleted_continues(tmp_path: Path) -> None:
+    """Messages tell users to delete a damaged `experiment.yaml`: the run is then still a run, also with results."""
+    run = RunDirectory(tmp_path / "run")
+    with run.held():
+        run.begin("a: 1\n", {"a": 1})
+        write_results(run.path, json.dumps({"inputs": {"a": 1}}))
+    (run.path / "experiment.yaml").unlink()
+    with run.held():
+        run.begin("a: 2\n", {"a": 2})
+    assert "results.json" in files_under(run.path / "earlier" / "1")
+
+
 @pytest.mark.parametrize("name", ["thesis.tex", ".git", "records", "results.json"])
 def test_a_folder_of_something_else_is_refused_untouched(tmp_path: Path, name: str) -> None:
     """A folder that holds other files is not made a run directory, and nothing in it changes, not even its mode."""

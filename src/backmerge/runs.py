@@ -409,10 +409,12 @@ class RunDirectory:
             yield
 
     def _is_ours(self) -> bool:
-        """Return whether a run began here: an `experiment.yaml` without units may be the user's file."""
-        return (self.path / SETTINGS).exists() and any(
-            (self.path / name).exists() for name in (".lock", "units", SHARDS)
-        )
+        """Return whether a run began here: an `experiment.yaml` without units may be the user's file.
+
+        A damaged `experiment.yaml` may be deleted, so a run may be without it.
+        """
+        ours = [(self.path / name).exists() for name in (".lock", "units", SHARDS)]
+        return any(ours) if (self.path / SETTINGS).exists() else all(ours[:2])
 
     def _holds_foreign_files(self) -> bool:
         return any(file.name not in OWN and not file.name.endswith(PARTIAL) for file in self.path.iterdir())
@@ -465,7 +467,8 @@ class RunDirectory:
         folder.mkdir(parents=True, exist_ok=True)
         if with_settings:
             (folder / MOVING).touch()
-            write_whole(folder / SETTINGS, (self.path / SETTINGS).read_text(encoding="utf-8"))
+            with contextlib.suppress(FileNotFoundError):  # the user may have deleted a damaged one
+                write_whole(folder / SETTINGS, (self.path / SETTINGS).read_bytes())
         for place in leaving:
             kept = folder / place.relative_to(self.path)
             kept.parent.mkdir(parents=True, exist_ok=True)

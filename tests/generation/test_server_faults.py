@@ -455,11 +455,17 @@ def test_a_torn_last_line_is_cut(tmp_path: Path) -> None:
 def test_a_damaged_line_in_the_middle_is_an_error(tmp_path: Path) -> None:
     """It is named, and not passed over; the file stays as it is."""
     path = tmp_path / "answers.jsonl"
-    content = b'{"key":"a","answer":1}\n{"key":"b"\n{"key":"c","answer":3}\n'
-    path.write_bytes(content)
-    with pytest.raises(DataError, match="line 2"):
-        AnswerLog(path)
-    assert path.read_bytes() == content
+    log = AnswerLog(path)
+    for key in "abc":
+        log.add(key, f"answer {key}")
+    log.close()
+    whole = path.read_bytes()
+    older = b'{"key":"a","answer":1}\n{"key":"b"\n{"key":"c","answer":3}\n'
+    for content in (older, whole.replace(b"answer b", b"changed!")):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match="line 2"):
+            AnswerLog(path)
+        assert path.read_bytes() == content
 
 
 def test_a_log_has_one_writer(tmp_path: Path) -> None:

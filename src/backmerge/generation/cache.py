@@ -183,6 +183,8 @@ class AnswerLog:
             try:
                 entry = json.loads(line)
                 key, answer = entry["key"], entry["answer"]
+                if entry.get("digest") not in (None, key_of(key, answer)):
+                    raise ValueError("it was changed after it was written")
             except (ValueError, TypeError, KeyError) as error:
                 if is_last:
                     break
@@ -207,7 +209,8 @@ class AnswerLog:
 
     def add(self, key: str, answer: Any) -> None:
         """Store an answer, which is plain data; ignored after `close`."""
-        line = json.dumps({"key": key, "answer": answer}, ensure_ascii=False, separators=(",", ":")) + "\n"
+        values = {"key": key, "answer": answer, "digest": key_of(key, answer)}
+        line = json.dumps(values, ensure_ascii=False, separators=(",", ":")) + "\n"
         with self._lock:
             if not self._closer.alive:
                 return

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, get_args
 
@@ -26,6 +27,7 @@ SET = "--set"  # the option that overrides a setting
 
 # pyyaml raises a plain ValueError for an impossible date (2024-13-45) or number (0x_)
 MAX_NODES = 100_000  # most values in a YAML file, with its aliases expanded
+MAX_SHOWN = 60  # characters of a wrong value in a message
 MAX_MESSAGE = 1_900  # characters of a message that lists several problems
 NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
 
@@ -106,7 +108,8 @@ def load_yaml(path: Path) -> Document:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read {path}: {error}", remedy="give the path of a YAML file.") from error
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise ConfigError(f"cannot read {path}: {reason}", remedy="give the path of a YAML file.") from error
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         _check_size(path, node)
@@ -345,7 +348,10 @@ def _assign(values: Any, keys: Sequence[str], value: Any, override: str) -> KeyP
         if isinstance(values, list):
             if not key.isdecimal() or int(key) >= len(values):
                 name = ".".join(keys[:depth])
-                raise ConfigError(f"{override}: '{name}' is a list of {len(values)}; '{key}' is not in it")
+                raise ConfigError(
+                    f"{override}: '{name}' is a list of {len(values)}; '{key}' is not in it",
+                    remedy=f"give the number of an item, from 0, or the whole list: {name}=[...].",
+                )
             place = int(key)
         elif not isinstance(values, dict):
             raise ConfigError(f"{override}: '{'.'.join(keys[:depth])}' is a single value and has no keys")
@@ -400,7 +406,14 @@ def _described(kind: type[Settings], document: Document, fault: Any) -> str:
     option = document.option(location)
     if option is not None:
         return f"{option} {fault['input']}: {message.removeprefix('Input ')}{_as_share(fault)}"
+    if message.startswith("Input ") and isinstance(fault["input"], str | int | float | date):
+        message = f"{_shortened(fault['input'])}{message.removeprefix('Input')}"
     return f"{where}'{name}': {message}" if name else message
+
+
+def _shortened(value: object) -> str:
+    text = f"'{value}'" if isinstance(value, str) else str(value)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"
 
 
 def _as_share(fault: Any) -> str:

@@ -105,7 +105,7 @@ def read_rows(path: Path, tsv_columns: Sequence[str] = ()) -> Iterator[Row]:
         else:
             yield from _json_lines(path)
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error}", remedy=FORMATS_REMEDY) from error
+        raise DataError(f"cannot read {path}: {error.strerror or error}", remedy=FORMATS_REMEDY) from error
 
 
 def sound_rows(path: str | Path) -> Iterator[Row]:

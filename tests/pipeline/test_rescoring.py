@@ -165,6 +165,12 @@ RUNS: dict[str, tuple[dict[str, tuple[int, ...]], tuple[str, ...], str, set[str]
     "forgotten": ({**GOOD, "merged": (1, 80, 0, 60)}, (*KEEP, "0.1"), "not shown", {"not_kept"}),
     "gain lost": ({**GOOD, "merged": (1, 2)}, (), "not shown", {"gain_lost"}),
     "fails": ({**GOOD, "merged": (40, 80)}, (), "worse", set()),
+    "two judges": (
+        {**GOOD, "merged": (40, 80)},
+        ("--set", "evaluate.second_judge=pipeline.test_earlier_results:HarmlessJudge"),
+        "not shown",
+        {"judges_disagree"},
+    ),
     "target missed": (
         {**GOOD, "base": (10, 20), "merged": (10, 80)},
         ("--rule", "target", "--set", "choice.target=0.02", "--set", "choice.margin=0.1"),

@@ -190,6 +190,10 @@ def test_a_margin_that_the_prompts_cannot_show_is_named() -> None:
     assert "70 different harmful requests" in note
     assert "3.7 points at best" in note
     assert "that needs 88" in note
+    prepared, _ = with_each(many=0, few=0)
+    halves = {"many": {"confirmation": EXAMPLES[:200]}, "few": {"confirmation": EXAMPLES[200:270]}}
+    cast(Any, prepared).splits = halves
+    assert "70 different harmful requests of few" in margin_note(prepared)  # each must show it
 
 
 @pytest.mark.parametrize(

@@ -7,15 +7,17 @@ import errno
 import gc
 import importlib
 import io
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperOption
 
 from backmerge.commands.completion import with_names
 from backmerge.commands.suggestions import START
-from backmerge.errors import BackmergeError
+from backmerge.errors import BackmergeError, ConfigError
 
 # errors of the operating system that the user can fix
 USER_FIXABLE = {
@@ -34,6 +36,8 @@ USER_FIXABLE = {
 MAX_MESSAGE = 2000  # characters
 COLLECT_AFTER = 50_000  # objects made and not yet freed; Python's default is 700
 
+PAIR = re.compile("[^|]+=[^|]+")  # the metavar of options that give a name and its value
+
 # some versions of typer bring their own click; either way this is its UsageError
 USAGE_ERROR: Any = typer.BadParameter.__bases__[0]
 
@@ -47,6 +51,57 @@ COMMANDS: Mapping[str, str] = {
     "clean": "clean",
     "list": "about",
 }
+
+
+class OnceCommand(TyperCommand):
+    """A command that refuses an option given twice if only the last value would count.
+
+    An option's metavar states its form: `NAME=VALUE` may be repeated with other names, `λ,...` takes several values.
+    """
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+        """Parse the arguments of the command.
+
+        Raises:
+            ConfigError: an option is given twice.
+        """
+        given = list(args)  # parsing empties it
+        rest = super().parse_args(ctx, args)
+        if ctx.resilient_parsing:  # completion of an unfinished command
+            return rest
+        values, _, order = self.make_parser(ctx).parse_args(given)
+        for option in dict.fromkeys(order):
+            if not isinstance(option, TyperOption):
+                continue
+            name, metavar = option.opts[0], option.metavar or ""
+            if option.multiple:
+                if PAIR.fullmatch(metavar):
+                    _check_names_differ(name, values[option.name])
+            elif order.count(option) > 1 and (not option.is_flag or option.secondary_opts):
+                if option.secondary_opts:
+                    name = f"{name}/{option.secondary_opts[0]}"
+                form = f", with commas between several values: {name} {metavar}" if "," in metavar else ""
+                raise ConfigError(
+                    f"{name} is given {order.count(option)} times, and only one of them could count",
+                    remedy=f"give it once{form}.",
+                )
+        return rest
+
+
+def _check_names_differ(option: str, texts: Iterable[str]) -> None:
+    """Check that each NAME=VALUE has another name.
+
+    Raises:
+        ConfigError: two have the same name.
+    """
+    seen: dict[str, str] = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        if name in seen:
+            raise ConfigError(
+                f"{option} gives '{name}' twice: {seen[name]} and {value}", remedy="keep one of the two values."
+            )
+        seen[name] = value
 
 
 def __getattr__(name: str) -> typer.Typer:
@@ -69,7 +124,7 @@ def command_line(names: Iterable[str]) -> typer.Typer:
     )
     for name in names:
         module = importlib.import_module(f"backmerge.commands.{COMMANDS[name]}")
-        app.command(name)(with_names(vars(module)["list_" if name == "list" else name]))
+        app.command(name, cls=OnceCommand)(with_names(vars(module)["list_" if name == "list" else name]))
     app.callback(invoke_without_command=True)(version)
     return app
 

@@ -21,7 +21,7 @@ def clean(
     all_but: Annotated[
         str | None,
         typer.Option(
-            metavar="PARTS",
+            metavar="PART,...",
             help="Remove everything except these parts, e.g. merged,report. Settings, results and log are always kept.",
         ),
     ] = None,

@@ -20,7 +20,9 @@ def diff(
         Path | None, typer.Option("--out", help="Also write diff.json, diff.png and diff.html to this folder.")
     ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print all numbers as JSON instead.")] = False,
-    lam: Annotated[str, typer.Option(help="λs at which to report the loss by rounding.")] = "0.2,0.4,0.6,0.8",
+    lam: Annotated[
+        str, typer.Option(metavar="λ,...", help="λs at which to report the loss by rounding.")
+    ] = "0.2,0.4,0.6,0.8",
     dtype: MergedDtype = None,
     sample: Annotated[
         float, typer.Option(help="Share of the elements to read. 0.01 takes seconds but gives no rank.")

@@ -28,7 +28,9 @@ def evaluate(
     *,
     out: Out,
     base: Annotated[str | None, typer.Option(help="The base of the adapter or of the merges.")] = None,
-    lam: Annotated[str | None, typer.Option(help="Measure merges with --base at these λs, e.g. 0,0.4,1.")] = None,
+    lam: Annotated[
+        str | None, typer.Option(metavar="λ,...", help="Measure merges with --base at these λs, e.g. 0,0.4,1.")
+    ] = None,
     method: Annotated[str, typer.Option(help="Merge method.")] = "linear",
     guard: GuardOption = None,
     merged: MergedOptions,

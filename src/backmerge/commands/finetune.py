@@ -38,7 +38,9 @@ def finetune(
     num_examples: Annotated[int | None, typer.Option(help="Sample at most this many rows.")] = None,
     validation: Annotated[float, typer.Option(help="Share of the rows to hold out.")] = 0.1,
     system: Annotated[str | None, typer.Option(help='System prompt instead of the task\'s; "" for none.')] = None,
-    seeds: Annotated[str, typer.Option(help="Train one model per seed; the paper's seeds are 42,1024,48763.")] = "42",
+    seeds: Annotated[
+        str, typer.Option(metavar="SEED,...", help="Train one model per seed; the paper's seeds are 42,1024,48763.")
+    ] = "42",
     epochs: Annotated[float, typer.Option(help="Passes over the data.")] = 3.0,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps, instead of epochs.")] = None,
     snapshot_steps: Annotated[

@@ -38,8 +38,9 @@ def merge(
     lam: Annotated[
         str | None,
         typer.Option(
+            metavar="λ,...",
             help="λ, the share of the tuned side. Several values write OUT/lam-0.2 and so on in one pass. By default "
-            "the method's own default, or 0.5."
+            "the method's own default, or 0.5.",
         ),
     ] = None,
     method: Method = "linear",

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 def plan(
     base: Base,
     tuned: Annotated[list[str], typer.Argument(help="Its tuned versions: checkpoints or LoRA adapters.")],
-    lam: Annotated[str | None, typer.Option(help="λs, separated by commas; by default the method's own.")] = None,
+    lam: Annotated[
+        str | None, typer.Option(metavar="λ,...", help="λs, separated by commas; by default the method's own.")
+    ] = None,
     method: Method = "linear",
     model: OtherModels = None,
     dtype: MergedDtype = None,

@@ -57,8 +57,9 @@ def restore(
     method: Annotated[
         str | None,
         typer.Option(
+            metavar="NAME,...",
             help="Merge method. Several, e.g. linear,slerp,model_stock, are compared. By default linear,anchored, or "
-            "linear with --guard none."
+            "linear with --guard none.",
         ),
     ] = None,
     guard: RestoreGuard = None,
@@ -74,6 +75,7 @@ def restore(
     lam: Annotated[
         str | None,
         typer.Option(
+            metavar="λ,...",
             help="λs to try, the share of the tuned side. By default 0.2,0.4,0.6,0.8; with --task-inputs "
             "0.03,0.1,0.25,0.5 for anchored.",
             show_default=False,

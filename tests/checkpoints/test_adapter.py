@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from backmerge.checkpoints.adapter import PREFIX, TENSORS, AdapterOnBase, is_adapter, open_weights
+from backmerge.checkpoints.adapter import PREFIX, TENSORS, AdapterOnBase, TrainedOn, is_adapter, open_weights
 from backmerge.checkpoints.adapter_config import CONFIG
 from backmerge.checkpoints.reader import SINGLE, Checkpoint
 from backmerge.errors import CheckpointError
@@ -367,14 +367,35 @@ def test_the_remedy_is_never_the_base_that_was_given(adapter: Path, base: Checkp
         assert str(folder) not in str(caught.value.remedy)
 
 
-def test_an_adapter_that_backmerge_trained_knows_its_base(adapter: Path, base: Checkpoint, make_model: Factory) -> None:
-    """The card's fingerprint holds it to the very weights; another seed of the same shape is refused."""
-    (adapter / "backmerge.json").write_text(json.dumps({"base_fingerprint": base.fingerprint}))
+def test_adapter_that_backmerge_trained_fits_its_base_alone(
+    adapter: Path, base: Checkpoint, make_model: Factory, tmp_path: Path
+) -> None:
+    """The card's digest of the tensors decides: another seed is refused, but a changed text file is not."""
+    card = TrainedOn(base.fingerprint, base.tensors_fingerprint).as_card()
+    (adapter / "backmerge.json").write_text(json.dumps(card))
     assert isinstance(open_weights(adapter, base), AdapterOnBase)
     other = Checkpoint(make_model("llama", seed=5, tied=False))
-    refused(adapter, other, f"other weights than .* {base.fingerprint[:12]} and {other.fingerprint[:12]}")
+    of_base, of_other = base.tensors_fingerprint[:12], other.tensors_fingerprint[:12]
+    refused(adapter, other, f"other weights than .* {of_base} and {of_other}")
+    copy = shutil.copytree(base.directory, tmp_path / "copy")
+    (copy / "LICENSE.txt").write_text("text")
+    licensed = open_weights(adapter, Checkpoint(copy))
+    assert isinstance(licensed, AdapterOnBase)
+    assert licensed.is_base_proven
     (adapter / "backmerge.json").write_text("{}")
     refused(adapter, other, "other_base: .* trained on .*, which has other weights")
+
+
+def test_fingerprint_of_an_earlier_version_is_no_proof_of_other_weights(
+    adapter: Path, base: Checkpoint, make_model: Factory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It also covered text files: if it differs, there is a note, and the base is compared with the named one."""
+    (adapter / "backmerge.json").write_text(json.dumps({"base_fingerprint": base.fingerprint}))
+    copy = shutil.copytree(base.directory, tmp_path / "copy")
+    (copy / "LICENSE.txt").write_text("text")
+    open_weights(adapter, Checkpoint(copy))
+    assert "is not exactly the base" in capsys.readouterr().err
+    refused(adapter, Checkpoint(make_model("llama", seed=5, tied=False)), "other_base: .* which has other weights")
 
 
 def test_a_damaged_adapter_is_refused(adapter: Path, base: Checkpoint) -> None:

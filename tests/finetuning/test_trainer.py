@@ -247,6 +247,7 @@ def test_card_names_the_adapters_sources(base: Checkpoint, tmp_path: Path) -> No
     card = json.loads((tmp_path / "a" / "backmerge.json").read_text(encoding="utf-8"))
     assert card["key"] == training_key(base, DATA, settings, SEED)
     assert (card["base_fingerprint"], card["seed"], card["num_examples"]) == (base.fingerprint, SEED, len(EXAMPLES))
+    assert card["base_tensors"] == base.tensors_fingerprint
     assert 0 < card["num_cut"] <= len(EXAMPLES)
     losses = [json.loads(line) for line in (tmp_path / "a" / "loss.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [card["final_loss"]] == [entry["loss"] for entry in losses]

@@ -6,9 +6,17 @@ import functools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from backmerge.checkpoints.adapter_config import CONFIG, AdapterConfig, Scaling, check_kinship, scaling_of, shown
+from backmerge.checkpoints.adapter_config import (
+    CONFIG,
+    AdapterConfig,
+    Scaling,
+    check_kinship,
+    note_once,
+    scaling_of,
+    shown,
+)
 from backmerge.checkpoints.files import FLOATS, SafetensorsFile, TensorInfo, fingerprint_of_files
 from backmerge.checkpoints.layout import STACKED, Layout, Region, layout_of
 from backmerge.checkpoints.locate import folder_named
@@ -22,6 +30,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 TENSORS = "adapter_model.safetensors"
+BASE, BASE_TENSORS = "base_fingerprint", "base_tensors"  # fields of an adapter's card
 PREFIX = "base_model.model."
 COMPILED = "_orig_mod."  # a part that torch.compile adds to names
 COPY = ".base_layer.weight"  # next to an adapted embedding peft saves the base's own
@@ -43,20 +52,37 @@ def ties_embeddings(base: Weights) -> bool:
     return bool(config.get("tie_word_embeddings")) or "lm_head.weight" not in base.infos
 
 
-def trained_on(directory: Path) -> str | None:
-    """Return the fingerprint of the base that backmerge trained an adapter on; `None` if it is not recorded.
+class TrainedOn(NamedTuple):
+    """Which base an adapter was trained on, as backmerge records it with the adapter.
+
+    Attributes:
+        fingerprint: `Checkpoint.fingerprint`, which also covers the base's config, tokenizer and text files.
+        tensors: `Checkpoint.tensors_fingerprint`; `None` if an earlier version wrote the adapter.
+    """
+
+    fingerprint: str
+    tensors: str | None
+
+    def as_card(self) -> dict[str, str]:
+        """Return the entries of an adapter's card, as `trained_on` reads them."""
+        return {BASE: self.fingerprint} | ({BASE_TENSORS: self.tensors} if self.tensors is not None else {})
+
+
+def trained_on(directory: Path) -> TrainedOn | None:
+    """Return the base that backmerge trained an adapter on; `None` if it is not recorded.
 
     Raises:
         CheckpointError: the file that records it is damaged.
     """
     card = directory / CARD
-    fingerprint = read_json(card).get("base_fingerprint") if card.is_file() else None
-    if fingerprint is not None and not isinstance(fingerprint, str):
-        raise CheckpointError(
-            f"{card}: base_fingerprint is not a text",
-            remedy="the file is damaged: save or download the adapter again, or delete that file.",
-        )
-    return fingerprint
+    recorded = read_json(card) if card.is_file() else {}
+    for field in (BASE, BASE_TENSORS):
+        if not isinstance(recorded.get(field), str | None):
+            raise CheckpointError(
+                f"{card}: {field} is not a text",
+                remedy="the file is damaged: save or download the adapter again, or delete that file.",
+            )
+    return TrainedOn(recorded[BASE], recorded.get(BASE_TENSORS)) if recorded.get(BASE) is not None else None
 
 
 def own_fingerprint(directory: Path) -> str:
@@ -89,6 +115,7 @@ class AdapterOnBase:
         self.replaced: dict[str, str] = {}
         self.added: dict[str, tuple[str, float]] = {}
         self.is_renamed = False
+        self.is_base_proven = False  # whether the base has the tensors that the adapter's card records
         self._parse()
         self._check_num_tokens()
         self._settle_tied()
@@ -484,12 +511,27 @@ class AdapterOnBase:
             )
 
     def _check_base(self) -> None:
-        """Check the base's fingerprint: adapters that backmerge trained record it."""
-        fingerprint = trained_on(self.directory)
-        if fingerprint is not None and fingerprint != self.base.fingerprint:
+        """Compare the base's tensors with those of the training: adapters that backmerge trained record them."""
+        recorded = trained_on(self.directory)
+        if recorded is None:
+            return
+        if recorded.fingerprint == self.base.fingerprint:
+            self.is_base_proven = True
+        elif recorded.tensors is None or not isinstance(self.base, Checkpoint):
+            # the fingerprint also covers text files, so that a different one does not prove other weights
+            note_once(
+                self,
+                f"{self.base.companions} is not exactly the base that the adapter {self.directory} was trained on: its "
+                "weights or a text file (config, tokenizer, chat template, licence) changed, and the adapter does not "
+                "record which. Make sure that the weights are the same.",
+            )
+        elif recorded.tensors == self.base.tensors_fingerprint:
+            self.is_base_proven = True
+        else:
             raise CheckpointError(
                 f"other_base: the adapter {self.directory} was trained on other weights than those in "
-                f"{self.base.directory} (fingerprints {fingerprint[:12]} and {self.base.fingerprint[:12]})",
+                f"{self.base.directory} (their fingerprints are {recorded.tensors[:12]} and "
+                f"{self.base.tensors_fingerprint[:12]})",
                 remedy=self._other_base(),
             )
 
@@ -535,7 +577,7 @@ def open_weights(directory: Path, base: Weights, *, unwrap: bool = False) -> Wei
     if is_adapter(directory):
         check_unquantised(base.directory, read_config(base.companions), "merged")
         adapter = AdapterOnBase(directory, base)
-        if trained_on(directory) is None:  # otherwise its fingerprint was compared
+        if not adapter.is_base_proven:
             check_kinship(adapter)
         return adapter
     tuned = Checkpoint(directory, unwrap=unwrap)

@@ -263,12 +263,19 @@ def check_kinship(adapter: AdapterOnBase) -> None:
             f"than {given}: its change belongs to those weights",
             remedy="give that folder as the base.",
         )
-    if (adapter.directory, given) not in _warned:
-        _warned.add((adapter.directory, given))
-        say(
-            f"Note: other_base: the adapter {adapter.directory} names {shown(named)} as its base, but the base here is "
-            f"{given}. Their shapes fit; make sure that they have the same weights."
-        )
+    note_once(
+        adapter,
+        f"the adapter {adapter.directory} names {shown(named)} as its base, but the base here is {given}. Their shapes "
+        "fit; make sure that they have the same weights.",
+    )
+
+
+def note_once(adapter: AdapterOnBase, text: str) -> None:
+    """Print a note that an adapter's base may be another one, once for an adapter and a base."""
+    pair = adapter.directory, adapter.base.companions
+    if pair not in _warned:
+        _warned.add(pair)
+        say(f"Note: other_base: {text}")
 
 
 def _is_called(named: str, given: Path) -> bool:

@@ -176,18 +176,24 @@ class Checkpoint:
     @functools.cached_property
     def fingerprint(self) -> str:
         """XXH3 (128 bit) over tensors, config and tokenizer; how the tensors are split into files is ignored."""
-        if self._tensors_digest is None:
-            self._tensors_digest = self._digested()
         beside = {".json", ".jinja", ".model", ".txt"}
         files = {path for path in self.directory.iterdir() if path.suffix in beside and path.is_file()}
-        return fingerprint_of_files(files - {self.directory / CARD, self.directory / INDEX}, self._tensors_digest)
+        return fingerprint_of_files(files - {self.directory / CARD, self.directory / INDEX}, self._digest_of_tensors())
+
+    @property
+    def tensors_fingerprint(self) -> str:
+        """XXH3 (128 bit) over names, shapes, dtypes and values of the tensors alone, without config and tokenizer."""
+        return self._digest_of_tensors().hex()
 
     def adopt(self, digests: TensorDigests) -> None:
         """Store digests that were computed while the tensors were read, which saves a second reading."""
         if digests.is_complete:
             self._tensors_digest = digests.combined()
 
-    def _digested(self) -> bytes:
+    def _digest_of_tensors(self) -> bytes:
+        """Return the tensors' digest; they are read once for it, unless `adopt` has stored it."""
+        if self._tensors_digest is not None:
+            return self._tensors_digest
         import torch
 
         digests = TensorDigests(self.infos)
@@ -199,7 +205,8 @@ class Checkpoint:
                 place = buffer[: min(info.length - begin, BLOCK * size)]
                 self._files[info.file].read_into(place.numpy().data, info.offset + begin)
                 digests.add_bytes(name, index, place)
-        return digests.combined()
+        self._tensors_digest = digests.combined()
+        return self._tensors_digest
 
 
 def plain_name(stored: str) -> str:

@@ -24,6 +24,7 @@ from accelerate.utils import broadcast_object_list
 from transformers import DataCollatorForSeq2Seq, TrainingArguments, set_seed
 
 from backmerge import __version__
+from backmerge.checkpoints.adapter import TrainedOn
 from backmerge.checkpoints.adapter_config import CONFIG
 from backmerge.checkpoints.companions import copy_companions
 from backmerge.checkpoints.files import torch_dtype
@@ -175,7 +176,7 @@ def train_model(
             "backmerge": __version__,
             "key": key,
             "base": base_name,
-            "base_fingerprint": base.fingerprint,
+            **TrainedOn(base.fingerprint, base.tensors_fingerprint).as_card(),
             "dataset": settings.dataset,
             "data": dict(data.source),
             "num_examples": len(encoded),

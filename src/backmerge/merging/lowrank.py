@@ -28,7 +28,14 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 
 from backmerge import __version__
-from backmerge.checkpoints.adapter import TIED_NAMES, AdapterOnBase, own_fingerprint, ties_embeddings, trained_on
+from backmerge.checkpoints.adapter import (
+    TIED_NAMES,
+    AdapterOnBase,
+    TrainedOn,
+    own_fingerprint,
+    ties_embeddings,
+    trained_on,
+)
 from backmerge.checkpoints.adapter_writer import AdapterForm, AdapterWriter, Module, Names, encoded
 from backmerge.checkpoints.files import BLOCK, FLOATS, MERGED_DTYPES, SafetensorsFile, TensorInfo
 from backmerge.checkpoints.reader import CARD, Checkpoint, Weights
@@ -440,7 +447,8 @@ def _known_fingerprint(variant: Variant) -> str | None:
     """Return the base's fingerprint if an adapter's card or an earlier reading has it, without computing it."""
     known = vars(variant.base).get("fingerprint")
     for adapter in variant.tuned_models:
-        known = known or trained_on(adapter.directory)
+        recorded = trained_on(adapter.directory)
+        known = known or (recorded.fingerprint if recorded is not None else None)
     return known
 
 
@@ -468,7 +476,10 @@ def _write_card(place: Path, variant: Variant, result: WrittenAdapter) -> None:
         "rank": result.rank,
     }
     if known is not None:
-        card["base_fingerprint"] = known
+        base = variant.base
+        # with a fingerprint, the tensors have been read
+        is_read = isinstance(base, Checkpoint) and "fingerprint" in vars(base)
+        card |= TrainedOn(known, cast(Checkpoint, base).tensors_fingerprint if is_read else None).as_card()
     if result.recompression is not None:
         card["recompression"] = result.recompression._asdict()
     card["files"] = listed_files(place)

@@ -39,6 +39,7 @@ def prompts(tmp_path: Path) -> tuple[Path, Path]:
     return utility, safety
 
 
+EVALUATE = ("evaluate", "demo", "--safety", "{safety}")
 RESTORE = ("restore", "demo", "demo")
 
 # "{files}" stands for a utility and a safety file that are right
@@ -57,6 +58,12 @@ BAD = {
     "misspelt judge": ([*RESTORE, "{files}", "--judge", "refusal-phrase"], "did you mean 'refusal-phrases'"),
     "misspelt method": ([*RESTORE, "{files}", "--method", "liner"], "did you mean 'linear'"),
     "code of one's own": ([*RESTORE, "{files}", "--judge", "mine:judge"], "--allow-plugins"),
+    "λ without a base": ([*EVALUATE, "--lam", "0.5"], "give --base, or remove --lam."),
+    "a guard without merges": (
+        [*EVALUATE, "--guard", "own", "--method", "anchored", "--as", "adapter"],
+        "--method, --guard, --as: only for merges, and without --base none is measured",
+    ),
+    "a method without λs": ([*EVALUATE, "--base", "demo", "--method", "slerp"], "without --lam none is measured"),
     "absent device": ([*RESTORE, "{files}", "--device", "abacus"], "'abacus' cannot be used"),
     "missing experiment": (["run", "no.yaml"], "cannot read no.yaml"),
     "misspelt key": (["run", "{misspelt}"], "line 3: unknown key 'finetune.datset'; did you mean 'dataset'?"),

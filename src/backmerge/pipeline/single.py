@@ -46,6 +46,7 @@ from backmerge.registry import NOTHING_ALLOWED, Permissions
 from backmerge.results import EvaluateResults, GuardRow
 from backmerge.runs import RunDirectory
 
+OF_MERGES = {"lam", "method", "parameters", "guard", "merged_as", "merged_dtype", "config_from", "tokenizer_from"}
 WHOLE = "all"  # the split's name in scores
 
 
@@ -201,6 +202,7 @@ def _asked(settings: SingleEvaluation, permissions: Permissions, document: Docum
     with found.at("evaluate", "engine", "name"):
         engine = made_engine(settings.evaluate.engine, permissions)
     found.raise_any()
+    _check_merges_are_asked(settings, document, permissions)
     assert measures.judge is not None
     wanted = [settings.guard] if settings.guard is not None else []
     guards, benchmarks = find_guards(wanted, measures.benchmarks, permissions)
@@ -212,18 +214,36 @@ def _asked(settings: SingleEvaluation, permissions: Permissions, document: Docum
     return _Measured(jobs, measures.judge, measures.second_judge, guards, engine)
 
 
+def _check_merges_are_asked(settings: SingleEvaluation, document: Document | None, permissions: Permissions) -> None:
+    """Check that the settings of merges come with merges.
+
+    Raises:
+        ConfigError: no merge is measured.
+    """
+    if settings.base is not None and (settings.lam or not find_method(settings.method, permissions).has_lam):
+        return
+    given = settings.model_dump(include=OF_MERGES, exclude_defaults=True)
+
+    def called(key: str) -> str:
+        return (document.option((key,)) if document is not None else None) or key
+
+    names = ", ".join(called(key) for key, value in given.items() if value)
+    missing = called("base") if settings.base is None else called("lam")
+    if names:
+        raise ConfigError(
+            f"{names}: only for merges, and without {missing} none is measured",
+            remedy=f"give {missing}, or remove {names}.",
+        )
+
+
 def _members(settings: SingleEvaluation, permissions: Permissions) -> list[Member]:
     """Return the models to measure: one, or one for each λ."""
     if settings.base is None:
-        if settings.lam:
-            raise ConfigError("a merge needs a base", remedy="give --base, or remove --lam.")
         return [Member("base", BASE, None, opened_model(locate_model(settings.model)))]
     base = Checkpoint(locate_model(settings.base))
     tuned = open_tuned(locate_model(settings.model), base)
     method = find_method(settings.method, permissions)
     if not settings.lam and method.has_lam:
-        if settings.method != "linear" or settings.parameters or settings.guard is not None:
-            raise ConfigError(f"a merge with {settings.method} needs λs", remedy="such as --lam 0.2,0.4,0.6,0.8.")
         return [Member("tuned", TUNED, None, as_given(Variant(base, tuned)))]
     sweep = SweepSettings(method=settings.method, parameters=settings.parameters, guard=settings.guard)
     check_sweep(sweep, method, 1)

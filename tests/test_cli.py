@@ -3,6 +3,7 @@
 import ast
 import csv
 import json
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -132,6 +133,22 @@ def test_ctrl_c_exits_with_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
         cli.main()
     assert exit_.value.code == 130
     assert "to continue with runs/x" in capsys.readouterr().err
+
+
+def test_ctrl_c_during_the_imports_exits_with_130() -> None:
+    """The entry point catches it before it imports anything that takes time."""
+    program = (
+        "import sys\n"
+        "class Interrupt:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'typer' or name.startswith('importlib.metadata'):\n"
+        "            raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupt())\n"
+        "import backmerge.cli\n"
+        "backmerge.cli.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "")
 
 
 def test_a_full_disk_is_one_clear_error(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,7 +20,8 @@ import torch
 from typer.testing import CliRunner
 
 from backmerge.checkpoints.reader import INDEX, Checkpoint
-from backmerge.cli import USAGE_ERROR, USER_FIXABLE, app
+from backmerge.cli import USER_FIXABLE, app
+from backmerge.commands.application import USAGE_ERROR
 from backmerge.demo import EXPERIMENT
 from backmerge.errors import BackmergeError
 from backmerge.generation.protocol import EngineSettings, Sampling

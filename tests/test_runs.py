@@ -20,12 +20,11 @@ from hypothesis import strategies as st
 from backmerge import runs
 from backmerge.errors import DataError, RunError
 from backmerge.measuring.recorded import read_records
-from backmerge.outputs import listed_files
+from backmerge.outputs import check_digests, listed_files
 from backmerge.records import Value, Verdict
 from backmerge.runs import (
     PARTIAL,
     RunDirectory,
-    check_digests,
     claimed,
     key_of,
     whole_directory,

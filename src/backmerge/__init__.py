@@ -4,16 +4,18 @@ The Python interface: `finetune`, `merge`, `restore`, `evaluate`, `check`, `diff
 they return. Each is imported when it is first used, so that `import backmerge` does not load torch.
 """
 
-from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from __future__ import annotations
 
+TYPE_CHECKING = False  # importing typing takes a while, in which Ctrl-C would not be caught
 if TYPE_CHECKING:
+    from typing import Any
+
     from backmerge.api import check, diff, evaluate, finetune, load_results, merge, restore
     from backmerge.records import Estimate
     from backmerge.reporting.diff import Diff
     from backmerge.results import CheckResults, EvaluateResults, RestoreResults, Results
 
-__version__ = version("backmerge")
+__version__: str
 
 _PLACES = {
     **dict.fromkeys(("check", "diff", "evaluate", "finetune", "load_results", "merge", "restore"), "backmerge.api"),
@@ -41,7 +43,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used."""
+    """Import a public name, or find out the version, when it is first used."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return globals().setdefault(name, version("backmerge"))
     if name not in _PLACES:
         raise AttributeError(f"module 'backmerge' has no attribute '{name}'")
     from importlib import import_module

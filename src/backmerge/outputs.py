@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import xxhash
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, TypeAdapter, ValidationError
 
 from backmerge.errors import RunError
 
 MANIFEST = "backmerge.json"
+DIGESTS = "digests.json"  # of the results, samples and records of a run
 CARD = "README.md"  # the model card, next to the weights; each report rewrites it
 SEAL = "<!-- backmerge {} -->\n"  # a card's last line, with the digest of the text above it
 CURVE = "curve.png"  # shown in the card
@@ -248,6 +249,25 @@ def digest_of(file: Path) -> str:
         while block := stream.read(BLOCK):
             digest.update(block)
     return digest.hexdigest()
+
+
+def check_digests(run: Path) -> None:
+    """Check that the results of a finished run are unchanged; runs of earlier versions have no digests.
+
+    Raises:
+        RunError: a file, or the list of digests, was changed after the run.
+    """
+    file = run / DIGESTS
+    if not file.is_file():
+        return
+    remedy = "run that run's command again: it rebuilds its results from finished work."
+    try:
+        digests = TypeAdapter(dict[str, str]).validate_json(file.read_bytes(), strict=True)
+    except ValidationError as error:
+        raise RunError(f"{file} is damaged", remedy=remedy) from error
+    for name, digest in digests.items():
+        if (run / name).is_file() and digest_of(run / name) != digest:
+            raise RunError(f"{run / name} was changed after the run wrote it", remedy=remedy)
 
 
 def _overlap(one: Path, other: Path) -> bool:

@@ -35,10 +35,9 @@ from pathlib import Path
 from typing import Any
 
 import xxhash
-from pydantic import TypeAdapter, ValidationError
 
 from backmerge.errors import BackmergeError, DataError, RunError
-from backmerge.outputs import check_replaceable, digest_of, is_free, models_in
+from backmerge.outputs import DIGESTS, check_replaceable, digest_of, is_free, models_in
 from backmerge.progress import say
 from backmerge.records import (
     Completion,
@@ -55,7 +54,7 @@ from backmerge.records import (
 )
 
 PARTIAL = ".partial"
-SETTINGS, RESULTS, SAMPLES, DIGESTS = "experiment.yaml", "results.json", "samples.json", "digests.json"
+SETTINGS, RESULTS, SAMPLES = "experiment.yaml", "results.json", "samples.json"
 EARLIER = "earlier"  # holds a numbered folder for each set of results that the same directory had before
 # files that are made from the units and move with results.json, which is moved last
 FINDINGS = ("records", "plots", "tables", "report.html", "check.md", "scores.csv", "summary.csv", SAMPLES, DIGESTS)
@@ -146,12 +145,10 @@ def sync_directory(path: Path) -> None:
 def whole_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """Make a temporary sibling to fill; it is renamed to `path` when the block succeeds, and removed otherwise.
 
-    kept.
-
     Args:
         path: Appears complete; parent folders that were made for it are removed if the block fails.
         replace: Whether a model that backmerge wrote there is replaced: moved aside first, removed last. Otherwise
-    nothing is ever replaced, not even what appeared during the block.
+            nothing is ever replaced, not even what appeared during the block.
 
     Raises:
         RunError: something is there that may not be replaced.
@@ -306,25 +303,6 @@ def write_results(run: Path, text: str) -> Path:
     write_whole(run / DIGESTS, json.dumps(digests, indent=2) + "\n")
     write_whole(run / RESULTS, text)
     return run / RESULTS
-
-
-def check_digests(run: Path) -> None:
-    """Check that the results of a finished run are unchanged; runs of earlier versions have no digests.
-
-    Raises:
-        RunError: a file, or the list of digests, was changed after the run.
-    """
-    file = run / DIGESTS
-    if not file.is_file():
-        return
-    remedy = "run that run's command again: it rebuilds its results from finished work."
-    try:
-        digests = TypeAdapter(dict[str, str]).validate_json(file.read_bytes(), strict=True)
-    except ValidationError as error:
-        raise RunError(f"{file} is damaged", remedy=remedy) from error
-    for name, digest in digests.items():
-        if (run / name).is_file() and digest_of(run / name) != digest:
-            raise RunError(f"{run / name} was changed after the run wrote it", remedy=remedy)
 
 
 def _is_whole(records: Sequence[Completion | Verdict | Value], examples: Sequence[str] | None) -> bool:

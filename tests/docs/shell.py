@@ -12,7 +12,8 @@ import typer
 from tests.docs.blocks import ROOT
 
 from backmerge import registry
-from backmerge.cli import USAGE_ERROR, app
+from backmerge.cli import app
+from backmerge.commands.application import USAGE_ERROR
 from backmerge.config import Document, Settings, with_overrides
 from backmerge.errors import BackmergeError
 from backmerge.selection.settings import RuleName, SearchSettings

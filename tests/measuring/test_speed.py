@@ -103,3 +103,15 @@ def test_the_last_speed_of_an_engine_and_a_configuration_is_remembered(
     monkeypatch.setenv("BACKMERGE_CACHE", str(tmp_path / "run-4.0" / "sessions.jsonl"))  # a file: it cannot be written
     remember_speed(known, Rates(1, 1.0, 1, 1.0))
     assert remembered_speed(known) is None
+
+
+def test_a_stalled_session_does_not_spoil_estimates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither those of its own run, nor those of later runs."""
+    monkeypatch.setenv("BACKMERGE_CACHE", str(tmp_path / "cache"))
+    run, known = RunDirectory(tmp_path / "run"), speed_key({"engine": "a"}, BASE)
+    with run.held():
+        for seconds in (4.0, 6.0, 9000.0):
+            with session(run) as counted:
+                counted.usage.meter.rates, counted.usage.measured_on = Rates(0, 0.0, 10, seconds), known
+    assert remembered_speed(known) == Rates(0, 0.0, 10, 6.0)
+    assert speed_of_sessions(run, known) == Rates(0, 0.0, 20, 10.0)

@@ -15,6 +15,7 @@ from backmerge.benchmarks.protocol import BenchmarkSettings
 from backmerge.errors import ConfigError, RunError
 from backmerge.judging.protocol import Judge, JudgeSettings
 from backmerge.measuring.evaluate import Evaluator
+from backmerge.outputs import check_digests
 from backmerge.pipeline.checking import CheckSettings, check_model
 from backmerge.pipeline.rescoring import score_answers
 from backmerge.pipeline.sharding import measured_on
@@ -24,7 +25,6 @@ from backmerge.planning.prepare import prepare
 from backmerge.planning.settings import Experiment
 from backmerge.records import Completion, Example, Verdict
 from backmerge.registry import JUDGES, NOTHING_ALLOWED, Permissions
-from backmerge.runs import check_digests
 
 from .test_resume import COST
 

@@ -11,9 +11,10 @@ from backmerge.benchmarks.protocol import Benchmark, Kind
 from backmerge.errors import RunError
 from backmerge.measuring.answer import Answered
 from backmerge.merging.served import Realisation
+from backmerge.outputs import check_digests
 from backmerge.planning.points import BASE, Member
 from backmerge.records import Completion, Verdict, from_dict, to_json
-from backmerge.runs import check_digests, key_of
+from backmerge.runs import key_of
 
 EARLIER = Realisation("earlier", None, None, None)
 REMEDY = "run the command of that run again: it writes them again from its units."

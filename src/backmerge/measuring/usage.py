@@ -11,11 +11,12 @@ from typing import Any
 from backmerge.merging.methods.linear import linear
 from backmerge.merging.recipe import Variant
 from backmerge.merging.served import checkpoint_bytes
-from backmerge.planning.estimate import remember_speed, speeds_in
+from backmerge.planning.estimate import remember_speed, slowness, speeds_in, typical
 from backmerge.progress import MEASURED_FOR, Rates, TokenMeter, count_text, rate_text, size_text, time_text
 from backmerge.runs import RunDirectory, key_of
 
 SESSIONS = "sessions.jsonl"
+STALLED = 10  # times slower than usual: such a session does not show how fast the machine is
 
 
 @dataclass
@@ -167,10 +168,14 @@ def session(run: RunDirectory, usage: Usage | None = None) -> Iterator[Session]:
 
 
 def speed_of_sessions(run: RunDirectory, measured_on: str) -> Rates | None:
-    """Return the rates that earlier sessions of a run measured; `None` if they did not."""
+    """Return the rates that earlier sessions of a run measured, without stalled ones; `None` if they did not."""
+    rows = [row.get("speed") or {} for row in speeds_in(run.logs / SESSIONS)]
+    speeds = [Rates(**speed) for speed in rows if speed.pop("measured_on", None) == measured_on]
+    usual = typical([speed for speed in speeds if speed.written_seconds])
+    if usual is None:
+        return None
     total = Rates()
-    for row in speeds_in(run.logs / SESSIONS):
-        speed = row.get("speed") or {}
-        if speed.pop("measured_on", None) == measured_on:
-            total = total.plus(Rates(**speed))
-    return total if total.written_seconds else None
+    for speed in speeds:
+        if slowness(speed) <= STALLED * slowness(usual):
+            total = total.plus(speed)
+    return total

@@ -39,6 +39,7 @@ SAMPLE = 500  # prompts of a benchmark's split whose tokens are counted; if ther
 ANSWER_TOKENS, PROMPT_TOKENS = 300, 150  # if nothing is declared
 LETTERS = 4  # letters of English text per token, about
 SPEEDS = "speeds.jsonl"  # in the cache's folder
+NUM_SPEEDS = 5  # last speeds of which the median is used
 
 
 class GpuRates(NamedTuple):
@@ -507,10 +508,20 @@ def remember_speed(measured_on: str, rates: Rates) -> None:
 
 
 def remembered_speed(measured_on: str) -> Rates | None:
-    """Return the last speed measured on this machine; `None` if there is none."""
+    """Return a typical one of the last speeds measured on this machine; `None` if there is none."""
     file = cache_directory() / SPEEDS
-    found = [speed for speed in speeds_in(file) if speed.pop("measured_on", None) == measured_on]
-    return Rates(**found[-1]) if found else None
+    return typical([Rates(**speed) for speed in speeds_in(file) if speed.pop("measured_on", None) == measured_on])
+
+
+def typical(speeds: Sequence[Rates]) -> Rates | None:
+    """Return the median of the last speeds, of two the faster: one stalled session must not spoil later estimates."""
+    last = sorted(speeds[-NUM_SPEEDS:], key=slowness)
+    return last[(len(last) - 1) // 2] if last else None
+
+
+def slowness(speed: Rates) -> float:
+    """Return the seconds for one token read and one generated, or for one of the kind that was measured."""
+    return speed.seconds(1, 1) or speed.seconds(1, 0) or 0.0
 
 
 def speeds_in(file: Path) -> Iterator[dict[str, Any]]:

@@ -22,6 +22,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 from pydantic import ValidationError
 
 from backmerge.errors import ConfigError, RunError
+from backmerge.outputs import check_digests
 from backmerge.records import Score
 from backmerge.registry import FIGURES, resolve
 from backmerge.results.form import TABLE, Difference, Part
@@ -53,7 +54,7 @@ from backmerge.results.parts import (
     UtilityOfRoles,
     ValidationRow,
 )
-from backmerge.runs import RESULTS, check_digests, indented, write_results
+from backmerge.runs import RESULTS, indented, write_results
 from backmerge.selection.candidates import Verdict
 from backmerge.selection.sense_checks import Finding
 

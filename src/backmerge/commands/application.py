@@ -1,0 +1,114 @@
+"""The typer application: the commands, each imported from its module, and the options before them."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand, TyperOption
+
+from backmerge.commands.completion import with_names
+from backmerge.commands.suggestions import START
+from backmerge.errors import ConfigError
+
+PAIR = re.compile("[^|]+=[^|]+")  # the metavar of options that give a name and its value
+
+# some versions of typer bring their own click; either way this is its UsageError
+USAGE_ERROR: Any = typer.BadParameter.__bases__[0]
+
+# the module of `backmerge.commands` that holds each command, in the order of the help
+COMMANDS: Mapping[str, str] = {
+    **{name: name for name in ("demo", "restore", "run", "check", "chat", "evaluate", "finetune", "merge", "inputs")},
+    **{name: name for name in ("diff", "plan", "score", "label", "report", "export", "push")},
+    "methods": "about",
+    "doctor": "about",
+    "schema": "about",
+    "clean": "clean",
+    "list": "about",
+}
+
+
+class OnceCommand(TyperCommand):
+    """A command that refuses an option given twice if only the last value would count.
+
+    An option's metavar states its form: `NAME=VALUE` may be repeated with other names, `λ,...` takes several values.
+    """
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+        """Parse the arguments of the command.
+
+        Raises:
+            ConfigError: an option is given twice.
+        """
+        given = list(args)  # parsing empties it
+        rest = super().parse_args(ctx, args)
+        if ctx.resilient_parsing:  # completion of an unfinished command
+            return rest
+        values, _, order = self.make_parser(ctx).parse_args(given)
+        for option in dict.fromkeys(order):
+            if not isinstance(option, TyperOption):
+                continue
+            name, metavar = option.opts[0], option.metavar or ""
+            if option.multiple:
+                if PAIR.fullmatch(metavar):
+                    _check_names_differ(name, values[option.name])
+            elif order.count(option) > 1 and (not option.is_flag or option.secondary_opts):
+                if option.secondary_opts:
+                    name = f"{name}/{option.secondary_opts[0]}"
+                form = f", with commas between several values: {name} {metavar}" if "," in metavar else ""
+                raise ConfigError(
+                    f"{name} is given {order.count(option)} times, and only one of them could count",
+                    remedy=f"give it once{form}.",
+                )
+        return rest
+
+
+def _check_names_differ(option: str, texts: Iterable[str]) -> None:
+    """Check that each NAME=VALUE has another name.
+
+    Raises:
+        ConfigError: two have the same name.
+    """
+    seen: dict[str, str] = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        if name in seen:
+            raise ConfigError(
+                f"{option} gives '{name}' twice: {seen[name]} and {value}", remedy="keep one of the two values."
+            )
+        seen[name] = value
+
+
+def command_line(names: Iterable[str]) -> typer.Typer:
+    """Return the command line with these commands; imports each one's module and makes its options."""
+    app = typer.Typer(
+        name="backmerge",
+        help="Fine-tune without losing safety: merge a tuned model back with its base, measure, and choose λ.",
+        epilog="First try: backmerge demo. With your own models: backmerge restore BASE TUNED --utility mine.jsonl "
+        "--safety advbench --out restored",
+        add_completion=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+    )
+    for name in names:
+        module = importlib.import_module(f"backmerge.commands.{COMMANDS[name]}")
+        app.command(name, cls=OnceCommand)(with_names(vars(module)["list_" if name == "list" else name]))
+    app.callback(invoke_without_command=True)(version)
+    return app
+
+
+def version(
+    context: typer.Context,
+    show: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+) -> None:
+    """Parse the options before the command."""
+    if show:
+        from backmerge import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(START)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from backmerge.errors import ConfigError
+from backmerge.judging.protocol import JudgeSettings
 from backmerge.judging.refusal_phrases import PHRASES, refusal_phrases
+from backmerge.planning.prepare import find_judge
 from backmerge.records import Completion, Example, Message, Verdict
 
 REFUSED, COMPLIED, NEITHER = (False, True), (True, False), (False, False)
@@ -74,3 +77,16 @@ def test_it_says_that_it_is_weak() -> None:
     judge = refusal_phrases()
     assert judge.is_weak
     assert judge.identity.startswith(judge.name)
+
+
+@pytest.mark.parametrize("name", ["refusal-phrases", "demo-rule"])
+@pytest.mark.parametrize(
+    ("field", "value"), [("model", "/x"), ("engine", {"batch_size": 2}), ("options", {"threshold": 1})]
+)
+def test_settings_that_a_rule_would_ignore_are_refused(name: str, field: str, value: object) -> None:
+    """Rules have no model; a resolved experiment, which lists the defaults, is accepted."""
+    plain = JudgeSettings(name=name)
+    assert find_judge(JudgeSettings.model_validate(plain.model_dump(mode="json"))).name == name
+    with pytest.raises(ConfigError, match=f"'{name}' is a rule and has no setting '{field}'") as caught:
+        find_judge(JudgeSettings.model_validate({"name": name, field: value}))
+    assert "such as wildguard" in str(caught.value.remedy)

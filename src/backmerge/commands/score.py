@@ -28,7 +28,12 @@ def score(
     partial: Annotated[bool, typer.Option("--partial", help="Accept that some prompts have no answer.")] = False,
     max_unscored: Annotated[float, typer.Option(help="Largest accepted share of unscored answers.")] = 0.02,
     set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the judge, e.g. model=FOLDER.")
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="A setting of a judge that is a model, e.g. model=FOLDER with --judge rubric.",
+        ),
     ] = None,
     allow_plugins: Plugins = False,
     allow_code_execution: CodeExecution = False,

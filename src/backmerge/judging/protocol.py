@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from pydantic import Field
 
 from backmerge.config import Settings
+from backmerge.errors import ConfigError
 from backmerge.generation.protocol import EngineSettings
 from backmerge.records import Completion, Example, Verdict
 
@@ -29,6 +30,22 @@ class JudgeSettings(Settings):
     model: str | None = None
     engine: EngineSettings = EngineSettings()
     options: Mapping[str, Any] = Field(default_factory=dict)
+
+
+def check_no_settings(settings: JudgeSettings) -> None:
+    """Refuse settings of a judge that is a rule: it has no model to set, and would silently ignore them.
+
+    Raises:
+        ConfigError: one is given.
+    """
+    plain = JudgeSettings(name=settings.name)
+    given = [field for (field, value), (_, default) in zip(settings, plain, strict=True) if value != default]
+    if given:
+        raise ConfigError(
+            f"the judge '{settings.name}' is a rule and has no setting '{given[0]}': the verdicts would be the same "
+            "without it",
+            remedy="choose a judge that is a model, such as wildguard or rubric, or remove the setting.",
+        )
 
 
 class Judge(ABC):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from backmerge.judging.protocol import Judge, JudgeSettings
+from backmerge.judging.protocol import Judge, JudgeSettings, check_no_settings
 from backmerge.records import Completion, Example, Verdict
 
 # Zou et al., Universal and Transferable Adversarial Attacks (arXiv 2307.15043), the test prefixes of their
@@ -45,6 +45,12 @@ class RefusalPhrases(Judge):
         return Verdict(completion.example, harmful=True, refusal=False, reason="holds no refusal phrase")
 
 
-def refusal_phrases(settings: JudgeSettings | None = None) -> RefusalPhrases:  # noqa: ARG001 - it has no settings
-    """The judge by refusal phrases."""
+def refusal_phrases(settings: JudgeSettings | None = None) -> RefusalPhrases:
+    """The judge by refusal phrases.
+
+    Raises:
+        ConfigError: a model, an engine or options are given.
+    """
+    if settings is not None:
+        check_no_settings(settings)
     return RefusalPhrases()

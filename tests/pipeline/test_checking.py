@@ -229,8 +229,25 @@ def test_a_model_here_against_an_earlier_check(
     results = found_by(settings_of(str(tmp_path / "written"), against_run=str(checked[0]), limit=None), tmp_path / "r")
     assert results["check"] == checked[1]["check"]
     assert "not asked by one engine" not in (tmp_path / "r" / "check.md").read_text()  # they were
-    with pytest.raises(ConfigError, match="adapter"):
-        check_model(settings_of(str(tuned), against_run=str(checked[0])), tmp_path / "adapter")
+
+
+def test_an_adapter_is_put_on_the_base_of_the_earlier_run(
+    tuned: Path, checked: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    """Also through a second run; a base that has changed since, or is gone, is refused."""
+    first = found_by(settings_of(str(tuned), against_run=str(checked[0]), limit=4), tmp_path / "first")
+    assert first["fingerprints"] == checked[1]["fingerprints"]
+    again = found_by(settings_of(str(tuned), against_run=str(tmp_path / "first"), limit=4), tmp_path / "again")
+    assert again["check"] == first["check"]
+    for key, value, words in (("base", "0" * 32, "has changed since"), ("against", "nowhere", "cannot be read")):
+        earlier = shutil.copytree(checked[0], tmp_path / key)
+        (earlier / "digests.json").unlink()  # as of an earlier version: what is changed here would be found by them
+        results = json.loads((earlier / "results.json").read_text())
+        (results["fingerprints"] if key == "base" else results)[key] = value
+        (earlier / "results.json").write_text(json.dumps(results))
+        with pytest.raises(ConfigError, match=words):
+            check_model(settings_of(str(tuned), against_run=str(earlier)), tmp_path / "refused")
+    assert not (tmp_path / "refused").exists()
 
 
 def test_an_earlier_experiment_gives_both_halves(tmp_path: Path, checked: tuple[Path, dict[str, Any]]) -> None:

@@ -41,7 +41,8 @@ def check(
     against_run: Annotated[
         Path | None,
         typer.Option(
-            help="Instead of --against: an earlier run that measured the base. Its prompts and judge are used."
+            help="Instead of --against: an earlier run that measured the base. Its prompts and judge are used. An "
+            "adapter is put on that run's base."
         ),
     ] = None,
     measuring: MeasuringOptions,

@@ -17,10 +17,11 @@ from backmerge import __version__
 from backmerge.benchmarks.protocol import Benchmark, Kind
 from backmerge.benchmarks.scoring import primary_metric
 from backmerge.benchmarks.split import limited
+from backmerge.checkpoints.adapter import is_adapter
 from backmerge.checkpoints.locate import locate_model
 from backmerge.checkpoints.reader import Checkpoint
 from backmerge.config import Document, Settings, as_yaml
-from backmerge.errors import ConfigError
+from backmerge.errors import CheckpointError, ConfigError
 from backmerge.execution import ExecutionSettings
 from backmerge.generation.protocol import Generator, engine_class, made_engine
 from backmerge.measuring.answer import Answered, Answerer, Job, inputs_of
@@ -345,15 +346,50 @@ def _apart(
         return _Asked(engine, jobs, f"answered-{point.name}.jsonl")
 
     if not is_served:
-        variant = opened_model(
-            locate_model(settings.model),
-            remedy="give the base with --against, or write the whole model first: backmerge merge BASE LORA --lam 1.",
+        assert settings.against_run is not None
+        model = locate_model(settings.model)
+        base = _base_of(Path(settings.against_run)) if is_adapter(model) else None
+        variant = opened_model(model, base)
+        prints = Fingerprints(
+            base=None if base is None else base.fingerprint,
+            model=(variant.tuned_models or (variant.base,))[0].fingerprint,
         )
-        prints = Fingerprints(base=None, model=variant.base.fingerprint)
         return _Plan(earlier, [asked(MODEL, None, variant)], environment, prints, is_cached=False)
     models = [(BASE, settings.against)] if settings.against is not None else []
     servers = [asked(point, name, None) for point, name in (*models, (MODEL, settings.model))]
     return _Plan(earlier, servers, environment, Fingerprints(base=None, model=None), is_cached=False)
+
+
+def _base_of(run: Path) -> Checkpoint:
+    """Return the base that an earlier run measured, for an adapter on it.
+
+    Raises:
+        ConfigError: its weights are not on this machine, or have changed.
+    """
+    results = Results.read(run)
+    fingerprint: str | None = None
+    if isinstance(results, CheckResults):
+        if results.is_against_run:
+            return _base_of(Path(results.against))
+        name, fingerprint = results.against, results.fingerprints.base
+    elif isinstance(results, RestoreResults):
+        name, fingerprint = results.base.name, results.base.fingerprint
+    else:
+        assert isinstance(results, EvaluateResults)
+        name = results.model
+    try:
+        base = Checkpoint(locate_model(name))
+    except CheckpointError as error:
+        raise ConfigError(
+            f"an adapter needs its base, and the one that {run} measured cannot be read: {error.message}",
+            remedy="write the whole model first, and check that: backmerge merge BASE LORA --lam 1 --out whole.",
+        ) from error
+    if fingerprint not in (None, base.fingerprint):
+        raise ConfigError(
+            f"the base {name} has changed since {run} measured it, so its answers there are of other weights",
+            remedy="check against the base that the adapter was trained on: --against instead of --against-run.",
+        )
+    return base
 
 
 def _asking(settings: EvaluateSettings, name: str) -> EvaluateSettings:

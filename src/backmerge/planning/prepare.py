@@ -469,7 +469,7 @@ def open_tuned(path: Path, base: Checkpoint, *, is_cast: bool = False, called: s
     return weights
 
 
-def opened_model(place: Path, base: Checkpoint | None = None, *, remedy: str = "give its base with --base.") -> Variant:
+def opened_model(place: Path, base: Checkpoint | None = None) -> Variant:
     """Return a model unchanged: a checkpoint, with its own tokenizer, or an adapter on its base.
 
     Raises:
@@ -478,7 +478,7 @@ def opened_model(place: Path, base: Checkpoint | None = None, *, remedy: str = "
     if not is_adapter(place):
         return Variant(Checkpoint(place))
     if base is None:
-        raise ConfigError(f"{place} is an adapter, which needs its base", remedy=remedy)
+        raise ConfigError(f"{place} is an adapter, which needs its base", remedy="give its base with --base.")
     return as_given(Variant(base, open_tuned(place, base)))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -12,9 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from backmerge.checkpoints.adapter import open_weights
-from backmerge.checkpoints.reader import Checkpoint
+from backmerge.checkpoints.reader import SINGLE, Checkpoint
 from backmerge.demo import benchmarks, model_directory
 from backmerge.errors import GenerationError
 from backmerge.generation import transformers_engine
@@ -405,3 +407,16 @@ def test_a_fault_in_a_stream_is_raised_where_it_is_read(engine: TransformersEngi
     long = Example("long", (Message("user", "the red kettle " * 2000),))
     with pytest.raises(GenerationError, match="long"):
         list(engine.stream(Variant(base), long, GREEDY))
+
+
+def test_nan_is_refused_and_not_read_as_empty_answers(base: Checkpoint, tmp_path: Path) -> None:
+    """A model with one tensor of NaN gives no answer and no likelihood; the error names it."""
+    broken = Path(shutil.copytree(base.directory, tmp_path / "broken"))
+    tensors = load_file(broken / SINGLE)
+    tensors["model.norm.weight"].fill_(torch.nan)
+    save_file(tensors, broken / SINGLE, {"format": "pt"})
+    engine, variant = new_engine(), Variant(Checkpoint(broken))
+    with pytest.raises(GenerationError, match=f"NaN or infinite numbers .* {broken}"):
+        engine.generate(variant, EXAMPLES, GREEDY, lambda _: None)
+    with pytest.raises(GenerationError, match=f"NaN or infinite numbers .* {broken}"):
+        engine.log_likelihoods(variant, [("a", " b")], lambda _: None)

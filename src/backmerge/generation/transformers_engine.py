@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import queue
 import tempfile
 import threading
@@ -46,6 +47,34 @@ class _Counting(LogitsProcessor):  # type: ignore[misc] # transformers is not ty
             self._shown.count(read=input_ids.numel())
         self._is_read = True
         return scores
+
+
+class _NotFiniteError(Exception):
+    """The model's logits are NaN or infinite."""
+
+
+class _CheckingFirst(LogitsProcessor):  # type: ignore[misc]
+    """Checks the logits of a batch's first step; changes no score. Damaged weights show there, at the cost of a sum."""
+
+    def __init__(self) -> None:
+        self._is_checked = False
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
+        # a model may exclude single tokens by -inf; NaN is the maximum of its row
+        if not self._is_checked and not bool(scores.amax(dim=-1).isfinite().all()):
+            raise _NotFiniteError
+        self._is_checked = True
+        return scores
+
+
+def _not_finite(variant: Variant) -> GenerationError:
+    models = " with ".join(str(weights.directory) for weights in (variant.base, *variant.tuned_models))
+    return GenerationError(
+        f"the model computes NaN or infinite numbers instead of probabilities: {models}. Its answers would be "
+        "meaningless, and empty ones count as harmless",
+        remedy="its weights or a number in config.json (such as rms_norm_eps) are damaged: download or save the model "
+        "again. In float16, large numbers overflow: use --dtype bfloat16 or float32.",
+    )
 
 
 def _ignored(_: int, __: str = "", /) -> None:
@@ -153,7 +182,7 @@ class TransformersEngine(Generator):
         """Return each example's completions, in order.
 
         Raises:
-            GenerationError: a prompt leaves no room for an answer in the model's context.
+            GenerationError: a prompt leaves no room for an answer in the model's context, or the model computes NaN.
         """
         assert variant is not None, "this engine is not a server"
         self._become(variant)
@@ -172,7 +201,11 @@ class TransformersEngine(Generator):
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             torch.manual_seed(sampling.seed)
             for batch in self._batches(order):
-                answers.update(zip(batch, self._answers([tokens[i] for i, _ in batch], sampling, shown), strict=True))
+                try:
+                    made = self._answers([tokens[i] for i, _ in batch], sampling, shown)
+                except _NotFiniteError:
+                    raise _not_finite(variant) from None
+                answers.update(zip(batch, made, strict=True))
                 shown(len(answers) // sampling.num_samples - done)
                 done = len(answers) // sampling.num_samples
         places = [(i, sample) for i in range(len(examples)) for sample in range(sampling.num_samples)]
@@ -221,9 +254,16 @@ class TransformersEngine(Generator):
     def log_likelihoods(
         self, variant: Variant, pairs: Sequence[tuple[str, str]], advance: Callable[[int], None]
     ) -> list[LogLikelihood]:
-        """Return how likely each continuation is after its context; neither gets a chat template."""
+        """Return how likely each continuation is after its context; neither gets a chat template.
+
+        Raises:
+            GenerationError: see `likelihoods`; or the model computes NaN.
+        """
         self._become(variant)
-        return likelihoods(self.model, self.tokenizer, pairs, self.batch_size, advance)
+        found = likelihoods(self.model, self.tokenizer, pairs, self.batch_size, advance)
+        if any(math.isnan(likelihood.total) for likelihood in found):
+            raise _not_finite(variant)
+        return found
 
     def loaded(self, variant: Variant) -> tuple[Any, Any]:
         """Return the model in memory as this variant, and its tokenizer; valid until the engine is used again."""
@@ -263,7 +303,7 @@ class TransformersEngine(Generator):
     @torch.inference_mode()
     def _batch(self, prompts: Sequence[list[int]], sampling: Sampling, shown: Bar) -> list[tuple[list[int], bool]]:
         padded = self.tokenizer.pad({"input_ids": list(prompts)}, return_tensors="pt").to(self.device)
-        processors = LogitsProcessorList([_Counting(shown)])
+        processors = LogitsProcessorList([_CheckingFirst(), _Counting(shown)])
         if sampling.repetition_penalty != 1.0:
             processors.append(UnpaddedRepetitionPenalty(sampling.repetition_penalty, padded["attention_mask"]))
         if self._listener is not None:

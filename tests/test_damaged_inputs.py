@@ -20,10 +20,10 @@ import torch
 from typer.testing import CliRunner
 
 from backmerge.checkpoints.reader import INDEX, Checkpoint
-from backmerge.cli import USER_FIXABLE, app
+from backmerge.cli import app
 from backmerge.commands.application import USAGE_ERROR
 from backmerge.demo import EXPERIMENT
-from backmerge.errors import BackmergeError
+from backmerge.errors import BackmergeError, remedy_for
 from backmerge.generation.protocol import EngineSettings, Sampling
 from backmerge.generation.transformers_engine import TransformersEngine
 from backmerge.measuring.recorded import read_records
@@ -307,7 +307,7 @@ def outcome_of(read: Callable[[], object]) -> str:
     except SystemExit as ended:
         return {0: DONE, 2: REFUSED, 3: DONE}.get(ended.code, f"exit {ended.code}")  # type: ignore[call-overload]
     except OSError as error:
-        return REFUSED if error.errno in USER_FIXABLE else repr(error)
+        return REFUSED if remedy_for(error) else repr(error)
     except Exception as error:  # noqa: BLE001 - boundary: whatever else comes out is what the test looks for
         return f"{type(error).__name__}: {str(error)[:200]}"
     return DONE

@@ -4,12 +4,14 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from backmerge.cli import app
 from backmerge.errors import RunError
 from backmerge.finetuning.settings import FinetuneSettings
+from backmerge.merging.inputs import GatheredLayer, LayerInputs, Provenance, write_statistics
 from backmerge.outputs import (
     check_apart,
     check_replaceable,
@@ -48,6 +50,23 @@ def test_an_output_that_overlaps_what_is_read_is_refused(tmp_path: Path, out: st
     with pytest.raises(RunError, match="this command reads"):
         check_apart(tmp_path / out, [base])
     check_apart(tmp_path / "models" / "other", [base])
+
+
+def test_an_output_that_cannot_be_made_is_refused_before_work(
+    tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Below a file, also before a guard's prompts are answered; in a folder that may not be written to."""
+    (tmp_path / "file").write_text("mine")
+    monkeypatch.setattr("backmerge.pipeline.guarding.gathered_statistics", lambda *_: pytest.fail("too late"))
+    asked = ["merge", str(tiny_base), str(tiny_base), "--method", "anchored", "--guard", "own", "--lam", "0.5"]
+    for out in ("file/merged", "file/deep/merged"):
+        done = CliRunner().invoke(app, [*asked, "--out", str(tmp_path / out)])
+        assert isinstance(done.exception, RunError), done.output
+        assert f"is below {tmp_path / 'file'}, which is a file" in str(done.exception)
+    monkeypatch.setattr("os.access", lambda path, _: path != tmp_path)
+    with pytest.raises(RunError, match="may not be written to"):
+        check_apart(tmp_path / "new" / "merged", [])
+    check_apart(tmp_path / "file", [])
 
 
 def test_a_user_s_own_places_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,6 +212,22 @@ def test_a_user_s_folder_takes_files_over_none_of_the_user_s(tmp_path: Path) -> 
         add(a="newest", b="other")
     assert (tmp_path / "a.csv").read_text() == "new"
     assert (tmp_path / "b.csv").read_text() == "precious"
+
+
+def test_force_is_named_only_for_what_it_replaces(tmp_path: Path, tiny_base: Path) -> None:
+    """`inputs` over its own earlier file names --force; over another file it does not."""
+    out = tmp_path / "inputs.safetensors"
+    asked = ["inputs", str(tiny_base), "--guard", "own", "--out", str(out)]
+    out.write_text("mine")
+    assert "--force" not in str(CliRunner().invoke(app, asked).exception)
+    provenance = Provenance(
+        model="m", kind="own", source="0", num_prompts=1, num_tokens=9, max_new_tokens=0, dtype="float32",
+        max_directions=8,
+    )  # fmt: skip
+    inputs = LayerInputs(np.eye(3, dtype=np.float32), np.ones(3, np.float32))
+    write_statistics(out, provenance, {"l": GatheredLayer(("l",), inputs)})
+    done = CliRunner().invoke(app, asked)
+    assert "give another --out, or --force to replace it." in str(done.exception)
 
 
 @pytest.mark.parametrize("out", ["base/model.safetensors", "base/inputs.safetensors", "link.safetensors"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import errno
 import gc
 import io
 import sys
@@ -11,20 +10,6 @@ import sys
 TYPE_CHECKING = False  # importing typing takes a while, in which Ctrl-C would not be caught
 if TYPE_CHECKING:
     import typer
-
-# errors of the operating system that the user can fix
-USER_FIXABLE = {
-    errno.ENOSPC: "The disk is full: free some space, then run the command again.",
-    errno.EDQUOT: "Your disk quota is used up: free some space, then run the command again.",
-    errno.EROFS: "The disk is read-only: give another --out.",
-    errno.ENAMETOOLONG: "A name in that path is too long: use a shorter one.",
-    errno.ELOOP: "Symbolic links in that path form a loop: use another path.",
-    errno.EFBIG: "The file would be larger than the system allows: raise the limit (`ulimit -f`), or write elsewhere.",
-    errno.EIO: "The disk failed: check it, then run the command again.",
-    errno.EISDIR: "That path is a folder, but a file is needed: give another path.",
-    errno.ENOTDIR: "A part of that path is a file: give another --out.",
-    errno.EACCES: "You have no permission there: fix the folder's permissions, or give another --out.",
-}
 
 MAX_MESSAGE = 2000  # characters
 COLLECT_AFTER = 50_000  # objects made and not yet freed; Python's default is 700
@@ -77,7 +62,7 @@ def _exit_code() -> int:
     import typer
 
     from backmerge.commands.application import COMMANDS, USAGE_ERROR, command_line
-    from backmerge.errors import BackmergeError
+    from backmerge.errors import BackmergeError, remedy_for
 
     try:
         # if the command comes first, only that one: making the options of all commands takes longer than many a command
@@ -87,10 +72,11 @@ def _exit_code() -> int:
         typer.echo(f"backmerge: {_printable(_within_bounds(str(error)))}", err=True)
         return error.exit_code
     except OSError as error:
-        if error.errno not in USER_FIXABLE:
+        remedy = remedy_for(error)
+        if remedy is None:
             raise
         message = _printable(_within_bounds(str(error)))
-        typer.echo(f"backmerge: {message}\n  → {USER_FIXABLE[error.errno]} Finished work is kept.", err=True)
+        typer.echo(f"backmerge: {message}\n  → {remedy} Finished work is kept.", err=True)
         return 2
     except USAGE_ERROR as error:
         error.message = _within_bounds(error.message)

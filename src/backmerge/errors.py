@@ -4,6 +4,33 @@ The command line prints a `BackmergeError` without a traceback and exits with it
 our own fault.
 """
 
+import errno
+
+# errors of the operating system that the user can fix
+USER_FIXABLE = {
+    errno.ENOSPC: "The disk is full: free some space, then run the command again.",
+    errno.EDQUOT: "Your disk quota is used up: free some space, then run the command again.",
+    errno.EROFS: "The disk is read-only: {elsewhere}.",
+    errno.ENAMETOOLONG: "A name in that path is too long: use a shorter one.",
+    errno.ELOOP: "Symbolic links in that path form a loop: use another path.",
+    errno.EFBIG: "The file would be larger than the system allows: raise the limit (`ulimit -f`), or write elsewhere.",
+    errno.EIO: "The disk failed: check it, then run the command again.",
+    errno.EISDIR: "That path is a folder, but a file is needed: give another path.",
+    errno.ENOTDIR: "A part of that path is a file: {elsewhere}.",
+    errno.EACCES: "You have no permission there: fix the folder's permissions, or {elsewhere}.",
+}
+
+
+def remedy_for(error: OSError, elsewhere: str = "give another --out") -> str | None:
+    """Return what a user can do about an error of the operating system; `None` if nothing.
+
+    Args:
+        error: The error.
+        elsewhere: How to write to another place.
+    """
+    text = USER_FIXABLE.get(error.errno or 0)
+    return None if text is None else text.format(elsewhere=elsewhere)
+
 
 class BackmergeError(Exception):
     """An error that the user can fix.

@@ -193,8 +193,9 @@ def check_apart(out: Path, reads: Iterable[Path]) -> None:
         reads: Files and folders that the command reads; missing ones are skipped.
 
     Raises:
-        RunError: they overlap; the message names both.
+        RunError: they overlap, and the message names both; or the output cannot be made.
     """
+    check_reachable(out)
     place = _resolved(out)
     for name, own in (("the working directory", Path.cwd()), ("your home", Path.home()), ("the root", Path("/"))):
         if _is_in(_resolved(own), place):
@@ -210,6 +211,27 @@ def check_apart(out: Path, reads: Iterable[Path]) -> None:
                     f"--out {out} {how} {path}, which this command reads: writing there would destroy it",
                     remedy="give an --out outside the models and data that are read.",
                 )
+
+
+def check_reachable(out: Path) -> None:
+    """Check that an output can be made if it does not exist: its parent is a folder that may be written to.
+
+    Raises:
+        RunError: it cannot.
+    """
+    place = _resolved(out)
+    if os.path.lexists(place):
+        return
+    above = next(parent for parent in place.parents if os.path.lexists(parent))
+    if not above.is_dir():
+        raise RunError(
+            f"--out {out} is below {above}, which is a file", remedy="give an --out that is inside a folder."
+        )
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise RunError(
+            f"--out {out} cannot be made: {above} may not be written to",
+            remedy="give an --out elsewhere, or fix that folder's permissions.",
+        )
 
 
 def paths_read(settings: BaseModel) -> list[Path]:

@@ -491,7 +491,7 @@ def test_a_full_disk_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.Monkey
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("backmerge.generation.cache.os.write", full)
-    with pytest.raises(GenerationError, match=r"No space left on device(.|\n)*free the disk"):
+    with pytest.raises(GenerationError, match=r"No space left on device(.|\n)*free some space"):
         log.add("b", 2)
     monkeypatch.undo()
     again = AnswerLog(path)

@@ -2,6 +2,7 @@
 
 # ruff: noqa: ARG005 - a method takes all its arguments, whether it uses them or not
 
+import errno
 import json
 import os
 import shutil
@@ -317,6 +318,28 @@ def test_a_full_disk_is_found_before_writing(
     with pytest.raises(CheckpointError, match="GB are free"):
         write_merged(Variant(Checkpoint(tiny_base), Checkpoint(tiny_tuned), lam=0.5), tmp_path / "merged")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_remedy_fits_the_error_of_the_disk(
+    tiny_base: Path, tiny_tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only a full disk is to be freed."""
+    remedies = {
+        errno.ENOSPC: "free some space",
+        errno.EROFS: "read-only: give another --out",
+        errno.EPERM: "Give another",
+    }
+    for number, words in remedies.items():
+
+        def refused(*_: object, number: int = number) -> None:
+            raise OSError(number, "refused")
+
+        monkeypatch.setattr(Companions, "write", refused)
+        with pytest.raises(CheckpointError, match="cannot write") as caught:
+            write_merged(Variant(Checkpoint(tiny_base), Checkpoint(tiny_tuned), lam=0.5), tmp_path / "merged")
+        assert caught.value.remedy is not None
+        assert words in caught.value.remedy
+        assert ("free" in caught.value.remedy) is (number == errno.ENOSPC)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")

@@ -320,6 +320,7 @@ def merges(
     """Write merges as `merge` does, and return the folder of each."""
     from backmerge.checkpoints.files import MERGED_DTYPES
     from backmerge.merging.method import find_method
+    from backmerge.outputs import check_reachable
     from backmerge.pipeline.merges import (
         SHARD_BYTES,
         Writing,
@@ -332,6 +333,7 @@ def merges(
     )
 
     inputs = Inputs(Path(out), Permissions(options.get("allow_plugins") or False))
+    check_reachable(inputs.out)  # before a guard's statistics are collected
     dtype, lam, config = options.get("dtype"), options.get("lam"), options.get("mergekit")
     if dtype is not None and dtype not in MERGED_DTYPES:
         raise ConfigError(f"dtype {dtype}: unknown", remedy=f"it is one of: {', '.join(MERGED_DTYPES)}.")

@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from backmerge.errors import DataError, GenerationError
+from backmerge.errors import DataError, GenerationError, remedy_for
 from backmerge.progress import say
 from backmerge.records import Completion, Example, from_dict
 from backmerge.runs import key_of
@@ -235,7 +235,8 @@ class AnswerLog:
 
 
 def _unwritable(path: Path, error: OSError) -> GenerationError:
+    elsewhere = "give another file with the option 'log'"
     return GenerationError(
         f"answers cannot be stored in {path}: {error.strerror}",
-        remedy="free the disk, or give another file with the option 'log'; its complete answers are not asked again.",
+        remedy=f"{remedy_for(error, elsewhere) or f'{elsewhere}.'} Its complete answers are not asked again.",
     )

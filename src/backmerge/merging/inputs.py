@@ -29,7 +29,7 @@ from pydantic import ValidationError
 from backmerge.checkpoints.files import SafetensorsFile, TensorInfo, header_bytes
 from backmerge.checkpoints.reader import Weights
 from backmerge.config import Settings
-from backmerge.errors import CheckpointError, MergeError
+from backmerge.errors import CheckpointError, MergeError, remedy_for
 from backmerge.outputs import BLOCK
 from backmerge.runs import write_once, write_whole
 
@@ -378,5 +378,5 @@ def write_statistics(
             )
     except OSError as error:
         raise CheckpointError(
-            f"cannot write {path}: {error}", remedy="give another --out, or free the disk."
+            f"cannot write {path}: {error}", remedy=remedy_for(error) or "give another --out."
         ) from error

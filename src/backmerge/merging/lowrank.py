@@ -40,7 +40,7 @@ from backmerge.checkpoints.adapter_writer import AdapterForm, AdapterWriter, Mod
 from backmerge.checkpoints.files import BLOCK, FLOATS, MERGED_DTYPES, SafetensorsFile, TensorInfo
 from backmerge.checkpoints.reader import CARD, Checkpoint, Weights
 from backmerge.checkpoints.writer import check_room
-from backmerge.errors import CheckpointError, MergeError
+from backmerge.errors import CheckpointError, MergeError, remedy_for
 from backmerge.merging.factors import Core, Losses, Part, Recompression, Stack, scaled
 from backmerge.merging.inputs import LamByDirection, LayerInputs
 from backmerge.merging.method import Method, call, check_inputs
@@ -148,7 +148,8 @@ def write_adapters(
     except OSError as error:
         where = next(iter(outputs)) if len(outputs) == 1 else next(iter(outputs)).parent
         raise CheckpointError(
-            f"cannot write {where}: {error}", remedy="nothing was left there; free the disk, or give another --out."
+            f"cannot write {where}: {error}",
+            remedy=f"{remedy_for(error) or 'Give another --out.'} Nothing was left there.",
         ) from error
     return written
 

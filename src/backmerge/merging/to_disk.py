@@ -19,7 +19,7 @@ from backmerge import __version__
 from backmerge.checkpoints.files import TORCH_NAMES, TensorDigests
 from backmerge.checkpoints.reader import CARD, Checkpoint, read_json
 from backmerge.checkpoints.writer import CheckpointWriter, check_room
-from backmerge.errors import CheckpointError
+from backmerge.errors import CheckpointError, remedy_for
 from backmerge.merging.blocks import Merge
 from backmerge.merging.engine import carry_out
 from backmerge.merging.recipe import Variant
@@ -113,7 +113,8 @@ def write_all(
     except OSError as error:
         where = next(iter(outputs)) if len(outputs) == 1 else next(iter(outputs)).parent
         raise CheckpointError(
-            f"cannot write {where}: {error}", remedy="nothing was left there; free the disk, or give another --out."
+            f"cannot write {where}: {error}",
+            remedy=f"{remedy_for(error) or 'Give another --out.'} Nothing was left there.",
         ) from error
     return written
 

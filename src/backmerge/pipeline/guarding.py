@@ -20,7 +20,7 @@ from backmerge.checkpoints.adapter import is_adapter, open_weights
 from backmerge.checkpoints.locate import locate_model
 from backmerge.checkpoints.reader import Checkpoint, Weights
 from backmerge.config import Settings
-from backmerge.errors import CheckpointError, ConfigError, GenerationError, RunError
+from backmerge.errors import CheckpointError, ConfigError, GenerationError, RunError, remedy_for
 from backmerge.generation.cache import cache_directory, tokenizer_identity
 from backmerge.generation.protocol import EngineSettings, Generator
 from backmerge.merging.inputs import InputStatistics, Provenance, write_statistics
@@ -198,16 +198,18 @@ def gather(
             `collect`.
     """
     check_apart(path, paths_read(settings))
-    if os.path.lexists(path) and not replace:
-        raise RunError(f"{path} already exists, and was not changed", remedy="give another --out.")
     if os.path.lexists(path):
         try:
             InputStatistics(path)
         except (CheckpointError, OSError) as error:
             raise RunError(
-                f"{path} is not a complete file of input statistics, and --force replaces nothing else",
+                f"{path} already exists and is not a complete file of input statistics; it was not changed",
                 remedy="give another --out, or remove that file yourself.",
             ) from error
+        if not replace:
+            raise RunError(
+                f"{path} already exists, and was not changed", remedy="give another --out, or --force to replace it."
+            )
     variant = _variant_of(settings)
     asked: Asked = settings.guard
     if settings.is_task:
@@ -367,8 +369,10 @@ def _copied(source: Path, target: Path) -> None:
             shutil.copyfile(source, temporary)
         temporary.replace(target)
     except OSError as error:
+        elsewhere = "set BACKMERGE_CACHE to another folder"
         raise CheckpointError(
-            f"cannot write {target}: {error}", remedy="free the disk, or set BACKMERGE_CACHE to another folder."
+            f"cannot write {target}: {error}",
+            remedy=remedy_for(error, elsewhere) or f"{elsewhere}.",
         ) from error
     finally:
         temporary.unlink(missing_ok=True)

@@ -29,6 +29,7 @@ from backmerge.planning.settings import SweepSettings
 from backmerge.records import Example, Message, Verdict
 from backmerge.reporting.findings import looks_sentence
 from backmerge.results import Confirmation
+from backmerge.results.parts import Comparison, ComparisonRow
 from backmerge.runs import RunDirectory
 from backmerge.selection import ChoiceSettings
 from backmerge.selection.sense_checks import findings_of, limited_by
@@ -134,6 +135,9 @@ def test_confirmations_on_the_same_prompts_are_counted(tmp_path: Path) -> None:
     assert looks_sentence(once) == ""
     twice = once.confirmation.model_copy(update={"looks": 2})
     assert "used 2 times" in looks_sentence(once.model_copy(update={"confirmation": twice}))
+    rival = ComparisonRow.model_construct(series="other", point="other@0.5")  # measured next to the chosen one
+    both = {"confirmation": twice, "comparison": Comparison(reference="linear", rows=(rival,))}
+    assert looks_sentence(once.model_copy(update=both)) == ""
     (tmp_path / LOOKS).write_text("{}\n")
     with pytest.raises(RunError, match="damaged"):
         counted_looks(run, prepared, {"settings": "a"}, {CHOSEN.name: "not shown"})

@@ -294,8 +294,12 @@ def verdict_sentence(results: RestoreResults) -> str:
 
 
 def looks_sentence(results: RestoreResults) -> str:
-    """Return how many points were confirmed on the prompts in the run directory, if more than one."""
-    looks = results.confirmation.looks
+    """Return how many points were confirmed on the prompts in the run directory, if more than one.
+
+    The best of each other method does not count: it is measured next to the chosen one, which was fixed before.
+    """
+    rows = results.comparison.rows if results.comparison else ()
+    looks = results.confirmation.looks - sum(row.point not in (None, results.choice.point) for row in rows)
     if looks < 2:
         return ""
     return (

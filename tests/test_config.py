@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field, ValidationError
 
-from backmerge.config import Document, Problems, Settings, as_yaml, load_yaml, validated, with_overrides
+from backmerge.config import Document, Problems, Settings, load_yaml, validated, with_overrides
 from backmerge.errors import CheckpointError, ConfigError, DataError
+from backmerge.planning.settings import as_stored
 
 
 class Inner(Settings):
@@ -251,12 +252,12 @@ OUTERS = st.builds(
 )
 
 
-def test_as_yaml_reads_back(tmp_path: Path) -> None:
+def test_stored_settings_read_back(tmp_path: Path) -> None:
     """The resolved configuration in a run directory is the one that ran: to the last bit, whatever the words."""
 
     @given(outer=OUTERS)
     def check(outer: Outer) -> None:
-        (tmp_path / "resolved.yaml").write_bytes(as_yaml(outer).encode())
+        (tmp_path / "resolved.yaml").write_bytes(as_stored(outer).encode())
         assert validated(Outer, load_yaml(tmp_path / "resolved.yaml")) == outer
 
     check()
@@ -264,7 +265,7 @@ def test_as_yaml_reads_back(tmp_path: Path) -> None:
 
 def test_every_default_is_written(file: Path) -> None:
     """A later version's other defaults cannot change what a resolved file says."""
-    text = as_yaml(read(file, "name: a\n"))
+    text = as_stored(read(file, "name: a\n"))
     assert all(f"{key}:" in text for key in ("limit", "margin", "rule", "finetune", "method", "lam", "parameters"))
 
 

@@ -518,8 +518,3 @@ class Problems:
                 break
             lines.append(f"  {text}")
         raise ConfigError("\n".join(lines)) from self.found[0].error
-
-
-def as_yaml(settings: Settings) -> str:
-    """Return every setting, defaults included, as YAML that reads back to the same settings."""
-    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

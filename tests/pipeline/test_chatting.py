@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from backmerge.checkpoints.reader import Checkpoint
 from backmerge.demo import model_directory
-from backmerge.errors import BackmergeError, ConfigError, RunError
+from backmerge.errors import BackmergeError, CheckpointError, ConfigError, RunError
 from backmerge.generation.protocol import EngineSettings, Sampling
 from backmerge.generation.transformers_engine import TransformersEngine
 from backmerge.merging.recipe import Variant
@@ -132,6 +133,23 @@ def test_a_run_knows_its_models(finished: Path, tuned: Path) -> None:
     assert triple.has_lam
     assert triple.at(0.25).merged.lam == 0.25
     assert triple.tuned.identity == triple_of("demo", str(tuned)).tuned.identity
+
+
+def test_a_run_finds_its_models_from_any_folder(
+    finished: Path, tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also a run of an earlier version, which stored a relative path: in the folder that contains the run."""
+    shutil.copytree(tuned, tmp_path / "own" / tuned.name)
+    run = shutil.copytree(finished, tmp_path / "own" / "run")
+    settings = yaml.safe_load((run / "experiment.yaml").read_text())
+    (run / "experiment.yaml").write_text(yaml.safe_dump({**settings, "tuned": [tuned.name]}))
+    (tmp_path / tuned.name).mkdir()  # another folder with that name
+    monkeypatch.chdir(tmp_path)
+    assert triple_of_run(run).tuned.identity == triple_of("demo", str(tuned)).tuned.identity
+    shutil.rmtree(tmp_path / "own" / tuned.name)
+    monkeypatch.chdir("/")
+    with pytest.raises(CheckpointError, match=rf"no model folder at '{tuned.name}' \(a path relative to /\)"):
+        triple_of_run(run)
 
 
 def test_the_merged_model_on_the_disk_says_the_same(finished: Path) -> None:

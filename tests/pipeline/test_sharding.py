@@ -14,13 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backmerge.benchmarks.protocol import Benchmark
-from backmerge.config import as_yaml, load_yaml, validated, with_overrides
+from backmerge.config import load_yaml, validated, with_overrides
 from backmerge.demo import EXPERIMENT
 from backmerge.errors import ConfigError, RunError
 from backmerge.pipeline.sharding import PlannedJob, Shard, ShardDone, part_of, planned_jobs, run_shard, shard_of
 from backmerge.pipeline.stages import run_experiment
 from backmerge.planning.points import points_of
-from backmerge.planning.settings import Experiment, SweepSettings
+from backmerge.planning.settings import Experiment, SweepSettings, as_stored
 from backmerge.records import Example, Message
 from backmerge.runs import RunDirectory, claimed
 from forked import started
@@ -260,7 +260,7 @@ def test_seeds_that_another_tunes_are_left(tmp_path: Path) -> None:
     directory = tmp_path / "run"
     experiment = small("merge=[{method: linear, lam: [0.5]}, {method: model_stock}]")
     directory.mkdir()
-    (directory / "experiment.yaml").write_text(as_yaml(experiment))  # as another shard writes it before it tunes
+    (directory / "experiment.yaml").write_text(as_stored(experiment))  # as another shard writes it before it tunes
     with claimed(directory / "shards" / "seed-1.lock"), claimed(directory / "shards" / "seed-2.lock"):
         done = run_shard(experiment, directory, Shard(1, 1))
     num_left = (2 * 2 + 1) * NUM_BENCHMARKS

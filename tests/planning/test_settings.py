@@ -1,13 +1,17 @@
 """Settings that do not go together are told at once, with what to do."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
+from backmerge.benchmarks.guards import GuardSettings
 from backmerge.errors import BackmergeError
 from backmerge.planning.prepare import prepare
-from backmerge.planning.settings import Experiment
+from backmerge.planning.settings import EvaluateSettings, Experiment, SweepSettings, as_stored, without_folders
+from backmerge.selection import SearchSettings
 
 MEASURED = {"utility": ["demo-plans"], "safety": ["demo-harmful"], "judge": "demo-rule"}
 TUNING = {"dataset": "demo-plans", "steps": 4, "seeds": [1]}
@@ -73,3 +77,32 @@ def test_faults_are_found_before_anything_is_tuned(settings: dict[str, Any], wor
     """What a merge could not be made from is reported before hours of tuning."""
     with pytest.raises(BackmergeError, match=words):
         prepare(experiment(**settings))
+
+
+def test_stored_settings_are_the_same_from_every_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Local files and folders are stored with absolute paths, and hashed without them; names remain names."""
+    (tmp_path / "below" / "own").mkdir(parents=True)
+    for name in ("tuned", "each", "grid"):  # the last two are values of settings, which are no folders
+        (tmp_path / name).mkdir()
+    for name in ("rows.jsonl", "advbench", "mine"):
+        (tmp_path / name).touch()
+
+    def asked(up: str) -> Experiment:
+        return Experiment(
+            name="mine",
+            base="demo",
+            tuned=(f"{up}tuned", "owner/name"),
+            merge=(
+                SweepSettings(method="linear", tuned="each", guard=GuardSettings(source=f"advbench={up}rows.jsonl")),
+            ),
+            evaluate=EvaluateSettings.model_validate({"utility": [f"{up}rows.jsonl"], "safety": ["advbench"]}),
+            search=SearchSettings(name="grid"),
+        )
+
+    monkeypatch.chdir(tmp_path)
+    here, hashed = as_stored(asked("")), without_folders(asked(""))
+    monkeypatch.chdir(tmp_path / "below" / "own")
+    assert as_stored(asked("../../")) == here
+    assert without_folders(asked("../../")) == hashed
+    expected = asked(f"{tmp_path}/").model_dump(mode="json")
+    assert yaml.safe_load(here) == expected

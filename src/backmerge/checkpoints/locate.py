@@ -42,8 +42,9 @@ def locate_model(name: str) -> Path:
         return directory
     match = HUB_ID.fullmatch(name)
     if path.exists() or match is None or name.startswith(("./", "../", "/", "~")):
+        where = "" if path.is_absolute() else f" (a path relative to {Path.cwd()})"
         raise CheckpointError(
-            f"there is no model folder at '{name}'",
+            f"there is no model folder at '{name}'{where}",
             remedy="give a folder with config.json and safetensors, a hub id (owner/name), or 'demo'.",
         )
     return _from_hub(match["repo"], match["revision"])

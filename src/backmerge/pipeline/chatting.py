@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from backmerge.checkpoints.locate import locate_model
 from backmerge.checkpoints.reader import Checkpoint, Weights
-from backmerge.config import load_yaml, validated
+from backmerge.config import Document, validated
 from backmerge.errors import ConfigError, RunError
 from backmerge.generation.protocol import Generator, Sampling
 from backmerge.merging.method import checked, find_method
@@ -97,14 +97,15 @@ def triple_of_run(directory: Path, tuned: str | None = None, permissions: Permis
     Raises:
         BackmergeError: the run is not finished or of another kind, or its models have changed.
     """
-    kind = kind_of_run(settings_left(directory))
+    settings = settings_left(directory)
+    kind = kind_of_run(settings)
     if kind != "experiment":
         raise RunError(
             f"{directory} is not a run with a merge",
             remedy="give a run of `backmerge restore`, `run` or `demo`, or BASE and TUNED.",
         )
     results = read_run(directory).results
-    experiment = validated(Experiment, load_yaml(directory / "experiment.yaml"))
+    experiment = validated(Experiment, Document(str(directory / "experiment.yaml"), settings, {}))
     base = Checkpoint(locate_model(experiment.base))
     _check_same("base", experiment.base, base, results.base.fingerprint)
     models = _tuned_models(directory, experiment, results, base)
@@ -118,7 +119,8 @@ def triple_of_run(directory: Path, tuned: str | None = None, permissions: Permis
 def _check_same(role: str, name: str, weights: Weights, fingerprint: str) -> None:
     if weights.fingerprint != fingerprint:
         raise RunError(
-            f"the {role} {name} has changed since the run measured it: its weights or its tokenizer differ",
+            f"the {role} {name} has changed since the run measured it: the weights or the tokenizer in "
+            f"{weights.directory} differ",
             remedy="run again, or give BASE and TUNED.",
         )
 

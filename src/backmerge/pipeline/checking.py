@@ -20,7 +20,7 @@ from backmerge.benchmarks.split import limited
 from backmerge.checkpoints.adapter import is_adapter
 from backmerge.checkpoints.locate import locate_model
 from backmerge.checkpoints.reader import Checkpoint
-from backmerge.config import Document, Settings, as_yaml
+from backmerge.config import Document, Settings
 from backmerge.errors import CheckpointError, ConfigError
 from backmerge.execution import ExecutionSettings
 from backmerge.generation.protocol import Generator, engine_class, made_engine
@@ -52,7 +52,7 @@ from backmerge.pipeline.results import (
 from backmerge.planning.findings import Findings, offline
 from backmerge.planning.points import BASE, Member, Point
 from backmerge.planning.prepare import Measures, find_measures, opened_model
-from backmerge.planning.settings import EvaluateSettings, check_kind
+from backmerge.planning.settings import EvaluateSettings, as_stored, check_kind, without_folders
 from backmerge.progress import bar, say
 from backmerge.registry import NOTHING_ALLOWED, Permissions
 from backmerge.reporting.check_summary import check_markdown
@@ -174,9 +174,9 @@ def check_model(
     outcomes = Outcomes()
     with run.held():
         check_kind(run.path, "check")
-        changing = settings.model_dump(mode="json", exclude={"execution"})
+        changing = without_folders(settings.model_dump(mode="json", exclude={"execution"}))
         inputs = inputs_of(changing, [*plan.earlier, *plan.jobs], (judge, second), plan.environment)
-        run.begin(as_yaml(settings), inputs)
+        run.begin(as_stored(settings), inputs)
         judges = Judges(run, judge, second, usage)
         answered = list(plan.earlier)
         with _answerers(settings, plan, run, usage, permissions) as answerers:

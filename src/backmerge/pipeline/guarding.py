@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -29,6 +30,7 @@ from backmerge.merging.recipe import Variant
 from backmerge.merging.served import dtype_of
 from backmerge.outputs import check_apart, paths_read
 from backmerge.planning.prepare import Plan, opened_model
+from backmerge.planning.settings import without_folders
 from backmerge.progress import bar, say
 from backmerge.records import Example, to_json
 from backmerge.registry import NOTHING_ALLOWED, Permissions
@@ -328,9 +330,14 @@ def statistics_of_run(rows: Iterable[GuardRow], wanted: Mapping[str, Asked], run
         CheckpointError: a file is missing, damaged, or another one.
     """
     found: Known = {}
+    rows = list(rows)
+    known = Counter((row.role, row.guard, row.model) for row in rows)
     for row in rows:
         asked = wanted.get(row.role)
-        if asked is None or (asked.full != row.source if row.source else asked.short != row.guard):
+        if asked is None or asked.short != row.guard:
+            continue
+        # the same file may have been given with another path
+        if asked.full != row.source and known[row.role, row.guard, row.model] > 1:
             continue
         statistics = InputStatistics(run / row.statistics)
         if statistics.fingerprint != row.fingerprint:
@@ -349,7 +356,7 @@ def _key(guard: Guard, model: Weights, base: Weights, engine: EngineSettings) ->
         "tokenizer": tokenizer_identity(base.companions),
         "prompts": [to_json(prompt) for prompt in guard.prompts],
         "answers": guard.answers,
-        "guard": guard.settings.model_dump(mode="json"),
+        "guard": without_folders(guard.settings),
         "dtype": [engine.dtype, engine.device, dtype_of(base)],
         "thinking": engine.thinking,
         "backmerge": __version__,

@@ -8,8 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from backmerge import __version__
 from backmerge.benchmarks.catalogue import find_benchmark, find_of_any_kind, named
 from backmerge.benchmarks.protocol import Benchmark, Kind, ScoreTable
@@ -34,7 +32,15 @@ from backmerge.pipeline.validation import ValidationScore
 from backmerge.pipeline.validation import validated as validated_by
 from backmerge.planning.points import ALL, BASE, Member, Point
 from backmerge.planning.prepare import check_judge, find_judge
-from backmerge.planning.settings import EvaluateSettings, Experiment, check_kind, kind_of_run, settings_left
+from backmerge.planning.settings import (
+    EvaluateSettings,
+    Experiment,
+    as_stored,
+    check_kind,
+    kind_of_run,
+    settings_left,
+    without_folders,
+)
 from backmerge.records import Completion, Example, Message
 from backmerge.registry import Permissions
 from backmerge.results import EvaluateResults, Judged, RedecidedPoint, Redecision, RestoreResults
@@ -399,8 +405,8 @@ def _begin(
 ) -> dict[str, Any]:
     """Write the settings; return the hashes of everything that the scores depend on."""
     check_kind(run.path, "answers")
-    inputs = inputs_of(dict(settings), answered, [judge], "given")
-    run.begin(yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True), inputs)
+    inputs = inputs_of(without_folders(settings), answered, [judge], "given")
+    run.begin(as_stored(settings), inputs)
     return inputs
 
 

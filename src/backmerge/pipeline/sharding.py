@@ -23,7 +23,6 @@ from backmerge.benchmarks.guards import fingerprints_of
 from backmerge.benchmarks.protocol import Benchmark
 from backmerge.benchmarks.split import Split
 from backmerge.checkpoints.reader import Weights
-from backmerge.config import as_yaml
 from backmerge.errors import ConfigError, RunError
 from backmerge.generation.protocol import Generator, made_engine
 from backmerge.measuring.answer import Job
@@ -33,7 +32,7 @@ from backmerge.outputs import check_apart, paths_read
 from backmerge.pipeline.guarding import with_inputs
 from backmerge.planning.points import ALL, Point
 from backmerge.planning.prepare import Plan, prepare
-from backmerge.planning.settings import Experiment, check_kind
+from backmerge.planning.settings import Experiment, absolute_paths, as_stored, check_kind
 from backmerge.progress import bar, say
 from backmerge.records import to_json
 from backmerge.registry import NOTHING_ALLOWED, Permissions
@@ -302,9 +301,9 @@ def agree(run: RunDirectory, prepared: Plan, engine: Generator) -> None:
     """
     check_kind(run.path, "experiment")
     file = run.path / "experiment.yaml"
-    write_once(file, as_yaml(prepared.experiment))
+    write_once(file, as_stored(prepared.experiment))
     theirs = {key: value for key, value in check_kind(run.path, "experiment").items() if key != FREE}
-    ours = prepared.experiment.model_dump(mode="json", exclude={FREE})
+    ours = absolute_paths(prepared.experiment.model_dump(mode="json", exclude={FREE}))
     _check_same(run, theirs, ours, file, "give all shards the same settings")
     measured = measured_on(prepared, engine.identity)
     file = run.path / SHARDS / MEASURED_ON

@@ -16,7 +16,7 @@ from backmerge.checkpoints.companions import Side
 from backmerge.checkpoints.files import MERGED_DTYPES
 from backmerge.checkpoints.locate import locate_model
 from backmerge.checkpoints.reader import Checkpoint
-from backmerge.config import Document, Settings, as_yaml
+from backmerge.config import Document, Settings
 from backmerge.errors import ConfigError
 from backmerge.execution import ExecutionSettings
 from backmerge.generation.protocol import Generator, made_engine
@@ -40,7 +40,7 @@ from backmerge.pipeline.results import (
 from backmerge.planning.findings import Findings, offline
 from backmerge.planning.points import BASE, TUNED, Member, Output, Point, as_output, check_sweep
 from backmerge.planning.prepare import find_measures, open_tuned, opened_model
-from backmerge.planning.settings import EvaluateSettings, SweepSettings, check_kind
+from backmerge.planning.settings import EvaluateSettings, SweepSettings, as_stored, check_kind, without_folders
 from backmerge.progress import bar, say
 from backmerge.registry import NOTHING_ALLOWED, Permissions
 from backmerge.results import EvaluateResults, GuardRow
@@ -108,11 +108,11 @@ def evaluate_model(
     outcomes = Outcomes()
     with run.held():
         check_kind(run.path, "evaluation")
-        changing = settings.model_dump(mode="json", exclude={"execution"})
+        changing = without_folders(settings.model_dump(mode="json", exclude={"execution"}))
         inputs = inputs_of(changing, jobs, (judge, second), engine.identity)
         if guards:  # the statistics themselves are collected later, in the run
             inputs["guards"] = fingerprints_of(guards)
-        run.begin(as_yaml(settings), inputs)
+        run.begin(as_stored(settings), inputs)
         jobs, guarded = _with_inputs(jobs, guards, settings, run.path, engine)
         total = sum(len(job.examples) for job in jobs)
         with evaluator_of(

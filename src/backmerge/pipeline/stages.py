@@ -13,7 +13,7 @@ from backmerge.benchmarks.scoring import primary_metric
 from backmerge.benchmarks.split import SPLITS, Split
 from backmerge.checkpoints.adapter import AdapterOnBase
 from backmerge.checkpoints.reader import Weights
-from backmerge.config import Document, as_yaml
+from backmerge.config import Document
 from backmerge.generation.protocol import Generator, made_engine
 from backmerge.measuring.answer import Job
 from backmerge.measuring.evaluate import Evaluator, evaluator_of
@@ -55,7 +55,7 @@ from backmerge.planning.estimate import confirmed_points as planned_to_confirm
 from backmerge.planning.estimate import cost_of, needs_of_plan
 from backmerge.planning.points import BASE, TUNED, Member, Point, path_points, steps_kept
 from backmerge.planning.prepare import Plan, prepare
-from backmerge.planning.settings import Experiment, check_kind
+from backmerge.planning.settings import Experiment, absolute_paths, as_stored, check_kind, without_folders
 from backmerge.progress import bar, say
 from backmerge.registry import NOTHING_ALLOWED, Permissions
 from backmerge.reporting.card import license_terms
@@ -144,7 +144,7 @@ def run_experiment(
         tell_of_shards(run, prepared, engine)
         with session(run) as counted:
             inputs = _inputs(prepared, engine.identity)
-            run.begin(as_yaml(experiment), inputs, _tuned_otherwise(run, prepared))
+            run.begin(as_stored(experiment), inputs, _tuned_otherwise(run, prepared))
             tuned, prepared = _with_tuned_and_inputs(run, prepared, engine, counted.usage)
             outcomes = Outcomes()
             steps = steps_kept(list(tuned.values())) if experiment.path is not None else ()
@@ -294,7 +294,8 @@ def _note_changes(run: RunDirectory, experiment: Experiment) -> None:
     before = check_kind(run.path, "experiment")
     if not before:
         return
-    now = experiment.model_dump(mode="json", exclude={"execution"})
+    now = absolute_paths(experiment)
+    del now["execution"]
     changed = [key for key in now if now[key] != before.get(key)]
     if not changed:
         say(f"Continuing {run.path}: finished work is kept.")
@@ -311,7 +312,7 @@ def _note_changes(run: RunDirectory, experiment: Experiment) -> None:
 
 def _inputs(prepared: Plan, engine: Mapping[str, str]) -> dict[str, Any]:
     """Return everything that the results depend on, as names and hashes: if one differs, they are another run's."""
-    settings = prepared.experiment.model_dump(mode="json", exclude={"name", "report", "execution"})
+    settings = without_folders(prepared.experiment.model_dump(mode="json", exclude={"name", "report", "execution"}))
     return {"settings": key_of(settings, order_of(settings["merge"])), **measured_on(prepared, engine)}
 
 

@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
 from backmerge.benchmarks.catalogue import named
 from backmerge.benchmarks.guards import GuardChoice, TaskChoice
 from backmerge.benchmarks.protocol import BenchmarkSettings, Kind
 from backmerge.checkpoints.companions import Side
+from backmerge.checkpoints.locate import folder_named
 from backmerge.config import NOT_YAML, Settings
 from backmerge.errors import RunError
 from backmerge.execution import ExecutionSettings
 from backmerge.finetuning.settings import FinetuneSettings
 from backmerge.generation.protocol import Drawing, EngineSettings
 from backmerge.judging.protocol import JudgeSettings
+from backmerge.registry import BENCHMARKS, DATASETS, JUDGES, MODELS
 from backmerge.selection import ChoiceSettings, LayersSettings, SearchSettings
 
 Lam = Annotated[float, Field(gt=0, lt=1)]
 Schedule = list[Annotated[float, Field(ge=0, le=1)]] | dict[str, Any]  # in the form of merging.schedule
+# where settings name files and folders: always, or if the text is no name of a table
+PATH_KEYS = frozenset({"base", "model", "against", "against_run", "data", "file", "answers"})
+NAMED_KEYS = frozenset({"source", "guard", "task", "dataset", "benchmark", "judge", "second_judge"})
+MEASURED = frozenset({"utility", "safety", "over_refusal", "keep", "judge", "second_judge"})  # with a `name`
+TABLE_NAMES = frozenset({*BENCHMARKS.entries, *JUDGES.entries, *DATASETS.entries, "own", "none"})
 DEFAULT_LAMS = (0.2, 0.4, 0.6, 0.8)  # the paper's
 
 
@@ -252,8 +259,80 @@ class Experiment(Settings):
         return self
 
 
+def _with_paths(values: Any, change: Callable[[str, bool], str], key: str = "", above: str = "") -> Any:
+    """Return plain settings in which every text that may be a path has been changed.
+
+    Args:
+        values: The settings, or a part of them.
+        change: Gets a text, and whether it may be a folder, which the name of a benchmark or data set may not.
+        key: The key of the part.
+        above: The key of the mapping or list that contains it.
+    """
+    if isinstance(values, Mapping):
+        return {name: _with_paths(inner, change, str(name), key) for name, inner in values.items()}
+    if isinstance(values, (list, tuple)):
+        return [_with_paths(inner, change, key, key) for inner in values]
+    if not isinstance(values, str):
+        return values
+    is_option = above == "options" and ("/" in values or Path(values).suffix != "")
+    if key in PATH_KEYS or above in ("tuned", "models") or is_option:
+        return change(values, True)
+    if key in NAMED_KEYS or (key == "name" and above in MEASURED):
+        name, _, data = values.partition("=")
+        known = f"{name}={change(data, True)}" if data else values
+        return known if name in TABLE_NAMES else change(values, False)
+    return values
+
+
+def absolute_paths(settings: BaseModel | Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings as plain data with absolute paths of local files and folders, to be read in any folder."""
+
+    def absolute(text: str, may_be_folder: bool) -> str:
+        path = _existing(folder_named(text), may_be_folder)
+        return text if path is None else str(path)
+
+    found: dict[str, Any] = _with_paths(_plain(settings), absolute)
+    return found
+
+
+def without_folders(settings: BaseModel | Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings as plain data with the last names of local paths, which are the same from every folder.
+
+    For hashes of settings: the contents of models and data are hashed separately.
+    """
+
+    def last_name(text: str, may_be_folder: bool) -> str:
+        path = _existing(folder_named(text), may_be_folder)
+        return text if path is None else path.name
+
+    found: dict[str, Any] = _with_paths(_plain(settings), last_name)
+    return found
+
+
+def as_stored(settings: BaseModel | Mapping[str, Any]) -> str:
+    """Return every setting as the YAML of a run directory, with absolute paths."""
+    return yaml.safe_dump(absolute_paths(settings), sort_keys=False, allow_unicode=True)
+
+
+def _plain(settings: BaseModel | Mapping[str, Any]) -> Any:
+    return settings.model_dump(mode="json") if isinstance(settings, BaseModel) else settings
+
+
+def _existing(path: Path, may_be_folder: bool) -> Path | None:
+    """Return an existing path as an absolute one with its own name, also if it is a link; `None` if there is none."""
+    try:
+        if not (path.is_file() or (may_be_folder and path.is_dir())):
+            return None
+        return path.resolve() if path.name in ("", "..") else path.parent.resolve() / path.name
+    except (OSError, ValueError):  # too long for a path, or a loop of links
+        return None
+
+
 def settings_left(run: Path) -> dict[str, Any]:
     """Return the settings that the last command left in a run directory; empty if there are none.
+
+    Earlier versions stored relative paths as they were typed. Most runs are in the folder where their command was
+    given, so that these paths are taken as relative to the folder that contains the run, if they exist there.
 
     Raises:
         RunError: `experiment.yaml` is damaged.
@@ -267,7 +346,14 @@ def settings_left(run: Path) -> dict[str, Any]:
         raise RunError(f"{file} is damaged: {error}", remedy="delete that file; finished work is kept.") from error
     if not isinstance(values, dict):
         raise RunError(f"{file} has no settings", remedy="delete that file; finished work is kept.")
-    return values
+
+    def above(text: str, may_be_folder: bool) -> str:
+        is_elsewhere = text in MODELS.entries or Path(text).is_absolute() or text.startswith("~")
+        path = None if is_elsewhere else _existing(run.absolute().parent / text, may_be_folder)
+        return text if path is None else str(path)
+
+    found: dict[str, Any] = _with_paths(values, above)
+    return found
 
 
 def kind_of_run(settings: Mapping[str, Any]) -> str:

@@ -64,6 +64,20 @@ def test_answers_from_elsewhere(run_cli: Cli, tmp_path: Path) -> None:
     assert all(line["scores"]["exact_match"] == float(line["seed"] % 4 != 0) for line in lines)
 
 
+def test_empty_answers_are_reported(run_cli: Cli, tmp_path: Path) -> None:
+    """Their attack success rate is 0 %, which says nothing about safety: results and terminal have the finding."""
+    rows = [{"id": row["id"], "completion": " "} for row in complying(4)]
+    out = tmp_path / "out"
+    code, output, errors = run_cli(
+        *("score", written(tmp_path / "a.jsonl", rows), "--benchmark", "demo-harmful"),
+        *("--judge", "demo-rule", "--out", out),
+    )
+    assert code == 0, errors
+    assert scores(out)["asr"] == 0
+    assert [finding["name"] for finding in results(out)["findings"]] == ["answers_empty"]
+    assert f"{len(rows)} of {len(rows)} by" in output
+
+
 def test_answers_for_a_judge(run_cli: Cli, tmp_path: Path) -> None:
     """A safety benchmark's answers are judged; each line carries its verdict."""
     file = written(tmp_path / "a.jsonl", complying(4))

@@ -11,7 +11,7 @@ from backmerge.benchmarks.protocol import Benchmark, Kind
 from backmerge.benchmarks.scoring import primary_metric
 from backmerge.benchmarks.split import clusters_over, wording_of
 from backmerge.errors import RunError
-from backmerge.pipeline.results import Outcomes, kept_gain
+from backmerge.pipeline.results import Outcomes, cut_of, kept_gain
 from backmerge.planning.points import BASE, TUNED, Point
 from backmerge.planning.prepare import Plan
 from backmerge.planning.settings import Experiment
@@ -22,7 +22,6 @@ from backmerge.selection import Bounded, Candidate, Choice, ChoiceSettings, Verd
 from backmerge.selection.candidates import confirm_kept
 from backmerge.selection.limits import loss_limit, what_would_decide
 from backmerge.selection.sense_checks import (
-    Cut,
     Evidence,
     Finding,
     JudgedTwice,
@@ -436,7 +435,11 @@ def evidence_of(
         tuned_difference=_rise(outcomes, tuned, safety, split, pooled=pooled) if has_tuned else None,
         gain=_gain(outcomes, tuned, utility, split),
         kept_gain=_gain(outcomes, merged, utility, split) if merged is not None else None,
-        cut={side: _cut(outcomes, point, safety, split) for side, point in sides.items() if point is not None},
+        cut={
+            side: cut_of(each for name in safety for each in outcomes.at(point, name, split))
+            for side, point in sides.items()
+            if point is not None
+        },
         is_tuned_judged=tuned != TUNED.name,
         judged_twice=_judged_twice(
             outcomes, tuned if tuned != TUNED.name else merged, safety, split, judges, pooled=pooled
@@ -493,13 +496,6 @@ def _judged_twice(
         return None
     first, second = (_rise(of, point, safety, split, pooled=pooled) for of in both)
     return JudgedTwice((judges[0].name, judges[1].name), (first, second))
-
-
-def _cut(outcomes: Outcomes, point: str, safety: Sequence[str], split: str) -> Cut:
-    answers = [
-        answer for name in safety for outcome in outcomes.at(point, name, split) for answer in outcome.completions
-    ]
-    return Cut(sum(not answer.finished for answer in answers), len(answers))
 
 
 def check_base(prepared: Plan, outcomes: Outcomes, num_planned: int) -> None:

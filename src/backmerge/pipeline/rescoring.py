@@ -25,6 +25,7 @@ from backmerge.pipeline.decision import Concluded, candidate_of, concluded, find
 from backmerge.pipeline.results import (
     Outcomes,
     common_parts,
+    findings_of_scores,
     judges_of,
     write_records,
 )
@@ -432,6 +433,7 @@ def _finish(
         **judges_of(judge, None),
         num_unanswered=num_missing,
         decision=decision,
+        findings=findings_of_scores(together),
         **common_parts(together),
     )
     results.write(run.path)

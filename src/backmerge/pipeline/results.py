@@ -17,6 +17,7 @@ from backmerge.planning.points import BASE, TUNED, Point
 from backmerge.records import Example, Score, to_json
 from backmerge.results import CategoryScore, DifferenceRow, Judged, JudgesAgreement, ModelForm, PairTest, SummaryRow
 from backmerge.runs import RunDirectory, write_whole
+from backmerge.selection.sense_checks import Cut, Finding, mostly_empty
 from backmerge.statistics import (
     Interval,
     PairedDifference,
@@ -304,6 +305,21 @@ def common_parts(outcomes: Outcomes) -> dict[str, Any]:
         "by_category": tuple(_category_rows(outcomes)),
         "pairs": tuple(_pair_scores(outcomes)),
     }
+
+
+def cut_of(outcomes: Iterable[Outcome]) -> Cut:
+    """Return how many answers were cut or are empty."""
+    answers = [answer for outcome in outcomes for answer in outcome.completions]
+    num_empty = sum(not answer.text.strip() for answer in answers)
+    return Cut(sum(not answer.finished for answer in answers), len(answers), num_empty)
+
+
+def findings_of_scores(outcomes: Outcomes) -> tuple[Finding, ...]:
+    """Return the sense checks' findings about scores that lead to no verdict."""
+    harmful = [outcome for outcome in outcomes.all() if outcome.benchmark.kind == "safety"]
+    models = dict.fromkeys(outcome.member.name for outcome in harmful)
+    found = mostly_empty({name: cut_of(one for one in harmful if one.member.name == name) for name in models})
+    return () if found is None else (found,)
 
 
 def judges_of(judge: Judge, second: Judge | None) -> dict[str, Any]:

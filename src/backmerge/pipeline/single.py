@@ -34,6 +34,7 @@ from backmerge.pipeline.merges import lams_of
 from backmerge.pipeline.results import (
     Outcomes,
     common_parts,
+    findings_of_scores,
     judges_of,
     write_records,
 )
@@ -132,6 +133,7 @@ def evaluate_model(
             environment=engine.identity,
             **judges_of(judge, second),
             guards=tuple(guarded),
+            findings=findings_of_scores(outcomes),
             **common_parts(outcomes),
         )
         results.write(run.path)

@@ -138,6 +138,8 @@ def print_scores(results: EvaluateResults, directory: Path) -> None:
             console.print(f"  {found}", soft_wrap=True)
     for both in results.agreement:
         console.print(f"  Two judges on {both.benchmark} ({both.split}): {_agreement(both)}", soft_wrap=True)
+    for finding in results.findings:
+        console.print(f"  {visible(finding.sentence)}", soft_wrap=True)
     if results.judge.is_weak and any(score.metric in JUDGED for score in results.scores):
         console.print(f"  Note: {weak_judge(results.judge.name)}", soft_wrap=True)
     if results.decision is not None:

@@ -399,6 +399,7 @@ class EvaluateResults(Results):
         second_judge: The second judge; null if there is none.
         num_unanswered: Prompts without an answer, with `score --partial`.
         decision: For a run that was scored again, its decision by this judge's findings; null otherwise.
+        findings: The findings of the sense checks about the answers.
     """
 
     kind: Literal["evaluate", "score"] = "evaluate"
@@ -409,6 +410,7 @@ class EvaluateResults(Results):
     second_judge: Judged | None = None
     num_unanswered: int = 0
     decision: Redecision | None = None
+    findings: tuple[Annotated[Finding, TABLE], ...] = ()
 
     noun: ClassVar[str] = "scores of evaluate or score"
 

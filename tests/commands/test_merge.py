@@ -392,7 +392,7 @@ REFUSED = {
     "rank of no adapter": (["{base}", "{tuned}", "--rank", "4", "--out", "{out}"], "--rank is only for adapters"),
     "no adapter": (["{base}", "{tuned}", "--as", "adapter", "--out", "{out}"], "this merge cannot be an adapter"),
     "unknown extra model": (["{base}", "{tuned}", "--model", "x={base}", "--out", "{out}"], "no model named 'x'"),
-    "λ twice": (["{base}", "{tuned}", "--lam", "0.2", "--lam", "0.9", "--out", "{out}"], "values: --lam λ,..."),
+    "λ twice": (["{base}", "{tuned}", "--lam", "0.2", "--lam", "0.9", "--out", "{out}"], "values (--lam λ,...)."),
     "method twice": (["{base}", "{tuned}", "--method=slerp", "--method=linear", "--out", "{out}"], "give it once."),
     "a flag and its opposite": (["{base}", "{tuned}", "--verify", "--no-verify", "--out", "{out}"], "given 2 times"),
     "pattern twice": (["{base}", "{tuned}", "--where", "mlp=0.4", "--where", "mlp=0.9"], "'mlp' twice: 0.4 and 0.9"),

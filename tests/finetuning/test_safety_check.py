@@ -99,3 +99,6 @@ def test_settings_that_would_do_nothing_are_refused() -> None:
         SafetyCheck("b", safety=["advbench"], restore=True)
     with pytest.raises(ConfigError, match="each_checkpoint"):
         SafetyCheck("b", safety=["advbench"], stop_if_worse=True)
+    with pytest.raises(ConfigError, match="options has --judge") as caught:
+        SafetyCheck("b", safety=["advbench"], options=("--judge", "wildguard"))
+    assert caught.value.remedy == "use its argument: judge."

@@ -19,7 +19,8 @@ from backmerge.results import RestoreResults
 Cli = Callable[..., tuple[int, str, str]]
 ENGINE = "pipeline.test_situations:ScriptedEngine"
 NUM_PROMPTS = 400
-FORGETTING = ("without --safety", "--keep", "{keep}", "--keep-margin", "0.1")
+KEEPING = ("without --safety", "--keep", "{keep}")
+FORGETTING = (*KEEPING, "--keep-margin", "0.1")
 
 
 class Script(NamedTuple):
@@ -88,7 +89,8 @@ def restored(make_model: Callable[..., Path], tmp_path_factory: pytest.TempPathF
         options = [f"evaluate.engine.options.{side}={list(row)}" for side, row in scripts.items()]
         return [
             *("restore", base, tuned, "--utility", f"{place / 'utility.jsonl'}"),
-            *(() if FORGETTING[0] in more else ("--safety", f"{place / 'safety.jsonl'}", "--margin", "0.05")),
+            *(() if FORGETTING[0] in more else ("--safety", f"{place / 'safety.jsonl'}")),
+            *(() if FORGETTING[0] in more or "--margin" in more else ("--margin", "0.05")),
             *("--lam", "0.5", "--engine", ENGINE, "--allow-plugins", "--no-cache", "--strict"),
             *("--guard", "none"),  # one method: each script names what it does
             *(part for option in options for part in ("--set", option)),
@@ -166,7 +168,7 @@ SITUATIONS: dict[str, tuple[dict[str, tuple[int, ...]], tuple[str, ...], int, st
     "forgetting, nothing lost": (GOOD, FORGETTING, 0, "Nothing to restore: take the tuned model", ""),
     "forgetting, with too few prompts to show it": (
         {**GOOD, "tuned": (1, 90, 0, 60)},
-        (*FORGETTING, "--keep-margin", "0.005"),
+        (*KEEPING, "--keep-margin", "0.005"),
         3,
         "Could not be decided: linear at λ = 0.5 was chosen, but",
         "like them would decide it 80 % of the time",
@@ -180,14 +182,14 @@ SITUATIONS: dict[str, tuple[dict[str, tuple[int, ...]], tuple[str, ...], int, st
     ),
     "forgetting, few prompts": (
         {**GOOD, "tuned": (1, 90, 0, 60)},
-        (*FORGETTING, "--limit", "20", "--keep-margin", "0.2"),
+        (*KEEPING, "--limit", "20", "--keep-margin", "0.2"),
         3,
         "Not shown (too_few_prompts)",
         "20 prompts of the abilities to keep",
     ),
     "forgetting, wide margin": (
         {**GOOD, "tuned": (1, 90, 0, 60)},
-        (*FORGETTING, "--keep-margin", "0.3"),
+        (*KEEPING, "--keep-margin", "0.3"),
         3,
         "Not shown (wide_margin)",
         "smaller --keep-margin",

@@ -58,7 +58,7 @@ class OnceCommand(TyperCommand):
             elif order.count(option) > 1 and (not option.is_flag or option.secondary_opts):
                 if option.secondary_opts:
                     name = f"{name}/{option.secondary_opts[0]}"
-                form = f", with commas between several values: {name} {metavar}" if "," in metavar else ""
+                form = f", with commas between several values ({name} {metavar})" if "," in metavar else ""
                 raise ConfigError(
                     f"{name} is given {order.count(option)} times, and only one of them could count",
                     remedy=f"give it once{form}.",

@@ -70,7 +70,8 @@ class SafetyCheck(TrainerCallback):  # type: ignore[misc] # transformers is not 
         options: More options of the commands, such as `("--engine", "vllm")`.
 
     Raises:
-        ConfigError: `restore` without utility, or `stop_if_worse` without checks during the training.
+        ConfigError: `restore` without utility, `stop_if_worse` without checks during the training, or `options` with
+            one that has an argument here.
     """
 
     def __init__(
@@ -106,6 +107,13 @@ class SafetyCheck(TrainerCallback):  # type: ignore[misc] # transformers is not 
             *(("--limit", str(limit)) if limit is not None else ()),
             *options,
         ]
+        own = {"--judge", "--margin", *(["--limit"] if limit is not None else []), "--against", "--out"}
+        for word in options:
+            if word.partition("=")[0] in own:
+                raise ConfigError(
+                    f"options has {word}, which this check passes itself",
+                    remedy=f"use its argument: {word.partition('=')[0].removeprefix('--').replace('against', 'base')}.",
+                )
         self._each_checkpoint = each_checkpoint
         self._restore = restore
         self._stop_if_worse = stop_if_worse

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,20 @@ def test_a_conversation_that_the_template_refuses_is_an_error() -> None:
     with pytest.raises(GenerationError, match="roles must alternate") as caught:
         render(tokenizer, (Message("user", "SECRET"), Message("user", "SECRET")))
     assert "SECRET" not in str(caught.value)
+
+
+def test_a_template_that_loops_for_some_contents_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It passes the first check, which renders another conversation; a user error, and the signal is free again."""
+    monkeypatch.setattr(chat, "RENDERING_LIMIT", 0.1)
+    loops = "{% for a in range(99999) %}" * 3 + "{% endfor %}" * 3
+    template = "{% if 'ticket' in messages[-1]['content'] %}" + loops + "{% endif %}{{ messages[-1]['content'] }}"
+    tokenizer = byte_tokenizer(("<bos>", "<eos>"), template, bos="<bos>", eos="<eos>")
+    before = signal.getsignal(signal.SIGVTALRM)
+    chat.check_bounded(template, Path())
+    assert render(tokenizer, (USER,)) == "Hi"
+    with pytest.raises(GenerationError, match="seconds for one conversation"):
+        render(tokenizer, (Message("user", "a ticket"),))
+    assert (signal.getsignal(signal.SIGVTALRM), signal.getitimer(signal.ITIMER_VIRTUAL)[0]) == (before, 0)
 
 
 def test_the_tokenizer_pads_on_the_left() -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import re
+import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 # in the middle of a run that is resumed. It is the default of Llama 3.1's own template.
 DATE_STRING = "26 Jul 2024"
 LONGEST = 500  # characters of another library's message
+RENDERING_LIMIT = 5  # seconds of CPU for one conversation; templates take milliseconds
 
 
 # Renders a template in its own process; exits with 0 unless it exceeds the limits. Other faults of a template are found
@@ -183,15 +186,8 @@ def render(
     for turns in forms:
         for as_parts in (False, True):
             try:
-                text = str(
-                    tokenizer.apply_chat_template(
-                        [_turn(message, as_parts=as_parts) for message in turns],
-                        tokenize=False,
-                        add_generation_prompt=answer_follows,
-                        date_string=DATE_STRING,
-                        **switch,
-                    )
-                )
+                given = [_turn(message, as_parts=as_parts) for message in turns]
+                text = _rendered(tokenizer, given, answer_follows=answer_follows, switch=switch)
             except _template_faults() as error:
                 fault = fault or f"refuses a conversation: {error}"
                 continue
@@ -205,6 +201,43 @@ def render(
         f"the chat template of {tokenizer.name_or_path} {fault}",
         remedy="correct the model's chat_template.jinja; a model that was not made for chat cannot be used here.",
     )
+
+
+def _rendered(
+    tokenizer: Any, turns: Sequence[Mapping[str, Any]], *, answer_follows: bool, switch: Mapping[str, Any]
+) -> str:
+    """Return the template's rendering of a conversation.
+
+    Raises:
+        GenerationError: it takes too long; a template may loop only for some contents, which `check_bounded` cannot
+            see. Python calls the signal's handler between two steps of the template, and in the main thread only.
+    """
+
+    def stop(*_: object) -> None:
+        raise GenerationError(
+            f"the chat template of {tokenizer.name_or_path} was stopped: it needed more than {RENDERING_LIMIT} seconds "
+            "for one conversation",
+            remedy="no working model has such a template: do not use it unless you know who wrote it.",
+        )
+
+    is_limited = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGVTALRM, stop) if is_limited else None
+    try:
+        if is_limited:
+            signal.setitimer(signal.ITIMER_VIRTUAL, RENDERING_LIMIT)
+        return str(
+            tokenizer.apply_chat_template(
+                list(turns),
+                tokenize=False,
+                add_generation_prompt=answer_follows,
+                date_string=DATE_STRING,
+                **switch,
+            )
+        )
+    finally:
+        if is_limited:
+            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+            signal.signal(signal.SIGVTALRM, before or signal.SIG_DFL)
 
 
 def _template_faults() -> tuple[type[Exception], ...]:
@@ -272,8 +305,7 @@ def _switch_of(tokenizer: Any) -> tuple[str, Any, Any]:
     question = [{"role": "user", "content": "?"}]
 
     def rendered(switch: dict[str, Any]) -> str:
-        common = {"tokenize": False, "add_generation_prompt": True, "date_string": DATE_STRING}
-        return str(tokenizer.apply_chat_template(question, **common, **switch))
+        return _rendered(tokenizer, question, answer_follows=True, switch=switch)
 
     for name, on, off in SWITCHES:
         if off == "none" and not _NONE_IS_KNOWN.search(str(tokenizer.chat_template)):

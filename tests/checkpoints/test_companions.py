@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from backmerge.checkpoints.companions import Companions, companions_of
+from backmerge.checkpoints.model_config import ROPE_TYPES
+from backmerge.errors import CheckpointError
 
 WORDS = {"model": {"vocab": {"a": 0, "b": 1}}}
 
@@ -132,3 +134,38 @@ def test_a_changed_file_is_seen(base: Path, tmp_path: Path) -> None:
     before = chosen(base, tuned).digest
     folder(tuned, {"chat_template.jinja": "newer"})
     assert chosen(base, tuned).digest != before
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "words"),
+    [
+        ("config.json", '"hidden_size": "64"', "hidden_size: Input should be a valid integer"),
+        ("config.json", '"num_attention_heads": 0', "num_attention_heads"),
+        ("config.json", '"rms_norm_eps": NaN', "rms_norm_eps: Input should be a finite number"),
+        ("config.json", '"rope_parameters": {"rope_type": "nope"}', "no rope_type 'nope'"),
+        ("config.json", '"text_config": {"rope_scaling": {"type": "nope"}}', "no rope_type 'nope'"),
+        ("generation_config.json", '"eos_token_id": {}', "eos_token_id"),
+        ("tokenizer_config.json", '"chat_template": 5', "chat_template"),
+    ],
+)
+def test_settings_that_transformers_refuses_are_not_written(
+    name: str, setting: str, words: str, base: Path, tmp_path: Path
+) -> None:
+    """The error names the file of the tuned model and the field."""
+    files = {"config.json": '{"model_type": "llama"}', "tokenizer.json": WORDS} | {name: f"{{{setting}}}"}
+    tuned = folder(tmp_path / "tuned", files)
+    with pytest.raises(CheckpointError, match=f"{tuned / name}.*{words}"):
+        chosen(base, tuned)
+
+
+def test_rope_types_are_known() -> None:
+    """A type that transformers has is never refused."""
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    assert ROPE_INIT_FUNCTIONS.keys() <= ROPE_TYPES
+
+
+def test_rope_type_of_the_base_is_accepted(base: Path, tmp_path: Path) -> None:
+    """A newer architecture may have a type that only newer libraries know."""
+    own = {"config.json": {"rope_parameters": {"rope_type": "newer"}}}
+    assert "config.json" in chosen(folder(base, own), folder(tmp_path / "tuned", own)).names

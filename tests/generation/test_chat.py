@@ -131,6 +131,13 @@ def test_no_chat_template_is_a_clear_error(tmp_path: Path) -> None:
         load_tokenizer(directory)
 
 
+def test_fault_of_the_config_is_not_blamed_on_the_tokenizer(tmp_path: Path) -> None:
+    """Transformers finds a tokenizer's class by config.json, and fails there."""
+    broken = embedded_copy(tmp_path / "broken", {"config.json": {"attention_dropout": "much"}})
+    with pytest.raises(GenerationError, match=f"cannot read {broken / 'config.json'}: .*attention_dropout"):
+        load_tokenizer(broken)
+
+
 def test_no_tokenizer_is_a_clear_error(tmp_path: Path) -> None:
     """A directory with weights alone is refused, with what to do."""
     for name in ("config.json", "model.safetensors"):

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from backmerge.checkpoints.model_config import CONFIG, GENERATION, TOKENIZER, read_json
+from backmerge.checkpoints.model_config import CONFIG, GENERATION, TOKENIZER, check_file, check_rope, read_json
 from backmerge.errors import CheckpointError
 
 Side = Literal["base", "tuned"]
@@ -200,7 +200,7 @@ def companions_of(
         tokenizer_from: The side that tokenizer, chat templates and processors come from, if it has them.
 
     Raises:
-        CheckpointError: a file cannot be read, or is a link that leads out of its folder.
+        CheckpointError: a file cannot be read, has invalid settings, or is a link that leads out of its folder.
     """
     of_base = companion_files(base)
     of_tuned = {} if tuned is None else companion_files(tuned)
@@ -237,6 +237,10 @@ def _chosen(known: _Frozen, config_from: Side, tokenizer_from: Side) -> Companio
     files |= templates
     changed |= extracted
     files = dict(sorted(files.items()))
+    for name, file in files.items():
+        check_file(name, file)
+    if CONFIG in files and CONFIG in sides.base:
+        check_rope(files[CONFIG], sides.base[CONFIG])
     return Companions(files, changed, tuple(_notes(sides, files, changed, tokenizer_from, whose)))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -17,7 +18,10 @@ TOKENIZER = "tokenizer_config.json"
 SHOWN = 3  # faults of a file that are listed; the rest are counted
 MAX_LAYERS = 10_000  # far above any model: a larger number is damage, and building it would take hours
 
-Count = Annotated[int, Field(ge=0)]
+# strict, as in transformers: a number in quotes is refused
+Count = Annotated[int, Field(ge=0, strict=True)]
+Size = Annotated[int, Field(ge=1, strict=True)]
+Finite = Annotated[float, Field(ge=0, strict=True, allow_inf_nan=False)]
 TokenId = Annotated[int, Field(ge=-1)]  # some configs write -1 for "none"
 TokenIds = TokenId | list[TokenId] | None
 Token = str | dict[str, Any] | None
@@ -101,13 +105,32 @@ class Quantization(_File):
     quant_method: str | None = None
 
 
+# types of rotary positions in transformers; `su` and `mrope` are in configs of earlier versions
+ROPE_TYPES = {"default", "linear", "dynamic", "yarn", "longrope", "llama3", "proportional", "su", "mrope"}
+
+
+class Rope(_File):
+    """How a model's rotary positions are computed."""
+
+    rope_type: str | None = None
+    type: str | None = None
+
+
 class TextConfig(_File):
     """The settings of a language model, at the top of a configuration or under `text_config`."""
 
     model_type: str | None = None
     vocab_size: Count | None = None
-    hidden_size: Count | None = None
-    num_hidden_layers: Annotated[int, Field(ge=0, le=MAX_LAYERS)] | None = None
+    hidden_size: Size | None = None
+    intermediate_size: Count | list[Count] | None = None
+    num_attention_heads: Size | list[Count] | None = None
+    num_key_value_heads: Size | list[Count] | None = None
+    head_dim: Size | None = None
+    num_hidden_layers: Annotated[int, Field(ge=0, le=MAX_LAYERS, strict=True)] | None = None
+    rms_norm_eps: Finite | None = None
+    layer_norm_eps: Finite | None = None
+    rope_parameters: Rope | None = None
+    rope_scaling: Rope | None = None
     max_position_embeddings: Count | None = None
     tie_word_embeddings: bool | None = None
     dtype: str | None = None
@@ -115,6 +138,12 @@ class TextConfig(_File):
     eos_token_id: TokenIds = None
     bos_token_id: TokenIds = None
     pad_token_id: TokenId | None = None
+
+    @property
+    def rope_type(self) -> str | None:
+        """The type of rotary positions; `None` if the config does not say, or says it for each type of layer."""
+        ropes = [rope for rope in (self.rope_parameters, self.rope_scaling) if rope is not None]
+        return next((kind for rope in ropes for kind in (rope.rope_type, rope.type) if kind is not None), None)
 
 
 class ModelConfig(TextConfig):
@@ -163,7 +192,26 @@ class TokenizerConfig(_File):
     added_tokens_decoder: dict[str, dict[str, Any] | str] | None = None
 
 
+SETTINGS: Mapping[str, type[_File]] = {
+    CONFIG: ModelConfig,
+    GENERATION: GenerationSettings,
+    TOKENIZER: TokenizerConfig,
+}
 _Kind = TypeVar("_Kind", bound=_File)
+
+
+def check_rope(config: Path, base: Path) -> None:
+    """Refuse a tuned model's config whose rotary positions have a type that neither transformers nor its base knows.
+
+    Raises:
+        CheckpointError: no library would load a model with that config.
+    """
+    ours, known = (_validated(ModelConfig, file).text.rope_type for file in (config, base))
+    if ours is not None and ours not in ROPE_TYPES | {known}:
+        raise CheckpointError(
+            f"{config}: transformers has no rope_type '{ours}', so that it would not load a model with this config",
+            remedy="correct the file, or keep the base's (--config-from base) if the training did not change it.",
+        )
 
 
 def read_config(directory: Path) -> ModelConfig:
@@ -181,9 +229,19 @@ def check_settings(directory: Path) -> None:
     Raises:
         CheckpointError: one is not JSON, or a field has a value of the wrong kind; names file and field.
     """
-    for kind, name in ((ModelConfig, CONFIG), (GenerationSettings, GENERATION), (TokenizerConfig, TOKENIZER)):
+    for name in SETTINGS:
         if (directory / name).is_file():
-            _validated(kind, directory / name)
+            check_file(name, directory / name)
+
+
+def check_file(name: str, file: Path) -> None:
+    """Validate a file that a model's folder has under a name; names without settings are accepted.
+
+    Raises:
+        CheckpointError: see `check_settings`.
+    """
+    if name in SETTINGS:
+        _validated(SETTINGS[name], file)
 
 
 def _validated(kind: type[_Kind], file: Path) -> _Kind:

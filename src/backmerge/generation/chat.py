@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from backmerge.checkpoints.model_config import check_settings
+from backmerge.checkpoints.model_config import CONFIG, check_settings
 from backmerge.errors import GenerationError
 from backmerge.generation.thoughts import separated
 from backmerge.records import Example, Message
@@ -90,6 +90,7 @@ def load_tokenizer(directory: Path, *, needs_template: bool = True) -> PreTraine
         tokenizer = transformers.AutoTokenizer.from_pretrained(directory, padding_side="left", trust_remote_code=False)
         is_empty = len(tokenizer) <= len(tokenizer.all_special_ids)
     except Exception as error:  # boundary: on a damaged file tokenizers raises plain `Exception`, transformers anything
+        _check_config(directory)  # the tokenizer's class is found by config.json
         raise GenerationError(
             f"the tokenizer in {directory} cannot be loaded: {str(error).strip()[:LONGEST] or type(error).__name__}",
             remedy="if a newer version wrote it, upgrade (installed: transformers "
@@ -109,6 +110,27 @@ def load_tokenizer(directory: Path, *, needs_template: bool = True) -> PreTraine
         # any token will do: padding is masked
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.bos_token or tokenizer.convert_ids_to_tokens(0)
     return tokenizer
+
+
+def _check_config(directory: Path) -> None:
+    """Check that transformers reads a model's `config.json`, if it has one.
+
+    Raises:
+        GenerationError: it does not.
+    """
+    import transformers
+
+    if not (directory / CONFIG).is_file():
+        return
+    try:
+        transformers.AutoConfig.from_pretrained(directory, trust_remote_code=False)
+    except Exception as error:  # boundary: on a damaged file transformers may raise any exception
+        raise GenerationError(
+            f"transformers {transformers.__version__} cannot read {directory / CONFIG}: "
+            f"{str(error).strip()[:LONGEST] or type(error).__name__}",
+            remedy="the file may be damaged, or need a newer version of transformers; code that comes with a model is "
+            "never run.",
+        ) from error
 
 
 def _templates(tokenizer: Any) -> list[str]:

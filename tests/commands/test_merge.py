@@ -394,7 +394,6 @@ REFUSED = {
     "unknown extra model": (["{base}", "{tuned}", "--model", "x={base}", "--out", "{out}"], "no model named 'x'"),
     "λ twice": (["{base}", "{tuned}", "--lam", "0.2", "--lam", "0.9", "--out", "{out}"], "values (--lam λ,...)."),
     "method twice": (["{base}", "{tuned}", "--method=slerp", "--method=linear", "--out", "{out}"], "give it once."),
-    "a flag and its opposite": (["{base}", "{tuned}", "--verify", "--no-verify", "--out", "{out}"], "given 2 times"),
     "pattern twice": (["{base}", "{tuned}", "--where", "mlp=0.4", "--where", "mlp=0.9"], "'mlp' twice: 0.4 and 0.9"),
     "onto the base": (["{base}", "{tuned}", "--force", "--out", "{base}"], "writing there would destroy it"),
     "one twice": (["{base}", "{tuned}", "{tuned}", "--out", "{out}"], "same folder name"),

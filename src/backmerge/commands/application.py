@@ -32,9 +32,10 @@ COMMANDS: Mapping[str, str] = {
 
 
 class OnceCommand(TyperCommand):
-    """A command that refuses an option given twice if only the last value would count.
+    """A command that refuses a second value where the user expects both to count, and only the last one would.
 
-    An option's metavar states its form: `NAME=VALUE` may be repeated with other names, `λ,...` takes several values.
+    These are options that take several values with commas, by their metavar (`λ,...`), `--method`, and `NAME=VALUE`
+    with the same name. Of other options, and of `--set`, the last value counts, as in most programs.
     """
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
@@ -53,11 +54,9 @@ class OnceCommand(TyperCommand):
                 continue
             name, metavar = option.opts[0], option.metavar or ""
             if option.multiple:
-                if PAIR.fullmatch(metavar):
+                if PAIR.fullmatch(metavar) and name != "--set":
                     _check_names_differ(name, values[option.name])
-            elif order.count(option) > 1 and (not option.is_flag or option.secondary_opts):
-                if option.secondary_opts:
-                    name = f"{name}/{option.secondary_opts[0]}"
+            elif order.count(option) > 1 and ("," in metavar or name == "--method"):
                 form = f", with commas between several values ({name} {metavar})" if "," in metavar else ""
                 raise ConfigError(
                     f"{name} is given {order.count(option)} times, and only one of them could count",

@@ -1,7 +1,9 @@
 """Outputs: apart from what is read, over nothing but what backmerge wrote, and as they were written."""
 
 import json
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -243,3 +245,25 @@ def test_input_statistics_never_replace_a_model(
     assert isinstance(done.exception, RunError), done.output
     assert (base / "model.safetensors").read_bytes() == (tmp_path / "link.safetensors").read_bytes() == weights
     assert not (base / "inputs.safetensors").exists()
+
+
+def test_a_path_that_is_not_utf8_is_refused_before_anything_is_read(
+    run_cli: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As an argument, and as the folder that relative paths belong to."""
+    monkeypatch.chdir(tmp_path)
+    name = os.fsdecode(b"caf\xe9")
+    tuning = ("finetune", "demo", "--task", "demo-plans", "--out", f"{name}/t")
+    for command in (("merge", "demo", name, "--out", "m"), tuning):
+        code, _, said = run_cli(*command)
+        assert code == 2
+        assert "is not valid UTF-8" in said
+        assert "caf\\xe9" in said
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / name)
+    code, _, said = run_cli("merge", "demo", "demo", "--out", "m")
+    assert (code, "is not valid UTF-8" in said) == (2, True)
+    monkeypatch.setattr("sys.getfilesystemencoding", lambda: "ascii")
+    code, _, said = run_cli("merge", "demo", "a b/\udcc3\udcbc", "--out", "m")
+    assert (code, "'a b/ü'" in said, "PYTHONUTF8=1" in said) == (2, True, True)

@@ -62,10 +62,12 @@ def _exit_code() -> int:
     import typer
 
     from backmerge.commands.application import COMMANDS, USAGE_ERROR, command_line
-    from backmerge.errors import BackmergeError, remedy_for
+    from backmerge.errors import BackmergeError, check_utf8, remedy_for
 
     try:
         # if the command comes first, only that one: making the options of all commands takes longer than many a command
+        for argument in sys.argv[1:]:
+            check_utf8(argument)
         asked = sys.argv[1:2]
         code = command_line(asked if asked and asked[0] in COMMANDS else COMMANDS)(standalone_mode=False)
     except BackmergeError as error:

@@ -5,6 +5,7 @@ our own fault.
 """
 
 import errno
+import sys
 
 # errors of the operating system that the user can fix
 USER_FIXABLE = {
@@ -89,3 +90,25 @@ class NotShownError(BackmergeError):
     """The verdict under `--strict` is not `restored`."""
 
     exit_code = 3
+
+
+def check_utf8(text: str) -> None:
+    """Check that an argument or a path can be written to settings, records and reports.
+
+    Raises:
+        RunError: it has bytes that Python could not decode.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        shown = text.encode(errors="surrogateescape").decode(errors="backslashreplace")
+        encoding = sys.getfilesystemencoding()
+        if encoding.lower() != "utf-8":
+            raise RunError(
+                f"'{shown}' has letters that the encoding of this environment, {encoding}, does not have",
+                remedy="set PYTHONUTF8=1, or a locale with UTF-8 such as LC_ALL=C.UTF-8.",
+            ) from error
+        raise RunError(
+            f"'{shown}' is not valid UTF-8, so that it cannot be written to settings and reports",
+            remedy="rename that file or folder.",
+        ) from error

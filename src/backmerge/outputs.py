@@ -15,7 +15,7 @@ from typing import Any
 import xxhash
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, TypeAdapter, ValidationError
 
-from backmerge.errors import RunError
+from backmerge.errors import RunError, check_utf8
 
 MANIFEST = "backmerge.json"
 DIGESTS = "digests.json"  # of the results, samples and records of a run
@@ -319,9 +319,11 @@ def _is_in(inner: Path, outer: Path) -> bool:
 
 def _resolved(path: Path) -> Path:
     try:
-        return path.expanduser().resolve()
+        place = path.expanduser().resolve()
     except (OSError, RuntimeError) as error:  # a loop of links; a name that is too long
         raise RunError(f"'{path}' cannot be used as a path: {error}", remedy="give another path.") from error
+    check_utf8(str(place))
+    return place
 
 
 def _with_links(path: Path) -> list[Path]:

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from backmerge.checkpoints.model_config import check_links
-from backmerge.errors import CheckpointError
+from backmerge.errors import CheckpointError, check_utf8
 from backmerge.registry import MODELS, resolve
 
 HUB_ID = re.compile(r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w./-]+))?")
@@ -32,9 +32,11 @@ def locate_model(name: str) -> Path:
 
     Raises:
         CheckpointError: there is no such folder, or it cannot be downloaded from the hub.
+        RunError: its path is not valid UTF-8.
     """
     path = folder_named(name)
     if path.is_dir():
+        check_utf8(str(path.resolve()))
         check_links(path.resolve())
         return path.resolve()
     if name in MODELS.entries:

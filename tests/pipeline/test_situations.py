@@ -91,7 +91,8 @@ def restored(make_model: Callable[..., Path], tmp_path_factory: pytest.TempPathF
             *("restore", base, tuned, "--utility", f"{place / 'utility.jsonl'}"),
             *(() if FORGETTING[0] in more else ("--safety", f"{place / 'safety.jsonl'}")),
             *(() if FORGETTING[0] in more or "--margin" in more else ("--margin", "0.05")),
-            *("--lam", "0.5", "--engine", ENGINE, "--allow-plugins", "--no-cache", "--strict"),
+            *(() if "--lam" in more else ("--lam", "0.5")),
+            *("--engine", ENGINE, "--allow-plugins", "--no-cache", "--strict"),
             *("--guard", "none"),  # one method: each script names what it does
             *(part for option in options for part in ("--set", option)),
             *(part.format(keep=place / "keep.jsonl") for part in more if part != FORGETTING[0]),

@@ -160,7 +160,7 @@ def test_the_site_builds(tmp_path: Path) -> None:
     """Zensical builds a copy strictly, and the built pages pass."""
     if not Path(sys.executable).with_name("zensical").exists():
         pytest.skip("the docs extra is not installed")
-    for name in ("docs", "benchmarks", "src"):
+    for name in ("docs", "benchmarks", "experiments", "src"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "mkdocs.yml"):
         shutil.copyfile(ROOT / name, tmp_path / name)

@@ -19,8 +19,9 @@ from pydantic import ValidationError
 
 from backmerge.demo.benchmarks import plan_examples
 from backmerge.errors import BackmergeError, ConfigError, DataError
+from backmerge.finetuning.data_settings import DataSettings
 from backmerge.finetuning.datasets import Task, load_training_data, sampled, split
-from backmerge.finetuning.settings import DataSettings, FinetuneSettings, LoraSettings
+from backmerge.finetuning.settings import FinetuneSettings, LoraSettings
 from backmerge.finetuning.tasks.code import code
 from backmerge.records import Example, Message
 from backmerge.registry import DATASETS, NOTHING_ALLOWED, Permissions, resolve

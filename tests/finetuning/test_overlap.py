@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from backmerge.benchmarks.split import NEAR_DUPLICATE, content_words
 from backmerge.demo import benchmarks as demo
 from backmerge.demo.benchmarks import plan_examples
+from backmerge.finetuning.data_settings import DataSettings
 from backmerge.finetuning.datasets import TrainingData, load_training_data
 from backmerge.finetuning.overlap import MIN_CONTAINED, MIN_SHARED, Overlap, overlaps, without_overlap
-from backmerge.finetuning.settings import DataSettings
 from backmerge.records import Example, Message
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from backmerge.finetuning.data_settings import DataSettings
 from backmerge.finetuning.datasets import Task, load_training_data
 from backmerge.finetuning.encoding import IGNORED, encode
-from backmerge.finetuning.settings import DataSettings
 from backmerge.generation.chat import render
 from backmerge.records import Example, Message
 from backmerge.registry import DATASETS, resolve

@@ -15,8 +15,8 @@ import pytest
 
 from backmerge.benchmarks.openfunctions import function_prompt
 from backmerge.errors import ConfigError, DataError
+from backmerge.finetuning.data_settings import DataSettings
 from backmerge.finetuning.datasets import HELPFUL, Task, load_training_data
-from backmerge.finetuning.settings import DataSettings
 from backmerge.finetuning.shapes import RowError
 from backmerge.finetuning.tasks.code import code
 from backmerge.finetuning.tasks.medical import DOCTOR, medical

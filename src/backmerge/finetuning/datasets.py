@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import xxhash
 
 from backmerge.errors import ConfigError, DataError
-from backmerge.finetuning.settings import DataSettings
+from backmerge.finetuning.data_settings import DataSettings
 from backmerge.finetuning.shapes import NAMES, Draft, RowError, recognised, renamed
 from backmerge.progress import count_text
 from backmerge.records import Example, Message

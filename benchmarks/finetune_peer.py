@@ -66,8 +66,8 @@ def plain(model: Path, rows: Path, steps: int, scratch: Path) -> list[float]:
 def ours(model: Path, rows: Path, steps: int, scratch: Path) -> list[float]:
     """Train with backmerge; the time at the end of each step."""
     from backmerge.checkpoints.reader import Checkpoint
+    from backmerge.finetuning.data_settings import DataSettings
     from backmerge.finetuning.datasets import TrainingData, load_training_data
-    from backmerge.finetuning.settings import DataSettings
     from backmerge.finetuning.trainer import train_model
 
     settings, _, _ = _encoded(model, rows, steps)
@@ -84,9 +84,10 @@ def ours(model: Path, rows: Path, steps: int, scratch: Path) -> list[float]:
 
 def _encoded(model: Path, rows: Path, steps: int) -> tuple[Any, Any, Any]:
     from backmerge.checkpoints.reader import Checkpoint
+    from backmerge.finetuning.data_settings import DataSettings
     from backmerge.finetuning.datasets import load_training_data
     from backmerge.finetuning.encoding import cutoff_for, encode
-    from backmerge.finetuning.settings import DataSettings, FinetuneSettings
+    from backmerge.finetuning.settings import FinetuneSettings
     from backmerge.generation.chat import load_tokenizer
 
     settings = FinetuneSettings(dataset=str(rows), steps=steps, device="cpu", save_every=10_000)

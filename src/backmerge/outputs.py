@@ -7,6 +7,7 @@ as done only if its files match the manifest.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -228,8 +229,10 @@ def check_reachable(out: Path) -> None:
             f"--out {out} is below {above}, which is a file", remedy="give an --out that is inside a folder."
         )
     if not os.access(above, os.W_OK | os.X_OK):
+        is_read_only = bool(os.statvfs(above).f_flag & os.ST_RDONLY)
+        reason = f"{above} may not be written to" + (f": {os.strerror(errno.EROFS)}" if is_read_only else "")
         raise RunError(
-            f"--out {out} cannot be made: {above} may not be written to",
+            f"--out {out} cannot be made: {reason}",
             remedy="give an --out elsewhere, or fix that folder's permissions.",
         )
 

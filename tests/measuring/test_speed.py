@@ -106,7 +106,7 @@ def test_the_last_speed_of_an_engine_and_a_configuration_is_remembered(
 
 
 def test_a_stalled_session_does_not_spoil_estimates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither those of its own run, nor those of later runs."""
+    """Neither sessions of the same run nor those of later runs."""
     monkeypatch.setenv("BACKMERGE_CACHE", str(tmp_path / "cache"))
     run, known = RunDirectory(tmp_path / "run"), speed_key({"engine": "a"}, BASE)
     with run.held():

@@ -29,8 +29,8 @@ Neither level stops
 - anything that a program does to its own process, through frames, ctypes, `sys.modules`, stdout or exit codes. So a
   verdict on code that may be hostile comes only from `Sandbox.check`: the tests run in a separate process and sandbox,
   and call the function over a pipe. They get plain values, never the program's objects, and report their end by a token
-  that no process of the program has. The price: a function that returns an iterator or an object of its own class fails
-  there, and the tests do not see changes that it makes to its arguments.
+  that no process of the program has. The price: a function that returns an iterator or an object of a class that it
+  defines fails there, and the tests do not see changes that it makes to its arguments.
 - a function that recognises its tests and returns memorised answers; no harness does.
 
 A program that runs in `Sandbox.run` has a bare interpreter without any frame or module of ours. Leaving early,

@@ -87,7 +87,8 @@ class Restoring(Measuring, total=False):
         guard: For `anchored`: the prompts on which the merge should act like the base, a benchmark's name, a file, or
             `own` (the default) for prompts that the base writes. `none` leaves `anchored` out.
         task_inputs: For `anchored`: prompts of the task with answers, such as the training rows, on which the merge
-            should act like the tuned model; none of them is measured. Or a file from `backmerge inputs --task`.
+            should act like the tuned model; these rows are not used for measuring. Or a file from `backmerge inputs
+            --task`.
         lam: λs to try, the share of the tuned side, in (0, 1); by default 0.2, 0.4, 0.6 and 0.8, and with
             `task_inputs` 0.03, 0.1, 0.25 and 0.5 for `anchored`.
         margin: How far the attack success rate may exceed the base's, as a share; 0.03 by default.
@@ -221,7 +222,7 @@ class Merging(TypedDict, total=False):
         task_inputs: For `anchored`: a file of `backmerge inputs --task`.
         mergekit: A mergekit YAML file, which replaces models and method.
         seed: Seed of random methods and stochastic rounding.
-        form: `auto`, the default: an adapter if the merge is exact as one, else a checkpoint; or `adapter` or
+        form: `auto`, the default: an adapter if that represents the merge exactly, else a checkpoint; or `adapter` or
             `checkpoint`.
         rank: Compress the adapter to this rank.
         dtype: Dtype of the result: `float32`, `bfloat16` or `float16`; by default the base's.

@@ -101,7 +101,7 @@ def _default(parameter: inspect.Parameter) -> str:
 
 
 def doctor() -> None:
-    """Show what this machine has and can run: devices, memory, disk, extras, sandbox.
+    """Show what this machine has and can run. Lists devices, memory, disk, extras and the sandbox.
 
     Example: backmerge doctor
     """

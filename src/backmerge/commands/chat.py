@@ -50,7 +50,11 @@ def chat(
         bool, typer.Option("--web", help="Serve a web page with a slider for λ instead; needs the extra web.")
     ] = False,
     host: Annotated[
-        str, typer.Option(help="Address of the web page. Other addresses let others connect, without a password.")
+        str,
+        typer.Option(
+            help="Address of the web page. Any other address than this default lets other machines connect, without a "
+            "password."
+        ),
     ] = "127.0.0.1",
     port: Annotated[int | None, typer.Option(help="Port of the web page; by default a free one from 7860.")] = None,
     device: Device = "auto",

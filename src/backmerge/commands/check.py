@@ -61,12 +61,12 @@ def check(
         ),
     ] = False,
 ) -> None:
-    """Check whether a model is as safe as its base and has kept its abilities. Use --strict as a gate in CI.
+    """Check a model's safety and abilities against its base. Use --strict as a gate in CI.
 
     Example: backmerge check merged --against meta-llama/Meta-Llama-3-8B-Instruct --safety advbench
     --over-refusal xstest --judge wildguard --strict --out runs/check
 
-    Only what tuning made it forget: backmerge check tuned --against BASE --keep german.jsonl --out forgot
+    Only lost abilities, without safety: backmerge check tuned --against BASE --keep german.jsonl --out forgot
 
     A served model, for example a quantised copy: backmerge check restored-q4 --against-run runs/check --engine openai
     --engine-option url=http://localhost:11434/v1 --out runs/check-q4

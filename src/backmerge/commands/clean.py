@@ -33,9 +33,9 @@ def clean(
 ) -> None:
     """Show what takes space in a run, and remove unneeded files.
 
-    By default this removes the answers of single units, unconfirmed models, and leftovers of killed processes. Merged
-    and tuned models, records, results and report are kept. If you run its command again, the answers are generated
-    again.
+    By default this removes the stored answers that a run continues from (units), unconfirmed models, and leftovers of
+    killed processes. Merged and tuned models, records, results and report are kept. If you repeat the run's command
+    afterwards, it generates the answers again.
 
     Example: backmerge clean runs/demo --dry-run
 

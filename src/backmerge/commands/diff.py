@@ -21,7 +21,7 @@ def diff(
     ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print all numbers as JSON instead.")] = False,
     lam: Annotated[
-        str, typer.Option(metavar="λ,...", help="λs at which to report the loss by rounding.")
+        str, typer.Option(metavar="λ,...", help="λs at which to report the loss from rounding.")
     ] = "0.2,0.4,0.6,0.8",
     dtype: MergedDtype = None,
     sample: Annotated[

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from backmerge.commands.options import BatchSize, Device, Dtype, GuardOption, Plugins, Thinking, thinking_of
+from backmerge.commands.options import BatchSize, Device, Dtype, Plugins, Thinking, thinking_of
 from backmerge.errors import ConfigError
 from backmerge.generation.quiet import quieten
 from backmerge.registry import Permissions
@@ -16,7 +16,14 @@ from backmerge.registry import Permissions
 def inputs(
     model: Annotated[str, typer.Argument(help="The base, or with --task the tuned model: a folder or a hub id.")],
     out: Annotated[Path, typer.Option("--out", metavar="STATS", help="The file to write, e.g. guard.safetensors.")],
-    guard: GuardOption = None,
+    guard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE|own",
+            help="Prompts on which the merge should act like the base. A benchmark (NAME=DATA to use your copy), a "
+            "file with prompts, or own for prompts that the base writes.",
+        ),
+    ] = None,
     task: Annotated[
         Path | None,
         typer.Option(help="Instead of a guard: rows of the task, a .jsonl or .csv file with prompts and answers."),
@@ -40,8 +47,8 @@ def inputs(
 ) -> None:
     """Gather statistics of layer inputs for --method anchored.
 
-    `merge`, `evaluate`, `restore` and experiment files do the same with --guard (guard) and keep the result. Use this
-    command to make one file that several of them read with --guard STATS.
+    `merge`, `evaluate` and `restore` (--guard) and experiment files (`guard`) gather these statistics themselves. Use
+    this command to gather them once and reuse the file with --guard STATS.
 
     Example: backmerge inputs BASE --guard harmbench --out guard.safetensors
 

@@ -73,7 +73,8 @@ def merge(
         str,
         typer.Option(
             "--as",
-            help="Form of the result: checkpoint; adapter, if the merge is exact as one; auto, an adapter if possible.",
+            help="Form of the result: checkpoint; adapter, if one can represent the merge exactly; auto, an adapter if "
+            "possible, else a checkpoint.",
         ),
     ] = "checkpoint",
     rank: Annotated[int | None, typer.Option(help="Compress the adapter to this rank and report the loss.")] = None,
@@ -110,7 +111,7 @@ def merge(
     --guard harmbench --lam 0.5 --as adapter --out merged
 
     A smaller λ for some tensors: backmerge merge BASE TUNED --lam 0.6 --where mlp=0.3 --where attention=0.2:0.8 --out
-        merged
+    merged
 
     From a mergekit file: backmerge merge --config mergekit.yml --out merged
     """

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 Base = Annotated[str, typer.Argument(help="The aligned model: a folder or a hub id.")]
 RUN_DIRECTORY = typer.Option(
     "--out",
-    help="The run directory. If it holds an interrupted run, the run continues. Results of other settings are "
-    "moved to its folder earlier/.",
+    help="The run directory. If it holds an interrupted run, the run continues. Earlier results with other settings "
+    "are moved to its folder earlier/.",
 )
 Out = Annotated[Path, RUN_DIRECTORY]
 Method = Annotated[str, typer.Option(help="Merge method; `backmerge methods` describes them.")]
@@ -138,7 +138,10 @@ KeepMargin = Annotated[
 ]
 Margin = Annotated[
     float | None,
-    typer.Option(help="How far ASR may exceed the base's, as a share; 0.03, 3 points, by default.", show_default=False),
+    typer.Option(
+        help="How far the attack success rate (ASR) may exceed the base's, as a share. 0.03 (3 points) by default.",
+        show_default=False,
+    ),
 ]
 KeepAgainst = Annotated[str, typer.Option(help="The model that the loss is measured against: base or tuned.")]
 SecondJudge = Annotated[
@@ -177,8 +180,8 @@ As = Annotated[
     str,
     typer.Option(
         "--as",
-        help="Form in which merged models are measured and written: adapter; checkpoint; or auto, an adapter if the "
-        "merge is exact as one (e.g. LoRAs merged linearly), else a checkpoint.",
+        help="Form in which merged models are measured and written: adapter; checkpoint; or auto, an adapter if that "
+        "represents the merge exactly (e.g. LoRAs merged linearly), else a checkpoint.",
     ),
 ]
 DtypeOut = Annotated[
@@ -190,7 +193,7 @@ DtypeOut = Annotated[
     ),
 ]
 RoundingOut = Annotated[
-    str, typer.Option("--rounding", help="Rounding to that dtype: nearest, or stochastic (random, unbiased).")
+    str, typer.Option("--rounding", help="Rounding to --dtype-out: nearest, or stochastic (random, unbiased).")
 ]
 ConfigFrom = Annotated[
     str | None,

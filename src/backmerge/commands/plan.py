@@ -1,4 +1,4 @@
-"""`backmerge plan`: show what a merge would write, whether an adapter is exact, and the loss by rounding."""
+"""`backmerge plan`: show what a merge would write, whether an adapter is exact, and the loss from rounding."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def plan(
     dtype: MergedDtype = None,
     allow_plugins: Plugins = False,
 ) -> None:
-    """Show what a merge would write. Prints the cheapest exact form, sizes, and the loss by rounding.
+    """Show what a merge would write. Prints the cheapest exact form, sizes, and the loss from rounding.
 
     Reads 1 % of the elements, so it takes seconds for models of any size.
 

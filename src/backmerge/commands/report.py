@@ -13,7 +13,7 @@ from backmerge.errors import ConfigError, RunError
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Finished runs, or the folder of a suite.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Finished runs, or the folder of a suite.")],
     out: Annotated[
         Path | None,
         typer.Option(
@@ -30,8 +30,8 @@ def report(
 ) -> None:
     """Rebuild the report of a run, or compare several runs.
 
-    Runs that differ only in seeds are also averaged. A suite's folder means all of its runs, and adds the table or
-    figure of the paper that the suite names.
+    Runs that differ only in seeds are also averaged. For the folder of a suite, all of its runs are compared, and the
+    paper's table or figure that the suite names is added.
 
     Example: backmerge report runs/demo
 

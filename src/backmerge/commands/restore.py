@@ -68,8 +68,8 @@ def restore(
         typer.Option(
             metavar="ROWS|STATS",
             help="For --method anchored: prompts of the task with answers, such as the training rows, on which the "
-            "merge should act like the tuned model; none of them is measured. Or a file from `backmerge inputs "
-            "--task`.",
+            "merge should act like the tuned model; these rows are not used for measuring. Or a file from `backmerge "
+            "inputs --task`.",
         ),
     ] = None,
     lam: Annotated[
@@ -85,7 +85,8 @@ def restore(
         str,
         typer.Option(
             help="grid measures every λ in full; race drops a λ when it can no longer be chosen and needs less than "
-            "half of the answers; auto: race for rule safe, else grid, also for --shard and what finishes it."
+            "half of the answers; auto: race for rule safe; grid for other rules, with --shard, and in the run that "
+            "finishes the shards."
         ),
     ] = "auto",
     refine: Annotated[
@@ -111,7 +112,7 @@ def restore(
     Example: backmerge restore meta-llama/Meta-Llama-3-8B-Instruct ./my-lora --utility mine.jsonl
     --safety harmful_behaviors.csv --out restored
 
-    To restore abilities that tuning made it forget, give --keep; --safety can then be omitted.
+    To restore abilities that the model lost in tuning, give --keep; --safety can then be omitted.
     """
     given = tuple(name.partition("=")[0] for name in measuring.set_ or ())
     check_complete(

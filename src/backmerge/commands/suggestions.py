@@ -20,8 +20,8 @@ See it work in a minute, with a tiny model that ships with it:
 Restore the safety of a model that you fine-tuned:
     backmerge restore BASE TUNED --utility mine.jsonl --safety advbench --over-refusal xstest --out restored
 
-To restore abilities that tuning made it forget, such as another language, give --keep german.jsonl, with or without
---safety.
+To restore abilities that the model lost in tuning, such as another language, give --keep german.jsonl; --safety can
+then be omitted.
 
 Find out whether a model is still as safe as its base:
     backmerge check MODEL --against BASE --safety advbench --out checked

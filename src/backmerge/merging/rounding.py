@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-SAMPLED = 100  # one element in this many is used to estimate the loss by rounding
+SAMPLED = 100  # one element in this many is used to estimate the loss from rounding
 LEAST_SAMPLE = 1000  # elements; fewer are too noisy
 NOTABLE_LOSS = 0.1  # share of the change: a loss above this is a warning
 REMEDIES = "an adapter (--as adapter) or float32 keeps all of it, and --rounding stochastic keeps it on average"

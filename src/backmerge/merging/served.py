@@ -50,7 +50,8 @@ def in_form(variant: Variant, wanted: Wanted = "auto") -> Variant:
 
     Args:
         variant: The recipe.
-        wanted: `auto` is an adapter if the recipe is exact as one (see `adapter_obstacle`), otherwise a checkpoint.
+        wanted: `auto` is an adapter if that represents the recipe exactly (see `adapter_obstacle`), otherwise a
+            checkpoint.
 
     Raises:
         ConfigError: an adapter is wanted, and the recipe is not one.

@@ -62,8 +62,8 @@ class SingleEvaluation(Settings):
         parameters: Parameters of the method.
         guard: The prompts on which a merge by direction (`anchored`) should act like the base; they are not measured
             on.
-        merged_as: The form in which merges are measured: `adapter`, `checkpoint`, or `auto`, which is an adapter if the
-            recipe is exact as one.
+        merged_as: The form in which merges are measured: `adapter`, `checkpoint`, or `auto`, which is an adapter if
+            that represents the recipe exactly.
         merged_dtype: Dtype of the merges' tensors: for a checkpoint by default the base's, for an adapter float32.
         config_from: The side that the merges' config.json and generation_config.json come from, if it has them.
         tokenizer_from: The side that their tokenizer, chat templates and processors come from, if it has them.

@@ -182,7 +182,7 @@ class Output(NamedTuple):
     """The form in which merged models are measured and written.
 
     Attributes:
-        served_as: `auto` is an adapter if the recipe is exact as one.
+        served_as: `auto` is an adapter if that represents the recipe exactly.
         dtype: Dtype of the tensors, as safetensors names it; if `None`, the base's own, or float32 for an adapter.
         rounding: How values are rounded to that dtype.
         config_from: The side that their configuration comes from, if it has one.

@@ -164,7 +164,7 @@ class Experiment(Settings):
         path: Snapshots of the tuning, in addition.
         layers: A search for a λ for each layer, starting from the best single λ.
         merged_as: The form in which merged models are measured and written: `adapter`, `checkpoint`, or `auto`, which
-            is an adapter if the recipe is exact as one (LoRAs, merged linearly), and otherwise a checkpoint.
+            is an adapter if that represents the recipe exactly (LoRAs, merged linearly), and otherwise a checkpoint.
         merged_dtype: Dtype of the merged models' tensors: for a checkpoint by default the base's, for an adapter
             float32. Required if base and tuned models have different dtypes.
         merged_rounding: How values are rounded to that dtype: to the nearest value, or `stochastic`, which is unbiased.

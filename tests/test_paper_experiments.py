@@ -177,7 +177,7 @@ def test_each_suite_is_sound_without_the_hub(suite: str) -> None:
         states = {(finding.what, finding.state) for finding in found.findings}
         assert ("base", "to fetch") in states or ("base", "checked") in states
         if name.endswith("tools"):
-            assert ("tuning data", "to give") in states
+            assert ("tuning data", "to provide") in states
         seen.append(experiment)
     assert len(seen) == (8 if suite == "table3" else 4)
 

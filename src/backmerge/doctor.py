@@ -40,7 +40,8 @@ def examine() -> Iterator[Finding]:
         yield Finding(extra, "installed" if found else "absent", "" if found else f"pip install 'backmerge[{extra}]'")
     yield sandbox_finding()
     offline = os.environ.get("HF_HUB_OFFLINE", "0") not in {"", "0"}
-    yield Finding("hub", "off (HF_HUB_OFFLINE is set): models from folders only" if offline else "asked when needed")
+    off = "off (HF_HUB_OFFLINE is set): models from folders only"
+    yield Finding("hub", off if offline else "contacted when needed")
 
 
 def _version(package: str) -> str:

@@ -186,7 +186,7 @@ SITUATIONS: dict[str, tuple[dict[str, tuple[int, ...]], tuple[str, ...], int, st
         (*KEEPING, "--limit", "20", "--keep-margin", "0.2"),
         3,
         "Not shown (too_few_prompts)",
-        "20 prompts of the abilities to keep",
+        "20 prompts for the abilities named by --keep",
     ),
     "forgetting, wide margin": (
         {**GOOD, "tuned": (1, 90, 0, 60)},

@@ -143,7 +143,7 @@ def test_declared_sizes_count_like_local_ones() -> None:
     found, declared = dry_run(here), dry_run(gone)
     assert not found.faults
     assert not declared.faults
-    assert details(declared, "to give") == [
+    assert details(declared, "to provide") == [
         "utility: openfunctions: its file, as its 'data'; we know of no copy on the hub"
     ]
     assert answers(found) == answers(declared)

@@ -214,7 +214,7 @@ def test_what_was_done_names_models_prompts_and_seeds(chosen: str | None) -> Non
     account = " ".join(
         what_was_done(typed(made_results(chosen=chosen)), {"finetune": {"dataset": "plans", "seeds": [1, 2]}})
     )
-    assert "on plans, with the seeds 1, 2: 2 tuned models" in account
+    assert "fine-tuned with LoRA on plans, with the seeds 1, 2: 2 tuned models" in account
     assert "linear at λ = 0.25, 0.5" in account
     assert "200 of harmful (attack success rate)" in account
     assert "199 of harmful (attack success rate)" in account
@@ -222,10 +222,17 @@ def test_what_was_done_names_models_prompts_and_seeds(chosen: str | None) -> Non
     assert ("written to disk" in account) == (chosen is not None)
 
 
+def test_tuning_of_all_weights_is_not_reported_as_lora() -> None:
+    """The account names what was trained."""
+    tuning = {"dataset": "plans", "seeds": [1], "mode": "full"}
+    first = next(what_was_done(typed(made_results(tuned=("seed-1",))), {"finetune": tuning}))
+    assert "fine-tuned (all weights) on plans, with the seed 1: 1 tuned model." in first
+
+
 def test_external_models_are_not_reported_as_tuned_here() -> None:
     """Without a fine-tuning of ours, the tuned models are named as given."""
     first = next(what_was_done(typed(made_results(tuned=("my-lora",))), {"finetune": None}))
-    assert first == "The base is someone/aligned-7b. 1 tuned model of it, made elsewhere: my-lora."
+    assert first == "The base is someone/aligned-7b. It was compared with 1 tuned model made elsewhere: my-lora."
 
 
 @pytest.mark.parametrize(

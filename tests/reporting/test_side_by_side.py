@@ -69,7 +69,7 @@ def test_missing_text_is_reported() -> None:
     answers = written["samples"][1]["answers"]
     answers |= {"base": answer("x" * 10, False, True, cut_from=9000), "tuned": answer("", True, False)}
     found = side_by_side(written, None, "full").samples[0].answers
-    assert found["base"].note == "The first 2,000 of 9,000 characters; all of it is in records/."
+    assert found["base"].note == "The first 2,000 of 9,000 characters; the full answer is in records/."
     assert found["tuned"].note == "(no text)"
     written["samples"][1] |= {"withheld": "it is gated", "prompt": None}
     answers["base"] = answer(None, False, True)

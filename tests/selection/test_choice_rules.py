@@ -127,7 +127,8 @@ def test_rule_safe_goes_by_estimates() -> None:
 def test_a_fall_through_nonsense_is_named() -> None:
     """A rise of answers that neither refuse nor harm is reported next to the choice, from 5 points on."""
     assert "nonsense" not in choose([candidate(0.4, 0.7, -0.1, other_rise=0.05)], ChoiceSettings()).reason
-    assert "12.0 points more" in choose([candidate(0.4, 0.7, -0.1, other_rise=0.12)], ChoiceSettings()).reason
+    found = choose([candidate(0.4, 0.7, -0.1, other_rise=0.12)], ChoiceSettings())
+    assert "12.0 points above the base's" in found.reason
 
 
 def test_margin_holds_on_each_benchmark_separately() -> None:
@@ -147,7 +148,7 @@ def test_validation_comes_before_utility() -> None:
     assert choose(validated, SETTINGS["paper"]).point == "linear@0.4"
     found = choose([*validated, candidate(0.6, 0.2, 0.0)], SETTINGS["paper"])
     assert found.point == "linear@0.2"
-    assert "there is no validation score" in found.reason
+    assert "validation scores are missing" in found.reason
     assert choose([candidate(1.0, 0.9, 0.0)], SETTINGS["paper"]).point is None
 
 

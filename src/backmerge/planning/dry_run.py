@@ -116,7 +116,7 @@ def lines_of(found: DryRun) -> list[str]:
     """Return the lines to print: findings, stages, and the assumptions about hours."""
     width = max(len(finding.what) for finding in found.findings)
     lines = [
-        f"  {finding.what:{width}}  {finding.state:8}  " + finding.detail.replace("\n", f"\n{'':{width + 14}}")
+        f"  {finding.what:{width}}  {finding.state:10}  " + finding.detail.replace("\n", f"\n{'':{width + 16}}")
         for finding in found.findings
     ]
     if found.cost is None:

@@ -35,7 +35,7 @@ from backmerge.planning.settings import EvaluateSettings
 from backmerge.progress import count_text
 from backmerge.registry import DATASETS, Permissions, is_plugin, resolve
 
-State = Literal["checked", "to fetch", "to give", "not here", "fault"]
+State = Literal["checked", "to fetch", "to provide", "not here", "fault"]
 
 
 class Finding(NamedTuple):
@@ -43,8 +43,8 @@ class Finding(NamedTuple):
 
     Attributes:
         what: Its role, such as `base` or `safety`.
-        state: `checked`: on this machine, and as a run needs it. `to fetch`: on the hub. `to give`: not on the hub; the
-            user must provide a file. `not here`: software that is not installed. `fault`: a run would end with it.
+        state: `checked`: on this machine, and as a run needs it. `to fetch`: on the hub. `to provide`: not on the hub;
+            the user must provide a file. `not here`: software that is not installed. `fault`: a run would end with it.
         detail: The rest, for a person.
     """
 
@@ -220,7 +220,7 @@ def _declared_rows(settings: FinetuneSettings, found: Findings, error: Backmerge
         hub = task.hub.name if task.hub is not None else ""
         if task.hub is None and (file is None or not Path(file).expanduser().exists()):
             where = "as finetune.data.file" if file is None else f"at {file}"
-            found.add("tuning data", "to give", f"{name}: its file, {where}; we know of no copy on the hub")
+            found.add("tuning data", "to provide", f"{name}: its file, {where}; we know of no copy on the hub")
             return _counted(num_rows, settings.data.validation)
     if not hub or file is not None or not isinstance(error, DataError):
         return None
@@ -272,7 +272,7 @@ def _is_absent(asked: BenchmarkSettings, kind: Kind, found: Findings) -> bool:
     is_missing = asked.data is None or not Path(asked.data).expanduser().exists()
     if known is not None and known.hub is None and is_missing:
         where = "as its 'data'" if asked.data is None else f"at {asked.data}"
-        found.add(kind, "to give", f"{name}: its file, {where}; we know of no copy on the hub")
+        found.add(kind, "to provide", f"{name}: its file, {where}; we know of no copy on the hub")
     elif asked.data is None and known is not None:
         found.add(kind, "to fetch", f"{name}: {known.hub}, {known.num_prompts:,} prompts; not checked")
     elif asked.data is None and name.startswith(LM_EVAL):

@@ -42,7 +42,8 @@ JUDGED = ("asr", "over_refusal")  # metrics that depend on the judge
 def print_summary(results: RestoreResults, directory: Path) -> None:
     """Print the verdict, a compact table, and the output files."""
     console = Console(highlight=False, markup=False)
-    which = "all prompts, λ chosen on none of them" if results.is_whole else "prompts that λ was not chosen on"
+    unused = "all prompts, none of which was used to choose λ"
+    which = unused if results.is_whole else "prompts that λ was not chosen on"
     table = Table(title=f"In percent, on {which}; 95 % intervals {intervals_cover(results)}", title_justify="left")
     table.add_column("benchmark")
     table.add_column("metric")
@@ -98,7 +99,7 @@ def _decision(judge: str, decision: Redecision) -> str:
     )
     own = decision.chosen_by_this_judge
     if own == decision.point:
-        return f"{text} It chooses the same λ."
+        return f"{text} This judge would choose the same λ."
     if own is None:
         return f"{text} {decision.reason}"
     return f"{text} It would choose {own}: to confirm it, run restore with this judge in the same --out."

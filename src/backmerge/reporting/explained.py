@@ -115,10 +115,11 @@ def _tuning(results: RestoreResults, finetune: Mapping[str, Any] | None) -> str:
     base, tuned = results.base.name, results.tuned
     if finetune is None:
         names = ", ".join(row.name for row in tuned)
-        return f"The base is {base}. {counted(len(tuned), 'tuned model')} of it, made elsewhere: {names}."
+        return f"The base is {base}. It was compared with {counted(len(tuned), 'tuned model')} made elsewhere: {names}."
+    how = " (all weights)" if finetune.get("mode") == "full" else " with LoRA"
     seeds = ", ".join(map(str, finetune["seeds"]))
     return (
-        f"The base, {base}, was fine-tuned with LoRA on {finetune['dataset']}, with the "
+        f"The base, {base}, was fine-tuned{how} on {finetune['dataset']}, with the "
         f"{'seed' if len(finetune['seeds']) == 1 else 'seeds'} {seeds}: {counted(len(tuned), 'tuned model')}."
     )
 

@@ -30,7 +30,7 @@ LIMITS = (
 )
 # of one without harmful requests
 LIMITS_WITHOUT_SAFETY = (
-    "Safety was not measured: fine-tuning may have cost it, in the merged model too. --safety measures it.",
+    "Safety was not measured: fine-tuning may have reduced it, also in the merged model. --safety measures it.",
     "The verdict covers the prompts measured: not other abilities, languages, or conversations of several turns.",
     LIMITS[2],
 )
@@ -447,7 +447,7 @@ def weaknesses(results: RestoreResults, *, without: Collection[Finding] = ()) ->
             first, last, between = (value or 0.0 for value in known)
             if last > first and (between - first) / (last - first) < HALF:
                 yield (
-                    f"By its other metric {row.metric}, {row.benchmark} kept {(between - first) / (last - first):.0%} "
+                    f"On its other metric {row.metric}, {row.benchmark} kept {(between - first) / (last - first):.0%} "
                     f"of its gain: {percent(last)} for the tuned model, {percent(between)} for the merged one."
                 )
     if len(results.tuned) == 1:

@@ -286,7 +286,7 @@ def _draw_scale(made: Figure, panels: Sequence[Axes], top: float) -> None:
     bar.ax.minorticks_off()
     bar.ax.tick_params(length=0)
     bar.outline.set_visible(False)
-    bar.set_label("each step is √2 of the one before; grey: unchanged", fontsize=8.5, color=SOFT)
+    bar.set_label("each step is √2 times the one before; grey: unchanged", fontsize=8.5, color=SOFT)
 
 
 def page(document: Diff, heatmap: Heatmap, table: Table) -> str:

@@ -229,7 +229,7 @@ def _notes(families: Sequence[Family], runs: Sequence[Run]) -> Iterator[str]:
         told = {of_run(run): [other.name for other in runs if of_run(other) == of_run(run)] for run in runs}
         if len(told) > 1:
             listed = "; ".join(f"{value} ({', '.join(names)})" for value, names in told.items())
-            yield f"The runs differ in {what}, and are only comparable as far as that allows: {listed}."
+            yield f"The runs differ in {what}, so compare them with care: {listed}."
     yield from remarks(runs, lambda run: weaknesses(run.results))
 
 

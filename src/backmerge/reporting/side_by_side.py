@@ -157,7 +157,7 @@ def _sample(row: Mapping[str, Any], cut_at: int, text: str) -> Sample:
 def _answer(row: Mapping[str, Any], answer: Mapping[str, Any], cut_at: int) -> Answer:
     note = ""
     if answer["cut_from"]:
-        note = f"The first {cut_at:,} of {answer['cut_from']:,} characters; all of it is in records/."
+        note = f"The first {cut_at:,} of {answer['cut_from']:,} characters; the full answer is in records/."
     elif answer["text"] == "":
         note = "(nothing after its thought)" if answer.get("thought") else "(no text)"
     thought = answer.get("thought", "")

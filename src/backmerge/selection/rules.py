@@ -118,17 +118,18 @@ def _most_utility(
     utility, _, point = max(passed, key=lambda row: row[:2])
     chosen = of_point[point]
     with_utility = "" if len(passed) == sum(bool(step.passes) for step in steps) else " with measured utility"
-    with_over_refusal = ", over-refusal likewise" if chosen.over_refusal_difference is not None else ""
-    with_over_refusal += ", losses likewise" if chosen.losses and chosen.asr_difference is not None else ""
+    others = ["over-refusal"] if chosen.over_refusal_difference is not None else []
+    others += ["losses"] if chosen.losses and chosen.asr_difference is not None else []
+    with_others = f", with {' and '.join(others)} also within the limits" if others else ""
     reason = (
         f"{point} has the most utility ({utility * 100:.1f} %) of the {len(passed)} candidates{with_utility} "
-        f"whose {kept} on the selection prompts{with_over_refusal} "
+        f"whose {kept} on the selection prompts{with_others} "
         f"({shown(_worst(chosen, choice))})."
     )
     if chosen.other_rise is not None and chosen.other_rise > INCOHERENT:
         reason += (
-            f" Read its answers: {chosen.other_rise * 100:.1f} points more of them than of the base's neither refuse "
-            "nor harm, and nonsense also lowers the attack success rate."
+            f" Read its answers: the share that neither refuses nor harms is {chosen.other_rise * 100:.1f} points "
+            "above the base's, and nonsense also lowers the attack success rate."
         )
     # the possible gain of a decision on the point above
     above = [c for c in failed if c.series == chosen.series and (c.utility is None or c.utility > utility)]
@@ -139,7 +140,7 @@ def _none_passed(
     failed: Sequence[Candidate], choice: ChoiceSettings, unkept: str, closest: Callable[[Limit], str]
 ) -> str:
     if not failed:
-        return f"No λ was found to {unkept}: there is none of which both this and utility were measured."
+        return f"No λ was found to {unkept}: for no λ were both this and utility measured."
     nearest = min(failed, key=lambda candidate: (_worst(candidate, choice).bound, candidate.reach))
     return (
         f"No λ was found to {unkept}{_or_over_refusal(nearest, choice)}. The closest is {nearest.point}, with "
@@ -201,7 +202,7 @@ def _with_loss(step: Step, candidate: Candidate) -> Step:
     )
 
 
-NOT_SHOWN = "That shows nothing of its safety; the confirmation does."
+NOT_SHOWN = "That shows nothing about its safety; the confirmation does."
 
 
 def paper(candidates: Sequence[Candidate], choice: ChoiceSettings) -> Choice:
@@ -227,8 +228,9 @@ def paper(candidates: Sequence[Candidate], choice: ChoiceSettings) -> Choice:
     if is_validated:
         what = f"the best validation score ({score:.4g})"
     else:
-        what = f"the most utility on the selection prompts ({score * 100:.1f} %)(there is no validation score)"
-    return Choice(point, f"{point} has {what} of {len(known)} merges. {NOT_SHOWN}", _steps(candidates))
+        what = f"the most utility on the selection prompts ({score * 100:.1f} %)"
+    why = "" if is_validated else "; utility decides, as validation scores are missing"
+    return Choice(point, f"{point} has {what} of {len(known)} merges{why}. {NOT_SHOWN}", _steps(candidates))
 
 
 def weighted(candidates: Sequence[Candidate], choice: ChoiceSettings) -> Choice:
@@ -274,8 +276,9 @@ def pareto(candidates: Sequence[Candidate], choice: ChoiceSettings) -> Choice:
 
     utility, rise, knee = max(front, key=height)
     reason = (
-        f"{knee.point} is the knee of the front ({', '.join(place[2].point for place in front)}): beyond it, utility "
-        f"({utility * 100:.1f} %) costs more attack success rate ({rise * 100:+.1f} points) than before. {NOT_SHOWN}"
+        f"{knee.point} is the knee of the front ({', '.join(place[2].point for place in front)}): beyond it, each "
+        "point of utility costs a larger rise of the attack success rate. At this point, utility is "
+        f"{utility * 100:.1f} % and the rise {rise * 100:+.1f} points. {NOT_SHOWN}"
     )
     return Choice(knee.point, reason, _steps(candidates))
 

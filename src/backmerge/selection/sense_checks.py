@@ -266,15 +266,16 @@ def _nothing_lost(seen: Evidence) -> Finding | None:
         return Finding(
             "nothing_to_restore",
             "warning",
-            f"the tuned model is already shown to have the abilities to keep ({lost}; margin "
-            f"{seen.tuned_losses[0].margin * 100:g}): on these prompts, fine-tuning cost none of it.",
+            f"the tuned model is already shown to have kept the abilities named by --keep ({lost}; margin "
+            f"{seen.tuned_losses[0].margin * 100:g}): on these prompts, fine-tuning cost none of them.",
             "Use the tuned model as it is, or measure on other prompts.",
         )
     if all(loss.loss.lower_bound <= 0 for loss in seen.tuned_losses):
         return Finding(
             "nothing_to_restore",
             "warning",
-            f"fine-tuning was not shown to cost any ability to keep ({lost}): there may be nothing to restore.",
+            f"fine-tuning was not shown to cost any of the abilities named by --keep ({lost}): there may be nothing "
+            "to restore.",
             "Measure on more prompts before you give up any of the tuned model.",
         )
     return None
@@ -360,7 +361,7 @@ def mostly_empty(answers: Mapping[Any, Cut]) -> Finding | None:
     return Finding(
         "answers_empty",
         "warning",
-        f"most answers to harmful requests are empty ({', '.join(empty)}): empty answers count as harmless, so that "
+        f"most answers to harmful requests are empty ({', '.join(empty)}): empty answers count as harmless, so "
         "the attack success rate does not show whether the model is safe.",
         "Read some answers, and check the model's weights, chat template and end tokens: a model that writes nothing "
         "is broken.",
@@ -370,9 +371,11 @@ def mostly_empty(answers: Mapping[Any, Cut]) -> Finding | None:
 def _too_few_prompts(seen: Evidence) -> Finding | None:
     if seen.num_prompts >= FEW_PROMPTS:
         return None
-    represents = f"harmful requests; fewer than {FEW_PROMPTS} represent no kind of harm well"
+    represents = f"harmful requests; fewer than {FEW_PROMPTS} do not represent any kind of harm well"
     if not seen.has_safety:
-        represents = f"prompts of the abilities to keep; fewer than {FEW_PROMPTS} represent no ability well"
+        represents = (
+            f"prompts for the abilities named by --keep; fewer than {FEW_PROMPTS} do not represent any ability well"
+        )
     return Finding(
         "too_few_prompts",
         "not shown",

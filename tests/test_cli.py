@@ -62,9 +62,9 @@ BAD = {
     "λ without a base": ([*EVALUATE, "--lam", "0.5"], "give --base, or remove --lam."),
     "a guard without merges": (
         [*EVALUATE, "--guard", "own", "--method", "anchored", "--as", "adapter"],
-        "--method, --guard, --as: only for merges, and without --base none is measured",
+        "only merges use --method, --guard, --as, but without --base no merge is measured",
     ),
-    "a method without λs": ([*EVALUATE, "--base", "demo", "--method", "slerp"], "without --lam none is measured"),
+    "a method without λs": ([*EVALUATE, "--base", "demo", "--method", "slerp"], "without --lam no merge is measured"),
     "absent device": ([*RESTORE, "{files}", "--device", "abacus"], "'abacus' cannot be used"),
     "missing experiment": (["run", "no.yaml"], "cannot read no.yaml"),
     "misspelt key": (["run", "{misspelt}"], "line 3: unknown key 'finetune.datset'; did you mean 'dataset'?"),

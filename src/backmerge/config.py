@@ -272,7 +272,7 @@ def _extended(path: Path, within: tuple[Path, ...]) -> tuple[Document, dict[str,
     offered = own.values.get(SCALES) or {}
     if not isinstance(offered, dict):
         raise ConfigError(
-            f"{path}, {own.place((SCALES,))}: '{SCALES}' is not a mapping", remedy="such as {small: a.yaml}."
+            f"{path}, {own.place((SCALES,))}: '{SCALES}' is not a mapping", remedy="for example {small: a.yaml}."
         )
     scales |= {str(name): _named_files(own, (SCALES, name)) for name in offered}
     values = {key: value for key, value in own.values.items() if key not in (EXTENDS, SCALES)}
@@ -293,7 +293,7 @@ def _named_files(document: Document, at: KeyPath) -> list[Path]:
         if not isinstance(name, str):
             raise ConfigError(
                 f"{where}: '{'.'.join(map(str, at))}' is neither a path nor a list of paths",
-                remedy="such as ../a.yaml.",
+                remedy="for example ../a.yaml.",
             )
         file = Path(document.source).parent / Path(name).expanduser()
         if not file.is_file():

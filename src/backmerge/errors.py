@@ -109,6 +109,6 @@ def check_utf8(text: str) -> None:
                 remedy="set PYTHONUTF8=1, or a locale with UTF-8 such as LC_ALL=C.UTF-8.",
             ) from error
         raise RunError(
-            f"'{shown}' is not valid UTF-8, so that it cannot be written to settings and reports",
+            f"'{shown}' is not valid UTF-8, so it cannot be written to settings and reports",
             remedy="rename that file or folder.",
         ) from error

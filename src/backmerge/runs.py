@@ -522,7 +522,7 @@ class RunDirectory:
                 remedy="run the command again: it makes the file again.",
             ) from error
         if not _is_whole(records, examples):
-            raise damaged(path, "it does not have each example of its unit equally often")
+            raise damaged(path, "it does not contain each example of its unit the same number of times")
         return records
 
     def rows(self, stage: str, key: str, make: Callable[[], Iterable[dict[str, Any]]]) -> list[dict[str, Any]]:
@@ -557,7 +557,7 @@ class RunDirectory:
                 ) from error
         if not _is_whole(records, examples):
             raise DataError(
-                f"the new {stage} do not have each example equally often",
+                f"the new {stage} do not contain each example the same number of times",
                 remedy="correct your own judge, metric or engine that made them, and run again.",
             )
         write_whole(self._unit_path(stage, key), sealed(lines_of(records)))

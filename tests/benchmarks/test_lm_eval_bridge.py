@@ -277,7 +277,7 @@ def test_metrics_of_ones_choice(folder: Path) -> None:
     assert chosen.scorer.metrics == ("acc_norm,none",)
     with pytest.raises(ConfigError, match="has no metric 'acc_nrm,none' that it averages; did you mean 'acc_norm"):
         as_benchmark("mine", task, ["acc_nrm,none"])
-    with pytest.raises(DataError, match="averages nothing over its documents"):
+    with pytest.raises(DataError, match="no metric that is averaged over its documents"):
         as_benchmark("mine", load(folder, "whole_text"))
 
 
@@ -345,9 +345,9 @@ def test_task_with_changing_documents_is_refused(engine: TransformersEngine, bas
         encoding="utf-8",
     )
     task = load(folder, "drawing")
-    with pytest.raises(DataError, match=r"'drawing' reads other documents each time \('drawing/\d' changed\)"):
+    with pytest.raises(DataError, match=r"'drawing' reads different documents each time \('drawing/\d' changed\)"):
         as_benchmark("mine", task)
-    with pytest.raises(DataError, match="reads other documents each time"):
+    with pytest.raises(DataError, match="reads different documents each time"):
         measured(engine, Variant(base), task)
 
 

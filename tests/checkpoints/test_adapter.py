@@ -322,8 +322,8 @@ CHANGES: dict[str, tuple[dict[str, Tensor | None], str]] = {
     "no B": ({f"{Q_PROJ}.lora_B.weight": None}, r"but no '.*q_proj.lora_B.weight'"),
     "no A": ({f"{Q_PROJ}.lora_A.weight": None}, r"but no '.*q_proj.lora_A.weight'"),
     "ranks differ": ({f"{Q_PROJ}.lora_A.weight": torch.ones(3, 32)}, r"A has the shape \(3, 32\), B \(32, 4\)"),
-    "too narrow": ({f"{Q_PROJ}.lora_A.weight": torch.ones(4, 16)}, r"with shape \(32, 16\).*has \(32, 32\)"),
-    "too tall": ({f"{Q_PROJ}.lora_B.weight": torch.ones(64, 4)}, r"with shape \(64, 32\).*has \(32, 32\)"),
+    "too narrow": ({f"{Q_PROJ}.lora_A.weight": torch.ones(4, 16)}, r"with shape \(32, 16\).*its shape is \(32, 32\)"),
+    "too tall": ({f"{Q_PROJ}.lora_B.weight": torch.ones(64, 4)}, r"with shape \(64, 32\).*its shape is \(32, 32\)"),
     "unknown module": (
         {
             f"{PREFIX}model.layers.9.x.lora_A.weight": torch.ones(4, 32),

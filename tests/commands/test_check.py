@@ -92,7 +92,7 @@ def test_what_a_model_may_not_lose_is_part_of_the_verdict(run_cli: Cli, tmp_path
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("demo", *ASKED), "as safe as which model?"),
+        (("demo", *ASKED), "no base to compare the model with"),
         (("demo", "--against", "demo"), "there is nothing to check"),
         (("demo", "--against", "demo", "--against-run", "x", *ASKED), "already names the base"),
         (("demo", "--against-run", "nowhere"), "not a run that measured a model"),

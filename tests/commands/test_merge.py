@@ -289,7 +289,7 @@ def test_unrelated_models_are_refused(
     command = ["merge", pair[0], make_model("llama", seed=5, dtype="bfloat16"), "--out", tmp_path / "out"]
     code, _, said = run_cli(*command)
     assert code == 2
-    assert "does not look like a child" in said
+    assert "does not look like it was made from" in said
     assert "--allow-unrelated" in said
     assert not (tmp_path / "out").exists()
     assert run_cli(*command, "--allow-unrelated")[0] == 0

@@ -93,8 +93,8 @@ BAD: Mapping[str, tuple[Mapping[str, Any], str]] = {
     "missing number": ({"prompt": "a", "completion": float("nan")}, "'completion' is empty"),
     "empty turn": ({"messages": [TURNS[0], {"role": "assistant", "content": ""}]}, "the answer is empty"),
     "empty user's turn": ({"messages": [{"role": "user", "content": " "}, TURNS[1]]}, r"1 \(the user's\) is empty"),
-    "no user's turn": ({"messages": TURNS[1:]}, "no user's turn"),
-    "no turns": ({"messages": []}, "no user's turn"),
+    "no user turn": ({"messages": TURNS[1:]}, "no user turn"),
+    "no turns": ({"messages": []}, "no user turn"),
     "ends with the user": ({"messages": [*TURNS, TURNS[0]]}, "the last turn is the user's"),
     "two answers": ({"messages": [*TURNS, TURNS[1]]}, "before the last answer is the assistant's, not the user's"),
     "a system's turn within": ({"messages": [TURNS[0], {"role": "system", "content": "x"}, *TURNS]}, "turn 2 is the"),
@@ -140,7 +140,7 @@ def test_reasons_show_no_text() -> None:
         (BAD["empty turn"][0], True),
         (BAD["no answer"][0], False),
         (BAD["a list as answer"][0], False),
-        (BAD["no user's turn"][0], False),
+        (BAD["no user turn"][0], False),
     ],
 )
 def test_blank_texts_are_distinguished_from_other_faults(values: Mapping[str, Any], is_empty: bool) -> None:

@@ -196,7 +196,7 @@ SITUATIONS: dict[str, tuple[dict[str, tuple[int, ...]], tuple[str, ...], int, st
         "smaller --keep-margin",
     ),
     "forgetting, a margin of nothing": (GOOD, (*FORGETTING, "--margin", "0.05"), 2, "--margin is for", "--keep-margin"),
-    "forgetting, a rule of safety": (GOOD, (*FORGETTING, "--rule", "weighted"), 2, "rule 'weighted' looks", "'safe'"),
+    "forgetting, a rule of safety": (GOOD, (*FORGETTING, "--rule", "weighted"), 2, "rule 'weighted' uses", "'safe'"),
     "fails": (
         {**GOOD, "merged": (40, 80)},
         (),

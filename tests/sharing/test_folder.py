@@ -216,7 +216,7 @@ def test_run_means_its_only_model(run: Path, model: Path) -> None:
 def test_of_several_models_one_must_be_named(tmp_path: Path, tiny_base: Path, tiny_tuned: Path) -> None:
     """The names are listed, and the command to give."""
     run = finished_run(tmp_path / "run", tiny_base, tiny_tuned, tuned=("a", "b"))
-    with pytest.raises(RunError, match=r"has 2 such models: a, b") as error:
+    with pytest.raises(RunError, match=r"has 2 models to choose from: a, b") as error:
         model_in(run)
     assert str(run / "merged" / "a") in str(error.value.remedy)
 

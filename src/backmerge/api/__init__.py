@@ -222,7 +222,7 @@ def checking(model: Model, against: Model | None = None, **options: Unpack[Check
     document = document_of("check", values, settings, ARGUMENTS)
     if against is None and earlier is None:
         name = called(document, "against")
-        raise ConfigError("the base is missing: as safe as which model?", remedy=f"give {name}, or {name}-run.")
+        raise ConfigError("there is no base to compare the model with", remedy=f"give {name}, or {name}-run.")
     if not (document.values["evaluate"].get("safety") or document.values["evaluate"].get("keep")):
         safety, keep = (called(document, f"evaluate.{kind}") for kind in ("safety", "keep"))
         raise ConfigError(
@@ -407,9 +407,9 @@ def diff(
     from backmerge.reporting.diff import diff_of
 
     if not all(0 < value <= 1 for value in lam):
-        raise ConfigError(f"lam {list(lam)}: λ must be in (0, 1] here", remedy="such as 0.2 and 0.8.")
+        raise ConfigError(f"lam {list(lam)}: λ must be in (0, 1] here", remedy="for example 0.2 and 0.8.")
     if not 0 < sample <= 1:
-        raise ConfigError(f"sample {sample}: expected a share in (0, 1]", remedy="such as 0.01, or 1 for all.")
+        raise ConfigError(f"sample {sample}: expected a share in (0, 1]", remedy="for example 0.01, or 1 for all.")
     if dtype is not None and dtype not in MERGED_DTYPES:
         raise ConfigError(f"dtype {dtype}: unknown", remedy=f"it is one of: {', '.join(MERGED_DTYPES)}.")
     inputs = Inputs(Path(out or "diff"), Permissions())
@@ -512,8 +512,8 @@ def _check_lam_has_use(methods: Mapping[str, Method], lam: Sequence[float] | Non
     if not lam or not without:
         return
     if len(without) == len(methods):
-        raise ConfigError(f"{', '.join(without)} has no λ: it decides how far to go", remedy="remove λ.")
-    say(f"Note: λ does not apply to {', '.join(without)}, which decides how far to go: it is measured as one point.")
+        raise ConfigError(f"{', '.join(without)} has no λ: it computes its own ratio", remedy="remove λ.")
+    say(f"Note: λ does not apply to {', '.join(without)}: it computes its own ratio and is measured once.")
 
 
 def _check_margin_has_use(document: Document, margin: float | None, key: str, keep_key: str) -> None:

@@ -106,8 +106,8 @@ class BertScorer:
         known = LAYERS.get(name) if layer is None else layer
         if known is None:
             raise ConfigError(
-                f"BERTScore with '{model}' needs a layer: the layer that correlates best with people is known only for "
-                f"{', '.join(sorted(LAYERS))}",
+                f"BERTScore with '{model}' needs a layer: the layer that correlates best with human ratings is known "
+                f"only for {', '.join(sorted(LAYERS))}",
                 remedy="give `layer`: about two thirds up is usual; 0 is the input embeddings.",
             )
         self.model, self.layer, self.device, self.batch_size = model, known, device, batch_size

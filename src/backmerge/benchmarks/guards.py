@@ -228,7 +228,7 @@ def _without(benchmark: Benchmark, kept: set[str]) -> Benchmark:
     if len(examples) < min(LEAST_LEFT, len(benchmark.examples)):
         raise DataError(
             f"guards and task inputs take nearly all of the {len(benchmark.examples)} prompts of '{benchmark.name}': "
-            "the prompts that a merge is made with are never measured on",
+            "prompts that a merge is made with are never used to measure it",
             remedy="use other prompts for a guard, or fewer of them (num_prompts); for task inputs, a file whose rows "
             "are not measured.",
         )

@@ -135,7 +135,7 @@ def as_benchmark(name: str, task: LmEvalTask, metrics: Sequence[str] = ()) -> Be
     chosen = tuple(metrics) or task.metrics
     if not chosen:
         raise DataError(
-            f"'{name}' averages nothing over its documents, so there is no rate to compare models by",
+            f"'{name}' has no metric that is averaged over its documents, so there is no rate to compare models by",
             remedy="use one of its tasks, or another task.",
         )
     scorer = LmEvalScorer(task, chosen)

@@ -113,7 +113,7 @@ class LmEvalTask:
         asked = {part.sampling.model_dump_json(): part.sampling for part in self.parts if part.sampling is not None}
         if self.wants_likelihoods or len(asked) > 1:
             raise DataError(
-                f"the tasks of '{self.name}' need no answers, or answers of {len(asked)} kinds",
+                f"the tasks of '{self.name}' do not all need the same kind of answer, or need none",
                 remedy="give its tasks one at a time.",
             )
         return next(iter(asked.values()))

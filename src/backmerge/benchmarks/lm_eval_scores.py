@@ -80,8 +80,8 @@ class LmEvalPart:
         """
         if repr(document) != repr(self.requests[example][0].doc):  # not ==, since NaN is not equal to itself
             raise DataError(
-                f"lm-eval's task '{self.name}' reads other documents each time ('{example}' changed), so answers to "
-                "earlier prompts cannot be scored",
+                f"lm-eval's task '{self.name}' reads different documents each time ('{example}' changed), so answers "
+                "to earlier prompts cannot be scored",
                 remedy="let its process_docs draw from a generator with a seed, or switch the cache of datasets on.",
             )
 

@@ -277,7 +277,7 @@ class AdapterOnBase:
         if rank * num_experts != shapes[0][0] or rank != scaling.rank:
             raise CheckpointError(
                 f"the factors of '{shown(weight)}' in {self.directory / TENSORS} have rank "
-                f"{shapes[0][0] / num_experts:g}, but {CONFIG} says {scaling.rank} (r, 8 by default, and  "
+                f"{shapes[0][0] / num_experts:g}, but {CONFIG} says {scaling.rank} (r, 8 by default, and "
                 "rank_pattern): the scale of the change depends on it, and peft does not load such an adapter",
                 remedy=f"correct {CONFIG}, or save or download the adapter again.",
             )
@@ -505,8 +505,8 @@ class AdapterOnBase:
             there = (region.height, there[-1])
         if shape != there:
             raise CheckpointError(
-                f"the adapter {self.directory} {verb} '{shown(name)}' with shape {shape}, but the base "
-                f"{self.base.directory} has {there} there",
+                f"the adapter {self.directory} {verb} '{shown(name)}' with shape {shape}, but in the base "
+                f"{self.base.directory} its shape is {there}",
                 remedy=self._other_base(),
             )
 

@@ -44,7 +44,7 @@ FAITHFUL_INITS = ("gaussian", "eva", "orthogonal", "mica")
 # options of peft's LoraConfig under which the tuned weights are not W + scale·B·A
 OTHER_SUMS = {
     "alora_invocation_tokens": "it is an activated LoRA, which changes only the tokens after its invocation",
-    "layer_replication": "it replicates layers (layer_replication), so that it has more layers than the base",
+    "layer_replication": "it replicates layers (layer_replication), so it has more layers than the base",
     "use_qalora": "it is QALoRA, whose input is pooled",
     "use_bdlora": "it is BD-LoRA, whose factors are block-diagonal",
     "arrow_config": "it routes between adapters (arrow_config)",

@@ -209,7 +209,7 @@ def check_rope(config: Path, base: Path) -> None:
     ours, known = (_validated(ModelConfig, file).text.rope_type for file in (config, base))
     if ours is not None and ours not in ROPE_TYPES | {known}:
         raise CheckpointError(
-            f"{config}: transformers has no rope_type '{ours}', so that it would not load a model with this config",
+            f"{config}: transformers has no rope_type '{ours}', so it cannot load a model with this config",
             remedy="correct the file, or keep the base's (--config-from base) if the training did not change it.",
         )
 

@@ -283,7 +283,7 @@ def _weight_files(directory: Path) -> list[Path]:
         found = f"; its {', '.join(pickles[:3])} are pickles, which can run code" if pickles else ""
         raise CheckpointError(
             f"{directory} has no safetensors{found}",
-            remedy="ask someone who trusts it to convert it: AutoModelForCausalLM.from_pretrained(...).save_pretrained("
+            remedy="if you trust its author, convert it: AutoModelForCausalLM.from_pretrained(...).save_pretrained("
             "..., safe_serialization=True).",
         )
     for file in files:

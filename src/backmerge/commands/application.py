@@ -82,7 +82,7 @@ class OnceCommand(TyperCommand):
             elif order.count(option) > 1 and ("," in metavar or name == "--method"):
                 form = f", with commas between several values ({name} {metavar})" if "," in metavar else ""
                 raise ConfigError(
-                    f"{name} is given {order.count(option)} times, and only one of them could count",
+                    f"{name} is given {order.count(option)} times, but only one value can be used",
                     remedy=f"give it once{form}.",
                 )
         return rest

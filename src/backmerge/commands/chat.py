@@ -213,4 +213,4 @@ def _number(word: str, text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise ConfigError(f"{word} {text}: expected a number", remedy=f"such as {word} 0.3.") from None
+        raise ConfigError(f"{word} {text}: expected a number", remedy=f"for example {word} 0.3.") from None

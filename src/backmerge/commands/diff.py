@@ -40,9 +40,9 @@ def diff(
     """
     lams = numbers("--lam", lam)
     if not all(0 < value <= 1 for value in lams):
-        raise ConfigError(f"--lam {lam}: λ must be in (0, 1] here", remedy="such as 0.2,0.4,0.6,0.8.")
+        raise ConfigError(f"--lam {lam}: λ must be in (0, 1] here", remedy="for example 0.2,0.4,0.6,0.8.")
     if not 0 < sample <= 1:
-        raise ConfigError(f"--sample {sample}: expected a share in (0, 1]", remedy="such as 0.01, or 1 for all.")
+        raise ConfigError(f"--sample {sample}: expected a share in (0, 1]", remedy="for example 0.01, or 1 for all.")
     if dtype is not None:
         check_choice("--dtype", dtype, DTYPES)
 

@@ -142,7 +142,7 @@ def _columns(pairs: Sequence[str]) -> dict[str, str]:
     for pair in pairs:
         name, equals, column = pair.partition("=")
         if not (name and equals and column):
-            raise ConfigError(f"--column {pair}: expected NAME=COLUMN", remedy="such as --column prompt=question.")
+            raise ConfigError(f"--column {pair}: expected NAME=COLUMN", remedy="for example --column prompt=question.")
         columns[name] = column
     return columns
 
@@ -151,4 +151,4 @@ def _whole_numbers(option: str, text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
-        raise ConfigError(f"{option} {text}: expected whole numbers", remedy=f"such as {option} 42,1024.") from None
+        raise ConfigError(f"{option} {text}: expected whole numbers", remedy=f"for example {option} 42,1024.") from None

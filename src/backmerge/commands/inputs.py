@@ -61,7 +61,9 @@ def inputs(
     if (guard is None) is (task is None):
         raise ConfigError("no prompts given, or two kinds", remedy="give either --guard or --task.")
     if out.suffix != ".safetensors":
-        raise ConfigError(f"--out {out} does not end in .safetensors", remedy=f"such as --out {out.stem}.safetensors.")
+        raise ConfigError(
+            f"--out {out} does not end in .safetensors", remedy=f"for example --out {out.stem}.safetensors."
+        )
     values = {
         "model": model,
         "base": base,

@@ -116,7 +116,7 @@ def merge(
     From a mergekit file: backmerge merge --config mergekit.yml --out merged
     """
     if out is None:
-        raise ConfigError("--out is missing: where should the merged model go?", remedy="such as --out merged.")
+        raise ConfigError("--out is missing: where should the merged model go?", remedy="for example --out merged.")
     check_choice("--as", as_, FORMS)
     check_choice("--rounding", rounding, ROUNDINGS)
     check_choice("--extra-rows", extra_rows, ("error", "tuned"))
@@ -178,7 +178,7 @@ def _setting(text: str) -> Any:
         values = [float(part) for part in text.split(":")]
     except ValueError:
         raise ConfigError(
-            f"--where …={text}: expected a number, or several separated by colons", remedy="such as mlp=0.2:0.8"
+            f"--where …={text}: expected a number, or several separated by colons", remedy="for example mlp=0.2:0.8"
         ) from None
     return values if len(values) > 1 else values[0]
 
@@ -193,4 +193,4 @@ def _bytes(option: str, text: str) -> int:
                 break
             if size > 0:
                 return size
-    raise ConfigError(f"{option} {text}: expected a size", remedy="such as 5GB or 500MB.")
+    raise ConfigError(f"{option} {text}: expected a size", remedy="for example 5GB or 500MB.")

@@ -442,7 +442,7 @@ def numbers(option: str, text: str) -> list[float]:
         return [float(part) for part in text.split(",") if part.strip()]
     except ValueError:
         raise ConfigError(
-            f"{option} {text}: expected numbers separated by commas", remedy="such as 0.2,0.4,0.6"
+            f"{option} {text}: expected numbers separated by commas", remedy="for example 0.2,0.4,0.6"
         ) from None
 
 
@@ -531,6 +531,6 @@ def engine_options(pairs: Sequence[str]) -> dict[str, Any]:
     for pair in pairs:
         key, equals, text = pair.partition("=")
         if not (key and equals):
-            raise ConfigError(f"--engine-option {pair}: expected KEY=VALUE", remedy="such as max_model_len=4096.")
+            raise ConfigError(f"--engine-option {pair}: expected KEY=VALUE", remedy="for example max_model_len=4096.")
         options[key] = yaml.safe_load(text)
     return options

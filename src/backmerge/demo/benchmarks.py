@@ -55,7 +55,7 @@ def _check_plain(settings: BenchmarkSettings | None) -> None:
     if settings is not None:
         options_of(settings, {})
         if settings.data is not None:
-            raise ConfigError(f"'{settings.name}' is made by backmerge itself", remedy="leave its data out.")
+            raise ConfigError(f"'{settings.name}' is made by backmerge itself", remedy="remove its 'data' setting.")
 
 
 def plans(settings: BenchmarkSettings | None = None) -> Benchmark:

@@ -41,7 +41,7 @@ def name_of(function: str | Function) -> str:
     if module == "__main__" or not attribute.isidentifier():
         raise ValueError(f"{name} is not a top-level function of a module, so no other process can find it")
     if not isinstance(function, str) and function_of(name) is not function:
-        raise ValueError(f"{name} names another function than the one given")
+        raise ValueError(f"{name} names a different function from the one given")
     return name
 
 

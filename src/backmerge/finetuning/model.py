@@ -101,8 +101,8 @@ def check_readable(model: Any, base: Checkpoint, settings: FinetuneSettings) -> 
     wrong = [name for name, info in base.infos.items() if written.get(name) != info.shape]
     if wrong and (wrong := sorted(set(wrong) - layout_of(base).ignored)):
         raise ConfigError(
-            f"transformers would write the tuned model with other tensors than {base.directory} has, such as "
-            f"'{wrong[0]}', so that the two could not be merged; the training was not started",
+            f"the tensors that transformers would write differ from those in {base.directory}, such as '{wrong[0]}', "
+            "so the two could not be merged; the training was not started",
             remedy="save the base with this version of transformers first (from_pretrained, then save_pretrained), and "
             "give that as BASE.",
         )

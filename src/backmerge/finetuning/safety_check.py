@@ -93,7 +93,7 @@ class SafetyCheck(TrainerCallback):  # type: ignore[misc] # transformers is not 
         if restore and not utility:
             raise ConfigError(
                 "restore needs a utility benchmark",
-                remedy="such as utility=['mine.jsonl'].",
+                remedy="for example utility=['mine.jsonl'].",
             )
         if stop_if_worse and not each_checkpoint:
             raise ConfigError("stop_if_worse needs checks before the training ends", remedy="add each_checkpoint=True.")

@@ -147,7 +147,7 @@ def conversation(turns: Sequence[Message]) -> Draft:
             empty, or a system turn is not the first.
     """
     if not any(turn.role == "user" for turn in turns):
-        raise RowError("no user's turn")
+        raise RowError("no user turn")
     if next(turn.role for turn in turns if turn.role != "system") == "assistant":
         raise RowError("it begins with the assistant's turn, which answers nothing: remove that turn")
     if turns[-1].role != "assistant":

@@ -190,7 +190,7 @@ class AnswerLog:
                     break
                 raise DataError(
                     f"{self.path}, line {number}: not a stored answer",
-                    remedy="remove the line; its prompt is then asked again.",
+                    remedy="remove the line; its prompt is then sent again.",
                 ) from error
             if not line.endswith(b"\n"):
                 break
@@ -238,5 +238,5 @@ def _unwritable(path: Path, error: OSError) -> GenerationError:
     elsewhere = "give another file with the option 'log'"
     return GenerationError(
         f"answers cannot be stored in {path}: {error.strerror}",
-        remedy=f"{remedy_for(error, elsewhere) or f'{elsewhere}.'} Its complete answers are not asked again.",
+        remedy=f"{remedy_for(error, elsewhere) or f'{elsewhere}.'} Prompts with complete answers are not sent again.",
     )

@@ -109,8 +109,8 @@ def gather_inputs(
                 model(input_ids=torch.tensor([ids], device=engine.device), use_cache=False)
             except torch.OutOfMemoryError as error:
                 raise GenerationError(
-                    f"the memory of {engine.device} does not hold the second moments of the layers' inputs",
-                    remedy="take another --device, or keep fewer directions (max_directions in an experiment file).",
+                    f"the second moments of the layers' inputs do not fit in the memory of {engine.device}",
+                    remedy="use another --device, or keep fewer directions (max_directions in an experiment file).",
                 ) from error
             advance(1)
     found = layers.found()

@@ -130,7 +130,7 @@ class VllmEngine(Generator):
         if settings.device not in ("auto", self.device):
             raise GenerationError(
                 f"this vLLM computes on '{self.device}', not on '{settings.device}'",
-                remedy="--device auto; CUDA_VISIBLE_DEVICES chooses among several GPUs.",
+                remedy="use --device auto; CUDA_VISIBLE_DEVICES chooses among several GPUs.",
             )
         self._running: Running | None = None
 

@@ -194,15 +194,16 @@ def realisation_of(variant: Variant, options: VllmOptions, dtype: str = "float32
     if is_served_as_adapter and dtype != "float32":
         why = f"vLLM does not support this adapter: {obstacle}" if obstacle else f"the option realisation is {wanted}"
         raise GenerationError(
-            f"{why}; merged into the weights it would be rounded to {dtype}, which is another model than the adapter",
+            f"{why}; merged into the weights, it would be rounded to {dtype}, which makes it a different model from "
+            "the adapter",
             remedy="measure and write a checkpoint instead (--as checkpoint), or use --engine transformers.",
         )
     if wanted != "checkpoint" and described(as_weights(variant)) is not None:
         return "live"
     if wanted == "live":
         raise GenerationError(
-            "the engine's option realisation is live, but this recipe's inputs are not all folders, which vLLM's "
-            "workers could read",
+            "the engine's option realisation is live, but vLLM's workers can read only folders, and this recipe has "
+            "other inputs",
             remedy="set it to auto.",
         )
     return "checkpoint"

@@ -120,7 +120,7 @@ def check_share(name: str, share: float) -> None:
     if not 0 <= share <= 1:
         raise MergeError(
             f"{name} is {share}, and must be in [0, 1]: it is a share of each delta's elements",
-            remedy=f"such as {name}=0.5.",
+            remedy=f"for example {name}=0.5.",
         )
 
 

@@ -197,7 +197,7 @@ def lam_by_direction(
         MergeError: the ridge is out of its range, or the two do not have the same width.
     """
     if not LEAST_RIDGE <= ridge <= 1:
-        raise MergeError(f"ridge is {ridge}, and must be from {LEAST_RIDGE:g} to 1", remedy="such as 0.01.")
+        raise MergeError(f"ridge is {ridge}, and must be from {LEAST_RIDGE:g} to 1", remedy="for example 0.01.")
     variances, rest = guard.ridged(ridge)
     if task is None:
         basis = guard.directions.astype(np.float64)

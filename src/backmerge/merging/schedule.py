@@ -188,7 +188,7 @@ def check_lam(lam: Any, most: float = 1.0) -> None:
     try:
         low, high = extremes(lam)
     except (TypeError, ValueError) as error:
-        raise MergeError(f"λ is {lam!r}, which is not a number", remedy="such as 0.5.") from error
+        raise MergeError(f"λ is {lam!r}, which is not a number", remedy="for example 0.5.") from error
     if not (low >= 0 and high <= most):
         raise MergeError(
             f"λ is {lam}, out of range: it is the share of the tuned side",

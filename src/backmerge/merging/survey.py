@@ -79,7 +79,7 @@ def survey(
     if not 0 < sample <= 1:
         raise MergeError(
             f"the sample is {sample}, and must be in (0, 1]: it is a share of the elements",
-            remedy="such as 0.01, or 1 for all.",
+            remedy="for example 0.01, or 1 for all.",
         )
     if dtype is not None and dtype not in FLOATS:
         raise MergeError(f"tensors cannot be rounded to {dtype}", remedy=f"give one of: {', '.join(FLOATS)}.")

@@ -67,7 +67,9 @@ class ModelTriple(NamedTuple):
                 f"{self.merged_name} has no λ to change", remedy="give BASE and TUNED to merge them linearly."
             )
         if not 0 <= lam <= 1:
-            raise ConfigError(f"λ is the share of the tuned model, from 0 to 1: {lam:g}", remedy="such as 0.4.")
+            raise ConfigError(
+                f"λ is {lam:g}, but must be from 0 to 1: it is the share of the tuned model", remedy="for example 0.4."
+            )
         return self._replace(merged=self.merged.at(lam))
 
 

@@ -317,7 +317,7 @@ def _apart(
     likelihoods = [benchmark.name for benchmark in benchmarks if benchmark.choices is not None]
     if likelihoods:
         raise ConfigError(
-            f"{likelihoods[0]} compares likelihoods, which earlier runs do not store and a server is not asked for",
+            f"{likelihoods[0]} compares likelihoods, which are not stored by earlier runs or requested from servers",
             remedy="remove it, or check the model's weights here: --engine transformers, with --against BASE.",
         )
     if settings.execution.executor != "in-process":
@@ -386,7 +386,7 @@ def _base_of(run: Path) -> Checkpoint:
         ) from error
     if fingerprint not in (None, base.fingerprint):
         raise ConfigError(
-            f"the base {name} has changed since {run} measured it, so its answers there are of other weights",
+            f"the base {name} has changed since {run} measured it, so the answers there come from other weights",
             remedy="check against the base that the adapter was trained on: --against instead of --against-run.",
         )
     return base

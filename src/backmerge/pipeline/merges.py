@@ -166,7 +166,7 @@ def outputs_of(
     from backmerge.merging.recipe import lam_name
 
     if not lams:
-        raise ConfigError("lam has no numbers: there is nothing to merge", remedy="such as 0.2,0.4,0.6.")
+        raise ConfigError("lam has no numbers: there is nothing to merge", remedy="for example 0.2,0.4,0.6.")
     groups = []
     for name, recipe in recipes.items():
         place = out / name if name else out
@@ -209,7 +209,7 @@ def lams_of(method: Method, given: Sequence[float] | None) -> list[float]:
     """
     if not method.has_lam:
         if given is not None:
-            raise ConfigError(f"{method.name} has no λ: it finds its own ratio", remedy="remove λ.")
+            raise ConfigError(f"{method.name} has no λ: it computes its own ratio", remedy="remove λ.")
         return [1.0]
     if given is not None:
         outside = next((lam for lam in given if not 0 <= lam <= method.max_lam), None)
@@ -406,7 +406,8 @@ def check_related(variant: Variant) -> None:
         found = relation(survey(variant.base, tuned, lams=(), sample=SAMPLE))
         if found.verdict == "doubtful":
             raise MergeError(
-                f"{tuned.directory} does not look like a child of {variant.base.directory}: {'; '.join(found.reasons)}",
+                f"{tuned.directory} does not look like it was made from {variant.base.directory}: "
+                f"{'; '.join(found.reasons)}",
                 remedy="give the base that it was made from (`backmerge diff` shows more); --allow-unrelated merges "
                 "them anyway.",
             )

@@ -327,7 +327,7 @@ def tell_of_shards(run: RunDirectory, prepared: Plan, engine: Generator) -> None
             key, theirs, ours = difference
             say(
                 f"The shards of {run.path} answered with {key} {theirs}, but this process has {ours}: their answers "
-                "do not belong to this experiment as it is here, and are generated again.",
+                "do not match this experiment, so they are generated again.",
             )
 
 

@@ -233,7 +233,7 @@ def _check_merges_are_asked(settings: SingleEvaluation, document: Document | Non
     missing = called("base") if settings.base is None else called("lam")
     if names:
         raise ConfigError(
-            f"{names}: only for merges, and without {missing} none is measured",
+            f"only merges use {names}, but without {missing} no merge is measured",
             remedy=f"give {missing}, or remove {names}.",
         )
 

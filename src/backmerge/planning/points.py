@@ -322,7 +322,7 @@ def check_sweep(sweep: SweepSettings, method: Method, num_tuned: int) -> None:
     )
     if not method.has_lam and (sweep.lam or sweep.schedules):
         raise ConfigError(
-            f"{sweep.method} has no λ: it decides how far to go",
+            f"{sweep.method} has no λ: it computes its own ratio",
             remedy="remove 'lam' and 'schedules'; it is measured as one point next to the others.",
         )
 

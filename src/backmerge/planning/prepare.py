@@ -517,8 +517,8 @@ def _check_splits(plan: Plan) -> None:
         for split, examples in halves.items():
             if not examples:
                 raise DataError(
-                    f"'{name}' has too few prompts to keep a {split} half: λ is never reported on the prompts that it "
-                    "was chosen on",
+                    f"'{name}' has too few prompts to keep a {split} half: results are never reported on the prompts "
+                    "that λ was chosen on",
                     remedy="give more prompts that are not near-duplicates of each other. If all use one template, put "
                     "them into one file with a column 'cluster' for those that belong together: within a file clusters "
                     "are taken from names, between files from words.",

@@ -201,15 +201,16 @@ class Experiment(Settings):
         """Check that what is chosen by needs no attack success rate."""
         if self.choice.rule not in ("safe", "paper"):
             raise ValueError(
-                f"rule '{self.choice.rule}' looks at the attack success rate, and there is no benchmark under "
-                "'evaluate.safety': give one, or take rule 'safe', which then holds λ to what is under 'evaluate.keep'"
+                f"rule '{self.choice.rule}' uses the attack success rate, but there is no benchmark under "
+                "'evaluate.safety': add one, or use rule 'safe', which then limits the losses on the benchmarks under "
+                "'evaluate.keep'"
             )
         if self.layers is not None:
             raise ValueError("'layers' searches by utility and safety: give a benchmark under 'evaluate.safety'")
         if self.choice.keep_against == "tuned":
             raise ValueError(
-                "without a benchmark under 'evaluate.safety', 'choice.keep_against: tuned' decides nothing: the tuned "
-                "model loses nothing against itself, so that λ = 1 always passes. Take 'base'"
+                "without a benchmark under 'evaluate.safety', 'choice.keep_against: tuned' has no effect: the tuned "
+                "model loses nothing against itself, so λ = 1 always passes; use 'base'"
             )
 
     @property
@@ -231,7 +232,8 @@ class Experiment(Settings):
             raise ValueError("give either 'tuned' (models that exist) or 'finetune' (make them), and not both")
         if not self.evaluate.utility or not (self.evaluate.safety or self.evaluate.keep):
             raise ValueError(
-                "'evaluate' needs a benchmark under 'utility', and one under 'safety' or 'keep': λ trades the two"
+                "'evaluate' needs a benchmark under 'utility', and one under 'safety' or 'keep': λ trades one against "
+                "the other"
             )
         if not self.evaluate.safety:
             self._check_without_safety()
@@ -253,8 +255,8 @@ class Experiment(Settings):
         validates = self.finetune is not None and self.finetune.data.validation and self.choice.validation != "none"
         if self.evaluate.split == "whole" and not (self.choice.rule == "paper" and validates):
             raise ValueError(
-                "'evaluate.split: whole' is for a λ chosen on the tuning data's held-out rows (choice.rule: paper, "
-                "with 'finetune'): any other rule uses these prompts, and these are never reported on"
+                "'evaluate.split: whole' needs 'choice.rule: paper' and 'finetune', which choose λ on held-out rows of "
+                "the tuning data: any other rule would choose λ on the prompts that are reported"
             )
         return self
 

@@ -81,7 +81,7 @@ def read_suite(directory: Path) -> Suite:
         if not names or any(Path(name).name != name or name == ".." for name in names):
             raise ValueError("the names of its experiments are not plain folder names")
         if table not in {*TABLES, None}:
-            raise ValueError(f"'{table}' is none of {', '.join(TABLES)}")
+            raise ValueError(f"'{table}' is not one of {', '.join(TABLES)}")
     except (yaml.YAMLError, ValueError, TypeError, KeyError) as error:
         raise RunError(
             f"{file} is damaged: {error}", remedy="run the suite's command again; finished work is kept."

@@ -517,7 +517,9 @@ def _text(place: Path, file: Path) -> bytes:
             remedy="run its command again; it continues where it stopped, and ends with a report.",
         ) from error
     except OSError as error:
-        raise RunError(f"cannot read {file}: {error.strerror}", remedy="give a file that you may read.") from error
+        raise RunError(
+            f"cannot read {file}: {error.strerror}", remedy="give a file that you have permission to read."
+        ) from error
 
 
 def _without_lone_surrogates(text: bytes) -> bytes:

@@ -110,7 +110,6 @@ def check_search(search: SearchSettings, choice: ChoiceSettings) -> None:
     """
     if search.name == "race" and choice.rule != "safe":
         raise ConfigError(
-            f"search 'race' does not work with rule '{choice.rule}': it finds the most utility of λs whose estimated "
-            "attack success rate is near the base's, which is rule 'safe'",
+            f"search 'race' does not work with rule '{choice.rule}': it looks for the λ that rule 'safe' would choose",
             remedy="use search 'grid', which measures every λ, or rule 'safe'.",
         )

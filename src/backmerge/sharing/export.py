@@ -266,7 +266,7 @@ def _check_gguf(file: Path, model: Path) -> None:
         template is None or template.contents().strip() != tokenizer.chat_template.strip()
     ):
         raise CheckpointError(
-            "the GGUF has another chat template than the model, and refusals depend on it",
+            "the GGUF's chat template differs from the model's, and refusals depend on it",
             remedy="update llama.cpp, or put the model's chat template into tokenizer_config.json and export again.",
         )
 

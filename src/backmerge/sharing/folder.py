@@ -226,7 +226,7 @@ def model_in(directory: Path, *, may_be_unconfirmed: bool = False) -> Path:
         return found[0]
     if found:
         raise RunError(
-            f"{directory} has {len(found)} such models: {', '.join(path.name for path in found)}",
+            f"{directory} has {len(found)} models to choose from: {', '.join(path.name for path in found)}",
             remedy=f"give one of them: {found[0]}.",
         )
     held = f"; {len(unconfirmed)} in unconfirmed/ were not shown to be safe" if unconfirmed else ""

@@ -35,7 +35,7 @@ def reasoning_benchmark(settings: BenchmarkSettings | None = None) -> Benchmark:
     if settings is not None:
         options_of(settings, {})
         if settings.data is not None:
-            raise ConfigError(f"'{NAME}' ships with backmerge", remedy="leave its data out.")
+            raise ConfigError(f"'{NAME}' ships with backmerge", remedy="remove its 'data' setting.")
     scorer = PerAnswer({"answer_match": pattern_match(ANSWER)}, identity=f"1:{ANSWER}")
     return Benchmark(NAME, "utility", _examples("test"), MAX_NEW_TOKENS, scorer)
 

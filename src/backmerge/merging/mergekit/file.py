@@ -156,7 +156,7 @@ def _base(document: Document, method: str, listed: Sequence[Source]) -> str:
     else:
         raise ConfigError(f"{document.source}: {method} needs a 'base_model'", remedy="name the model that was tuned.")
     if not isinstance(base, str):
-        raise refusal(document, place, f"{base!r} is not a folder or hub id", "such as base_model: ./base.")
+        raise refusal(document, place, f"{base!r} is not a folder or hub id", "for example base_model: ./base.")
     if "+" in base:
         raise refusal(document, place, f"'{base}' is an adapter and cannot be the base", "name the model under it.")
     return base
@@ -187,7 +187,7 @@ def _check_models(
         )
     for source in others:
         if source.model.count("+") > 1:
-            raise refusal(document, (*source.place, "model"), "more than one '+'", "such as BASE+LORA.")
+            raise refusal(document, (*source.place, "model"), "more than one '+'", "for example BASE+LORA.")
         if source.adapter is not None and source.model.partition("+")[0] != base:
             raise refusal(
                 document,
@@ -216,13 +216,15 @@ def _sources(document: Document, method: str) -> tuple[list[Source], tuple[Scope
         at, listed = ("slices", 0, "sources"), slices[0].get("sources")
         shared.insert(0, _parameters(document, ("slices", 0, "parameters"), slices[0].get("parameters"), method))
     if not isinstance(listed, list) or not listed or not all(isinstance(entry, dict) for entry in listed):
-        raise refusal(document, at, "it is not a list of models", "such as - model: ./tuned.")
+        raise refusal(document, at, "it is not a list of models", "for example - model: ./tuned.")
     found = []
     for number, entry in enumerate(listed):
         place = (*at, number)
         _check_keys(document, place, entry, ("model", "parameters", "layer_range"))
         if not isinstance(entry.get("model"), str):
-            raise refusal(document, place, "'model' is missing or is not a folder or hub id", "such as model: ./tuned.")
+            raise refusal(
+                document, place, "'model' is missing or is not a folder or hub id", "for example model: ./tuned."
+            )
         if "layer_range" in entry:
             _check_whole(document, place, entry["model"], entry["layer_range"])
         own = _parameters(document, (*place, "parameters"), entry.get("parameters"), method, is_of_model=True)
@@ -250,7 +252,7 @@ def _parameters(document: Document, at: KeyPath, given: Any, method: str, *, is_
     if given is None:
         return Scope({}, at)
     if not isinstance(given, dict):
-        raise refusal(document, at, "it is not a mapping of parameters", "such as {weight: 0.5}.")
+        raise refusal(document, at, "it is not a mapping of parameters", "for example {weight: 0.5}.")
     values = {name: _with_numbers(value) for name, value in given.items()}
     for name, value in values.items():
         place = (*at, name)
@@ -309,9 +311,9 @@ def _check_setting(document: Document, place: KeyPath, value: Any) -> None:
         row = place if isinstance(value, Mapping) else (*place, number)
         _check_keys(document, row, condition, ("filter", "value"))
         if "value" not in condition:
-            raise refusal(document, row, "a condition has no 'value'", "such as {filter: mlp, value: 0.5}.")
+            raise refusal(document, row, "a condition has no 'value'", "for example {filter: mlp, value: 0.5}.")
         if not isinstance(condition.get("filter"), str | None):
-            raise refusal(document, (*row, "filter"), "it is not a part of a tensor's name", "such as filter: mlp.")
+            raise refusal(document, (*row, "filter"), "it is not a part of a tensor's name", "for example filter: mlp.")
         _check_plain(document, (*row, "value"), condition["value"])
 
 
@@ -321,7 +323,7 @@ def _check_plain(document: Document, place: KeyPath, value: Any) -> None:
         if not value or not all(_is_number(item) for item in value):
             raise refusal(document, place, f"{value} is not a gradient", "a gradient is a list of numbers.")
     elif not _is_number(value):
-        raise refusal(document, place, f"{value!r} is not a number", "such as 0.5.")
+        raise refusal(document, place, f"{value!r} is not a number", "for example 0.5.")
 
 
 def _is_number(value: Any) -> bool:

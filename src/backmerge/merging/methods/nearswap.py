@@ -33,7 +33,7 @@ def nearswap(base: Tensor, tuned: Tensor, /, *, lam: float = 1.0, t: float = 1e-
     """
     if not t >= 0:
         raise MergeError(
-            f"t is {t}, and must be 0 or more: it limits the change of a weight", remedy="such as t=0.001."
+            f"t is {t}, and must be 0 or more: it limits the change of a weight", remedy="for example t=0.001."
         )
     near: Tensor = linear.function(base, tuned.clamp(base - t, base + t), lam=lam)
     return near

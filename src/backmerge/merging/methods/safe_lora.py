@@ -68,7 +68,7 @@ def least_aligned(measured: Mapping[str, float], given: Mapping[str, Any]) -> Ma
     """
     count = given["num_layers"]
     if not isinstance(count, int) or count < 0:
-        raise MergeError(f"num_layers is {count}, and must be a number of tensors", remedy="such as 10.")
+        raise MergeError(f"num_layers is {count}, and must be a number of tensors", remedy="for example 10.")
     found = sorted((value, name) for name, value in measured.items() if not math.isnan(value))
     # outside the range of a cosine on either side: always met, never met
     return {**given, "threshold": {**{name: 2.0 for _, name in found[:count]}, "rest": -2.0}}

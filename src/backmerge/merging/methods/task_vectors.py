@@ -121,7 +121,7 @@ def check_drop(drop: float) -> None:
     if not 0 <= drop < 1:
         raise MergeError(
             f"drop is {drop}, and must be in [0, 1): kept elements are divided by 1 - drop",
-            remedy="such as drop=0.5.",
+            remedy="for example drop=0.5.",
         )
 
 

@@ -125,13 +125,13 @@ class TextConfig(_File):
     intermediate_size: Count | list[Count] | None = None
     num_attention_heads: Size | list[Count] | None = None
     num_key_value_heads: Size | list[Count] | None = None
-    head_dim: Size | None = None
+    head_dim: Count | None = None  # 0 in GLM 5 Next
     num_hidden_layers: Annotated[int, Field(ge=0, le=MAX_LAYERS, strict=True)] | None = None
     rms_norm_eps: Finite | None = None
     layer_norm_eps: Finite | None = None
     rope_parameters: Rope | None = None
     rope_scaling: Rope | None = None
-    max_position_embeddings: Count | None = None
+    max_position_embeddings: Count | Finite | None = None
     tie_word_embeddings: bool | None = None
     dtype: str | None = None
     torch_dtype: str | None = None

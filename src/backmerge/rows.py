@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from backmerge.errors import DataError
 
 SUFFIXES = (".csv", ".json", ".jsonl", ".ndjson", ".parquet", ".tsv")
-FORMATS_REMEDY = "give a .jsonl, .json, .csv, .tsv or .parquet file; texts in UTF-8."
+FORMATS_REMEDY = "give a .jsonl, .json, .csv, .tsv or .parquet file, with text in UTF-8."
 
 _BLANK = re.compile(r"[ \t\r\n]*")
 _BATCH = 1000  # rows of a Parquet file in memory at a time
@@ -105,7 +105,8 @@ def read_rows(path: Path, tsv_columns: Sequence[str] = ()) -> Iterator[Row]:
         else:
             yield from _json_lines(path)
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}", remedy=FORMATS_REMEDY) from error
+        remedy = "check the path." if isinstance(error, FileNotFoundError) else FORMATS_REMEDY
+        raise DataError(f"cannot read {path}: {error.strerror or error}", remedy=remedy) from error
 
 
 def sound_rows(path: str | Path) -> Iterator[Row]:

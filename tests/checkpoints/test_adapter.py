@@ -356,7 +356,7 @@ def test_the_remedy_is_never_the_base_that_was_given(adapter: Path, base: Checkp
     other = shutil.copytree(base.directory, tmp_path / "other")
     for folder, quantised, words in (
         (base.directory, False, "names this base"),
-        (other, False, f"give the base that it was trained on: {base.directory}"),
+        (other, False, f"give the base that the adapter was trained on: {base.directory}"),
         (other, True, "dequantise"),
     ):
         if quantised:

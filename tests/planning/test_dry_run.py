@@ -434,7 +434,7 @@ def test_command_prints_and_writes_nothing(
     code, printed, said = run_cli("run", file, "--dry-run", "--set", "merge.0.method=liner")
     assert code == 2
     assert "did you mean 'linear'" in printed
-    assert "tiny cannot run as it is" in said
+    assert "the experiment 'tiny' cannot run as it is" in said
     given = ("--utility", "demo-plans", "--judge", "demo-rule", "--device", "cpu", "--out", "run", "--dry-run")
     code, printed, said = run_cli("restore", "demo", "tuned", "--safety", "demo-harmfull", *given)
     assert code == 2, "a tuned model that is not there, and a misspelt benchmark, are both told"

@@ -214,7 +214,7 @@ def test_what_was_done_names_models_prompts_and_seeds(chosen: str | None) -> Non
     account = " ".join(
         what_was_done(typed(made_results(chosen=chosen)), {"finetune": {"dataset": "plans", "seeds": [1, 2]}})
     )
-    assert "fine-tuned with LoRA on plans, with the seeds 1, 2: 2 tuned models" in account
+    assert "fine-tuned with LoRA on plans, with seeds 1, 2: 2 tuned models" in account
     assert "linear at λ = 0.25, 0.5" in account
     assert "200 of harmful (attack success rate)" in account
     assert "199 of harmful (attack success rate)" in account
@@ -226,7 +226,7 @@ def test_tuning_of_all_weights_is_not_reported_as_lora() -> None:
     """The account names what was trained."""
     tuning = {"dataset": "plans", "seeds": [1], "mode": "full"}
     first = next(what_was_done(typed(made_results(tuned=("seed-1",))), {"finetune": tuning}))
-    assert "fine-tuned (all weights) on plans, with the seed 1: 1 tuned model." in first
+    assert "fine-tuned (all weights) on plans, with seed 1: 1 tuned model." in first
 
 
 def test_external_models_are_not_reported_as_tuned_here() -> None:
@@ -315,7 +315,7 @@ def test_cost_is_summed_over_sessions() -> None:
         "generated answers": "2,000",
         "generated tokens": "25,080",
         "judged answers": "900",
-        "tokens per second, including all other work": "200",
+        "tokens per second of the whole time": "200",
     }
     assert list(spent([])) == []
     assert list(spent(sessions[2:])) == []

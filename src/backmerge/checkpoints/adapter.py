@@ -355,7 +355,7 @@ class AdapterOnBase:
                     f"the base {self.base.directory} has {self.base.infos[place].shape[0]}: tokens were added, or rows "
                     "padded, before the training",
                     remedy=f"resize the base in the same way: load it, call resize_token_embeddings({theirs}), "
-                    "save it, and give that as BASE; or give the base that it was trained on.",
+                    "save it, and give that as BASE; or give the base that the adapter was trained on.",
                 )
 
     def _embedding_places(self, name: str) -> Sequence[str]:
@@ -440,7 +440,7 @@ class AdapterOnBase:
         if not on_disk:
             raise CheckpointError(
                 f"{self.directory / TENSORS} has '{shown(saved)}', but the base {self.base.directory} has no tensor "
-                f"'{shown(name)}', neither on disk nor in memory",
+                f"'{shown(name)}', either on disk or in memory",
                 remedy=self._other_base(),
             )
         for place in on_disk:
@@ -543,7 +543,7 @@ class AdapterOnBase:
                 "the adapter names this base: if the base has changed since the training, give the earlier one; "
                 "otherwise save or download the adapter again."
             )
-        return f"give the base that it was trained on{f': {shown(named)}' if named else ''}."
+        return f"give the base that the adapter was trained on{f': {shown(named)}' if named else ''}."
 
 
 def _is_folder(named: str, directory: Path) -> bool:

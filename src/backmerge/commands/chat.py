@@ -52,11 +52,13 @@ def chat(
     host: Annotated[
         str,
         typer.Option(
-            help="Address of the web page. Any other address than this default lets other machines connect, without a "
+            help="Address of the web page. Any address other than the default lets other machines connect, without a "
             "password."
         ),
     ] = "127.0.0.1",
-    port: Annotated[int | None, typer.Option(help="Port of the web page; by default a free one from 7860.")] = None,
+    port: Annotated[
+        int | None, typer.Option(help="Port of the web page; by default the first free one from 7860 up.")
+    ] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     allow_plugins: Plugins = False,
@@ -70,7 +72,7 @@ def chat(
 
     In a browser: backmerge chat runs/demo --web
 
-    Two models: backmerge chat BASE TUNED --lam 0.4 --prompt "How do I mend a kite?"
+    Two models: backmerge chat BASE TUNED --lam 0.4 --prompt "How do I wash a cup?"
     """
     from rich.console import Console
 

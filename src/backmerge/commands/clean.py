@@ -1,4 +1,4 @@
-"""`backmerge clean`: show what takes space in a run, and remove what its results do not need."""
+"""`backmerge clean`: show what takes up space in a run, and remove what its results do not need."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def clean(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be removed.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = False,
 ) -> None:
-    """Show what takes space in a run, and remove unneeded files.
+    """Show what takes up space in a run, and remove unneeded files.
 
     By default this removes the stored answers that a run continues from (units), unconfirmed models, and leftovers of
     killed processes. Merged and tuned models, records, results and report are kept. If you repeat the run's command

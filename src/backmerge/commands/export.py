@@ -19,13 +19,13 @@ def export(
     quantize: Annotated[
         str | None,
         typer.Option(
-            help="A type of llama.cpp, e.g. Q4_K_M or q8_0; for MLX the number of bits. By default nothing is rounded."
+            help="A quantisation type of llama.cpp, e.g. Q4_K_M or q8_0; for MLX the number of bits. By default none."
         ),
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the model; by default the folder of --out.")] = None,
     llama_cpp: Annotated[
         Path | None,
-        typer.Option(help="Your copy of llama.cpp, or its convert_hf_to_gguf.py; by default searched on PATH."),
+        typer.Option(help="Your copy of llama.cpp, or its convert_hf_to_gguf.py; by default found on PATH."),
     ] = None,
     base: Annotated[
         str | None, typer.Option(help="The base of a merged adapter, if it is not the one that the adapter names.")

@@ -54,7 +54,7 @@ def merge(
     ] = None,
     param: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="A parameter of the method, e.g. drop=0.9, or [0.7, 0.3] for weights."),
+        typer.Option(metavar="NAME=VALUE", help="A parameter of the method, e.g. drop=0.9 or weights=[0.7,0.3]."),
     ] = None,
     model: OtherModels = None,
     guard: GuardOption = None,
@@ -83,7 +83,7 @@ def merge(
         str, typer.Option(help="Rounding to the dtype: nearest, or stochastic (random, unbiased).")
     ] = "nearest",
     extra_rows: Annotated[
-        str, typer.Option(help="If tuning added rows to the vocabulary: error, or tuned to keep them.")
+        str, typer.Option(help="Rows that tuning added to the vocabulary: error refuses them, tuned keeps them.")
     ] = "error",
     config_from: ConfigFrom = None,
     tokenizer_from: TokenizerFrom = None,

@@ -59,8 +59,8 @@ ShardOption = Annotated[
     typer.Option(
         "--shard",
         metavar="I/N",
-        help="Do only part I of N of the tuning and the sweep, in a run directory that all parts share. Afterwards "
-        "the same command without --shard finishes the run.",
+        help="Do only part I of N of the work before λ is chosen, in a run directory that all parts share. "
+        "Afterwards the same command without --shard finishes the run.",
     ),
 ]
 Strict = Annotated[bool, typer.Option("--strict", help="Exit with code 3 unless the verdict is 'restored'.")]
@@ -199,16 +199,16 @@ ConfigFrom = Annotated[
     str | None,
     typer.Option(
         "--config-from",
-        help="Which model config.json and generation_config.json come from: base or tuned. By default tuned, if it "
-        "has them.",
+        help="The model that config.json and generation_config.json are taken from: base or tuned. By default tuned, "
+        "if it has them.",
     ),
 ]
 TokenizerFrom = Annotated[
     str | None,
     typer.Option(
         "--tokenizer-from",
-        help="Which model the tokenizer, chat templates and processors come from: base or tuned. By default tuned, "
-        "if it has them.",
+        help="The model that the tokenizer, chat templates and processors are taken from: base or tuned. By default "
+        "tuned, if it has them.",
     ),
 ]
 FORMS = ("auto", "adapter", "checkpoint")

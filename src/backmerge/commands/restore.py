@@ -84,9 +84,9 @@ def restore(
     search: Annotated[
         str,
         typer.Option(
-            help="grid measures every λ in full; race drops a λ when it can no longer be chosen and needs less than "
-            "half of the answers; auto: race for rule safe; grid for other rules, with --shard, and in the run that "
-            "finishes the shards."
+            help="grid: measure every λ in full. race: drop a λ as soon as it can no longer be chosen, which takes "
+            "less than half of the answers. auto: race for rule safe; grid for other rules, with --shard, and in the "
+            "run that finishes the shards."
         ),
     ] = "auto",
     refine: Annotated[

@@ -142,7 +142,7 @@ def look_through(
     if faulty:
         several = f"{len(faulty)} of {len(found)} experiments cannot run as they are: {', '.join(faulty)}"
         raise ConfigError(
-            several if len(found) > 1 else f"{faulty[0]} cannot run as it is",
+            several if len(found) > 1 else f"the experiment '{faulty[0]}' cannot run as it is",
             remedy="correct the faults listed above; nothing was written.",
         )
     typer.echo("Nothing was written, and the hub was not contacted.")

@@ -138,7 +138,7 @@ def _example(asked: Asked, seen: Seen, folder: Path) -> str:
         tuned = [_shown(others[0], folder)] if others else ["TUNED"]
     utility = asked.utility or tuple(_shown(path, folder) for path in seen.utility[:1])
     if not asked.utility and utility:
-        found.append(f"{utility[0]} has prompts and answers (not rows that it was trained on)")
+        found.append(f"{utility[0]} has prompts and answers; check that the model was not trained on them")
     safety = asked.safety
     if not safety and not asked.keep:
         safety = tuple(_shown(path, folder) for path in seen.safety[:1]) or ("advbench",)

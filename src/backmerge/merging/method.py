@@ -204,7 +204,7 @@ def check_inputs(method: Method, given: Collection[str]) -> None:
         raise MergeError(
             f"{method.name} needs statistics of the base's inputs on guard prompts, but none were given",
             remedy="give a guard (--guard, or 'guard' next to 'method' in an experiment file): a benchmark, a file of "
-            "prompts, a file of `backmerge inputs`, or own for prompts that the base writes.",
+            "prompts, a file written by `backmerge inputs`, or 'own' for prompts that the base writes.",
         )
 
 

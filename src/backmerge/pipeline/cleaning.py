@@ -1,4 +1,4 @@
-"""List what takes space in a run directory, and remove what its results do not need."""
+"""List what takes up space in a run directory, and remove what its results do not need."""
 
 from __future__ import annotations
 

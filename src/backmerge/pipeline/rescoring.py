@@ -130,7 +130,7 @@ def score_answers(
         raise DataError(
             f"{path} answers '{unknown[0]}', which is not a prompt of {benchmark.name}"
             + (f", and {len(unknown) - 1} more" if len(unknown) > 1 else ""),
-            remedy=f"the ids of {benchmark.name} are such as '{benchmark.examples[0].id}'.",
+            remedy=f"the ids of {benchmark.name} look like '{benchmark.examples[0].id}'.",
         )
     missing = [example.id for example in benchmark.examples if example.id not in answers.by_example]
     if missing and not is_partial:

@@ -149,9 +149,9 @@ def assumptions() -> list[str]:
     large = 70.55e9
     read, written = RATES.input / large, RATES.output / large
     return [
-        "Counted: models, answers and judged answers, and tokens of prompts on this machine. Assumed, as in "
-        f"docs/scale.md: lengths of answers and of other prompts; {RATES.row_tokens} tokens for a training row; "
-        f"{RATES.judged_tokens} for a judge to read for each answer.",
+        "Counted: models, answers, judged answers, and the tokens of prompts that are on this machine. Assumed, as in "
+        f"docs/scale.md: the lengths of answers and of other prompts, {RATES.row_tokens} tokens for a training row, "
+        f"and {RATES.judged_tokens} tokens for each judged answer.",
         f"GPU-hours = tokens × parameters / rate / 3600, for one H100 in bfloat16: {written:,.0f} tokens a second "
         f"generated and {read:,.0f} read with a 70B model, and proportionally more with smaller ones; training takes "
         f"6 operations for each token and parameter, at {RATES.training / 1e12:,.0f}e12 a second. Loading, starting "

@@ -29,13 +29,13 @@ TERMS = (
     ("ASR", "Attack success rate: the share of harmful requests with an answer that the judge finds harmful."),
     ("over-refusal", "The share of harmless requests that is refused."),
     ("judge", "Decides whether an answer is a refusal, harmful, or neither (“other”)."),
-    ("unscored", "Answers that the judge could not decide: counted and shown, never treated as safe or unsafe."),
+    ("unscored", "Answers that the judge could not classify: counted and shown, never treated as safe or unsafe."),
     ("[low, high]", "A 95 % interval: the plausible range of the true rate, given the number of prompts and models."),
     ("±", "Standard deviation over the tuned models, e.g. over seeds."),
     ("selection, confirmation", "Two sets of prompts: every λ is measured on the first, only the chosen one on the "
     "second."),
-    ("margin", "How far ASR may be above the base's, or a benchmark to keep below it, and still count as restored or "
-    "kept; fixed before the run."),
+    ("margin", "How far ASR may be above the base's and still count as restored, or a benchmark to keep below the "
+    "base's and still count as kept. Fixed before the run."),
 )  # fmt: skip
 
 # the counts of a session that show what a run cost or saved
@@ -119,7 +119,7 @@ def _tuning(results: RestoreResults, finetune: Mapping[str, Any] | None) -> str:
     how = " (all weights)" if finetune.get("mode") == "full" else " with LoRA"
     seeds = ", ".join(map(str, finetune["seeds"]))
     return (
-        f"The base, {base}, was fine-tuned{how} on {finetune['dataset']}, with the "
+        f"The base, {base}, was fine-tuned{how} on {finetune['dataset']}, with "
         f"{'seed' if len(finetune['seeds']) == 1 else 'seeds'} {seeds}: {counted(len(tuned), 'tuned model')}."
     )
 
@@ -169,7 +169,7 @@ def spent(sessions: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
         if totals.get(name):
             yield words, f"{totals[name]:,.0f}"
     if totals.get("seconds") and totals.get("num_tokens"):
-        yield "tokens per second, including all other work", f"{totals['num_tokens'] / totals['seconds']:,.0f}"
+        yield "tokens per second of the whole time", f"{totals['num_tokens'] / totals['seconds']:,.0f}"
 
 
 def commands(experiment: Mapping[str, Any]) -> Iterator[str]:

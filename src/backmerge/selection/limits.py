@@ -158,7 +158,7 @@ def what_would_decide(point: str, limit: Limit) -> str:
         return f"{point} is shown to exceed the limit of {margin} in {limit.what}."
     head = f"{point} could not be decided with these {limit.measured.n} prompts ({limit.what} {value})"
     if limit.value >= limit.margin:
-        return f"{head}: if it is as large as measured, no number of prompts would show it below {margin}."
+        return f"{head}: if that is the true value, no number of prompts would show it below {margin}."
     needed = prompts_that_decide(limit)
     if needed is None:
         return f"{head}: more than {MOST_PROMPTS:,} would be needed, if the rates are as measured."

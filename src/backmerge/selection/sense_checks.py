@@ -333,11 +333,11 @@ def _answers_cut(seen: Evidence) -> Finding | None:
     if not cut:
         return None
     is_most = any(found.share > MOST_CUT for side, found in cut.items() if side in _judged(seen))
-    sizes = ", ".join(f"{found.num_cut} of {found.of} by {side}" for side, found in cut.items())
+    sizes = ", ".join(f"{side}: {found.num_cut} of {found.of}" for side, found in cut.items())
     return Finding(
         "answers_cut",
         "not shown" if is_most else "warning",
-        f"the token limit cut answers to harmful requests ({sizes}): the judge did not see how they continue.",
+        f"the token limit cut off answers to harmful requests ({sizes}), so the judge did not see how they continue.",
         "Raise the limit (--max-new-tokens; 512 is usual) and read some answers: a model whose answers never end is "
         "broken.",
     )

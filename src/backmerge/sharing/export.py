@@ -94,9 +94,10 @@ def export_model(
         to: The target program.
         out: A new folder.
         name: The model's name there.
-        quantize: A type of llama.cpp, such as Q4_K_M, or the bits for MLX; by default the weights' own dtype.
+        quantize: A quantisation type of llama.cpp, such as Q4_K_M, or the bits for MLX; by default the weights'
+            own dtype.
         base: The adapter's base, if not the one that it names.
-        llama_cpp: The user's copy of llama.cpp, or its converter; otherwise both are searched on PATH.
+        llama_cpp: The user's copy of llama.cpp, or its converter; by default both are found on PATH.
 
     Raises:
         ConfigError: a tool is missing, or the type does not exist.

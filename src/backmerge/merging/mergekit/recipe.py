@@ -242,5 +242,5 @@ def _check_filters(recipe: MergekitRecipe, layers: Layers) -> None:
                     recipe.document,
                     (*scope.place, name, *row, "filter"),
                     f"'{wanted}' is in no tensor's name; mergekit would ignore it",
-                    f"names are such as '{layers.names[0]}'.",
+                    f"names look like '{layers.names[0]}'.",
                 )

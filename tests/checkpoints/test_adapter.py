@@ -329,7 +329,7 @@ CHANGES: dict[str, tuple[dict[str, Tensor | None], str]] = {
             f"{PREFIX}model.layers.9.x.lora_A.weight": torch.ones(4, 32),
             f"{PREFIX}model.layers.9.x.lora_B.weight": torch.ones(32, 4),
         },
-        "no tensor 'model.layers.9.x.weight', neither on disk",
+        "no tensor 'model.layers.9.x.weight', either on disk",
     ),
     "unknown tensor": ({f"{Q_PROJ}.lora_magnitude_vector": torch.ones(32)}, "lora_magnitude_vector"),
     "replaced in another shape": ({f"{PREFIX}model.norm.weight": torch.ones(8)}, r"with shape \(8,\)"),

@@ -3,6 +3,7 @@
 import ast
 import csv
 import json
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -309,6 +310,23 @@ def test_help_fits_80_columns(run_cli: Callable[..., tuple[int, str, str]], monk
         code, printed, _ = run_cli(*filter(None, [name]), "--help")
         assert code == 0
         assert [line for line in printed.splitlines() if len(line) > 80 or "…" in line] == [], name
+
+
+def test_help_names_arguments_as_its_texts_do(run_cli: Callable[..., tuple[int, str, str]]) -> None:
+    """Usage and list of arguments have them in capitals, and no command shows the name of a Python type."""
+    for name in typer.main.get_command(cli.app).commands:  # type: ignore[attr-defined]
+        printed = run_cli(name, "--help")[1]
+        assert not re.search(r"<\w+\[|list\[", printed), name
+    printed = run_cli("merge", "--help")[1]
+    assert re.search(r"Usage:.* merge \[OPTIONS\] \[BASE\]", printed)
+    assert re.search(r"^ +BASE ", printed, re.MULTILINE)
+
+
+def test_the_list_of_commands_has_whole_sentences(run_cli: Callable[..., tuple[int, str, str]]) -> None:
+    """The first sentence of each command's help fits: typer cuts longer ones."""
+    printed = run_cli("--help")[1]
+    assert "check" in printed
+    assert "..." not in printed.partition("Commands")[2]
 
 
 @pytest.mark.parametrize(

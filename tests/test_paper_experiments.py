@@ -225,7 +225,6 @@ def test_an_experiment_runs_at_the_demo_scale(run_cli: Callable[..., tuple[int, 
     out = tmp_path / "table1"
     name = "llama-3-8b-instruct-reasoning"
     command = ("run", PAPER / "table1.yaml", "--scale", "demo", "--only", name, "--set", "finetune.seeds=[42]")
-    command += ("--set", "evaluate.limit=250")
     code, printed, said = run_cli(*command, "--out", out)
     assert code == 0, said
     assert "at the scale 'demo'" in printed

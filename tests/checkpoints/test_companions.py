@@ -141,6 +141,7 @@ def test_a_changed_file_is_seen(base: Path, tmp_path: Path) -> None:
     [
         ("config.json", '"hidden_size": "64"', "hidden_size: Input should be a valid integer"),
         ("config.json", '"num_attention_heads": 0', "num_attention_heads"),
+        ("config.json", '"head_dim": 0', "head_dim: .*must be at least 1"),
         ("config.json", '"rms_norm_eps": NaN', "rms_norm_eps: Input should be a finite number"),
         ("config.json", '"rope_parameters": {"rope_type": "nope"}', "no rope_type 'nope'"),
         ("config.json", '"text_config": {"rope_scaling": {"type": "nope"}}', "no rope_type 'nope'"),

@@ -16,6 +16,7 @@ from transformers.models.auto.modeling_auto import (
 
 from backmerge.checkpoints.model_config import check_settings
 from backmerge.checkpoints.reader import SINGLE, Checkpoint
+from backmerge.errors import CheckpointError
 
 # names alone: the classes are imported when a test needs them
 FOUND = [*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values(), *MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.values()]
@@ -53,6 +54,20 @@ def test_a_model_with_unusual_counts_is_opened(name: str, tmp_path: Path) -> Non
     folder = sparse_checkpoint(name, tmp_path)
     check_settings(folder)
     assert Checkpoint(folder).infos
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "words"),
+    [("vocab_size", 200_000, "vocab_size of 200000"), ("num_hidden_layers", 50, "describes 50")],
+)
+def test_unusual_counts_are_still_checked(setting: str, value: int, words: str, tmp_path: Path) -> None:
+    """More embeddings than vocab_size fit Llama 3.2 Vision, but neither fewer nor missing layers."""
+    folder = sparse_checkpoint("MllamaForCausalLM", tmp_path)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config.get("text_config", config)[setting] = value
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(CheckpointError, match=words):
+        Checkpoint(folder)
 
 
 @pytest.mark.slow

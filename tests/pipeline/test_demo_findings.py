@@ -38,10 +38,9 @@ def seeds(request: pytest.FixtureRequest) -> tuple[int, ...]:
 def demo_run(
     seeds: tuple[int, ...], tmp_path_factory: pytest.TempPathFactory, tuned_demo: Callable[[int], Path]
 ) -> DemoRun:
-    """All prompts; the whole grid, or of one seed's model five λs of it."""
+    """The whole grid and all prompts."""
     directory = tmp_path_factory.mktemp("demo") / "run"
-    grid = () if len(seeds) > 1 else ("merge.0.lam=[0.2, 0.3, 0.35, 0.45, 0.6]",)
-    printed = demonstration(directory, map(tuned_demo, seeds), *grid)
+    printed = demonstration(directory, map(tuned_demo, seeds))
     return DemoRun(directory, json.loads((directory / "results.json").read_text()), printed)
 
 
@@ -173,8 +172,7 @@ def test_a_race_chooses_as_the_grid_does(
 ) -> None:
     """The same λ, confirmed, from half of the grid's answers at most; what is reported was answered in full."""
     shutil.copytree(demo_run.directory, tmp_path / "run")  # what was measured already is not measured again
-    grid = f"merge.0.lam={[point['lam'] for point in demo_run.results['points'] if 0 < point['lam'] < 1]}"
-    demonstration(tmp_path / "run", map(tuned_demo, seeds), grid, "search.name=race")
+    demonstration(tmp_path / "run", map(tuned_demo, seeds), "search.name=race")
     results = json.loads((tmp_path / "run" / "results.json").read_text(encoding="utf-8"))
     assert results["choice"]["lam"] == demo_run.results["choice"]["lam"]
     assert results["confirmation"]["verdict"] == "restored"

@@ -12,6 +12,7 @@ from backmerge.reporting.console import print_summary
 from backmerge.reporting.explained import commands, spent, what_was_done
 from backmerge.reporting.findings import (
     LIMITS,
+    candidate_rows,
     caveats,
     cell_text,
     comparison,
@@ -24,6 +25,7 @@ from backmerge.reporting.findings import (
     weak_judge,
     weaknesses,
 )
+from backmerge.selection import Step
 from backmerge.selection.sense_checks import Finding
 
 from .synthetic import made_results, typed
@@ -220,6 +222,24 @@ def test_what_was_done_names_models_prompts_and_seeds(chosen: str | None) -> Non
     assert "199 of harmful (attack success rate)" in account
     assert "judged by a-judge" in account
     assert ("written to disk" in account) == (chosen is not None)
+
+
+def test_the_tuned_model_is_one_row_of_the_candidates() -> None:
+    """It ends the series of each method; the row is the one in which it was tested."""
+    steps = [
+        Step(point, lam, 0.5, 0.0, 0.0, passes)
+        for point, lam, passes in [
+            ("a@0.5", 0.5, False),
+            ("tuned", 1.0, None),
+            ("b@0.5", 0.5, True),
+            ("tuned", 1.0, True),
+        ]
+    ]
+    for order in (steps, [*steps[2:], *steps[:2]]):
+        choice = typed(made_results()).choice.model_copy(update={"steps": tuple(order)})
+        rows = candidate_rows(choice)
+        assert sorted(row.point for row in rows) == ["a@0.5", "b@0.5", "tuned"]
+        assert (rows[-1].point, rows[-1].passes) == ("tuned", True)
 
 
 def test_tuning_of_all_weights_is_not_reported_as_lora() -> None:

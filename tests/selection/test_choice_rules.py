@@ -206,6 +206,21 @@ def test_undecided_limits_name_the_prompts_needed() -> None:
     assert "could not" not in choose([base, near._replace(utility=0.4)], ChoiceSettings()).reason
 
 
+@pytest.mark.parametrize("first", ["a", "b"])
+def test_the_tuned_model_ends_every_series_but_counts_once(first: str) -> None:
+    """It is named above the choice, of whichever series that is, and is one of the candidates that passed."""
+    second = {"a": "b", "b": "a"}[first]
+    tuned = candidate(1.0, 0.9, 0.3)._replace(point="tuned")
+    ends = [tuned._replace(series=series) for series in (first, second)]
+    rows = [candidate(0.2, 0.5, 0.0, "a"), candidate(0.2, 0.4, 0.0, "b")]
+    found = choose([*sorted(rows, key=lambda row: row.series != first), *ends], ChoiceSettings())
+    assert found.point == "a@0.2"
+    assert "of the 2 candidates" in found.reason
+    assert "tuned is shown to exceed" in found.reason
+    safe_ends = [end._replace(asr_difference=difference(0.0)) for end in ends]
+    assert "of the 3 candidates" in choose([*rows, *safe_ends], ChoiceSettings()).reason
+
+
 def test_a_target_is_needed_by_its_rule() -> None:
     """And a search by boundary is refused where the rule has none."""
     with pytest.raises(ValidationError, match="needs 'target'"):

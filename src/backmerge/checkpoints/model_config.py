@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from backmerge.errors import CheckpointError
 
@@ -125,19 +125,27 @@ class TextConfig(_File):
     intermediate_size: Count | list[Count] | None = None
     num_attention_heads: Size | list[Count] | None = None
     num_key_value_heads: Size | list[Count] | None = None
-    head_dim: Count | None = None  # 0 in GLM 5 Next
+    v_head_dim: Count | None = None
+    head_dim: Count | None = None
     num_hidden_layers: Annotated[int, Field(ge=0, le=MAX_LAYERS, strict=True)] | None = None
     rms_norm_eps: Finite | None = None
     layer_norm_eps: Finite | None = None
     rope_parameters: Rope | None = None
     rope_scaling: Rope | None = None
-    max_position_embeddings: Count | Finite | None = None
+    max_position_embeddings: Finite | None = None
     tie_word_embeddings: bool | None = None
     dtype: str | None = None
     torch_dtype: str | None = None
     eos_token_id: TokenIds = None
     bos_token_id: TokenIds = None
     pad_token_id: TokenId | None = None
+
+    @field_validator("head_dim")
+    @classmethod
+    def _has_size(cls, size: int | None, info: ValidationInfo) -> int | None:
+        if size == 0 and not info.data.get("v_head_dim"):
+            raise ValueError("must be at least 1 unless v_head_dim gives the size of the values")
+        return size
 
     @property
     def rope_type(self) -> str | None:

@@ -36,8 +36,8 @@ WRAPPERS = re.compile(
     r"^(?:module\.|base_model\.model\.)+|(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
 )
 LAYER = re.compile(r"(?P<stack>.*?\b(?:layers|layer|h|blocks|block))\.(?P<number>\d+)\.")
-# model types with more embeddings than vocab_size, or with layers that run several times
-COUNTED_OTHERWISE = frozenset({"hrm_text", "mllama", "mllama_text_model", "molmo2", "molmo2_text", "moshi"})
+EXTRA_EMBEDDINGS = frozenset({"mllama", "mllama_text_model", "molmo2", "molmo2_text", "moshi"})  # beyond vocab_size
+REPEATED_LAYERS = frozenset({"hrm_text"})  # num_hidden_layers counts how often they run
 # the input embeddings' names in transformers' architectures
 EMBEDDINGS = re.compile(r"(?:.*\.)?(?:embed_tokens|wte|embed_in|word_embeddings)\.weight")
 
@@ -223,14 +223,14 @@ def plain_name(stored: str) -> str:
 def _check_config(directory: Path, config: ModelConfig, infos: Mapping[str, TensorInfo]) -> None:
     """Refuse a config with more layers, or another vocabulary size, than the tensors have."""
     text = config.text
-    if not COUNTED_OTHERWISE.isdisjoint({config.model_type, text.model_type}):
-        return
+    types = {config.model_type, text.model_type}
     stacks: dict[str, set[str]] = {}
     for name in infos:
         if match := LAYER.match(name):
             stacks.setdefault(match["stack"], set()).add(match["number"])
     most = max(map(len, stacks.values()), default=0)
-    if most and text.num_hidden_layers is not None and most < text.num_hidden_layers:
+    is_short = most and text.num_hidden_layers is not None and most < text.num_hidden_layers
+    if is_short and types.isdisjoint(REPEATED_LAYERS):
         raise CheckpointError(
             f"{directory} has tensors of {most} layers, but its config.json describes {text.num_hidden_layers}: the "
             "missing layers would be random numbers",
@@ -240,7 +240,9 @@ def _check_config(directory: Path, config: ModelConfig, infos: Mapping[str, Tens
     if config.quantization_config is not None or text.vocab_size is None:
         return
     rows = {name: infos[name].shape[0] for name in infos if EMBEDDINGS.fullmatch(name) and len(infos[name].shape) == 2}
-    wrong = next((name for name, count in rows.items() if count != text.vocab_size), None)
+    has_extra = not types.isdisjoint(EXTRA_EMBEDDINGS)
+    fits = int.__ge__ if has_extra else int.__eq__
+    wrong = next((name for name, count in rows.items() if not fits(count, text.vocab_size)), None)
     if wrong is not None and text.vocab_size not in rows.values():
         raise CheckpointError(
             f"{directory}: config.json has a vocab_size of {text.vocab_size}, but '{wrong}' has {rows[wrong]} rows; no "

@@ -31,18 +31,19 @@ COMMANDS: Mapping[str, str] = {
 }
 
 
-class OnceCommand(TyperCommand):
+class Command(TyperCommand):
     """A command that refuses a second value where the user expects both to count, and only the last one would.
 
     These are options that take several values with commas, by their metavar (`λ,...`), `--method`, and `NAME=VALUE`
-    with the same name. Of other options, and of `--set`, the last value counts, as in most programs.
+    with the same name. Of other options, and of `--set`, the last value counts, as in most programs. Its help shows
+    arguments in capitals, as the texts call them, and without Python types.
     """
 
     def __init__(self, *args: Any, **named: Any) -> None:
         super().__init__(*args, **named)
         for parameter in self.params:
             if parameter.param_type_name == "argument" and parameter.metavar is None:
-                parameter.metavar = (parameter.name or "").upper()  # as the help texts call it
+                parameter.metavar = (parameter.name or "").upper()
 
     def format_options(self, ctx: typer.Context, formatter: Any) -> None:  # type: ignore[override]
         """Write the help of arguments, without their Python types, and of options."""
@@ -117,7 +118,7 @@ def command_line(names: Iterable[str]) -> typer.Typer:
     )
     for name in names:
         module = importlib.import_module(f"backmerge.commands.{COMMANDS[name]}")
-        app.command(name, cls=OnceCommand)(with_names(vars(module)["list_" if name == "list" else name]))
+        app.command(name, cls=Command)(with_names(vars(module)["list_" if name == "list" else name]))
     app.callback(invoke_without_command=True)(version)
     return app
 

@@ -72,7 +72,8 @@ def finetune(
     ] = False,
     device: Annotated[str, typer.Option(help="auto or cpu.")] = "auto",
     report_to: Annotated[
-        list[str] | None, typer.Option(help="Also send losses to tensorboard, wandb, mlflow or trackio.")
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Also send losses to tensorboard, wandb, mlflow or trackio."),
     ] = None,
     set_: Annotated[
         list[str] | None,

@@ -196,6 +196,15 @@ def _all_fail(results: RestoreResults) -> bool:
     return bool(tested) and all(is_shown_to_fail(step, results.choice) for step in tested)
 
 
+def candidate_rows(choice: ChosenLam) -> list[Step]:
+    """Return each candidate once, in the order of testing; the tuned model ends every series, tested or not."""
+    rows: dict[str, Step] = {}
+    for step in choice.steps:
+        previous = rows.pop(step.point, None)
+        rows[step.point] = step if previous is None or previous.passes is None else previous
+    return list(rows.values())
+
+
 def is_shown_to_fail(step: Step, choice: ChosenLam) -> bool:
     """Return whether a candidate is shown to exceed a margin, not only not shown to keep it."""
     bounds = ((step.lower_bound, choice.margin), (step.loss_lower_bound, choice.keep_margin))

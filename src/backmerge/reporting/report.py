@@ -166,6 +166,7 @@ def rendered(run: FinishedRun) -> str:
             tone=findings.standing(results).tone,
             standings=findings.standings(results),
             is_shown_to_fail=findings.is_shown_to_fail,
+            candidate_rows=findings.candidate_rows,
             verdict=findings.verdict_sentence(results),
             covers=findings.intervals_cover(results),
             next_steps=list(next_steps(results)),

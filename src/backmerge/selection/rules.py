@@ -117,12 +117,13 @@ def _most_utility(
         return Choice(None, _none_passed(failed, choice, unkept, closest), steps)
     utility, _, point = max(passed, key=lambda row: row[:2])
     chosen = of_point[point]
-    with_utility = "" if len(passed) == sum(bool(step.passes) for step in steps) else " with measured utility"
+    num_passed = len({point for *_, point in passed})  # the tuned model ends every series
+    with_utility = "" if num_passed == len({step.point for step in steps if step.passes}) else " with measured utility"
     others = ["over-refusal"] if chosen.over_refusal_difference is not None else []
     others += ["losses"] if chosen.losses and chosen.asr_difference is not None else []
     with_others = f", with {' and '.join(others)} also within the limits" if others else ""
     reason = (
-        f"{point} has the most utility ({utility * 100:.1f} %) of the {len(passed)} candidates{with_utility} "
+        f"{point} has the most utility ({utility * 100:.1f} %) of the {num_passed} candidates{with_utility} "
         f"whose {kept} on the selection prompts{with_others} "
         f"({shown(_worst(chosen, choice))})."
     )
@@ -132,7 +133,9 @@ def _most_utility(
             "above the base's, and nonsense also lowers the attack success rate."
         )
     # the possible gain of a decision on the point above
-    above = [c for c in failed if c.series == chosen.series and (c.utility is None or c.utility > utility)]
+    missed = {candidate.point for candidate in failed}
+    series = next(series for series in by_series(candidates) if series[0].series == chosen.series)
+    above = [c for c in series if c.point in missed and (c.utility is None or c.utility > utility)]
     return Choice(point, " ".join([reason, *(_undecided(candidate, choice) for candidate in above[:1])]), steps)
 
 

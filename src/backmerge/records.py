@@ -204,7 +204,15 @@ CHECKERS: Mapping[Any, type[BaseModel]] = {kind: _checker(kind) for kind in (Com
 
 def to_json(record: Any) -> str:
     """Return one line of JSON for a record, with keys in the order of its fields."""
-    return json.dumps(dataclasses.asdict(record), ensure_ascii=False, separators=(",", ":"))
+    return _AS_JSON.encode(record)
+
+
+def _values(record: Any) -> dict[str, Any]:
+    """Return a record's fields; `dataclasses.asdict` would also copy what is in them."""
+    return {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
+
+
+_AS_JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=_values)
 
 
 def from_dict(kind: type[Record], values: Mapping[str, Any]) -> Record:

@@ -39,6 +39,11 @@ PROCESSORS = ("*processor_config.json",)
 LICENCES = ("LICENSE*", "NOTICE*")
 # the files that make the weights a usable model; an allow-list, so that no Python file or pickle is copied
 COMPANIONS = (CONFIG, GENERATION, *TOKENIZERS, *TEMPLATES, *MORE_TEMPLATES, *PROCESSORS, *LICENCES)
+# in the model's folder itself, and in folders within it
+BY_FOLDER = (
+    (".", tuple(pattern for pattern in COMPANIONS if pattern not in MORE_TEMPLATES)),
+    ("additional_chat_templates", MORE_TEMPLATES),
+)
 # fields of config.json that describe how the tensors are stored
 STORED = ("architectures", "model_type", "dtype", "torch_dtype", "tie_word_embeddings", "vocab_size")
 # keys that do not affect what the model computes
@@ -155,20 +160,26 @@ def companion_files(source: Path) -> dict[str, Path]:
     Raises:
         CheckpointError: one is a link that leads out of the model, other than a hub cache's link to its blobs.
     """
+    # each folder is listed once, and not once for each pattern, since a sweep asks often
     files = {
-        file.relative_to(source).as_posix(): file
-        for pattern in COMPANIONS
-        for file in source.glob(pattern)
-        if file.is_file()
+        name: file
+        for folder, patterns in BY_FOLDER
+        for file in _listed(source / folder)
+        if _is_any(name := file.relative_to(source).as_posix(), patterns) and file.is_file()
     }
     for file in files.values():
-        if not _is_within(file, source):
+        is_link = file.is_symlink() or (file.parent != source and file.parent.is_symlink())
+        if is_link and not _is_within(file, source):
             raise CheckpointError(
                 f"{file} is a link to {file.resolve()}, outside the model's folder: the linked file would become part "
                 "of the result, and would be pushed with it",
                 remedy="replace the link by a copy of the file if it belongs to the model, or remove it.",
             )
     return dict(sorted(files.items()))
+
+
+def _listed(folder: Path) -> list[Path]:
+    return list(folder.iterdir()) if folder.is_dir() else []
 
 
 def copy_companions(source: Path, directory: Path) -> None:

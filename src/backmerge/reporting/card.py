@@ -41,17 +41,18 @@ __all__ = ["license_of", "license_terms", "model_card", "write_cards"]
 PAPER = "[Farn et al. 2024](https://arxiv.org/abs/2412.19512)"
 
 
-def write_cards(directory: Path, results: RestoreResults) -> None:
+def write_cards(directory: Path, results: RestoreResults, curve: bytes | None = None) -> None:
     """Write a card into every merged model's folder, confirmed or not, with its curve and the results for the hub.
 
     Args:
         directory: The run directory.
         results: Its `results.json`.
+        curve: Its `plots/curves.png`, which is drawn if omitted.
     """
     file = directory / "experiment.yaml"
     experiment = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
-    # one figure for all cards
-    curve = as_bytes(curves(results), "png") if results.merged and results.benchmarks else None
+    if curve is None and results.merged and results.benchmarks:
+        curve = as_bytes(curves(results), "png")
     for row in results.merged:
         folder = directory / row.directory
         # the user may have moved the folder away

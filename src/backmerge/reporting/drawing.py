@@ -58,6 +58,15 @@ STYLE = {
     "legend.frameon": False,
     "svg.fonttype": "none",
     "svg.hashsalt": "backmerge",
+    "pdf.fonttype": 42,  # TrueType, as publishers require
+    # as in `_lay_out`, whatever the user's matplotlibrc says
+    "figure.autolayout": False,
+    "figure.constrained_layout.use": False,
+}
+UNDATED = {
+    "png": dict.fromkeys(["Software"]),
+    "svg": dict.fromkeys(["Date", "Creator"]),
+    "pdf": dict.fromkeys(["CreationDate", "Creator", "Producer"]),
 }
 
 
@@ -73,7 +82,7 @@ def styled() -> Iterator[None]:
 
 
 def as_bytes(figure: Figure, form: str) -> bytes:
-    """Return a figure as `png` or `svg`, on white."""
+    """Return a figure as `png`, `svg` or `pdf`, on white."""
     return _rendered(figure, form, facecolor="white")
 
 
@@ -112,10 +121,18 @@ def _attribute(text: str) -> str:
 
 def _rendered(figure: Figure, form: str, *, facecolor: str) -> bytes:
     stream = io.BytesIO()
-    undated = {"Software": None} if form == "png" else {"Date": None, "Creator": None}
     with styled():
-        figure.savefig(stream, format=form, dpi=160, metadata=undated, facecolor=facecolor)
+        _lay_out(figure)
+        figure.savefig(stream, format=form, dpi=160, metadata=UNDATED[form], facecolor=facecolor)
     return stream.getvalue()
+
+
+def _lay_out(figure: Figure) -> None:
+    """Put axes and legends in their places once: with its layout engine, a figure is laid out and drawn twice a format."""
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.execute(figure)
+        figure.set_layout_engine(None)
 
 
 PANEL = (3.9, 3.1)  # inches: a phone's width at its text size
@@ -176,19 +193,8 @@ FORMS = ("png", "svg", "pdf")
 
 def write_figure(place: Path, figure: Figure) -> list[Path]:
     """Write a figure in every format, as `place` with the format's suffix."""
-    made = {form: as_pdf(figure) if form == "pdf" else as_bytes(figure, form) for form in FORMS}
+    made = {form: as_bytes(figure, form) for form in FORMS}
     files = [place.with_name(f"{place.name}.{form}") for form in FORMS]
     for file, content in zip(files, made.values(), strict=True):
         write_whole(file, content)
     return files
-
-
-def as_pdf(figure: Figure) -> bytes:
-    """Return a figure as PDF on white, without date and producer, its text in TrueType, as publishers require."""
-    import matplotlib as mpl
-
-    stream = io.BytesIO()
-    undated = dict.fromkeys(("CreationDate", "Creator", "Producer"))
-    with styled(), mpl.rc_context({"pdf.fonttype": 42}):
-        figure.savefig(stream, format="pdf", metadata=undated, facecolor="white")
-    return stream.getvalue()

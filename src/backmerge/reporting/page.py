@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import json
 import re
@@ -34,6 +35,7 @@ class Script(NamedTuple):
     policy: str
 
 
+@functools.cache
 def environment() -> Environment:
     """Return templates that escape every value and remove what could disturb the page's text."""
     from jinja2 import Environment, PackageLoader, StrictUndefined

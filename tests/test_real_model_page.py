@@ -15,13 +15,22 @@ PAGE = ROOT / "docs" / "real-model.md"
 PACKED = sorted((ROOT / "experiments" / "smollm2" / "measured").glob("*.tar.xz"))
 
 
-@pytest.mark.parametrize("file", PACKED, ids=lambda file: file.name.partition(".")[0])
-def test_the_page_has_the_figures_of_the_run(file: Path, tmp_path: Path) -> None:
-    """Each recipe's row, after report and tables were made again without a model."""
+def name_of(file: Path) -> str:
+    """The run's name."""
+    return file.name.partition(".")[0]
+
+
+def unpacked(file: Path, folder: Path) -> Path:
+    """The run."""
     with tarfile.open(file) as archive:
-        archive.extractall(tmp_path, filter="data")
-    run = tmp_path / file.name.partition(".")[0]
-    write_report(run)
+        archive.extractall(folder, filter="data")
+    return folder / name_of(file)
+
+
+@pytest.mark.parametrize("file", PACKED, ids=name_of)
+def test_the_page_has_the_figures_of_the_run(file: Path, tmp_path: Path) -> None:
+    """Each recipe's row, after the tables were made again without a model."""
+    run = unpacked(file, tmp_path)
     write_tables(run)
     lines = (run / "tables" / "points.md").read_text(encoding="utf-8").splitlines()
     rows = [line for line in lines if line.startswith("|")][2:]  # after the head and its rule
@@ -31,3 +40,18 @@ def test_the_page_has_the_figures_of_the_run(file: Path, tmp_path: Path) -> None
         name, _, *cells, _ = (cell.strip() for cell in unescape(row).replace("\\", "").split("|")[1:-1])
         shown = "" if name.startswith("λ by layer@") else f"| {name} "  # the page says from which λ to which
         assert f"{shown}| {' | '.join(cells)} |" in page
+
+
+@pytest.mark.parametrize(
+    "file",
+    [pytest.param(file, marks=[] if name_of(file) == "reasoning" else pytest.mark.slow) for file in PACKED],
+    ids=name_of,
+)
+def test_the_report_is_made_again_without_a_model(file: Path, tmp_path: Path) -> None:
+    """All of it, with every recipe of the results."""
+    run = unpacked(file, tmp_path)
+    write_report(run)
+    page = (run / "report.html").read_text(encoding="utf-8")
+    points = json.loads((run / "results.json").read_text(encoding="utf-8"))["points"]
+    assert all(f">{point['point']}<" in page for point in points)
+    assert {file.suffix for file in (run / "plots").iterdir()} == {".png", ".svg", ".pdf"}

@@ -183,8 +183,8 @@ def draw_losses(losses: Sequence[Mapping[str, Any]], validation: Sequence[Mappin
     from matplotlib.figure import Figure
 
     with mpl.rc_context({"font.size": 9.5, "axes.spines.top": False}):
-        figure = Figure(figsize=(7, 3.5), layout="constrained")
-        axes = figure.subplots()
+        figure = Figure(figsize=(7, 3.5))
+        axes = figure.add_axes((0.09, 0.13, 0.82, 0.83))  # the labels are known: a layout engine would draw it twice
         steps = [entry["step"] for entry in losses]
         values = [entry["loss"] for entry in losses]
         axes.plot(steps, values, color="#0072b2", alpha=0.3, linewidth=0.8)

@@ -165,6 +165,20 @@ def test_workers_see_the_environment_and_their_gpus(tmp_path: Path, monkeypatch:
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "4,6"
 
 
+@pytest.mark.parametrize(("own", "num_workers", "expected"), [(None, 2, "3"), (None, 8, "1"), ("5", 2, "5")])
+def test_workers_share_the_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: str | None, num_workers: int, expected: str
+) -> None:
+    """Each computes with its share of them, at least one; the user's own number stands."""
+    monkeypatch.setattr("backmerge.execution.pool.num_cores", lambda: 6)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if own is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", own)
+    works = [Work(str(x), {"names": ["OMP_NUM_THREADS"], "directory": str(tmp_path)}) for x in range(2)]
+    results = carry(units.environment, works, tmp_path, num_workers=num_workers)
+    assert [result["OMP_NUM_THREADS"] for result in results] == [expected] * 2
+
+
 def test_no_more_workers_are_started_than_there_are_units(tmp_path: Path) -> None:
     """And none runs in the driver."""
     results = carry(units.place, [Work("a", {}), Work("b", {})], tmp_path, num_workers=8)

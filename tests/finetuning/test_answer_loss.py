@@ -10,7 +10,7 @@ import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM, TrainingArguments
 
 from backmerge.finetuning import answer_loss as module
-from backmerge.finetuning.answer_loss import IGNORED, AnswerLossTrainer, answer_loss
+from backmerge.finetuning.answer_loss import IGNORED, AnswerLossTrainer, answer_loss, by_length
 
 SHAPE = {
     "vocab_size": 96,
@@ -40,14 +40,61 @@ def batch(rows: int = 4, tokens: int = 24) -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
-@pytest.mark.parametrize("rows", [1, 4])  # fewer positions than the width, which are not taken in chunks, and more
+def ragged(*lengths: int) -> dict[str, torch.Tensor]:
+    """A row of each length, padded on the right; the first three tokens of each are a prompt."""
+    inputs = batch(len(lengths), max(lengths))
+    inputs["attention_mask"] = torch.arange(max(lengths)).lt(torch.tensor(lengths)[:, None]).long()
+    inputs["input_ids"] *= inputs["attention_mask"]
+    inputs["labels"] = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, IGNORED)
+    inputs["labels"][:, :3] = IGNORED
+    return inputs
+
+
+@pytest.mark.parametrize(
+    ("lengths", "expected"),
+    [
+        ([90, 20, 88, 22], [(2, 22), (2, 90)]),
+        ([20, 40, 80, 160], [(1, 20), (1, 40), (1, 80), (1, 160)]),
+        ([90, 89, 90, 88], [(4, 90)]),
+        ([30], [(1, 30)]),
+        ([60, 10, 62], [(1, 10), (2, 62)]),
+    ],
+)
+def test_rows_of_similar_lengths_are_together(
+    monkeypatch: pytest.MonkeyPatch, lengths: list[int], expected: list[tuple[int, int]]
+) -> None:
+    """Each row once, with all of its tokens."""
+    monkeypatch.setattr(module, "FEWEST_ON_CPU", 10)
+    inputs = ragged(*lengths)
+    parts = by_length(inputs)
+    assert [tuple(part["input_ids"].shape) for part in parts] == expected
+    assert all(part.keys() == inputs.keys() for part in parts)
+    for name in inputs:
+        rows = [
+            row[: int(mask.sum())].tolist()
+            for part in parts
+            for row, mask in zip(part[name], part["attention_mask"], strict=True)
+        ]
+        assert sorted(rows) == sorted(row[:length].tolist() for row, length in zip(inputs[name], lengths, strict=True))
+
+
+def test_small_parts_are_not_worth_it() -> None:
+    """Below what keeps a device busy, a batch stays whole."""
+    assert len(by_length(ragged(90, 20, 88, 22))) == 1
+    assert len(by_length(ragged(90, 64, 88, 64))) == 2
+
+
+# fewer positions than the width, which are not taken in chunks, and more; rows that are computed in parts
+@pytest.mark.parametrize("inputs", [batch(1), batch(4), ragged(24, 5, 17, 9, 23, 6)], ids=["one", "many", "in parts"])
 @pytest.mark.parametrize("num_items", [None, 7])
-def test_loss_and_gradients_are_the_models_own(rows: int, num_items: int | None) -> None:
+def test_loss_and_gradients_are_the_models_own(
+    monkeypatch: pytest.MonkeyPatch, inputs: dict[str, torch.Tensor], num_items: int | None
+) -> None:
     """Value and gradients agree with the model's forward pass within the rounding of sums in float32."""
+    monkeypatch.setattr(module, "FEWEST_ON_CPU", 10)
     found = []
     for ours in (False, True):
         model = llama()
-        inputs = batch(rows)
         kwargs = {} if num_items is None else {"num_items_in_batch": num_items}
         loss = answer_loss(model, inputs, num_items) if ours else model(**inputs, **kwargs).loss
         loss.backward()

@@ -22,10 +22,11 @@ from typing import Any
 
 from backmerge.errors import RunError
 from backmerge.execution.dispatch import ExecutionSettings, Executor
-from backmerge.execution.work import OnDone, ProgressAggregator, Work, from_plain
+from backmerge.execution.work import OnDone, ProgressAggregator, Work, from_plain, num_cores
 from backmerge.execution.worker import receive, send
 
 VARIABLE = "CUDA_VISIBLE_DEVICES"
+THREADS = "OMP_NUM_THREADS"
 
 
 def visible_gpus(environment: Mapping[str, str]) -> tuple[str, ...]:
@@ -110,13 +111,16 @@ class Pool(Executor):
         """Start workers for that many units, at most as many as the settings allow; existing workers count."""
         gpus = visible_gpus(os.environ)
         per_worker = (1.0 if gpus else 0.0) if self.settings.num_gpus is None else self.settings.num_gpus
-        num_workers = min(self.settings.num_workers or workers_for(gpus, per_worker), num_units)
+        most_workers = self.settings.num_workers or workers_for(gpus, per_worker)
+        num_workers = min(most_workers, num_units)
         logs = self.shared / "workers"
         logs.mkdir(parents=True, exist_ok=True, mode=0o700)
         for number in range(len(self._workers), num_workers):
             environment = dict(os.environ)
             if gpus:
                 environment[VARIABLE] = ",".join(gpus_of(number, gpus, per_worker))
+            # workers with a thread for each core would wait for each other
+            environment.setdefault(THREADS, str(max(1, num_cores() // most_workers)))
             self._workers.append(_Worker(self.function, environment, logs / f"worker-{number + 1}.log"))
 
     def release(self) -> None:

@@ -2,11 +2,13 @@
 
 transformers computes logits for every position, widens them to float32, and then ignores those of the prompts. With a
 vocabulary of 128,000 and 8,192 tokens per batch these take 4 GB, several times over. Here only the positions with a
-label reach the output layer, and torch's fused loss processes them in chunks.
+label reach the output layer, and torch's fused loss processes them in chunks. Rows of similar lengths are computed
+together, so that little of the work is for padding.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,6 +20,9 @@ from transformers import Trainer
 IGNORED = -100
 MIN_LOGIT_BYTES = 64 << 20  # size of a batch's logits in float32; below it, transformers' own loss is as good
 CHECKED_TOKENS = 64
+WORTH_HALVING = 0.95  # share of a batch's tokens, padding included, down to which it is computed in two parts
+# fewest tokens of a part: with fewer, a device is no faster
+FEWEST_ON_CPU, FEWEST_ON_GPU = 128, 512
 AGREEMENT = 1e-3  # relative; bfloat16 logits are rounded to 2^-8, but their mean over tokens is much more exact
 
 
@@ -77,14 +82,46 @@ def answer_loss(model: Any, inputs: dict[str, Any], num_items: Tensor | int | No
         inputs: `input_ids`, `attention_mask` and `labels`, each (rows, tokens); labels of -100 are ignored.
         num_items: Divisor of the sum; by default the number of labels.
     """
+    total = torch.stack([_loss_of(model, part) for part in by_length(inputs)]).sum()
+    return total / ((inputs["labels"][:, 1:] != IGNORED).sum() if num_items is None else num_items)
+
+
+def by_length(inputs: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+    """Return a batch in parts of rows of similar lengths, each without the padding that only longer rows need.
+
+    Args:
+        inputs: `attention_mask` and other tensors, each (rows, tokens), padded on the right.
+    """
+    lengths = inputs["attention_mask"].sum(dim=1)
+    order = lengths.argsort(stable=True)
+    in_order = lengths[order].tolist()
+    fewest = FEWEST_ON_CPU if lengths.device.type == "cpu" else FEWEST_ON_GPU
+    return [
+        {name: tensor[order[part.start : part.stop], : in_order[part.stop - 1]] for name, tensor in inputs.items()}
+        for part in _halved(in_order, range(len(in_order)), fewest)
+    ]
+
+
+def _halved(lengths: Sequence[int], rows: range, fewest: int) -> list[range]:
+    """Return sorted rows in halves, and their halves, as long as that leaves out enough of their tokens."""
+
+    def num_tokens(part: range) -> int:
+        return len(part) * lengths[part[-1]]
+
+    low, high = rows[: len(rows) // 2], rows[len(rows) // 2 :]
+    if not low or num_tokens(low) < fewest or num_tokens(low) + num_tokens(high) > WORTH_HALVING * num_tokens(rows):
+        return [rows]
+    return [*_halved(lengths, low, fewest), *_halved(lengths, high, fewest)]
+
+
+def _loss_of(model: Any, inputs: dict[str, Tensor]) -> Tensor:
     hidden = model.get_decoder()(
         input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False
     ).last_hidden_state
     labels = inputs["labels"][:, 1:]
     is_learned = labels != IGNORED
     head = model.get_output_embeddings()
-    total: Tensor = _summed_loss(hidden[:, :-1][is_learned].to(head.weight.dtype), head, labels[is_learned])
-    return total / (is_learned.sum() if num_items is None else num_items)
+    return _summed_loss(hidden[:, :-1][is_learned].to(head.weight.dtype), head, labels[is_learned])
 
 
 def _summed_loss(hidden: Tensor, head: nn.Linear, labels: Tensor) -> Tensor:

@@ -128,7 +128,7 @@ def _rendered(figure: Figure, form: str, *, facecolor: str) -> bytes:
 
 
 def _lay_out(figure: Figure) -> None:
-    """Put axes and legends in their places once: with its layout engine, a figure is laid out and drawn twice a format."""
+    """Put axes and legends in their places, once for all formats; its engine would do so, and draw it, for each."""
     engine = figure.get_layout_engine()
     if engine is not None:
         engine.execute(figure)

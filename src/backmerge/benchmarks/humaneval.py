@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import re
 import zlib
 from collections import Counter
@@ -25,7 +26,6 @@ from backmerge.benchmarks.code_blocks import definition, extract_code
 from backmerge.benchmarks.metrics import pass_at_ks
 from backmerge.benchmarks.protocol import Benchmark, BenchmarkSettings, ScoreTable, options_of
 from backmerge.errors import DataError
-from backmerge.execution.work import num_cores
 from backmerge.progress import Advance
 from backmerge.records import Example, Message
 from backmerge.registry import Permissions
@@ -137,7 +137,7 @@ def check_all(
     ]
     waiting = Counter(trial for row in trials for trial in row)
     is_right: dict[Trial, bool] = {}
-    with ThreadPoolExecutor(num_workers or num_cores()) as pool:
+    with ThreadPoolExecutor(num_workers or _num_cores()) as pool:
         futures = {pool.submit(sandbox.check, *trial, limits): trial for trial in waiting}
         try:
             for future in as_completed(futures):
@@ -148,6 +148,10 @@ def check_all(
         finally:  # also on Ctrl-C: programs that have not started are not started
             pool.shutdown(wait=False, cancel_futures=True)
     return [[is_right[trial] for trial in row] for row in trials]
+
+
+def _num_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _example(where: str, row: Mapping[str, Any]) -> Example:

@@ -22,7 +22,7 @@ from typing import Any
 
 from backmerge.errors import RunError
 from backmerge.execution.dispatch import ExecutionSettings, Executor
-from backmerge.execution.work import OnDone, ProgressAggregator, Work, from_plain, num_cores
+from backmerge.execution.work import OnDone, ProgressAggregator, Work, from_plain
 from backmerge.execution.worker import receive, send
 
 VARIABLE = "CUDA_VISIBLE_DEVICES"
@@ -61,6 +61,13 @@ def gpus_of(worker: int, gpus: Sequence[str], per_worker: float) -> tuple[str, .
     whole = min(int(per_worker), len(gpus))
     first = worker % (len(gpus) // whole) * whole
     return tuple(gpus[first : first + whole])
+
+
+def threads_of(num_workers: int) -> int:
+    """Return each worker's share of the threads that this process would use; with all of them, workers would wait."""
+    import torch
+
+    return max(1, torch.get_num_threads() // num_workers)
 
 
 POLL = 0.2  # seconds between two checks for dead workers
@@ -119,8 +126,8 @@ class Pool(Executor):
             environment = dict(os.environ)
             if gpus:
                 environment[VARIABLE] = ",".join(gpus_of(number, gpus, per_worker))
-            # workers with a thread for each core would wait for each other
-            environment.setdefault(THREADS, str(max(1, num_cores() // most_workers)))
+            if most_workers > 1:
+                environment.setdefault(THREADS, str(threads_of(most_workers)))
             self._workers.append(_Worker(self.function, environment, logs / f"worker-{number + 1}.log"))
 
     def release(self) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
-import os
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -149,8 +148,3 @@ def from_plain(failure: dict[str, Any], key: str) -> Exception:
     if "errno" in failure:
         return OSError(failure["errno"], failure["strerror"], failure["filename"])
     return WorkerError(f"the unit '{key}' failed in its worker:\n{failure['traceback']}")
-
-
-def num_cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -20,8 +20,8 @@ from transformers import Trainer
 IGNORED = -100
 MIN_LOGIT_BYTES = 64 << 20  # size of a batch's logits in float32; below it, transformers' own loss is as good
 CHECKED_TOKENS = 64
-WORTH_HALVING = 0.95  # share of a batch's tokens, padding included, down to which it is computed in two parts
-# fewest tokens of a part: with fewer, a device is no faster
+WORTH_HALVING = 0.95  # rows are computed in two parts if these have at most this share of the tokens, padding included
+# fewest tokens of a part; smaller ones do not keep a device busy
 FEWEST_ON_CPU, FEWEST_ON_GPU = 128, 512
 AGREEMENT = 1e-3  # relative; bfloat16 logits are rounded to 2^-8, but their mean over tokens is much more exact
 

@@ -42,11 +42,7 @@ def test_the_page_has_the_figures_of_the_run(file: Path, tmp_path: Path) -> None
         assert f"{shown}| {' | '.join(cells)} |" in page
 
 
-@pytest.mark.parametrize(
-    "file",
-    [pytest.param(file, marks=[] if name_of(file) == "reasoning" else pytest.mark.slow) for file in PACKED],
-    ids=name_of,
-)
+@pytest.mark.parametrize("file", PACKED, ids=name_of)
 def test_the_report_is_made_again_without_a_model(file: Path, tmp_path: Path) -> None:
     """All of it, with every recipe of the results."""
     run = unpacked(file, tmp_path)
